@@ -1,0 +1,45 @@
+"""Hybrid diffusion language models: five independent choices, composed.
+
+*When* a position is noisy (`hdlm.hyperschedule`), *how* a token is noised (`hdlm.process`), *who* sees whom
+(`hdlm.attention`), *what* the network's output means (`hdlm.parameterization`) and *how* we walk *back*
+(`hdlm.sampling`).  Autoregression, MDLM, SEDD, BD3-LM and the epsilon- and gamma-hybrid families of "Unifying
+Autoregressive and Diffusion-Based Sequence Generation" (arXiv 2504.06416) are compositions of these.
+
+The names offered here are those that the stub `__init__.pyi` beside this file re-exports; each is imported
+when it is first used (PEP 562), so that `import hdlm` loads neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def _homes(stub: Path) -> dict[str, str]:
+    """Map each public name to the module that the stub takes it from."""
+    statements = ast.parse(stub.read_text(encoding="utf-8")).body
+    imports = [statement for statement in statements if isinstance(statement, ast.ImportFrom)]
+    return {alias.name: str(statement.module) for statement in imports for alias in statement.names}
+
+
+_HOME = _homes(Path(__file__).with_suffix(".pyi"))
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use and remember it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hdlm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, whether they have been imported or not."""
+    return list(__all__)
