@@ -1,0 +1,27 @@
+"""When each position is noisy: integer noise levels over (generation step, position).
+
+| model | class | `starts[i]` | levels |
+|---|---|---|---|
+| GPT | `autoregressive(l)` | `i` | 1 |
+| MDLM, SEDD | `flat(l, T)` | `0` | T |
+| BD3-LM | `Block(l, w, T)` | `(i // w) T` | T |
+| sliding window | `Slide(l, w, T)` | `i T // w` | T |
+| wave inside blocks | `Wave(l, w, T)` | `(i // w)(T + w - 1) + i mod w` | T |
+"""
+
+from hdlm.hyperschedule.base import AbstractHyperschedule, Regions
+from hdlm.hyperschedule.block import Block, autoregressive, flat
+from hdlm.hyperschedule.countdown import AbstractCountdown
+from hdlm.hyperschedule.slide import Slide
+from hdlm.hyperschedule.wave import Wave
+
+__all__ = [
+    "AbstractCountdown",
+    "AbstractHyperschedule",
+    "Block",
+    "Regions",
+    "Slide",
+    "Wave",
+    "autoregressive",
+    "flat",
+]

@@ -1,0 +1,82 @@
+"""A countdown: position `i` waits at `T` until step `starts[i]`, then loses one level a step.
+
+    levels[n, i] = clamp(T - (n - starts[i]), 0, T)
+
+Autoregressive, flat, block, slide and wave generation are choices of `starts`; nothing else differs.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.hyperschedule.base import AbstractHyperschedule
+
+
+class AbstractCountdown(AbstractHyperschedule):
+    """A hyperschedule given by the step at which each position begins to count down.
+
+    Position `i` is active exactly in the steps `starts[i] <= n < starts[i] + num_levels`.  Intervals that overlap tie
+    their positions into one *epoch*; positions of different epochs are never active together, which is what lets
+    two-stream training pack them into one pass (`packed_steps`).
+    """
+
+    @property
+    @abc.abstractmethod
+    def starts(self) -> Int[Tensor, " l"]:
+        """Step at which each position becomes active, at least 0, in any order."""
+
+    @property
+    def settles(self) -> Int[Tensor, " l"]:
+        """First step at which each position is settled: `starts + num_levels`."""
+        return self.starts + self.num_levels
+
+    def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
+        """Noise level of every position after `n` steps, in `[0, num_levels]`."""
+        steps = torch.as_tensor(n)
+        return (self.settles.to(steps.device) - steps[..., None]).clamp(0, self.num_levels)
+
+    @property
+    def epochs(self) -> Int[Tensor, " l"]:
+        """Epoch of each position: connected components of overlapping activity intervals, numbered in time.
+
+        Block: the block.  Flat: 0 everywhere.  Slide: one epoch (width 1: one each).  Wave: the block.
+        """
+        ordered, order = torch.sort(self.starts, stable=True)
+        opens = torch.zeros_like(ordered)
+        opens[1:] = ordered[1:] - ordered[:-1] >= self.num_levels
+        return torch.empty_like(order).scatter_(0, order, opens.cumsum(0))
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs: the random offsets that `packed_steps` takes."""
+        return int(self.epochs.max()) + 1
+
+    def packed_steps(self, offsets: Int[Tensor, "*b e"]) -> Int[Tensor, "*b l"]:
+        """A step for every position such that each is active and the windows of equal step tile the sequence.
+
+        Position `i` of epoch `e` is given the only step in its activity interval that is congruent to
+        `base[e] + offset[e]` modulo `num_levels` (`base`: first start of the epoch).  Positions with equal steps are
+        therefore exactly those that generation has active together at that step, and a uniform offset visits every level
+        of every position equally often.
+
+        Args:
+            offsets: one integer in `[0, num_levels)` an epoch.
+
+        Raises:
+            ValueError: if there is not one offset an epoch.
+        """
+        epochs = self.epochs
+        num_epochs = int(epochs.max()) + 1
+        if offsets.shape[-1] != num_epochs:
+            raise ValueError(
+                f"`offsets` must end in one entry an epoch, num_epochs={num_epochs}; got shape {tuple(offsets.shape)}."
+            )
+        starts = self.starts
+        bases = starts.new_full((num_epochs,), self.num_steps).scatter_reduce_(0, epochs, starts, "amin")
+        device = offsets.device
+        starts, epochs, phases = starts.to(device), epochs.to(device), offsets + bases.to(device)
+        return starts + (phases[..., epochs] - starts) % self.num_levels
