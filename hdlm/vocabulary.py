@@ -1,0 +1,54 @@
+"""What a token id means: words `0 .. N-1`, and one mask token `N` behind them.
+
+This module is the only place where special ids live; everything else asks a `Vocabulary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+__all__ = ["GPT2", "Vocabulary"]
+
+
+@final
+@dataclass(frozen=True)
+class Vocabulary:
+    """`num_words` real tokens, followed by the mask token.
+
+    Attributes:
+        num_words: Number `N` of real tokens (ids `0 .. N-1`), at least 1.
+        bos: Id of the begin-of-sequence token, if the tokenizer has one.
+        eos: Id of the end-of-document token, if the tokenizer has one.
+        pad: Id of the padding token, if the tokenizer has one.
+
+    Raises:
+        ValueError: If `num_words` is not positive, or a special id is no word.
+    """
+
+    num_words: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_words < 1:
+            raise ValueError(f"`num_words` must be at least 1; got {self.num_words}.")
+        for name in ("bos", "eos", "pad"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.num_words:
+                raise ValueError(f"`{name}` must be a word, in [0, {self.num_words}); got {value}.")
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token: the last row of every network."""
+        return self.num_words
+
+    @property
+    def size(self) -> int:
+        """Number of rows a network needs: the words and the mask."""
+        return self.num_words + 1
+
+
+GPT2 = Vocabulary(num_words=50257, bos=50256, eos=50256)
+"""The vocabulary of the published checkpoints: GPT-2's, with its end-of-text token as `bos` and `eos`."""
