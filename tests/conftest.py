@@ -20,7 +20,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of golden data (outputs of the published implementation) and text; skips where there is none."""
+    """The folder of golden data, outputs of the published implementation; skips where there is none."""
     if not (GOLDEN_DATA / "golden").is_dir():
         pytest.skip(NO_GOLDEN_DATA)
     return GOLDEN_DATA

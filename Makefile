@@ -1,0 +1,46 @@
+# Every target sets up what it needs in .venv by itself; a second call finds it done.
+# `make test PYTHON=python3.12 JOBS=8` chooses the interpreter that .venv is made from and the number of test workers.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# One thread a worker: the workers are the parallelism.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench
+.SECONDARY:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed-demo ## from text to corrected samples, on a laptop
+	$(BIN)/hdlm demo
+
+test: lint ## lint, types and the fast tests
+	$(PYTEST) -m "not slow"
+
+test-all: lint ## lint, types and every test
+	$(PYTEST)
+
+lint: $(VENV)/installed-dev ## style and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev ## measure what docs/benchmarks.md reports
+	$(BIN)/python -m benchmarks
+
+# torch comes first and alone, so that the tested build is there before anything else asks for some torch.
+$(VENV)/installed-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "hdlm needs Python 3.11 to 3.13 and '$(PYTHON)' is none of them: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/installed-torch
+	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
