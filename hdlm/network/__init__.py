@@ -1,0 +1,9 @@
+"""The backbone: tokens to numbers. It knows nothing of noise and needs nothing but torch."""
+
+from __future__ import annotations
+
+from hdlm.network.cache import KVCache
+from hdlm.network.config import DDiTConfig
+from hdlm.network.ddit import DDiT
+
+__all__ = ["DDiT", "DDiTConfig", "KVCache"]

@@ -1,0 +1,87 @@
+"""Attention: every query takes the average of the values, weighted by `softmax(q . k / sqrt(d))`.
+
+Who may attend whom is a Bool `[#b q k]` (True = may), FlexAttention's `BlockMask`, or `None` (all attend all).
+Nothing of the size `[b heads q k]` is ever made: a mask broadcasts over heads, and over rows that share it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
+
+from hdlm.network.rotary import Rotation
+
+__all__ = ["Attention", "SharedMask", "attend", "resolve"]
+
+Attention: TypeAlias = Bool[Tensor, "#b q k"] | BlockMask | None
+"""Who may attend whom, as callers say it."""
+
+SharedMask: TypeAlias = Bool[Tensor, "#b 1 q k"] | BlockMask | None
+"""The same, as the layers use it: no row is empty, heads broadcast."""
+
+
+def resolve(
+    attention: Attention, rotation: Rotation, num_queries: int, num_keys: int
+) -> tuple[SharedMask, Rotation]:
+    """Prepare a mask once for all layers.
+
+    A query that may attend nobody attends everybody equally: its row is opened and its query silenced.
+    A `BlockMask` is left to its kernel (there, such a query reads zeros), except on a CPU, where
+    FlexAttention has no backward pass and the mask is made dense.
+
+    Args:
+        attention: Who may attend whom.
+        rotation: The rotation of the queries' positions.
+        num_queries: Expected number of queries.
+        num_keys: Expected number of keys: the cached ones, then the current ones.
+
+    Returns:
+        The mask and the rotation for `attend`.
+
+    Raises:
+        ValueError: If the mask is not for this many queries and keys, or not shared by the heads.
+    """
+    if attention is None:
+        return None, rotation
+    if tuple(attention.shape[-2:]) != (num_queries, num_keys):
+        raise ValueError(
+            f"`attention` must say for {num_queries} queries which of {num_keys} keys (cached, then current) they "
+            f"may attend; got shape {tuple(attention.shape)}."
+        )
+    if isinstance(attention, BlockMask):
+        if attention.shape[1] != 1:
+            raise ValueError(
+                f"A `BlockMask` must be shared by the heads (H=None); got H={attention.shape[1]}."
+            )
+        if rotation.cos.device.type != "cpu":
+            return attention, rotation
+        rows = attention.shape[0]
+        attention = create_mask(attention.mask_mod, rows, 1, num_queries, num_keys, device="cpu")[:, 0]
+    blind = ~attention.any(dim=-1)
+    return (attention | blind[..., None])[:, None], rotation.silence(blind)
+
+
+def attend(
+    query: Float[Tensor, "b heads q d"],
+    key: Float[Tensor, "b heads k d"],
+    value: Float[Tensor, "b heads k d"],
+    attention: SharedMask,
+) -> Float[Tensor, "b heads q d"]:
+    """Attend with the kernel that the kind of mask asks for."""
+    if isinstance(attention, BlockMask):
+        return _flex()(query, key, value, block_mask=attention)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention)
+
+
+@functools.cache
+def _flex() -> Callable[..., Tensor]:
+    """FlexAttention is a fused kernel only once it is compiled."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled

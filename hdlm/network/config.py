@@ -1,0 +1,105 @@
+"""The shape of a DDiT: the numbers that fix which parameters exist and how large they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, final
+
+__all__ = ["DDiTConfig"]
+
+_COUNTS = ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "mlp_ratio", "max_length")
+_SWITCHES = ("timestep_embedding", "condition_blocks", "condition_output")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class DDiTConfig:
+    """Sizes and switches of a diffusion transformer over tokens.
+
+    The published families are choices of the three switches: epsilon-hybrid uses none, gamma-hybrid
+    `timestep_embedding` and `condition_blocks`, and MDLM, SEDD, BD3-LM, GIDD and Duo all three.
+
+    Args:
+        vocab_size: Rows of the embedding and of the output layer (words plus mask, where there is a mask).
+        hidden_size: Width of the residual stream.
+        num_blocks: Number of transformer blocks.
+        num_heads: Number of attention heads; `hidden_size / num_heads` must be even (rotary pairs).
+        cond_dim: Width of the conditioning vector.
+        dropout: Probability of dropping a coordinate of a residual branch, in `[0, 1)`.
+        mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
+        timestep_embedding: Whether the network is told the noise (has `sigma_map`).
+        condition_blocks: Whether every block is modulated by the noise.
+        condition_output: Whether the final norm is modulated by the noise.
+        max_length: Number of positions the network is meant for. Rotary positions have no table that could
+            run out, so this binds those who choose a context length, not the network.
+
+    Raises:
+        ValueError: If a size is no positive integer, or the sizes or switches contradict each other.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    cond_dim: int = 128
+    dropout: float = 0.0
+    mlp_ratio: int = 4
+    timestep_embedding: bool = False
+    condition_blocks: bool = False
+    condition_output: bool = False
+    max_length: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be true or false; got {value!r}.")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1); got {self.dropout!r}.")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"`hidden_size` must be an even multiple of `num_heads`, so that every head splits into rotary "
+                f"pairs; got hidden_size={self.hidden_size}, num_heads={self.num_heads}."
+            )
+        if (self.condition_blocks or self.condition_output) and not self.timestep_embedding:
+            raise ValueError(
+                "`condition_blocks` and `condition_output` use the timestep embedding; set `timestep_embedding=True`."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values; the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> DDiTConfig:
+        """Build a config from plain values, strictly.
+
+        Args:
+            fields: Field names and values, as `to_dict` gives them; those with a default may be left out.
+
+        Raises:
+            ValueError: If a key is unknown (the nearest known one is named), missing, or has a bad value.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for key in fields:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"Unknown network option {key!r}; did you mean {nearest!r}? Known: {', '.join(known)}."
+                )
+        missing = [k for k, f in known.items() if f.default is dataclasses.MISSING and k not in fields]
+        if missing:
+            raise ValueError(
+                f"The network needs {', '.join(missing)}; got only {', '.join(fields) or 'nothing'}."
+            )
+        return cls(**fields)

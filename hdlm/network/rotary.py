@@ -1,0 +1,75 @@
+"""Rotary positions: a head's coordinates `(i, i + d/2)` turn by the angle `position * base^(-2i/d)`.
+
+The inner product of a turned query and a turned key depends on their distance only (Su et al., "RoFormer",
+https://arxiv.org/abs/2104.09864). Angles are computed afresh in every pass, from every row's own positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+__all__ = ["Rotary", "Rotation"]
+
+
+@final
+class Rotation(NamedTuple):
+    """Cosines and sines that turn queries and keys, shared by all layers of a pass.
+
+    The axes are `[#b q two one half]`: `two` is (query, key), or 1 where both turn alike; heads broadcast.
+    """
+
+    cos: Float[Tensor, "#b q #two 1 half"]
+    sin: Float[Tensor, "#b q #two 1 half"]
+
+    def silence(self, blind: Bool[Tensor, "#b q"]) -> Rotation:
+        """Turn the queries of `blind` rows into zeros, and those of all other rows as before.
+
+        A zero query scores every key alike. Folding it into the tables costs the layers nothing.
+        """
+        seeing = torch.stack([~blind, torch.ones_like(blind)], dim=-1)[..., None, None]
+        return Rotation(self.cos * seeing, self.sin * seeing)
+
+    def __call__(self, pair: Float[Tensor, "b q 2 heads d"]) -> Float[Tensor, "b q 2 heads d"]:
+        """Turn stacked queries and keys."""
+        cos, sin = self.cos.to(pair.dtype), self.sin.to(pair.dtype)
+        first, second = pair.chunk(2, dim=-1)
+        return torch.cat(
+            [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)],
+            dim=-1,
+        )
+
+
+@final
+class Rotary(nn.Module):
+    """Positions to rotations.
+
+    Args:
+        head_dim: Width `d` of a head; even.
+        base: Base of the geometric progression of frequencies.
+    """
+
+    inv_freq: Float[Tensor, " half"]
+
+    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        self.register_buffer(
+            "inv_freq", base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        )
+
+    def forward(self, positions: Int[Tensor, "#b q"]) -> Rotation:
+        """The rotation of every position, in the precision of the frequencies (float32)."""
+        angles = (positions[..., None] * self.inv_freq)[:, :, None, None, :]
+        return Rotation(angles.cos(), angles.sin())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """Follow the module to another device but never to another precision: rounded frequencies drift."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if not exact.is_meta:
+            self.inv_freq = exact.to(self.inv_freq.device)
+        return self
