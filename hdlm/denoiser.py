@@ -1,0 +1,248 @@
+"""A denoiser answers one question: given a noisy sequence, what was each clean token?
+
+`Denoiser` composes a backbone (numbers), a process (noise) and a parameterization (what the numbers mean). Its answer is
+a `Prediction`, which is read only where somebody asks: the vocabulary projection runs at those positions alone. Anything
+that answers the same question is a denoiser: the exact one of an enumerable world (`hdlm.verification`), or a guided one
+that combines two others (`Guided`).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hdlm.parameterization import AbstractParameterization
+from hdlm.process import AbstractNoiseProcess
+
+__all__ = ["AbstractDenoiser", "Backbone", "Context", "Denoiser", "Guided", "Prediction"]
+
+
+@final
+@dataclass(frozen=True)
+class Context:
+    """Where the tokens stand and what they may see.
+
+    Attributes:
+        positions: Position of each token; None for `0 .. q-1`.
+        attention: Who may attend to whom, True = may, over cached keys followed by current ones; or a `BlockMask` of
+            FlexAttention; None lets everybody see everybody.
+        cache: What `AbstractDenoiser.new_cache` returned: keys and values of positions that no longer change.
+        store: Which of the current positions enter the cache: a count of leading ones, or their indices.
+    """
+
+    positions: Int[Tensor, "#b q"] | None = None
+    attention: Any = None
+    cache: Any = None
+    store: int | Tensor | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of `x_t`, projected onto the vocabulary only where it is read.
+
+    Attributes:
+        process: The noise process.
+        parameterization: The meaning of the raw outputs.
+        tokens: `x_t`.
+        noise: The noise fraction of each position.
+        raw: Gives the raw outputs that speak of the positions with the given indices into the flattened `[b q]`.
+    """
+
+    process: AbstractNoiseProcess
+    parameterization: AbstractParameterization
+    tokens: Int[Tensor, "b q"]
+    noise: Float[Tensor, "b q"]
+    raw: Callable[[Int[Tensor, " n"]], Float[Tensor, "n v"]]
+
+    def log_clean(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """`log p(x_0 | x_t)` at the flattened positions `at`; minus infinity at the mask."""
+        rows = self.tokens.flatten()[at], self.noise.flatten()[at]
+        return self.parameterization.log_clean(self.process, self.raw(at), *rows)
+
+    def log_score(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """`log p_u(y) / p_u(x_t)` at the flattened positions `at`."""
+        rows = self.tokens.flatten()[at], self.noise.flatten()[at]
+        return self.parameterization.log_score(self.process, self.raw(at), *rows)
+
+    def everywhere(self) -> Int[Tensor, " n"]:
+        """The flattened indices of all positions."""
+        return torch.arange(self.tokens.numel(), device=self.tokens.device)
+
+
+class Backbone(Protocol):
+    """Tokens to one vector of raw numbers per position, in two halves; `hdlm.network.DDiT` is one."""
+
+    def features(
+        self,
+        tokens: Int[Tensor, "b q"],
+        *,
+        positions: Int[Tensor, "#b q"] | None = None,
+        condition: Float[Tensor, "b q"] | None = None,
+        blend: Float[Tensor, "b q"] | None = None,
+        attention: Any = None,
+        cache: Any = None,
+        store: Any = None,
+    ) -> Float[Tensor, "b q h"]:
+        """Hidden vectors, just before the vocabulary projection."""
+        ...
+
+    def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
+        """The vocabulary projection, row by row."""
+        ...
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        ...
+
+
+class AbstractDenoiser(abc.ABC):
+    """Anything that knows `p(x_0 | x_t)` of its own process.
+
+    Attributes:
+        process: The noise process whose states it understands.
+    """
+
+    process: AbstractNoiseProcess
+
+    @property
+    def lookback(self) -> int:
+        """How many positions before position `i` must be in the window for `i` to be predicted; shifted networks: 1."""
+        return 0
+
+    @abc.abstractmethod
+    def predict(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+    ) -> Prediction:
+        """What it says of noisy tokens.
+
+        Args:
+            tokens: `x_t`.
+            noise: Noise fraction of each position, in [0, 1]; 0 where the token is known.
+            context: Positions, attention and cache.
+        """
+
+    def new_cache(self) -> Any:
+        """An empty cache for `Context.cache`, or None if this denoiser keeps none."""
+        return None
+
+
+@final
+class Denoiser(nn.Module, AbstractDenoiser):
+    """Backbone + process + parameterization.
+
+    Args:
+        backbone: The network; see `Backbone`.
+        process: The noise process it was trained for.
+        parameterization: What its outputs mean.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, process: AbstractNoiseProcess, parameterization: AbstractParameterization
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.process = process
+        self.parameterization = parameterization
+
+    @property
+    def lookback(self) -> int:
+        return self.parameterization.lookback
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def predict(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+    ) -> Prediction:
+        told = self.parameterization.inputs(noise)
+        as_weights = next(self.parameters()).dtype
+        hidden = self.backbone.features(
+            tokens,
+            positions=context.positions,
+            condition=None if told.condition is None else told.condition.to(as_weights),
+            blend=None if told.blend is None else told.blend.to(as_weights),
+            attention=context.attention,
+            cache=context.cache,
+            store=context.store,
+        )
+        length = tokens.shape[1]
+
+        def raw(at: Tensor) -> Tensor:
+            source = at - torch.minimum(at % length, torch.full_like(at, self.lookback)) if self.lookback else at
+            return self.backbone.head(hidden.flatten(0, 1)[source])
+
+        return Prediction(self.process, self.parameterization, tokens, noise, raw)
+
+    def forward(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context | None = None
+    ) -> Float[Tensor, "b q v"]:
+        """`log p(x_0 | x_t)` everywhere: `predict`, read at every position."""
+        prediction = self.predict(tokens, noise, context or Context())
+        return prediction.log_clean(prediction.everywhere()).unflatten(0, tokens.shape)
+
+    def new_cache(self) -> Any:
+        return self.backbone.new_cache()
+
+
+@final
+@dataclass(frozen=True)
+class Guided(AbstractDenoiser):
+    """Classifier-free guidance (arXiv 2207.12598): a denoiser that wraps a denoiser.
+
+    Raw outputs are combined as `(1 + scale) conditional - scale unconditional`; logits and log scores are both
+    logarithms, so this sharpens the odds that the condition gives. Unconditionally, the prompt is masked.
+
+    Attributes:
+        inner: The denoiser to guide.
+        prompt: Positions whose tokens are the condition, over the whole canvas.
+        scale: 0 is no guidance; must not be negative.
+    """
+
+    inner: AbstractDenoiser
+    prompt: Bool[Tensor, "#b l"]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ValueError(f"`scale` of guidance must not be negative; got {self.scale}.")
+
+    @property
+    def process(self) -> AbstractNoiseProcess:  # type: ignore[override]
+        """The process of the wrapped denoiser."""
+        return self.inner.process
+
+    @property
+    def lookback(self) -> int:
+        return self.inner.lookback
+
+    def new_cache(self) -> tuple[Any, Any]:
+        return self.inner.new_cache(), self.inner.new_cache()
+
+    def predict(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+    ) -> Prediction:
+        caches = context.cache or (None, None)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        positions = positions if context.positions is None else context.positions
+        prompt = self.prompt.expand(positions.shape[0], -1).gather(1, positions)
+        blank = torch.where(prompt, self.process.mask_id, tokens)
+
+        def of(cache: Any) -> Context:
+            return Context(context.positions, context.attention, cache, context.store)
+
+        informed = self.inner.predict(tokens, noise, of(caches[0]))
+        blind = self.inner.predict(blank, torch.where(prompt, 1.0, noise), of(caches[1]))
+
+        def raw(at: Tensor) -> Tensor:
+            return (1 + self.scale) * informed.raw(at) - self.scale * blind.raw(at)
+
+        return Prediction(self.process, informed.parameterization, tokens, noise, raw)

@@ -1,0 +1,69 @@
+"""What the network's numbers mean: the reading of its output as `p(x_0 | x_t)` or as a score.
+
+A network turns tokens into one vector of `v = N + 1` raw numbers a position. A parameterization says what those numbers
+are, and what the network wants to be told besides the tokens. The two readings are two views of one distribution:
+the process turns either into the other (`hdlm.process`).
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.process import AbstractNoiseProcess
+
+__all__ = ["AbstractParameterization", "NetworkInputs"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NetworkInputs:
+    """What the network is told besides the tokens.
+
+    Attributes:
+        condition: The number of each position's timestep embedding, or None for a network that is told no time.
+        blend: Share of the mask's embedding mixed into each position's, in [0, 1], or None for none.
+    """
+
+    condition: Float[Tensor, "*b"] | None = None
+    blend: Float[Tensor, "*b"] | None = None
+
+
+class AbstractParameterization(abc.ABC):
+    """The meaning of raw outputs, row by row.
+
+    The methods take any leading shape `*n`: the whole canvas, or only the positions that are asked about.
+    """
+
+    @property
+    def lookback(self) -> int:
+        """The raw output that speaks of position `i` stands at position `i - lookback`."""
+        return 0
+
+    @abc.abstractmethod
+    def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
+        """What the network is told at noise fraction `u`."""
+
+    @abc.abstractmethod
+    def log_clean(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n v"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        """`log p(x_0 | x_t)`, normalised over the words; minus infinity at the mask."""
+
+    @abc.abstractmethod
+    def log_score(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n v"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        """`log p_u(y) / p_u(x_t)` for every `y`; 0 at `y = x_t`."""

@@ -1,0 +1,51 @@
+"""Shifted outputs: the network speaks of the *next* position, as GPT does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs
+from hdlm.process import AbstractNoiseProcess
+
+__all__ = ["Shifted"]
+
+
+@final
+@dataclass(frozen=True)
+class Shifted(AbstractParameterization):
+    """Reads the output at position `i - 1` as `inner` reads the one at `i`. Nothing speaks of position 0.
+
+    Attributes:
+        inner: What the shifted numbers mean.
+    """
+
+    inner: AbstractParameterization
+
+    @property
+    def lookback(self) -> int:
+        return 1 + self.inner.lookback
+
+    def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
+        return self.inner.inputs(u)
+
+    def log_clean(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n v"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        return self.inner.log_clean(process, raw, x_t, u)
+
+    def log_score(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n v"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        return self.inner.log_score(process, raw, x_t, u)
