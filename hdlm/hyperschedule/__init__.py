@@ -7,20 +7,29 @@
 | BD3-LM | `Block(l, w, T)` | `(i // w) T` | T |
 | sliding window | `Slide(l, w, T)` | `i T // w` | T |
 | wave inside blocks | `Wave(l, w, T)` | `(i // w)(T + w - 1) + i mod w` | T |
+
+`PublishedSlide` and `PublishedWave` are what the published configs `simple` and `hybrid` meant; `Table` is
+any table of levels you have.  Your own hyperschedule is one file: subclass `AbstractCountdown` and say
+`starts`, or `AbstractHyperschedule` and say `levels` and `settles`.
 """
 
 from hdlm.hyperschedule.base import AbstractHyperschedule, Regions
 from hdlm.hyperschedule.block import Block, autoregressive, flat
 from hdlm.hyperschedule.countdown import AbstractCountdown
+from hdlm.hyperschedule.published import PublishedSlide, PublishedWave
 from hdlm.hyperschedule.slide import Slide
+from hdlm.hyperschedule.table import Table
 from hdlm.hyperschedule.wave import Wave
 
 __all__ = [
     "AbstractCountdown",
     "AbstractHyperschedule",
     "Block",
+    "PublishedSlide",
+    "PublishedWave",
     "Regions",
     "Slide",
+    "Table",
     "Wave",
     "autoregressive",
     "flat",

@@ -1,9 +1,9 @@
 """A hyperschedule says when each position is noisy.
 
-It is a table of integers `levels[n, i]`: the noise level of position `i` after `n` generation steps, between `num_levels`
-(worthless: pure noise, not computed) and 0 (settled: never touched again).  Levels never rise as steps advance.  A step
-carries the positions that are *active* from `levels[n]` to `levels[n + 1]`; the table is never built, every class answers
-for the steps it is asked about.
+It is a table of integers `levels[n, i]`: the noise level of position `i` after `n` generation steps, between
+`num_levels` (worthless: pure noise, not computed) and 0 (settled: never touched again).  Levels never rise as
+steps advance.  A step carries the positions that are *active* from `levels[n]` to `levels[n + 1]`.  The table
+is never built: every class answers for the steps it is asked about.
 
 Reference: Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.06416), section 3.
 """
@@ -27,8 +27,8 @@ class Regions:
 
     Attributes:
         settled: level 0: the position is finished.
-        active: the coming step lowers the level of the position, or it waits between two levels.
-        worthless: the position is pure noise and stays so in the coming step.
+        active: between two levels, or about to leave the worthless one.
+        worthless: pure noise, and still so after the coming step.
     """
 
     settled: Bool[Tensor, "*b l"]
@@ -49,10 +49,10 @@ class AbstractHyperschedule(abc.ABC):
 
     @abc.abstractmethod
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
-        """Noise level of every position after `n` steps, in `[0, num_levels]`; steps past the end stay settled.
+        """Noise level of every position after `n` steps, in `[0, num_levels]`; 0 for ever after the last.
 
         Args:
-            n: steps done, at least 0.  A tensor answers on its own device, an int on the CPU.
+            n: steps done, at least 0.  A tensor is answered on its own device, an int on the CPU.
         """
 
     @property
@@ -62,7 +62,7 @@ class AbstractHyperschedule(abc.ABC):
 
     @property
     def num_steps(self) -> int:
-        """Steps from the first level to a canvas on which everything is settled."""
+        """Steps from the first levels to a canvas on which everything is settled."""
         return int(self.settles.max())
 
     def noise(self, n: int | Int[Tensor, "*b"]) -> Float[Tensor, "*b l"]:
@@ -70,7 +70,7 @@ class AbstractHyperschedule(abc.ABC):
         return self.levels(n).double() / self.num_levels
 
     def regions(self, n: int | Int[Tensor, "*b"]) -> Regions:
-        """Who is finished, who moves and who waits when step `n` (from `n` to `n + 1`) begins."""
+        """Who is finished, who moves and who waits in the step from `n` to `n + 1`."""
         now, then = self.levels(n), self.levels(n + 1)
         settled = now == 0
         worthless = (now == self.num_levels) & (then == self.num_levels)
@@ -79,7 +79,8 @@ class AbstractHyperschedule(abc.ABC):
     def time_grid(self, eps: float) -> Float[Tensor, " levels"]:
         """Time in `(0, 1)` of each level `0..num_levels` (float64, strictly increasing).
 
-        Level `k` in `1..T-1` sits at `e + k (1 - 2e) / (T - 1)` with `e = 10 eps`, settled at `eps`, worthless at `1 - eps`.
+        Level `k` in `1..T-1` sits at `e + k (1 - 2e) / (T - 1)` with `e = 10 eps`; settled sits at `eps`,
+        worthless at `1 - eps`.
 
         Args:
             eps: distance of the ends from 0 and 1, in `(0, 0.05)`; published models use 1e-4.
@@ -87,12 +88,13 @@ class AbstractHyperschedule(abc.ABC):
         Raises:
             ValueError: if `eps` leaves no room between the active levels.
         """
-        if not 0 < eps < 0.5 / ACTIVE_MARGIN:
-            raise ValueError(f"`eps` must lie in (0, {0.5 / ACTIVE_MARGIN}) so that active levels fit between; got {eps}.")
+        largest = 0.5 / ACTIVE_MARGIN
+        if not 0 < eps < largest:
+            raise ValueError(f"`eps` must lie in (0, {largest}) to leave room for active levels; got {eps}.")
         margin = ACTIVE_MARGIN * eps
-        active = margin + torch.arange(1, self.num_levels, dtype=torch.float64) * (1 - 2 * margin) / max(self.num_levels - 1, 1)
+        share = torch.arange(1, self.num_levels, dtype=torch.float64) / max(self.num_levels - 1, 1)
         ends = torch.tensor([eps, 1 - eps], dtype=torch.float64)
-        return torch.cat([ends[:1], active, ends[1:]])
+        return torch.cat([ends[:1], margin + share * (1 - 2 * margin), ends[1:]])
 
     def times(self, n: int | Int[Tensor, "*b"], eps: float) -> Float[Tensor, "*b l"]:
         """Time of every position after `n` steps: `time_grid(eps)` read at its level."""
@@ -100,20 +102,10 @@ class AbstractHyperschedule(abc.ABC):
         return self.time_grid(eps).to(levels.device)[levels]
 
     def level_at(self, times: Float[Tensor, "*s"], eps: float) -> Int[Tensor, "*s"]:
-        """The level whose time is nearest: the inverse of `times` on the grid, rounding between its points."""
+        """The level whose time is nearest: the inverse of `times`."""
         grid = self.time_grid(eps)
         midpoints = (grid[1:] + grid[:-1]) / 2
         return torch.bucketize(times.double(), midpoints.to(times.device))
-
-
-def at_least(name: str, value: int, minimum: int) -> None:
-    """Check one integer argument.
-
-    Raises:
-        ValueError: if `value` lies below `minimum`.
-    """
-    if value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}; got {value}.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ class Windowed(AbstractHyperschedule):
     Attributes:
         length: number of positions, at least 1.
         width: positions that are active together, in `[1, length]`.
-        num_levels: noise levels `T` that a position counts down, at least 1.
+        num_levels: noise levels `T` that a position comes down, at least 1.
 
     Raises:
         ValueError: if a field lies outside its range.
@@ -134,10 +126,12 @@ class Windowed(AbstractHyperschedule):
     num_levels: int
 
     def __post_init__(self) -> None:
-        at_least("length", self.length, 1)
-        at_least("num_levels", self.num_levels, 1)
+        if self.length < 1:
+            raise ValueError(f"`length` must be at least 1 position; got {self.length}.")
         if not 1 <= self.width <= self.length:
             raise ValueError(
                 f"`width` must lie in [1, length={self.length}]; got {self.width}. "
                 f"Use width={self.length} for one window over the whole canvas."
             )
+        if self.num_levels < 1:
+            raise ValueError(f"`num_levels` must be at least 1; got {self.num_levels}.")

@@ -19,9 +19,9 @@ from hdlm.hyperschedule.base import AbstractHyperschedule
 class AbstractCountdown(AbstractHyperschedule):
     """A hyperschedule given by the step at which each position begins to count down.
 
-    Position `i` is active exactly in the steps `starts[i] <= n < starts[i] + num_levels`.  Intervals that overlap tie
-    their positions into one *epoch*; positions of different epochs are never active together, which is what lets
-    two-stream training pack them into one pass (`packed_steps`).
+    Position `i` is active exactly in the steps `starts[i] <= n < starts[i] + num_levels`.  Intervals that
+    overlap tie their positions into one *epoch*; positions of different epochs are never active together,
+    which is what lets two-stream training draw a noise level for each epoch on its own (`packed_steps`).
     """
 
     @property
@@ -52,31 +52,30 @@ class AbstractCountdown(AbstractHyperschedule):
 
     @property
     def num_epochs(self) -> int:
-        """Number of epochs: the random offsets that `packed_steps` takes."""
+        """Number of epochs: how many offsets `packed_steps` takes."""
         return int(self.epochs.max()) + 1
 
     def packed_steps(self, offsets: Int[Tensor, "*b e"]) -> Int[Tensor, "*b l"]:
-        """A step for every position such that each is active and the windows of equal step tile the sequence.
+        """A step for every position such that each is active and windows of equal step tile the sequence.
 
-        Position `i` of epoch `e` is given the only step in its activity interval that is congruent to
-        `base[e] + offset[e]` modulo `num_levels` (`base`: first start of the epoch).  Positions with equal steps are
-        therefore exactly those that generation has active together at that step, and a uniform offset visits every level
-        of every position equally often.
+        A position is given the only step of its activity interval that is congruent, modulo `num_levels`, to
+        the first start of its epoch plus the epoch's offset.  So positions with equal steps are exactly those
+        that generation has active together at that step, and a uniform offset visits every level of every
+        position equally often.
 
         Args:
-            offsets: one integer in `[0, num_levels)` an epoch.
+            offsets: one integer in `[0, num_levels)` an epoch, on the device of the answer.
 
         Raises:
             ValueError: if there is not one offset an epoch.
         """
-        epochs = self.epochs
-        num_epochs = int(epochs.max()) + 1
+        starts, epochs = self.starts.to(offsets.device), self.epochs.to(offsets.device)
+        num_epochs = self.num_epochs
         if offsets.shape[-1] != num_epochs:
             raise ValueError(
-                f"`offsets` must end in one entry an epoch, num_epochs={num_epochs}; got shape {tuple(offsets.shape)}."
+                f"`offsets` must end in one entry an epoch, num_epochs={num_epochs}; "
+                f"got shape {tuple(offsets.shape)}."
             )
-        starts = self.starts
-        bases = starts.new_full((num_epochs,), self.num_steps).scatter_reduce_(0, epochs, starts, "amin")
-        device = offsets.device
-        starts, epochs, phases = starts.to(device), epochs.to(device), offsets + bases.to(device)
-        return starts + (phases[..., epochs] - starts) % self.num_levels
+        never = starts.new_full((num_epochs,), self.num_steps)
+        phases = (offsets + never.scatter_reduce(0, epochs, starts, "amin"))[..., epochs]
+        return starts + (phases - starts) % self.num_levels

@@ -2,7 +2,7 @@
 
     starts[i] = i T // width
 
-The published configs call it `simple`; see `hdlm.hyperschedule.published` for what they mean when `T` is not `width`.
+The published configs call it `simple`; `PublishedSlide` is what they mean when `T` is not `width`.
 """
 
 from __future__ import annotations

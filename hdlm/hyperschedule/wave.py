@@ -1,8 +1,8 @@
-"""A wave inside each block: its positions begin one step after the other, and the next block waits for the last.
+"""A wave inside each block: its positions begin one step apart, and the next block waits for the last.
 
     starts[i] = (i // width)(T + width - 1) + i mod width
 
-The published configs call it `hybrid`; see `hdlm.hyperschedule.published` for how theirs opens a block.
+The published configs call it `hybrid`; `PublishedWave` is how theirs opens a block.
 """
 
 from __future__ import annotations

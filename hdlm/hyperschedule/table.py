@@ -1,0 +1,69 @@
+"""A hyperschedule given level by level: any table whose columns never rise and end at 0."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.hyperschedule.base import AbstractHyperschedule
+
+
+@final
+class Table(AbstractHyperschedule):
+    """Levels read from a table: row `n` holds the level of every position after `n` steps.
+
+    The first row may hold any levels: a position that begins at 0 is a prompt, one that begins below
+    `num_levels` starts from partly noised text.
+
+    Args:
+        table: levels `[num_steps + 1, l]`, rows in the order of steps; the last row is all 0.
+        num_levels: the level of pure noise; the largest level of the table by default.
+
+    Raises:
+        ValueError: if it is empty or not of integers, leaves `[0, num_levels]`, rises, or does not settle.
+    """
+
+    def __init__(self, table: Int[Tensor, "rows l"], num_levels: int | None = None) -> None:
+        if table.ndim != 2 or table.numel() == 0:
+            raise ValueError(f"`table` must be of shape [steps + 1, length]; got {tuple(table.shape)}.")
+        if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+            raise ValueError(f"`table` must hold integer levels; got {table.dtype}. Round it first.")
+        self.table = table.long().clone()
+        self.length = table.shape[1]
+        self.num_levels = max(int(table.max()), 1) if num_levels is None else num_levels
+        self._check()
+
+    def _check(self) -> None:
+        low, high = int(self.table.min()), int(self.table.max())
+        if low < 0 or high > self.num_levels:
+            raise ValueError(f"levels must lie in [0, num_levels={self.num_levels}]; got {low} to {high}.")
+        rises = (self.table[1:] > self.table[:-1]).nonzero()
+        if len(rises):
+            step, position = rises[0].tolist()
+            before, after = self.table[step : step + 2, position].tolist()
+            raise ValueError(
+                f"levels must never rise; position {position} goes from {before} at step {step} to {after}."
+            )
+        left = self.table[-1].nonzero()
+        if len(left):
+            position = int(left[0])
+            raise ValueError(
+                f"every position must end settled, at level 0; position {position} ends at level "
+                f"{int(self.table[-1, position])}. Append a row of zeros."
+            )
+
+    def __repr__(self) -> str:
+        return f"Table(length={self.length}, num_levels={self.num_levels}, num_steps={self.num_steps})"
+
+    def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
+        """Row `n` of the table; its last row from there on."""
+        rows = torch.as_tensor(n).clamp(max=len(self.table) - 1)
+        return self.table.to(rows.device)[rows]
+
+    @property
+    def settles(self) -> Int[Tensor, " l"]:
+        """First step at which each position has level 0."""
+        return (self.table > 0).sum(0)
