@@ -1,0 +1,209 @@
+"""Laws of every hyperschedule: whoever adds one to `__all__` adds it to `EXAMPLES` and is held to them."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hdlm.hyperschedule as package
+from hdlm.hyperschedule import (
+    AbstractCountdown,
+    AbstractHyperschedule,
+    Block,
+    PublishedSlide,
+    PublishedWave,
+    Slide,
+    Table,
+    Wave,
+    autoregressive,
+    flat,
+)
+
+LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
+
+
+@st.composite
+def windowed(draw, family, widths_from=1):
+    length = draw(st.integers(widths_from, 24))
+    return family(length, width=draw(st.integers(widths_from, length)), num_levels=draw(LEVELS))
+
+
+@st.composite
+def tables(draw):
+    rows, length = draw(st.integers(1, 10)), draw(LENGTHS)
+    drops = torch.tensor(draw(st.lists(st.integers(0, 3), min_size=rows * length, max_size=rows * length)))
+    levels = drops.reshape(rows, length).flip(0).cumsum(0).flip(0)
+    return Table(torch.cat([levels, torch.zeros(1, length, dtype=torch.long)]))
+
+
+EXAMPLES = {
+    Block: windowed(Block),
+    Slide: windowed(Slide),
+    Wave: windowed(Wave),
+    PublishedSlide: windowed(PublishedSlide, widths_from=2),
+    PublishedWave: windowed(PublishedWave),
+    Table: tables(),
+    autoregressive: st.builds(autoregressive, LENGTHS),
+    flat: st.builds(flat, LENGTHS, LEVELS),
+}
+ANY = st.one_of(*EXAMPLES.values())
+COUNTDOWNS = st.one_of(*(EXAMPLES[family] for family in (Block, Slide, Wave, autoregressive, flat)))
+
+
+def every_level(hyperschedule: AbstractHyperschedule) -> torch.Tensor:
+    """The whole table [num_steps + 3, l], beyond the last step too."""
+    return hyperschedule.levels(torch.arange(hyperschedule.num_steps + 3))
+
+
+def test_every_public_hyperschedule_is_held_to_the_laws():
+    public = {getattr(package, name) for name in package.__all__}
+    concrete = {
+        item
+        for item in public
+        if inspect.isfunction(item)
+        or (issubclass(item, AbstractHyperschedule) and not inspect.isabstract(item))
+    }
+    assert concrete == set(EXAMPLES)
+
+
+@given(ANY)
+def test_levels_never_rise_and_end_settled(hyperschedule):
+    levels = every_level(hyperschedule)
+    assert levels.shape == (hyperschedule.num_steps + 3, hyperschedule.length)
+    assert (levels[1:] <= levels[:-1]).all()
+    assert levels.min() >= 0
+    assert levels.max() <= hyperschedule.num_levels
+    assert (levels[hyperschedule.num_steps :] == 0).all()
+
+
+@given(ANY)
+def test_settles_is_the_first_step_at_level_zero(hyperschedule):
+    levels = every_level(hyperschedule)
+    assert torch.equal(hyperschedule.settles, (levels > 0).sum(0))
+    assert hyperschedule.num_steps == int((levels > 0).any(1).sum())
+
+
+@given(ANY)
+def test_regions_are_a_partition_that_only_moves_forward(hyperschedule):
+    regions = hyperschedule.regions(torch.arange(hyperschedule.num_steps + 2))
+    settled, active, worthless = (part.int() for part in (regions.settled, regions.active, regions.worthless))
+    assert (settled + active + worthless == 1).all()
+    order = active + 2 * settled
+    assert (order[1:] >= order[:-1]).all()
+
+
+@given(ANY)
+def test_only_active_positions_change(hyperschedule):
+    steps = torch.arange(hyperschedule.num_steps + 2)
+    changes = hyperschedule.levels(steps) != hyperschedule.levels(steps + 1)
+    assert not (changes & ~hyperschedule.regions(steps).active).any()
+
+
+@given(ANY, st.floats(1e-6, 0.049))
+def test_times_are_ordered_like_levels_and_invert(hyperschedule, eps):
+    steps = torch.arange(hyperschedule.num_steps + 1)
+    levels, times = hyperschedule.levels(steps), hyperschedule.times(steps, eps)
+    assert torch.equal(hyperschedule.level_at(times, eps), levels)
+    assert (times[levels == 0] == eps).all()
+    assert (times[levels == hyperschedule.num_levels] == 1 - eps).all()
+    assert (hyperschedule.time_grid(eps).diff() > 0).all()
+
+
+def test_times_follow_the_definition():
+    """Level k of 1..T-1 sits at e + k (1 - 2e) / (T - 1), e = 10 eps."""
+    grid = flat(1, num_levels=5).time_grid(1e-3)
+    expected = [0.001, *(0.01 + k * 0.98 / 4 for k in (1, 2, 3, 4)), 0.999]
+    assert grid.tolist() == pytest.approx(expected, abs=1e-15)
+
+
+@given(ANY)
+def test_a_batch_of_steps_is_answered_like_its_parts(hyperschedule):
+    steps = torch.arange(6).reshape(2, 3)
+    batch = hyperschedule.levels(steps)
+    assert batch.shape == (2, 3, hyperschedule.length)
+    for row in range(2):
+        for column in range(3):
+            assert torch.equal(batch[row, column], hyperschedule.levels(int(steps[row, column])))
+    assert torch.equal(hyperschedule.noise(steps), batch.double() / hyperschedule.num_levels)
+
+
+@given(COUNTDOWNS)
+def test_a_countdown_spends_every_level_once(hyperschedule):
+    levels = every_level(hyperschedule)
+    for level in range(1, hyperschedule.num_levels):
+        assert ((levels == level).sum(0) == 1).all()
+
+
+@given(COUNTDOWNS, st.data())
+def test_packed_windows_are_what_generation_has_active_together(hyperschedule, data):
+    steps = hyperschedule.packed_steps(draw_offsets(hyperschedule, data))
+    for step in steps.unique().tolist():
+        assert torch.equal(steps == step, hyperschedule.regions(step).active)
+
+
+@given(COUNTDOWNS)
+def test_offsets_visit_every_level_of_every_position(hyperschedule):
+    num_levels, num_epochs = hyperschedule.num_levels, hyperschedule.num_epochs
+    offsets = torch.arange(num_levels)[:, None].expand(num_levels, num_epochs)
+    steps = hyperschedule.packed_steps(offsets)
+    levels = hyperschedule.settles - steps
+    assert torch.equal(levels.sort(0).values, torch.arange(1, num_levels + 1)[:, None].expand_as(levels))
+
+
+@given(COUNTDOWNS, st.data())
+def test_epochs_are_independent(hyperschedule, data):
+    """No two are ever active together, and redrawing one offset moves only its own epoch."""
+    active = hyperschedule.regions(torch.arange(hyperschedule.num_steps)).active
+    epochs = hyperschedule.epochs
+    for step in active:
+        assert len(epochs[step].unique()) == 1
+    assert torch.equal(epochs.unique(), torch.arange(hyperschedule.num_epochs))
+    offsets = draw_offsets(hyperschedule, data)
+    chosen = data.draw(st.integers(0, hyperschedule.num_epochs - 1))
+    moved = offsets.clone()
+    moved[chosen] = (moved[chosen] + 1) % hyperschedule.num_levels
+    changed = hyperschedule.packed_steps(moved) != hyperschedule.packed_steps(offsets)
+    assert torch.equal(changed, (epochs == chosen) & (hyperschedule.num_levels > 1))
+
+
+def test_epochs_of_the_families():
+    assert flat(5, num_levels=3).epochs.tolist() == [0] * 5
+    assert Block(5, width=2, num_levels=3).epochs.tolist() == [0, 0, 1, 1, 2]
+    assert Slide(5, width=2, num_levels=3).epochs.tolist() == [0] * 5
+    assert Wave(5, width=2, num_levels=3).epochs.tolist() == [0, 0, 1, 1, 2]
+    assert autoregressive(4).epochs.tolist() == [0, 1, 2, 3]
+
+
+def test_a_countdown_in_any_order():
+    """`starts` need not rise: right to left is a hyperschedule like another."""
+
+    class Reversed(AbstractCountdown):
+        length, num_levels = 4, 2
+
+        @property
+        def starts(self):
+            return torch.tensor([4, 3, 1, 0])
+
+    hyperschedule = Reversed()
+    assert hyperschedule.epochs.tolist() == [1, 1, 0, 0]
+    assert hyperschedule.packed_steps(torch.tensor([1, 0])).tolist() == [5, 3, 1, 1]
+    assert hyperschedule.num_steps == 6
+
+
+def test_large_canvases_are_answered_without_tables():
+    """8192 positions, 4096 levels: the table would hold 10^10 entries; asking for one step costs one row."""
+    for family in (Block, Slide, Wave, PublishedSlide, PublishedWave):
+        hyperschedule = family(8192, width=512, num_levels=4096)
+        middle = hyperschedule.num_steps // 2
+        assert hyperschedule.levels(torch.tensor([0, middle, hyperschedule.num_steps])).shape == (3, 8192)
+        assert hyperschedule.regions(middle).active.any()
+
+
+def draw_offsets(hyperschedule: AbstractCountdown, data: st.DataObject) -> torch.Tensor:
+    one = st.integers(0, hyperschedule.num_levels - 1)
+    size = hyperschedule.num_epochs
+    return torch.tensor(data.draw(st.lists(one, min_size=size, max_size=size)))
