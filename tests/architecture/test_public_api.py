@@ -1,0 +1,92 @@
+"""What the package offers, and that all of it is explained."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import hdlm
+from tests.architecture.source import modules
+
+LIST = Path(__file__).with_name("public_api.txt")
+PUBLIC = [module.name for module in modules() if "._" not in module.name]
+
+
+def test_the_public_names_are_those_agreed_on() -> None:
+    assert hdlm.__all__ == LIST.read_text(encoding="utf-8").split(), (
+        f"The public API changed. If that is meant, say so in CHANGELOG.md and list the names in {LIST.name}."
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="hyperschedules"):
+        _ = hdlm.hyperschedules
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert dir(hdlm) == hdlm.__all__
+
+
+@pytest.mark.parametrize("name", [name for name in hdlm.__all__ if name != "__version__"])
+def test_a_public_name_is_exported_by_its_home(name: str) -> None:
+    home = import_module(hdlm._HOME[name])
+    assert name in home.__all__
+    assert getattr(hdlm, name) is getattr(home, name)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_export_exists(name: str) -> None:
+    module = import_module(name)
+    assert not [export for export in getattr(module, "__all__", ()) if not hasattr(module, export)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_public_is_explained(name: str) -> None:
+    own = _defined_in(import_module(name))
+    unexplained = [public for public, value in own.items() if not value.__doc__]
+    methods = [method for value in own.values() if inspect.isclass(value) for method in _unexplained(value)]
+    assert not unexplained + methods
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_class_is_abstract_or_final(name: str) -> None:
+    """To tweak a class, wrap it: what is subclassed must be abstract, a protocol or an exception."""
+    classes = [value for value in _defined_in(import_module(name)).values() if inspect.isclass(value)]
+    parents = {parent for owner in classes for parent in owner.__bases__ if _is_ours(parent)}
+    assert not {parent for parent in parents if not _may_be_subclassed(parent)}
+
+
+def _defined_in(module: ModuleType) -> dict[str, type]:
+    """Public classes and functions that the module defines itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    }
+
+
+def _unexplained(owner: type) -> list[str]:
+    """Public methods and properties of a class that neither have nor inherit a docstring."""
+    methods = [
+        name
+        for name, value in vars(owner).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod))
+    ]
+    return [f"{owner.__qualname__}.{name}" for name in methods if not inspect.getdoc(getattr(owner, name))]
+
+
+def _is_ours(owner: type) -> bool:
+    return owner.__module__.split(".")[0] == "hdlm"
+
+
+def _may_be_subclassed(owner: type) -> bool:
+    return (
+        inspect.isabstract(owner) or issubclass(owner, BaseException) or getattr(owner, "_is_protocol", False)
+    )
