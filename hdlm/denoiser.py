@@ -1,9 +1,9 @@
 """A denoiser answers one question: given a noisy sequence, what was each clean token?
 
-`Denoiser` composes a backbone (numbers), a process (noise) and a parameterization (what the numbers mean). Its answer is
-a `Prediction`, which is read only where somebody asks: the vocabulary projection runs at those positions alone. Anything
-that answers the same question is a denoiser: the exact one of an enumerable world (`hdlm.verification`), or a guided one
-that combines two others (`Guided`).
+`Denoiser` composes a backbone (numbers), a process (noise) and a parameterization (what the numbers mean). Its answer
+is a `Prediction`, which is read only where somebody asks: the vocabulary projection runs at those positions alone.
+Anything that answers the same question is a denoiser: the exact one of an enumerable world (`hdlm.verification`), or a
+guided one that asks another twice (`Guided`).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Denoiser(nn.Module, AbstractDenoiser):
         self, backbone: nn.Module, process: AbstractNoiseProcess, parameterization: AbstractParameterization
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.process = process
         self.parameterization = parameterization
 
@@ -177,8 +177,11 @@ class Denoiser(nn.Module, AbstractDenoiser):
         length = tokens.shape[1]
 
         def raw(at: Tensor) -> Tensor:
-            source = at - torch.minimum(at % length, torch.full_like(at, self.lookback)) if self.lookback else at
-            return self.backbone.head(hidden.flatten(0, 1)[source])
+            source = (
+                at - torch.minimum(at % length, torch.full_like(at, self.lookback)) if self.lookback else at
+            )
+            rows: Tensor = self.backbone.head(hidden.flatten(0, 1)[source])
+            return rows
 
         return Prediction(self.process, self.parameterization, tokens, noise, raw)
 
@@ -187,7 +190,8 @@ class Denoiser(nn.Module, AbstractDenoiser):
     ) -> Float[Tensor, "b q v"]:
         """`log p(x_0 | x_t)` everywhere: `predict`, read at every position."""
         prediction = self.predict(tokens, noise, context or Context())
-        return prediction.log_clean(prediction.everywhere()).unflatten(0, tokens.shape)
+        log_p = prediction.log_clean(prediction.everywhere())
+        return log_p.view(*tokens.shape, -1)
 
     def new_cache(self) -> Any:
         return self.backbone.new_cache()

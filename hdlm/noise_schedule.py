@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["AbstractNoiseSchedule", "Cosine", "Geometric", "Linear", "LogLinear", "total_noise"]
+__all__ = ["LINEAR", "AbstractNoiseSchedule", "Cosine", "Geometric", "Linear", "LogLinear", "total_noise"]
 
 
 def total_noise(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -54,6 +54,10 @@ class Linear(AbstractNoiseSchedule):
 
     def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return u
+
+
+LINEAR = Linear()
+"""The default everywhere."""
 
 
 @final

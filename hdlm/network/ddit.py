@@ -135,6 +135,10 @@ class DDiT(nn.Module):
         projected: Tensor = self.output_layer.linear(hidden)
         return projected
 
+    def new_cache(self) -> KVCache:
+        """An empty cache for `features`."""
+        return KVCache()
+
     def _told(self, condition: Tensor | None) -> Tensor | None:
         """The conditioning vectors, or `None` for a network without conditioning."""
         if (condition is None) != (self.sigma_map is None):

@@ -34,7 +34,9 @@ class Mean(AbstractParameterization):
 
     def __post_init__(self) -> None:
         if self.conditioning not in get_args(Conditioning):
-            raise ValueError(f"`conditioning` must be one of {get_args(Conditioning)}; got {self.conditioning!r}.")
+            raise ValueError(
+                f"`conditioning` must be one of {get_args(Conditioning)}; got {self.conditioning!r}."
+            )
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         match self.conditioning:
@@ -66,5 +68,5 @@ class Mean(AbstractParameterization):
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
-        clean = self.log_clean(process, raw, x_t, u).exp().to(u.dtype)
+        clean = self.log_clean(process, raw, x_t, u).to(u.dtype).exp()
         return process.score_from_clean(x_t, clean, u).log()

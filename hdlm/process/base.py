@@ -61,7 +61,7 @@ class Rates:
 @final
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """One step back, `p(x_s | x_t)`, as a mixture: stay as you are, a draw from `p(x_0 | x_t)`, a uniform word, the mask."""
+    """One step back, `p(x_s | x_t)`, as a mixture: stay, a draw from `p(x_0 | x_t)`, a uniform word, the mask."""
 
     stay: Float[Tensor, "*b"]
     model: Float[Tensor, "*b"]
@@ -110,7 +110,8 @@ class AbstractNoiseProcess(abc.ABC):
             w = self.weights(x)
             return w.clean, w.uniform
 
-        (clean, uniform), (d_clean, d_uniform) = torch.func.jvp(parts, (u,), (torch.ones_like(u),))
+        values, slopes = torch.func.jvp(parts, (u,), (torch.ones_like(u),))[:2]
+        (clean, uniform), (d_clean, d_uniform) = values, slopes
         leave = -d_clean / clean
         if self.absorbs:
             mask = -(d_clean + d_uniform) / (clean + uniform)
@@ -129,7 +130,7 @@ class AbstractNoiseProcess(abc.ABC):
 
     @final
     def unspread(self, p: Float[Tensor, "*b v"], kernel: Kernel) -> Float[Tensor, "*b v"]:
-        """The inverse of `spread`: `exp(-dQ) p`, exactly (MATH 3). Needs `keep > 0`."""
+        """The inverse of `spread`: `exp(-dQ) p`, exactly. Needs `keep > 0`."""
         words, mask = p[..., :-1], p[..., -1]
         mass = words.sum(-1)
         determinant = 1 - kernel.mask - kernel.release
@@ -233,7 +234,9 @@ class AbstractNoiseProcess(abc.ABC):
         # A mask: stays, or becomes a word of the marginal at s.
         unmask = _ratio(step.mask, at_t.mask)
         zero = torch.zeros_like(unmask)
-        masked = Reverse(1 - unmask * (at_s.clean + at_s.uniform), unmask * at_s.clean, unmask * at_s.uniform, zero)
+        masked = Reverse(
+            1 - unmask * (at_s.clean + at_s.uniform), unmask * at_s.clean, unmask * at_s.uniform, zero
+        )
         # A word: `total` is the sum over x_0 of p(x_0 | x_t) / q(x_t | x_0).
         seen = at_t.uniform / n + at_t.clean
         total = n * _ratio(1 - own, at_t.uniform) + _ratio(own, seen)
@@ -247,7 +250,9 @@ class AbstractNoiseProcess(abc.ABC):
         norm = stay + torch.where(certain, 0.0, model + uniform + mask)
         moves = [torch.where(certain, 0.0, part) / norm for part in (model, uniform, mask)]
         is_mask = x_t == self.mask_id
-        parts = zip((stay / norm, *moves), (masked.stay, masked.model, masked.uniform, masked.mask), strict=True)
+        parts = zip(
+            (stay / norm, *moves), (masked.stay, masked.model, masked.uniform, masked.mask), strict=True
+        )
         return Reverse(*(torch.where(is_mask, of_mask, of_word) for of_word, of_mask in parts))
 
     @final
@@ -281,7 +286,7 @@ class AbstractNoiseProcess(abc.ABC):
         s: Float[Tensor, "*b"],
         t: Float[Tensor, "*b"],
     ) -> Float[Tensor, "*b v"]:
-        """Analytic step of SEDD (arXiv 2310.16834, theorem 4.2): `(exp(-dQ) score)(y) exp(dQ)[x_t, y]`, exactly (MATH 3)."""
+        """Analytic step of SEDD (arXiv 2310.16834, theorem 4.2): `(exp(-dQ) score)(y) exp(dQ)[x_t, y]`, exactly."""
         kernel = self.between(s, t)
         p = self.unspread(score, kernel).clamp_min(0) * self.likelihood(x_t, kernel)
         return p / p.sum(-1, keepdim=True)

@@ -1,0 +1,188 @@
+"""What the network sees in training: clean sequences, noised as a hyperschedule says.
+
+Two layouts. *One canvas*: the sequence as it is in the middle of generation, some positions settled, some active, the
+rest worthless; only active ones teach. *Two streams*: `[clean x_0 | noisy x_t]` in one pass of twice the length, in
+which noisy positions see the clean ones that generation would have settled before them, so that every position teaches
+(the paper's efficient training; BD3-LM, arXiv 2503.09573).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.attention import generation, two_stream
+from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.process import AbstractNoiseProcess
+
+__all__ = ["Canvas", "Corruption"]
+
+
+@final
+@dataclass(frozen=True)
+class Canvas:
+    """A noised batch.
+
+    Attributes:
+        x_0: Clean tokens.
+        x_t: Noisy tokens.
+        t: Noise fraction of each position.
+        s: Noise fraction after the coming step of the hyperschedule, `s <= t`.
+        measure: Weight of each position in an unbiased estimate of the integral over its noise fraction: du/dt
+            divided by the density of the drawn time; 0 where the position is settled or worthless.
+        steps: Weight of each position in an unbiased estimate of the sum over the hyperschedule's steps; 0 where the
+            position does not move in this one.
+        num_clean: How many clean tokens stand before the noisy ones in the network's input: 0, or `l`.
+        attention: Who sees whom, as the network wants it.
+    """
+
+    x_0: Int[Tensor, "b l"]
+    x_t: Int[Tensor, "b l"]
+    t: Float[Tensor, "b l"]
+    s: Float[Tensor, "b l"]
+    measure: Float[Tensor, "b l"]
+    steps: Float[Tensor, "b l"]
+    num_clean: int = 0
+    attention: Any = None
+
+    def predict(self, denoiser: AbstractDenoiser) -> Prediction:
+        """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`."""
+        if not self.num_clean:
+            return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
+        tokens = torch.cat([self.x_0, self.x_t], 1)
+        noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
+        positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
+        both = denoiser.predict(tokens, noise, Context(positions=positions, attention=self.attention))
+        width = tokens.shape[1]
+
+        def raw(at: Tensor) -> Tensor:
+            return both.raw(at // self.num_clean * width + self.num_clean + at % self.num_clean)
+
+        return Prediction(both.process, both.parameterization, self.x_t, self.t, raw)
+
+
+@final
+@dataclass(frozen=True)
+class Corruption:
+    """Clean batch in, `Canvas` out.
+
+    Attributes:
+        process: How tokens are noised.
+        hyperschedule: When; two streams need a countdown.
+        noise_schedule: How fast noise comes as a position's time runs from 0 to 1.
+        two_stream: Which of the two layouts.
+        continuous: Whether times fall anywhere between two levels (an objective in continuous time), or on the
+            hyperschedule's levels (one of `T` discrete steps).
+    """
+
+    process: AbstractNoiseProcess
+    hyperschedule: AbstractHyperschedule
+    noise_schedule: AbstractNoiseSchedule = LINEAR
+    two_stream: bool = True
+    continuous: bool = True
+
+    def __post_init__(self) -> None:
+        if self.two_stream and not isinstance(self.hyperschedule, AbstractCountdown):
+            raise ValueError(
+                f"Two-stream training needs a hyperschedule that is a countdown; got {self.hyperschedule!r}. "
+                "Use two_stream=False, or a Block, Slide or Wave."
+            )
+
+    @property
+    def num_times(self) -> int:
+        """How many times `__call__` wants for each sequence."""
+        return self._countdown.num_epochs if self.two_stream else 1
+
+    def __call__(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Canvas:
+        """Noise a batch.
+
+        Args:
+            x_0: Clean tokens, as long as the hyperschedule.
+            times: `num_times` numbers in [0, 1) for each sequence; see `stratified_times`.
+            draw: One uniform number in [0, 1) for each position.
+
+        Raises:
+            ValueError: If the sequences are not as long as the hyperschedule.
+        """
+        schedule = self.hyperschedule
+        if x_0.shape[1] != schedule.length:
+            raise ValueError(
+                f"The hyperschedule is for sequences of {schedule.length} tokens; got {x_0.shape[1]}."
+            )
+        find = self._two_stream_levels if self.two_stream else self._one_canvas_levels
+        later, now, measure, steps = find(times)
+        within = now / schedule.num_levels
+        t = self.noise_schedule.fraction(within)
+        s = self.noise_schedule.fraction(later / schedule.num_levels)
+        return Canvas(
+            x_0=x_0,
+            x_t=self.process.corrupt(x_0, t, draw),
+            t=t,
+            s=s,
+            measure=measure * self.noise_schedule.rate(within),
+            steps=steps,
+            num_clean=x_0.shape[1] if self.two_stream else 0,
+            attention=self._attention(times),
+        )
+
+    def _two_stream_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Level after the step, level now, measure and steps of each position, when every position is active."""
+        schedule = self._countdown
+        spread = times * schedule.num_levels
+        n = self._packed_steps(times)
+        now = (schedule.settles.to(n.device) - n).double()
+        if self.continuous:
+            now = now - (spread - spread.floor())[:, schedule.epochs.to(n.device)]
+        one = torch.ones_like(now)
+        return now.ceil() - 1, now, one, one * schedule.num_levels
+
+    def _one_canvas_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same when the canvas is at one step of generation."""
+        schedule = self.hyperschedule
+        spread = times[:, 0] * schedule.num_steps
+        n = spread.long()
+        level, later = schedule.levels(n).double(), schedule.levels(n + 1).double()
+        drop = level - later
+        now = level - drop * (spread - n)[:, None] if self.continuous else level
+        measure = drop * schedule.num_steps / schedule.num_levels
+        return later, now, measure, (drop > 0).double() * schedule.num_steps
+
+    def _packed_steps(self, times: Tensor) -> Tensor:
+        return self._countdown.packed_steps((times * self.hyperschedule.num_levels).long())
+
+    @property
+    def _countdown(self) -> AbstractCountdown:
+        return cast("AbstractCountdown", self.hyperschedule)
+
+    def _attention(self, times: Tensor) -> Any:
+        """Who sees whom, shared by all rows where the times do not matter."""
+        schedule = self.hyperschedule
+        if self.two_stream:
+            steps = self._packed_steps(times)
+            seen = two_stream(schedule, steps[0] if self._blocks_open_together else steps)
+        elif self._blocks_open_together and self._countdown.num_epochs == 1:
+            return None
+        else:
+            seen = generation(schedule, (times[:, 0] * schedule.num_steps).long())
+        return seen.on(times.device)
+
+    @cached_property
+    def _blocks_open_together(self) -> bool:
+        """Whether the positions of each epoch start together, so that who sees whom is the same at all its steps."""
+        schedule = self.hyperschedule
+        if not isinstance(schedule, AbstractCountdown):
+            return False
+        starts, epochs = schedule.starts, schedule.epochs
+        first = torch.full((int(epochs.max()) + 1,), schedule.num_steps).scatter_reduce(
+            0, epochs, starts, "amin"
+        )
+        return bool((first[epochs] == starts).all())
