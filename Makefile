@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # One thread a worker: the workers are the parallelism.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
@@ -33,11 +33,13 @@ lint: $(VENV)/installed-dev ## style and strict types
 bench: $(VENV)/installed-dev ## measure what docs/benchmarks.md reports
 	$(BIN)/python -m benchmarks
 
-# torch comes first and alone, so that the tested build is there before anything else asks for some torch.
-$(VENV)/installed-torch: constraints.txt
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-		|| { echo "hdlm needs Python 3.11 to 3.13 and '$(PYTHON)' is none of them: make PYTHON=python3.12 ..."; exit 2; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+		|| { echo "hdlm needs Python 3.11 to 3.13; '$(PYTHON)' is not: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that the tested build is there before anything else asks for some torch.
+$(VENV)/installed-torch: constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) torch
 	@touch $@
 
