@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"attention", "parameterization"}),
     frozenset({"denoiser"}),
     frozenset({"objective", "sampling", "checkpoint"}),
-    frozenset({"training", "evaluation", "serving", "view", "hub"}),
+    frozenset({"training", "evaluation", "serving", "view", "verification", "hub"}),
     frozenset({"cli"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),
     frozenset({"hf_utils", "epsilon_hybrid", "gamma_hybrid"}),
