@@ -1,7 +1,7 @@
 """Attention: every query takes the average of the values, weighted by `softmax(q . k / sqrt(d))`.
 
-Who may attend whom is a Bool `[#b q k]` (True = may), FlexAttention's `BlockMask`, or `None` (all attend all).
-Nothing of the size `[b heads q k]` is ever made: a mask broadcasts over heads, and over rows that share it.
+Who may attend whom is a Bool `[#b q k]` (True = may), FlexAttention's `BlockMask`, or `None` (all attend
+all). Nothing of the size `[b heads q k]` is ever made: a mask broadcasts over heads, and over rows that share it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def resolve(
         return None, rotation
     if tuple(attention.shape[-2:]) != (num_queries, num_keys):
         raise ValueError(
-            f"`attention` must say for {num_queries} queries which of {num_keys} keys (cached, then current) they "
-            f"may attend; got shape {tuple(attention.shape)}."
+            f"`attention` must say which of {num_keys} keys (cached, then current) each of {num_queries} queries "
+            f"may attend, shape [.., {num_queries}, {num_keys}]; got shape {tuple(attention.shape)}."
         )
     if isinstance(attention, BlockMask):
         if attention.shape[1] != 1:

@@ -63,12 +63,13 @@ class DDiTConfig:
             raise ValueError(f"`dropout` must lie in [0, 1); got {self.dropout!r}.")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                f"`hidden_size` must be an even multiple of `num_heads`, so that every head splits into rotary "
-                f"pairs; got hidden_size={self.hidden_size}, num_heads={self.num_heads}."
+                "`hidden_size` must be an even multiple of `num_heads`, so that every head splits into rotary pairs; "
+                f"got hidden_size={self.hidden_size}, num_heads={self.num_heads}."
             )
         if (self.condition_blocks or self.condition_output) and not self.timestep_embedding:
             raise ValueError(
-                "`condition_blocks` and `condition_output` use the timestep embedding; set `timestep_embedding=True`."
+                "`condition_blocks` and `condition_output` use the timestep embedding: "
+                "set `timestep_embedding=True`."
             )
 
     @property

@@ -1,8 +1,9 @@
 """DDiT, the diffusion transformer over tokens: tokens in, one vector of `v` numbers per position out.
 
-What the numbers mean is not its business, and it has never heard of noise: it may be told a number per position
-(`condition`) and how much of the last embedding row to blend into each token (`blend`). Lou et al., "Discrete Diffusion
-Modeling by Estimating the Ratios of the Data Distribution", https://arxiv.org/abs/2310.16834.
+What the numbers mean is not its business, and it has never heard of noise: it may be told a number per
+position (`condition`) and how much of the last embedding row to blend into each token (`blend`). Lou et al.,
+"Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution",
+https://arxiv.org/abs/2310.16834.
 """
 
 from __future__ import annotations
@@ -95,12 +96,13 @@ class DDiT(nn.Module):
             positions: Where each token stands, any integers; by default those that follow the cached ones.
             condition: What the network is told at each position (the total noise sigma of gamma-hybrid, SEDD,
                 MDLM; the time of GIDD); required if and only if `config.timestep_embedding`.
-            blend: Share in `[0, 1]` of the last embedding row in each input, `(1 - blend) E[x] + blend E[last]`.
+            blend: Share in `[0, 1]` of the last embedding row in every
+                input: `(1 - blend) E[x] + blend E[last]`.
             attention: Who may attend whom (True = may; keys are the cached positions, then the current ones);
                 `None` if all attend all. A query that may attend nobody attends all keys equally.
             cache: Keys and values of earlier positions, attended to besides the current ones.
-            store: Which current positions the cache keeps after this pass: a number of leading ones, indices or
-                a mask; by default none.
+            store: Which current positions the cache keeps after this pass: a number of leading ones, indices
+                or a mask; by default none.
 
         Returns:
             Hidden states after the final norm.

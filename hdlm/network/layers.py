@@ -1,8 +1,8 @@
 """The layers of a DDiT, under the parameter names of the published weights.
 
-A block adds two branches to the residual stream, `x + gate * dropout(f(norm(x) * (1 + scale) + shift))`, with `f`
-attention and then a feed-forward network. Shift, scale and gate are linear in the conditioning vector (adaLN, Peebles
-& Xie, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748), or absent.
+A block adds two branches to the residual stream, `x + gate * dropout(f(norm(x) * (1 + scale) + shift))`, with
+`f` attention and then a feed-forward network. Shift, scale and gate are linear in the conditioning vector (adaLN:
+Peebles & Xie, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748), or absent.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Embedding(nn.Module):
 
 @final
 class TimestepEmbedding(nn.Module):
-    """A noise level to a conditioning vector: `silu(MLP([cos(sigma f), sin(sigma f)]))`, `f_k = 10000^(-k/128)`.
+    """A noise level to a conditioning vector: `silu(MLP([cos(sigma f), sin(sigma f)]))`.
+
+    The frequencies are `f_k = 10000^(-k / 128)`, `k` from 0 to 127.
 
     Args:
         cond_dim: Width of the conditioning vector.
@@ -92,8 +94,7 @@ class TimestepEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as linear layers are by default."""
-        for layer in (self.mlp[0], self.mlp[2]):
-            layer.reset_parameters()
+        _reset_layers(self)
 
     def forward(self, sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b c"]:
         """Embed every noise level by itself."""
@@ -101,7 +102,7 @@ class TimestepEmbedding(nn.Module):
         exponents = torch.arange(self.num_frequencies, device=sigma.device, dtype=sigma.dtype)
         angles = sigma[..., None] * self.max_period ** (-exponents / self.num_frequencies)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return F.silu(self.mlp(waves.to(self.mlp[0].weight.dtype)))
+        return F.silu(self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype)))
 
 
 @final
@@ -129,8 +130,7 @@ class Block(nn.Module):
 
     def reset_parameters(self) -> None:
         """Linear layers as by default; adaLN zero, so that a conditioned block starts as the identity."""
-        for layer in (self.norm1, self.attn_qkv, self.attn_out, self.norm2, self.mlp[0], self.mlp[2]):
-            layer.reset_parameters()
+        _reset_layers(self)
         if self.adaLN_modulation is not None:
             _zero(self.adaLN_modulation)
 
@@ -198,6 +198,12 @@ class OutputLayer(nn.Module):
         if self.adaLN_modulation is None:
             return x
         return Modulation(*self.adaLN_modulation(condition).chunk(2, dim=-1)).enter(x)
+
+
+def _reset_layers(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.LayerNorm):
+            layer.reset_parameters()
 
 
 def _zero(linear: nn.Linear) -> None:

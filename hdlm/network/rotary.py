@@ -69,7 +69,7 @@ class Rotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
         """Follow the module to another device but never to another precision: rounded frequencies drift."""
         exact = self.inv_freq
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not exact.is_meta:
             self.inv_freq = exact.to(self.inv_freq.device)
         return self

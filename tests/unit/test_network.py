@@ -1,0 +1,292 @@
+"""The network honours positions and masks, wastes no memory, and starts, trains and runs as it should."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.network.attention import attend, resolve
+from hdlm.network.rotary import Rotary
+
+SMALL = {"vocab_size": 13, "hidden_size": 32, "num_blocks": 2, "num_heads": 4, "cond_dim": 8}
+SWITCHES = ("timestep_embedding", "condition_blocks", "condition_output")
+EXACT = {"atol": 1e-12, "rtol": 0}
+
+
+def random_network(**options) -> DDiT:
+    """A float64 network in which every parameter matters."""
+    torch.manual_seed(0)
+    network = DDiT(DDiTConfig(**SMALL | options)).double().eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def random_tokens(*shape: int) -> Tensor:
+    return torch.randint(SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_features_and_head_make_the_forward_pass_and_the_head_runs_on_any_selection(told):
+    network, tokens = random_network(**dict.fromkeys(SWITCHES, told)), random_tokens(2, 7)
+    arguments = {"condition": torch.rand(2, 7), "blend": torch.rand(2, 7)} if told else {}
+    logits = network(tokens, **arguments)
+    hidden = network.features(tokens, **arguments)
+    chosen = torch.rand(2, 7) < 0.5
+    assert logits.shape == (2, 7, SMALL["vocab_size"])
+    torch.testing.assert_close(network.head(hidden[chosen]), logits[chosen], **EXACT)
+    torch.testing.assert_close(network.head(hidden[0, 3]), logits[0, 3], **EXACT)
+
+
+def test_positions_are_those_of_each_row_and_only_distances_count():
+    network, tokens = random_network(), random_tokens(3, 6)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [9, 2, 700, 4, 4, -3], [5, 4, 3, 2, 1, 0]])
+    together = network(tokens, positions=positions)
+    for row in range(3):
+        alone = network(tokens[row : row + 1], positions=positions[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, **EXACT)
+    torch.testing.assert_close(network(tokens, positions=positions + 40), together, atol=1e-3, rtol=0)
+    torch.testing.assert_close(network(tokens), network(tokens, positions=torch.arange(6)[None]), **EXACT)
+    assert not torch.allclose(network(tokens), together, atol=1e-2)
+
+
+def test_a_permutation_of_tokens_and_positions_permutes_the_output():
+    network, tokens = random_network(), random_tokens(2, 8)
+    order = torch.randperm(8)
+    permuted = network(tokens[:, order], positions=order[None])
+    torch.testing.assert_close(permuted, network(tokens)[:, order], **EXACT)
+
+
+def test_frequencies_keep_their_precision():
+    network = DDiT(DDiTConfig(**SMALL))
+    exact = network.rotary_emb.inv_freq.clone()
+    for convert in (lambda n: n.bfloat16(), lambda n: n.half(), lambda n: n.double()):
+        assert torch.equal(convert(network).rotary_emb.inv_freq, exact)
+    on_meta = DDiT(DDiTConfig(**SMALL)).to("meta").to_empty(device="cpu")
+    on_meta.load_state_dict(network.state_dict())
+    assert torch.equal(on_meta.rotary_emb.inv_freq, exact)
+
+
+def test_who_may_not_be_attended_has_no_influence():
+    """A mask that splits the sequence is the same as two passes."""
+    network, tokens = random_network(), random_tokens(2, 9)
+    group = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0])
+    logits = network(tokens, attention=(group[:, None] == group)[None])
+    for members in (torch.where(group == g)[0] for g in (0, 1)):
+        alone = network(tokens[:, members], positions=members[None])
+        torch.testing.assert_close(alone, logits[:, members], **EXACT)
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor, attention: Tensor) -> Tensor:
+    """Scores of a row that may attend nobody are replaced by zeros, as the published code does."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    blind = ~attention.any(-1, keepdim=True)
+    scores = scores.masked_fill(~attention[:, None], -torch.inf).masked_fill(blind[:, None], 0.0)
+    return scores.softmax(-1) @ value
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
+    torch.manual_seed(2)
+    pair = torch.randn(3, 5, 2, 2, 4, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    attention = torch.rand(rows, 5, 5) < 0.5
+    attention[0, 2] = False
+    plain = Rotary(4)(torch.arange(5)[None])
+    mask, silenced = resolve(attention, plain, 5, 5)
+    outputs, gradients = [], []
+    for rotation, kernel, who in ((silenced, attend, mask), (plain, naive, attention)):
+        query, key = (part.transpose(1, 2) for part in rotation(pair).unbind(2))
+        outputs.append(kernel(query, key, value, who))
+        gradients.append(torch.autograd.grad(outputs[-1].pow(2).sum(), (pair, value)))
+    torch.testing.assert_close(outputs[0], outputs[1], **EXACT)
+    torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
+    everybody = value.mean(2).expand(3, 2, 4) if rows == 1 else value[:1].mean(2)
+    torch.testing.assert_close(outputs[0][: 3 if rows == 1 else 1, :, 2], everybody, **EXACT)
+
+
+def test_block_masks_mean_what_dense_masks_mean():
+    network, tokens = random_network(), random_tokens(2, 8)
+
+    def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return q >= k
+
+    expected = network(tokens, attention=torch.ones(1, 8, 8, dtype=torch.bool).tril())
+    for rows in (None, 2):
+        block_mask = create_block_mask(causal, rows, None, 8, 8, device="cpu")
+        torch.testing.assert_close(network(tokens, attention=block_mask), expected, **EXACT)
+    with pytest.raises(ValueError, match="shared by the heads"):
+        network(tokens, attention=create_block_mask(causal, None, 4, 8, 8, device="cpu"))
+
+
+class Largest(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max(
+            [self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))]
+        )
+        return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_fused_and_makes_no_tensor_of_batch_heads_queries_keys(masked):
+    batch, length = 2, 256
+    network = random_network(num_blocks=1).float()
+    attention = torch.ones(1, length, length, dtype=torch.bool).tril() if masked else None
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), Largest() as largest:
+        network(random_tokens(batch, length), attention=attention).sum().backward()
+    inner = batch * length * 4 * SMALL["hidden_size"]
+    assert largest.numel == max(inner, length * length)  # the feed-forward layer, or the mask itself, once
+    assert largest.numel < batch * SMALL["num_heads"] * length * length
+
+
+def test_a_fresh_network_predicts_the_uniform_distribution_and_its_conditioned_blocks_do_nothing():
+    network = DDiT(DDiTConfig(**SMALL, **dict.fromkeys(SWITCHES, True)))
+    tokens, sigma = random_tokens(2, 6), torch.rand(2, 6)
+    assert torch.equal(network(tokens, condition=sigma), torch.zeros(2, 6, SMALL["vocab_size"]))
+    embedded = network.vocab_embed(tokens)
+    assert torch.equal(network.features(tokens, condition=sigma), network.output_layer.norm_final(embedded))
+
+
+def test_weights_are_drawn_anew():
+    network = DDiT(DDiTConfig(**SMALL, **dict.fromkeys(SWITCHES, True)))
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    network.reset_parameters()
+    for name, parameter in network.named_parameters():
+        if name.startswith("output_layer.linear") or "adaLN" in name:
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:  # uniform, with a bound set by the number of inputs
+            weight = network.get_parameter(name.replace("bias", "weight"))
+            bound = weight.shape[-1] ** -0.5
+            assert bound / 3 < parameter.abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("switched_on", list(itertools.product([False, True], repeat=2)))
+def test_conditioning_acts_where_it_is_switched_on(switched_on):
+    switches = dict(zip(SWITCHES, (True, *switched_on), strict=True))
+    network, tokens = random_network(**switches), random_tokens(2, 5)
+    sigma = torch.rand(2, 5)
+    quiet, loud = network(tokens, condition=sigma), network(tokens, condition=sigma + 1)
+    assert torch.equal(quiet, loud) == (not any(switched_on))
+    same_everywhere = network(tokens, condition=sigma[:1, :1])
+    expected = network(tokens, condition=sigma[:1, :1].expand(2, 5))
+    torch.testing.assert_close(same_everywhere, expected, **EXACT)
+
+
+def test_blend_goes_from_the_token_to_the_last_row():
+    network, tokens = random_network(), random_tokens(2, 5)
+    last = torch.full_like(tokens, SMALL["vocab_size"] - 1)
+    blend = torch.zeros(2, 5)
+    torch.testing.assert_close(network(tokens, blend=blend), network(tokens), **EXACT)
+    torch.testing.assert_close(network(tokens, blend=blend + 1), network(last), **EXACT)
+    rows = network.vocab_embed(tokens, blend + 0.25)
+    table = network.vocab_embed.embedding
+    torch.testing.assert_close(rows, 0.75 * table[tokens] + 0.25 * table[-1], **EXACT)
+
+
+def test_low_precision_stays_near_and_norms_are_float32():
+    network = random_network(**dict.fromkeys(SWITCHES, True)).float()
+    arguments = {
+        "condition": torch.rand(2, 6),
+        "blend": torch.rand(2, 6),
+        "attention": torch.ones(1, 6, 6, dtype=torch.bool).tril(),
+    }
+    tokens = random_tokens(2, 6)
+    expected = network(tokens, **arguments)
+    close = {"atol": 0.05 * expected.abs().max().item(), "rtol": 0}
+    seen = set()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = network(tokens, **arguments)
+    assert seen == {torch.float32}
+    torch.testing.assert_close(autocast.float(), expected, **close)
+    cast = network.bfloat16()(tokens, **arguments)
+    assert cast.dtype == torch.bfloat16
+    torch.testing.assert_close(cast.float(), expected, **close)
+
+
+def test_recomputed_activations_give_the_same_gradients_with_dropout():
+    network, tokens = random_network(dropout=0.3).train(), random_tokens(2, 6)
+    gradients = []
+    for network.checkpoint_activations in (False, True):
+        torch.manual_seed(4)
+        network.zero_grad()
+        network(tokens).pow(2).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
+
+
+def test_it_learns():
+    """A few steps suffice to learn the token two places to the left."""
+    torch.manual_seed(5)
+    network = DDiT(DDiTConfig(**SMALL))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    first, last = torch.inf, torch.inf
+    for step in range(150):
+        tokens = torch.randint(SMALL["vocab_size"], (16, 12))
+        logits = network(tokens)[:, 2:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, :-2].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first, last = (loss.item() if step == 0 else first), loss.item()
+    assert last < 0.1 * first
+
+
+def test_it_compiles_to_one_graph():
+    """Without the shape checks of the tests, which Dynamo would have to look into."""
+    script = """
+        import torch
+        from hdlm.network import DDiT, DDiTConfig
+        torch.manual_seed(0)
+        network = DDiT(DDiTConfig(13, 32, 2, 4, cond_dim=8, timestep_embedding=True, condition_blocks=True))
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        tokens, attention = torch.randint(13, (2, 6)), torch.ones(1, 6, 6, dtype=torch.bool).tril()
+        results = []
+        for run in (network, compiled):
+            network.zero_grad()
+            logits = run(tokens, condition=torch.ones(2, 6), blend=torch.ones(2, 6) / 2, attention=attention)
+            logits.pow(2).mean().backward()
+            results.append([logits, *(p.grad.clone() for p in network.parameters())])
+        torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"condition": torch.ones(2, 5)}, "leave `condition` out"),
+        ({"store": 3}, "there is no `cache`"),
+        ({"attention": torch.ones(1, 5, 6, dtype=torch.bool)}, r"which of 5 keys .* got shape \(1, 5, 6\)"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        random_network()(random_tokens(2, 5), **arguments)
+
+
+def test_a_network_that_is_told_the_noise_insists_on_it():
+    with pytest.raises(ValueError, match="pass `condition`"):
+        random_network(timestep_embedding=True)(random_tokens(2, 5))

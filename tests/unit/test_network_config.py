@@ -1,0 +1,61 @@
+"""A DDiTConfig is either sound or refused with the value and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from hdlm.network import DDiTConfig
+
+SIZES = {"vocab_size": 11, "hidden_size": 24, "num_blocks": 2, "num_heads": 3}
+
+
+def test_round_trip_through_json():
+    config = DDiTConfig(**SIZES, cond_dim=8, dropout=0.1, timestep_embedding=True, condition_output=True)
+    assert DDiTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (SIZES | {"hiden_size": 4}, "'hiden_size'; did you mean 'hidden_size'"),
+        (
+            {"vocab_size": 11, "hidden_size": 24},
+            "needs num_blocks, num_heads; got only vocab_size, hidden_size",
+        ),
+        ({}, "got only nothing"),
+        (SIZES | {"vocab_size": 0}, "`vocab_size` must be a positive integer; got 0"),
+        (SIZES | {"num_blocks": True}, "`num_blocks` must be a positive integer; got True"),
+        (SIZES | {"dropout": 1.0}, r"`dropout` must lie in \[0, 1\); got 1.0"),
+        (SIZES | {"hidden_size": 27}, "hidden_size=27, num_heads=3"),
+        (SIZES | {"num_heads": 5}, "hidden_size=24, num_heads=5"),
+        (SIZES | {"condition_output": True}, "set `timestep_embedding=True`"),
+    ],
+)
+def test_refusals(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DDiTConfig.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (SIZES | {"mlp_ratio": 4.0}, "`mlp_ratio` must be a positive integer; got 4.0"),
+        (SIZES | {"num_heads": "4"}, "`num_heads` must be a positive integer; got '4'"),
+        (SIZES | {"condition_blocks": 1}, "`condition_blocks` must be true or false; got 1"),
+        (SIZES | {"dropout": None}, r"`dropout` must lie in \[0, 1\); got None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_where_nobody_checks_types(fields, message, monkeypatch):
+    monkeypatch.setattr(DDiTConfig, "__init__", unchecked_init)
+    with pytest.raises(ValueError, match=message):
+        DDiTConfig.from_dict(fields)
+
+
+def unchecked_init(self, **fields):
+    """What a dataclass does without the shape and type checks of the tests."""
+    for field in dataclasses.fields(DDiTConfig):
+        object.__setattr__(self, field.name, fields.get(field.name, field.default))
+    self.__post_init__()
