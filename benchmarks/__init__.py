@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` (or `make bench`). One file a topic; each lists `Benchmark`s."""
