@@ -1,0 +1,80 @@
+"""From the words on the command line to an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import hdlm
+from hdlm.cli._errors import explained
+from hdlm.cli._registry import Verb, verbs
+
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
+"""Exit statuses besides those of the verbs: the last two are what a shell reports for SIGINT and SIGPIPE."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Keeps the line breaks of help texts, and answers a mistake with one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and leave."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `hdlm` with the arguments, those of the process by default; the answer is the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    known = verbs()
+    first = next((word for word in words if not word.startswith("-")), None)
+    parser, parsers = _parsers(known)
+    if first not in known:
+        parser.parse_args(words)
+        parser.print_help()
+        return 0
+    traceback = "--traceback" in words[: words.index(first)]
+    try:
+        return _run(known[first], parser, parsers[first], words)
+    except KeyboardInterrupt:
+        print(f"\nhdlm {first}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        line = explained(error)
+        if traceback or line is None:
+            raise
+        print(f"hdlm {first}: {line}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of `hdlm`, and that of each verb, without arguments as yet."""
+    parser = Parser(
+        prog="hdlm",
+        description="Hybrid diffusion language models: train, evaluate and sample from text models\n"
+        "between autoregression and diffusion.",
+        epilog="`hdlm VERB --help` has the options of a verb, and examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"hdlm {hdlm.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    actions = parser.add_subparsers(metavar="VERB", title="verbs", parser_class=Parser)
+    return parser, {
+        name: actions.add_parser(name, help=verb.summary, description=verb.description)
+        for name, verb in known.items()
+    }
+
+
+def _run(verb: Verb, parser: Parser, subparser: Parser, words: Sequence[str]) -> int:
+    module = verb.load()
+    module.add_arguments(subparser)
+    status = module.run(parser.parse_args(words))
+    sys.stdout.flush()
+    return status

@@ -1,0 +1,98 @@
+"""Options that several verbs share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from hdlm.hyperschedule import AbstractHyperschedule
+
+FAMILIES = ("autoregressive", "flat", "block", "slide", "wave", "published-slide", "published-wave")
+"""Hyperschedules by the name that the command line gives them."""
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add `--seed`."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: %(default)s)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`; read it with `device_of`."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, an accelerator, or auto: the fastest here (default)"
+    )
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if args.device == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        device = None
+    here = {"cpu"} | ({accelerator.type} if accelerator else set())
+    if device is None or device.type not in here:
+        raise ValueError(f"--device must be auto or one of {', '.join(sorted(here))}; got {args.device!r}.")
+    return device
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`; answer it with `print_json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for other programs")
+
+
+def print_json(result: Any) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def add_hyperschedule(parser: argparse.ArgumentParser) -> None:
+    """Add the family, `--length`, `--width` and `--levels`; read them with `hyperschedule_of`."""
+    parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("--length", type=int, default=64, help="positions (default: %(default)s)")
+    parser.add_argument("--width", type=int, help="positions that are active together (default: 16)")
+    parser.add_argument("--levels", type=int, help="noise levels, steps that a position takes (default: 8)")
+
+
+def hyperschedule_of(args: argparse.Namespace) -> AbstractHyperschedule:
+    """The hyperschedule that the options describe.
+
+    Raises:
+        ValueError: if an option is out of range, or means nothing to the family.
+    """
+    from hdlm import hyperschedule
+
+    given = {"--width": args.width, "--levels": args.levels}
+    unused = {"autoregressive": ("--width", "--levels"), "flat": ("--width",)}.get(args.family, ())
+    for option in unused:
+        if given[option] is not None:
+            raise ValueError(
+                f"{option} means nothing to {args.family}; leave it out, or choose another family."
+            )
+    width = min(16, args.length) if args.width is None else args.width
+    levels = 8 if args.levels is None else args.levels
+    windows: dict[str, Callable[[int, int, int], AbstractHyperschedule]] = {
+        "block": hyperschedule.Block,
+        "slide": hyperschedule.Slide,
+        "wave": hyperschedule.Wave,
+        "published-slide": hyperschedule.PublishedSlide,
+        "published-wave": hyperschedule.PublishedWave,
+    }
+    if args.family == "autoregressive":
+        return hyperschedule.autoregressive(args.length)
+    if args.family == "flat":
+        return hyperschedule.flat(args.length, levels)
+    return windows[args.family](args.length, width, levels)

@@ -1,0 +1,53 @@
+"""The verbs: every module of this package whose name does not begin with `_`, found without importing it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+
+class VerbModule(Protocol):
+    """What the module of a verb offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options of the verb."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the answer is the exit status."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb and the file that it lives in."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """As typed on the command line."""
+        return self.path.stem.replace("_", "-")
+
+    @cached_property
+    def description(self) -> str:
+        """The docstring of the file."""
+        return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring, without its full stop."""
+        return self.description.partition("\n")[0].removesuffix(".")
+
+    def load(self) -> VerbModule:
+        """Import the module."""
+        return cast(VerbModule, import_module(f"{__package__}.{self.path.stem}"))
+
+
+def verbs() -> dict[str, Verb]:
+    """Every verb by its name, in alphabetical order."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {verb.name: verb for verb in map(Verb, files)}

@@ -1,0 +1,201 @@
+"""Draw hyperschedules, attention and loss curves, in the terminal or to a file.
+
+Examples:
+  hdlm show hyperschedule block --width 16 --levels 8 --length 64
+  hdlm show hyperschedule slide --width 32 --levels 64 --length 1024 --output slide.png
+  hdlm show hyperschedules --output families.png            all families side by side
+  hdlm show attention block --width 8 --levels 4 --length 32 --step 6
+  hdlm show attention wave --width 8 --levels 4 --length 24 --two-stream
+  hdlm show loss runs/first/metrics.jsonl --output loss.png
+
+Without --output a picture is drawn in the terminal.  The suffix of --output names the format: .png, .svg or .pdf.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdlm.cli._options import add_hyperschedule, add_json, add_seed, hyperschedule_of, print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hdlm.attention import Visibility
+    from hdlm.hyperschedule import AbstractHyperschedule
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be shown, each with its options."""
+    things = parser.add_subparsers(dest="thing", metavar="WHAT", required=True, title="what to show")
+    one = things.add_parser(
+        "hyperschedule",
+        help="noise levels of one hyperschedule",
+        description="Noise levels of a hyperschedule: positions from left to right, steps from top to bottom.",
+    )
+    add_hyperschedule(one)
+    _add_output(one)
+    add_json(one)
+    one.set_defaults(show=_show_hyperschedule)
+
+    gallery = things.add_parser("hyperschedules", help="every family, side by side")
+    gallery.add_argument("--output", type=Path, required=True, help="the file to write")
+    gallery.set_defaults(show=_show_gallery)
+
+    attention = things.add_parser(
+        "attention",
+        help="who may look at whom",
+        description="Who may look at whom at one step of generation, or in a two-stream training pass.",
+    )
+    add_hyperschedule(attention)
+    _add_attention(attention)
+    _add_output(attention)
+    add_json(attention)
+    attention.set_defaults(show=_show_attention)
+
+    loss = things.add_parser("loss", help="loss curves of a run, from its metrics (JSON lines)")
+    loss.add_argument("metrics", type=Path, help="file with one JSON object a line")
+    loss.add_argument("--output", type=Path, default=Path("loss.png"), help="the file (default: %(default)s)")
+    loss.set_defaults(show=_show_loss)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="write a picture here instead of drawing in the terminal")
+
+
+def _add_attention(parser: argparse.ArgumentParser) -> None:
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--step", type=int, help="step of generation (default: the middle)")
+    when.add_argument("--two-stream", action="store_true", help="a packed training pass: [clean | noisy]")
+    parser.add_argument(
+        "--context",
+        choices=("full", "causal", "block_causal"),
+        default="block_causal",
+        help="what settled positions see of one another (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--active",
+        choices=("full", "causal"),
+        default="full",
+        help="what active positions see of one another (default: %(default)s)",
+    )
+    add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it."""
+    args.show(args)
+    return 0
+
+
+def _title(args: argparse.Namespace, hyperschedule: AbstractHyperschedule) -> str:
+    return f"{args.family.capitalize().replace('-', ' ')}: {hyperschedule.num_steps} steps"
+
+
+def _wrote(output: Path) -> None:
+    print(f"wrote {output}")
+
+
+def _show_hyperschedule(args: argparse.Namespace) -> None:
+    hyperschedule = hyperschedule_of(args)
+    if args.json:
+        print_json(_described(args.family, hyperschedule))
+    elif args.output is not None:
+        from hdlm.view.hyperschedule import draw_hyperschedule
+
+        draw_hyperschedule(hyperschedule, args.output, _title(args, hyperschedule))
+        _wrote(args.output)
+    else:
+        from rich.console import Console
+
+        from hdlm.view.hyperschedule import print_hyperschedule
+
+        print_hyperschedule(hyperschedule, Console(), _title(args, hyperschedule))
+
+
+def _described(family: str, hyperschedule: AbstractHyperschedule) -> dict[str, Any]:
+    import torch
+
+    return {
+        "family": family,
+        "length": hyperschedule.length,
+        "num_levels": hyperschedule.num_levels,
+        "num_steps": hyperschedule.num_steps,
+        "settles": hyperschedule.settles.tolist(),
+        "levels": hyperschedule.levels(torch.arange(hyperschedule.num_steps + 1)).tolist(),
+    }
+
+
+def _show_gallery(args: argparse.Namespace) -> None:
+    from hdlm.hyperschedule import Block, Slide, Wave, autoregressive, flat
+    from hdlm.view.hyperschedule import draw_gallery
+
+    length, width = 48, 12
+    families = {
+        "Autoregressive\nGPT": autoregressive(length),
+        "Flat\nMDLM, SEDD": flat(length, length),
+        "Block\nBD3-LM": Block(length, width, width),
+        "Slide\nHDLM, published as simple": Slide(length, width, width),
+        "Wave\nHDLM, published as hybrid": Wave(length, 2 * width, 8),
+    }
+    draw_gallery(families, args.output)
+    _wrote(args.output)
+
+
+def _show_attention(args: argparse.Namespace) -> None:
+    from hdlm.view.attention import AttentionPicture, draw_attention, print_attention
+
+    hyperschedule = hyperschedule_of(args)
+    visibility, noisy, names, when = _seen(args, hyperschedule)
+    visible = visibility.dense()
+    if args.json:
+        print_json({"family": args.family, "noisy": noisy.tolist(), "visible": visible.int().tolist()})
+        return
+    title = f"{args.family.capitalize()}: {when}"
+    picture = AttentionPicture(visible.numpy(), noisy.numpy(), names, title)
+    if args.output is not None:
+        draw_attention(picture, args.output)
+        _wrote(args.output)
+    else:
+        from rich.console import Console
+
+        print_attention(picture, Console())
+
+
+def _seen(
+    args: argparse.Namespace, hyperschedule: AbstractHyperschedule
+) -> tuple[Visibility, Tensor, tuple[str, str], str]:
+    """Who sees whom, which positions are noisy, what the two sorts are called, and when this is."""
+    import torch
+
+    from hdlm.attention import generation, two_stream
+    from hdlm.hyperschedule import AbstractCountdown
+
+    if args.two_stream:
+        if not isinstance(hyperschedule, AbstractCountdown):
+            raise ValueError(
+                f"--two-stream needs a countdown: autoregressive, flat, block, slide or wave; "
+                f"got {args.family}."
+            )
+        generator = torch.Generator().manual_seed(args.seed)
+        offsets = torch.randint(hyperschedule.num_levels, (hyperschedule.num_epochs,), generator=generator)
+        steps = hyperschedule.packed_steps(offsets)
+        noisy = torch.arange(2 * hyperschedule.length) >= hyperschedule.length
+        packed = two_stream(hyperschedule, steps, args.context, args.active)
+        return packed, noisy, ("clean", "noisy"), "clean and noisy stream"
+    step = hyperschedule.num_steps // 2 if args.step is None else args.step
+    if not 0 <= step <= hyperschedule.num_steps:
+        raise ValueError(
+            f"--step must lie in 0..{hyperschedule.num_steps}, the steps of this one; got {step}."
+        )
+    noisy = hyperschedule.regions(step).active
+    canvas = generation(hyperschedule, step, args.context, args.active)
+    return canvas, noisy, ("settled", "active"), f"step {step} of {hyperschedule.num_steps}"
+
+
+def _show_loss(args: argparse.Namespace) -> None:
+    from hdlm.view.loss_curve import draw_loss
+
+    draw_loss(args.metrics, args.output, names={"loss": "training", "validation_loss": "validation"})
+    _wrote(args.output)

@@ -1,0 +1,153 @@
+"""How a text came to be, frame by frame: what was unmasked, corrected and masked again at each step.
+
+In a terminal the frames play in place, in colour; anywhere else a few of them are printed as plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from hdlm.view.palette import CORRECTED, FRESH, MUTED, REMASKED
+
+Frame = Sequence[str | None]
+"""One string a token as it is to be read, None for a mask."""
+
+MASK = "░░"
+PLAIN_FRAMES = 5
+"""Frames that are printed where they cannot play."""
+
+
+class Change(Enum):
+    """What a step did to a token."""
+
+    NOTHING = "unchanged"
+    UNMASKED = "unmasked"
+    CORRECTED = "corrected"
+    REMASKED = "masked again"
+
+
+STYLES = {
+    Change.NOTHING: "",
+    Change.UNMASKED: f"bold {FRESH}",
+    Change.CORRECTED: f"bold underline {CORRECTED}",
+    Change.REMASKED: f"bold {REMASKED}",
+}
+
+
+def changes(before: Frame, after: Frame) -> list[Change]:
+    """What happened to each token between two frames.
+
+    Raises:
+        ValueError: if the frames differ in length.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"frames of one replay have equal lengths; got {len(before)} and {len(after)}.")
+    return [_change(old, new) for old, new in zip(before, after, strict=True)]
+
+
+def _change(old: str | None, new: str | None) -> Change:
+    if old == new:
+        return Change.NOTHING
+    if old is None:
+        return Change.UNMASKED
+    return Change.REMASKED if new is None else Change.CORRECTED
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The frames of one sequence, first to last.
+
+    Raises:
+        ValueError: if there are no frames, or they differ in length.
+    """
+
+    frames: Sequence[Frame]
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise ValueError("a replay needs at least one frame; got none.")
+        for frame in self.frames[1:]:
+            changes(self.frames[0], frame)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def text(self, number: int) -> Text:
+        """Frame `number` in colours; past the end, the last frame at rest."""
+        resting = number >= len(self.frames)
+        frame = self.frames[-1 if resting else number]
+        before = frame if resting or number == 0 else self.frames[number - 1]
+        text = Text()
+        for token, change in zip(frame, changes(before, frame), strict=True):
+            masked = token is None and change is Change.NOTHING
+            text.append(MASK if token is None else token, MUTED if masked else STYLES[change])
+        return text
+
+    def count(self, change: Change) -> int:
+        """How often `change` happened over all frames."""
+        pairs = zip(self.frames[:-1], self.frames[1:], strict=True)
+        return sum(one is change for before, after in pairs for one in changes(before, after))
+
+
+def play(replays: Mapping[str, Replay], *, console: Console, seconds: float = 6.0) -> None:
+    """Show replays side by side, each under its title.
+
+    Args:
+        replays: what to show; shorter ones rest at their last frame.
+        console: a terminal plays them; anything else gets `PLAIN_FRAMES` frames of each as lines of text.
+        seconds: how long the whole takes in a terminal.
+    """
+    if not console.is_terminal:
+        for title, replay in replays.items():
+            _print_plain(title, replay, console)
+        return
+    longest = max(map(len, replays.values()))
+    with Live(console=console, auto_refresh=False) as live:
+        for number in range(longest + 1):
+            live.update(_screen(replays, number, console), refresh=True)
+            time.sleep(seconds / (longest + 1))
+
+
+def _screen(replays: Mapping[str, Replay], number: int, console: Console) -> Group:
+    """One frame of every replay, side by side where each keeps 40 columns, else one below the other."""
+    panels = [
+        Panel(
+            replay.text(number),
+            title=f"[bold]{title}[/]",
+            subtitle=f"[{MUTED}]step {min(number, len(replay) - 1)}/{len(replay) - 1}[/]",
+            border_style=MUTED,
+            padding=(1, 2),
+        )
+        for title, replay in replays.items()
+    ]
+    beside = console.width >= 40 * len(panels)
+    table = Table.grid(expand=True, padding=(0, 1))
+    for _ in panels if beside else panels[:1]:
+        table.add_column(ratio=1)
+    for row in [panels] if beside else [[panel] for panel in panels]:
+        table.add_row(*row)
+    key = Text("  ").join(Text(change.value, style) for change, style in STYLES.items() if style)
+    return Group(table, Text(" ") + key)
+
+
+def _print_plain(title: str, replay: Replay, console: Console) -> None:
+    last = len(replay) - 1
+    shown = sorted({round(last * part / (PLAIN_FRAMES - 1)) for part in range(PLAIN_FRAMES)})
+    counts = ", ".join(
+        f"{replay.count(change)} {change.value}" for change in STYLES if change is not Change.NOTHING
+    )
+    console.print(f"{title}: {last} steps, {counts}", markup=False, highlight=False)
+    for number in shown:
+        line = " ".join(replay.text(number).plain.split())
+        console.print(
+            f"  step {number:>{len(str(last))}}  {line}", markup=False, highlight=False, soft_wrap=True
+        )
