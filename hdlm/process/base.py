@@ -104,14 +104,13 @@ class AbstractNoiseProcess(abc.ABC):
 
     @final
     def rates(self, u: Float[Tensor, "*b"]) -> Rates:
-        """Infinitesimal `between(u, u + du)`, for `u` in (0, 1); derived by forward-mode differentiation."""
-
-        def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Infinitesimal `between(u, u + du)`, for `u` in (0, 1); weights are differentiated by autograd."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = u.detach().clone().requires_grad_()
             w = self.weights(x)
-            return w.clean, w.uniform
-
-        values, slopes = torch.func.jvp(parts, (u,), (torch.ones_like(u),))[:2]
-        (clean, uniform), (d_clean, d_uniform) = values, slopes
+            parts = (w.clean + 0 * x, w.uniform + 0 * x)  # a constant part has the derivative 0
+            slopes = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in parts]
+        (clean, uniform), (d_clean, d_uniform) = (part.detach() for part in parts), slopes
         leave = -d_clean / clean
         if self.absorbs:
             mask = -(d_clean + d_uniform) / (clean + uniform)
