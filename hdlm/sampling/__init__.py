@@ -1,0 +1,78 @@
+"""Sampling: *how* to walk back from noise. Small steps, composed; one loop for every hyperschedule.
+
+`sample(denoiser, hyperschedule, step)` with `step` one of
+
+| step | what it is | law |
+|---|---|---|
+| `Ancestral` | a draw from the exact posterior | exact as steps get small |
+| `FirstHitting` | masks fall one at a time | exact |
+| `Analytic`, `Euler` | along the score | exact as steps get small |
+| `AdaptiveCorrection` | chained: ACS, redraws visible words | heuristic |
+| `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
+| `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
+| `ByConfidence` | surest words first | heuristic |
+
+or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
+"""
+
+from hdlm.sampling.algorithms import ALGORITHMS, algorithm
+from hdlm.sampling.ancestral import Ancestral
+from hdlm.sampling.base import Chain, Move, Reading, Step, Transform
+from hdlm.sampling.confidence import ByConfidence
+from hdlm.sampling.correction import AdaptiveCorrection
+from hdlm.sampling.draws import draw_index, draw_word
+from hdlm.sampling.first_hitting import FirstHitting
+from hdlm.sampling.gibbs import GibbsCorrection
+from hdlm.sampling.loop import Frame, Generation, sample
+from hdlm.sampling.prompt import Prompt
+from hdlm.sampling.remasking import (
+    AbstractRemaskSchedule,
+    Cap,
+    Confidence,
+    Loop,
+    Remask,
+    RemaskShuffle,
+    ReMDM,
+    Rescale,
+)
+from hdlm.sampling.scores import Analytic, Euler
+from hdlm.sampling.trace import Change, Trace
+from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK, TopP
+
+__all__ = [
+    "ALGORITHMS",
+    "AbstractRemaskSchedule",
+    "AdaptiveCorrection",
+    "Analytic",
+    "Ancestral",
+    "ByConfidence",
+    "Cap",
+    "Chain",
+    "Change",
+    "Confidence",
+    "Euler",
+    "FirstHitting",
+    "Frame",
+    "Generation",
+    "GibbsCorrection",
+    "Loop",
+    "MinP",
+    "Move",
+    "Prompt",
+    "ReMDM",
+    "Reading",
+    "Remask",
+    "RemaskShuffle",
+    "RepetitionPenalty",
+    "Rescale",
+    "Step",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Trace",
+    "Transform",
+    "algorithm",
+    "draw_index",
+    "draw_word",
+    "sample",
+]

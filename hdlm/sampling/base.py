@@ -1,0 +1,211 @@
+"""The two things a sampler is made of: a `Move`, which is all that a step may know, and a `Step`, which is pure.
+
+    the loop (sample)  owns the tokens, the cache and the clock; makes a Move for every generation step
+        |
+      Step(x, move)  returns new tokens; says which positions may change *before* it asks the network
+        |
+      Move.reading  asks the network, once, when somebody first wants to know; projects onto the vocabulary
+                    only the positions that are read
+
+Randomness comes from counters (`hdlm.randomness`): a step gets its uniform numbers by purpose, not in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.denoiser import Prediction
+from hdlm.process import AbstractNoiseProcess
+from hdlm.randomness import Randomness
+from hdlm.sampling.draws import draw_index
+
+__all__ = ["Chain", "Move", "Reading", "Step", "Transform"]
+
+_ENTRIES = 2**24
+"""How many vocabulary entries are expanded to float64 at a time."""
+_STREAMS = 16
+"""Uniform numbers a step may have per position; chained steps get `_STREAMS` each."""
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Reshapes the model's distribution before a draw: temperature, top-k, a penalty."""
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        """New log weights, not necessarily normalised; what was minus infinity stays so.
+
+        Args:
+            log_p: Log probabilities of the clean token, one row for each position that is read.
+            tokens: The noisy sequences.
+            row: Which sequence each row of `log_p` belongs to.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """What the network says of one state of the canvas, read at chosen positions of `[b l]`.
+
+    Attributes:
+        prediction: The denoiser's answer over its window.
+        window: Place in the window of each position of the canvas; -1 outside.
+        tokens: The canvas that was asked about.
+        transforms: Applied in order to `p(x_0 | x_t)` before it is used.
+    """
+
+    prediction: Prediction
+    window: Int[Tensor, " l"]
+    tokens: Int[Tensor, "b l"]
+    transforms: tuple[Transform, ...]
+
+    def log_clean(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
+        """`log p(x_0 | x_t)`, transformed and normalised, in the order of `where.nonzero()`."""
+        row, column = where.nonzero(as_tuple=True)
+        return self._log_clean(row, column)
+
+    def log_score(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
+        """`log p_u(y) / p_u(x_t)`; by way of the transformed `p(x_0 | x_t)` if there are transforms."""
+        row, column = where.nonzero(as_tuple=True)
+        at = self._flat(row, column)
+        if not self.transforms:
+            return self.prediction.log_score(at)
+        process, u = self.prediction.process, self.prediction.noise.flatten()[at]
+        clean = self._log_clean(row, column).to(u.dtype).exp()
+        return process.score_from_clean(self.tokens[row, column], clean, u).log()
+
+    def draw(self, where: Bool[Tensor, "b l"], uniform: Float[Tensor, "b l"]) -> Int[Tensor, " n"]:
+        """Words drawn from `p(x_0 | x_t)` at the given positions, with one uniform number each."""
+        numbers = uniform[where]
+        drawn = [draw_index(p, numbers[part]) for part, p in self._chunks(where)]
+        return torch.cat(drawn) if drawn else numbers.long()
+
+    def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
+        """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
+        stands = self.tokens[where][:, None]
+        found = [p.gather(1, stands[part])[:, 0] for part, p in self._chunks(where)]
+        return torch.cat(found) if found else stands[:, 0].double()
+
+    def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Probabilities in float64, a few rows at a time."""
+        row, column = where.nonzero(as_tuple=True)
+        size = max(1, _ENTRIES // (self.prediction.process.num_words + 1))
+        for begin in range(0, len(row), size):
+            part = slice(begin, begin + size)
+            yield part, self._log_clean(row[part], column[part]).double().exp()
+
+    def _log_clean(self, row: Tensor, column: Tensor) -> Tensor:
+        log_p = self.prediction.log_clean(self._flat(row, column))
+        for transform in self.transforms:
+            log_p = transform(log_p, self.tokens, row)
+        return log_p.log_softmax(-1) if self.transforms else log_p
+
+    def _flat(self, row: Tensor, column: Tensor) -> Tensor:
+        return row * self.prediction.tokens.shape[1] + self.window[column]
+
+
+@final
+@dataclass(frozen=True)
+class Move:
+    """All that a step may know: from noise `t` to noise `s`, where, and what the network says.
+
+    Attributes:
+        process: The noise process of the denoiser.
+        x: Tokens when the generation step began.
+        t: Noise fraction of each position now.
+        s: Noise fraction to reach, `s <= t`.
+        moving: Positions that may change: their level drops in this step, and they are not given by the user.
+        ask: Asks the network about tokens at noise fractions; about the same two tensors only once.
+        randomness: The run's random numbers.
+        sequence: Index of each sequence in the run.
+        step: Index of the generation step.
+        stream: Which of the run's random streams this step may use.
+    """
+
+    process: AbstractNoiseProcess
+    x: Int[Tensor, "b l"]
+    t: Float[Tensor, "b l"]
+    s: Float[Tensor, "b l"]
+    moving: Bool[Tensor, "b l"]
+    ask: Callable[[Tensor, Tensor], Reading]
+    randomness: Randomness
+    sequence: Int[Tensor, " b"]
+    step: int
+    stream: int = 0
+
+    @property
+    def reading(self) -> Reading:
+        """What the network says of `x` at `t`; it is asked at first use, and then once."""
+        return self.ask(self.x, self.t)
+
+    @property
+    def masked(self) -> Bool[Tensor, "b l"]:
+        """Moving positions that hold the mask."""
+        return self.moving & (self.x == self.process.mask_id)
+
+    @property
+    def visible(self) -> Bool[Tensor, "b l"]:
+        """Moving positions that hold a word."""
+        return self.moving & (self.x != self.process.mask_id)
+
+    @property
+    def still_masked(self) -> Float[Tensor, "b l"]:
+        """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
+        at_s, at_t = self.process.weights(self.s).mask, self.process.weights(self.t).mask
+        return torch.where(at_t > 0, at_s / torch.where(at_t > 0, at_t, 1.0), 0.0)
+
+    def uniform(self, purpose: int) -> Float[Tensor, "b l"]:
+        """Uniform float64 numbers in [0, 1), one for each position, the same whenever asked for `purpose`."""
+        position = torch.arange(self.x.shape[1], device=self.x.device)[None]
+        return self.randomness.uniform(
+            self.sequence[:, None], self.step, position, self.stream * _STREAMS + purpose
+        )
+
+    def sub(self, index: int) -> Move:
+        """The same move with random numbers of its own, for the part `index` (0, 1, ...) of a compound step."""
+        return replace(self, stream=self.stream * _STREAMS + index + 1)
+
+
+@runtime_checkable
+class Step(Protocol):
+    """One way to walk back from noise `t` to noise `s`. Pure: same arguments, same tokens."""
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        """New tokens; may differ from `x` where `move.moving` only.
+
+        Args:
+            x: Tokens as earlier steps of a chain left them; `move.x` if there were none.
+            move: Everything else.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Chain:
+    """Several steps in a row, with one question to the network between them if they ask about the same state.
+
+    ACS is `Chain((Ancestral(), AdaptiveCorrection(eta)))`.
+
+    Attributes:
+        steps: At least one.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("A chain needs at least one step.")
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        for index, step in enumerate(self.steps):
+            x = step(x, move.sub(index))
+        return x

@@ -1,0 +1,43 @@
+"""ACS, the adaptive correction sampler of HDLM (arXiv 2504.06416, section 5): look again at what was already written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.sampling.base import Move
+
+__all__ = ["AdaptiveCorrection"]
+
+_CHOICE, _MODEL = 0, 1
+
+
+@final
+@dataclass(frozen=True)
+class AdaptiveCorrection:
+    """Redraws each visible word from `p(x_0 | x_t)` with probability `eta` times that of a mask to stay one.
+
+    It corrects the words that were visible when the move began and still are; words that the same move has unmasked
+    are left alone. Towards the end, when few masks stay, it fades out.
+
+    Attributes:
+        eta: Strength, in [0, 1]; the paper uses about 0.01.
+    """
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"`eta` of the correction must lie in [0, 1]; got {self.eta}.")
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        chosen = move.uniform(_CHOICE) < self.eta * move.still_masked
+        redraw = move.visible & (x == move.x) & chosen
+        if not redraw.any():
+            return x
+        new = x.clone()
+        new[redraw] = move.reading.draw(redraw, move.uniform(_MODEL))
+        return new

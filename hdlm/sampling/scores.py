@@ -1,0 +1,84 @@
+"""Steps along the score: the analytic (Tweedie) step and Euler's (SEDD, arXiv 2310.16834, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.sampling.base import Move
+from hdlm.sampling.draws import draw_index
+
+__all__ = ["Analytic", "Euler"]
+
+_DRAW = 0
+
+
+@final
+@dataclass(frozen=True)
+class Analytic:
+    """`p(x_s = y | x_t) ~ (exp(-dQ) score)(y) exp(dQ)[x_t, y]`, with the exact inverse of the hybrid kernel.
+
+    With the score of the data it is the exact posterior of one position.
+
+    Attributes:
+        floor: A move from full noise begins this far from it, where the score is finite.
+    """
+
+    floor: float = 1e-4
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        t = torch.maximum(move.t.clamp_max(1 - self.floor), move.s)
+        return _walk(x, move, lambda at, score: move.process.tweedie(move.x[at], score, move.s[at], t[at]))
+
+
+@final
+@dataclass(frozen=True)
+class Euler:
+    """`p(x_s = y | x_t) = delta(x_t) + (t - s) R(y -> x_t) score(y)`, first order in the step.
+
+    The last step, to `s = 0`, is the analytic one: Euler's would leave masks behind.
+
+    Attributes:
+        floor: A move from full noise begins this far from it, where rates are finite.
+    """
+
+    floor: float = 1e-4
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        process = move.process
+        t = torch.maximum(move.t.clamp_max(1 - self.floor), move.s)
+        rates = process.rates(t)
+        n = process.num_words
+
+        def law(at: Bool[Tensor, "b l"], score: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+            x_t, last = move.x[at], move.s[at] == 0
+            masked = x_t == process.mask_id
+            to_word = torch.where(masked, rates.mask[at], rates.uniform[at] / n)
+            to_mask = torch.where(masked, 0.0, rates.release[at] / n)
+            rate = torch.cat([to_word[:, None].expand(-1, n), to_mask[:, None]], 1)
+            jump = ((t - move.s)[at][:, None] * rate * score).scatter(1, x_t[:, None], 0.0)
+            stay = (1 - jump.sum(1, keepdim=True)).clamp_min(0)
+            euler = jump.scatter(1, x_t[:, None], stay)
+            return torch.where(last[:, None], process.tweedie(x_t, score, move.s[at], t[at]), euler)
+
+        return _walk(x, move, law)
+
+
+def _walk(x: Int[Tensor, "b l"], move: Move, law: Callable[[Tensor, Tensor], Tensor]) -> Int[Tensor, "b l"]:
+    """Draw from a law over the vocabulary at every position that can change."""
+    can = move.moving & (move.s < move.t)
+    kernel = move.process.between(move.s, move.t)
+    can &= (move.x == move.process.mask_id) | (kernel.uniform > 0) | (kernel.release > 0)
+    if not can.any():
+        return x
+    score = move.reading.log_score(can).to(move.t.dtype).exp()
+    p = law(can, score)
+    p[:, -1] = torch.where(move.s[can] == 0, 0.0, p[:, -1])
+    new = x.clone()
+    new[can] = draw_index(p, move.uniform(_DRAW)[can])
+    return new

@@ -1,0 +1,82 @@
+"""A record of a generation: what changed at each step, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+
+from hdlm.sampling.loop import Frame
+
+__all__ = ["Change", "Trace"]
+
+Reason = Literal["unmasked", "corrected", "remasked"]
+
+
+@final
+@dataclass(frozen=True)
+class Change:
+    """One token that changed.
+
+    Attributes:
+        step: Generation step, from 0.
+        sequence: Index of the sequence in the run.
+        position: Where.
+        old: Token before.
+        new: Token after.
+        reason: `"unmasked"` (mask to word), `"corrected"` (word to word) or `"remasked"` (word to mask).
+    """
+
+    step: int
+    sequence: int
+    position: int
+    old: int
+    new: int
+    reason: Reason
+
+
+@final
+class Trace:
+    """A watcher for `sample(..., watch=trace)` that keeps every change.
+
+    Args:
+        mask_id: Id of the mask.
+
+    Attributes:
+        changes: In order of steps, then sequences, then positions.
+        start: First tokens of each sequence, by its index.
+        num_evaluations: Calls of the network.
+    """
+
+    def __init__(self, mask_id: int) -> None:
+        self.mask_id = mask_id
+        self.changes: list[Change] = []
+        self.start: dict[int, list[int]] = {}
+        self.num_evaluations = 0
+
+    def __call__(self, frame: Frame) -> None:
+        """Take down what a step has changed."""
+        names = frame.sequence.tolist()
+        if frame.step == 0:
+            self.start.update(zip(names, frame.before.tolist(), strict=True))
+        self.num_evaluations = frame.num_evaluations
+        row, column = (frame.before != frame.after).nonzero(as_tuple=True)
+        old, new = frame.before[row, column].tolist(), frame.after[row, column].tolist()
+        for i, at, was, now in zip(row.tolist(), column.tolist(), old, new, strict=True):
+            self.changes.append(Change(frame.step, names[i], at, was, now, self._reason(was, now)))
+
+    def _reason(self, old: int, new: int) -> Reason:
+        if old == self.mask_id:
+            return "unmasked"
+        return "remasked" if new == self.mask_id else "corrected"
+
+    def frames(self, sequence: int) -> list[tuple[int, list[int]]]:
+        """The tokens of one sequence after each step that changed it, beginning with the noise (step -1)."""
+        tokens = torch.tensor(self.start[sequence])
+        frames = [(-1, tokens.tolist())]
+        for change in (c for c in self.changes if c.sequence == sequence):
+            if change.step != frames[-1][0]:
+                frames.append((change.step, list(frames[-1][1])))
+            frames[-1][1][change.position] = change.new
+        return frames

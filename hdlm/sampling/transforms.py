@@ -1,0 +1,130 @@
+"""What can be done to the model's distribution before a word is drawn. All are off unless asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["MinP", "RepetitionPenalty", "Temperature", "TopK", "TopP"]
+
+
+@final
+@dataclass(frozen=True)
+class Temperature:
+    """`p^(1 / temperature)`.
+
+    Attributes:
+        temperature: At least 0; 0 keeps only the likeliest word (the first of equals).
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"`temperature` must not be negative; got {self.temperature}.")
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        if self.temperature == 0:
+            best = log_p.argmax(-1, keepdim=True)
+            return torch.full_like(log_p, -torch.inf).scatter(-1, best, 0.0)
+        return log_p / self.temperature
+
+
+@final
+@dataclass(frozen=True)
+class TopK:
+    """Keeps the `k` likeliest words (and what ties with the last of them).
+
+    Attributes:
+        k: At least 1.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"`k` of top-k must be at least 1; got {self.k}.")
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        worst = log_p.topk(min(self.k, log_p.shape[-1]), dim=-1).values[:, -1:]
+        return log_p.masked_fill(log_p < worst, -torch.inf)
+
+
+@final
+@dataclass(frozen=True)
+class TopP:
+    """Nucleus: the fewest likeliest words whose probabilities reach `p` (arXiv 1904.09751).
+
+    Attributes:
+        p: In (0, 1].
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ValueError(f"`p` of top-p must lie in (0, 1]; got {self.p}.")
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        ordered, order = log_p.softmax(-1, dtype=torch.float64).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        drop = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, order, before >= self.p)
+        return log_p.masked_fill(drop, -torch.inf)
+
+
+@final
+@dataclass(frozen=True)
+class MinP:
+    """Keeps the words that are at least `p` times as likely as the likeliest (arXiv 2407.01082).
+
+    Attributes:
+        p: In [0, 1].
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"`p` of min-p must lie in [0, 1]; got {self.p}.")
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        least = log_p.amax(-1, keepdim=True) + torch.tensor(self.p, dtype=log_p.dtype).log()
+        return log_p.masked_fill(log_p < least, -torch.inf)
+
+
+@final
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Multiplies the *log probability* of words that the same sequence already holds (CTRL, arXiv 1909.05858).
+
+    Log probabilities are never positive, so the penalty lowers what it should; logits, to which the usual
+    implementations apply it, have no zero to speak of.
+
+    Attributes:
+        penalty: At least 1; 1 does nothing.
+    """
+
+    penalty: float
+
+    def __post_init__(self) -> None:
+        if self.penalty < 1:
+            raise ValueError(f"`penalty` for repetitions must be at least 1; got {self.penalty}.")
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        seen = torch.zeros(len(tokens), log_p.shape[-1], dtype=torch.bool, device=log_p.device)
+        seen = seen.scatter(1, tokens, True)[row]
+        return torch.where(seen, log_p.log_softmax(-1) * self.penalty, log_p.log_softmax(-1))
