@@ -1,25 +1,34 @@
-"""Where the files that travel with the package lie: hydra configs and the pretrained model.
+"""Where the files that travel with the package lie: configs, recipes and pretrained models.
 
-In an installed wheel both are inside the package.  In a checkout the configs stay at its top, where the
-published commands read them (`--config-file configs/accelerate/single.yaml`).
+In an installed wheel all of them are inside the package.  In a checkout configs and recipes stay at its top, where
+people read them and the published commands expect them (`--config-file configs/accelerate/single.yaml`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["configs", "pretrained"]
+__all__ = ["configs", "pretrained", "recipes"]
 
 _PACKAGE = Path(__file__).parent
 
 
 def configs() -> Path:
-    """The folder of hydra configs.
+    """The folder of configs: those of `accelerate launch`, and of hydra.
 
     Raises:
         FileNotFoundError: If neither an installed wheel nor a checkout surrounds this file.
     """
     return _first_folder(_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def recipes() -> Path:
+    """The folder of training recipes, one `.toml` each.
+
+    Raises:
+        FileNotFoundError: If neither an installed wheel nor a checkout surrounds this file.
+    """
+    return _first_folder(_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 
 def pretrained() -> Path:

@@ -18,6 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"objective", "sampling", "checkpoint"}),
     frozenset({"training", "evaluation", "serving", "view", "verification", "hub"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),
     frozenset({"hf_utils", "epsilon_hybrid", "gamma_hybrid"}),
 )

@@ -54,10 +54,11 @@ def test_the_wheel_holds_the_pretrained_model(wheel: Path) -> None:
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in pretrained}
 
 
-def test_the_wheel_holds_the_configs(wheel: Path, repository: Path) -> None:
-    configs = _files(repository / "configs", repository)
-    assert configs
-    assert {f"hdlm/{name}" for name in configs} <= _contents(wheel)
+@pytest.mark.parametrize("folder", ["configs", "recipes"])
+def test_the_wheel_holds_what_lies_beside_the_package(wheel: Path, repository: Path, folder: str) -> None:
+    files = _files(repository / folder, repository)
+    assert files
+    assert {f"hdlm/{name}" for name in files} <= _contents(wheel)
 
 
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
