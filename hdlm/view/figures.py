@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": MUTED,
     "legend.frameon": False,
     "figure.facecolor": "white",
-    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.07,
     "figure.constrained_layout.w_pad": 0.12,
 }
 DOTS_PER_INCH = 160

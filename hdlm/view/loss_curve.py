@@ -17,7 +17,7 @@ from hdlm.view.palette import MUTED, RULE, SERIES
 
 SMOOTHED_ABOVE = 60
 """Points from which a noisy series is drawn faintly, with its running mean on top."""
-SMOOTHING_SHARE = 0.03
+SMOOTHING_SHARE = 0.01
 """Part of the series over which the running mean forgets."""
 
 Points = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]

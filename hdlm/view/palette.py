@@ -20,8 +20,8 @@ INK, MUTED, RULE = "#1c2333", "#6b7280", "#d5d7dc"
 SERIES = ("#0f6cbd", "#c2410c", "#3f7d20", "#7a3e9d", "#8a6d00", "#475569")
 """Lines of a chart, told apart by lightness as well as by hue."""
 
-FRESH, CORRECTED, REMASKED = "#15803d", "#c2410c", "#7c3aed"
-"""What a sampler has just done to a token."""
+FRESH, CORRECTED, REMASKED = "#1f9d55", "#dd6b20", "#9061e8"
+"""What a sampler has just done to a token; legible on dark and on light terminals."""
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

@@ -6,9 +6,11 @@ In a terminal the frames play in place, in colour; anywhere else a few of them a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
+from operator import itemgetter
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,7 +23,8 @@ from hdlm.view.palette import CORRECTED, FRESH, MUTED, REMASKED
 Frame = Sequence[str | None]
 """One string a token as it is to be read, None for a mask."""
 
-MASK = "░░"
+MASK = "░"
+"""A mask, as often as the token that finally stands there has characters, so that lines keep their places."""
 PLAIN_FRAMES = 5
 """Frames that are printed where they cannot play."""
 
@@ -54,6 +57,33 @@ def changes(before: Frame, after: Frame) -> list[Change]:
     return [_change(old, new) for old, new in zip(before, after, strict=True)]
 
 
+def frames(
+    start: Sequence[int], edits: Iterable[tuple[int, int, int]], read: Callable[[int], str | None]
+) -> list[list[str | None]]:
+    """The frames of a sequence that begins as `start` and is then edited: one a step that changes something.
+
+    Args:
+        start: token ids at first.
+        edits: (step, position, new token id), in the order of steps.
+        read: how a token id reads, None for the mask.
+    """
+    shown = [read(token) for token in start]
+    result = [shown]
+    for _, group in groupby(edits, key=itemgetter(0)):
+        shown = list(shown)
+        for _, position, token in group:
+            shown[position] = read(token)
+        result.append(shown)
+    return result
+
+
+def _masked(end: str | None) -> str:
+    """What stands for a mask where the token `end` will be; its leading space is kept."""
+    word = (end or MASK).removeprefix(" ")
+    space = " " if end and end.startswith(" ") else ""
+    return space + MASK * max(len(word), 1)
+
+
 def _change(old: str | None, new: str | None) -> Change:
     if old == new:
         return Change.NOTHING
@@ -84,12 +114,12 @@ class Replay:
     def text(self, number: int) -> Text:
         """Frame `number` in colours; past the end, the last frame at rest."""
         resting = number >= len(self.frames)
-        frame = self.frames[-1 if resting else number]
+        frame, final = self.frames[-1 if resting else number], self.frames[-1]
         before = frame if resting or number == 0 else self.frames[number - 1]
         text = Text()
-        for token, change in zip(frame, changes(before, frame), strict=True):
-            masked = token is None and change is Change.NOTHING
-            text.append(MASK if token is None else token, MUTED if masked else STYLES[change])
+        for token, end, change in zip(frame, final, changes(before, frame), strict=True):
+            resting_style = MUTED if token is None else ""
+            text.append(_masked(end) if token is None else token, STYLES[change] or resting_style)
         return text
 
     def count(self, change: Change) -> int:

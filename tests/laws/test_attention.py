@@ -112,7 +112,7 @@ def test_special_cases():
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from([4, 8]), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 def test_block_mask_skips_nothing_and_grants_nothing(length, blocks, num_levels, block_size, data):
     """Its blocks and predicate, put together, are the dense mask."""
     hyperschedule = Slide(length, min(length, blocks), num_levels)
