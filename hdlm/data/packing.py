@@ -1,0 +1,156 @@
+"""Documents to one endless, ordered supply of windows.
+
+Documents, each closed by end-of-text, are joined into one stream of tokens; windows of equal length tile it. The stream
+is a ring: the last window of an epoch is filled up from the stream's beginning, so no remainder is ever dropped. Every
+epoch shifts the tiling and shuffles it anew, both as functions of (seed, epoch), so the batch of any step is known
+without having drawn those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.data.tokenizer import Tokenizer
+from hdlm.randomness import Randomness
+
+__all__ = ["Split", "TokenStream", "Windows", "split", "tokenise"]
+
+_SHIFT, _SHUFFLE = 0x81, 0x82
+"""Random streams of this module."""
+
+
+@final
+@dataclass(frozen=True)
+class Split:
+    """Documents to learn from, and documents that are kept from training to measure what was learnt."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def split(documents: Sequence[str], share: float) -> Split:
+    """Set documents aside, evenly spread over the corpus; of very few, set the tail of each aside.
+
+    Args:
+        documents: The corpus.
+        share: Part to set aside, in (0, 0.5].
+
+    Raises:
+        ValueError: If `share` is out of range, or there is too little text for two parts.
+    """
+    if not 0 < share <= 0.5:
+        raise ValueError(f"`validation` must lie in (0, 0.5]; got {share}.")
+    every = round(1 / share)
+    if len(documents) >= 2 * every:
+        aside = range(every // 2, len(documents), every)
+        kept = [document for index, document in enumerate(documents) if index not in aside]
+        return Split(tuple(kept), tuple(documents[index] for index in aside))
+    cuts = [(document, _tail(document, share)) for document in documents]
+    parts = Split(
+        tuple(head for document, at in cuts if (head := document[:at].strip())),
+        tuple(tail for document, at in cuts if (tail := document[at:].strip())),
+    )
+    if not parts.train or not parts.validation:
+        raise ValueError(
+            f"there is too little text to set {share:.0%} of it aside for validation; give more text."
+        )
+    return parts
+
+
+def _tail(document: str, share: float) -> int:
+    """Where the last `share` of a document begins, at a space where there is one."""
+    at = len(document) - int(len(document) * share)
+    space = document.rfind(" ", 0, at)
+    return space if space > 0 else at
+
+
+@final
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as one row of tokens.
+
+    Attributes:
+        tokens: All documents, end-of-text behind each.
+        num_bytes: Bytes of UTF-8 that they stand for, one for each end-of-text: the measure of bits per byte.
+    """
+
+    tokens: Int[Tensor, " n"]
+    num_bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean number of bytes that a token stands for."""
+        return self.num_bytes / len(self.tokens)
+
+
+def tokenise(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenStream:
+    """Join documents into one stream.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not documents:
+        raise ValueError("there are no documents to tokenise.")
+    ids = [id for document in tokenizer.encode_documents(documents) for id in document]
+    return TokenStream(torch.tensor(ids), sum(len(document.encode()) + 1 for document in documents))
+
+
+@final
+@dataclass(frozen=True)
+class Windows:
+    """Window number `0, 1, 2, ..` of an endless sequence of epochs.
+
+    Attributes:
+        tokens: The stream.
+        length: Tokens in a window.
+        seed: Seed of the order.
+    """
+
+    tokens: Int[Tensor, " n"]
+    length: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"`length` must be at least 1; got {self.length}.")
+        if len(self.tokens) < self.length:
+            raise ValueError(
+                f"the text has {len(self.tokens)} tokens, less than one window of {self.length}; "
+                "give more text or a shorter context."
+            )
+
+    def __len__(self) -> int:
+        """Windows in an epoch: as many as cover every token at least once."""
+        return -(-len(self.tokens) // self.length)
+
+    def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
+        """Windows number `first .. first + count - 1` of the endless order.
+
+        Args:
+            first: Number of windows before; `step * batch_size` at a step of training.
+            count: How many.
+        """
+        starts = torch.cat([self._starts(epoch)[low:high] for epoch, low, high in self._runs(first, count)])
+        return self.tokens[(starts[:, None] + torch.arange(self.length)) % len(self.tokens)]
+
+    def _runs(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """The wanted windows as runs `(epoch, from, to)` within epochs."""
+        stop, size = first + count, len(self)
+        return [
+            (epoch, max(first - epoch * size, 0), min(stop - epoch * size, size))
+            for epoch in range(first // size, (stop - 1) // size + 1)
+        ]
+
+    def _starts(self, epoch: int) -> Int[Tensor, " windows"]:
+        """Where the windows of an epoch begin, in the epoch's order."""
+        randomness, zero = Randomness(self.seed), torch.zeros(1, dtype=torch.long)
+        shift = (randomness.uniform(zero, epoch, zero, stream=_SHIFT) * self.length).long()
+        window = torch.arange(len(self))
+        order = randomness.uniform(torch.zeros_like(window), epoch, window, stream=_SHUFFLE).argsort()
+        return order * self.length + shift

@@ -1,0 +1,126 @@
+"""Text to words and back: byte-pair encoding on bytes, so that every text has tokens and none is unknown.
+
+A document begins as if a space stood before it, so its first word is the same token as in the middle of a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import final
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from hdlm.vocabulary import Vocabulary
+
+__all__ = ["END_OF_TEXT", "Tokenizer", "train_tokenizer"]
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token that ends every document, and the only one."""
+
+_BYTES = pre_tokenizers.ByteLevel.alphabet()
+
+
+@final
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library whose end-of-text token is known.
+
+    Args:
+        backend: The tokenizer; it must have the token `END_OF_TEXT`.
+
+    Attributes:
+        vocabulary: What the ids mean; documents begin and end with `eos`.
+
+    Raises:
+        ValueError: If there is no end-of-text token.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        end = backend.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise ValueError(
+                f"the tokenizer has no token {END_OF_TEXT!r} to end documents with; train one that has."
+            )
+        self._backend = backend
+        self._end = int(end)
+        self.vocabulary = Vocabulary(backend.get_vocab_size(), bos=end, eos=end)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            ValueError: If the file is missing or no tokenizer.
+        """
+        if not path.is_file():
+            raise ValueError(f"there is no tokenizer at {path}.")
+        return cls.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "this text") -> Tokenizer:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: If it is no tokenizer.
+        """
+        try:
+            model = json.loads(text)["model"]["type"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{origin} is no tokenizer: it is not JSON with a `model` that has a `type`."
+            ) from error
+        if model != "BPE":
+            raise ValueError(f"{origin} holds a tokenizer of type {model!r}; only BPE is known here.")
+        backend = tokenizers.Tokenizer.from_str(text)
+        return cls(backend)
+
+    def to_json(self) -> str:
+        """Everything, as the text of a `tokenizer.json`."""
+        return str(self._backend.to_str())
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without end-of-text."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
+        """Tokens of each document and end-of-text behind each; encoded in parallel."""
+        end = [self._end]
+        return [
+            encoding.ids + end
+            for encoding in self._backend.encode_batch(list(documents), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        """Text of some tokens, without the space at its front; special tokens are left out unless asked for."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=not keep_special)
+        return text.removeprefix(" ")
+
+
+def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
+    """Learn byte-pair merges.
+
+    Args:
+        documents: What to learn from.
+        size: Number of tokens wanted, all bytes and end-of-text included; a small text gives fewer.
+
+    Raises:
+        ValueError: If `size` has no room for the bytes, or there is no text.
+    """
+    least = len(_BYTES) + 1
+    if size < least:
+        raise ValueError(
+            f"`vocabulary` must have room for all bytes and end-of-text, at least {least}; got {size}."
+        )
+    texts = [document for document in documents if document.strip()]
+    if not texts:
+        raise ValueError("there is no text to train a tokenizer on: every document is empty.")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=_BYTES, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

@@ -1,0 +1,35 @@
+"""Training: recipes in, checkpoints out. The engine is `accelerate`; nothing distributed is home-made."""
+
+from __future__ import annotations
+
+from hdlm.training.ema import ExponentialMovingAverage
+from hdlm.training.interrupt import StopRequest, listening
+from hdlm.training.loop import StepReport, Trainer, Watcher
+from hdlm.training.mixture import Mixture, Part
+from hdlm.training.muon import Muon, orthogonalise
+from hdlm.training.optimizers import make_optimizers
+from hdlm.training.precision import choose_precision
+from hdlm.training.recipe import Recipe
+from hdlm.training.run import Run, prepare
+from hdlm.training.watchers import Every, MetricsLog, progress_bar
+
+__all__ = [
+    "Every",
+    "ExponentialMovingAverage",
+    "MetricsLog",
+    "Mixture",
+    "Muon",
+    "Part",
+    "Recipe",
+    "Run",
+    "StepReport",
+    "StopRequest",
+    "Trainer",
+    "Watcher",
+    "choose_precision",
+    "listening",
+    "make_optimizers",
+    "orthogonalise",
+    "prepare",
+    "progress_bar",
+]

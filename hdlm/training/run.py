@@ -1,0 +1,154 @@
+"""A run: what a recipe makes of its text, from the tokenizer to the checkpoint.
+
+    recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> training -> a folder
+
+The folder holds a checkpoint from the first moment on (of the untrained network), `metrics.jsonl`, and at the end the
+same with trained weights. Whoever stops a run early is left with the last of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from hdlm.checkpoint import Checkpoint, save_checkpoint
+from hdlm.data import Split, Tokenizer, TokenStream, Windows, corpus, split, tokenise, train_tokenizer
+from hdlm.denoiser import Denoiser
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.objective import WeightedCrossEntropy
+from hdlm.parameterization import Mean
+from hdlm.process import EpsilonHybrid
+from hdlm.training.interrupt import StopRequest
+from hdlm.training.loop import StepReport, Trainer, Watcher
+from hdlm.training.mixture import Mixture
+from hdlm.training.recipe import Recipe
+from hdlm.training.watchers import Every, MetricsLog
+
+__all__ = ["Run", "prepare"]
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """Everything that is ready before the first step.
+
+    Attributes:
+        recipe: What was asked for.
+        tokenizer: Trained on the training text.
+        train: Tokens to learn from.
+        validation: Tokens that training never sees.
+        denoiser: The model; training changes it in place.
+        mixture: Which noise at which step.
+        device: Where training happens.
+    """
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    train: TokenStream
+    validation: TokenStream
+    denoiser: Denoiser
+    mixture: Mixture
+    device: torch.device
+
+    def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+        """The model as it is now.
+
+        Args:
+            training: What to say of its training besides the recipe.
+        """
+        return Checkpoint(
+            self.denoiser,
+            self.tokenizer.vocabulary,
+            hyperschedules=tuple(part.corruption.hyperschedule for part in self.mixture.parts),
+            tokenizer=self.tokenizer.to_json(),
+            training={"recipe": self.recipe.to_table(), **(training or {})},
+        )
+
+    def execute(self, folder: Path, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
+        """Train, and leave a checkpoint and `metrics.jsonl` in a folder whatever happens.
+
+        Args:
+            folder: Where; made if it does not exist.
+            stop: Turns true when somebody asks to stop.
+            watchers: Called after each step, besides the log and the saving.
+
+        Returns:
+            The report of the last step; None if there was none. The denoiser has its average weights.
+        """
+        recipe = self.recipe
+        trainer = Trainer(
+            self.denoiser,
+            WeightedCrossEntropy(recipe.objective.unmasked, max_weight=recipe.objective.max_weight),
+            self.mixture,
+            Windows(self.train.tokens, recipe.data.context, recipe.run.seed),
+            recipe.optimizer,
+            recipe.run,
+            self.device,
+        )
+
+        def save(report: StepReport | None = None) -> None:
+            summary = {} if report is None else _summary(report)
+            save_checkpoint(folder, self.checkpoint(summary), averaged=trainer.average.state_dict())
+
+        save()
+        log = MetricsLog(folder / "metrics.jsonl")
+        report = trainer.train(stop, (log, Every(recipe.run.save_every, save), *watchers))
+        save(report)
+        trainer.average.give_to(self.denoiser.backbone)
+        return report
+
+
+def prepare(recipe: Recipe, device: torch.device, say: Callable[[str], None] = lambda line: None) -> Run:
+    """Read the text, train the tokenizer and make an untrained model.
+
+    Args:
+        recipe: What to do.
+        device: Where to train.
+        say: Told in a line what has been done.
+
+    Raises:
+        ValueError: If the recipe cannot be followed; the message names the option.
+    """
+    data = recipe.data
+    parts: Split = split(tuple(corpus(*data.corpus).documents()), data.validation)
+    tokenizer = train_tokenizer(parts.train, data.vocabulary)
+    train, validation = tokenise(tokenizer, parts.train), tokenise(tokenizer, parts.validation)
+    say(
+        f"text: {len(train.tokens):,} tokens to learn from, {len(validation.tokens):,} to measure with; "
+        f"{tokenizer.vocabulary.num_words} words of {train.bytes_per_token:.2f} bytes"
+    )
+    torch.manual_seed(recipe.run.seed)
+    network = _network(recipe, tokenizer).to(device)
+    process = EpsilonHybrid(tokenizer.vocabulary.num_words, recipe.process.epsilon)
+    say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
+    return Run(
+        recipe,
+        tokenizer,
+        train,
+        validation,
+        Denoiser(network, process, Mean()),
+        Mixture.of(recipe.mixture, process, data.context, recipe.run.batch_size),
+        device,
+    )
+
+
+def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
+    shape = recipe.network
+    return DDiT(
+        DDiTConfig(
+            vocab_size=tokenizer.vocabulary.size,
+            hidden_size=shape.hidden_size,
+            num_blocks=shape.num_blocks,
+            num_heads=shape.num_heads,
+            dropout=shape.dropout,
+            max_length=recipe.data.context,
+        )
+    )
+
+
+def _summary(report: StepReport) -> dict[str, Any]:
+    return {"steps": report.step, "tokens": report.tokens, "seconds": round(report.seconds, 1)}
