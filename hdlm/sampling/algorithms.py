@@ -23,7 +23,7 @@ Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
-    """Where words wait until all masks have fallen (epsilon-hybrid), the published samplers walk back by masks alone."""
+    """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
     middle = process.rates(torch.full((), 0.5, dtype=torch.float64))
     waits = not (middle.uniform > 0 or middle.release > 0) and bool(middle.mask > 0)
     return Absorbing(process.num_words) if waits else None

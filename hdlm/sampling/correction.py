@@ -1,4 +1,4 @@
-"""ACS, the adaptive correction sampler of HDLM (arXiv 2504.06416, section 5): look again at what was already written."""
+"""ACS, the adaptive correction sampler of HDLM (arXiv 2504.06416, section 5): look again at what is written."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ the rest of the sequence says, `l(k) ~ p(x_0 = k | x_u) / q(x_u | x_0 = k)`, and
 
     x_u ~ clean / (clean + uniform) l + uniform / (clean + uniform) U(words),
 
-leaves the law of `x_u` exactly as it was, one position at a time, if the denoiser is exact. Many positions at once are an
-approximation, as ACS is. Needs a process with uniform noise.
+leaves the law of `x_u` exactly as it was, one position at a time, if the denoiser is exact. Many positions at once are
+an approximation, as ACS is. Needs a process with uniform noise.
 """
 
 from __future__ import annotations

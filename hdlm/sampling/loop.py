@@ -200,6 +200,10 @@ class _Run:
                 x = step(x, move)
             if watch is not None:
                 watch(Frame(n, num_steps, self._sequence, before, x, moving, self.num_evaluations))
+        if (x >= process.num_words).any():
+            raise RuntimeError(
+                f"{step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
+            )
         return x
 
     def _ask(self, x: Tensor, u: Tensor) -> Reading:

@@ -161,8 +161,8 @@ class RemaskShuffle:
 class Loop:
     """Remasks only in the middle, at a constant share of masks (ReMDM-loop).
 
-    From noise 1 to `on` it runs ahead to the noise `level`; from `on` to `off` it stays there, words being taken back as
-    fast as others are written; from `off` to 0 it finishes without remasking.
+    From noise 1 to `on` it runs ahead to the noise `level`; from `on` to `off` it stays there, words being taken back
+    as fast as others are written; from `off` to 0 it finishes without remasking.
 
     Attributes:
         schedule: How likely a visible token is masked again in the middle.

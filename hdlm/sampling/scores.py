@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -32,8 +32,10 @@ class Analytic:
     floor: float = 1e-4
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        t = torch.maximum(move.t.clamp_max(1 - self.floor), move.s)
-        return _walk(x, move, lambda at, score: move.process.tweedie(move.x[at], score, move.s[at], t[at]))
+        move = _from_below(move, self.floor)
+        return _walk(
+            x, move, lambda at, score: move.process.tweedie(move.x[at], score, move.s[at], move.t[at])
+        )
 
 
 @final
@@ -50,8 +52,8 @@ class Euler:
     floor: float = 1e-4
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        process = move.process
-        t = torch.maximum(move.t.clamp_max(1 - self.floor), move.s)
+        move = _from_below(move, self.floor)
+        process, t = move.process, move.t
         rates = process.rates(t)
         n = process.num_words
 
@@ -67,6 +69,11 @@ class Euler:
             return torch.where(last[:, None], process.tweedie(x_t, score, move.s[at], t[at]), euler)
 
         return _walk(x, move, law)
+
+
+def _from_below(move: Move, floor: float) -> Move:
+    """The same move from a noise fraction below 1, where the score says nothing."""
+    return replace(move, t=torch.maximum(move.t.clamp_max(1 - floor), move.s))
 
 
 def _walk(x: Int[Tensor, "b l"], move: Move, law: Callable[[Tensor, Tensor], Tensor]) -> Int[Tensor, "b l"]:
