@@ -1,4 +1,7 @@
 from hdlm.attention import Visibility as Visibility
+from hdlm.checkpoint import Checkpoint as Checkpoint
+from hdlm.checkpoint import load_checkpoint as load_checkpoint
+from hdlm.checkpoint import save_checkpoint as save_checkpoint
 from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
@@ -37,6 +40,30 @@ from hdlm.process import EpsilonHybrid as EpsilonHybrid
 from hdlm.process import GammaHybrid as GammaHybrid
 from hdlm.process import Uniform as Uniform
 from hdlm.randomness import Randomness as Randomness
+from hdlm.sampling import AdaptiveCorrection as AdaptiveCorrection
+from hdlm.sampling import Analytic as Analytic
+from hdlm.sampling import Ancestral as Ancestral
+from hdlm.sampling import ByConfidence as ByConfidence
+from hdlm.sampling import Chain as Chain
+from hdlm.sampling import Euler as Euler
+from hdlm.sampling import FirstHitting as FirstHitting
+from hdlm.sampling import Generation as Generation
+from hdlm.sampling import GibbsCorrection as GibbsCorrection
+from hdlm.sampling import Loop as Loop
+from hdlm.sampling import MinP as MinP
+from hdlm.sampling import Move as Move
+from hdlm.sampling import Prompt as Prompt
+from hdlm.sampling import Remask as Remask
+from hdlm.sampling import RemaskShuffle as RemaskShuffle
+from hdlm.sampling import ReMDM as ReMDM
+from hdlm.sampling import RepetitionPenalty as RepetitionPenalty
+from hdlm.sampling import Step as Step
+from hdlm.sampling import Temperature as Temperature
+from hdlm.sampling import TopK as TopK
+from hdlm.sampling import TopP as TopP
+from hdlm.sampling import Trace as Trace
+from hdlm.sampling import algorithm as algorithm
+from hdlm.sampling import sample as sample
 from hdlm.vocabulary import Vocabulary as Vocabulary
 
 __version__: str
