@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import hdlm
-from benchmarks import attention, hyperschedule, network, process, randomness
+from benchmarks import attention, hyperschedule, network, process, randomness, sampling
 from benchmarks.timing import Measurement, measure
 
 TOPICS = {
@@ -20,6 +20,7 @@ TOPICS = {
     "attention": attention.benchmarks,
     "network": network.benchmarks,
     "randomness": randomness.benchmarks,
+    "sampling": sampling.benchmarks,
 }
 
 
