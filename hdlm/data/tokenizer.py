@@ -97,6 +97,12 @@ class Tokenizer:
         text: str = self._backend.decode(list(ids), skip_special_tokens=not keep_special)
         return text.removeprefix(" ")
 
+    def piece(self, token: int) -> str:
+        """One token as it reads inside a text, the space before it included; end-of-text is a line break."""
+        if token == self._end:
+            return "\n"
+        return str(self._backend.decode([token], skip_special_tokens=False))
+
 
 def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
     """Learn byte-pair merges.

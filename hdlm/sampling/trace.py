@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-import torch
-
 from hdlm.sampling.loop import Frame
 
 __all__ = ["Change", "Trace"]
@@ -45,7 +43,7 @@ class Trace:
 
     Attributes:
         changes: In order of steps, then sequences, then positions.
-        start: First tokens of each sequence, by its index.
+        start: First tokens of each sequence, by its index in the run.
         num_evaluations: Calls of the network.
     """
 
@@ -66,17 +64,11 @@ class Trace:
         for i, at, was, now in zip(row.tolist(), column.tolist(), old, new, strict=True):
             self.changes.append(Change(frame.step, names[i], at, was, now, self._reason(was, now)))
 
+    def edits(self, sequence: int) -> list[tuple[int, int, int]]:
+        """The changes of one sequence as (step, position, new token), in order."""
+        return [(c.step, c.position, c.new) for c in self.changes if c.sequence == sequence]
+
     def _reason(self, old: int, new: int) -> Reason:
         if old == self.mask_id:
             return "unmasked"
         return "remasked" if new == self.mask_id else "corrected"
-
-    def frames(self, sequence: int) -> list[tuple[int, list[int]]]:
-        """The tokens of one sequence after each step that changed it, beginning with the noise (step -1)."""
-        tokens = torch.tensor(self.start[sequence])
-        frames = [(-1, tokens.tolist())]
-        for change in (c for c in self.changes if c.sequence == sequence):
-            if change.step != frames[-1][0]:
-                frames.append((change.step, list(frames[-1][1])))
-            frames[-1][1][change.position] = change.new
-        return frames

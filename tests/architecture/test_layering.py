@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"attention", "parameterization"}),
     frozenset({"denoiser"}),
     frozenset({"objective", "sampling", "checkpoint"}),
-    frozenset({"training", "evaluation", "serving", "view", "verification", "hub"}),
+    frozenset({"training", "evaluation", "generation", "serving", "view", "verification", "hub"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),

@@ -1,0 +1,140 @@
+"""Write text with a model: from nothing, from a prompt, or into the gaps of a text.
+
+CHECKPOINT is a folder that `hdlm train` wrote, or the name of a model that ships with hdlm (`hdlm info` lists them).
+
+Examples:
+  hdlm sample runs/first --prompt "And the LORD said" --algorithm acs --eta 0.1
+  hdlm sample runs/first --num 8 --temperature 0.8 --top-p 0.9 --seed 3 --json
+  hdlm sample runs/first --infill "The [MASK] of the [MASK:3] was great."
+  hdlm sample runs/first --hyperschedule flat --steps 64 --length 64
+  hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
+
+Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
+remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence.
+The same seed gives the same text, whatever --batch-size; passage k is the same however many are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hdlm.cli._models import add_checkpoint, open_checkpoint
+from hdlm.cli._options import add_device, add_json, add_seed, device_of, print_json
+from hdlm.cli._progress import steps_bar
+from hdlm.cli._replay import replay_of, show
+
+if TYPE_CHECKING:
+    from hdlm.generation import Passage, Settings
+    from hdlm.sampling import Frame, Trace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to write, how, and how much."""
+    add_checkpoint(parser)
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--prompt", default="", help="text to begin with")
+    text.add_argument("--infill", help="text with gaps: [MASK] is one token, [MASK:5] five")
+    parser.add_argument("--num", type=int, default=1, help="how many passages (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="how many at a time (default: all)")
+    add_settings(parser)
+    add_seed(parser)
+    add_device(parser)
+    add_json(parser)
+    parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
+    parser.add_argument(
+        "--trace", action="store_true", help="with --json: every change, its step and its reason"
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hdlm.generation.Settings`; read them with `settings_of`."""
+    how = parser.add_argument_group("how to write")
+    how.add_argument("--algorithm", default="acs", help="the sampler (default: %(default)s)")
+    how.add_argument("--eta", type=float, default=0.05, help="strength of corrections (default: %(default)s)")
+    how.add_argument(
+        "--hyperschedule",
+        metavar="FAMILY",
+        help="autoregressive, flat, block, slide or wave (default: as the checkpoint says)",
+    )
+    how.add_argument("--width", type=int, help="positions that are written together")
+    how.add_argument("--steps", type=int, help="steps that a position takes from noise to word")
+    how.add_argument("--length", type=int, help="positions on the canvas (default: the model's context)")
+    how.add_argument(
+        "--temperature", type=float, default=1.0, help="below 1 plays safe (default: %(default)s)"
+    )
+    how.add_argument("--top-k", type=int, help="draw from the K likeliest words only")
+    how.add_argument(
+        "--top-p", type=float, help="draw from the likeliest words that make up this probability"
+    )
+    how.add_argument("--min-p", type=float, help="drop words this much less likely than the likeliest")
+    how.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1 avoids words already there"
+    )
+    how.add_argument(
+        "--guidance", type=float, default=0.0, help="follow the prompt more closely (default: 0, off)"
+    )
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the options describe."""
+    from dataclasses import fields
+
+    from hdlm.generation import Settings
+
+    return Settings(**{option.name: getattr(args, option.name) for option in fields(Settings)})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write and print."""
+    from hdlm.generation import BLANK, write
+    from hdlm.sampling import Trace
+
+    if args.infill is not None and not BLANK.search(args.infill):
+        raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
+    device = device_of(args)
+    checkpoint = open_checkpoint(args, device)
+    trace = Trace(checkpoint.vocabulary.mask_id)
+    with steps_bar("writing", shown=not args.json and sys.stderr.isatty()) as tick:
+
+        def watch(frame: Frame) -> None:
+            if args.replay or args.trace:
+                trace(frame)
+            tick(frame)
+
+        passages = write(
+            checkpoint,
+            args.infill if args.infill is not None else args.prompt,
+            settings_of(args),
+            num=args.num,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            device=device,
+            watch=watch,
+        )
+    if args.json:
+        print_json(_document(args, passages, trace))
+        return 0
+    if args.replay:
+        show({f"{args.algorithm}, seed {args.seed}": replay_of(checkpoint, trace, 0)})
+        passages = passages[1:]
+    for number, passage in enumerate(passages):
+        if number or args.replay:
+            print("\n---\n")
+        print(passage.text)
+    return 0
+
+
+def _document(args: argparse.Namespace, passages: list[Passage], trace: Trace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    changes = {"changes": [asdict(change) for change in trace.changes]} if args.trace else {}
+    return {
+        "checkpoint": args.checkpoint,
+        "seed": args.seed,
+        "settings": asdict(settings_of(args)),
+        "num_evaluations": passages[0].num_evaluations,
+        "passages": [{"text": p.text, "tokens": p.tokens, "given": p.given} for p in passages],
+        **changes,
+    }

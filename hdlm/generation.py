@@ -1,0 +1,247 @@
+"""From words to words: a checkpoint, its tokenizer and a sampler behind one function.
+
+checkpoint = load_checkpoint(Path("my-model"))
+for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", steps=16)):
+    print(passage.text)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer
+from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave
+from hdlm.sampling import (
+    Frame,
+    MinP,
+    Prompt,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Transform,
+    algorithm,
+    sample,
+)
+
+__all__ = ["BLANK", "Passage", "Settings", "blanks", "tokenizer_of", "write"]
+
+BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+"""What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
+_FAMILIES: dict[str, type[Block | Slide | Wave]] = {"block": Block, "slide": Slide, "wave": Wave}
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """How to write. None leaves a choice to the checkpoint.
+
+    Attributes:
+        algorithm: Name of the sampler; see `hdlm.sampling.ALGORITHMS`.
+        eta: Strength of corrections and remasking, in [0, 1].
+        hyperschedule: `"autoregressive"`, `"flat"`, `"block"`, `"slide"` or `"wave"`; by default the one that the
+            checkpoint lists first, or the widest one for infilling.
+        width: Positions that are written together.
+        steps: Steps that each position takes from noise to word.
+        length: Positions on the canvas, at most the context of the network.
+        temperature: See `Temperature`; 1 leaves the model as it is.
+        top_k: See `TopK`.
+        top_p: See `TopP`.
+        min_p: See `MinP`.
+        repetition_penalty: See `RepetitionPenalty`; 1 is off.
+        guidance: Scale of classifier-free guidance by the prompt; 0 is off.
+    """
+
+    algorithm: str = "acs"
+    eta: float = 0.05
+    hyperschedule: str | None = None
+    width: int | None = None
+    steps: int | None = None
+    length: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    guidance: float = 0.0
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """What is done to the model's distribution, in order: penalty, temperature, then truncation."""
+        chosen: list[Transform] = []
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenalty(self.repetition_penalty))
+        if self.temperature != 1:
+            chosen.append(Temperature(self.temperature))
+        if self.top_k is not None:
+            chosen.append(TopK(self.top_k))
+        if self.top_p is not None:
+            chosen.append(TopP(self.top_p))
+        if self.min_p is not None:
+            chosen.append(MinP(self.min_p))
+        return tuple(chosen)
+
+    def plan(self, trained: tuple[AbstractHyperschedule, ...], length: int) -> AbstractHyperschedule:
+        """The hyperschedule to write along.
+
+        Args:
+            trained: What the checkpoint was trained on, the best first.
+            length: Positions on the canvas.
+
+        Raises:
+            ValueError: If the name is unknown, or a width or a number of steps is out of range.
+        """
+        model = trained[0] if trained else Block(length, length, 1)
+        steps = model.num_levels if self.steps is None else self.steps
+        width = self.width if self.width is not None else min(getattr(model, "width", length), length)
+        if self.hyperschedule is None and isinstance(model, Block | Slide | Wave):
+            return type(model)(length, width, steps)
+        if self.hyperschedule == "autoregressive":
+            return Block(length, 1, 1)
+        if self.hyperschedule in (None, "flat"):
+            return Block(length, length, steps)
+        if self.hyperschedule not in _FAMILIES:
+            known = ", ".join(["autoregressive", "flat", *_FAMILIES])
+            raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
+        return _FAMILIES[self.hyperschedule](length, width, steps)
+
+
+@final
+@dataclass(frozen=True)
+class Passage:
+    """A text that was written.
+
+    Attributes:
+        text: The words, the prompt included; documents are separated by a newline.
+        tokens: Their ids, the special ones included.
+        given: How many tokens of it were given.
+        num_evaluations: Calls of the network for the batch that this passage was in.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    given: int
+    num_evaluations: int
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: If it has none, or one of another size.
+    """
+    if checkpoint.tokenizer is None:
+        raise ValueError("The checkpoint has no tokenizer.json, so its ids cannot be turned into text.")
+    tokenizer = Tokenizer.from_json(checkpoint.tokenizer, "the checkpoint's tokenizer.json")
+    have, want = tokenizer.vocabulary.num_words, checkpoint.vocabulary.num_words
+    if have != want:
+        raise ValueError(
+            f"The checkpoint's tokenizer has {have} words, its network {want}: they do not belong together."
+        )
+    return tokenizer
+
+
+def blanks(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
+    """Tokens of a text in which `[MASK]` (or `[MASK:n]`) stands for masks, as a whole document.
+
+    Raises:
+        ValueError: If there is nothing to fill in.
+    """
+    ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
+    end = 0
+    for found in BLANK.finditer(text):
+        ids += _words(text[end : found.start()], tokenizer) + [mask_id] * int(found[1] or 1)
+        end = found.end()
+    ids += _words(text[end:], tokenizer)
+    if mask_id not in ids:
+        raise ValueError("Nothing to fill in: the text has no [MASK] (one token) or [MASK:n] (n tokens).")
+    return ids if tokenizer.vocabulary.eos is None else [*ids, tokenizer.vocabulary.eos]
+
+
+def write(
+    checkpoint: Checkpoint,
+    prompt: str = "",
+    settings: Settings = Settings(),
+    *,
+    num: int = 1,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    watch: Callable[[Frame], None] | None = None,
+) -> list[Passage]:
+    """Continue a prompt, or fill in its blanks.
+
+    Args:
+        checkpoint: The model; on `device`.
+        prompt: Text to begin with; if it contains `[MASK]`, a text whose blanks are to be filled in.
+        settings: How.
+        num: How many passages, at least 1.
+        batch_size: How many at a time; it changes no passage.
+        seed: Of all randomness.
+        device: Where the model is.
+        watch: Called after every generation step; a `Trace`, say.
+
+    Raises:
+        ValueError: If a setting is out of range, or the prompt does not fit the canvas.
+    """
+    tokenizer = tokenizer_of(checkpoint)
+    given, plan = _given(checkpoint, tokenizer, prompt, settings)
+    denoiser: AbstractDenoiser = checkpoint.denoiser
+    if settings.guidance:
+        denoiser = Guided(denoiser, given.fixed.to(device), settings.guidance)
+    done = sample(
+        denoiser,
+        plan,
+        algorithm(settings.algorithm, denoiser.process, settings.eta),
+        num_sequences=num,
+        batch_size=batch_size,
+        seed=seed,
+        prompt=given if given.fixed.any() else None,
+        transforms=settings.transforms(),
+        noise_schedule=checkpoint.noise_schedule,
+        device=device,
+        watch=watch,
+    )
+    rows: list[list[int]] = done.tokens.tolist()
+    num_given = int(given.fixed.sum())
+    return [Passage(_text(ids, tokenizer), tuple(ids), num_given, done.num_evaluations) for ids in rows]
+
+
+def _given(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
+) -> tuple[Prompt, AbstractHyperschedule]:
+    """What is given, and the hyperschedule to write the rest along."""
+    trained = checkpoint.hyperschedules
+    if BLANK.search(prompt):
+        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id)
+        _check_length(len(ids), checkpoint.length)
+        widest = sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0))
+        plan = replace(settings, width=settings.width or len(ids)).plan(tuple(widest), len(ids))
+        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), plan
+    length = checkpoint.length if settings.length is None else settings.length
+    _check_length(length, checkpoint.length)
+    start: list[Any] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
+    return Prompt.prefix(start + _words(prompt, tokenizer), length), settings.plan(trained, length)
+
+
+def _check_length(length: int, context: int) -> None:
+    if not 1 <= length <= context:
+        raise ValueError(
+            f"The canvas must have between 1 and {context} positions, the network's context; got {length}."
+        )
+
+
+def _words(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(text.strip()) if text.strip() else []
+
+
+def _text(ids: list[int], tokenizer: Tokenizer) -> str:
+    """Words with a newline between documents."""
+    documents = tokenizer.decode(ids, keep_special=True).split(END_OF_TEXT)
+    return "\n".join(document.strip() for document in documents if document.strip())
