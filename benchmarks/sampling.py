@@ -9,11 +9,11 @@ import torch
 from benchmarks.timing import Benchmark
 from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, sample
 
-NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 256, 16, 8, 4
+NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """Four sequences from a small untrained network."""
+    """Two sequences from a small untrained network."""
     torch.manual_seed(0)
     network = DDiT(DDiTConfig(vocab_size=NUM_WORDS + 1, hidden_size=128, num_blocks=4, num_heads=4))
     process = EpsilonHybrid(NUM_WORDS, epsilon=0.01)
