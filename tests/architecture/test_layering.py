@@ -28,6 +28,7 @@ RANK = {component: rank for rank, layer in enumerate(LAYERS) for component in la
 CORE_DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "jaxtyping"})
 LAST_CORE_RANK = RANK["sampling"]
 NEEDS_AN_EXTRA = frozenset({"data"})
+ABOVE_BUT_LIGHT = frozenset({"verification"})
 
 
 def _own_imports(module: Module) -> Iterator[str]:
@@ -78,7 +79,7 @@ def test_the_network_knows_nothing_but_torch(module: Module) -> None:
 CORE = [
     component
     for component, rank in RANK.items()
-    if rank <= LAST_CORE_RANK and component not in NEEDS_AN_EXTRA
+    if component in ABOVE_BUT_LIGHT or (rank <= LAST_CORE_RANK and component not in NEEDS_AN_EXTRA)
 ]
 
 

@@ -1,0 +1,174 @@
+"""Hold the pieces of the package, or one of your own, against their laws.
+
+A noise process must be a Markov chain whose closed forms are right, a hyperschedule must settle, an objective must
+be least for the truth, a sampler must reproduce the law it is given: each law is tried in a world so small that
+everything can be summed up, and the table says what was measured.
+
+Examples:
+  hdlm verify                                     everything built in
+  hdlm verify process sampling                    some kinds of it
+  hdlm verify mypkg.MyProcess --kwargs num_words=3,rate=0.5
+  hdlm verify mypkg.my_hyperschedule              an instance, or a function that makes one
+  hdlm verify --thorough --seed 7 --json
+
+Exit status: 0 if every law held, 1 if one was violated, 2 for a target that cannot be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hdlm.cli._options import add_json, add_seed, print_json
+
+if TYPE_CHECKING:
+    from hdlm.verification import Verdict
+
+QUICK, THOROUGH = 4_000, 400_000
+"""Samples that a statistical law draws."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="dotted path of a class, an instance or a function that makes one; or a kind of built-in pieces",
+    )
+    parser.add_argument(
+        "--kwargs", default="", metavar="NAME=VALUE,...", help="arguments of the target, Python literals"
+    )
+    parser.add_argument(
+        "--thorough", action="store_true", help=f"{THOROUGH:,} samples a law instead of {QUICK:,}"
+    )
+    add_seed(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Try the laws and report."""
+    from hdlm.verification import Trial, verify
+
+    trial = Trial(seed=args.seed, samples=THOROUGH if args.thorough else QUICK)
+    subjects = _subjects(args.targets, _keywords(args.kwargs))
+    verdicts: list[Verdict] = []
+    for done, (name, subject) in enumerate(subjects.items()):
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2K{done + 1}/{len(subjects)} {name}", end="", file=sys.stderr, flush=True)
+        verdicts += verify(subject, trial, name)
+    if sys.stderr.isatty():
+        print("\r\x1b[2K", end="", file=sys.stderr)
+    if args.json:
+        print_json([_plain(verdict) for verdict in verdicts])
+    else:
+        _print_table(verdicts)
+    return 0 if all(verdict.finding.ok for verdict in verdicts) else 1
+
+
+def _keywords(text: str) -> dict[str, Any]:
+    """`a=1,b='x'` as Python would read the arguments of a call; a bare word is a string."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise SyntaxError
+        return {
+            str(keyword.arg): keyword.value.id
+            if isinstance(keyword.value, ast.Name)
+            else ast.literal_eval(keyword.value)
+            for keyword in call.keywords
+        }
+    except (SyntaxError, ValueError):
+        raise ValueError(f"--kwargs must look like num_words=4,rate=0.5; got {text!r}.") from None
+
+
+def _subjects(targets: list[str], keywords: dict[str, Any]) -> dict[str, Any]:
+    """What to verify, by name."""
+    from hdlm.verification import GROUPS, built_in, laws_of
+
+    groups = [target for target in targets if target in GROUPS] if targets else list(GROUPS)
+    own = [target for target in targets if target not in GROUPS]
+    if keywords and not own:
+        raise ValueError("--kwargs are for a target of your own, and none is given.")
+    subjects = {name: thing for name, thing in built_in().items() if name.split(":")[0] in groups}
+    for target in own:
+        subject = _made(target, keywords)
+        laws_of(subject)
+        subjects[target] = subject
+    return subjects
+
+
+def _made(target: str, keywords: dict[str, Any]) -> Any:
+    """The object that a dotted path names; classes and functions are called."""
+    from hdlm.verification import GROUPS
+
+    module, _, name = target.rpartition(".")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `hdlm verify mine.Process` finds mine.py beside the user
+    if not module:
+        raise ValueError(
+            f"{target!r} is neither a dotted path like mypkg.MyProcess nor one of {', '.join(GROUPS)}."
+        )
+    try:
+        found = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"There is no module {error.name!r} here; is it installed, or beside you?"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"The module {module} has no {name!r}.") from error
+    if not callable(found):
+        return found
+    try:
+        return found(**keywords)
+    except TypeError as error:
+        raise ValueError(
+            f"{target} cannot be made: {error}. Give its arguments by --kwargs NAME=VALUE,..."
+        ) from error
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    finding = verdict.finding
+    return {
+        "subject": verdict.subject,
+        "law": verdict.law,
+        "statement": verdict.statement,
+        "measure": finding.measure,
+        "value": finding.value,
+        "threshold": finding.threshold,
+        "ok": finding.ok,
+    }
+
+
+def _print_table(verdicts: list[Verdict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("law", "measured", "bound", "ok", title_justify="left")
+    subject = None
+    for verdict in verdicts:
+        if verdict.subject != subject:
+            subject = verdict.subject
+            table.add_section()
+            table.add_row(f"[bold]{subject}[/bold]")
+        finding = verdict.finding
+        compared = "<=" if finding.measure == "error" else ">="
+        mark = "[green]yes[/green]" if finding.ok else "[bold red]NO[/bold red]"
+        table.add_row(
+            f"  {verdict.law}",
+            f"{finding.measure} {finding.value:.2g}",
+            f"{compared} {finding.threshold:.2g}",
+            mark,
+        )
+    console = Console()
+    console.print(table)
+    broken = [verdict for verdict in verdicts if not verdict.finding.ok]
+    for verdict in broken:
+        console.print(f"[bold red]violated[/bold red] by {verdict.subject}: {verdict.statement}")
+    console.print(f"{len(verdicts) - len(broken)} of {len(verdicts)} laws hold.")

@@ -1,0 +1,48 @@
+"""Verification: the laws that every piece obeys, tried on ours or on yours.
+
+In an enumerable world (`World`, a few words and positions) nothing need be estimated: `ExactDenoiser` answers any
+question about any process by summing over all sequences, so losses can be compared with entropies, samplers with
+the law that they should reproduce, and closed forms with the long way round.
+
+    from hdlm.verification import verify
+    for verdict in verify(MyProcess(num_words=3)):
+        print(verdict.law, verdict.finding)
+
+`hdlm verify` does it for all built-in pieces, `hdlm verify mypkg.MyProcess --kwargs num_words=3` for one of yours.
+"""
+
+from hdlm.verification.chain import Board, ancestral_law, chain, corrected_law, text_law
+from hdlm.verification.exact import ExactDenoiser
+from hdlm.verification.expectation import every_canvas, expected_loss, nelbo_by_hand, quadrature
+from hdlm.verification.finding import Finding, Trial, Verdict
+from hdlm.verification.laws import Sampler
+from hdlm.verification.statistics import FAILURE_RATE, chi_square, mean_p_value
+from hdlm.verification.suite import GROUPS, built_in, laws_of, verify
+from hdlm.verification.world import World, agreeing_world, random_world
+
+__all__ = [
+    "FAILURE_RATE",
+    "GROUPS",
+    "Board",
+    "ExactDenoiser",
+    "Finding",
+    "Sampler",
+    "Trial",
+    "Verdict",
+    "World",
+    "agreeing_world",
+    "ancestral_law",
+    "built_in",
+    "chain",
+    "chi_square",
+    "corrected_law",
+    "every_canvas",
+    "expected_loss",
+    "laws_of",
+    "mean_p_value",
+    "nelbo_by_hand",
+    "quadrature",
+    "random_world",
+    "text_law",
+    "verify",
+]

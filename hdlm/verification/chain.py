@@ -1,0 +1,127 @@
+"""A sampler written out: the law of its canvas after every step, by summing over all canvases.
+
+Given the canvas, the samplers here choose each position on its own, so a step is known by the law of each position.
+What is drawn can then be compared with what must be drawn, at any number of steps, not only in the limit of many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.attention import Active, generation
+from hdlm.attention import Context as Settled
+from hdlm.denoiser import Context
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.process import AbstractNoiseProcess
+from hdlm.verification.enumeration import states
+from hdlm.verification.exact import ExactDenoiser
+
+__all__ = ["Board", "PositionLaw", "ancestral_law", "chain", "corrected_law", "text_law"]
+
+
+@final
+@dataclass(frozen=True)
+class Board:
+    """Every canvas at once, as a step sees it.
+
+    Attributes:
+        process: The noise process.
+        x: All canvases.
+        clean: What the exact denoiser says of each, `p(x_0 | x)`; zero at the mask.
+        t: Noise fraction of each position now.
+        s: Noise fraction to reach.
+    """
+
+    process: AbstractNoiseProcess
+    x: Int[Tensor, "z l"]
+    clean: Float[Tensor, "z l v"]
+    t: Float[Tensor, "z l"]
+    s: Float[Tensor, "z l"]
+
+
+PositionLaw = Callable[[Board], Float[Tensor, "z l v"]]
+"""A step: the law of each position of every canvas after it."""
+
+
+def ancestral_law(board: Board) -> Float[Tensor, "z l v"]:
+    """The exact posterior of each position."""
+    return board.process.posterior(board.x, board.clean, board.s, board.t)
+
+
+def corrected_law(eta: float, step: PositionLaw = ancestral_law) -> PositionLaw:
+    """ACS after a step: a word that it left alone is redrawn from `p(x_0 | x_t)` with `eta mask(s) / mask(t)`."""
+
+    def law(board: Board) -> Tensor:
+        process, plain = board.process, step(board)
+        at_s, at_t = process.weights(board.s).mask, process.weights(board.t).mask
+        redraw = torch.where(board.x == process.mask_id, 0.0, eta * at_s / at_t.clamp_min(1e-300))[..., None]
+        stays = plain.gather(-1, board.x[..., None])
+        return plain.scatter_add(-1, board.x[..., None], -redraw * stays) + redraw * stays * board.clean
+
+    return law
+
+
+def chain(
+    denoiser: ExactDenoiser,
+    hyperschedule: AbstractHyperschedule,
+    step: PositionLaw = ancestral_law,
+    *,
+    noise_schedule: AbstractNoiseSchedule = LINEAR,
+    context: Settled = "block_causal",
+    active: Active = "full",
+) -> Iterator[Float[Tensor, " z"]]:
+    """The law of the canvas (over `states`) before the first step and after each.
+
+    Args:
+        denoiser: What the sampler asks.
+        hyperschedule: When each position moves.
+        step: What the sampler does.
+        noise_schedule: From a position's time to its noise fraction.
+        context: What settled positions see of one another.
+        active: What active positions see of one another.
+    """
+    process, length = denoiser.process, hyperschedule.length
+    x = states(process.num_words, length)
+    full = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
+    prior = process.prior(full)
+    single = torch.cat([(prior.uniform / process.num_words).expand(process.num_words), prior.mask[None]])
+    law = single[x].prod(-1)
+    yield law
+    for n in range(hyperschedule.num_steps):
+        t, s = (noise_schedule.fraction(hyperschedule.noise(k)).expand(x.shape) for k in (n, n + 1))
+        moving = (s < t)[0]
+        reached = law > 0
+        seen = generation(hyperschedule, n, context, active).dense()[None]
+        asked = denoiser.predict(x[reached], t[reached], Context(attention=seen))
+        clean = asked.log_clean(asked.everywhere()).exp().view(int(reached.sum()), length, -1)
+        board = Board(process, x[reached], clean, t[reached], s[reached])
+        law = law[reached] @ _products(_still(step, board, moving))
+        yield law
+
+
+def text_law(law: Float[Tensor, " z"], num_words: int, length: int) -> Float[Tensor, " s"]:
+    """The part of a law over canvases that has no masks, over a world's `sequences`."""
+    return law.view([num_words + 1] * length)[(slice(num_words),) * length].flatten()
+
+
+def _still(step: PositionLaw, board: Board, moving: Bool[Tensor, " l"]) -> Float[Tensor, "z l v"]:
+    """The law of each position, where only `moving` ones change."""
+    stay = torch.nn.functional.one_hot(board.x, board.process.num_words + 1).double()
+    moved = Board(board.process, *(field[:, moving] for field in (board.x, board.clean, board.t, board.s)))
+    stay[:, moving] = step(moved) if bool(moving.any()) else stay[:, moving]
+    return stay
+
+
+def _products(laws: Float[Tensor, "z l v"]) -> Float[Tensor, "z y"]:
+    """Law of the whole canvas, when positions are independent."""
+    joint = laws[:, 0]
+    for law in laws.unbind(1)[1:]:
+        joint = (joint[..., None] * law[:, None]).flatten(1)
+    return joint

@@ -1,0 +1,189 @@
+"""The exact denoiser of an enumerable world: `p(x_0 | what a position sees)`, by summing over all sequences.
+
+It stands where a network stands: it honours positions, attention and cache, so a sampler or an objective cannot tell
+the difference. What a query may not see is absent, that is, summed over. A query always knows its own token, as
+a network does through its residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean
+from hdlm.process import AbstractNoiseProcess
+from hdlm.verification.world import World
+
+__all__ = ["ExactDenoiser", "Memory", "Reading"]
+
+Reading = Literal["mean", "score"]
+
+_SCORE = LogScore(scale_by_sigma=False, floor=1e-6)
+_IMPOSSIBLE = -1e30
+"""Stands for the logarithm of zero in sums over keys, where minus infinity times zero would be undefined."""
+
+
+@final
+class Memory:
+    """The cache of an exact denoiser: tokens that no longer change, where they stand and how noisy they are."""
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | None = None
+        self.noise: Tensor | None = None
+        self.positions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.tokens is None else self.tokens.shape[1]
+
+    def keep(self, store: int | Tensor, keys: _Keys) -> None:
+        """Remember the cached keys and the chosen ones of the `keys` behind them; `store` as in `Context`."""
+        start, count = len(self), keys.tokens.shape[1] - len(self)
+        current = torch.arange(count, device=keys.tokens.device)
+        chosen = current[:store] if isinstance(store, int) else current[store]
+        index = torch.cat([torch.arange(start, device=chosen.device), start + chosen])
+        self.tokens, self.noise = keys.tokens[:, index], keys.noise[:, index]
+        self.positions = keys.positions[:, index]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these sequences of the batch, in this order."""
+        if self.tokens is not None and self.noise is not None and self.positions is not None:
+            self.tokens, self.noise = self.tokens[rows], self.noise[rows]
+            self.positions = self.positions[rows]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.tokens = self.noise = self.positions = None
+
+
+@final
+@dataclass(frozen=True)
+class _Keys:
+    """What there is to see: cached tokens, then current ones."""
+
+    tokens: Int[Tensor, "b k"]
+    noise: Float[Tensor, "b k"]
+    positions: Int[Tensor, "b k"]
+
+
+@final
+@dataclass(frozen=True)
+class ExactDenoiser(AbstractDenoiser):
+    """Knows the world by heart.
+
+    Attributes:
+        world: The joint distribution of clean sequences.
+        process: How they are noised.
+        reading: What its raw outputs are: log probabilities of the clean token (`"mean"`), or log ratios
+            `p_u(y) / p_u(x_t)` (`"score"`; at noise fractions a hair inside (0, 1), beyond which ratios are infinite).
+        sharpness: Its probabilities are raised to this power and normalised: 1 for the truth, anything else for a
+            denoiser that is wrong on purpose.
+    """
+
+    world: World
+    process: AbstractNoiseProcess
+    reading: Reading = "mean"
+    sharpness: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.reading not in get_args(Reading):
+            raise ValueError(f"`reading` must be one of {get_args(Reading)}; got {self.reading!r}.")
+        if self.process.num_words != self.world.num_words:
+            raise ValueError(
+                f"The process has {self.process.num_words} words and the world {self.world.num_words}; "
+                "they must agree."
+            )
+
+    @property
+    def parameterization(self) -> AbstractParameterization:
+        """What the raw outputs mean."""
+        return Mean() if self.reading == "mean" else _SCORE
+
+    def new_cache(self) -> Memory:
+        return Memory()
+
+    def predict(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+    ) -> Prediction:
+        keys = _keys(tokens, noise.double(), context)
+        visible = _visible(context.attention, len(tokens), tokens.shape[1], keys.tokens.shape[1])
+        if context.cache is not None and context.store is not None:
+            context.cache.keep(context.store, keys)
+        rows, back = _distinct(keys, visible)
+        table = self._raw(*rows).to(tokens.device)[back].flatten(0, 1)
+        return Prediction(self.process, self.parameterization, tokens, noise, lambda at: table[at])
+
+    def _raw(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q v"]:
+        """The answer in the form of `parameterization`, for distinct rows."""
+        num_queries = visible.shape[1]
+        tokens, noise = keys.tokens[:, -num_queries:], keys.noise[:, -num_queries:]
+        cavity = self._cavity(keys, visible)
+        if self.reading == "score":
+            noise = noise.clamp(_SCORE.floor, 1 - _SCORE.floor)
+        kernel = self.process.between(torch.zeros_like(noise), noise)
+        own = self.process.likelihood(tokens, kernel)[..., :-1]
+        if self.reading == "mean":
+            log_p = (cavity * own).log() * self.sharpness
+            return torch.nn.functional.pad(torch.log_softmax(log_p, -1), (0, 1))
+        everywhere = self.process.spread(torch.nn.functional.pad(cavity**self.sharpness, (0, 1)), kernel)
+        return (everywhere / everywhere.gather(-1, tokens[..., None])).log()
+
+    def _cavity(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q n"]:
+        """`p(x_0 | everything a query sees but its own token)`, over the words."""
+        sequences, log_law = self.world.sequences, self.world.law.log()
+        num_queries = visible.shape[1]
+        start = keys.tokens.shape[1] - num_queries
+        others = visible.clone()
+        others[:, :, start:] &= ~torch.eye(num_queries, dtype=torch.bool)
+        kernel = self.process.between(torch.zeros_like(keys.noise), keys.noise)
+        log_q = self.process.likelihood(keys.tokens, kernel).log().clamp_min(_IMPOSSIBLE)
+        at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence where each key stands
+        evidence = torch.einsum("bqk,bks->bqs", others.double(), log_q.gather(-1, at_key))
+        posterior = torch.softmax(log_law + evidence, -1)
+        at_query = sequences.T[keys.positions[:, start:]]
+        cavity = posterior.new_zeros(*posterior.shape[:2], self.world.num_words)
+        return cavity.scatter_add(-1, at_query, posterior)
+
+
+def _keys(tokens: Tensor, noise: Tensor, context: Context) -> _Keys:
+    positions = torch.arange(tokens.shape[1])[None] if context.positions is None else context.positions
+    current = _Keys(tokens.cpu(), noise.cpu(), positions.cpu().expand(tokens.shape))
+    memory: Memory | None = context.cache
+    if memory is None or memory.tokens is None or memory.noise is None or memory.positions is None:
+        return current
+    return _Keys(
+        torch.cat([memory.tokens, current.tokens], 1),
+        torch.cat([memory.noise, current.noise], 1),
+        torch.cat([memory.positions, current.positions], 1),
+    )
+
+
+def _visible(attention: object, rows: int, num_queries: int, num_keys: int) -> Bool[Tensor, "#b q k"]:
+    """Who sees whom; everybody sees oneself."""
+    if attention is None:
+        return torch.ones(1, num_queries, num_keys, dtype=torch.bool)
+    if not isinstance(attention, Tensor) or attention.shape[-2:] != (num_queries, num_keys):
+        raise ValueError(
+            f"An exact denoiser needs a dense mask over {num_queries} queries and {num_keys} keys (cached, then "
+            f"current); got {getattr(attention, 'shape', attention)}."
+        )
+    oneself = torch.eye(num_queries, dtype=torch.bool)
+    return attention.cpu() | torch.nn.functional.pad(oneself, (num_keys - num_queries, 0))
+
+
+def _distinct(
+    keys: _Keys, visible: Bool[Tensor, "#b q k"]
+) -> tuple[tuple[_Keys, Bool[Tensor, "r q k"]], Int[Tensor, " b"]]:
+    """Rows that differ, each once, and where every row of the batch is among them: few worlds have many states."""
+    batch, count = keys.tokens.shape
+    own_mask = visible.flatten(1).double() if len(visible) > 1 else keys.noise.new_zeros(batch, 0)
+    rows = torch.cat([keys.tokens.double(), keys.noise, keys.positions.double(), own_mask], 1)
+    few, back = rows.unique(dim=0, return_inverse=True)
+    tokens, noise, positions, mask = few.split([count, count, count, own_mask.shape[1]], 1)
+    seen = mask.bool().view(len(few), *visible.shape[1:]) if len(visible) > 1 else visible
+    distinct = _Keys(tokens.long(), noise, positions.long())
+    return (distinct, seen.expand(len(few), -1, -1)), back

@@ -1,0 +1,80 @@
+"""Laws of a parameterization: two readings of one distribution, row by row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hdlm.parameterization import AbstractParameterization
+from hdlm.process import AbstractNoiseProcess, GammaHybrid
+from hdlm.verification.finding import Finding, Law, Trial, error
+
+__all__ = ["PARAMETERIZATION_LAWS"]
+
+ROWS = 64
+
+
+def clean_predictions_are_distributions(reading: AbstractParameterization, trial: Trial) -> Finding:
+    """`p(x_0 | x_t)` sums to 1 over the words and gives the mask nothing."""
+    p = reading.log_clean(*_case(trial)).exp()
+    return error(torch.stack([p[:, :-1].sum(-1) - 1, p[:, -1]]), 0.0, 1e-9)
+
+
+def a_token_has_the_score_one(reading: AbstractParameterization, trial: Trial) -> Finding:
+    """`log score = 0` at the token that stands there (the published sampler forgot it)."""
+    case = _case(trial)
+    return error(reading.log_score(*case).gather(-1, case.x_t[:, None]), 0.0, 1e-9)
+
+
+def both_readings_agree(reading: AbstractParameterization, trial: Trial) -> Finding:
+    """Reading `p(x_0 | x_t)` off the scores gives `p(x_0 | x_t)`."""
+    case = _case(trial)
+    from_score = case.process.clean_from_score(case.x_t, reading.log_score(*case).exp(), case.u)
+    return error(from_score, reading.log_clean(*case).exp(), 1e-8)
+
+
+def rows_are_independent(reading: AbstractParameterization, trial: Trial) -> Finding:
+    """Reading chosen rows is choosing from all rows read, for predictions and scores."""
+    case, chosen = _case(trial), torch.arange(0, ROWS, 3)
+    few = case._replace(raw=case.raw[chosen], x_t=case.x_t[chosen], u=case.u[chosen])
+    clean = reading.log_clean(*few).exp() - reading.log_clean(*case)[chosen].exp()
+    score = reading.log_score(*few) - reading.log_score(*case)[chosen]
+    return error(torch.stack([clean, score]), 0.0, 1e-12)
+
+
+def inputs_are_finite(reading: AbstractParameterization, trial: Trial) -> Finding:
+    """What the network is told is a number at every noise fraction, 0 and 1 included, and blends lie in [0, 1]."""
+    told = reading.inputs(torch.linspace(0, 1, 101, dtype=torch.float64))
+    condition = torch.zeros(1) if told.condition is None else told.condition
+    blend = torch.zeros(1) if told.blend is None else told.blend
+    outside = blend.clamp_max(0).abs() + (blend - 1).clamp_min(0)
+    return error(torch.cat([(~condition.isfinite()).double(), outside.double()]), 0.0, 0.0)
+
+
+PARAMETERIZATION_LAWS: tuple[Law, ...] = (
+    clean_predictions_are_distributions,
+    a_token_has_the_score_one,
+    both_readings_agree,
+    rows_are_independent,
+    inputs_are_finite,
+)
+
+
+class _Case(NamedTuple):
+    """Arguments of a reading."""
+
+    process: AbstractNoiseProcess
+    raw: Tensor
+    x_t: Tensor
+    u: Tensor
+
+
+def _case(trial: Trial) -> _Case:
+    """Arbitrary outputs of a network, for a process that has both kinds of noise."""
+    process, generator = GammaHybrid(num_words=5, gamma=0.4), trial.generator()
+    raw = torch.randn(ROWS, process.num_words + 1, generator=generator, dtype=torch.float64)
+    x_t = torch.randint(process.num_words + 1, (ROWS,), generator=generator)
+    u = 0.05 + 0.9 * torch.rand(ROWS, generator=generator, dtype=torch.float64)
+    return _Case(process, raw, x_t, u)

@@ -1,0 +1,167 @@
+"""Laws of samplers, and of a process by way of the sampler that belongs to it, with exact denoisers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
+from hdlm.noise_schedule import Cosine
+from hdlm.process import AbstractNoiseProcess
+from hdlm.sampling import Ancestral, Frame, Loop, Prompt, Step, sample
+from hdlm.verification.chain import chain, text_law
+from hdlm.verification.exact import ExactDenoiser
+from hdlm.verification.finding import Finding, Law, Trial, error, p_value
+from hdlm.verification.statistics import chi_square, mean_p_value
+from hdlm.verification.world import World, agreeing_world, random_world
+
+__all__ = ["PROCESS_SAMPLING_LAWS", "SAMPLER_LAWS", "Sampler"]
+
+LENGTH = 3
+
+
+@final
+@dataclass(frozen=True)
+class Sampler:
+    """A complete way from noise to text: a step, and a process that it can walk back along.
+
+    Attributes:
+        step: The step.
+        process: The noise process of the denoisers that it is tried with.
+    """
+
+    step: Step
+    process: AbstractNoiseProcess
+
+
+def only_words_are_emitted(sampler: Sampler, trial: Trial) -> Finding:
+    """Finished text holds no mask, on any hyperschedule."""
+    masks = [
+        (_draw(sampler, schedule, trial, 200) >= sampler.process.num_words).double()
+        for schedule in _hyperschedules()
+    ]
+    return error(torch.cat(masks), 0.0, 0.0)
+
+
+def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
+    """Tokens of a prompt, wherever they stand, are never changed, not even for a moment."""
+    tokens = torch.tensor([[1, 0, 1]])
+    prompt = Prompt(tokens, torch.tensor([[False, True, True]]))
+    changes: list[Tensor] = []
+
+    def watch(frame: Frame) -> None:
+        changes.append((frame.after != tokens)[:, 1:].double())
+
+    for schedule in _hyperschedules():
+        sample(
+            _denoiser(sampler, trial),
+            schedule,
+            sampler.step,
+            num_sequences=50,
+            prompt=prompt,
+            watch=watch,
+            seed=trial.seed,
+        )
+    return error(torch.cat(changes), 0.0, 0.0)
+
+
+def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
+    """A sequence is the same at any batch size, and in a run that begins with it."""
+    schedule, denoiser = flat(LENGTH, 4), _denoiser(sampler, trial)
+    whole, cut = (
+        sample(denoiser, schedule, sampler.step, num_sequences=20, batch_size=size, seed=trial.seed).tokens
+        for size in (20, 3)
+    )
+    late = sample(denoiser, schedule, sampler.step, num_sequences=5, first_sequence=15, seed=trial.seed)
+    return error(torch.cat([cut - whole, late.tokens - whole[15:]]).double(), 0.0, 0.0)
+
+
+def autoregression_is_exact(sampler: Sampler, trial: Trial) -> Finding:
+    """One position after the other, in one step each, every sampler reproduces the world (chi-square)."""
+    tokens = _draw(sampler, autoregressive(LENGTH), trial, trial.samples)
+    world = _world(sampler.process, trial)
+    return p_value(chi_square(world.count(tokens), world.law))
+
+
+def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
+    """After every step the share of masked tokens is the one that the process and the hyperschedule say."""
+    schedule, shares = flat(LENGTH, 6), []
+    if float(sampler.process.weights(torch.ones((), dtype=torch.float64)).mask) == 0:
+        return None
+    sample(
+        _denoiser(sampler, trial),
+        schedule,
+        sampler.step,
+        num_sequences=trial.samples // 4,
+        seed=trial.seed,
+        watch=lambda frame: shares.append((frame.after == sampler.process.mask_id).double().mean(-1)),
+    )
+    worst = 1.0
+    for n, share in enumerate(shares[:-1]):
+        u = schedule.noise(n + 1)[:1]
+        u = sampler.step.warp(u) if isinstance(sampler.step, Loop) else u
+        worst = min(worst, mean_p_value(share, float(sampler.process.weights(u).mask)))
+    return p_value(min(worst * len(shares), 1.0))
+
+
+def ancestral_sampling_is_its_own_chain(process: AbstractNoiseProcess, trial: Trial) -> Finding:
+    """Many positions at once in few steps: draws have the law that summing over all canvases gives (chi-square)."""
+    world = _world(process, trial)
+    denoiser = ExactDenoiser(world, process)
+    counts, laws = [], []
+    for schedule in _hyperschedules():
+        tokens = sample(
+            denoiser,
+            schedule,
+            Ancestral(),
+            num_sequences=trial.samples // 4,
+            seed=trial.seed,
+            noise_schedule=Cosine(),
+        ).tokens
+        counts.append(world.count(tokens))
+        *_, law = chain(denoiser, schedule, noise_schedule=Cosine())
+        laws.append(text_law(law, world.num_words, LENGTH))
+    return p_value(chi_square(torch.stack(counts), torch.stack(laws)))
+
+
+def one_position_is_exact_in_any_number_of_steps(process: AbstractNoiseProcess, trial: Trial) -> Finding:
+    """A world of one position is reproduced by the posterior, whatever the number of steps."""
+    world = random_world(process.num_words, 1, trial.seed)
+    gaps = []
+    for num_levels in (1, 2, 7):
+        *_, law = chain(ExactDenoiser(world, process), flat(1, num_levels))
+        gaps.append(text_law(law, world.num_words, 1) - world.law)
+    return error(torch.cat(gaps), 0.0, 1e-10)
+
+
+SAMPLER_LAWS: tuple[Law, ...] = (
+    only_words_are_emitted,
+    given_tokens_stay,
+    batches_do_not_matter,
+    autoregression_is_exact,
+    masks_follow_the_schedule,
+)
+PROCESS_SAMPLING_LAWS: tuple[Law, ...] = (
+    one_position_is_exact_in_any_number_of_steps,
+    ancestral_sampling_is_its_own_chain,
+)
+
+
+def _hyperschedules() -> tuple[AbstractHyperschedule, ...]:
+    return flat(LENGTH, 3), Block(LENGTH, 2, 2), Slide(LENGTH, 2, 2), Wave(LENGTH, 2, 2)
+
+
+def _world(process: AbstractNoiseProcess, trial: Trial) -> World:
+    return agreeing_world(process.num_words, LENGTH)
+
+
+def _denoiser(sampler: Sampler, trial: Trial) -> ExactDenoiser:
+    return ExactDenoiser(_world(sampler.process, trial), sampler.process)
+
+
+def _draw(sampler: Sampler, schedule: AbstractHyperschedule, trial: Trial, count: int) -> Tensor:
+    denoiser = _denoiser(sampler, trial)
+    return sample(denoiser, schedule, sampler.step, num_sequences=count, seed=trial.seed).tokens

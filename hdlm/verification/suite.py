@@ -1,0 +1,123 @@
+"""Which laws an object is held to, and the built-in objects that always are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from hdlm.hyperschedule import (
+    AbstractHyperschedule,
+    Block,
+    PublishedSlide,
+    PublishedWave,
+    Slide,
+    Table,
+    Wave,
+    autoregressive,
+    flat,
+)
+from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear
+from hdlm.objective import NELBO, AbstractObjective, ScoreEntropy, WeightedCrossEntropy
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.sampling import ALGORITHMS, algorithm
+from hdlm.verification import laws
+from hdlm.verification.finding import Law, Trial, Verdict, try_laws
+
+__all__ = ["GROUPS", "built_in", "laws_of", "verify"]
+
+MOST_WORDS = 5
+"""Vocabularies above this are not enumerable in reasonable time."""
+
+GROUPS = ("noise_schedule", "process", "hyperschedule", "parameterization", "objective", "sampling")
+"""Kinds of built-in objects, by the module that they come from."""
+
+_KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
+    (AbstractNoiseSchedule, laws.NOISE_SCHEDULE_LAWS),
+    (AbstractNoiseProcess, laws.PROCESS_LAWS + laws.PROCESS_BOUND_LAWS + laws.PROCESS_SAMPLING_LAWS),
+    (AbstractHyperschedule, laws.HYPERSCHEDULE_LAWS),
+    (AbstractParameterization, laws.PARAMETERIZATION_LAWS),
+    (AbstractObjective, laws.OBJECTIVE_LAWS),
+    (laws.Sampler, laws.SAMPLER_LAWS),
+)
+
+
+def built_in() -> Mapping[str, Any]:
+    """One or more of everything that the package offers, by name; names begin with one of `GROUPS`."""
+    return {f"{group}: {name}": thing for group, name, thing in _built_in()}
+
+
+def _built_in() -> Iterator[tuple[str, str, Any]]:
+    for schedule in (Linear(), LogLinear(), Cosine(), Geometric()):
+        yield "noise_schedule", repr(schedule), schedule
+    for process in (
+        Absorbing(3),
+        Uniform(3),
+        EpsilonHybrid(3, epsilon=0.2),
+        GammaHybrid(3, gamma=0.3),
+        GIDD(3, p_uniform=0.3),
+    ):
+        yield "process", repr(process), process
+    yield from _hyperschedules()
+    for reading in (Mean(), Mean("sigma"), LogScore(), LogScore(blend_rate=0.1), Shifted(Mean())):
+        yield "parameterization", repr(reading), reading
+    for objective in (NELBO(), ScoreEntropy(), WeightedCrossEntropy(unmasked=0.0)):
+        yield "objective", repr(objective), objective
+    yield from _samplers()
+
+
+def _hyperschedules() -> Iterator[tuple[str, str, AbstractHyperschedule]]:
+    yield "hyperschedule", "autoregressive(9)", autoregressive(9)
+    yield "hyperschedule", "flat(9, 5)", flat(9, 5)
+    for family in (Block, Slide, Wave, PublishedSlide, PublishedWave):
+        schedule = family(9, width=4, num_levels=5)
+        yield "hyperschedule", repr(schedule), schedule
+    table = Table(torch.tensor([[3, 2, 3], [1, 2, 3], [1, 0, 2], [0, 0, 0]]))
+    yield "hyperschedule", repr(table), table
+
+
+def _samplers() -> Iterator[tuple[str, str, laws.Sampler]]:
+    """Every algorithm by its name, with a process that it can walk back along."""
+    masks, words = EpsilonHybrid(3, epsilon=0.2), GammaHybrid(3, gamma=0.3)
+    for name in ALGORITHMS:
+        process = Absorbing(3) if name == "euler" else masks
+        yield "sampling", f"{name} on {process!r}", laws.Sampler(algorithm(name, process, 0.1), process)
+    for name in ("exact", "acs", "gibbs", "analytic"):
+        yield "sampling", f"{name} on {words!r}", laws.Sampler(algorithm(name, words, 0.1), words)
+
+
+def laws_of(subject: Any) -> tuple[Law, ...]:
+    """The laws of an object's kind.
+
+    Raises:
+        ValueError: If it is of no kind that has laws, or a process with too many words to enumerate.
+    """
+    for kind, its in _KINDS:
+        if isinstance(subject, kind):
+            if isinstance(subject, AbstractNoiseProcess) and not 2 <= subject.num_words <= MOST_WORDS:
+                raise ValueError(
+                    f"Processes are verified by enumeration, with 2 to {MOST_WORDS} words; got num_words="
+                    f"{subject.num_words}."
+                )
+            return its
+    known = ", ".join(kind.__name__ for kind, _ in _KINDS)
+    raise ValueError(
+        f"There are no laws for {subject!r}, a {type(subject).__name__}; there are for {known}. A sampling step needs "
+        "the process it is to be tried with: Sampler(step, process)."
+    )
+
+
+def verify(subject: Any, trial: Trial | None = None, name: str | None = None) -> list[Verdict]:
+    """Hold an object against the laws of its kind.
+
+    Args:
+        subject: A noise schedule, process, hyperschedule, parameterization, objective, or a `Sampler`.
+        trial: How hard to try; the default is quick.
+        name: How to call it; its `repr` by default.
+
+    Raises:
+        ValueError: If it is of no kind that has laws.
+    """
+    return try_laws(laws_of(subject), subject, trial or Trial(), name)

@@ -1,0 +1,124 @@
+"""Worlds so small that their law can be written down: a joint distribution over all sequences of a few words.
+
+In an enumerable world nothing needs to be learned or estimated: the exact denoiser is a sum, an entropy is a number,
+and what a sampler draws can be counted and compared with what it should draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["World", "agreeing_world", "all_sequences", "random_world"]
+
+LARGEST = 4096
+"""Sequences that a world may have."""
+
+
+def all_sequences(num_symbols: int, length: int) -> Int[Tensor, "s l"]:
+    """Every sequence of `length` symbols `0 .. num_symbols-1`, in lexicographic order."""
+    symbols = torch.arange(num_symbols)
+    return torch.cartesian_prod(*[symbols] * length).view(-1, length)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class World:
+    """A joint distribution over the sequences of `l` words.
+
+    Attributes:
+        joint: Probability (float64) of every sequence, one axis of size `num_words` a position; positive, sum 1.
+
+    Raises:
+        ValueError: If it is no such distribution, or has too many sequences to enumerate.
+    """
+
+    joint: Float[Tensor, "*words"]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.joint.shape)
+        if not shape or len(set(shape)) > 1 or self.joint.numel() > LARGEST:
+            raise ValueError(
+                f"`joint` needs one axis of equal size a position and at most {LARGEST} entries; got shape {shape}."
+            )
+        total = float(self.joint.sum())
+        if not bool((self.joint > 0).all()) or abs(total - 1) > 1e-9:
+            raise ValueError(
+                f"`joint` must be positive everywhere and sum to 1; got a least entry of "
+                f"{float(self.joint.min())} and the sum {total}. Divide by the sum, and give every sequence a chance."
+            )
+
+    @property
+    def num_words(self) -> int:
+        """Number of words `N`."""
+        return self.joint.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number of positions `l`."""
+        return self.joint.ndim
+
+    @cached_property
+    def sequences(self) -> Int[Tensor, "s l"]:
+        """All sequences, in the order of `law`."""
+        return all_sequences(self.num_words, self.length)
+
+    @property
+    def law(self) -> Float[Tensor, " s"]:
+        """Probability of each of `sequences`."""
+        return self.joint.flatten()
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of a sequence, in nats."""
+        return -float(torch.xlogy(self.law, self.law).sum())
+
+    def index(self, tokens: Int[Tensor, "*b l"]) -> Int[Tensor, "*b"]:
+        """Where each sequence of words stands in `sequences`."""
+        place = self.num_words ** torch.arange(self.length - 1, -1, -1, device=tokens.device)
+        return (tokens * place).sum(-1)
+
+    def count(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, " s"]:
+        """How often each of `sequences` occurs.
+
+        Raises:
+            ValueError: If a token is no word.
+        """
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.num_words:
+            raise ValueError(
+                f"Only words can be counted, ids in [0, {self.num_words}); got {int(tokens.max())}."
+            )
+        return self.index(tokens).bincount(minlength=len(self.law))
+
+
+def random_world(num_words: int = 3, length: int = 3, seed: int = 0, temperature: float = 1.0) -> World:
+    """A world without structure: `p ~ exp(normal / temperature)`, seeded.
+
+    Args:
+        num_words: Number of words.
+        length: Number of positions.
+        seed: Which world.
+        temperature: Large for nearly uniform worlds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    energies = torch.randn([num_words] * length, generator=generator, dtype=torch.float64)
+    return World(torch.softmax(energies.flatten() / temperature, 0).view(energies.shape))
+
+
+def agreeing_world(num_words: int = 3, length: int = 3, strength: float = 1.5) -> World:
+    """A world with structure: neighbours tend to be equal, and small words are a little more common (a Potts chain).
+
+    Args:
+        num_words: Number of words.
+        length: Number of positions.
+        strength: Log odds by which two equal neighbours are preferred.
+    """
+    sequences = all_sequences(num_words, length)
+    agreements = (sequences[:, 1:] == sequences[:, :-1]).sum(-1)
+    energies = strength * agreements.double() - 0.2 * sequences.sum(-1).double()
+    return World(torch.softmax(energies, 0).view([num_words] * length))
