@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import hdlm
+from hdlm import __version__
 from hdlm.cli._errors import explained
 from hdlm.cli._registry import Verb, verbs
 
@@ -63,7 +63,7 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
         "between autoregression and diffusion.",
         epilog="`hdlm VERB --help` has the options of a verb, and examples.",
     )
-    parser.add_argument("--version", action="version", version=f"hdlm {hdlm.__version__}")
+    parser.add_argument("--version", action="version", version=f"hdlm {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     actions = parser.add_subparsers(metavar="VERB", title="verbs", parser_class=Parser)
     return parser, {

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 
+@runtime_checkable
 class VerbModule(Protocol):
     """What the module of a verb offers."""
 

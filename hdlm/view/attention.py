@@ -104,5 +104,5 @@ def print_attention(picture: AttentionPicture, console: Console) -> None:
         console.print(Text(picture.title, "bold"))
     kinds = picture.kinds[::stride, ::stride]
     console.print(terminal.grid(kinds, KINDS, range(0, size, stride), size - 1, console=console))
-    entries = [(caption, [kind]) for kind, caption in picture.captions]
+    entries = [(caption, [kind]) for kind, caption in picture.captions if kind != BLIND]
     console.print(terminal.legend(entries, KINDS, console=console))

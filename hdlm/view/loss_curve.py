@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -38,7 +39,7 @@ def read_series(metrics: Path, names: Sequence[str]) -> dict[str, Points]:
             record = _record(line, f"{metrics}:{number}")
             seen |= record.keys()
             for name in found.keys() & record.keys():
-                found[name].append((record["step"], record[name]))
+                found[name].append((float(record["step"]), float(record[name])))
     series = {name: _columns(points) for name, points in found.items() if points}
     if not series:
         raise ValueError(
@@ -47,14 +48,14 @@ def read_series(metrics: Path, names: Sequence[str]) -> dict[str, Points]:
     return series
 
 
-def _record(line: str, place: str) -> dict[str, float]:
+def _record(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is no JSON ({error.msg}); expected one object a line.") from error
     if not isinstance(record, dict) or "step" not in record:
         raise ValueError(f'{place} has no "step"; expected an object such as {{"step": 10, "loss": 3.2}}.')
-    return record
+    return dict(record)
 
 
 def _columns(points: list[tuple[float, float]]) -> Points:

@@ -175,7 +175,7 @@ def _print_plain(title: str, replay: Replay, console: Console) -> None:
     counts = ", ".join(
         f"{replay.count(change)} {change.value}" for change in STYLES if change is not Change.NOTHING
     )
-    console.print(f"{title}: {last} steps, {counts}", markup=False, highlight=False)
+    console.print(f"{title}: {last} steps, {counts}", markup=False, highlight=False, soft_wrap=True)
     for number in shown:
         line = " ".join(replay.text(number).plain.split())
         console.print(

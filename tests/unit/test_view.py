@@ -1,0 +1,276 @@
+"""Pictures: what is drawn, at any size, in a terminal, in a pipe and to a file."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from rich.console import Console
+
+from hdlm.attention import generation
+from hdlm.hyperschedule import Block, PublishedSlide, Slide, autoregressive, flat
+from hdlm.view.attention import AttentionPicture, draw_attention, print_attention
+from hdlm.view.files import replacing
+from hdlm.view.hyperschedule import (
+    draw_gallery,
+    draw_hyperschedule,
+    print_hyperschedule,
+    sampled_levels,
+    sampled_steps,
+)
+from hdlm.view.loss_curve import draw_loss, read_series, running_mean
+from hdlm.view.palette import SETTLED, WORTHLESS, active_colours, level_colours, rgb
+from hdlm.view.replay import Change, Replay, changes, frames, play
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def plain(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width)
+
+
+def coloured(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
+
+
+def printed(console: Console) -> str:
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 8, 1000])
+def test_colours_darken_as_text_settles(num_levels):
+    """So that a picture reads in grey and to the colour-blind."""
+    colours = level_colours(num_levels)
+    assert colours.shape == (num_levels + 1, 3)
+    assert tuple(colours[0]) == rgb(SETTLED)
+    assert tuple(colours[-1]) == rgb(WORTHLESS)
+    lightness = colours @ LUMA
+    assert (np.diff(lightness) > -1).all()
+    assert np.diff(active_colours(np.linspace(0, 1, 20)) @ LUMA).min() > 3
+
+
+def test_a_terminal_without_colour_gets_shades():
+    console = plain()
+    print_hyperschedule(Block(8, width=4, num_levels=2), console, "two blocks")
+    assert printed(console).splitlines() == [
+        "two blocks",
+        "0 ················",
+        "  ▓▓▓▓▓▓▓▓········",
+        "  ████████········",
+        "  ████████▓▓▓▓▓▓▓▓",
+        "4 ████████████████",
+        "  0              7",
+        "·· worthless   ▓▓ active   ██ settled",
+    ]
+
+
+def test_a_terminal_in_colour_gets_two_rows_a_line():
+    console = coloured()
+    print_hyperschedule(autoregressive(4), console)
+    lines = printed(console).splitlines()
+    assert len(lines) == 3 + 2
+    settled, worthless = (";".join(map(str, rgb(colour))) for colour in (SETTLED, WORTHLESS))
+    assert f"38;2;{settled}" in lines[2]
+    assert f"38;2;{worthless};48;2;{settled}" in lines[0]
+
+
+@pytest.mark.parametrize("console", [plain(40), coloured(40)], ids=["plain", "colour"])
+@pytest.mark.parametrize(
+    "hyperschedule", [flat(4096, 4096), PublishedSlide(8192, 64, 128), flat(1, 1)], ids=repr
+)
+def test_any_size_fits_the_console(console, hyperschedule):
+    console.file = io.StringIO()
+    print_hyperschedule(hyperschedule, console)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) < 40
+    assert all(len(console.render_str(line)) <= 40 for line in lines if "\x1b" not in line)
+
+
+def test_sampling_keeps_the_first_and_the_last_step():
+    hyperschedule = Slide(100, width=10, num_levels=7)
+    steps = sampled_steps(hyperschedule, most=13)
+    assert steps[0] == 0
+    assert steps[-1] == hyperschedule.num_steps
+    assert len(steps) <= 14
+    levels = sampled_levels(hyperschedule, steps, most=30)
+    assert np.array_equal(levels, hyperschedule.levels(steps)[:, ::4].numpy())
+
+
+def test_pictures_show_the_levels(tmp_path):
+    path = tmp_path / "new folder" / "block.png"
+    draw_hyperschedule(Block(64, width=16, num_levels=8), path, "Block")
+    shown = {tuple(pixel) for pixel in (imread(path)[..., :3].reshape(-1, 3) * 255).round().astype(int)}
+    assert {tuple(map(int, colour)) for colour in level_colours(8)} <= shown
+    assert [one.name for one in path.parent.iterdir()] == ["block.png"]
+
+
+def test_a_gallery_of_families(tmp_path):
+    path = tmp_path / "families.svg"
+    draw_gallery({"Flat\nMDLM": flat(8, 4), "Autoregressive": autoregressive(8)}, path)
+    assert path.read_text().lstrip().startswith("<?xml")
+
+
+def test_a_picture_has_a_known_format(tmp_path):
+    with pytest.raises(ValueError, match=r"ends in \.png, \.svg or \.pdf; got .*picture\.xyz"):
+        draw_hyperschedule(flat(4, 2), tmp_path / "picture.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_tells_who_looks_at_whom(tmp_path):
+    hyperschedule = Block(4, width=2, num_levels=2)
+    noisy = hyperschedule.regions(2).active.numpy()
+    picture = AttentionPicture(generation(hyperschedule, 2).dense().numpy(), noisy, title="step 2")
+    console = plain()
+    print_attention(picture, console)
+    assert printed(console).splitlines() == [
+        "step 2",
+        "0 ████····",
+        "  ████····",
+        "  ░░░░▓▓▓▓",
+        "  ░░░░▓▓▓▓",
+        "  0      3",
+        "██ settled sees settled   ░░ active sees settled   ▓▓ active sees active",
+    ]
+    draw_attention(picture, tmp_path / "attention.png")
+    assert imread(tmp_path / "attention.png").size > 0
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "report.txt"
+    target.write_text("old")
+    with pytest.raises(TypeError), replacing(target) as path:
+        path.write_text(b"no text")
+    assert target.read_text() == "old"
+    with replacing(target) as path:
+        path.write_text("new")
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"picture\.png") as caught,
+        replacing(tmp_path / "file" / "picture.png"),
+    ):
+        pass
+    assert caught.value.filename.endswith("picture.png")
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [{"step": step, "loss": 4.0 - step / 100} for step in range(1, 101)]
+    records += [{"step": 50, "validation_loss": 3.6}, {"step": 100, "validation_loss": 3.2}]
+    path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    return path
+
+
+def test_series_are_read_by_name(metrics):
+    series = read_series(metrics, ["loss", "validation_loss", "absent"])
+    assert list(series) == ["loss", "validation_loss"]
+    assert series["loss"][0].tolist() == list(range(1, 101))
+    assert series["validation_loss"][1].tolist() == [3.6, 3.2]
+
+
+def test_metrics_that_cannot_be_drawn(metrics, tmp_path):
+    with pytest.raises(ValueError, match="has no speed; it has loss, step, validation_loss"):
+        read_series(metrics, ["speed"])
+    metrics.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no JSON"):
+        read_series(metrics, ["loss"])
+    metrics.write_text("[1, 2]\n")
+    with pytest.raises(ValueError, match=r'metrics\.jsonl:1 has no "step"'):
+        read_series(metrics, ["loss"])
+
+
+def test_a_loss_curve_with_levels_to_compare(metrics, tmp_path):
+    names = {"loss": "training", "validation_loss": "validation"}
+    draw_loss(metrics, tmp_path / "loss.svg", names=names, levels={"unigram": 3.5})
+    assert (tmp_path / "loss.svg").stat().st_size > 1000
+
+
+def test_the_running_mean_is_unbiased_from_the_start():
+    assert running_mean(np.full(50, 3.0)) == pytest.approx(3.0)
+    steps = np.concatenate([np.zeros(500), np.ones(500)])
+    assert running_mean(steps)[499] == 0
+    assert running_mean(steps)[-1] == pytest.approx(1, abs=1e-3)
+
+
+STORY = Replay(
+    [
+        [None, None, None],
+        ["A", " dog", None],
+        ["A", " cat", None],
+        [None, " cat", " sat"],
+        ["The", " cat", " sat"],
+    ]
+)
+
+
+def test_changes_are_named():
+    assert changes(STORY.frames[0], STORY.frames[1]) == [Change.UNMASKED, Change.UNMASKED, Change.NOTHING]
+    assert changes(STORY.frames[1], STORY.frames[2])[1] is Change.CORRECTED
+    assert changes(STORY.frames[2], STORY.frames[3])[0] is Change.REMASKED
+    assert [STORY.count(change) for change in (Change.UNMASKED, Change.CORRECTED, Change.REMASKED)] == [
+        4,
+        1,
+        1,
+    ]
+
+
+def test_frames_follow_from_edits():
+    words = {0: "a", 1: "b", 2: None}
+    edits = [(0, 1, 0), (0, 2, 1), (4, 1, 1), (5, 0, 0)]
+    assert frames([2, 2, 2], edits, words.__getitem__) == [
+        [None, None, None],
+        [None, "a", "b"],
+        [None, "b", "b"],
+        ["a", "b", "b"],
+    ]
+
+
+def test_a_pipe_gets_lines_of_text():
+    console = plain(20)
+    play({"acs": STORY}, console=console)
+    assert printed(console).splitlines() == [
+        "acs: 4 steps, 4 unmasked, 1 corrected, 1 masked again",
+        "  step 0  ░░░ ░░░ ░░░",
+        "  step 1  A dog ░░░",
+        "  step 2  A cat ░░░",
+        "  step 3  ░░░ cat sat",
+        "  step 4  The cat sat",
+    ]
+
+
+def test_a_terminal_plays_all_frames_and_ends_at_rest():
+    console = coloured()
+    play({"original": STORY, "acs": Replay(STORY.frames[-1:])}, console=console, seconds=0.0)
+    output = printed(console)
+    assert "step 4/4" in output
+    assert "corrected" in output
+    assert STORY.text(99).plain == "The cat sat"
+    assert not [span for span in STORY.text(99).spans if span.style]
+
+
+def test_replays_without_sense():
+    with pytest.raises(ValueError, match="at least one frame"):
+        Replay([])
+    with pytest.raises(ValueError, match="equal lengths; got 1 and 2"):
+        Replay([["a"], ["a", "b"]])
+
+
+def test_levels_of_a_table_in_the_terminal_are_those_of_the_hyperschedule():
+    """Every cell, not just the corners, at a size that needs no sampling."""
+    hyperschedule = Slide(12, width=6, num_levels=3)
+    console = plain(16)
+    print_hyperschedule(hyperschedule, console)
+    glyphs = "█" + "".join(sorted({c for c in printed(console) if c in "░▒▓"}, reverse=True)) + "·"
+    rows = [line[-12:] for line in printed(console).splitlines()[: hyperschedule.num_steps + 1]]
+    levels = hyperschedule.levels(torch.arange(hyperschedule.num_steps + 1))
+    order = {glyph: level for level, glyph in enumerate(dict.fromkeys(glyphs))}
+    assert [[order[glyph] for glyph in row] for row in rows] == levels.tolist()
