@@ -5,21 +5,24 @@ from __future__ import annotations
 from hdlm.training.ema import ExponentialMovingAverage
 from hdlm.training.interrupt import StopRequest, listening
 from hdlm.training.loop import StepReport, Trainer, Watcher
-from hdlm.training.mixture import Mixture, Part
+from hdlm.training.mixture import Mixture
 from hdlm.training.muon import Muon, orthogonalise
 from hdlm.training.optimizers import make_optimizers
+from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
 from hdlm.training.run import Run, prepare
 from hdlm.training.watchers import Every, MetricsLog, progress_bar
 
 __all__ = [
+    "AbstractPart",
     "Every",
     "ExponentialMovingAverage",
     "MetricsLog",
     "Mixture",
     "Muon",
-    "Part",
+    "NextToken",
+    "Noisy",
     "Recipe",
     "Run",
     "StepReport",

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from hdlm.data import Windows
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT
-from hdlm.objective import AbstractObjective, Corruption, stratified_times
+from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.ema import ExponentialMovingAverage
 from hdlm.training.interrupt import StopRequest
-from hdlm.training.mixture import Mixture, Part
+from hdlm.training.mixture import Mixture
 from hdlm.training.optimizers import make_optimizers, set_rates
+from hdlm.training.parts import AbstractPart
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
@@ -46,7 +47,6 @@ class StepReport:
 
     Attributes:
         step: Its number, from 1.
-        part: Which part of the mixture it trained.
         loss: Mean loss of a position of the global batch, in nats.
         gradient_norm: Norm of the gradient before it was clipped.
         rate: Learning rate relative to its peak.
@@ -56,7 +56,6 @@ class StepReport:
     """
 
     step: int
-    part: int
     loss: float
     gradient_norm: float
     rate: float
@@ -73,23 +72,22 @@ class Watcher(Protocol):
 
 
 @final
-class _NoisyLoss(nn.Module):
+class _Loss(nn.Module):
     """Clean batch in, mean loss out: the one module that `accelerate` wraps, so that gradients are averaged."""
 
-    def __init__(self, denoiser: Denoiser, objective: AbstractObjective) -> None:
+    def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.objective = objective
 
     def forward(
         self,
-        corruption: Corruption,
+        part: AbstractPart,
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
     ) -> Float[Tensor, ""]:
-        """Mean over all positions."""
-        return self.objective(self.denoiser, corruption(x_0, times, draw)).mean()
+        """Mean over all positions that teach."""
+        return part.loss(self.denoiser, x_0, times, draw).mean()
 
 
 @final
@@ -98,8 +96,7 @@ class Trainer:
 
     Args:
         denoiser: What to train; its weights change in place.
-        objective: What to minimise.
-        mixture: Which noise at which step.
+        mixture: What to learn from at which step.
         windows: The text.
         optimizer: How weights move.
         run: How long, how much at a time, and how.
@@ -108,13 +105,13 @@ class Trainer:
     Attributes:
         average: Moving average of the weights.
         step: Optimizer steps done.
+        sequences: Windows of text that they took.
         seconds: Time spent on them.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: AbstractObjective,
         mixture: Mixture,
         windows: Windows,
         optimizer: OptimizerSettings,
@@ -128,11 +125,11 @@ class Trainer:
         )
         network: DDiT = denoiser.backbone.to(self._accelerator.device)
         self.average = ExponentialMovingAverage(network, optimizer.ema)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.sequences, self.seconds = 0, 0, 0.0
         optimizers = make_optimizers(network, optimizer)
         if run.compile and _has_compiler(device):
             network.features = torch.compile(network.features)  # type: ignore[method-assign]
-        self._loss = self._accelerator.prepare(_NoisyLoss(denoiser, objective))
+        self._loss = self._accelerator.prepare(_Loss(denoiser))
         self._optimizers = [self._accelerator.prepare(one) for one in optimizers]
 
     @property
@@ -155,22 +152,20 @@ class Trainer:
         """
         self._loss.train()
         began = time.perf_counter() - self.seconds
-        sequences = self._mixture.sequences_before(self.step)
         report = None
         while not stop and (progress := self._run.progress(self.step, self.seconds)) < 1:
-            index, part = self._mixture.at(self.step)
+            part = self._mixture.at(self.step, progress)
             rate = self._settings.rate(progress)
-            loss, norm = self._descend(part, sequences, rate)
+            loss, norm = self._descend(part, rate)
             self.step += 1
             self.seconds = time.perf_counter() - began
-            sequences += part.batch_size
+            self.sequences += part.batch_size
             report = StepReport(
                 step=self.step,
-                part=index,
                 loss=loss,
                 gradient_norm=norm,
                 rate=rate,
-                tokens=sequences * self._windows.length,
+                tokens=self.sequences * self._windows.length,
                 seconds=self.seconds,
                 progress=self._run.progress(self.step, self.seconds),
             )
@@ -179,13 +174,13 @@ class Trainer:
         self._loss.eval()
         return report
 
-    def _descend(self, part: Part, first: int, rate: float) -> tuple[float, float]:
+    def _descend(self, part: AbstractPart, rate: float) -> tuple[float, float]:
         """One optimizer step; its loss and the norm of its gradient."""
         set_rates(self._optimizers, rate)
         total = torch.zeros((), device=self._accelerator.device)
-        passes = list(self._passes(part, first))
+        passes = list(self._passes(part))
         for x_0, times, draw in passes:
-            loss = self._loss(part.corruption, x_0, times, draw) / len(passes)
+            loss = self._loss(part, x_0, times, draw) / len(passes)
             self._accelerator.backward(loss)
             total += loss.detach()
         norm = float(self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.clip))
@@ -201,10 +196,10 @@ class Trainer:
         self.average.update()
         return mean, norm
 
-    def _passes(self, part: Part, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _passes(self, part: AbstractPart) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Clean tokens, times and draws of each pass of this process in one optimizer step."""
         device, length = self._accelerator.device, self._windows.length
-        times = stratified_times(self._randomness, self.step, part.batch_size, part.corruption.num_times)
+        times = stratified_times(self._randomness, self.step, part.batch_size, part.num_times)
         pieces = self._accelerator.num_processes * self._run.accumulation
         if part.batch_size % pieces:
             raise ValueError(
@@ -218,7 +213,7 @@ class Trainer:
             draw = self._randomness.uniform(
                 row[:, None], self.step, torch.arange(length)[None], stream=_CORRUPTION
             )
-            x_0 = self._windows.batch(first + start, size)
+            x_0 = self._windows.batch(self.sequences + start, size)
             yield x_0.to(device), times[start : start + size].to(device), draw.to(device)
 
 

@@ -1,102 +1,87 @@
-"""Which noise each optimizer step trains on, and with how many sequences: functions of the step alone.
+"""What each optimizer step trains on: a warm start, then the parts of a mixture in proportion to their shares.
 
-Part `k` of a mixture owns an interval of [0, 1) as long as its share, and step `n` trains the part in whose interval
+Part `k` owns an interval of [0, 1) as long as its share, and step `n` trains the part in whose interval
 `n / golden ratio mod 1` falls. These points are as even as points can be, so shares hold over every few steps.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from hdlm import hyperschedule as hyperschedules
 from hdlm.checkpoint import build
-from hdlm.objective import Corruption
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.process import AbstractNoiseProcess
-from hdlm.training.recipe import MixturePart
+from hdlm.training.parts import AbstractPart, NextToken, Noisy
+from hdlm.training.recipe import Recipe
 
-__all__ = ["Mixture", "Part"]
+__all__ = ["Mixture"]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @final
 @dataclass(frozen=True)
-class Part:
-    """One way to noise a batch.
+class Mixture:
+    """Parts, and who is next.
 
     Attributes:
-        corruption: Clean batch in, noisy canvas out.
-        batch_size: Sequences in its optimizer steps, over all processes and passes.
-        share: Part of the steps, relative to the other parts.
+        parts: The noisy parts.
+        warm_start: What comes before them, if anything.
+        warm_share: Share of the run that the warm start takes, in [0, 1).
     """
 
-    corruption: Corruption
-    batch_size: int
-    share: float
-
-
-@final
-@dataclass(frozen=True)
-class Mixture:
-    """Parts, and who is next."""
-
-    parts: tuple[Part, ...]
+    parts: tuple[Noisy, ...]
+    warm_start: NextToken | None = None
+    warm_share: float = 0.0
 
     @classmethod
-    def of(
-        cls, described: Sequence[MixturePart], process: AbstractNoiseProcess, length: int, batch_size: int
-    ) -> Mixture:
+    def of(cls, recipe: Recipe, process: AbstractNoiseProcess) -> Mixture:
         """The mixture of a recipe.
 
         Args:
-            described: Its parts.
+            recipe: What to do.
             process: How tokens are noised.
-            length: Tokens in a window.
-            batch_size: Sequences in an optimizer step of a part with `batch_scale = 1`.
 
         Raises:
-            ValueError: If a hyperschedule is unknown or does not fit the length.
+            ValueError: If a hyperschedule is unknown or does not fit the context.
         """
-        return cls(
-            tuple(
-                Part(
-                    Corruption(
-                        process,
-                        build(hyperschedules, {**part.hyperschedule, "length": length}),
-                        two_stream=part.two_stream,
-                        continuous=part.continuous,
-                    ),
-                    batch_size * part.batch_scale,
-                    part.share,
-                )
-                for part in described
+        length, batch_size = recipe.data.context, recipe.run.batch_size
+        objective = WeightedCrossEntropy(recipe.objective.unmasked, max_weight=recipe.objective.max_weight)
+        parts = []
+        for part in recipe.mixture:
+            hyperschedule = build(hyperschedules, {**part.hyperschedule, "length": length})
+            corruption = Corruption(
+                process, hyperschedule, two_stream=part.two_stream, continuous=part.continuous
             )
-        )
+            parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
+        warm = recipe.warm_start
+        return cls(tuple(parts), NextToken(batch_size * warm.batch_scale) if warm.share else None, warm.share)
 
-    def which(self, steps: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-        """Index of the part that each step trains."""
-        bounds = self._bounds.to(steps.device)
-        return torch.bucketize(steps.double() * _GOLDEN % 1, bounds[:-1], right=True)
+    @property
+    def hyperschedules(self) -> tuple[AbstractHyperschedule, ...]:
+        """Those of the parts, in order."""
+        return tuple(part.corruption.hyperschedule for part in self.parts)
 
-    def at(self, step: int) -> tuple[int, Part]:
-        """Index and part of one step."""
-        index = int(self.which(torch.tensor(step)))
-        return index, self.parts[index]
+    def at(self, step: int, progress: float) -> AbstractPart:
+        """What a step trains on.
 
-    def sequences_before(self, step: int) -> int:
-        """Sequences that all earlier steps took."""
-        sizes = torch.tensor([part.batch_size for part in self.parts])
-        return int(sizes[self.which(torch.arange(step))].sum())
+        Args:
+            step: Optimizer steps done before.
+            progress: Share of the run that is done, in [0, 1].
+        """
+        if self.warm_start is not None and progress < self.warm_share:
+            return self.warm_start
+        return self.parts[bisect.bisect_right(self._bounds, step * _GOLDEN % 1)]
 
     @cached_property
-    def _bounds(self) -> Tensor:
-        shares = torch.tensor([part.share for part in self.parts], dtype=torch.float64)
-        return (shares / shares.sum()).cumsum(0)
+    def _bounds(self) -> list[float]:
+        """Where the interval of each part but the last ends."""
+        total = sum(part.share for part in self.parts)
+        return [sum_ / total for sum_ in itertools.accumulate(part.share for part in self.parts)][:-1]

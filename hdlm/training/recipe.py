@@ -34,6 +34,7 @@ __all__ = [
     "ProcessSettings",
     "Recipe",
     "RunSettings",
+    "WarmStartSettings",
 ]
 
 T = TypeVar("T")
@@ -136,6 +137,24 @@ class MixturePart:
         _require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
         )
+
+
+@final
+@dataclass(frozen=True)
+class WarmStartSettings:
+    """Next-token prediction before any noise.
+
+    Attributes:
+        share: Part of the run that it takes, in [0, 1).
+        batch_scale: Sequences in its batches, relative to `run.batch_size`.
+    """
+
+    share: float = 0.0
+    batch_scale: int = 2
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.share < 1, "warm_start.share", "in [0, 1)", self.share)
+        _require(self.batch_scale > 0, "warm_start.batch_scale", "positive", self.batch_scale)
 
 
 @final
@@ -259,6 +278,7 @@ class Recipe:
     process: ProcessSettings
     objective: ObjectiveSettings
     mixture: tuple[MixturePart, ...]
+    warm_start: WarmStartSettings
     optimizer: OptimizerSettings
     run: RunSettings
     description: str = field(default="", kw_only=True)
@@ -299,6 +319,7 @@ class Recipe:
             process=_build(ProcessSettings, table, "process"),
             objective=_build(ObjectiveSettings, table, "objective"),
             mixture=tuple(_build(MixturePart, {"mixture": part}, "mixture") for part in parts),
+            warm_start=_build(WarmStartSettings, table, "warm_start"),
             optimizer=_build(OptimizerSettings, table, "optimizer"),
             run=_build(RunSettings, table, "run"),
             description=str(table.get("description", "")),

@@ -19,7 +19,6 @@ from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.data import Split, Tokenizer, TokenStream, Windows, corpus, split, tokenise, train_tokenizer
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.objective import WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
 from hdlm.training.interrupt import StopRequest
@@ -63,7 +62,7 @@ class Run:
         return Checkpoint(
             self.denoiser,
             self.tokenizer.vocabulary,
-            hyperschedules=tuple(part.corruption.hyperschedule for part in self.mixture.parts),
+            hyperschedules=self.mixture.hyperschedules,
             tokenizer=self.tokenizer.to_json(),
             training={"recipe": self.recipe.to_table(), **(training or {})},
         )
@@ -82,7 +81,6 @@ class Run:
         recipe = self.recipe
         trainer = Trainer(
             self.denoiser,
-            WeightedCrossEntropy(recipe.objective.unmasked, max_weight=recipe.objective.max_weight),
             self.mixture,
             Windows(self.train.tokens, recipe.data.context, recipe.run.seed),
             recipe.optimizer,
@@ -131,7 +129,7 @@ def prepare(recipe: Recipe, device: torch.device, say: Callable[[str], None] = l
         train,
         validation,
         Denoiser(network, process, Mean()),
-        Mixture.of(recipe.mixture, process, data.context, recipe.run.batch_size),
+        Mixture.of(recipe, process),
         device,
     )
 

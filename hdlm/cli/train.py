@@ -1,0 +1,116 @@
+"""Train a model on text of yours.
+
+examples:
+  hdlm train --text book.txt --output runs/book --minutes 5
+  hdlm train --text kjv --output runs/kjv --recipe pretrained
+  hdlm train --text 'novels/*.txt' --output runs/novels --recipe my.toml --steps 2000 --seed 1
+
+A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own.
+Ctrl-C stops after the current step and leaves a usable checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdlm.cli._options import add_device, add_json, device_of, print_json
+
+if TYPE_CHECKING:
+    from hdlm.training import Recipe, Run, StepReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to train on, how, and where to."""
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="TEXT",
+        help="files, folders, globs (text or .jsonl), or a corpus: kjv, pydoc_topics (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the checkpoint and the metrics"
+    )
+    parser.add_argument("--recipe", default="demo", help="name or TOML file (default: %(default)s)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
+    length.add_argument("--steps", type=int, help="optimizer steps to train instead, repeatable to the bit")
+    parser.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
+    add_device(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    from rich.console import Console
+
+    from hdlm.training import listening, prepare, progress_bar
+
+    device = device_of(args)
+    if (args.output / "config.json").exists():
+        raise ValueError(
+            f"--output {args.output} already holds a checkpoint; choose another folder, or remove it."
+        )
+    recipe = recipe_of(args)
+    console = Console(stderr=args.json)
+    prepared = prepare(recipe, device, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    with listening() as stop, progress_bar(console) as bar:
+        report = prepared.execute(args.output, stop, (bar,))
+    result = _result(prepared, report, args.output)
+    if args.json:
+        print_json(result)
+    else:
+        why = f" (stopped by {stop.signal.name})" if stop.signal else ""
+        console.print(
+            f"{result['steps']} steps{why}; checkpoint: {args.output}", highlight=False, soft_wrap=True
+        )
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that `--recipe` names, changed as the other options say.
+
+    Raises:
+        ValueError: If there is no such recipe, or an option does not suit it.
+    """
+    from hdlm.package_data import recipes
+    from hdlm.training import Recipe
+
+    path = Path(args.recipe)
+    if path.suffix != ".toml":
+        path = recipes() / f"{args.recipe}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in recipes().glob("*.toml")))
+            raise ValueError(f"there is no recipe {args.recipe!r}; known: {known}, or a TOML file of yours.")
+    changes: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
+    if args.text is not None:
+        changes["data"]["corpus"] = args.text
+    if args.seed is not None:
+        changes["run"]["seed"] = args.seed
+    if args.minutes is not None:
+        changes["run"].update(minutes=args.minutes, steps=None)
+    if args.steps is not None:
+        changes["run"].update(steps=args.steps, minutes=None)
+    return Recipe.load(path, changes)
+
+
+def _result(prepared: Run, report: StepReport | None, output: Path) -> dict[str, Any]:
+    """What a program wants to know: where the model is, how long it took, what counting achieves."""
+    from hdlm.data import Bigram, Unigram
+
+    words = prepared.tokenizer.vocabulary.num_words
+    per_byte = 1 / (math.log(2) * prepared.validation.num_bytes)
+    return {
+        "checkpoint": str(output),
+        "steps": report.step if report else 0,
+        "tokens": report.tokens if report else 0,
+        "seconds": round(report.seconds, 2) if report else 0.0,
+        "bits_per_byte": {
+            model.__name__.lower(): float(
+                model.fit(prepared.train.tokens, words).nats(prepared.validation.tokens).sum() * per_byte
+            )
+            for model in (Unigram, Bigram)
+        },
+    }

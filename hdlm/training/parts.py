@@ -1,0 +1,106 @@
+"""The parts of a mixture: ways to turn a clean batch into a loss of each position."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.denoiser import Denoiser
+from hdlm.objective import AbstractObjective, Corruption
+
+__all__ = ["AbstractPart", "NextToken", "Noisy"]
+
+
+class AbstractPart(abc.ABC):
+    """One way to learn from a batch.
+
+    Attributes:
+        batch_size: Sequences in its optimizer steps, over all processes and passes.
+    """
+
+    batch_size: int
+
+    @property
+    def num_times(self) -> int:
+        """How many times it wants for each sequence."""
+        return 1
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        denoiser: Denoiser,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+    ) -> Float[Tensor, "b n"]:
+        """Loss in nats of each position that teaches.
+
+        Args:
+            denoiser: What learns.
+            x_0: Clean tokens.
+            times: `num_times` stratified numbers in [0, 1) for each sequence.
+            draw: A uniform number in [0, 1) for each position.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Noisy(AbstractPart):
+    """Noise as a hyperschedule says, and an objective.
+
+    Attributes:
+        corruption: Clean batch in, noisy canvas out.
+        objective: What is minimised on it.
+        batch_size: As above.
+        share: Part of the steps, relative to the other parts.
+    """
+
+    corruption: Corruption
+    objective: AbstractObjective
+    batch_size: int
+    share: float
+
+    @property
+    def num_times(self) -> int:
+        return self.corruption.num_times
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+    ) -> Float[Tensor, "b n"]:
+        return self.objective(denoiser, self.corruption(x_0, times, draw))
+
+
+@final
+@dataclass(frozen=True)
+class NextToken(AbstractPart):
+    """Next-token prediction without noise: the warm start.
+
+    One causal pass over clean text in which every position teaches costs half of a two-stream pass and says about
+    twice as much. What a network so learns of words and contexts it keeps when it turns to noise.
+    """
+
+    batch_size: int
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+    ) -> Float[Tensor, "b n"]:
+        before, after = x_0[:, :-1], x_0[:, 1:]
+        position = torch.arange(before.shape[1], device=x_0.device)
+        causal = position[None, None, :] <= position[None, :, None]
+        network = denoiser.backbone
+        logits = network.head(network.features(before, attention=causal))[..., : denoiser.process.num_words]
+        return F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="none").view_as(after)
