@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-import torch
-
 from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Chain, Step
+from hdlm.sampling.base import Chain, Step, words_wait
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.first_hitting import FirstHitting
@@ -24,9 +22,7 @@ Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
     """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
-    middle = process.rates(torch.full((), 0.5, dtype=torch.float64))
-    waits = not (middle.uniform > 0 or middle.release > 0) and bool(middle.mask > 0)
-    return Absorbing(process.num_words) if waits else None
+    return Absorbing(process.num_words) if words_wait(process) else None
 
 
 ALGORITHMS: dict[str, Builder] = {

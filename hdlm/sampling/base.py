@@ -25,7 +25,7 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.sampling.draws import draw_index
 
-__all__ = ["Chain", "Move", "Reading", "Step", "Transform"]
+__all__ = ["Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
 
 _ENTRIES = 2**24
 """How many vocabulary entries are expanded to float64 at a time."""
@@ -209,3 +209,27 @@ class Chain:
         for index, step in enumerate(self.steps):
             x = step(x, move.sub(index))
         return x
+
+
+def words_wait(process: AbstractNoiseProcess) -> bool:
+    """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
+    middle = process.rates(torch.full((), 0.5, dtype=torch.float64))
+    return bool(middle.mask > 0) and not bool((middle.uniform > 0) | (middle.release > 0))
+
+
+def require_masks(process: AbstractNoiseProcess, what: str) -> None:
+    """Refuse a process whose pure noise holds words.
+
+    Args:
+        process: The noise process.
+        what: Who needs masks, at the beginning of a sentence.
+
+    Raises:
+        ValueError: If pure noise is not all masks: what begins as a word would never be written.
+    """
+    share = float(process.weights(torch.ones((), dtype=torch.float64)).mask)
+    if share < 1:
+        raise ValueError(
+            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is {share}. "
+            "Use the ancestral or the analytic step."
+        )

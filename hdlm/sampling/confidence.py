@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.sampling.base import Move
+from hdlm.sampling.base import Move, require_masks
 from hdlm.sampling.draws import draw_index
 
 __all__ = ["ByConfidence"]
@@ -42,6 +42,7 @@ class ByConfidence:
             )
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        require_masks(move.process, "Decoding by confidence")
         masked = move.masked
         if not masked.any():
             return x

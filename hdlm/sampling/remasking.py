@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.sampling.base import Chain, Move
+from hdlm.sampling.base import Chain, Move, require_masks
 from hdlm.sampling.correction import AdaptiveCorrection
 
 __all__ = [
@@ -84,9 +84,11 @@ class Rescale(AbstractRemaskSchedule):
 class Confidence(AbstractRemaskSchedule):
     """Shares out another schedule's `sigma`: what the model doubts is masked sooner (ReMDM-conf).
 
-    Position `i` gets `softmax(-confidence)_i` of it, among the visible positions of its sequence. The confidence is the
-    probability that the model gives the word *now*; the paper remembers the one at the time of writing, which for a
-    network that cannot doubt visible words is the only one there is.
+    The visible positions of a sequence together get their mean of it over all positions that move, and position `i`
+    gets `softmax(-confidence)_i` of that; masks are lifted as often as that mean wants, so the share of masks stays on
+    schedule (the paper's own rule lifts too few). The confidence is the probability that the model gives the word
+    *now*; the paper remembers the one at the time of writing, which for a network that cannot doubt visible words is
+    the only one there is.
 
     Attributes:
         inner: The schedule whose `sigma` is shared out.
@@ -96,10 +98,13 @@ class Confidence(AbstractRemaskSchedule):
 
     def sigma(self, move: Move) -> Float[Tensor, "b l"]:
         visible = move.visible
+        mean = self.inner.sigma(move) / move.moving.sum(-1, keepdim=True).clamp_min(1)
+        if not visible.any():
+            return mean
         trust = torch.full_like(move.t, torch.inf)
-        if visible.any():
-            trust[visible] = move.reading.own(visible).to(trust.dtype)
-        return self.inner.sigma(move) * (-trust).softmax(-1).nan_to_num(0.0)
+        trust[visible] = move.reading.own(visible).to(trust.dtype)
+        share = (-trust).softmax(-1).nan_to_num(0.0)
+        return torch.where(visible, share * torch.where(visible, mean, 0.0).sum(-1, keepdim=True), mean)
 
 
 @final
@@ -198,6 +203,7 @@ class Loop:
 
 def _rewrite(x: Int[Tensor, "b l"], move: Move, sigma: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
     """Mask each word again with probability `sigma`; lift masks as often as keeps the share of masks on schedule."""
+    require_masks(move.process, "Remasking")
     mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
     lift = ((1 - mask_s) - (1 - sigma) * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
     kind = move.uniform(_KIND)
