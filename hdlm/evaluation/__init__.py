@@ -1,0 +1,17 @@
+"""Evaluation: bounds on `-log p` of text, each with its standard error and the protocol it was made under."""
+
+from hdlm.evaluation.bounds import AbsorbingBound, AbstractBound, HybridBound
+from hdlm.evaluation.likelihood import Progress, evaluate
+from hdlm.evaluation.result import LikelihoodResult
+from hdlm.evaluation.windows import first_positions, windows
+
+__all__ = [
+    "AbsorbingBound",
+    "AbstractBound",
+    "HybridBound",
+    "LikelihoodResult",
+    "Progress",
+    "evaluate",
+    "first_positions",
+    "windows",
+]

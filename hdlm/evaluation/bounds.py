@@ -1,0 +1,330 @@
+r"""Two upper bounds on `-log p(x_0)`, of one window, each as an unbiased random estimate. Never to be mixed.
+
+The *absorbing* bound is the paper's protocol (arXiv 2504.06416): masks and no wrong words, whatever the process,
+
+    integral over u of E[ sum over masked i of -log p(x_0^i | x_u) ] / u,
+
+the likelihood of the sampler that unmasks tokens into draws from `p(x_0 | x_u)`. The *hybrid* bound is that of the
+process itself: exact score entropy, integrated over its noise, plus what the prior is off, plus a reconstruction
+where the noise does not come gradually (the epsilon-hybrids replace words at `u = 0+`),
+
+    integral of score entropy + KL(q(x_1 | x_0) || prior) + E[ sum over i of -log p(x_0^i | y) ],  y ~ q(x_0+ | x_0).
+
+On a hyperschedule `u` is the noise of a position while it is active, and it sees what generation lets it see.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast, final, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.attention import generation
+from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.evaluation.result import Estimator
+from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
+from hdlm.process import Absorbing, AbstractNoiseProcess
+
+__all__ = [
+    "AbsorbingBound",
+    "AbstractBound",
+    "HybridBound",
+    "is_autoregressive",
+    "masking_fraction",
+    "opens_together",
+]
+
+_HAIR = 1e-12
+"""Noise fractions are read this close to 0 and 1."""
+_CLEAN = 1 - 1e-5
+"""Data that are cleaner than this need no reconstruction."""
+_ROWS = 1024
+"""Positions whose distribution over the vocabulary is held at a time."""
+_BISECTIONS = 60
+"""Halvings of [0, 1]: more than float64 can tell apart."""
+
+
+class AbstractBound(abc.ABC):
+    """A random estimate of an upper bound on `-log p` of each window; unbiased, and `exact` where it is not random.
+
+    Attributes:
+        denoiser: The model.
+        hyperschedule: When each position of a window is noisy; the same length as the windows.
+        estimator: How noise is drawn.
+    """
+
+    denoiser: AbstractDenoiser
+    hyperschedule: AbstractHyperschedule
+    estimator: Estimator
+
+    @property
+    @abc.abstractmethod
+    def num_times(self) -> int:
+        """How many times an estimate wants for each window."""
+
+    @abc.abstractmethod
+    def spoken(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Float[Tensor, " b"]:
+        """Nats of the positions that the denoiser speaks of: all but the first `lookback`; arguments as below."""
+
+    @final
+    def __call__(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Float[Tensor, " b"]:
+        """Nats of each window.
+
+        Args:
+            x_0: The windows.
+            times: `num_times` numbers for each, uniform on [0, 1).
+            draw: A uniform number in [0, 1) for each position.
+        """
+        silent = min(self.denoiser.lookback, x_0.shape[1])
+        return self.spoken(x_0, times, draw) + silent * math.log(self.denoiser.process.num_words)
+
+    @final
+    def _speaks(self, weight: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """The weight of each position, without those that a shifted denoiser says nothing of."""
+        position = torch.arange(weight.shape[1], device=weight.device)
+        return torch.where(position >= self.denoiser.lookback, weight, 0.0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AbsorbingBound(AbstractBound):
+    """Masked cross-entropy over the share of masks.
+
+    Four estimators. `"random"` and `"stratified"` draw the masking probability `u` of each epoch; for the second the
+    caller spreads `times` evenly. `"count"` draws the number `k` of masks instead, uniform on `1 .. w` in an epoch of
+    `w` positions that start together, masks that many and weighs them `w / k`. Given `k`, the `u` that goes with it is
+    the `k`-th smallest of `w` uniform numbers, so the expectation is the same and the variance less. `"exact"` is for
+    epochs of one position, as in autoregression: each is predicted once, from pure noise, and nothing is random.
+
+    A network that is told the noise is told the fraction at which its own process masks as much. Shifted networks say
+    nothing of the first position, which is charged `log N` nats, as if drawn uniformly.
+
+    Raises:
+        ValueError: If the estimator does not fit the hyperschedule, or the denoiser's process never masks everything.
+    """
+
+    denoiser: AbstractDenoiser
+    hyperschedule: AbstractHyperschedule
+    estimator: Estimator
+
+    def __post_init__(self) -> None:
+        _check_start(self.hyperschedule)
+        if self.estimator not in get_args(Estimator):
+            raise ValueError(f"`estimator` must be one of {get_args(Estimator)}; got {self.estimator!r}.")
+        process = self.denoiser.process
+        if float(process.weights(torch.ones((), dtype=torch.float64)).mask) < 1:
+            raise ValueError(
+                f"The absorbing bound needs a process whose full noise is all masks; got {process!r}. "
+                "Use bound='hybrid'."
+            )
+        if self.estimator == "count" and not opens_together(self.hyperschedule, self.denoiser.lookback):
+            raise ValueError(
+                "estimator='count' needs a hyperschedule in whose epochs all positions start together (flat or Block; "
+                f"flat for shifted networks); got {self.hyperschedule!r}. Use estimator='stratified'."
+            )
+        if self.estimator == "exact" and not is_autoregressive(self.hyperschedule):
+            raise ValueError(
+                "estimator='exact' needs a hyperschedule that takes one position at a time, left to right; got "
+                f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
+            )
+
+    @property
+    def num_times(self) -> int:
+        return self._corruption.num_times
+
+    @cached_property
+    def _corruption(self) -> Corruption:
+        absorbing = Absorbing(self.denoiser.process.num_words)
+        return _corruption(absorbing, self.hyperschedule, LINEAR, self.denoiser.lookback)
+
+    def spoken(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Float[Tensor, " b"]:
+        if self.estimator == "exact" and self.denoiser.lookback:
+            return _cross_entropy(self._next_token(x_0), x_0, self._speaks(torch.ones_like(draw)))
+        canvas = self._corruption(x_0, torch.zeros_like(times) if self.estimator == "exact" else times, draw)
+        weight = canvas.measure / canvas.t
+        if self.estimator == "count":
+            canvas, weight = self._counted(canvas, times, draw)
+        masked = canvas.x_t == self.denoiser.process.mask_id
+        told = replace(canvas, t=masking_fraction(self.denoiser.process, canvas.t))
+        return _cross_entropy(
+            told.predict(self.denoiser), x_0, self._speaks(torch.where(masked, weight, 0.0))
+        )
+
+    def _counted(self, canvas: Canvas, times: Tensor, draw: Tensor) -> tuple[Canvas, Tensor]:
+        """The canvas with a uniform number of masks in each epoch, and the weight of these."""
+        epochs = cast("AbstractCountdown", self.hyperschedule).epochs.to(draw.device)
+        sizes = epochs.bincount()
+        count = (times * sizes).long() + 1
+        masked = _rank_within(epochs, draw) < count[:, epochs]
+        last = torch.zeros_like(times).scatter_reduce(
+            1, epochs.expand(draw.shape), torch.where(masked, draw, 0.0), "amax"
+        )
+        x_t = torch.where(masked, self.denoiser.process.mask_id, canvas.x_0)
+        return replace(canvas, x_t=x_t, t=last[:, epochs]), (sizes / count.double())[:, epochs]
+
+    def _next_token(self, x_0: Tensor) -> Prediction:
+        """Every token as a shifted network predicts it when all before it are settled, in one pass."""
+        settled = generation(self.hyperschedule, self.hyperschedule.num_steps).on(x_0.device)
+        clean = torch.zeros(x_0.shape, dtype=torch.float64, device=x_0.device)
+        said = self.denoiser.predict(x_0, clean, Context(attention=settled))
+        unknown = torch.full_like(x_0, self.denoiser.process.mask_id)
+        return replace(said, tokens=unknown, noise=torch.ones_like(clean))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HybridBound(AbstractBound):
+    """The bound of the denoiser's own process, in continuous time; for mean and score parameterizations.
+
+    Attributes:
+        noise_schedule: From a position's time to its noise fraction; where it ends, generation begins.
+
+    Raises:
+        ValueError: If the estimator is neither `"random"` nor `"stratified"`.
+    """
+
+    denoiser: AbstractDenoiser
+    hyperschedule: AbstractHyperschedule
+    estimator: Estimator
+    noise_schedule: AbstractNoiseSchedule = LINEAR
+
+    def __post_init__(self) -> None:
+        _check_start(self.hyperschedule)
+        if self.estimator not in ("random", "stratified"):
+            raise ValueError(
+                f"The hybrid bound has the estimators 'random' and 'stratified'; got {self.estimator!r}."
+            )
+
+    @property
+    def num_times(self) -> int:
+        return self._corruption.num_times
+
+    @cached_property
+    def _corruption(self) -> Corruption:
+        return _corruption(
+            self.denoiser.process, self.hyperschedule, self.noise_schedule, self.denoiser.lookback
+        )
+
+    def spoken(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Float[Tensor, " b"]:
+        canvas = self._corruption(x_0, times, draw)
+        canvas = replace(canvas, measure=self._speaks(canvas.measure))
+        path = ScoreEntropy(chunk=_ROWS, floor=_HAIR)(self.denoiser, canvas).sum(-1)
+        off = prior_divergence(self.denoiser.process, self.noise_schedule)
+        nats = path + off * max(x_0.shape[1] - self.denoiser.lookback, 0)
+        return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
+
+    @cached_property
+    def _first(self) -> Float[Tensor, ""]:
+        """The noise fraction as soon as there is noise at all."""
+        return self.noise_schedule.fraction(torch.full((), _HAIR, dtype=torch.float64))
+
+    @property
+    def _jumps(self) -> bool:
+        """Whether data are noisy at once."""
+        return float(self.denoiser.process.weights(self._first).clean) < _CLEAN
+
+    def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
+        """`-log p(x_0 | y)` of each position in the last moment of its noise."""
+        schedule = self.hyperschedule
+        together = opens_together(schedule, self.denoiser.lookback)
+        cells = schedule.num_levels if self._corruption.two_stream else schedule.num_steps
+        cell = torch.full_like(times, cells - 1) if together else (times * cells).floor()
+        canvas = self._corruption(x_0, (cell + 1) / cells - _HAIR, draw)
+        ends = (canvas.steps > 0) & (canvas.s <= self._first.to(canvas.s.device))
+        weight = torch.where(ends, 1.0 if together else canvas.steps, 0.0)
+        return _cross_entropy(canvas.predict(self.denoiser), x_0, self._speaks(weight))
+
+
+def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The noise fraction at which a process masks with probability `mask`, by bisection.
+
+    Args:
+        process: A process whose mask weight rises from 0 to 1.
+        mask: Masking probabilities in [0, 1], float64.
+    """
+    low, high = torch.zeros_like(mask), torch.ones_like(mask)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        below = process.weights(middle).mask < mask
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return high
+
+
+def is_autoregressive(hyperschedule: AbstractHyperschedule) -> bool:
+    """Whether one position at a time is noisy, from left to right."""
+    if not isinstance(hyperschedule, AbstractCountdown):
+        return False
+    starts = hyperschedule.starts
+    return hyperschedule.num_epochs == hyperschedule.length and bool((starts.diff() > 0).all())
+
+
+def opens_together(hyperschedule: AbstractHyperschedule, lookback: int = 0) -> bool:
+    """Whether the positions that are noisy together start together, so that their number of masks can be drawn.
+
+    Args:
+        hyperschedule: When each position is noisy.
+        lookback: Of the denoiser; shifted ones are shown one canvas at a time, so all positions must start together.
+    """
+    if not isinstance(hyperschedule, AbstractCountdown):
+        return False
+    num_epochs = hyperschedule.num_epochs
+    return len(hyperschedule.starts.unique()) == num_epochs and (not lookback or num_epochs == 1)
+
+
+def _corruption(
+    process: AbstractNoiseProcess,
+    hyperschedule: AbstractHyperschedule,
+    noise_schedule: AbstractNoiseSchedule,
+    lookback: int,
+) -> Corruption:
+    """Two streams where they show more than one canvas does: all positions are then measured in every pass."""
+    flat = opens_together(hyperschedule, 1)
+    two_stream = isinstance(hyperschedule, AbstractCountdown) and not flat and not lookback
+    return Corruption(process, hyperschedule, noise_schedule, two_stream=two_stream)
+
+
+def _cross_entropy(
+    prediction: Prediction, x_0: Int[Tensor, "b l"], weight: Float[Tensor, "b l"]
+) -> Float[Tensor, " b"]:
+    """`sum of weight * -log p(x_0 | x_t)`, read only where the weight is not 0."""
+    out = torch.zeros(x_0.numel(), dtype=torch.float64, device=x_0.device)
+    for at in (weight > 0).flatten().nonzero()[:, 0].split(_ROWS):
+        log_p = prediction.log_clean(at).gather(1, x_0.flatten()[at][:, None])[:, 0]
+        out[at] = -log_p.double() * weight.flatten()[at]
+    return out.view(x_0.shape).sum(-1)
+
+
+def _rank_within(group: Int[Tensor, " l"], values: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+    """How many smaller values of its own group each has in its row."""
+    by_value = values.argsort(-1)
+    order = by_value.gather(-1, group[by_value].argsort(dim=-1, stable=True))
+    ordered = group[order[0]]
+    first = torch.searchsorted(ordered, ordered)
+    place = torch.arange(len(group), device=group.device) - first
+    return torch.empty_like(order).scatter_(-1, order, place.expand_as(order))
+
+
+def _check_start(hyperschedule: AbstractHyperschedule) -> None:
+    """Every token has to be generated, or the sum over positions bounds nothing."""
+    begins = hyperschedule.levels(0)
+    if bool((begins < hyperschedule.num_levels).any()):
+        given = int((begins < hyperschedule.num_levels).sum())
+        raise ValueError(
+            f"A likelihood needs every position to begin as pure noise; {given} positions of {hyperschedule!r} do not."
+        )

@@ -1,0 +1,190 @@
+"""The likelihood of a text: windows, replicates, and a bound on each window, summed over all tokens.
+
+A replicate is one pass over all windows with noise of its own; if stratified, its times cover [0, 1) evenly over the
+windows. Replicates are independent, so their spread is the standard error. All random numbers are functions of
+(seed, replicate, window, position): no batch size changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hdlm.denoiser import AbstractDenoiser
+from hdlm.evaluation.bounds import (
+    AbsorbingBound,
+    AbstractBound,
+    HybridBound,
+    is_autoregressive,
+    opens_together,
+)
+from hdlm.evaluation.result import BoundName, Estimator, LikelihoodResult
+from hdlm.evaluation.windows import first_positions, windows
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.objective import stratified_times
+from hdlm.randomness import Randomness
+
+__all__ = ["Progress", "evaluate"]
+
+_TIMES, _DRAWS = 0xA1, 0xA2
+"""Random streams of this module."""
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is.
+
+    Attributes:
+        done: Windows evaluated, each once a replicate.
+        total: How many there are.
+    """
+
+    done: int
+    total: int
+
+
+@torch.no_grad()
+def evaluate(
+    denoiser: AbstractDenoiser,
+    tokens: Int[Tensor, " n"],
+    hyperschedule: AbstractHyperschedule,
+    *,
+    bound: BoundName = "absorbing",
+    estimator: Estimator | None = None,
+    noise_schedule: AbstractNoiseSchedule = LINEAR,
+    num_bytes: int | None = None,
+    replicates: int = 4,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    watch: Callable[[Progress], None] | None = None,
+) -> LikelihoodResult:
+    """Measure an upper bound on `-log p` of a text, in windows as long as the hyperschedule.
+
+    Args:
+        denoiser: The model; a network in evaluation mode.
+        tokens: The text: words, in order. All are counted, those of a short last window too.
+        hyperschedule: When each position of a window is noisy.
+        bound: `"absorbing"` (the paper's protocol) or `"hybrid"` (of the process itself).
+        estimator: See `AbsorbingBound`; by default the one with the least variance that fits.
+        noise_schedule: Of the hybrid bound: where it ends, generation begins. The absorbing bound has none.
+        num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
+        replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
+            measured once.
+        batch_size: Windows in a pass of the network, at least 1.
+        seed: Of all random numbers.
+        device: Where tokens go; that of the denoiser.
+        watch: Told the progress after every pass.
+
+    Raises:
+        ValueError: If an argument is out of range, the bound or the estimator does not fit the model or the
+            hyperschedule, the network is in training mode, or the model gives a token the probability 0.
+    """
+    _check(denoiser, tokens, bound, replicates, batch_size)
+    chosen = estimator or _least_variance(bound, hyperschedule, denoiser.lookback)
+    count = 1 if chosen == "exact" else replicates
+    stacks = windows(tokens.to(device), hyperschedule.length)
+    num_windows = sum(map(len, stacks))
+    passes = _Passes(Randomness(seed), count, num_windows, batch_size, watch)
+    estimates = torch.zeros(count, dtype=torch.float64)
+    for stack in stacks:
+        cut = first_positions(hyperschedule, stack.shape[1])
+        if bound == "absorbing":
+            estimates += passes(AbsorbingBound(denoiser, cut, chosen), stack)
+        else:
+            estimates += passes(HybridBound(denoiser, cut, chosen, noise_schedule), stack)
+    return LikelihoodResult(
+        estimates=tuple(estimates.tolist()),
+        num_tokens=len(tokens),
+        num_bytes=num_bytes,
+        bound=bound,
+        estimator=chosen,
+        seed=seed,
+        num_windows=num_windows,
+        hyperschedule=repr(hyperschedule),
+    )
+
+
+@final
+class _Passes:
+    """Runs a bound over stacks of windows, all replicates together, and counts windows across stacks."""
+
+    def __init__(
+        self,
+        randomness: Randomness,
+        replicates: int,
+        num_windows: int,
+        batch_size: int,
+        watch: Callable[[Progress], None] | None,
+    ) -> None:
+        self._randomness, self._replicates, self._batch_size = randomness, replicates, batch_size
+        self._num_windows, self._watch = num_windows, watch
+        self._windows, self._done = 0, 0
+
+    def __call__(self, bound: AbstractBound, stack: Int[Tensor, "w l"]) -> Float[Tensor, " r"]:
+        """Nats of a stack, one sum a replicate."""
+        times = self._times(bound, len(stack)).to(stack.device)
+        totals = torch.zeros(self._replicates, dtype=torch.float64)
+        for rows in torch.arange(len(times)).split(self._batch_size):
+            replicate, window = rows // len(stack), rows % len(stack)
+            draw = self._randomness.uniform(
+                (self._windows + window)[:, None],
+                replicate[:, None],
+                torch.arange(stack.shape[1])[None],
+                stream=_DRAWS,
+            )
+            nats = bound(stack[window], times[rows], draw.to(stack.device))
+            totals.index_add_(0, replicate, nats.double().cpu())
+            self._report(len(rows))
+        self._windows += len(stack)
+        return totals
+
+    def _times(self, bound: AbstractBound, count: int) -> Float[Tensor, "rows e"]:
+        """The times of every window of every replicate, replicate by replicate."""
+        if bound.estimator == "random":
+            window = self._windows + torch.arange(count)
+            every = torch.arange(self._replicates)[:, None, None]
+            time = torch.arange(bound.num_times)
+            return self._randomness.uniform(window[:, None], every, time, stream=_TIMES).flatten(0, 1)
+        # each stack of each replicate is a stratified set of its own; the first window tells stacks apart
+        steps = (replicate * self._num_windows + self._windows for replicate in range(self._replicates))
+        return torch.cat([stratified_times(self._randomness, step, count, bound.num_times) for step in steps])
+
+    def _report(self, count: int) -> None:
+        self._done += count
+        if self._watch is not None:
+            self._watch(Progress(self._done, self._replicates * self._num_windows))
+
+
+def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule, lookback: int) -> Estimator:
+    """The estimator of a bound with the least variance among those that fit."""
+    if bound == "hybrid":
+        return "stratified"
+    if is_autoregressive(hyperschedule):
+        return "exact"
+    return "count" if opens_together(hyperschedule, lookback) else "stratified"
+
+
+def _check(denoiser: AbstractDenoiser, tokens: Tensor, bound: str, replicates: int, batch_size: int) -> None:
+    if bound not in get_args(BoundName):
+        raise ValueError(f"`bound` must be one of {get_args(BoundName)}; got {bound!r}.")
+    if replicates < 1:
+        raise ValueError(f"`replicates` must be at least 1; got {replicates}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+    words = denoiser.process.num_words
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < words:
+        raise ValueError(
+            f"`tokens` must be words, ids in [0, {words}); got ids from {int(tokens.min())} to {int(tokens.max())}."
+        )
+    if isinstance(denoiser, nn.Module) and denoiser.training:
+        raise ValueError(
+            "the network is in training mode, where dropout is part of it; call `denoiser.eval()` first."
+        )

@@ -1,0 +1,126 @@
+"""A measured likelihood: a number, its error, and what it would take to measure it again.
+
+With `B` the total in nats over `n` tokens that stand for `m` bytes,
+
+    perplexity = exp(B / n)      bits per token = B / (n log 2)      bits per byte = B / (m log 2)
+
+and the standard error of each follows from that of `B` by the delta method (`d exp(B/n) = exp(B/n) dB / n`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+__all__ = ["BoundName", "Estimator", "LikelihoodResult"]
+
+BoundName = Literal["absorbing", "hybrid"]
+Estimator = Literal["exact", "count", "stratified", "random"]
+
+
+@final
+@dataclass(frozen=True)
+class LikelihoodResult:
+    """An upper bound on `-log p` of a text.
+
+    Attributes:
+        estimates: Total nats over all tokens, one independent and unbiased estimate a replicate.
+        num_tokens: Tokens of the text; all are counted.
+        num_bytes: Bytes of UTF-8 that they stand for, if known.
+        bound: Which bound; numbers under different bounds must not be compared.
+        estimator: How it was estimated; `"exact"` is no estimate, and has no error.
+        seed: Of all random numbers.
+        num_windows: Windows that the text was cut into.
+        hyperschedule: In words, when each position of a window is noisy.
+
+    Raises:
+        ValueError: If there is no estimate or no token, or an estimate is not finite.
+    """
+
+    estimates: tuple[float, ...]
+    num_tokens: int
+    num_bytes: int | None
+    bound: BoundName
+    estimator: Estimator
+    seed: int
+    num_windows: int
+    hyperschedule: str
+
+    def __post_init__(self) -> None:
+        if not self.estimates or self.num_tokens < 1:
+            raise ValueError(
+                f"A likelihood needs at least one estimate and one token; got {self.estimates} and "
+                f"{self.num_tokens} tokens."
+            )
+        if self.num_bytes is not None and self.num_bytes < 1:
+            raise ValueError(f"`num_bytes` must be positive, or None if unknown; got {self.num_bytes}.")
+        if not all(map(math.isfinite, self.estimates)):
+            raise ValueError(
+                f"The estimates must be finite; got {self.estimates}. The model gives some token the probability 0, "
+                "or its outputs are not numbers."
+            )
+
+    @property
+    def replicates(self) -> int:
+        """Number of independent estimates."""
+        return len(self.estimates)
+
+    @property
+    def nats(self) -> float:
+        """The bound on `-log p` of the whole text: the mean of the estimates."""
+        return math.fsum(self.estimates) / self.replicates
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of `nats`, with `replicates - 1` degrees of freedom; None if one replicate cannot tell."""
+        if self.estimator == "exact":
+            return 0.0
+        if self.replicates < 2:
+            return None
+        squares = math.fsum((estimate - self.nats) ** 2 for estimate in self.estimates)
+        return math.sqrt(squares / (self.replicates - 1) / self.replicates)
+
+    @property
+    def nats_per_token(self) -> float:
+        """The bound, a token."""
+        return self.nats / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(nats / num_tokens)`."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def perplexity_error(self) -> float | None:
+        """Standard error of `perplexity`."""
+        return self._error(self.perplexity / self.num_tokens)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The bound in bits, a token."""
+        return self.nats_per_token / math.log(2)
+
+    @property
+    def bits_per_token_error(self) -> float | None:
+        """Standard error of `bits_per_token`."""
+        return self._error(1 / (self.num_tokens * math.log(2)))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The bound in bits, a byte of text; the number to compare across tokenizers. None if bytes are unknown."""
+        return None if self.num_bytes is None else self.nats / (self.num_bytes * math.log(2))
+
+    @property
+    def bits_per_byte_error(self) -> float | None:
+        """Standard error of `bits_per_byte`."""
+        return None if self.num_bytes is None else self._error(1 / (self.num_bytes * math.log(2)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above, ready for JSON."""
+        derived = (name for name, value in vars(type(self)).items() if isinstance(value, property))
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def _error(self, slope: float) -> float | None:
+        """Standard error of a quantity with this derivative in `nats`."""
+        return None if self.standard_error is None else slope * self.standard_error
