@@ -1,0 +1,243 @@
+"""The demonstration: a model writes and corrects English; then one is trained from nothing, in minutes.
+
+Act 1 takes seconds: a small epsilon-hybrid model that ships with hdlm writes the same text with plain ancestral
+sampling and with ACS, which goes back over its words, and fills the gaps of a sentence.
+Act 2 takes less than six minutes on two cores: the same thing from nothing, on the King James Bible (or text of yours):
+tokenizer, training, likelihood before and after beside what counting achieves, samples, and a report with pictures.
+
+Examples:
+  hdlm demo
+  hdlm demo --act 1 --seed 7
+  hdlm demo --act 2 --text my-novel.txt --minutes 2 --output runs/novel
+Ctrl-C stops training after the current step; what has been learnt is evaluated and kept all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdlm.cli._models import shipped
+from hdlm.cli._options import add_device, add_seed, device_of
+from hdlm.package_data import pretrained, recipes
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from hdlm.checkpoint import Checkpoint
+    from hdlm.generation import Settings
+    from hdlm.hyperschedule import AbstractHyperschedule
+    from hdlm.training import Run
+    from hdlm.view.report import Measurement
+
+PROMPTS = ("And the LORD said unto", "In the beginning", "And it came to pass")
+GAPS = "And the [MASK:2] said unto the people, [MASK:6] the LORD your God."
+ETA = 0.3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which act, on what text, and where to."""
+    parser.add_argument("--act", choices=("1", "2", "both"), default="both", help="which act (default: both)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder of act 2 (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, help="how long act 2 trains (default: as its recipe says)")
+    parser.add_argument("--text", nargs="+", metavar="TEXT", help="train on these files instead of the Bible")
+    add_seed(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    device = device_of(args)
+    if args.act != "2":
+        act_one(console, args.seed, device)
+    if args.act != "1":
+        act_two(console, args, device)
+    return 0
+
+
+def act_one(console: Console, seed: int, device: torch.device) -> None:
+    """The shipped model writes, corrects and fills in."""
+    from hdlm.checkpoint import load_checkpoint
+    from hdlm.generation import Settings
+
+    name = shipped()[0]
+    console.rule("[bold]Act 1: a small model writes, and corrects itself")
+    checkpoint = load_checkpoint(pretrained() / name, device)
+    parameters = sum(weight.numel() for weight in checkpoint.network.parameters())
+    console.print(f"{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}\n")
+    calm = {"temperature": 0.7, "top_p": 0.9, "length": min(64, checkpoint.length)}
+    ways = {
+        "original": Settings(algorithm="original", **calm),
+        "acs": Settings(algorithm="acs", eta=ETA, **calm),
+    }
+    _side_by_side(console, checkpoint, ways, PROMPTS[0], seed, device)
+    console.print("\n[bold]Filling in[/], with context on both sides:")
+    console.print(GAPS, markup=False)
+    gaps = Settings(algorithm="acs", eta=ETA, temperature=0.7, top_p=0.9)
+    _side_by_side(console, checkpoint, {"filled in": gaps}, GAPS, seed, device)
+
+
+def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
+    """Train a model, and say what it has learnt."""
+    from hdlm.training import Recipe, listening, prepare, progress_bar
+
+    if (args.output / "config.json").exists():
+        raise ValueError(
+            f"--output {args.output} already holds a checkpoint; choose another folder, or remove it."
+        )
+    began = time.perf_counter()
+    console.rule("[bold]Act 2: the same from nothing")
+    changes: dict[str, dict[str, object]] = {"run": {"seed": args.seed}}
+    if args.text:
+        changes["data"] = {"corpus": args.text}
+    if args.minutes is not None:
+        changes["run"] |= {"minutes": args.minutes, "steps": None}
+    recipe = Recipe.load(recipes() / "demo.toml", changes)
+    with console.status("reading, learning a tokenizer"):
+        prepared = prepare(recipe, device, lambda line: console.print(line, soft_wrap=True))
+    with listening() as stop:
+        rows = [*_baselines(prepared), _measure(console, prepared, "network, untrained", replicates=2)]
+        with progress_bar(console) as bar:
+            report = prepared.execute(args.output, stop, (bar,))
+    steps = report.step if report else 0
+    if stop:
+        console.print(f"stopped after {steps} steps; what has been learnt is kept")
+    rows.append(_measure(console, prepared, f"network, after {steps} steps", replicates=4))
+    prepared.denoiser.eval()
+    samples = _samples(console, prepared.checkpoint(), args.seed, device)
+    _write_up(args.output, prepared, rows, samples, time.perf_counter() - began)
+    console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
+    console.print(
+        f'  hdlm sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
+    )
+    console.print(f"[dim]act 2 took {(time.perf_counter() - began) / 60:.1f} minutes[/]")
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    """What kind of model it is, in a few words."""
+    process = checkpoint.denoiser.process
+    return f"{process!r}, context {checkpoint.length}"
+
+
+def _side_by_side(
+    console: Console,
+    checkpoint: Checkpoint,
+    ways: dict[str, Settings],
+    prompt: str,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Write one text in several ways from the same seed; show how, and what came of it."""
+    from hdlm.cli._replay import replay_of, show
+    from hdlm.generation import write
+    from hdlm.sampling import Trace
+
+    replays, texts = {}, {}
+    for name, settings in ways.items():
+        trace = Trace(checkpoint.vocabulary.mask_id)
+        passage = write(checkpoint, prompt, settings, seed=seed, device=device, watch=trace)[0]
+        replays[name] = replay_of(checkpoint, trace, 0)
+        corrected = sum(change.reason == "corrected" for change in trace.changes)
+        texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
+    show(replays)
+    if console.is_terminal:
+        return
+    for name, text in texts.items():
+        console.print(f"\n{name} {text}", markup=False, soft_wrap=True)
+
+
+def _baselines(prepared: Run) -> list[Measurement]:
+    """What counting words and pairs of words achieves on the same tokens."""
+    import math
+
+    from hdlm.data import Bigram, Unigram
+    from hdlm.view.report import Measurement
+
+    words, test = prepared.tokenizer.vocabulary.num_words, prepared.validation
+    rows = []
+    for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
+        nats = float(model.fit(prepared.train.tokens, words).nats(test.tokens).sum())
+        bits = nats / math.log(2) / test.num_bytes
+        rows.append(Measurement(name, bits, math.exp(nats / len(test.tokens))))
+    return rows
+
+
+def _measure(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
+    """The bound on the validation text, along the hyperschedule that the model writes by."""
+    from hdlm.evaluation import evaluate
+    from hdlm.view.report import Measurement
+
+    with console.status(f"measuring: {name}"):
+        result = evaluate(
+            prepared.denoiser,
+            prepared.validation.tokens,
+            _plan(prepared),
+            num_bytes=prepared.validation.num_bytes,
+            replicates=replicates,
+            seed=prepared.recipe.run.seed,
+        )
+    row = Measurement(
+        name,
+        result.bits_per_byte,
+        result.perplexity,
+        result.bits_per_byte_error,
+        result.perplexity_error,
+    )
+    console.print(" · ".join(row.cells()[:2]) + " bits per byte")
+    return row
+
+
+def _plan(prepared: Run) -> AbstractHyperschedule:
+    return prepared.mixture.hyperschedules[0]
+
+
+def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.device) -> dict[str, str]:
+    """What the trained model makes of a few prompts."""
+    from hdlm.generation import Settings, write
+
+    settings = Settings(
+        algorithm="acs", eta=ETA, temperature=0.7, top_p=0.9, length=min(64, checkpoint.length)
+    )
+    texts = {}
+    console.print("\n[bold]It writes[/]")
+    for prompt in PROMPTS:
+        texts[prompt] = write(checkpoint, prompt, settings, seed=seed, device=device)[0].text
+        console.print(f"  {texts[prompt]}\n", markup=False, soft_wrap=True)
+    return texts
+
+
+def _write_up(
+    folder: Path, prepared: Run, rows: list[Measurement], samples: dict[str, str], seconds: float
+) -> None:
+    """Draw the pictures and write the report."""
+    from hdlm.view.hyperschedule import draw_hyperschedule
+    from hdlm.view.loss_curve import draw_loss
+    from hdlm.view.report import table, write_report
+
+    plan = _plan(prepared)
+    draw_hyperschedule(plan, folder / "hyperschedule.png")
+    pictures = "![noise levels: positions from left to right, steps from top to bottom](hyperschedule.png)"
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        draw_loss(metrics, folder / "loss.png", names={"loss": "training"}, title="Training loss")
+        pictures = f"![training loss](loss.png)\n\n{pictures}"
+    process = prepared.denoiser.process
+    write_report(
+        folder / "report.md",
+        "An epsilon-hybrid model, from nothing",
+        {
+            "Likelihood": f"{table(rows)}\n\nUpper bounds with standard errors, on {len(prepared.validation.tokens):,} "
+            f"tokens unseen in training; along `{plan!r}`, noise `{process!r}`.",
+            "What it writes": "\n\n".join(f"**{prompt}** → {text}" for prompt, text in samples.items()),
+            "Pictures": pictures,
+            "How": f"{seconds / 60:.1f} minutes in all. Recipe:\n\n```\n{prepared.recipe.to_table()}\n```",
+        },
+    )

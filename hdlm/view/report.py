@@ -1,0 +1,68 @@
+"""The report of a run, as Markdown that reads well as plain text too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from hdlm.view.files import replacing
+
+__all__ = ["Measurement", "table", "write_report"]
+
+
+@final
+@dataclass(frozen=True)
+class Measurement:
+    """One line of a table of likelihoods.
+
+    Attributes:
+        name: What was measured.
+        bits_per_byte: Its bound.
+        perplexity: The same as perplexity per token.
+        bits_error: Standard error of the bits per byte; None where the number is exact or the error unknown.
+        perplexity_error: Standard error of the perplexity, likewise.
+    """
+
+    name: str
+    bits_per_byte: float
+    perplexity: float
+    bits_error: float | None = None
+    perplexity_error: float | None = None
+
+    def cells(self) -> tuple[str, str, str]:
+        """As a person writes it."""
+        return (
+            self.name,
+            _with_error(self.bits_per_byte, self.bits_error, 3),
+            _with_error(self.perplexity, self.perplexity_error, 1),
+        )
+
+
+def _with_error(value: float, error: float | None, digits: int) -> str:
+    return f"{value:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """A Markdown table, one measurement a line."""
+    rows = [("model", "bits per byte", "perplexity per token"), *(m.cells() for m in measurements)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def write_report(path: Path, title: str, sections: Mapping[str, str]) -> None:
+    """Write a report.
+
+    Args:
+        path: The file; it is whole or not there.
+        title: Its heading.
+        sections: Markdown by heading, in order.
+    """
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
+    with replacing(path) as temporary:
+        temporary.write_text(f"# {title}\n\n{body}\n", encoding="utf-8")
