@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def steps_bar(what: str, *, shown: bool) -> Iterator[Callable[[Frame], None]]:
-    """A bar over generation steps; what it yields is called with each frame.
+def share_bar(what: str, *, shown: bool) -> Iterator[Callable[[float, str], None]]:
+    """A bar on standard error; what it yields is called with the share that is done and what is going on.
 
     Args:
-        what: What is going on, in a word.
+        what: What is going on at first, in a word or two.
         shown: Whether there is anybody to see it.
     """
     if not shown:
-        yield lambda frame: None
+        yield lambda share, now: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,15 +31,17 @@ def steps_bar(what: str, *, shown: bool) -> Iterator[Callable[[Frame], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(what, total=1.0)
+        yield lambda share, now: progress.update(task, description=now, completed=share)
+
+
+@contextmanager
+def steps_bar(what: str, *, shown: bool) -> Iterator[Callable[[Frame], None]]:
+    """The same over generation steps: what it yields is called with each frame."""
+    with share_bar(what, shown=shown) as bar:
 
         def tick(frame: Frame) -> None:
             first = int(frame.sequence[0])
-            progress.update(
-                task,
-                description=f"{what} from passage {first + 1}" if first else what,
-                completed=frame.step + 1,
-                total=frame.num_steps,
-            )
+            bar((frame.step + 1) / frame.num_steps, f"{what} from passage {first + 1}" if first else what)
 
         yield tick

@@ -15,12 +15,15 @@ Ctrl-C stops training after the current step; what has been learnt is evaluated 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdlm.cli._models import shipped
 from hdlm.cli._options import add_device, add_seed, device_of
+from hdlm.cli._progress import share_bar
 from hdlm.package_data import pretrained, recipes
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
     from hdlm.training import Recipe, listening, prepare, progress_bar
+    from hdlm.view.report import table
 
     if (args.output / "config.json").exists():
         raise ValueError(
@@ -111,7 +115,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     if stop:
         console.print(f"stopped after {steps} steps; what has been learnt is kept")
     rows.append(_measure(console, prepared, f"network, after {steps} steps", replicates=4))
-    prepared.denoiser.eval()
+    console.print(f"\n{table(rows)}")
     samples = _samples(console, prepared.checkpoint(), args.seed, device)
     _write_up(args.output, prepared, rows, samples, time.perf_counter() - began)
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
@@ -156,8 +160,6 @@ def _side_by_side(
 
 def _baselines(prepared: Run) -> list[Measurement]:
     """What counting words and pairs of words achieves on the same tokens."""
-    import math
-
     from hdlm.data import Bigram, Unigram
     from hdlm.view.report import Measurement
 
@@ -175,7 +177,9 @@ def _measure(console: Console, prepared: Run, name: str, replicates: int) -> Mea
     from hdlm.evaluation import evaluate
     from hdlm.view.report import Measurement
 
-    with console.status(f"measuring: {name}"):
+    what = f"measuring the {name}"
+    prepared.denoiser.eval()
+    with share_bar(what, shown=console.is_terminal) as bar:
         result = evaluate(
             prepared.denoiser,
             prepared.validation.tokens,
@@ -183,15 +187,18 @@ def _measure(console: Console, prepared: Run, name: str, replicates: int) -> Mea
             num_bytes=prepared.validation.num_bytes,
             replicates=replicates,
             seed=prepared.recipe.run.seed,
+            device=prepared.device,
+            watch=lambda progress: bar(progress.done / progress.total, what),
         )
     row = Measurement(
         name,
-        result.bits_per_byte,
+        result.nats / math.log(2) / prepared.validation.num_bytes,
         result.perplexity,
         result.bits_per_byte_error,
         result.perplexity_error,
     )
-    console.print(" · ".join(row.cells()[:2]) + " bits per byte")
+    _, bits, perplexity = row.cells()
+    console.print(f"{name}: {bits} bits per byte, perplexity {perplexity}")
     return row
 
 
@@ -230,6 +237,7 @@ def _write_up(
         draw_loss(metrics, folder / "loss.png", names={"loss": "training"}, title="Training loss")
         pictures = f"![training loss](loss.png)\n\n{pictures}"
     process = prepared.denoiser.process
+    recipe = json.dumps(prepared.recipe.to_table(), indent=2)
     write_report(
         folder / "report.md",
         "An epsilon-hybrid model, from nothing",
@@ -238,6 +246,6 @@ def _write_up(
             f"tokens unseen in training; along `{plan!r}`, noise `{process!r}`.",
             "What it writes": "\n\n".join(f"**{prompt}** → {text}" for prompt, text in samples.items()),
             "Pictures": pictures,
-            "How": f"{seconds / 60:.1f} minutes in all. Recipe:\n\n```\n{prepared.recipe.to_table()}\n```",
+            "How": f"{seconds / 60:.1f} minutes in all. Recipe:\n\n```json\n{recipe}\n```",
         },
     )
