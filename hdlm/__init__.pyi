@@ -5,6 +5,9 @@ from hdlm.checkpoint import save_checkpoint as save_checkpoint
 from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
+from hdlm.generation import Passage as Passage
+from hdlm.generation import Settings as Settings
+from hdlm.generation import write as write
 from hdlm.hyperschedule import AbstractCountdown as AbstractCountdown
 from hdlm.hyperschedule import AbstractHyperschedule as AbstractHyperschedule
 from hdlm.hyperschedule import Block as Block
