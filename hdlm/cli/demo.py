@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,16 +77,12 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
     checkpoint = load_checkpoint(pretrained() / name, device)
     parameters = sum(weight.numel() for weight in checkpoint.network.parameters())
     console.print(f"{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}\n")
-    calm = {"temperature": 0.7, "top_p": 0.9, "length": min(64, checkpoint.length)}
-    ways = {
-        "original": Settings(algorithm="original", **calm),
-        "acs": Settings(algorithm="acs", eta=ETA, **calm),
-    }
+    calm = Settings(eta=ETA, temperature=0.7, top_p=0.9, length=min(64, checkpoint.length))
+    ways = {name: replace(calm, algorithm=name) for name in ("original", "acs")}
     _side_by_side(console, checkpoint, ways, PROMPTS[0], seed, device)
     console.print("\n[bold]Filling in[/], with context on both sides:")
     console.print(GAPS, markup=False)
-    gaps = Settings(algorithm="acs", eta=ETA, temperature=0.7, top_p=0.9)
-    _side_by_side(console, checkpoint, {"filled in": gaps}, GAPS, seed, device)
+    _side_by_side(console, checkpoint, {"filled in": calm}, GAPS, seed, device)
 
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
