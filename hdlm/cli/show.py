@@ -136,8 +136,8 @@ def _show_gallery(args: argparse.Namespace) -> None:
         "Autoregressive\nGPT": autoregressive(length),
         "Flat\nMDLM, SEDD": flat(length, length),
         "Block\nBD3-LM": Block(length, width, width),
-        "Slide\nHDLM, published as simple": Slide(length, width, width),
-        "Wave\nHDLM, published as hybrid": Wave(length, 16, 6),
+        "Slide\nHDLM (simple)": Slide(length, width, width),
+        "Wave\nHDLM (hybrid)": Wave(length, 16, 6),
     }
     draw_gallery(families, args.output)
     _wrote(args.output)

@@ -127,8 +127,8 @@ def _heat_map(axes: Axes, hyperschedule: AbstractHyperschedule, title: str) -> N
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=extent)
     axes.set_title(title)
     axes.set_xlabel("position")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     only_ticks(axes)
 
 
