@@ -1,0 +1,61 @@
+"""Laws of every noise schedule: whoever adds one to `__all__` adds it to `EXAMPLES` and is held to them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+import hdlm.noise_schedule as module
+from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear, total_noise
+from hdlm.verification import Trial, laws_of
+
+EXAMPLES: dict[type[AbstractNoiseSchedule], tuple[AbstractNoiseSchedule, ...]] = {
+    Linear: (Linear(),),
+    LogLinear: (LogLinear(), LogLinear(5e-3), LogLinear(0.0)),
+    Cosine: (Cosine(),),
+    Geometric: (Geometric(), Geometric(1e-3, 1.0)),
+}
+ALL = [pytest.param(schedule, id=repr(schedule)) for family in EXAMPLES.values() for schedule in family]
+LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Linear())]
+TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+
+def test_every_public_schedule_is_held_to_the_laws():
+    public = {getattr(module, name) for name in module.__all__}
+    classes = {item for item in public if inspect.isclass(item) and not inspect.isabstract(item)}
+    assert classes == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("schedule", ALL)
+def test_law(schedule, law):
+    finding = law(schedule, Trial(seed=1))
+    assert finding is not None
+    assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
+
+
+def test_definitions():
+    """MATH 1, written down again."""
+    torch.testing.assert_close(Linear().fraction(TIMES), TIMES)
+    e = 5e-3
+    torch.testing.assert_close(total_noise(LogLinear(e).fraction(TIMES)), -torch.log(1 - (1 - e) * TIMES))
+    torch.testing.assert_close(Cosine().fraction(TIMES), torch.cos(math.pi / 2 * (1 - TIMES)))
+    inner = TIMES[1:-20]
+    sigma = 1e-3 ** (1 - inner) * 10**inner
+    torch.testing.assert_close(total_noise(Geometric(1e-3, 10).fraction(inner)), sigma)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: LogLinear(1.0), "floor.*1.0"),
+        (lambda: Geometric(0.0, 1.0), "0.0 and 1.0"),
+        (lambda: Geometric(2.0, 1.0), "2.0 and 1.0"),
+    ],
+)
+def test_bad_parameters_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
