@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.attention import generation, two_stream
+from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
@@ -80,6 +80,8 @@ class Corruption:
         two_stream: Which of the two layouts.
         continuous: Whether times fall anywhere between two levels (an objective in continuous time), or on the
             hyperschedule's levels (one of `T` discrete steps).
+        context: What settled positions see of one another; see `hdlm.attention`.
+        active: What active positions see of one another.
     """
 
     process: AbstractNoiseProcess
@@ -87,6 +89,8 @@ class Corruption:
     noise_schedule: AbstractNoiseSchedule = LINEAR
     two_stream: bool = True
     continuous: bool = True
+    context: attention.Context = "block_causal"
+    active: attention.Active = "full"
 
     def __post_init__(self) -> None:
         if self.two_stream and not isinstance(self.hyperschedule, AbstractCountdown):
@@ -168,12 +172,11 @@ class Corruption:
         schedule = self.hyperschedule
         if self.two_stream:
             steps = self._packed_steps(times)
-            seen = two_stream(schedule, steps[0] if self._blocks_open_together else steps)
-        elif self._blocks_open_together and self._countdown.num_epochs == 1:
-            return None
-        else:
-            seen = generation(schedule, (times[:, 0] * schedule.num_steps).long())
-        return seen.on(times.device)
+            shared = steps[0] if self._blocks_open_together else steps
+            return attention.two_stream(schedule, shared, self.context, self.active).on(times.device)
+        steps = (times[:, 0] * schedule.num_steps).long()
+        shared = steps[0] if self._blocks_open_together and self._countdown.num_epochs == 1 else steps
+        return attention.generation(schedule, shared, self.context, self.active).on(times.device)
 
     @cached_property
     def _blocks_open_together(self) -> bool:
