@@ -73,4 +73,6 @@ def prior_divergence(
     w, prior = process.weights(one), process.prior(one)
     n = process.num_words
     own, other, prior_word = w.clean + w.uniform / n, w.uniform / n, prior.uniform / n
+    if not prior_word > 0:
+        return 0.0  # nothing but masks is left, on either side
     return float(torch.xlogy(own, own / prior_word) + (n - 1) * torch.xlogy(other, other / prior_word))
