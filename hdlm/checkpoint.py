@@ -32,6 +32,7 @@ from hdlm import hyperschedule as hyperschedules
 from hdlm import noise_schedule as noise_schedules
 from hdlm import parameterization as parameterizations
 from hdlm import process as processes
+from hdlm.atomic import replacing
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiT, DDiTConfig
@@ -266,7 +267,5 @@ def _fill(network: DDiT, path: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write aside, then rename: the file is the old one or the new one, never half of either."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_bytes(content)
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_bytes(content)

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hdlm.view.files import replacing
+from hdlm.atomic import replacing
 from hdlm.view.palette import INK, MUTED, RULE
 
 STYLE: dict[Any, Any] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from hdlm.view.files import replacing
+from hdlm.atomic import replacing
 
 __all__ = ["Measurement", "table", "write_report"]
 

@@ -11,10 +11,10 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
+from hdlm.atomic import replacing
 from hdlm.attention import generation
 from hdlm.hyperschedule import Block, PublishedSlide, Slide, autoregressive, flat
 from hdlm.view.attention import AttentionPicture, draw_attention, print_attention
-from hdlm.view.files import replacing
 from hdlm.view.hyperschedule import (
     draw_gallery,
     draw_hyperschedule,
