@@ -1,0 +1,191 @@
+"""Checkpoints: what is saved is what is loaded, and whatever is wrong is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hdlm import checkpoint as module
+from hdlm import hyperschedule, noise_schedule, parameterization, process
+from hdlm.checkpoint import Checkpoint, build, describe, load_checkpoint, save_checkpoint
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import Block, Slide
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.noise_schedule import Cosine
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.vocabulary import Vocabulary
+
+WORDS = 11
+
+
+def _checkpoint(**changes: object) -> Checkpoint:
+    torch.manual_seed(0)
+    network = DDiT(DDiTConfig(vocab_size=WORDS + 1, hidden_size=8, num_blocks=2, num_heads=2, max_length=16))
+    torch.nn.init.normal_(network.output_layer.linear.weight)
+    whole = Checkpoint(
+        Denoiser(network, EpsilonHybrid(WORDS, 0.1), Shifted(Mean())),
+        Vocabulary(WORDS, eos=3),
+        Cosine(),
+        (Block(16, 4, 8), Slide(16, 4, 4)),
+        tokenizer='{"model": null}',
+        training={"steps": 7},
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "model", _checkpoint())
+    return tmp_path / "model"
+
+
+def test_round_trip(folder: Path) -> None:
+    saved, loaded = _checkpoint(), load_checkpoint(folder)
+    assert loaded.config() == saved.config()
+    assert loaded.tokenizer == saved.tokenizer
+    assert loaded.hyperschedules == saved.hyperschedules
+    assert not loaded.denoiser.training
+    tokens = torch.randint(WORDS + 1, (3, 16), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.network(tokens), saved.network(tokens))
+
+
+def test_saving_again_is_the_same_file(folder: Path) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    save_checkpoint(folder, load_checkpoint(folder))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_averaged_weights_and_raw_ones(tmp_path: Path) -> None:
+    whole = _checkpoint()
+    averaged = {name: value + 1 for name, value in whole.network.state_dict().items()}
+    save_checkpoint(tmp_path, whole, averaged=averaged)
+    for weights, shift in (("averaged", 1.0), ("raw", 0.0)):
+        loaded = load_checkpoint(tmp_path, weights=weights).network.state_dict()
+        for name, value in whole.network.state_dict().items():
+            assert torch.equal(loaded[name], value + shift)
+
+
+def test_half_precision_on_disk_is_full_precision_in_memory(tmp_path: Path) -> None:
+    whole = _checkpoint()
+    save_checkpoint(tmp_path, whole, dtype=torch.bfloat16)
+    assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    for name, value in load_checkpoint(tmp_path).network.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, whole.network.state_dict()[name].bfloat16().float())
+
+
+def test_a_kill_while_writing_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(folder, _checkpoint(training={"steps": 8}))
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert load_checkpoint(folder).training == {"steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("offered", "piece"),
+    [
+        (process, GammaHybrid(5, 0.3)),
+        (hyperschedule, hyperschedule.PublishedWave(32, 8, 4)),
+        (noise_schedule, noise_schedule.Geometric(1e-3, 5.0)),
+        (parameterization, Shifted(LogScore(blend_rate=0.1))),
+    ],
+)
+def test_pieces_are_written_down(offered: object, piece: object) -> None:
+    assert build(offered, json.loads(json.dumps(describe(piece)))) == piece
+
+
+def test_pieces_that_fields_do_not_describe_are_refused() -> None:
+    table = hyperschedule.Table(torch.tensor([[2, 2], [1, 2], [0, 1], [0, 0]]))
+    with pytest.raises(ValueError, match="Table"):
+        describe(table)
+
+
+def _rewrite(folder: Path, change: Callable[[dict], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+CONFIG_FAULTS = {
+    "another format": (lambda c: c.update(format=99), "`format` 1; got 99"),
+    "a missing piece": (lambda c: c.pop("process"), "lacks process"),
+    "an unknown process": (lambda c: c["process"].update(type="Sparkling"), "no process 'Sparkling'"),
+    "a function for a class": (lambda c: c["process"].update(type="os.system"), "no process 'os.system'"),
+    "a misspelt option": (lambda c: c["process"].update(epsilom=0.1), "did you mean epsilon"),
+    "a missing option": (lambda c: c["process"].pop("epsilon"), "epsilon"),
+    "an impossible option": (lambda c: c["process"].update(epsilon=2), "epsilon"),
+    "an impossible hyperschedule": (lambda c: c["hyperschedules"][0].update(width=99), "width"),
+    "a bad network": (lambda c: c["network"].update(num_heads=3), "num_heads"),
+    "no network": (lambda c: c.update(network=None), "config.json"),
+    "another vocabulary": (lambda c: c["vocabulary"].update(num_words=12), "vocabulary does not match"),
+    "a vocabulary of other things": (lambda c: c["vocabulary"].update(spam=1), "spam"),
+    "other shapes": (lambda c: c["network"].update(hidden_size=16), r"has shape \[.*\], but the config asks"),
+    "more blocks": (lambda c: c["network"].update(num_blocks=3), r"missing blocks\.2"),
+    "fewer blocks": (lambda c: c["network"].update(num_blocks=1), r"unexpected blocks\.1"),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIG_FAULTS)
+def test_a_config_that_lies_is_found_out(folder: Path, fault: str) -> None:
+    change, complaint = CONFIG_FAULTS[fault]
+    _rewrite(folder, change)
+    with pytest.raises(ValueError, match=complaint):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"\xff\xfe"])
+def test_a_damaged_config_is_named(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -1])
+def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_checkpoint(folder)
+
+
+def test_an_unexpected_tensor_is_named(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "stowaway": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="unexpected stowaway"):
+        load_checkpoint(folder)
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"raw\.safetensors is missing"):
+        load_checkpoint(folder, weights="raw")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        load_checkpoint(folder)
+    with pytest.raises(ValueError, match="no checkpoint folder"):
+        load_checkpoint(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_not_even_made() -> None:
+    with pytest.raises(ValueError, match="vocabulary does not match"):
+        _checkpoint(vocabulary=Vocabulary(WORDS + 1))
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    source = Path(module.__file__).read_text()
+    assert "pickle" not in source
+    assert "torch.load" not in source

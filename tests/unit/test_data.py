@@ -1,0 +1,228 @@
+"""Text to batches: corpora, tokenizer, packing, baselines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hdlm.data import (
+    CORPORA,
+    END_OF_TEXT,
+    Bigram,
+    JSONLines,
+    TextFiles,
+    Tokenizer,
+    Unigram,
+    Windows,
+    corpus,
+    split,
+    tokenise,
+    train_tokenizer,
+)
+
+VERSES = (
+    "In the beginning was the Word.",
+    "And the Word was with God.",
+    "And the light shineth in darkness.",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(VERSES * 3, 280)
+
+
+# -- corpora --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_named_corpora_are_text_and_repeatable(name: str) -> None:
+    documents = list(corpus(name).documents())
+    assert len(documents) > 50
+    assert sum(map(len, documents)) > 400_000
+    assert all(document.strip() for document in documents)
+    assert documents == list(corpus(name).documents())
+
+
+def test_the_bible_is_in_chapters() -> None:
+    documents = list(corpus("kjv").documents())
+    assert len(documents) == 1189
+    assert documents[0].startswith("In the beginning God created the heaven and the earth. And the earth")
+    assert documents[-1].endswith("Amen.")
+
+
+def test_files_folders_and_globs(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "deep" / "c.txt.gz").write_bytes(gzip.compress(b"third"))
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "ignored.md").write_text("never")
+    assert list(corpus(str(tmp_path)).documents()) == ["first", "second", "third"]
+    assert list(corpus(str(tmp_path / "?.txt")).documents()) == ["first", "second"]
+    assert list(corpus(str(tmp_path / "ignored.md")).documents()) == ["never"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = [{"text": "one", "body": "1"}, {"text": "two", "body": "2"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, rows)))
+    assert list(corpus(str(file)).documents()) == ["one", "two"]
+    assert list(JSONLines((str(file),), key="body").documents()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("empty.txt", b"  \n", "no text"),
+        ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
+        ("cut.txt.gz", gzip.compress(b"whole text here")[:-9], "gzip"),
+        ("fake.txt.gz", b"no gzip at all", "gzip"),
+        ("bad.jsonl", b"{", "line 1"),
+        ("other.jsonl", b'{"body": "x"}', "no text under 'text'"),
+        ("list.jsonl", b"[1]", "no text under 'text'"),
+    ],
+)
+def test_unusable_text_is_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as raised:
+        list(corpus(str(tmp_path / name)).documents())
+    assert name in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.txt"):
+        list(TextFiles((str(tmp_path / "nowhere.txt"),)).documents())
+
+
+def test_kinds_of_text_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="mixed"):
+        corpus("a.txt", "b.jsonl")
+    with pytest.raises(ValueError, match="kjv"):
+        corpus()
+
+
+# -- tokenizer ------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(max_size=60).filter(lambda text: END_OF_TEXT not in text))
+@settings(max_examples=60, deadline=None)
+def test_every_text_survives_but_for_its_first_space(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text.removeprefix(" ")
+
+
+def test_a_word_is_the_same_first_and_later(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("the Word")[: len(tokenizer.encode("the"))] == tokenizer.encode("the")
+    assert tokenizer.encode("And the")[len(tokenizer.encode("And")) :] == tokenizer.encode("the")
+
+
+def test_tokenizer_round_trip(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.encode(VERSES[0]) == tokenizer.encode(VERSES[0])
+
+
+def test_the_vocabulary_has_the_asked_size(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocabulary.num_words == 280
+    assert tokenizer.vocabulary.mask_id == 280
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"type": "Unigram"}}'])
+def test_what_is_no_tokenizer_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="tokenizer"):
+        Tokenizer.from_json(text)
+
+
+def test_a_tokenizer_needs_room_and_text() -> None:
+    with pytest.raises(ValueError, match="at least 257"):
+        train_tokenizer(VERSES, 256)
+    with pytest.raises(ValueError, match="no text"):
+        train_tokenizer(["", " "], 300)
+
+
+# -- split and packing ----------------------------------------------------------------------------------------
+
+
+def test_split_keeps_every_document_once() -> None:
+    documents = [str(number) for number in range(100)]
+    parts = split(documents, 0.1)
+    assert len(parts.validation) == 10
+    assert sorted(parts.train + parts.validation, key=int) == documents
+
+
+def test_one_document_loses_its_tail_between_words() -> None:
+    text = "one two three four five six seven eight nine ten"
+    parts = split([text], 0.2)
+    assert f"{parts.train[0]} {parts.validation[0]}" == text
+    assert parts.validation[0].endswith("ten")
+
+
+@pytest.mark.parametrize(("documents", "share"), [(["x"], 0.1), ([], 0.1), (["a b"], 0.0), (["a b"], 0.6)])
+def test_what_cannot_be_split_is_refused(documents: list[str], share: float) -> None:
+    with pytest.raises(ValueError, match="validation"):
+        split(documents, share)
+
+
+def test_documents_end_with_the_end_token(tokenizer: Tokenizer) -> None:
+    stream = tokenise(tokenizer, VERSES)
+    ends = (stream.tokens == tokenizer.vocabulary.eos).nonzero()[:, 0]
+    assert len(ends) == 3
+    assert ends[-1] == len(stream.tokens) - 1
+    assert stream.num_bytes == sum(len(verse.encode()) + 1 for verse in VERSES)
+    assert tokenizer.decode(stream.tokens[: ends[0]].tolist()) == VERSES[0]
+
+
+@given(size=st.integers(5, 60), length=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_drops_nothing(size: int, length: int, seed: int, epoch: int) -> None:
+    windows = Windows(torch.arange(size), length, seed)
+    seen = windows.batch(epoch * len(windows), len(windows))
+    assert len(windows) == math.ceil(size / length)
+    assert set(seen.flatten().tolist()) == set(range(size))
+
+
+@given(first=st.integers(0, 40), count=st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_order_is_a_function_of_the_number(first: int, count: int) -> None:
+    windows = Windows(torch.arange(37), 4, seed=3)
+    one_by_one = torch.cat([windows.batch(number, 1) for number in range(first, first + count)])
+    assert torch.equal(windows.batch(first, count), one_by_one)
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    tokens = torch.arange(400)
+    windows = Windows(tokens, 4, seed=0)
+    assert not torch.equal(windows.batch(0, 100), windows.batch(100, 100))
+    assert not torch.equal(windows.batch(0, 100), Windows(tokens, 4, seed=1).batch(0, 100))
+    assert torch.equal(windows.batch(0, 100), Windows(tokens, 4, seed=0).batch(0, 100))
+
+
+def test_windows_need_text() -> None:
+    with pytest.raises(ValueError, match="less than one window"):
+        Windows(torch.arange(3), 4, 0)
+
+
+# -- baselines ------------------------------------------------------------------------------------------------
+
+
+def test_counting_models_are_distributions() -> None:
+    tokens = torch.tensor([0, 1, 2, 0, 1, 0, 3, 3, 0, 1])
+    bigram = Bigram.fit(tokens, 5)
+    assert bigram.unigram.probabilities.sum() == pytest.approx(1)
+    for head in range(5):
+        pairs = torch.stack([torch.full((5,), head), torch.arange(5)], 1)
+        p = [math.exp(-float(bigram.nats(pair)[1])) for pair in pairs]
+        assert sum(p) == pytest.approx(1)
+
+
+def test_a_bigram_learns_what_follows() -> None:
+    tokens = torch.arange(4).repeat(200)
+    assert float(Unigram.fit(tokens, 4).nats(tokens).mean()) == pytest.approx(math.log(4), rel=1e-3)
+    assert float(Bigram.fit(tokens, 4).nats(tokens)[1:].mean()) < 0.02
