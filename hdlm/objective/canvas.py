@@ -8,7 +8,7 @@ which noisy positions see the clean ones that generation would have settled befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast, final
 
@@ -41,6 +41,7 @@ class Canvas:
             position does not move in this one.
         num_clean: How many clean tokens stand before the noisy ones in the network's input: 0, or `l`.
         attention: Who sees whom, as the network wants it.
+        window: In two streams, the step of each noisy position: equal ones are noisy together.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -51,21 +52,41 @@ class Canvas:
     steps: Float[Tensor, "b l"]
     num_clean: int = 0
     attention: Any = None
+    window: Int[Tensor, "b l"] | None = None
+
+    def spoken(self, denoiser: AbstractDenoiser) -> Canvas:
+        """The same without weight on the first positions, of which a shifted denoiser says nothing."""
+        if not denoiser.lookback:
+            return self
+        speaks = torch.arange(self.x_0.shape[1], device=self.x_0.device) >= denoiser.lookback
+        return replace(self, measure=self.measure * speaks, steps=self.steps * speaks)
 
     def predict(self, denoiser: AbstractDenoiser) -> Prediction:
-        """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`."""
+        """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`.
+
+        A shifted denoiser speaks of a position from the one before it. In two streams that is the noisy one if both are
+        noisy together, else the clean one, as in generation, where it has settled by then.
+        """
         if not self.num_clean:
             return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
         both = denoiser.predict(tokens, noise, Context(positions=positions, attention=self.attention))
-        width = tokens.shape[1]
+        stream = self._stream(denoiser.lookback).flatten()
 
         def raw(at: Tensor) -> Tensor:
-            return both.raw(at // self.num_clean * width + self.num_clean + at % self.num_clean)
+            row, place = at // self.num_clean, at % self.num_clean
+            return both.raw((2 * row + stream[at]) * self.num_clean + place)
 
         return Prediction(both.process, both.parameterization, self.x_t, self.t, raw)
+
+    def _stream(self, lookback: int) -> Int[Tensor, "b l"]:
+        """Which stream speaks of each position: 0 for the clean one, 1 for the noisy one."""
+        noisy = torch.ones_like(self.x_t)
+        if lookback and self.window is not None:
+            noisy[:, lookback:] = (self.window[:, lookback:] == self.window[:, :-lookback]).long()
+        return noisy
 
 
 @final
@@ -82,6 +103,8 @@ class Corruption:
             hyperschedule's levels (one of `T` discrete steps).
         context: What settled positions see of one another; see `hdlm.attention`.
         active: What active positions see of one another.
+        num_given: How many of the first positions stay clean and teach nothing: 1 for a shifted network, which says
+            nothing of the first.
     """
 
     process: AbstractNoiseProcess
@@ -91,6 +114,7 @@ class Corruption:
     continuous: bool = True
     context: attention.Context = "block_causal"
     active: attention.Active = "full"
+    num_given: int = 0
 
     def __post_init__(self) -> None:
         if self.two_stream and not isinstance(self.hyperschedule, AbstractCountdown):
@@ -125,17 +149,19 @@ class Corruption:
         find = self._two_stream_levels if self.two_stream else self._one_canvas_levels
         later, now, measure, steps = find(times)
         within = now / schedule.num_levels
-        t = self.noise_schedule.fraction(within)
-        s = self.noise_schedule.fraction(later / schedule.num_levels)
+        free = torch.arange(schedule.length, device=x_0.device) >= self.num_given
+        t = torch.where(free, self.noise_schedule.fraction(within), 0.0)
+        s = torch.where(free, self.noise_schedule.fraction(later / schedule.num_levels), 0.0)
         return Canvas(
             x_0=x_0,
             x_t=self.process.corrupt(x_0, t, draw),
             t=t,
             s=s,
-            measure=measure * self.noise_schedule.rate(within),
-            steps=steps,
+            measure=torch.where(free, measure * self.noise_schedule.rate(within), 0.0),
+            steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
             attention=self._attention(times),
+            window=self._packed_steps(times) if self.two_stream else None,
         )
 
     def _two_stream_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -65,6 +65,7 @@ class WeightedCrossEntropy(AbstractObjective):
         return torch.where(canvas.x_t == process.mask_id, of_masked, self.unmasked * share * per_visible)
 
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
+        canvas = canvas.spoken(denoiser)
         weight = canvas.measure * self.weights(denoiser.process, canvas)
         loss = clean_cross_entropy(denoiser, canvas)
         return torch.where(weight > 0, weight.to(loss.dtype) * loss, 0.0)

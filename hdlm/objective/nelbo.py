@@ -37,6 +37,7 @@ class NELBO(AbstractObjective):
     chunk: int = 4096
 
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
+        canvas = canvas.spoken(denoiser)
         prediction, process = canvas.predict(denoiser), denoiser.process
         flat = [field.flatten() for field in (canvas.x_0, canvas.x_t, canvas.s, canvas.t)]
         parts = []

@@ -41,6 +41,7 @@ class ScoreEntropy(AbstractObjective):
     floor: float = 1e-6
 
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
+        canvas = canvas.spoken(denoiser)
         prediction, rates = canvas.predict(denoiser), denoiser.process.rates(self._inner(canvas.t))
         leaves = torch.where(
             canvas.x_t == denoiser.process.mask_id, rates.mask, rates.uniform + rates.release
