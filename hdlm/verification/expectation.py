@@ -66,6 +66,7 @@ def every_canvas(
         s=one_each.s[row],
         measure=one_each.measure[row],
         steps=one_each.steps[row],
+        window=None if one_each.window is None else one_each.window[row],
         attention=attention if attention is None or len(attention) == 1 else attention[row],
     )
     return canvas, probability[able]

@@ -1,0 +1,215 @@
+"""What the field knows by other names, written out by hand: MDLM, SEDD, GPT and BD3-LM are compositions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, log_softmax
+
+from hdlm.denoiser import Context
+from hdlm.hyperschedule import Block, Slide, Wave, autoregressive, flat
+from hdlm.noise_schedule import LogLinear
+from hdlm.objective import NELBO, Corruption, ScoreEntropy, WeightedCrossEntropy
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid, Uniform
+from tests.tiny import tiny_denoiser
+
+BATCH, LENGTH, WORDS = 5, 8, 6
+MASK = WORDS
+TIGHT = {"atol": 1e-11, "rtol": 1e-11}
+
+
+@pytest.fixture
+def numbers() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture
+def x_0(numbers):
+    return torch.randint(WORDS, (BATCH, LENGTH), generator=numbers)
+
+
+def uniform(numbers, *shape):
+    return torch.rand(*shape, generator=numbers, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("process", [Absorbing(WORDS), EpsilonHybrid(WORDS, 0.0), GammaHybrid(WORDS, 0.0)])
+@pytest.mark.parametrize("objective", [WeightedCrossEntropy(unmasked=0.0), ScoreEntropy()])
+def test_flat_masking_is_mdlm(process, objective, x_0, numbers):
+    """MDLM (arXiv 2406.07524, equation 10) with a linear schedule: `1/t` times the cross-entropy of the masked."""
+    denoiser = tiny_denoiser(process)
+    times, draw = uniform(numbers, BATCH, 1), uniform(numbers, BATCH, LENGTH)
+    masked = draw >= 1 - times
+    logits = denoiser.backbone(torch.where(masked, MASK, x_0))[..., :WORDS]
+    nats = cross_entropy(logits.flatten(0, 1), x_0.flatten(), reduction="none").view(x_0.shape)
+    expected = torch.where(masked, nats / times, 0.0)
+    corruption = Corruption(process, flat(LENGTH, 1), two_stream=False)
+    loss = objective(denoiser, corruption(x_0, 1 - times, draw))  # generation's clock runs from noise to data
+    torch.testing.assert_close(loss, expected, **TIGHT)
+
+
+def sedd_canvas(process, x_0, numbers):
+    schedule = LogLinear(5e-3)
+    corruption = Corruption(process, flat(LENGTH, 1), schedule, two_stream=False)
+    times = uniform(numbers, BATCH, 1)
+    canvas = corruption(x_0, 1 - times, uniform(numbers, BATCH, LENGTH))
+    sigma = -torch.log1p(-(1 - 5e-3) * times)
+    rate = (1 - 5e-3) / (1 - (1 - 5e-3) * times)
+    return canvas, sigma, rate
+
+
+def log_scores(denoiser, canvas, sigma):
+    told = sigma.expand(canvas.x_t.shape)
+    raw = denoiser.backbone(canvas.x_t, condition=told, blend=None)
+    return raw - torch.log(torch.expm1(told))[..., None] - math.log(WORDS)
+
+
+def test_gamma_zero_is_sedd_absorb(x_0, numbers):
+    """The denoising score entropy of SEDD's absorbing graph (arXiv 2310.16834), as its authors write it."""
+    process = GammaHybrid(WORDS, 0.0)
+    denoiser = tiny_denoiser(process, LogScore(), conditioned=True)
+    canvas, sigma, rate = sedd_canvas(process, x_0, numbers)
+    log_score = log_scores(denoiser, canvas, sigma)[..., :WORDS]
+    ratio = 1 / torch.expm1(sigma)
+    positive = log_score.exp().sum(-1)
+    negative = ratio * log_score.gather(-1, x_0[..., None])[..., 0]
+    expected = torch.where(canvas.x_t == MASK, positive - negative + ratio * (ratio.log() - 1), 0.0)
+    torch.testing.assert_close(ScoreEntropy()(denoiser, canvas), rate * expected, **TIGHT)
+
+
+def test_gamma_one_is_sedd_uniform(x_0, numbers):
+    """The denoising score entropy of SEDD's uniform graph: a sum over all words but the one that stands there."""
+    process = GammaHybrid(WORDS, 1.0)
+    denoiser = tiny_denoiser(process, LogScore(), conditioned=True)
+    canvas, sigma, rate = sedd_canvas(process, x_0, numbers)
+    log_score = log_scores(denoiser, canvas, sigma)[..., :WORDS]
+    expected = torch.zeros(BATCH, LENGTH, dtype=torch.float64)
+    for b in range(BATCH):
+        stay = math.exp(-float(sigma[b]))
+        for i in range(LENGTH):
+            chance = torch.full((WORDS,), (1 - stay) / WORDS, dtype=torch.float64)
+            chance[x_0[b, i]] += stay
+            for y in set(range(WORDS)) - {int(canvas.x_t[b, i])}:
+                r, log_s = float(chance[y] / chance[canvas.x_t[b, i]]), log_score[b, i, y]
+                expected[b, i] += (log_s.exp() - r * log_s + r * math.log(r) - r) / WORDS
+    torch.testing.assert_close(ScoreEntropy()(denoiser, canvas), rate * expected, **TIGHT)
+    named = ScoreEntropy()(tiny_denoiser(Uniform(WORDS), LogScore(), conditioned=True), canvas)
+    torch.testing.assert_close(named, rate * expected, **TIGHT)
+
+
+def next_token_cross_entropy(denoiser, x_0):
+    """`-log p(x_i | x_<i)` of a causal network that is fed the clean text; nothing for the first token."""
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None]
+    log_p = log_softmax(denoiser.backbone(x_0, attention=causal)[..., :WORDS], -1)
+    nats = -log_p[:, :-1].gather(-1, x_0[:, 1:, None])[..., 0]
+    return torch.cat([torch.zeros(BATCH, 1, dtype=nats.dtype), nats], 1)
+
+
+@pytest.mark.parametrize("objective", [NELBO(), WeightedCrossEntropy(unmasked=0.0)])
+def test_shifted_autoregression_is_next_token_prediction(objective, x_0, numbers):
+    """In two streams: every token in one pass, from the clean text before it."""
+    process = Absorbing(WORDS)
+    denoiser = tiny_denoiser(process, Shifted(Mean()))
+    corruption = Corruption(process, autoregressive(LENGTH), continuous=False)
+    times = torch.zeros(BATCH, corruption.num_times, dtype=torch.float64)
+    loss = objective(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH)))
+    torch.testing.assert_close(loss, next_token_cross_entropy(denoiser, x_0), **TIGHT)
+
+
+def test_shifted_autoregression_on_one_canvas(x_0, numbers):
+    """One token a pass: at step `n` the canvas teaches token `n`, and all steps together next-token prediction."""
+    process = Absorbing(WORDS)
+    denoiser = tiny_denoiser(process, Shifted(Mean()))
+    corruption = Corruption(process, autoregressive(LENGTH), two_stream=False, continuous=False)
+    total = torch.zeros(BATCH, LENGTH, dtype=torch.float64)
+    for n in range(LENGTH):
+        times = torch.full((BATCH, 1), (n + 0.5) / LENGTH, dtype=torch.float64)
+        total += NELBO()(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH))) / LENGTH
+    torch.testing.assert_close(total, next_token_cross_entropy(denoiser, x_0), **TIGHT)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_blocks_of_masks_are_block_diffusion(width, x_0, numbers):
+    """BD3-LM (arXiv 2503.09573): `-log p(x_0 | noisy block, clean blocks before it) / t`, one pass a block."""
+    process = EpsilonHybrid(WORDS, 0.0)
+    denoiser = tiny_denoiser(process)
+    corruption = Corruption(process, Block(LENGTH, width, 4))
+    times, draw = uniform(numbers, BATCH, LENGTH // width), uniform(numbers, BATCH, LENGTH)
+    canvas = corruption(x_0, times, draw)
+    block = torch.arange(LENGTH) // width
+    t = 1 - times[:, block]
+    masked = draw >= 1 - t
+    expected = torch.zeros(BATCH, LENGTH, dtype=torch.float64)
+    for b in range(LENGTH // width):
+        shown = torch.where(masked & (block == b), MASK, x_0)[:, : (b + 1) * width]
+        of_shown = block[: (b + 1) * width]
+        before = of_shown[None, :] <= of_shown[:, None]
+        logits = denoiser.backbone(shown, attention=before[None])[..., :WORDS]
+        nats = -log_softmax(logits, -1).gather(-1, x_0[:, : (b + 1) * width, None])[..., 0]
+        expected[:, block == b] = nats[:, of_shown == b]
+    expected = torch.where(masked, expected / t, 0.0)
+    loss = WeightedCrossEntropy(unmasked=0.0)(denoiser, canvas)
+    torch.testing.assert_close(loss, expected, **TIGHT)
+
+
+PACKED = [
+    Block(LENGTH, 4, 3),
+    Slide(LENGTH, 4, 4),
+    Wave(LENGTH, 4, 3),
+    autoregressive(LENGTH),
+    flat(LENGTH, 3),
+]
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["aligned", "shifted"])
+@pytest.mark.parametrize("hyperschedule", PACKED, ids=repr)
+def test_two_streams_are_one_pass_a_window(hyperschedule, shifted, x_0, numbers):
+    """MATH, proof 6: every noisy position gets the output that generation's canvas at its own step would give it."""
+    process = GammaHybrid(WORDS, 0.4)
+    denoiser = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
+    corruption = Corruption(process, hyperschedule)
+    times = uniform(numbers, BATCH, corruption.num_times)
+    canvas = corruption(x_0, times, uniform(numbers, BATCH, LENGTH))
+    prediction = canvas.predict(denoiser)
+    packed = prediction.log_clean(prediction.everywhere()).view(BATCH, LENGTH, -1)
+    steps = hyperschedule.packed_steps((times * hyperschedule.num_levels).long())
+    assert torch.equal(canvas.window, steps)
+    compared = torch.zeros(LENGTH, dtype=torch.long)
+    for b in range(BATCH):
+        for n in steps[b].unique().tolist():
+            here = steps[b] == n
+            settled = hyperschedule.regions(n).settled
+            tokens = torch.where(settled, x_0[b], canvas.x_t[b])[None]
+            noise = torch.where(settled, 0.0, canvas.t[b])[None]
+            alone = denoiser.predict(tokens, noise, Context(attention=generation_mask(hyperschedule, n)))
+            speaks = here & (torch.arange(LENGTH) >= denoiser.lookback)
+            torch.testing.assert_close(packed[b, speaks], alone.log_clean(speaks.nonzero()[:, 0]), **TIGHT)
+            compared += speaks
+    assert (compared[denoiser.lookback :] == BATCH).all()
+
+
+def generation_mask(hyperschedule, n):
+    """Who sees whom at step `n`, from the levels alone: settled see what settled before, active all but noise."""
+    levels, later, settles = hyperschedule.levels(n), hyperschedule.levels(n + 1), hyperschedule.settles
+    settled = levels == 0
+    active = ~settled & ~((levels == hyperschedule.num_levels) & (later == levels))
+    past = settled[:, None] & settled[None, :] & (settles[None, :] <= settles[:, None])
+    return (past | (active[:, None] & (settled | active)[None, :]))[None]
+
+
+def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
+    """Nothing speaks of it: it neither costs nor teaches, whatever stands there."""
+    for objective, process in [
+        (WeightedCrossEntropy(), EpsilonHybrid(WORDS, 0.1)),
+        (ScoreEntropy(), GammaHybrid(WORDS, 0.1)),
+        (NELBO(), GammaHybrid(WORDS, 0.1)),
+    ]:
+        denoiser = tiny_denoiser(process, Shifted(Mean()))
+        for two_stream in (False, True):
+            corruption = Corruption(process, autoregressive(LENGTH), two_stream=two_stream)
+            times = torch.full((BATCH, corruption.num_times), 0.01, dtype=torch.float64)
+            loss = objective(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH)))
+            assert (loss[:, 0] == 0).all()
+            assert two_stream == bool((loss[:, 1:] != 0).any())
