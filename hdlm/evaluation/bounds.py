@@ -322,9 +322,9 @@ def _rank_within(group: Int[Tensor, " l"], values: Float[Tensor, "b l"]) -> Int[
 
 def _check_start(hyperschedule: AbstractHyperschedule) -> None:
     """Every token has to be generated, or the sum over positions bounds nothing."""
-    begins = hyperschedule.levels(0)
-    if bool((begins < hyperschedule.num_levels).any()):
-        given = int((begins < hyperschedule.num_levels).sum())
+    begun = int((hyperschedule.levels(0) < hyperschedule.num_levels).sum())
+    if begun:
         raise ValueError(
-            f"A likelihood needs every position to begin as pure noise; {given} positions of {hyperschedule!r} do not."
+            f"A likelihood needs every position to begin as pure noise; {begun} positions of {hyperschedule!r} begin "
+            "below that. Use a Block, Slide or Wave, or a Table with a row of pure noise before the others."
         )

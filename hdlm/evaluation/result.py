@@ -55,10 +55,11 @@ class LikelihoodResult:
             )
         if self.num_bytes is not None and self.num_bytes < 1:
             raise ValueError(f"`num_bytes` must be positive, or None if unknown; got {self.num_bytes}.")
-        if not all(map(math.isfinite, self.estimates)):
+        strange = [estimate for estimate in self.estimates if not math.isfinite(estimate)]
+        if strange:
             raise ValueError(
-                f"The estimates must be finite; got {self.estimates}. The model gives some token the probability 0, "
-                "or its outputs are not numbers."
+                f"{len(strange)} of {self.replicates} estimates are not finite, the first is {strange[0]}: the model "
+                "gives some token the probability 0, or its outputs are not numbers."
             )
 
     @property

@@ -1,0 +1,279 @@
+"""Evaluation of likelihood: what is counted, what is exact, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdlm.denoiser import Denoiser
+from hdlm.evaluation import (
+    AbsorbingBound,
+    HybridBound,
+    LikelihoodResult,
+    Progress,
+    evaluate,
+    first_positions,
+    windows,
+)
+from hdlm.evaluation.bounds import masking_fraction
+from hdlm.hyperschedule import (
+    AbstractHyperschedule,
+    Block,
+    PublishedWave,
+    Slide,
+    Table,
+    Wave,
+    autoregressive,
+    flat,
+)
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.parameterization import AbstractParameterization, Mean, Shifted
+from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.verification.exact import ExactDenoiser
+from hdlm.verification.world import random_world
+
+WORDS, LENGTH = 5, 4
+TOKENS = torch.tensor([3, 1, 4, 1, 0, 2, 2, 4, 0, 3])  # two windows of four, and one of two
+WORLD = random_world(2, 3, seed=1)
+PUBLISHED = PublishedWave(4, 2, 2).levels(torch.arange(7))
+TABLE = Table(torch.cat([torch.full((1, 4), 2), PUBLISHED]))
+"""No countdown; the published table, with the pure noise in which it does not quite begin."""
+RESULT = LikelihoodResult((20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, "flat")
+
+
+def network(
+    parameterization: AbstractParameterization | None = None, process: AbstractNoiseProcess | None = None
+) -> Denoiser:
+    torch.manual_seed(0)
+    told = parameterization is not None and parameterization.inputs(torch.zeros(1)).condition is not None
+    config = DDiTConfig(
+        vocab_size=WORDS + 1,
+        hidden_size=16,
+        num_blocks=2,
+        num_heads=2,
+        max_length=LENGTH,
+        timestep_embedding=told,
+    )
+    model = DDiT(config)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return Denoiser(model, process or Absorbing(WORDS), parameterization or Mean()).eval()
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 10, 11])
+def test_every_token_is_in_exactly_one_window(length: int) -> None:
+    stacks = windows(TOKENS, length)
+    assert torch.equal(torch.cat([stack.flatten() for stack in stacks]), TOKENS)
+    assert [stack.shape[1] for stack in stacks] == [min(length, 10)] * (length <= 10) + [10 % length] * (
+        10 % length > 0
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [flat(6, 3), Block(6, 2, 3), Slide(6, 4, 8), Wave(6, 3, 2), autoregressive(6), PublishedWave(6, 3, 4)],
+    ids=repr,
+)
+def test_the_first_positions_keep_their_steps(schedule: AbstractHyperschedule) -> None:
+    cut = first_positions(schedule, 4)
+    n = torch.arange(schedule.num_steps + 1)
+    assert cut.length == 4
+    assert cut.num_levels == schedule.num_levels
+    assert torch.equal(cut.levels(n), schedule.levels(n)[:, :4])
+
+
+def left_to_right(denoiser: Denoiser, window: Tensor) -> float:
+    """`-log p` of a window, a token at a time: what is known, then a mask; nothing of `hdlm.evaluation` is used."""
+    total, shift = 0.0, denoiser.lookback
+    for i in range(len(window)):
+        seen = torch.cat([window[:i], torch.tensor([WORDS])])[None]
+        causal = torch.ones(1, i + 1, i + 1, dtype=torch.bool).tril()
+        hidden = denoiser.backbone.features(seen, attention=causal)
+        if i < shift:
+            total += math.log(WORDS)
+            continue
+        logits = denoiser.backbone.head(hidden[0, i - shift])[:WORDS]
+        total += float(F.cross_entropy(logits, window[i]))
+    return total
+
+
+@pytest.mark.parametrize("parameterization", [Mean(), Shifted(Mean())], ids=repr)
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_autoregression_is_exact_in_one_pass(
+    parameterization: AbstractParameterization, batch_size: int
+) -> None:
+    denoiser = network(parameterization)
+    result = evaluate(denoiser, TOKENS, autoregressive(LENGTH), batch_size=batch_size)
+    with torch.no_grad():
+        expected = sum(left_to_right(denoiser, window) for window in TOKENS.split(LENGTH))
+    assert result.nats == pytest.approx(expected, rel=1e-5)
+    assert (result.estimator, result.replicates, result.standard_error) == ("exact", 1, 0.0)
+    assert (result.num_tokens, result.num_windows) == (10, 3)
+
+
+def every_count(block: int) -> list[tuple[float, tuple[float, ...]]]:
+    """Every number of masks and every order of the draws of a block, each as likely as any other."""
+    orders = itertools.permutations([(place + 0.5) / block for place in range(block)])
+    return [((count + 0.5) / block, order) for order in orders for count in range(block)]
+
+
+@pytest.mark.parametrize(("schedule", "blocks"), [(flat(3, 2), [3]), (Block(3, 2, 2), [2, 1])], ids=str)
+def test_the_mean_over_all_counts_is_the_likelihood(
+    schedule: AbstractHyperschedule, blocks: list[int]
+) -> None:
+    """For the exact model unmasking in any order is the chain rule; no chance is left in this test."""
+    cases = list(itertools.product(*map(every_count, blocks)))
+    times = torch.tensor([[time for time, _ in case] for case in cases], dtype=torch.float64)
+    draw = torch.tensor([[d for _, order in case for d in order] for case in cases], dtype=torch.float64)
+    bound = AbsorbingBound(ExactDenoiser(WORLD, Absorbing(2)), schedule, "count")
+    for x_0, p in zip(WORLD.sequences, WORLD.law, strict=True):
+        nats = bound(x_0.expand(len(cases), 3), times, draw)
+        assert float(nats.mean()) == pytest.approx(-math.log(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [flat(4, 2), Block(4, 2, 2), Slide(4, 2, 3)], ids=repr)
+@pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
+def test_the_batch_size_changes_nothing(schedule: AbstractHyperschedule, bound: str) -> None:
+    denoiser = network(process=EpsilonHybrid(WORDS, 0.1))
+    one, many = (
+        evaluate(denoiser, TOKENS, schedule, bound=bound, batch_size=size, seed=3) for size in (1, 7)
+    )
+    assert one.estimates == pytest.approx(many.estimates, rel=1e-5)
+    assert one.standard_error > 0
+    other = evaluate(denoiser, TOKENS, schedule, bound=bound, seed=4)
+    assert other.estimates != pytest.approx(one.estimates, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "parameterization", [Mean("sigma"), Shifted(Mean()), Shifted(Mean("fraction"))], ids=repr
+)
+@pytest.mark.parametrize("process", [EpsilonHybrid(WORDS, 0.1), GammaHybrid(WORDS, 0.1)], ids=repr)
+@pytest.mark.parametrize("schedule", [flat(4, 2), Block(4, 2, 2), TABLE], ids=repr)
+@pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
+def test_every_combination_is_measured(
+    parameterization: AbstractParameterization,
+    process: AbstractNoiseProcess,
+    schedule: AbstractHyperschedule,
+    bound: str,
+) -> None:
+    result = evaluate(network(parameterization, process), TOKENS, schedule, bound=bound, replicates=2)
+    assert 0 < result.nats_per_token < 20 * math.log(WORDS)
+
+
+def test_a_shifted_network_pays_for_the_first_word_and_does_not_see_it() -> None:
+    """Of windows of one word it knows nothing at all."""
+    for bound in ("absorbing", "hybrid"):
+        result = evaluate(network(Shifted(Mean())), TOKENS, autoregressive(1), bound=bound)
+        assert result.nats == pytest.approx(10 * math.log(WORDS), rel=1e-9)
+
+
+@pytest.mark.parametrize("process", [Absorbing(3), EpsilonHybrid(3, 0.2), GammaHybrid(3, 0.3)], ids=repr)
+def test_the_noise_that_is_told_masks_as_much(process: AbstractNoiseProcess) -> None:
+    mask = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(process.weights(masking_fraction(process, mask)).mask, mask)
+
+
+def test_progress_reaches_the_end() -> None:
+    seen: list[Progress] = []
+    evaluate(network(), TOKENS, flat(LENGTH, 2), replicates=2, batch_size=3, watch=seen.append)
+    assert [report.done for report in seen] == [3, 4, 6]
+    assert {report.total for report in seen} == {6}
+
+
+def test_units_and_their_errors() -> None:
+    error = 2 / math.sqrt(3)
+    assert (RESULT.nats, RESULT.replicates) == (22.0, 3)
+    assert RESULT.standard_error == pytest.approx(error)
+    assert RESULT.perplexity == pytest.approx(math.exp(2.2))
+    assert RESULT.bits_per_token == pytest.approx(2.2 / math.log(2))
+    assert RESULT.bits_per_byte == pytest.approx(22 / 33 / math.log(2))
+    step = 1e-6
+    for name in ("perplexity", "bits_per_token", "bits_per_byte"):
+        moved = replace(RESULT, estimates=tuple(estimate + step for estimate in RESULT.estimates))
+        slope = (getattr(moved, name) - getattr(RESULT, name)) / step
+        assert getattr(RESULT, f"{name}_error") == pytest.approx(slope * error, rel=1e-4)
+
+
+def test_one_replicate_has_no_error_and_unknown_bytes_no_rate() -> None:
+    alone = replace(RESULT, estimates=(22.0,), num_bytes=None)
+    assert alone.standard_error is None
+    assert alone.perplexity_error is None
+    assert alone.bits_per_byte is None
+    assert alone.bits_per_byte_error is None
+
+
+def test_a_result_is_written_with_its_protocol() -> None:
+    written = json.loads(json.dumps(RESULT.to_dict()))
+    assert written["perplexity"] == pytest.approx(math.exp(2.2))
+    assert written["standard_error"] == RESULT.standard_error
+    assert {"bound", "estimator", "seed", "replicates", "estimates", "num_windows", "hyperschedule"} <= set(
+        written
+    )
+
+
+@pytest.mark.parametrize("estimates", [(), (1.0, math.nan), (math.inf,)], ids=str)
+def test_a_failure_is_no_likelihood(estimates: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="estimate"):
+        replace(RESULT, estimates=estimates)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replicates": 0}, "replicates"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"bound": "tight"}, "bound"),
+        ({"estimator": "exact"}, "left to right"),
+        ({"bound": "hybrid", "estimator": "count"}, "hybrid bound"),
+        ({"num_bytes": 0}, "num_bytes"),
+        ({"seed": -1}, "seed"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):  # while tests run, types are enforced besides
+        evaluate(network(), TOKENS, flat(LENGTH, 2), **options)
+
+
+@pytest.mark.parametrize("schedule", [Slide(4, 2, 2), Wave(4, 2, 2), TABLE], ids=repr)
+def test_masks_are_counted_only_where_positions_start_together(schedule: AbstractHyperschedule) -> None:
+    with pytest.raises(ValueError, match="start together"):
+        AbsorbingBound(network(), schedule, "count")
+    assert evaluate(network(), TOKENS, schedule, replicates=1).estimator == "stratified"
+
+
+def test_what_begins_settled_has_no_likelihood() -> None:
+    prompted = Table(torch.tensor([[0, 2], [0, 1], [0, 0]]))
+    for schedule in (prompted, PublishedWave(4, 2, 2)):
+        with pytest.raises(ValueError, match="begin as pure noise"):
+            HybridBound(network(), schedule, "random")
+
+
+def test_noise_without_masks_has_no_absorbing_bound() -> None:
+    with pytest.raises(ValueError, match="all masks"):
+        evaluate(network(process=Uniform(WORDS)), TOKENS, flat(LENGTH, 2))
+
+
+@pytest.mark.parametrize("tokens", [[], [0, WORDS], [-1]], ids=str)
+def test_only_words_are_measured(tokens: list[int]) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        evaluate(network(), torch.tensor(tokens, dtype=torch.long), flat(LENGTH, 2))
+
+
+def test_a_network_in_training_is_refused() -> None:
+    with pytest.raises(ValueError, match="training mode"):
+        evaluate(network().train(), TOKENS, flat(LENGTH, 2))
+
+
+def test_windows_need_a_length() -> None:
+    with pytest.raises(ValueError, match="length"):
+        windows(TOKENS, 0)
+    with pytest.raises(ValueError, match="length"):
+        first_positions(flat(4, 1), 5)
