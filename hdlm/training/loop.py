@@ -12,9 +12,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import TypeAlias, final
 
 import torch
 from accelerate import Accelerator
@@ -64,20 +64,18 @@ class StepReport:
     progress: float
 
 
-class Watcher(Protocol):
-    """Looks at each step: a progress bar, a log, a checkpoint every few minutes."""
-
-    def __call__(self, report: StepReport) -> None:
-        """Called after each optimizer step."""
+Watcher: TypeAlias = Callable[[StepReport], None]
+"""Looks at each step: a progress bar, a log, a checkpoint every few minutes."""
 
 
 @final
 class _Loss(nn.Module):
     """Clean batch in, mean loss out: the one module that `accelerate` wraps, so that gradients are averaged."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, precision: str) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self._bf16 = precision == "bf16"
 
     def forward(
         self,
@@ -87,7 +85,8 @@ class _Loss(nn.Module):
         draw: Float[Tensor, "b l"],
     ) -> Float[Tensor, ""]:
         """Mean over all positions that teach."""
-        return part.loss(self.denoiser, x_0, times, draw).mean()
+        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self._bf16):
+            return part.loss(self.denoiser, x_0, times, draw).mean()
 
 
 @final
@@ -104,6 +103,7 @@ class Trainer:
 
     Attributes:
         average: Moving average of the weights.
+        precision: `"bf16"` or `"no"`: what the network computes in.
         step: Optimizer steps done.
         sequences: Windows of text that they took.
         seconds: Time spent on them.
@@ -120,22 +120,16 @@ class Trainer:
     ) -> None:
         self._mixture, self._windows, self._settings, self._run = mixture, windows, optimizer, run
         self._randomness = Randomness(run.seed)
-        self._accelerator = Accelerator(
-            cpu=device.type == "cpu", mixed_precision=choose_precision(run.precision, device)
-        )
+        self._accelerator = Accelerator(cpu=device.type == "cpu")
+        self.precision = choose_precision(run.precision, device)
         network: DDiT = denoiser.backbone.to(self._accelerator.device)
         self.average = ExponentialMovingAverage(network, optimizer.ema)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         optimizers = make_optimizers(network, optimizer)
         if run.compile and _has_compiler(device):
             network.features = torch.compile(network.features)  # type: ignore[method-assign]
-        self._loss = self._accelerator.prepare(_Loss(denoiser))
+        self._loss = self._accelerator.prepare(_Loss(denoiser, self.precision))
         self._optimizers = [self._accelerator.prepare(one) for one in optimizers]
-
-    @property
-    def precision(self) -> str:
-        """`"bf16"` or `"no"`: what the network computes in."""
-        return str(self._accelerator.mixed_precision)
 
     def train(self, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
         """Run until the end, or until somebody asks to stop.

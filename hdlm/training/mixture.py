@@ -58,7 +58,11 @@ class Mixture:
         for part in recipe.mixture:
             hyperschedule = build(hyperschedules, {**part.hyperschedule, "length": length})
             corruption = Corruption(
-                process, hyperschedule, two_stream=part.two_stream, continuous=part.continuous
+                process,
+                hyperschedule,
+                two_stream=part.two_stream,
+                continuous=part.continuous,
+                num_given=int(recipe.network.shifted),
             )
             parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
         warm = recipe.warm_start

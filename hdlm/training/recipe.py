@@ -20,10 +20,12 @@ import dataclasses
 import difflib
 import math
 import tomllib
+from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, final, get_args, get_origin, get_type_hints
 
 __all__ = [
     "DataSettings",
@@ -66,7 +68,7 @@ class DataSettings:
     context: int = 128
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "corpus", tuple(self.corpus))
+        _require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
         _require(self.vocabulary > 0, "data.vocabulary", "positive", self.vocabulary)
         _require(0 < self.validation <= 0.5, "data.validation", "in (0, 0.5]", self.validation)
         _require(self.context > 0, "data.context", "positive", self.context)
@@ -75,12 +77,22 @@ class DataSettings:
 @final
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Sizes of the DDiT; its vocabulary and length follow from the data."""
+    """The DDiT; its vocabulary and length follow from the data.
+
+    Attributes:
+        hidden_size: Width of a position.
+        num_blocks: Depth.
+        num_heads: Heads of attention.
+        dropout: Share of activations that training drops.
+        shifted: Whether the output at a position speaks of the next one, as in next-token prediction: then nothing has
+            to be unlearnt after a warm start.
+    """
 
     hidden_size: int = 256
     num_blocks: int = 2
     num_heads: int = 4
     dropout: float = 0.0
+    shifted: bool = False
 
 
 @final
@@ -187,15 +199,6 @@ class OptimizerSettings:
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        _require(
-            self.name in get_args(OptimizerName), "optimizer.name", str(get_args(OptimizerName)), self.name
-        )
-        _require(
-            self.schedule in get_args(ScheduleName),
-            "optimizer.schedule",
-            str(get_args(ScheduleName)),
-            self.schedule,
-        )
         for name in ("matrix_rate", "embedding_rate", "head_rate", "clip"):
             _require(getattr(self, name) > 0, f"optimizer.{name}", "positive", getattr(self, name))
         for name in ("warmup", "floor", "ema"):
@@ -249,9 +252,6 @@ class RunSettings:
             _require(value is None or value > 0, f"run.{name}", "positive", value)
         _require(
             self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None
-        )
-        _require(
-            self.precision in get_args(Precision), "run.precision", str(get_args(Precision)), self.precision
         )
         _require(self.save_every > 0, "run.save_every", "positive", self.save_every)
         _require(
@@ -335,10 +335,51 @@ def _build(cls: type[T], tables: Mapping[str, Any], name: str) -> T:
     table = tables.get(name, {})
     _require(isinstance(table, Mapping), name, f"a table, [{name}]", table)
     _check_keys(cls, table, f"{name}.")
-    try:
-        return cls(**table)
-    except TypeError as error:
-        raise ValueError(f"`{name}` is incomplete or has a value of the wrong type: {error}.") from error
+    hints = get_type_hints(cls)
+    required = {option.name for option in dataclasses.fields(cls) if _is_required(option)}  # type: ignore[arg-type]
+    for option in sorted(required - table.keys()):
+        raise ValueError(f"`{name}.{option}` must be given.")
+    return cls(
+        **{option: _convert(value, hints[option], f"{name}.{option}") for option, value in table.items()}
+    )
+
+
+def _is_required(option: dataclasses.Field[Any]) -> bool:
+    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+
+
+def _convert(value: Any, hint: Any, option: str) -> Any:
+    """A value of TOML as the type that an option is declared to have.
+
+    Raises:
+        ValueError: If it is of another type.
+    """
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    if get_origin(kind) is tuple:
+        items = [value] if isinstance(value, str) else value
+        _require(
+            isinstance(items, list | tuple) and all(isinstance(item, str) for item in items),
+            option,
+            "names",
+            value,
+        )
+        return tuple(items)
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is Literal:
+        _require(value in get_args(kind), option, f"one of {', '.join(get_args(kind))}", value)
+        return value
+    plain = Mapping if get_origin(kind) is abc.Mapping else kind
+    _require(
+        isinstance(value, plain) and (plain is bool or not isinstance(value, bool)),
+        option,
+        plain.__name__,
+        value,
+    )
+    return value
 
 
 def _check_keys(cls: type, table: Mapping[str, Any], prefix: str) -> None:

@@ -19,7 +19,7 @@ from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.data import Split, Tokenizer, TokenStream, Windows, corpus, split, tokenise, train_tokenizer
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.parameterization import Mean
+from hdlm.parameterization import Mean, Shifted
 from hdlm.process import EpsilonHybrid
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.loop import StepReport, Trainer, Watcher
@@ -100,27 +100,37 @@ class Run:
         return report
 
 
-def prepare(recipe: Recipe, device: torch.device, say: Callable[[str], None] = lambda line: None) -> Run:
-    """Read the text, train the tokenizer and make an untrained model.
+def prepare(
+    recipe: Recipe,
+    device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
+    start: Checkpoint | None = None,
+) -> Run:
+    """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
 
     Args:
         recipe: What to do.
         device: Where to train.
         say: Told in a line what has been done.
+        start: Where to begin: its tokenizer and its weights. What they mean (process, parameterization, hyperschedules)
+            is the recipe's to say.
 
     Raises:
-        ValueError: If the recipe cannot be followed; the message names the option.
+        ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
     data = recipe.data
     parts: Split = split(tuple(corpus(*data.corpus).documents()), data.validation)
-    tokenizer = train_tokenizer(parts.train, data.vocabulary)
+    tokenizer = train_tokenizer(parts.train, data.vocabulary) if start is None else _tokenizer(start)
     train, validation = tokenise(tokenizer, parts.train), tokenise(tokenizer, parts.validation)
     say(
         f"text: {len(train.tokens):,} tokens to learn from, {len(validation.tokens):,} to measure with; "
         f"{tokenizer.vocabulary.num_words} words of {train.bytes_per_token:.2f} bytes"
     )
     torch.manual_seed(recipe.run.seed)
-    network = _network(recipe, tokenizer).to(device)
+    network = _network(recipe, tokenizer)
+    if start is not None:
+        _take_over(network, start)
+    network.to(device)
     process = EpsilonHybrid(tokenizer.vocabulary.num_words, recipe.process.epsilon)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
     return Run(
@@ -128,7 +138,7 @@ def prepare(recipe: Recipe, device: torch.device, say: Callable[[str], None] = l
         tokenizer,
         train,
         validation,
-        Denoiser(network, process, Mean()),
+        Denoiser(network, process, Shifted(Mean()) if recipe.network.shifted else Mean()),
         Mixture.of(recipe, process),
         device,
     )
@@ -146,6 +156,24 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
             max_length=recipe.data.context,
         )
     )
+
+
+def _tokenizer(start: Checkpoint) -> Tokenizer:
+    if start.tokenizer is None:
+        raise ValueError("the checkpoint to begin with has no tokenizer.json, so its ids mean nothing.")
+    return Tokenizer.from_json(start.tokenizer, "the tokenizer.json to begin with")
+
+
+def _take_over(network: DDiT, start: Checkpoint) -> None:
+    """Give a network the weights of a checkpoint of the same shape; dropout may differ."""
+    want, have = network.config, start.network.config
+    for option, value in want.to_dict().items():
+        if option != "dropout" and getattr(have, option) != value:
+            raise ValueError(
+                f"the checkpoint to begin with has {option} {getattr(have, option)}, the recipe {value}: "
+                "change the recipe's [network] or [data]."
+            )
+    network.load_state_dict(start.network.state_dict())
 
 
 def _summary(report: StepReport) -> dict[str, Any]:

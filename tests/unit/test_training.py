@@ -1,0 +1,404 @@
+"""Training: the loop, its optimizers and averages, recipes, and what an interruption leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hdlm.checkpoint import load_checkpoint
+from hdlm.denoiser import Context
+from hdlm.package_data import recipes
+from hdlm.process import EpsilonHybrid
+from hdlm.training import (
+    ExponentialMovingAverage,
+    Mixture,
+    Muon,
+    NextToken,
+    Recipe,
+    Run,
+    StepReport,
+    StopRequest,
+    choose_precision,
+    listening,
+    make_optimizers,
+    orthogonalise,
+    prepare,
+)
+from hdlm.training.loop import Trainer
+from hdlm.training.recipe import OptimizerSettings, RunSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "rhyme.txt"
+    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
+    return file
+
+
+def _table(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "data": {"corpus": [str(text)], "vocabulary": 270, "context": 16, "validation": 0.1},
+        "network": {"hidden_size": 16, "num_blocks": 1, "num_heads": 2},
+        "mixture": [
+            {"share": 3, "hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}},
+            {
+                "share": 1,
+                "hyperschedule": {"type": "Block", "width": 16, "num_levels": 8},
+                "two_stream": False,
+                "batch_scale": 2,
+            },
+        ],
+        "run": {"steps": 30, "batch_size": 4, "precision": "no"},
+    }
+    for name, options in changes.items():
+        table[name] = {**table.get(name, {}), **options}
+    return table
+
+
+def _run(text: Path, **changes: dict[str, Any]) -> Run:
+    return prepare(Recipe.from_table(_table(text, **changes)), CPU)
+
+
+def _losses(run: Run, folder: Path) -> list[StepReport]:
+    reports: list[StepReport] = []
+    run.execute(folder, StopRequest(), (reports.append,))
+    return reports
+
+
+# -- the loop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warm_share", [0.0, 0.4])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_loss_goes_down(text: Path, tmp_path: Path, optimizer: str, warm_share: float) -> None:
+    run = _run(text, optimizer={"name": optimizer}, warm_start={"share": warm_share}, run={"steps": 60})
+    losses = [report.loss for report in _losses(run, tmp_path)]
+    assert losses[0] == pytest.approx(math.log(270), rel=0.2)
+    assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
+
+
+def test_a_run_is_repeatable_to_the_bit(text: Path, tmp_path: Path) -> None:
+    first, second, other = (
+        _losses(_run(text, run={"seed": seed, "steps": 6}), tmp_path / str(number))
+        for number, seed in enumerate((1, 1, 2))
+    )
+    assert [report.loss for report in first] == [report.loss for report in second]
+    assert [report.loss for report in first] != [report.loss for report in other]
+    weights = [load_checkpoint(tmp_path / name).network.state_dict() for name in "01"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_accumulation_changes_no_loss(text: Path, tmp_path: Path) -> None:
+    whole = _losses(_run(text, run={"steps": 8}), tmp_path / "whole")
+    pieces = _losses(_run(text, run={"steps": 8, "accumulation": 4}), tmp_path / "pieces")
+    assert [report.tokens for report in whole] == [report.tokens for report in pieces]
+    assert [report.loss for report in pieces] == pytest.approx([report.loss for report in whole], rel=1e-4)
+
+
+def test_steps_and_tokens_are_counted(text: Path, tmp_path: Path) -> None:
+    run = _run(text)
+    last = _losses(run, tmp_path)[-1]
+    sizes = [run.mixture.at(step, step / 30).batch_size for step in range(30)]
+    assert last.step == 30
+    assert last.tokens == 16 * sum(sizes)
+    assert last.progress == 1.0
+
+
+def test_training_that_breaks_down_stops_and_says_where(text: Path, tmp_path: Path) -> None:
+    run = _run(text)
+    with torch.no_grad():
+        run.denoiser.backbone.vocab_embed.embedding.fill_(math.nan)
+    with pytest.raises(ValueError, match="step 1: loss nan"):
+        run.execute(tmp_path, StopRequest())
+
+
+def test_passes_must_divide_the_batch(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.accumulation"):
+        _run(text, run={"accumulation": 3})
+
+
+def test_training_never_sees_the_validation_text(text: Path) -> None:
+    run = _run(text)
+    documents = text.read_text().strip()
+    train, validation = (run.tokenizer.decode(part.tokens.tolist()) for part in (run.train, run.validation))
+    assert f"{train} {validation}" == documents
+
+
+# -- what a run leaves behind ---------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_a_model_that_has_learnt(text: Path, tmp_path: Path) -> None:
+    run = _run(text, run={"steps": 80})
+    _losses(run, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(10, 81, 10))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.training["steps"] == 80
+    assert checkpoint.hyperschedules == run.mixture.hyperschedules
+    assert checkpoint.length == 16
+    x_0 = run.validation.tokens[:16][None]
+    masked = torch.where(torch.arange(16) % 4 == 1, checkpoint.vocabulary.mask_id, x_0)
+    with torch.no_grad():
+        log_p = checkpoint.denoiser(masked, torch.full(masked.shape, 0.25), Context())
+    assert float(-log_p.gather(-1, x_0[..., None])[masked != x_0].mean()) < 3.0
+
+
+def test_the_average_is_what_is_saved_and_what_is_left(text: Path, tmp_path: Path) -> None:
+    run = _run(text, optimizer={"ema": 0.9})
+    _losses(run, tmp_path)
+    averaged, raw = (
+        load_checkpoint(tmp_path, weights=kind).network.state_dict() for kind in ("averaged", "raw")
+    )
+    now = run.denoiser.backbone.state_dict()
+    assert all(torch.equal(averaged[name], now[name]) for name in now)
+    assert not torch.equal(raw["vocab_embed.embedding"], averaged["vocab_embed.embedding"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_a_usable_folder(text: Path, tmp_path: Path, number: int) -> None:
+    run = _run(text, run={"steps": 10_000})
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 12:
+            os.kill(os.getpid(), number)
+
+    with listening() as stop:
+        report = run.execute(tmp_path, stop, (interrupt,))
+    assert report is not None
+    assert report.step == 12
+    assert stop.signal == number
+    assert load_checkpoint(tmp_path).training["steps"] == 12
+
+
+def test_the_second_ctrl_c_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            stop(signal.SIGINT, None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path) -> None:
+    table = _table(text, run={"steps": 10**6, "save_every": 0.001})
+    program = (
+        "import sys, json, torch; from pathlib import Path; from hdlm.training import *\n"
+        "run = prepare(Recipe.from_table(json.loads(sys.argv[1])), torch.device('cpu'))\n"
+        "run.execute(Path(sys.argv[2]), StopRequest())"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program, json.dumps(table), str(tmp_path)])
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    assert metrics.stat().st_size
+    assert load_checkpoint(tmp_path).training["recipe"]["run"]["steps"] == 10**6
+
+
+# -- mixtures -------------------------------------------------------------------------------------------------
+
+
+def test_shares_hold_over_every_stretch_of_steps(text: Path) -> None:
+    mixture = _run(text).mixture
+    for start in (0, 17, 1000):
+        chosen = Counter(mixture.at(step, 0.5) for step in range(start, start + 40))
+        assert chosen[mixture.parts[0]] == pytest.approx(30, abs=2)
+
+
+def test_the_warm_start_comes_first(text: Path) -> None:
+    mixture = _run(text, warm_start={"share": 0.3, "batch_scale": 3}).mixture
+    assert mixture.at(0, 0.0) == mixture.at(9, 0.29) == NextToken(12)
+    assert mixture.at(10, 0.3) in mixture.parts
+
+
+def test_an_unknown_hyperschedule_is_named(text: Path) -> None:
+    table = _table(text)
+    table["mixture"] = [{"hyperschedule": {"type": "Blok", "width": 4, "num_levels": 4}}]
+    recipe = Recipe.from_table(table)
+    with pytest.raises(ValueError, match="no hyperschedule 'Blok'"):
+        prepare(recipe, CPU)
+
+
+# -- optimizers and averages ----------------------------------------------------------------------------------
+
+
+def test_every_weight_has_one_optimizer(text: Path) -> None:
+    network = _run(text).denoiser.backbone
+    for name in ("muon", "adamw"):
+        optimizers = make_optimizers(network, OptimizerSettings(name=name))
+        moved = [id(w) for one in optimizers for group in one.param_groups for w in group["params"]]
+        assert sorted(moved) == sorted(map(id, network.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 24, 8), (2, 8, 32)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    same = orthogonalise(matrices.flatten(0, 1)[: shape[1]][None])[0]
+    torch.testing.assert_close(same, orthogonalise(matrices)[0])
+
+
+def test_muon_agrees_with_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(8, 6, generator=generator), torch.randn(5, 8, 6, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    for parameter, optimizer in (
+        (ours, Muon([ours], **settings)),
+        (theirs, torch.optim.Muon([theirs], **settings)),
+    ):
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)  # theirs computes in bfloat16
+
+
+def test_muon_is_for_matrices() -> None:
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+    with pytest.raises(ValueError, match="momentum"):
+        Muon([nn.Parameter(torch.zeros(3, 3))], lr=0.1, momentum=1.0)
+
+
+def test_the_average_is_the_one_written_down() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    average, expected = ExponentialMovingAverage(module, 0.5), module.weight.item()
+    for tick in range(20):
+        with torch.no_grad():
+            module.weight.fill_(tick)
+        average.update()
+        decay = min(0.5, (1 + tick) / (10 + tick))
+        expected = decay * expected + (1 - decay) * tick
+    assert average.state_dict()["weight"].item() == pytest.approx(expected)
+    assert module.weight.item() == 19
+    average.give_to(module)
+    assert module.weight.item() == pytest.approx(expected)
+
+
+def test_rates_rise_and_fall() -> None:
+    settings = OptimizerSettings(schedule="linear", warmup=0.1, floor=0.2)
+    assert settings.rate(0.0) == 0.0
+    assert settings.rate(0.05) == pytest.approx(0.5)
+    assert settings.rate(0.1) == 1.0
+    assert settings.rate(0.55) == pytest.approx(0.6)
+    assert settings.rate(1.0) == pytest.approx(0.2)
+    assert OptimizerSettings(schedule="cosine", warmup=0.0).rate(0.5) == pytest.approx(0.5)
+    assert OptimizerSettings(schedule="constant").rate(1.0) == 1.0
+
+
+def test_the_nearer_limit_ends_a_run() -> None:
+    both = RunSettings(steps=100, minutes=1.0)
+    assert both.progress(50, 0.0) == both.progress(0, 30.0) == 0.5
+    assert both.progress(100, 0.0) == both.progress(0, 61.0) == 1.0
+
+
+def test_precision_is_what_was_asked_or_the_faster_one() -> None:
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert choose_precision("auto", CPU) in ("bf16", "no")
+
+
+def test_bf16_trains_too(text: Path, tmp_path: Path) -> None:
+    run = _run(text, run={"steps": 3, "precision": "bf16"})
+    assert all(math.isfinite(report.loss) for report in _losses(run, tmp_path))
+    assert load_checkpoint(tmp_path).network.vocab_embed.embedding.dtype == torch.float32
+
+
+def test_compilation_is_left_out_where_there_is_no_compiler(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert len(_losses(_run(text, run={"steps": 2, "compile": True}), tmp_path)) == 2
+
+
+def test_a_trainer_goes_on_where_it_stopped(text: Path) -> None:
+    run = _run(text, run={"steps": 20})
+    recipe = run.recipe
+    from hdlm.data import Windows
+
+    windows = Windows(run.train.tokens, 16, 0)
+    trainer = Trainer(run.denoiser, run.mixture, windows, recipe.optimizer, recipe.run, CPU)
+    stop = StopRequest()
+    reports: list[StepReport] = []
+
+    def halt(report: StepReport) -> None:
+        reports.append(report)
+        if report.step == 7:
+            stop(signal.SIGTERM, None)
+
+    trainer.train(stop, (halt,))
+    trainer.train(StopRequest(), (halt,))
+    assert [report.step for report in reports] == list(range(1, 21))
+
+
+# -- recipes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted(recipes().glob("*.toml")), ids=lambda file: file.stem)
+def test_shipped_recipes_can_be_followed(file: Path) -> None:
+    recipe = Recipe.load(file)
+    assert recipe.description
+    assert Recipe.from_table(recipe.to_table()) == recipe
+    process = EpsilonHybrid(recipe.data.vocabulary, recipe.process.epsilon)
+    assert all(
+        schedule.length == recipe.data.context for schedule in Mixture.of(recipe, process).hyperschedules
+    )
+
+
+RECIPE_FAULTS = [
+    ({"optimiser": {}}, "did you mean `optimizer`"),
+    ({"data": {"vocabluary": 3}}, "did you mean `data.vocabulary`"),
+    ({"data": {"validation": 0.9}}, r"data\.validation.*0\.9"),
+    ({"run": {"steps": 0}}, r"run\.steps"),
+    ({"run": {"steps": None}}, r"run\.steps or run\.minutes"),
+    ({"run": {"precision": "fp8"}}, r"run\.precision.*fp8"),
+    ({"optimizer": {"name": "sgd"}}, r"optimizer\.name.*sgd"),
+    ({"optimizer": {"matrix_rate": -1}}, r"optimizer\.matrix_rate"),
+    ({"process": {"epsilon": 1}}, r"process\.epsilon"),
+    ({"warm_start": {"share": 1}}, r"warm_start\.share"),
+    ({"run": {"steps": "many"}}, r"run\.steps.*int.*many"),
+    ({"run": {"compile": 1}}, r"run\.compile.*bool.*1"),
+    ({"data": {"corpus": [1]}}, r"data\.corpus.*names"),
+    ({"network": {"hidden_size": True}}, r"network\.hidden_size.*int.*True"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), RECIPE_FAULTS)
+def test_a_bad_recipe_is_refused_by_name(text: Path, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Recipe.from_table(_table(text, **changes))
+
+
+@pytest.mark.parametrize(
+    "mixture", [[], {}, [{}], [{"share": 1}], [{"hyperschedule": {"type": "Block"}, "share": 0}], [3]]
+)
+def test_a_bad_mixture_is_refused(text: Path, mixture: object) -> None:
+    with pytest.raises(ValueError, match="mixture"):
+        Recipe.from_table({**_table(text), "mixture": mixture})
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no recipe"):
+        Recipe.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[data")
+    with pytest.raises(ValueError, match="no TOML"):
+        Recipe.load(tmp_path / "bad.toml")
