@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.attention import generation
-from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm import attention
+from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.evaluation.result import Estimator
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
@@ -53,28 +53,35 @@ _BISECTIONS = 60
 
 
 class AbstractBound(abc.ABC):
-    """A random estimate of an upper bound on `-log p` of each window; unbiased, and `exact` where it is not random.
+    """A random estimate of an upper bound on `-log p` of each window; unbiased.
+
+    Shifted denoisers say nothing of the first positions. These are given, and charged `log N` nats each, as if drawn
+    uniformly.
 
     Attributes:
         denoiser: The model.
         hyperschedule: When each position of a window is noisy; the same length as the windows.
         estimator: How noise is drawn.
+        context: What settled positions see of one another; see `hdlm.attention`.
+        active: What active positions see of one another.
     """
 
     denoiser: AbstractDenoiser
     hyperschedule: AbstractHyperschedule
     estimator: Estimator
+    context: attention.Context
+    active: attention.Active
 
     @property
     @abc.abstractmethod
-    def num_times(self) -> int:
-        """How many times an estimate wants for each window."""
+    def corruption(self) -> Corruption:
+        """How windows are noised."""
 
     @abc.abstractmethod
-    def spoken(
+    def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        """Nats of the positions that the denoiser speaks of: all but the first `lookback`; arguments as below."""
+        """Nats of the positions that the denoiser speaks of; arguments as below."""
 
     @final
     def __call__(
@@ -84,17 +91,26 @@ class AbstractBound(abc.ABC):
 
         Args:
             x_0: The windows.
-            times: `num_times` numbers for each, uniform on [0, 1).
+            times: `corruption.num_times` numbers for each, uniform on [0, 1).
             draw: A uniform number in [0, 1) for each position.
         """
         silent = min(self.denoiser.lookback, x_0.shape[1])
-        return self.spoken(x_0, times, draw) + silent * math.log(self.denoiser.process.num_words)
+        return self.estimate(x_0, times, draw) + silent * math.log(self.denoiser.process.num_words)
 
     @final
-    def _speaks(self, weight: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """The weight of each position, without those that a shifted denoiser says nothing of."""
-        position = torch.arange(weight.shape[1], device=weight.device)
-        return torch.where(position >= self.denoiser.lookback, weight, 0.0)
+    def _noising(self, process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule) -> Corruption:
+        """Two streams where they show more than one canvas does: every position is then measured in every pass."""
+        schedule = self.hyperschedule
+        flat = opens_together(schedule) and len(schedule.settles.unique()) == 1
+        return Corruption(
+            process,
+            schedule,
+            noise_schedule,
+            two_stream=isinstance(schedule, AbstractCountdown) and not flat,
+            context=self.context,
+            active=self.active,
+            num_given=self.denoiser.lookback,
+        )
 
 
 @final
@@ -108,8 +124,7 @@ class AbsorbingBound(AbstractBound):
     the `k`-th smallest of `w` uniform numbers, so the expectation is the same and the variance less. `"exact"` is for
     epochs of one position, as in autoregression: each is predicted once, from pure noise, and nothing is random.
 
-    A network that is told the noise is told the fraction at which its own process masks as much. Shifted networks say
-    nothing of the first position, which is charged `log N` nats, as if drawn uniformly.
+    A network that is told the noise is told the fraction at which its own process masks as much.
 
     Raises:
         ValueError: If the estimator does not fit the hyperschedule, or the denoiser's process never masks everything.
@@ -118,6 +133,8 @@ class AbsorbingBound(AbstractBound):
     denoiser: AbstractDenoiser
     hyperschedule: AbstractHyperschedule
     estimator: Estimator
+    context: attention.Context = "block_causal"
+    active: attention.Active = "full"
 
     def __post_init__(self) -> None:
         _check_start(self.hyperschedule)
@@ -129,10 +146,10 @@ class AbsorbingBound(AbstractBound):
                 f"The absorbing bound needs a process whose full noise is all masks; got {process!r}. "
                 "Use bound='hybrid'."
             )
-        if self.estimator == "count" and not opens_together(self.hyperschedule, self.denoiser.lookback):
+        if self.estimator == "count" and not opens_together(self.hyperschedule):
             raise ValueError(
-                "estimator='count' needs a hyperschedule in whose epochs all positions start together (flat or Block; "
-                f"flat for shifted networks); got {self.hyperschedule!r}. Use estimator='stratified'."
+                "estimator='count' needs a hyperschedule in whose epochs all positions start together (flat or Block); "
+                f"got {self.hyperschedule!r}. Use estimator='stratified'."
             )
         if self.estimator == "exact" and not is_autoregressive(self.hyperschedule):
             raise ValueError(
@@ -140,49 +157,35 @@ class AbsorbingBound(AbstractBound):
                 f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
             )
 
-    @property
-    def num_times(self) -> int:
-        return self._corruption.num_times
-
     @cached_property
-    def _corruption(self) -> Corruption:
-        absorbing = Absorbing(self.denoiser.process.num_words)
-        return _corruption(absorbing, self.hyperschedule, LINEAR, self.denoiser.lookback)
+    def corruption(self) -> Corruption:
+        """Masks alone; the noise schedule makes no difference."""
+        return self._noising(Absorbing(self.denoiser.process.num_words), LINEAR)
 
-    def spoken(
+    def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        if self.estimator == "exact" and self.denoiser.lookback:
-            return _cross_entropy(self._next_token(x_0), x_0, self._speaks(torch.ones_like(draw)))
-        canvas = self._corruption(x_0, torch.zeros_like(times) if self.estimator == "exact" else times, draw)
+        canvas = self.corruption(x_0, torch.zeros_like(times) if self.estimator == "exact" else times, draw)
         weight = canvas.measure / canvas.t
         if self.estimator == "count":
             canvas, weight = self._counted(canvas, times, draw)
         masked = canvas.x_t == self.denoiser.process.mask_id
         told = replace(canvas, t=masking_fraction(self.denoiser.process, canvas.t))
-        return _cross_entropy(
-            told.predict(self.denoiser), x_0, self._speaks(torch.where(masked, weight, 0.0))
-        )
+        return _cross_entropy(told.predict(self.denoiser), x_0, torch.where(masked, weight, 0.0))
 
     def _counted(self, canvas: Canvas, times: Tensor, draw: Tensor) -> tuple[Canvas, Tensor]:
         """The canvas with a uniform number of masks in each epoch, and the weight of these."""
         epochs = cast("AbstractCountdown", self.hyperschedule).epochs.to(draw.device)
-        sizes = epochs.bincount()
+        free = torch.arange(len(epochs), device=draw.device) >= self.corruption.num_given
+        sizes = epochs[free].bincount(minlength=times.shape[1])
         count = (times * sizes).long() + 1
-        masked = _rank_within(epochs, draw) < count[:, epochs]
+        masked = (_rank_within(epochs, torch.where(free, draw, 1.0)) < count[:, epochs]) & free
         last = torch.zeros_like(times).scatter_reduce(
             1, epochs.expand(draw.shape), torch.where(masked, draw, 0.0), "amax"
         )
         x_t = torch.where(masked, self.denoiser.process.mask_id, canvas.x_0)
-        return replace(canvas, x_t=x_t, t=last[:, epochs]), (sizes / count.double())[:, epochs]
-
-    def _next_token(self, x_0: Tensor) -> Prediction:
-        """Every token as a shifted network predicts it when all before it are settled, in one pass."""
-        settled = generation(self.hyperschedule, self.hyperschedule.num_steps).on(x_0.device)
-        clean = torch.zeros(x_0.shape, dtype=torch.float64, device=x_0.device)
-        said = self.denoiser.predict(x_0, clean, Context(attention=settled))
-        unknown = torch.full_like(x_0, self.denoiser.process.mask_id)
-        return replace(said, tokens=unknown, noise=torch.ones_like(clean))
+        told = torch.where(free, last[:, epochs], 0.0)
+        return replace(canvas, x_t=x_t, t=told), (sizes / count.double())[:, epochs]
 
 
 @final
@@ -201,6 +204,8 @@ class HybridBound(AbstractBound):
     hyperschedule: AbstractHyperschedule
     estimator: Estimator
     noise_schedule: AbstractNoiseSchedule = LINEAR
+    context: attention.Context = "block_causal"
+    active: attention.Active = "full"
 
     def __post_init__(self) -> None:
         _check_start(self.hyperschedule)
@@ -209,22 +214,16 @@ class HybridBound(AbstractBound):
                 f"The hybrid bound has the estimators 'random' and 'stratified'; got {self.estimator!r}."
             )
 
-    @property
-    def num_times(self) -> int:
-        return self._corruption.num_times
-
     @cached_property
-    def _corruption(self) -> Corruption:
-        return _corruption(
-            self.denoiser.process, self.hyperschedule, self.noise_schedule, self.denoiser.lookback
-        )
+    def corruption(self) -> Corruption:
+        """The denoiser's own noise."""
+        return self._noising(self.denoiser.process, self.noise_schedule)
 
-    def spoken(
+    def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        canvas = self._corruption(x_0, times, draw)
-        canvas = replace(canvas, measure=self._speaks(canvas.measure))
-        path = ScoreEntropy(chunk=_ROWS, floor=_HAIR)(self.denoiser, canvas).sum(-1)
+        objective = ScoreEntropy(chunk=_ROWS, floor=_HAIR)
+        path = objective(self.denoiser, self.corruption(x_0, times, draw)).sum(-1)
         off = prior_divergence(self.denoiser.process, self.noise_schedule)
         nats = path + off * max(x_0.shape[1] - self.denoiser.lookback, 0)
         return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
@@ -242,13 +241,13 @@ class HybridBound(AbstractBound):
     def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
         """`-log p(x_0 | y)` of each position in the last moment of its noise."""
         schedule = self.hyperschedule
-        together = opens_together(schedule, self.denoiser.lookback)
-        cells = schedule.num_levels if self._corruption.two_stream else schedule.num_steps
+        together = opens_together(schedule)
+        cells = schedule.num_levels if self.corruption.two_stream else schedule.num_steps
         cell = torch.full_like(times, cells - 1) if together else (times * cells).floor()
-        canvas = self._corruption(x_0, (cell + 1) / cells - _HAIR, draw)
+        canvas = self.corruption(x_0, (cell + 1) / cells - _HAIR, draw)
         ends = (canvas.steps > 0) & (canvas.s <= self._first.to(canvas.s.device))
         weight = torch.where(ends, 1.0 if together else canvas.steps, 0.0)
-        return _cross_entropy(canvas.predict(self.denoiser), x_0, self._speaks(weight))
+        return _cross_entropy(canvas.predict(self.denoiser), x_0, weight)
 
 
 def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -274,29 +273,11 @@ def is_autoregressive(hyperschedule: AbstractHyperschedule) -> bool:
     return hyperschedule.num_epochs == hyperschedule.length and bool((starts.diff() > 0).all())
 
 
-def opens_together(hyperschedule: AbstractHyperschedule, lookback: int = 0) -> bool:
-    """Whether the positions that are noisy together start together, so that their number of masks can be drawn.
-
-    Args:
-        hyperschedule: When each position is noisy.
-        lookback: Of the denoiser; shifted ones are shown one canvas at a time, so all positions must start together.
-    """
+def opens_together(hyperschedule: AbstractHyperschedule) -> bool:
+    """Whether the positions that are noisy together start together, so that their number of masks can be drawn."""
     if not isinstance(hyperschedule, AbstractCountdown):
         return False
-    num_epochs = hyperschedule.num_epochs
-    return len(hyperschedule.starts.unique()) == num_epochs and (not lookback or num_epochs == 1)
-
-
-def _corruption(
-    process: AbstractNoiseProcess,
-    hyperschedule: AbstractHyperschedule,
-    noise_schedule: AbstractNoiseSchedule,
-    lookback: int,
-) -> Corruption:
-    """Two streams where they show more than one canvas does: all positions are then measured in every pass."""
-    flat = opens_together(hyperschedule, 1)
-    two_stream = isinstance(hyperschedule, AbstractCountdown) and not flat and not lookback
-    return Corruption(process, hyperschedule, noise_schedule, two_stream=two_stream)
+    return len(hyperschedule.starts.unique()) == hyperschedule.num_epochs
 
 
 def _cross_entropy(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser
 from hdlm.evaluation.bounds import (
     AbsorbingBound,
@@ -59,6 +60,8 @@ def evaluate(
     bound: BoundName = "absorbing",
     estimator: Estimator | None = None,
     noise_schedule: AbstractNoiseSchedule = LINEAR,
+    context: attention.Context = "block_causal",
+    active: attention.Active = "full",
     num_bytes: int | None = None,
     replicates: int = 4,
     batch_size: int = 16,
@@ -75,6 +78,8 @@ def evaluate(
         bound: `"absorbing"` (the paper's protocol) or `"hybrid"` (of the process itself).
         estimator: See `AbsorbingBound`; by default the one with the least variance that fits.
         noise_schedule: Of the hybrid bound: where it ends, generation begins. The absorbing bound has none.
+        context: What settled positions see of one another, as in `hdlm.sampling.sample`.
+        active: What active positions see of one another.
         num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
         replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
             measured once.
@@ -88,7 +93,7 @@ def evaluate(
             hyperschedule, the network is in training mode, or the model gives a token the probability 0.
     """
     _check(denoiser, tokens, bound, replicates, batch_size)
-    chosen = estimator or _least_variance(bound, hyperschedule, denoiser.lookback)
+    chosen = estimator or _least_variance(bound, hyperschedule)
     count = 1 if chosen == "exact" else replicates
     stacks = windows(tokens.to(device), hyperschedule.length)
     num_windows = sum(map(len, stacks))
@@ -97,9 +102,9 @@ def evaluate(
     for stack in stacks:
         cut = first_positions(hyperschedule, stack.shape[1])
         if bound == "absorbing":
-            estimates += passes(AbsorbingBound(denoiser, cut, chosen), stack)
+            estimates += passes(AbsorbingBound(denoiser, cut, chosen, context, active), stack)
         else:
-            estimates += passes(HybridBound(denoiser, cut, chosen, noise_schedule), stack)
+            estimates += passes(HybridBound(denoiser, cut, chosen, noise_schedule, context, active), stack)
     return LikelihoodResult(
         estimates=tuple(estimates.tolist()),
         num_tokens=len(tokens),
@@ -109,6 +114,9 @@ def evaluate(
         seed=seed,
         num_windows=num_windows,
         hyperschedule=repr(hyperschedule),
+        noise_schedule=repr(noise_schedule),
+        context=context,
+        active=active,
     )
 
 
@@ -151,11 +159,13 @@ class _Passes:
         if bound.estimator == "random":
             window = self._windows + torch.arange(count)
             every = torch.arange(self._replicates)[:, None, None]
-            time = torch.arange(bound.num_times)
+            time = torch.arange(bound.corruption.num_times)
             return self._randomness.uniform(window[:, None], every, time, stream=_TIMES).flatten(0, 1)
         # each stack of each replicate is a stratified set of its own; the first window tells stacks apart
         steps = (replicate * self._num_windows + self._windows for replicate in range(self._replicates))
-        return torch.cat([stratified_times(self._randomness, step, count, bound.num_times) for step in steps])
+        return torch.cat(
+            [stratified_times(self._randomness, step, count, bound.corruption.num_times) for step in steps]
+        )
 
     def _report(self, count: int) -> None:
         self._done += count
@@ -163,13 +173,13 @@ class _Passes:
             self._watch(Progress(self._done, self._replicates * self._num_windows))
 
 
-def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule, lookback: int) -> Estimator:
+def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> Estimator:
     """The estimator of a bound with the least variance among those that fit."""
     if bound == "hybrid":
         return "stratified"
     if is_autoregressive(hyperschedule):
         return "exact"
-    return "count" if opens_together(hyperschedule, lookback) else "stratified"
+    return "count" if opens_together(hyperschedule) else "stratified"
 
 
 def _check(denoiser: AbstractDenoiser, tokens: Tensor, bound: str, replicates: int, batch_size: int) -> None:

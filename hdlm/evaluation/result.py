@@ -33,6 +33,9 @@ class LikelihoodResult:
         seed: Of all random numbers.
         num_windows: Windows that the text was cut into.
         hyperschedule: In words, when each position of a window is noisy.
+        noise_schedule: In words, how fast; of no account to the absorbing bound.
+        context: What settled positions saw of one another.
+        active: What active positions saw of one another.
 
     Raises:
         ValueError: If there is no estimate or no token, or an estimate is not finite.
@@ -46,6 +49,9 @@ class LikelihoodResult:
     seed: int
     num_windows: int
     hyperschedule: str
+    noise_schedule: str
+    context: str
+    active: str
 
     def __post_init__(self) -> None:
         if not self.estimates or self.num_tokens < 1:

@@ -45,7 +45,9 @@ WORLD = random_world(2, 3, seed=1)
 PUBLISHED = PublishedWave(4, 2, 2).levels(torch.arange(7))
 TABLE = Table(torch.cat([torch.full((1, 4), 2), PUBLISHED]))
 """No countdown; the published table, with the pure noise in which it does not quite begin."""
-RESULT = LikelihoodResult((20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, "flat")
+RESULT = LikelihoodResult(
+    (20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, "flat", "Linear()", "full", "full"
+)
 
 
 def network(
@@ -118,6 +120,17 @@ def test_autoregression_is_exact_in_one_pass(
     assert (result.num_tokens, result.num_windows) == (10, 3)
 
 
+@pytest.mark.parametrize("parameterization", [Mean(), Shifted(Mean())], ids=repr)
+def test_counting_the_masks_of_single_positions_is_exact_too(
+    parameterization: AbstractParameterization,
+) -> None:
+    exact, counted = (
+        evaluate(network(parameterization), TOKENS, Block(LENGTH, 1, 3), estimator=each)
+        for each in ("exact", "count")
+    )
+    assert counted.estimates == pytest.approx(exact.estimates * 4, rel=1e-5)
+
+
 def every_count(block: int) -> list[tuple[float, tuple[float, ...]]]:
     """Every number of masks and every order of the draws of a block, each as likely as any other."""
     orders = itertools.permutations([(place + 0.5) / block for place in range(block)])
@@ -136,6 +149,17 @@ def test_the_mean_over_all_counts_is_the_likelihood(
     for x_0, p in zip(WORLD.sequences, WORLD.law, strict=True):
         nats = bound(x_0.expand(len(cases), 3), times, draw)
         assert float(nats.mean()) == pytest.approx(-math.log(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [flat(4, 3), Block(4, 2, 3)], ids=repr)
+@pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
+def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) -> None:
+    denoiser = network()
+    full, causal = (
+        evaluate(denoiser, TOKENS, schedule, bound=bound, active=active) for active in ("full", "causal")
+    )
+    assert full.estimates != pytest.approx(causal.estimates, rel=1e-5)
+    assert (full.active, causal.active) == ("full", "causal")
 
 
 @pytest.mark.parametrize("schedule", [flat(4, 2), Block(4, 2, 2), Slide(4, 2, 3)], ids=repr)
