@@ -13,7 +13,7 @@ parameterization and the absorbing process it is MDLM's weighted cross-entropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -42,7 +42,9 @@ class ScoreEntropy(AbstractObjective):
 
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
         canvas = canvas.spoken(denoiser)
-        prediction, rates = canvas.predict(denoiser), denoiser.process.rates(self._inner(canvas.t))
+        prediction = canvas.predict(denoiser)
+        prediction = replace(prediction, noise=self._inner(prediction.noise))
+        rates = denoiser.process.rates(self._inner(canvas.t))
         leaves = torch.where(
             canvas.x_t == denoiser.process.mask_id, rates.mask, rates.uniform + rates.release
         )
