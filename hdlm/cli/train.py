@@ -1,8 +1,9 @@
 """Train a model on text of yours.
 
-examples:
+Examples:
   hdlm train --text book.txt --output runs/book --minutes 5
   hdlm train --text kjv --output runs/kjv --recipe pretrained
+  hdlm train --text sequel.txt --output runs/sequel --from runs/book --minutes 2
   hdlm train --text 'novels/*.txt' --output runs/novels --recipe my.toml --steps 2000 --seed 1
 
 A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own.
@@ -16,6 +17,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.cli._models import checkpoint_folder
 from hdlm.cli._options import add_device, add_json, device_of, print_json
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, help="folder for the checkpoint and the metrics"
     )
     parser.add_argument("--recipe", default="demo", help="name or TOML file (default: %(default)s)")
+    parser.add_argument(
+        "--from", dest="start", metavar="CHECKPOINT", help="begin with the weights of a checkpoint"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
     length.add_argument("--steps", type=int, help="optimizer steps to train instead, repeatable to the bit")
@@ -46,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     from rich.console import Console
 
+    from hdlm.checkpoint import load_checkpoint
     from hdlm.training import listening, prepare, progress_bar
 
     device = device_of(args)
@@ -55,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
         )
     recipe = recipe_of(args)
     console = Console(stderr=args.json)
-    prepared = prepare(recipe, device, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    start = None if args.start is None else load_checkpoint(checkpoint_folder(args.start))
+    prepared = prepare(
+        recipe, device, lambda line: console.print(line, highlight=False, soft_wrap=True), start
+    )
     with listening() as stop, progress_bar(console) as bar:
         report = prepared.execute(args.output, stop, (bar,))
     result = _result(prepared, report, args.output)
