@@ -1,0 +1,189 @@
+"""Every estimator of a bound has the right mean and an honest error, in worlds where both are known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import scipy.stats
+import torch
+
+from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
+from hdlm.noise_schedule import Geometric
+from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.verification.enumeration import state_law
+from hdlm.verification.exact import ExactDenoiser
+from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
+from hdlm.verification.world import World, random_world
+
+WORLD = random_world(2, 3, seed=5, temperature=0.7)
+TEXT = WORLD.sequences.repeat_interleave((100 * WORLD.law).round().long(), 0).flatten()
+"""About a hundred windows, as often as the world has them."""
+REPLICATES = 60
+
+SCHEDULES: list[AbstractHyperschedule] = [flat(3, 4), Block(3, 2, 2), Slide(3, 2, 2), Wave(3, 2, 2)]
+ESTIMATORS = ["random", "stratified", "count"]
+
+
+def as_table(schedule: AbstractHyperschedule) -> Table:
+    """The same levels with nothing said of a countdown: it is measured one canvas at a time."""
+    return Table(schedule.levels(torch.arange(schedule.num_steps + 1)))
+
+
+def measure(
+    process: AbstractNoiseProcess, schedule: AbstractHyperschedule, **options: object
+) -> LikelihoodResult:
+    sharpness = options.pop("sharpness", 1.0)
+    denoiser = ExactDenoiser(WORLD, process, options.pop("reading", "mean"), sharpness)
+    return evaluate(denoiser, TEXT, schedule, **{"replicates": REPLICATES, "batch_size": 2048} | options)
+
+
+def truth(world: World = WORLD) -> float:
+    return -float(world.law[world.index(TEXT.view(-1, 3))].log().sum())
+
+
+def p_value(result: LikelihoodResult, expected: float) -> float:
+    samples = torch.tensor(result.estimates)
+    if samples.std() < 1e-9 * abs(expected):
+        return float(abs(result.nats - expected) < 1e-9 * abs(expected))
+    return mean_p_value(samples, expected)
+
+
+def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:
+    error = math.hypot(a.standard_error, b.standard_error)
+    return math.erfc(abs(a.nats - b.nats) / error / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "estimator"),
+    [*itertools.product(SCHEDULES, ["random", "stratified"]), *itertools.product(SCHEDULES[:2], ["count"])],
+    ids=str,
+)
+def test_the_absorbing_bound_of_the_exact_model_is_the_likelihood(
+    schedule: AbstractHyperschedule, estimator: str
+) -> None:
+    """Unmasking one by one in any order is the chain rule, so the bound is tight for every text."""
+    assert p_value(measure(Absorbing(2), schedule, estimator=estimator), truth()) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("process", [EpsilonHybrid(2, 0.3), GammaHybrid(2, 0.4), GIDD(2, 0.2)], ids=repr)
+@pytest.mark.parametrize("estimator", ["count", "exact"])
+def test_one_position_at_a_time_is_measured_without_error(
+    process: AbstractNoiseProcess, estimator: str
+) -> None:
+    """It is masked whatever is drawn, and sees settled words only, so neither process nor noise matters."""
+    result = measure(process, Block(3, 1, 3), estimator=estimator, replicates=3)
+    assert result.nats == pytest.approx(truth(), rel=1e-9)
+    assert result.standard_error == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=repr)
+@pytest.mark.parametrize("process", [EpsilonHybrid(2, 0.3), GammaHybrid(2, 0.4)], ids=repr)
+def test_estimators_agree_for_a_wrong_model_that_is_told_the_noise(
+    process: AbstractNoiseProcess, schedule: AbstractHyperschedule
+) -> None:
+    """Its answers depend on the noise fraction, so each estimator has to tell it the right one."""
+    results = [measure(process, schedule, estimator=each, sharpness=0.5) for each in ESTIMATORS]
+    assert results[2].nats > 1.05 * truth()
+    assert same_mean(results[0], results[2]) > FAILURE_RATE
+    assert same_mean(results[1], results[2]) > FAILURE_RATE
+
+
+def test_counting_masks_has_less_variance_than_drawing_times() -> None:
+    errors = [
+        measure(Absorbing(2), flat(3, 4), estimator=each, sharpness=0.5).standard_error for each in ESTIMATORS
+    ]
+    assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("schedule", [flat(3, 4), Block(3, 2, 2), Slide(3, 2, 2)], ids=repr)
+@pytest.mark.parametrize("process", [Absorbing(2), GammaHybrid(2, 0.4), Uniform(2), GIDD(2, 0.2)], ids=repr)
+@pytest.mark.parametrize("reading", ["mean", "score"])
+def test_score_entropy_of_the_exact_model_is_the_likelihood(
+    process: AbstractNoiseProcess, schedule: AbstractHyperschedule, reading: str
+) -> None:
+    """Where noise comes gradually and one token at a time, the reverse process is exact."""
+    result = measure(process, schedule, bound="hybrid", reading=reading)
+    assert p_value(result, truth()) > FAILURE_RATE
+
+
+def replaced_text_bound(blocks: list[list[int]], process: EpsilonHybrid) -> float:
+    """The bound that first recovers `y` (words replaced, none masked) exactly, then each word by itself given `y`.
+
+    `sum over blocks of E_y[ log q(y | x) - log p(y | before) - sum_i log p(x_i | y, before) ]`, by enumeration.
+    """
+    x, law = WORLD.sequences, WORLD.law
+    hair = torch.full(x.shape, 1e-12, dtype=torch.float64)
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for at in blocks:
+        y = WORLD.sequences[:, at].unique(dim=0)
+        q = state_law(process, x[:, at], hair[:, at], y)
+        q = q / q.sum(-1, keepdim=True)
+        same_past = (x[:, None, : at[0]] == x[None, :, : at[0]]).all(-1).double()
+        past = same_past @ law
+        joint = same_past[:, :, None] * (law[:, None] * q)[None]
+        evidence = joint.sum(1)
+        cost = q.log() - (evidence / past[:, None]).log()
+        for i in at:
+            same_word = (x[:, None, i] == x[None, :, i]).double()
+            cost = cost - (torch.einsum("st,sty->sy", same_word, joint) / evidence).log()
+        total += (q * cost).sum(-1)
+    return float(total[WORLD.index(TEXT.view(-1, 3))].sum())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "blocks"),
+    [(flat(3, 4), [[0, 1, 2]]), (Block(3, 2, 3), [[0, 1], [2]]), (as_table(Block(3, 2, 3)), [[0, 1], [2]])],
+    ids=repr,
+)
+@pytest.mark.parametrize("estimator", ["random", "stratified"])
+def test_the_hybrid_bound_counts_the_replaced_words(
+    schedule: AbstractHyperschedule, blocks: list[list[int]], estimator: str
+) -> None:
+    process = EpsilonHybrid(2, 0.3)
+    expected = replaced_text_bound(blocks, process)
+    assert expected > truth() + 0.01
+    assert p_value(measure(process, schedule, bound="hybrid", estimator=estimator), expected) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("schedule", [Slide(3, 2, 2), Wave(3, 2, 2)], ids=repr)
+@pytest.mark.parametrize("options", [{"bound": "hybrid"}, {"bound": "absorbing", "sharpness": 0.5}], ids=str)
+def test_two_streams_and_one_canvas_measure_the_same(
+    schedule: AbstractHyperschedule, options: dict[str, object]
+) -> None:
+    packed, single = (
+        measure(EpsilonHybrid(2, 0.3), each, **options) for each in (schedule, as_table(schedule))
+    )
+    assert same_mean(packed, single) > FAILURE_RATE
+
+
+def test_noise_that_ends_early_costs_its_prior_and_noise_that_begins_late_its_reconstruction() -> None:
+    """A schedule from 20% to 90% noise still bounds the likelihood, from above and not far."""
+    schedule = Geometric(0.22, 2.3)
+    result = measure(GammaHybrid(2, 0.4), flat(3, 4), bound="hybrid", noise_schedule=schedule)
+    assert truth() + 3 * result.standard_error < result.nats < 2 * truth()
+
+
+@pytest.mark.parametrize(
+    ("process", "options"),
+    [
+        (Absorbing(2), {"estimator": "random", "sharpness": 0.5}),
+        (Absorbing(2), {"estimator": "stratified", "sharpness": 0.5}),
+        (Absorbing(2), {"estimator": "count", "sharpness": 0.5}),
+        (GammaHybrid(2, 0.4), {"bound": "hybrid", "estimator": "stratified"}),
+        (EpsilonHybrid(2, 0.3), {"bound": "hybrid", "estimator": "stratified"}),
+    ],
+    ids=str,
+)
+def test_the_stated_error_is_honest(process: AbstractNoiseProcess, options: dict[str, object]) -> None:
+    """Of many small evaluations, Student's 90% interval of five replicates holds the truth about 90% of the time."""
+    size, level = 5, 0.9
+    big = measure(process, SCHEDULES[0], replicates=400, **options)
+    groups = torch.tensor(big.estimates).view(-1, size).tolist()
+    small = [replace(big, estimates=tuple(group)) for group in groups]
+    reach = scipy.stats.t.ppf((1 + level) / 2, size - 1)
+    hits = sum(abs(one.nats - big.nats) < reach * one.standard_error for one in small)
+    assert scipy.stats.binomtest(hits, len(small), level).pvalue > FAILURE_RATE
