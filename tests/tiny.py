@@ -1,10 +1,14 @@
-"""Networks small enough to run in every test: random weights, nothing left at zero."""
+"""Denoisers small enough to run in every test: a network with random weights, and a fixed answer."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import final
 
-from hdlm.denoiser import Denoiser
+import torch
+from torch import Tensor
+
+from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, Mean
 from hdlm.process import AbstractNoiseProcess
@@ -41,3 +45,23 @@ def tiny_denoiser(
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.copy_(0.4 * noise + (1.0 if parameter.ndim == 1 else 0.0))
     return Denoiser(network, process, parameterization or Mean())
+
+
+@final
+@dataclass(frozen=True)
+class FixedAnswer(AbstractDenoiser):
+    """Says the same raw numbers whatever it is asked, so that readings and losses can be tried on any numbers.
+
+    Attributes:
+        process: Its noise process.
+        parameterization: What the numbers mean.
+        raw: One row for each position of the canvas, in any leading shape.
+    """
+
+    process: AbstractNoiseProcess
+    parameterization: AbstractParameterization
+    raw: Tensor
+
+    def predict(self, tokens: Tensor, noise: Tensor, context: Context) -> Prediction:
+        rows = self.raw.reshape(-1, self.raw.shape[-1])
+        return Prediction(self.process, self.parameterization, tokens, noise, lambda at: rows[at])

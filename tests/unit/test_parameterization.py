@@ -1,0 +1,127 @@
+"""Parameterizations: what raw outputs mean, and what a network is told."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+import hdlm.parameterization as package
+from hdlm.noise_schedule import total_noise
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.verification import Trial, laws_of
+
+EXAMPLES: dict[type[AbstractParameterization], tuple[AbstractParameterization, ...]] = {
+    Mean: tuple(Mean(told) for told in ("none", "sigma", "fraction", "zero")),
+    LogScore: (LogScore(), LogScore(scale_by_sigma=False), LogScore(blend_rate=0.1)),
+    Shifted: (Shifted(Mean()), Shifted(LogScore(blend_rate=0.5))),
+}
+ALL = [pytest.param(reading, id=repr(reading)) for family in EXAMPLES.values() for reading in family]
+LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Mean())]
+PROCESSES = [Absorbing(4), Uniform(4), EpsilonHybrid(4, 0.2), GammaHybrid(4, 0.3), GIDD(4, 0.3)]
+
+
+def test_every_public_parameterization_is_held_to_the_laws():
+    public = {getattr(package, name) for name in package.__all__}
+    classes = {
+        item for item in public if issubclass(item, AbstractParameterization) and not inspect.isabstract(item)
+    }
+    assert classes == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("reading", ALL)
+def test_law(reading, law):
+    finding = law(reading, Trial(seed=1))
+    assert finding is not None
+    assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
+
+
+def rows(process, count=50):
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(count, process.num_words + 1, generator=generator, dtype=torch.float64)
+    u = 0.05 + 0.9 * torch.rand(count, generator=generator, dtype=torch.float64)
+    w = process.weights(u)
+    x_t = torch.randint(process.num_words, (count,), generator=generator)
+    return raw, torch.where(w.mask > torch.rand(count, generator=generator), process.mask_id, x_t), u
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_the_mean_reading_is_a_softmax_over_words(process):
+    raw, x_t, u = rows(process)
+    expected = raw[:, :-1].softmax(-1)
+    torch.testing.assert_close(Mean().log_clean(process, raw, x_t, u)[:, :-1].exp(), expected)
+    loud = raw.clone()
+    loud[:, -1] = 1e6  # whatever is said of the mask
+    torch.testing.assert_close(Mean().log_clean(process, loud, x_t, u)[:, :-1].exp(), expected)
+
+
+def test_published_scaling():
+    """`log s = logits - log(e^sigma - 1) - log N`."""
+    process = GammaHybrid(4, 0.3)
+    raw, x_t, u = rows(process)
+    sigma = total_noise(u)
+    expected = raw - torch.log(torch.exp(sigma) - 1)[:, None] - math.log(4)
+    found = LogScore().log_score(process, raw, x_t, u)
+    elsewhere = torch.ones_like(raw, dtype=torch.bool).scatter(1, x_t[:, None], False)
+    torch.testing.assert_close(found[elsewhere], expected[elsewhere])
+    assert (found.gather(1, x_t[:, None]) == 0).all()
+
+
+def test_the_own_score_is_one_whatever_the_network_says():
+    """FAULTS 3: the published sampler used the untrained output at the token that stands there."""
+    process = GammaHybrid(4, 0.3)
+    raw, x_t, u = rows(process)
+    shouted = raw.scatter_add(1, x_t[:, None], torch.full((len(raw), 1), 50.0, dtype=torch.float64))
+    for name in ("log_score", "log_clean"):
+        one, other = (getattr(LogScore(), name)(process, told, x_t, u) for told in (raw, shouted))
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("told", ["none", "sigma", "fraction", "zero"])
+def test_what_a_mean_network_is_told(told):
+    u = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    inputs = Mean(told).inputs(u)
+    assert inputs.blend is None
+    expected = {
+        "none": None,
+        "sigma": total_noise(u.clamp(1e-4, 1 - 1e-4)),
+        "fraction": u,
+        "zero": torch.zeros(3),
+    }
+    if expected[told] is None:
+        assert inputs.condition is None
+    else:
+        torch.testing.assert_close(inputs.condition, expected[told].double())
+
+
+def test_what_a_score_network_is_told():
+    """Published gamma-hybrids: sigma, and `1 - e^(-gamma sigma)` of the mask's embedding."""
+    u = torch.tensor([0.2, 0.9], dtype=torch.float64)
+    inputs = LogScore(blend_rate=0.1).inputs(u)
+    torch.testing.assert_close(inputs.condition, total_noise(u))
+    torch.testing.assert_close(inputs.blend, 1 - torch.exp(-0.1 * total_noise(u)))
+    assert LogScore().inputs(u).blend is None
+    assert Shifted(LogScore(blend_rate=0.1)).inputs(u).blend is not None
+
+
+def test_lookback():
+    assert Mean().lookback == LogScore().lookback == 0
+    assert Shifted(Mean()).lookback == 1
+    assert Shifted(Shifted(Mean())).lookback == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: LogScore(floor=0.0), "floor.*0.0"),
+        (lambda: LogScore(floor=0.5), "floor.*0.5"),
+        (lambda: LogScore(blend_rate=-1.0), "blend_rate.*-1.0"),
+    ],
+)
+def test_bad_options_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
