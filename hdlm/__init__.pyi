@@ -5,6 +5,8 @@ from hdlm.checkpoint import save_checkpoint as save_checkpoint
 from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
+from hdlm.evaluation import LikelihoodResult as LikelihoodResult
+from hdlm.evaluation import evaluate as evaluate
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
