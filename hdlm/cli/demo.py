@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import shipped
 from hdlm.cli._options import add_device, add_seed, device_of
-from hdlm.cli._progress import share_bar
 from hdlm.package_data import pretrained, recipes
 
 if TYPE_CHECKING:
@@ -105,13 +104,13 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     with console.status("reading, learning a tokenizer"):
         prepared = prepare(recipe, device, lambda line: console.print(line, soft_wrap=True))
     with listening() as stop:
-        rows = [*_baselines(prepared), _measure(console, prepared, "network, untrained", replicates=2)]
+        rows = [*counted(prepared), measured(console, prepared, "network, untrained", replicates=2)]
         with progress_bar(console) as bar:
             report = prepared.execute(args.output, stop, (bar,))
     steps = report.step if report else 0
     if stop:
         console.print(f"stopped after {steps} steps; what has been learnt is kept")
-    rows.append(_measure(console, prepared, f"network, after {steps} steps", replicates=4))
+    rows.append(measured(console, prepared, f"network, after {steps} steps", replicates=4))
     console.print(f"\n{table(rows)}")
     samples = _samples(console, prepared.checkpoint(), args.seed, device)
     _write_up(args.output, prepared, rows, samples, time.perf_counter() - began)
@@ -153,50 +152,6 @@ def _side_by_side(
         return
     for name, text in texts.items():
         console.print(f"\n{name} {text}", markup=False, soft_wrap=True)
-
-
-def _baselines(prepared: Run) -> list[Measurement]:
-    """What counting words and pairs of words achieves on the same tokens."""
-    from hdlm.data import Bigram, Unigram
-    from hdlm.view.report import Measurement
-
-    words, test = prepared.tokenizer.vocabulary.num_words, prepared.validation
-    rows = []
-    for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
-        nats = float(model.fit(prepared.train.tokens, words).nats(test.tokens).sum())
-        bits = nats / math.log(2) / test.num_bytes
-        rows.append(Measurement(name, bits, math.exp(nats / len(test.tokens))))
-    return rows
-
-
-def _measure(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
-    """The bound on the validation text, along the hyperschedule that the model writes by."""
-    from hdlm.evaluation import evaluate
-    from hdlm.view.report import Measurement
-
-    what = f"measuring the {name}"
-    prepared.denoiser.eval()
-    with share_bar(what, shown=console.is_terminal) as bar:
-        result = evaluate(
-            prepared.denoiser,
-            prepared.validation.tokens,
-            _plan(prepared),
-            num_bytes=prepared.validation.num_bytes,
-            replicates=replicates,
-            seed=prepared.recipe.run.seed,
-            device=prepared.device,
-            watch=lambda progress: bar(progress.done / progress.total, what),
-        )
-    row = Measurement(
-        name,
-        result.nats / math.log(2) / prepared.validation.num_bytes,
-        result.perplexity,
-        result.bits_per_byte_error,
-        result.perplexity_error,
-    )
-    _, bits, perplexity = row.cells()
-    console.print(f"{name}: {bits} bits per byte, perplexity {perplexity}")
-    return row
 
 
 def _plan(prepared: Run) -> AbstractHyperschedule:

@@ -13,15 +13,17 @@ Ctrl-C stops after the current step and leaves a usable checkpoint.
 from __future__ import annotations
 
 import argparse
-import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import checkpoint_folder
 from hdlm.cli._options import add_device, add_json, device_of, print_json
 
 if TYPE_CHECKING:
-    from hdlm.training import Recipe, Run, StepReport
+    from hdlm.training import Recipe, StepReport
+    from hdlm.view.report import Measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from hdlm.checkpoint import load_checkpoint
     from hdlm.training import listening, prepare, progress_bar
+    from hdlm.view.report import table
 
     device = device_of(args)
     if (args.output / "config.json").exists():
@@ -67,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
     )
     with listening() as stop, progress_bar(console) as bar:
         report = prepared.execute(args.output, stop, (bar,))
-    result = _result(prepared, report, args.output)
+    steps = report.step if report else 0
+    if stop.signal:
+        console.print(f"stopped by {stop.signal.name} after {steps} steps; what has been learnt is kept")
+    rows = [*counted(prepared), measured(console, prepared, f"network, after {steps} steps", replicates=2)]
     if args.json:
-        print_json(result)
+        print_json(_result(args.output, report, rows))
     else:
-        why = f" (stopped by {stop.signal.name})" if stop.signal else ""
-        console.print(
-            f"{result['steps']} steps{why}; checkpoint: {args.output}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{table(rows)}\n\ncheckpoint: {args.output}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -105,21 +108,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return Recipe.load(path, changes)
 
 
-def _result(prepared: Run, report: StepReport | None, output: Path) -> dict[str, Any]:
-    """What a program wants to know: where the model is, how long it took, what counting achieves."""
-    from hdlm.data import Bigram, Unigram
-
-    words = prepared.tokenizer.vocabulary.num_words
-    per_byte = 1 / (math.log(2) * prepared.validation.num_bytes)
+def _result(output: Path, report: StepReport | None, rows: list[Measurement]) -> dict[str, Any]:
+    """What a program wants to know: where the model is, how long it took, and how good it is."""
     return {
         "checkpoint": str(output),
         "steps": report.step if report else 0,
         "tokens": report.tokens if report else 0,
         "seconds": round(report.seconds, 2) if report else 0.0,
-        "bits_per_byte": {
-            model.__name__.lower(): float(
-                model.fit(prepared.train.tokens, words).nats(prepared.validation.tokens).sum() * per_byte
-            )
-            for model in (Unigram, Bigram)
-        },
+        "validation": [asdict(row) for row in rows],
     }

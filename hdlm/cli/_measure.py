@@ -1,0 +1,58 @@
+"""What a run's model achieves on the text it was not trained on, and what counting achieves there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from hdlm.cli._progress import share_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hdlm.training import Run
+    from hdlm.view.report import Measurement
+
+
+def counted(prepared: Run) -> list[Measurement]:
+    """What counting words and pairs of words achieves on the same tokens."""
+    from hdlm.data import Bigram, Unigram
+    from hdlm.view.report import Measurement
+
+    words, test = prepared.tokenizer.vocabulary.num_words, prepared.validation
+    rows = []
+    for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
+        nats = float(model.fit(prepared.train.tokens, words).nats(test.tokens).sum())
+        bits = nats / math.log(2) / test.num_bytes
+        rows.append(Measurement(name, bits, math.exp(nats / len(test.tokens))))
+    return rows
+
+
+def measured(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
+    """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
+    from hdlm.evaluation import evaluate
+    from hdlm.view.report import Measurement
+
+    what = f"measuring the {name}"
+    prepared.denoiser.eval()
+    with share_bar(what, shown=console.is_terminal) as bar:
+        result = evaluate(
+            prepared.denoiser,
+            prepared.validation.tokens,
+            prepared.mixture.hyperschedules[0],
+            num_bytes=prepared.validation.num_bytes,
+            replicates=replicates,
+            seed=prepared.recipe.run.seed,
+            device=prepared.device,
+            watch=lambda progress: bar(progress.done / progress.total, what),
+        )
+    row = Measurement(
+        name,
+        result.nats / math.log(2) / prepared.validation.num_bytes,
+        result.perplexity,
+        result.bits_per_byte_error,
+        result.perplexity_error,
+    )
+    _, bits, perplexity = row.cells()
+    console.print(f"{name}: {bits} bits per byte, perplexity {perplexity}", highlight=False)
+    return row
