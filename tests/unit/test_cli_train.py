@@ -1,0 +1,123 @@
+"""`hdlm train`: what it leaves behind, and its answers to mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hdlm.checkpoint import load_checkpoint
+from hdlm.cli import main
+
+RECIPE = """
+[data]
+vocabulary = 270
+context = 16
+validation = 0.1
+[network]
+hidden_size = 16
+num_blocks = 1
+num_heads = 2
+[[mixture]]
+hyperschedule = { type = "Block", width = 4, num_levels = 4 }
+[run]
+steps = 40
+precision = "no"
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "rhyme.txt"
+    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
+    return file
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def _train(text: Path, recipe: Path, output: Path, *more: str) -> int:
+    return main(["train", "--text", str(text), "--recipe", str(recipe), "--output", str(output), *more])
+
+
+def test_a_folder_of_text_becomes_a_model(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    assert _train(text, recipe, tmp_path / "run", "--json", "--seed", "3") == 0
+    result = json.loads(capsys.readouterr().out)
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert result["steps"] == checkpoint.training["steps"] == 40
+    assert checkpoint.training["recipe"]["run"]["seed"] == 3
+    by_name = {row["name"]: row["bits_per_byte"] for row in result["validation"]}
+    assert by_name["bigram counts"] < by_name["unigram counts"]
+    assert 0 < by_name["network, after 40 steps"] < 8
+
+
+def test_the_result_is_a_table_for_people(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    assert _train(text, recipe, tmp_path / "run", "--steps", "2") == 0
+    printed = capsys.readouterr().out
+    assert "network, after 2 steps" in printed
+    assert "bigram counts" in printed
+
+
+def test_a_run_can_begin_with_another(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    _train(text, recipe, tmp_path / "first")
+    assert _train(text, recipe, tmp_path / "second", "--from", str(tmp_path / "first"), "--steps", "1") == 0
+    vocabularies = [
+        json.loads((tmp_path / run / "config.json").read_text())["vocabulary"] for run in ("first", "second")
+    ]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_steps_and_seed_fix_the_weights(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    files = []
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        _train(text, recipe, tmp_path / name, "--steps", "3", "--seed", seed)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+MISTAKES = {
+    "a missing file": (["--text", "nowhere.txt"], "nowhere.txt"),
+    "an unknown recipe": (["--recipe", "soufflé"], "known: demo"),
+    "no time": (["--minutes", "0"], "run.minutes"),
+    "negative steps": (["--steps", "-4"], "run.steps"),
+    "an unknown device": (["--device", "abacus"], "--device must be"),
+    "a start that is none": (["--from", "nowhere"], "nowhere"),
+    "too large a seed": (["--seed", "-1"], "seed"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_status_2(
+    text: Path, recipe: Path, tmp_path: Path, capsys, mistake: str
+) -> None:
+    words, named = MISTAKES[mistake]
+    assert _train(text, recipe, tmp_path / "run", *words) == 2
+    printed = capsys.readouterr().err
+    assert named in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_text_is_a_mistake(recipe: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert _train(tmp_path / "empty.txt", recipe, tmp_path / "run") == 2
+    assert "no text" in capsys.readouterr().err
+
+
+def test_a_text_shorter_than_a_window_is_a_mistake(recipe: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "short.txt").write_text("a few words only")
+    assert _train(tmp_path / "short.txt", recipe, tmp_path / "run") == 2
+    assert "give more text" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    _train(text, recipe, tmp_path / "run", "--steps", "1")
+    capsys.readouterr()
+    assert _train(text, recipe, tmp_path / "run") == 2
+    assert "already holds a checkpoint" in capsys.readouterr().err
