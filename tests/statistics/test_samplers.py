@@ -1,0 +1,353 @@
+"""Samplers reproduce the law they should: exact denoisers in, counted sequences out, chi-square p-values.
+
+A sampler of finitely many steps has a law of its own, which `hdlm.verification.chain` sums up over all canvases. So
+what is drawn is held against what must be drawn at any number of steps, and that law against the world, without luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from hdlm.denoiser import Context
+from hdlm.hyperschedule import Block, PublishedSlide, Slide, Wave, autoregressive, flat
+from hdlm.noise_schedule import LINEAR, Cosine, LogLinear
+from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.randomness import Randomness
+from hdlm.sampling import (
+    AdaptiveCorrection,
+    Analytic,
+    Ancestral,
+    Chain,
+    Euler,
+    FirstHitting,
+    GibbsCorrection,
+    Move,
+    Reading,
+    Remask,
+    ReMDM,
+    Rescale,
+    sample,
+)
+from hdlm.verification import (
+    FAILURE_RATE,
+    ExactDenoiser,
+    Trial,
+    agreeing_world,
+    ancestral_law,
+    built_in,
+    chain,
+    chi_square,
+    corrected_law,
+    laws_of,
+    mean_p_value,
+    text_law,
+)
+from hdlm.verification.enumeration import generator_matrix, state_law, states
+
+WORDS, LENGTH = 3, 3
+WORLD = agreeing_world(WORDS, LENGTH)
+MANY = 200_000
+HYPERSCHEDULES = [
+    flat(LENGTH, 3),
+    Block(LENGTH, 2, 2),
+    Slide(LENGTH, 2, 2),
+    Wave(LENGTH, 2, 2),
+    PublishedSlide(LENGTH, 2, 2),
+]
+PROCESSES = [
+    Absorbing(WORDS),
+    Uniform(WORDS),
+    EpsilonHybrid(WORDS, 0.2),
+    GammaHybrid(WORDS, 0.4),
+    GIDD(WORDS, 0.3),
+]
+COUNTS = [pytest.param(4_000, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+
+# --- every algorithm by name: the laws of samplers ---------------------------------------------------------------
+SAMPLERS = {name: subject for name, subject in built_in().items() if name.startswith("sampling")}
+
+
+@pytest.mark.parametrize("law", laws_of(next(iter(SAMPLERS.values()))), ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_law(name, law):
+    finding = law(SAMPLERS[name], Trial(seed=2, samples=4_000))
+    assert finding is not None
+    assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_laws_with_many_samples(name):
+    subject = SAMPLERS[name]
+    for law in laws_of(subject):
+        finding = law(subject, Trial(seed=3, samples=MANY))
+        assert finding is not None
+        assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
+
+
+# --- samples against enumerated chains ---------------------------------------------------------------------------
+def final_law(denoiser, schedule, step=ancestral_law, **options):
+    *_, law = chain(denoiser, schedule, step, **options)
+    return text_law(law, WORDS, schedule.length)
+
+
+def fit(tokens, law):
+    return chi_square(WORLD.count(tokens), law)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("schedule", HYPERSCHEDULES, ids=repr)
+def test_ancestral_sampling_has_the_law_of_its_chain(schedule, process, count):
+    denoiser = ExactDenoiser(WORLD, process)
+    tokens = sample(denoiser, schedule, Ancestral(), num_sequences=count, seed=5).tokens
+    law = final_law(denoiser, schedule)
+    assert float(law.sum()) == pytest.approx(1, abs=1e-12)  # nothing is left masked
+    assert fit(tokens, law) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "process", [Absorbing(WORDS), EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4)], ids=repr
+)
+@pytest.mark.parametrize("schedule", [flat(LENGTH, 4), Slide(LENGTH, 3, 4)], ids=repr)
+def test_acs_has_the_law_of_its_transition_matrix(schedule, process, count):
+    """MATH, proof 3; with a strong `eta`, so that the plain sampler's law would not do."""
+    eta, denoiser = 0.9, ExactDenoiser(WORLD, process)
+    step = Chain((Ancestral(), AdaptiveCorrection(eta)))
+    tokens = sample(denoiser, schedule, step, num_sequences=count, seed=6).tokens
+    law = final_law(denoiser, schedule, corrected_law(eta))
+    assert fit(tokens, law) > FAILURE_RATE
+    if count == MANY and isinstance(process, EpsilonHybrid | GammaHybrid):
+        assert fit(tokens, final_law(denoiser, schedule)) < FAILURE_RATE
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("reading", ["mean", "score"])
+@pytest.mark.parametrize(
+    "process", [EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)], ids=repr
+)
+def test_the_analytic_step_is_the_exact_posterior(process, reading, count):
+    """FAULTS 2: with the exact inverse of the kernel, the step along the score is the ancestral one."""
+    denoiser, schedule = ExactDenoiser(WORLD, process, reading), flat(LENGTH, 3)
+    options = {"noise_schedule": LogLinear(1e-4)}
+    tokens = sample(denoiser, schedule, Analytic(), num_sequences=count, seed=7, **options).tokens
+    assert fit(tokens, final_law(ExactDenoiser(WORLD, process), schedule, **options)) > FAILURE_RATE
+
+
+def euler_law(board):
+    """`delta(x_t) + (t - s) R(y -> x_t) p_t(y) / p_t(x_t)`, written with the generator's matrix."""
+    process, floor = board.process, Euler().floor
+    t = torch.maximum(board.t.clamp_max(1 - floor), board.s)
+    score = process.score_from_clean(board.x, board.clean, t)
+    rate = generator_matrix(process, process.rates(t)).gather(
+        -2, board.x[..., None, None].expand(*board.x.shape, 1, WORDS + 1)
+    )[..., 0, :]
+    jump = ((t - board.s)[..., None] * rate * score).scatter(-1, board.x[..., None], 0.0)
+    stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0)
+    euler = jump.scatter(-1, board.x[..., None], stay)
+    law = torch.where((board.s == 0)[..., None], process.tweedie(board.x, score, board.s, t), euler)
+    return law / law.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("process", [Absorbing(WORDS), GammaHybrid(WORDS, 0.4)], ids=repr)
+def test_euler_has_the_law_of_its_chain(process, count):
+    denoiser, schedule = ExactDenoiser(WORLD, process), flat(LENGTH, 5)
+    tokens = sample(denoiser, schedule, Euler(), num_sequences=count, seed=8).tokens
+    assert fit(tokens, final_law(denoiser, schedule, euler_law)) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("schedule", HYPERSCHEDULES, ids=repr)
+def test_first_hitting_reproduces_the_world_in_any_number_of_steps(schedule, count):
+    """Masks fall one at a time, so nothing is drawn blindly beside anything else."""
+    denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
+    tokens = sample(denoiser, schedule, FirstHitting(), num_sequences=count, seed=9).tokens
+    assert fit(tokens, WORLD.law) > FAILURE_RATE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [Absorbing(WORDS), Uniform(WORDS), GammaHybrid(WORDS, 0.4)], ids=repr)
+@pytest.mark.parametrize("schedule", [flat(LENGTH, 400), Slide(LENGTH, 3, 400)], ids=repr)
+def test_many_steps_reproduce_the_world(schedule, process):
+    """MATH, proof 3: what is exact as steps get small, with steps so small that 1e5 samples cannot tell."""
+    denoiser = ExactDenoiser(WORLD, process)
+    for step in (Ancestral(), Analytic()):
+        tokens = sample(denoiser, schedule, step, num_sequences=100_000, seed=10).tokens
+        assert fit(tokens, WORLD.law) > FAILURE_RATE
+
+
+# --- the chains themselves, without a sample ---------------------------------------------------------------------
+def distance(law, other):
+    """Total variation."""
+    return float((law - other).abs().sum() / 2)
+
+
+@pytest.mark.parametrize(
+    ("process", "step"),
+    [
+        (Absorbing(WORDS), ancestral_law),
+        (Uniform(WORDS), ancestral_law),
+        (GammaHybrid(WORDS, 0.4), ancestral_law),
+        (GammaHybrid(WORDS, 0.4), euler_law),
+    ],
+    ids=str,
+)
+def test_chains_converge_to_the_world(process, step):
+    """First order at least: twice the steps, about half the distance or less."""
+    denoiser = ExactDenoiser(WORLD, process)
+    gaps = [distance(final_law(denoiser, flat(LENGTH, steps), step), WORLD.law) for steps in (8, 16, 32)]
+    assert gaps[0] > 1e-3
+    for coarse, fine in pairwise(gaps):
+        assert fine < 0.75 * coarse
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_autoregression_is_the_world(process):
+    law = final_law(ExactDenoiser(WORLD, process), autoregressive(LENGTH))
+    torch.testing.assert_close(law, WORLD.law, atol=1e-12, rtol=0)
+
+
+def test_the_epsilon_hybrid_repairs_words_in_its_last_step_only():
+    """All its uniform noise sits at `u = 0+`: many steps do not bring its law to the world, hence ACS and Gibbs."""
+    denoiser = ExactDenoiser(WORLD, EpsilonHybrid(WORDS, 0.5))
+    gaps = [distance(final_law(denoiser, flat(LENGTH, steps)), WORLD.law) for steps in (8, 32)]
+    assert gaps[1] > 0.8 * gaps[0] > 0.01
+
+
+# --- masks per step ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "step",
+    [Ancestral(), Chain((Ancestral(), AdaptiveCorrection(0.5))), Remask(), ReMDM(Rescale(0.7)), Analytic()],
+    ids=repr,
+)
+@pytest.mark.parametrize("schedule", [Slide(LENGTH, 2, 4), Wave(LENGTH, 2, 3)], ids=repr)
+def test_every_position_is_masked_as_often_as_its_level_says(schedule, step):
+    """FAULTS 3 and 4: nothing is unmasked ahead of its time, remasking keeps the marginals; position by position."""
+    process = GammaHybrid(WORDS, 0.2)
+    denoiser, fits = ExactDenoiser(WORLD, process), []
+
+    def watch(frame):
+        u = Cosine().fraction(schedule.noise(frame.step + 1))
+        expected = process.weights(u).mask
+        masked = (frame.after == process.mask_id).double()
+        for i in ((expected > 0) & (expected < 1)).nonzero()[:, 0].tolist():
+            fits.append(mean_p_value(masked[:, i], float(expected[i])))
+        certain = (expected == 0) | (expected == 1)
+        assert torch.equal(masked[:, certain], expected[certain].expand(len(masked), -1))
+
+    sample(denoiser, schedule, step, num_sequences=4000, seed=11, noise_schedule=Cosine(), watch=watch)
+    assert len(fits) > 4
+    assert min(fits) * len(fits) > FAILURE_RATE
+
+
+# --- Gibbs: invariance -------------------------------------------------------------------------------------------
+def move_at(denoiser, x, u, seed=0):
+    """A move that has arrived at noise `u`, all positions active."""
+    noise = torch.full(x.shape, u, dtype=torch.float64)
+
+    def ask(tokens, at):
+        return Reading(denoiser.predict(tokens, at, Context()), torch.arange(x.shape[1]), tokens, ())
+
+    every = torch.ones_like(x, dtype=torch.bool)
+    return Move(denoiser.process, x, noise, noise, every, ask, Randomness(seed), torch.arange(len(x)), 0)
+
+
+def gibbs_law(denoiser, x, u):
+    """The transition matrix of redrawing one visible position, chosen uniformly, by the formula of MATH 5."""
+    process, canvases = denoiser.process, len(x)
+    noise = torch.full(x.shape, u, dtype=torch.float64)
+    asked = denoiser.predict(x, noise, Context())
+    clean = asked.log_clean(asked.everywhere()).exp().view(*x.shape, -1)[..., :-1]
+    w = process.weights(noise)
+    own = (
+        w.uniform[..., None] / process.num_words
+        + w.clean[..., None] * torch.nn.functional.one_hot(x, process.num_words + 1)[..., :-1]
+    )
+    rest = clean / own
+    rest = rest / rest.sum(-1, keepdim=True)
+    keep = (w.clean / (w.clean + w.uniform))[..., None]
+    redraw = keep * rest + (1 - keep) / process.num_words
+    place = (process.num_words + 1) ** torch.arange(LENGTH - 1, -1, -1)
+    matrix = torch.zeros(canvases, canvases, dtype=torch.float64)
+    visible = x != process.mask_id
+    for z in range(canvases):
+        if not visible[z].any():
+            matrix[z, z] = 1
+        for i in visible[z].nonzero()[:, 0].tolist():
+            for word in range(process.num_words):
+                to = z + (word - int(x[z, i])) * int(place[i])
+                matrix[z, to] += redraw[z, i, word] / visible[z].sum()
+    return matrix
+
+
+@pytest.mark.parametrize("u", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "process", [EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)], ids=repr
+)
+def test_gibbs_correction_leaves_the_law_of_every_noise_level_alone(process, u):
+    """MATH 5, to 1e-12, one position at a time; and the step draws from that matrix."""
+    denoiser, x = ExactDenoiser(WORLD, process), states(WORDS, LENGTH)
+    noise = torch.full(WORLD.sequences.shape, u, dtype=torch.float64)
+    law = WORLD.law @ state_law(process, WORLD.sequences, noise, x)
+    matrix = gibbs_law(denoiser, x, u)
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(len(x), dtype=torch.float64))
+    torch.testing.assert_close(law @ matrix, law, atol=1e-12, rtol=0)
+    assert float((matrix.diagonal() < 0.9).double().mean()) > 0.5  # it does move
+    copies = 100
+    start = x.repeat_interleave(copies, 0)
+    end = GibbsCorrection()(start, move_at(denoiser, start, u))
+    place = 4 ** torch.arange(LENGTH - 1, -1, -1)
+    cells = (torch.arange(len(x)).repeat_interleave(copies) * len(x) + (end * place).sum(-1)).bincount(
+        minlength=len(x) ** 2
+    )
+    assert chi_square(cells.view(len(x), len(x)), matrix) > FAILURE_RATE
+
+
+def test_acs_is_no_such_thing():
+    """Redrawing from `p(x_0 | x_t)`, in which a word testifies for itself, moves the law (MATH 5)."""
+    process, u = EpsilonHybrid(WORDS, 0.2), 0.3
+    denoiser, x = ExactDenoiser(WORLD, process), states(WORDS, LENGTH)
+    noise = torch.full(WORLD.sequences.shape, u, dtype=torch.float64)
+    law = WORLD.law @ state_law(process, WORLD.sequences, noise, x)
+    draws = Randomness(1).uniform(torch.arange(40_000), 0, torch.zeros(40_000, dtype=torch.long))
+    start = x[torch.searchsorted(law.cumsum(0), draws, right=True).clamp_max(len(x) - 1)]
+    move = move_at(denoiser, start, u)
+    end = AdaptiveCorrection(1.0)(start, replace(move, t=move.t))
+    place = 4 ** torch.arange(LENGTH - 1, -1, -1)
+    assert chi_square((start * place).sum(-1).bincount(minlength=len(x)), law) > FAILURE_RATE
+    assert chi_square((end * place).sum(-1).bincount(minlength=len(x)), law) < FAILURE_RATE
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_gibbs_correction_in_the_loop_keeps_the_chain(count):
+    """With a process whose words keep moving, corrected generation comes as close to the world as its steps allow."""
+    process, schedule = GammaHybrid(WORDS, 0.6), flat(LENGTH, 12)
+    denoiser = ExactDenoiser(WORLD, process)
+    step = Chain((Ancestral(), GibbsCorrection()))
+    tokens = sample(denoiser, schedule, step, num_sequences=min(count, 50_000), seed=12).tokens
+    plain, corrected = (
+        distance(law, WORLD.law)
+        for law in (final_law(denoiser, schedule), WORLD.count(tokens).double() / len(tokens))
+    )
+    assert corrected < plain + 3 * (len(WORLD.law) / len(tokens)) ** 0.5
+
+
+# --- the context a sampler may use -------------------------------------------------------------------------------
+@pytest.mark.parametrize("use_cache", [False, True], ids=["uncached", "cached"])
+@pytest.mark.parametrize("context", ["causal", "block_causal", "full"])
+@pytest.mark.parametrize("active", ["full", "causal"])
+def test_what_is_seen_decides_the_law(context, active, use_cache):
+    """The chain with the same visibility fits, cached or not; active positions that look left only have another law."""
+    process, schedule, noise = GammaHybrid(WORDS, 0.4), Block(LENGTH, 2, 2), LINEAR
+    denoiser = ExactDenoiser(WORLD, process)
+    views = {"context": context, "active": active, "noise_schedule": noise}
+    tokens = sample(
+        denoiser, schedule, Ancestral(), num_sequences=4000, seed=13, use_cache=use_cache, **views
+    ).tokens
+    assert fit(tokens, final_law(denoiser, schedule, **views)) > FAILURE_RATE
