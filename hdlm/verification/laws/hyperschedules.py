@@ -45,9 +45,11 @@ def regions_are_a_partition(hyperschedule: AbstractHyperschedule, trial: Trial) 
     return _none((parts != 1) | (moves & ~regions.active))
 
 
-def times_invert(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding:
+def times_invert(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding | None:
     """`level_at(times(n)) = levels(n)`."""
     n = _steps(hyperschedule)
+    if not levels_fall_and_stay_in_range(hyperschedule, trial).ok:
+        return None  # no time belongs to such levels
     read = hyperschedule.level_at(hyperschedule.times(n, 1e-4), 1e-4)
     return _none(read != hyperschedule.levels(n))
 
