@@ -59,22 +59,34 @@ class Tokenizer:
         return cls.from_json(path.read_text(encoding="utf-8"), origin=str(path))
 
     @classmethod
-    def from_json(cls, text: str, origin: str = "this text") -> Tokenizer:
+    def from_json(cls, text: str, origin: str = "this text", num_words: int | None = None) -> Tokenizer:
         """Read what `to_json` gave.
 
+        Args:
+            text: A `tokenizer.json`.
+            origin: What to call it in an error.
+            num_words: How many words it must have, those of the network that it goes with; None for any number.
+
         Raises:
-            ValueError: If it is no tokenizer.
+            ValueError: If it is no tokenizer, or one of another size.
         """
         try:
-            model = json.loads(text)["model"]["type"]
+            model = json.loads(text)["model"]
+            kind, _ = model["type"], (model["vocab"], model["merges"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{origin} is no tokenizer: it is not JSON with a `model` that has a `type`."
+                f"{origin} is no tokenizer: it is not JSON with a `model` that has `type`, `vocab` and `merges`."
             ) from error
-        if model != "BPE":
-            raise ValueError(f"{origin} holds a tokenizer of type {model!r}; only BPE is known here.")
-        backend = tokenizers.Tokenizer.from_str(text)
-        return cls(backend)
+        if kind != "BPE":
+            raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; only BPE is known here.")
+        tokenizer = cls(tokenizers.Tokenizer.from_str(text))
+        have = tokenizer.vocabulary.num_words
+        if num_words not in (None, have):
+            raise ValueError(
+                f"{origin} has {have} words, its network {num_words}: they do not belong together. Put the file "
+                "back that the network was trained with."
+            )
+        return tokenizer
 
     def to_json(self) -> str:
         """Everything, as the text of a `tokenizer.json`."""

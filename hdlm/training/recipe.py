@@ -149,6 +149,12 @@ class MixturePart:
         _require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
         )
+        _require(
+            "length" not in self.hyperschedule,
+            "mixture.hyperschedule",
+            "without `length`, which is data.context",
+            self.hyperschedule,
+        )
 
 
 @final
@@ -254,6 +260,7 @@ class RunSettings:
             self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None
         )
         _require(self.save_every > 0, "run.save_every", "positive", self.save_every)
+        _require(0 <= self.seed < 2**64, "run.seed", "in [0, 2^64)", self.seed)
         _require(
             0 < self.accumulation <= self.batch_size and self.batch_size % self.accumulation == 0,
             "run.accumulation",

@@ -95,6 +95,7 @@ class Run:
         save()
         log = MetricsLog(folder / "metrics.jsonl")
         report = trainer.train(stop, (log, Every(recipe.run.save_every, save), *watchers))
+        log.flush()
         save(report)
         trainer.average.give_to(self.denoiser.backbone)
         return report
@@ -161,7 +162,9 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
 def _tokenizer(start: Checkpoint) -> Tokenizer:
     if start.tokenizer is None:
         raise ValueError("the checkpoint to begin with has no tokenizer.json, so its ids mean nothing.")
-    return Tokenizer.from_json(start.tokenizer, "the tokenizer.json to begin with")
+    return Tokenizer.from_json(
+        start.tokenizer, "the tokenizer.json to begin with", start.vocabulary.num_words
+    )
 
 
 def _take_over(network: DDiT, start: Checkpoint) -> None:

@@ -28,21 +28,28 @@ class MetricsLog:
 
     def __init__(self, path: Path, every: int = 10) -> None:
         self._path, self._every = path, every
-        self._losses: list[float] = []
+        self._unwritten: list[StepReport] = []
 
     def __call__(self, report: StepReport) -> None:
         """Note a step."""
-        self._losses.append(report.loss)
+        self._unwritten.append(report)
         if report.step % self._every == 0:
-            self.write(
-                step=report.step,
-                loss=round(sum(self._losses) / len(self._losses), 5),
-                gradient_norm=round(report.gradient_norm, 4),
-                rate=round(report.rate, 5),
-                tokens=report.tokens,
-                seconds=round(report.seconds, 2),
-            )
-            self._losses.clear()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the line of the steps that have none yet, if there are any."""
+        if not self._unwritten:
+            return
+        last = self._unwritten[-1]
+        self.write(
+            step=last.step,
+            loss=round(sum(report.loss for report in self._unwritten) / len(self._unwritten), 5),
+            gradient_norm=round(last.gradient_norm, 4),
+            rate=round(last.rate, 5),
+            tokens=last.tokens,
+            seconds=round(last.seconds, 2),
+        )
+        self._unwritten.clear()
 
     def write(self, **values: Any) -> None:
         """Append one line."""
