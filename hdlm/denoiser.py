@@ -9,6 +9,7 @@ guided one that asks another twice (`Guided`).
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
@@ -208,7 +209,7 @@ class Guided(AbstractDenoiser):
     Attributes:
         inner: The denoiser to guide.
         prompt: Positions whose tokens are the condition, over the whole canvas.
-        scale: 0 is no guidance; must not be negative.
+        scale: At least 0, which is no guidance.
     """
 
     inner: AbstractDenoiser
@@ -216,8 +217,8 @@ class Guided(AbstractDenoiser):
     scale: float
 
     def __post_init__(self) -> None:
-        if self.scale < 0:
-            raise ValueError(f"`scale` of guidance must not be negative; got {self.scale}.")
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"`scale` of guidance must lie in [0, inf); got {self.scale}.")
 
     @property
     def process(self) -> AbstractNoiseProcess:  # type: ignore[override]

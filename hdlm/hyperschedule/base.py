@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -126,6 +127,10 @@ class Windowed(AbstractHyperschedule):
     num_levels: int
 
     def __post_init__(self) -> None:
+        for name in ("length", "width", "num_levels"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise ValueError(f"`{name}` must be an integer; got {value!r}.")
         if self.length < 1:
             raise ValueError(f"`length` must be at least 1 position; got {self.length}.")
         if not 1 <= self.width <= self.length:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -24,8 +25,8 @@ class Temperature:
     temperature: float
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"`temperature` must not be negative; got {self.temperature}.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` must lie in [0, inf); got {self.temperature}.")
 
     def __call__(
         self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
