@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,15 +48,8 @@ FORMAT = 1
 WeightsName = Literal["averaged", "raw"]
 _FILES: Mapping[WeightsName, str] = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
-_REQUIRED = (
-    "format",
-    "network",
-    "vocabulary",
-    "process",
-    "parameterization",
-    "noise_schedule",
-    "hyperschedules",
-)
+_TABLES = ("network", "vocabulary", "process", "parameterization", "noise_schedule")
+_LISTS = ("hyperschedules",)
 
 
 @final
@@ -145,8 +139,7 @@ def build(offered: ModuleType, description: object) -> Any:
         for name, value in description.items()
         if name != "type"
     }
-    known = {name: getattr(offered, name) for name in offered.__all__}
-    known = {name: value for name, value in known.items() if dataclasses.is_dataclass(value)}
+    known = _pieces(offered)
     if description["type"] not in known:
         raise ValueError(f"there is no {what} {description['type']!r}; known: {', '.join(known)}.")
     piece = known[description["type"]]
@@ -161,6 +154,17 @@ def build(offered: ModuleType, description: object) -> Any:
         return piece(**options)
     except TypeError as error:
         raise ValueError(f"{description['type']} cannot be built from {options!r}: {error}.") from error
+
+
+def _pieces(offered: ModuleType) -> dict[str, type]:
+    """The classes of a package that a name in a file may stand for: its own kinds, not what they are made of."""
+    classes = {name: value for name in offered.__all__ if isinstance(value := getattr(offered, name), type)}
+    kinds = tuple(kind for kind in classes.values() if inspect.isabstract(kind))
+    return {
+        name: piece
+        for name, piece in classes.items()
+        if issubclass(piece, kinds) and dataclasses.is_dataclass(piece) and piece not in kinds
+    }
 
 
 def save_checkpoint(
@@ -218,10 +222,15 @@ def load_checkpoint(
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: {error}") from error
     _fill(network, folder / _FILES[weights])
-    tokenizer = folder / _TOKENIZER
     denoiser = Denoiser(network, process, parameterization).to(device).eval()
-    text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
-    return Checkpoint(denoiser, vocabulary, noise_schedule, trained_on, text, config.get("training", {}))
+    return Checkpoint(
+        denoiser,
+        vocabulary,
+        noise_schedule,
+        trained_on,
+        _read_tokenizer(folder / _TOKENIZER),
+        config["training"],
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -237,10 +246,25 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} must have `format` {FORMAT}; got {found!r}. Is it a checkpoint of this program?"
         )
-    missing = [name for name in _REQUIRED if name not in config]
+    config.setdefault("training", {})
+    missing = [name for name in (*_TABLES, *_LISTS) if name not in config]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    for names, kind, what in (((*_TABLES, "training"), dict, "a table"), (_LISTS, list, "a list")):
+        for name in names:
+            if not isinstance(config[name], kind):
+                raise ValueError(f"{path}: `{name}` must be {what}; got {config[name]!r}.")
     return config
+
+
+def _read_tokenizer(path: Path) -> str | None:
+    """The text of `tokenizer.json`, where there is one."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 def _fill(network: DDiT, path: Path) -> None:
@@ -263,6 +287,8 @@ def _fill(network: DDiT, path: Path) -> None:
             raise ValueError(
                 f"{path}: {name} has shape {list(tensors[name].shape)}, but the config asks for {list(value.shape)}."
             )
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{path} is damaged: {name} holds numbers that are not finite.")
     network.load_state_dict(tensors)
 
 
