@@ -75,6 +75,9 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
 def _run(verb: Verb, parser: Parser, subparser: Parser, words: Sequence[str]) -> int:
     module = verb.load()
     module.add_arguments(subparser)
-    status = module.run(parser.parse_args(words))
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    status = module.run(args)
     sys.stdout.flush()
     return status

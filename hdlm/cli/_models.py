@@ -50,6 +50,20 @@ def checkpoint_folder(name: str) -> Path:
     )
 
 
+def check_vacant(folder: Path) -> None:
+    """Look before a long run whether a folder can take its checkpoint.
+
+    Raises:
+        ValueError: if it is a file, or holds a checkpoint already.
+    """
+    if folder.is_file():
+        raise ValueError(f"--output {folder} is a file; give the name of a folder.")
+    if (folder / "config.json").exists():
+        raise ValueError(
+            f"--output {folder} already holds a checkpoint; choose another folder, or remove it."
+        )
+
+
 def open_checkpoint(args: argparse.Namespace, device: torch.device) -> Checkpoint:
     """Load what `add_checkpoint` took down."""
     from hdlm.checkpoint import load_checkpoint

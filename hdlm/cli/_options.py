@@ -16,6 +16,18 @@ FAMILIES = ("autoregressive", "flat", "block", "slide", "wave", "published-slide
 """Hyperschedules by the name that the command line gives them."""
 
 
+def at_least_one(text: str) -> int:
+    """The `type` of an argument that counts something.
+
+    Raises:
+        ArgumentTypeError: if it is no whole number, or less than 1.
+    """
+    number = int(text) if text.strip().removeprefix("-").isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1; got {text!r}")
+    return number
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add `--seed`."""
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: %(default)s)")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdlm.cli._measure import counted, measured
-from hdlm.cli._models import shipped
+from hdlm.cli._models import check_vacant, shipped
 from hdlm.cli._options import add_device, add_seed, device_of
 from hdlm.package_data import pretrained, recipes
 
@@ -89,10 +89,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     from hdlm.training import Recipe, listening, prepare, progress_bar
     from hdlm.view.report import table
 
-    if (args.output / "config.json").exists():
-        raise ValueError(
-            f"--output {args.output} already holds a checkpoint; choose another folder, or remove it."
-        )
+    check_vacant(args.output)
     began = time.perf_counter()
     console.rule("[bold]Act 2: the same from nothing")
     changes: dict[str, dict[str, object]] = {"run": {"seed": args.seed}}

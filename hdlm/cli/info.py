@@ -18,6 +18,7 @@ from hdlm.cli._options import add_json, print_json
 from hdlm.package_data import pretrained
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(title=str(args.checkpoint), show_header=False, title_justify="left")
-    for name, value in document.items():
+    for name, value in _rows(document):
         table.add_row(name, _readable(value))
     Console().print(table)
     return 0
@@ -61,15 +62,30 @@ def _list(args: argparse.Namespace) -> int:
 def _document(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself, and what was counted."""
     from hdlm.checkpoint import load_checkpoint
+    from hdlm.generation import tokenizer_of
 
     checkpoint = load_checkpoint(folder)
+    tokenizer = tokenizer_of(checkpoint) if checkpoint.tokenizer else None
     weights = folder / "model.safetensors"
     return {
         "parameters": sum(weight.numel() for weight in checkpoint.network.parameters()),
         "weights": f"{weights.stat().st_size / 1e6:.1f} MB",
-        "tokenizer": "tokenizer.json" if checkpoint.tokenizer else "none",
+        "tokenizer": f"{tokenizer.vocabulary.num_words} words" if tokenizer else "none",
         **checkpoint.config(),
     }
+
+
+def _rows(document: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """What the document says, a table of tables as one row for each of them."""
+    for name, value in document.items():
+        if (
+            isinstance(value, dict)
+            and "type" not in value
+            and any(isinstance(inner, dict) for inner in value.values())
+        ):
+            yield from _rows(value, f"{within}{name}.")
+        else:
+            yield within + name, value
 
 
 def _readable(value: Any) -> str:
@@ -79,5 +95,5 @@ def _readable(value: Any) -> str:
         inside = ", ".join(f"{k}={_readable(v)}" for k, v in value.items() if k != "type")
         return f"{kind}({inside})" if kind else inside
     if isinstance(value, list):
-        return "\n".join(_readable(item) for item in value)
+        return ("\n" if any(isinstance(item, dict) for item in value) else ", ").join(map(_readable, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

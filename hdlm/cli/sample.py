@@ -21,7 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
 
@@ -36,8 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", default="", help="text to begin with")
     text.add_argument("--infill", help="text with gaps: [MASK] is one token, [MASK:5] five")
-    parser.add_argument("--num", type=int, default=1, help="how many passages (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, help="how many at a time (default: all)")
+    parser.add_argument(
+        "--num", type=at_least_one, default=1, help="how many passages (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=at_least_one, help="how many at a time (default: all)")
     add_settings(parser)
     add_seed(parser)
     add_device(parser)
@@ -58,13 +60,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="FAMILY",
         help="autoregressive, flat, block, slide or wave (default: as the checkpoint says)",
     )
-    how.add_argument("--width", type=int, help="positions that are written together")
-    how.add_argument("--steps", type=int, help="steps that a position takes from noise to word")
-    how.add_argument("--length", type=int, help="positions on the canvas (default: the model's context)")
+    how.add_argument("--width", type=at_least_one, help="positions that are written together")
+    how.add_argument("--steps", type=at_least_one, help="steps that a position takes from noise to word")
+    how.add_argument(
+        "--length", type=at_least_one, help="positions on the canvas (default: the model's context)"
+    )
     how.add_argument(
         "--temperature", type=float, default=1.0, help="below 1 plays safe (default: %(default)s)"
     )
-    how.add_argument("--top-k", type=int, help="draw from the K likeliest words only")
+    how.add_argument("--top-k", type=at_least_one, help="draw from the K likeliest words only")
     how.add_argument(
         "--top-p", type=float, help="draw from the likeliest words that make up this probability"
     )
@@ -93,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.infill is not None and not BLANK.search(args.infill):
         raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
+    if args.trace and not args.json:
+        raise ValueError("--trace is part of what --json prints: add --json, or look at --replay.")
     device = device_of(args)
     checkpoint = open_checkpoint(args, device)
     trace = Trace(checkpoint.vocabulary.mask_id)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._measure import counted, measured
-from hdlm.cli._models import checkpoint_folder
+from hdlm.cli._models import check_vacant, checkpoint_folder
 from hdlm.cli._options import add_device, add_json, device_of, print_json
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.view.report import table
 
     device = device_of(args)
-    if (args.output / "config.json").exists():
-        raise ValueError(
-            f"--output {args.output} already holds a checkpoint; choose another folder, or remove it."
-        )
+    check_vacant(args.output)
     recipe = recipe_of(args)
     console = Console(stderr=args.json)
     start = None if args.start is None else load_checkpoint(checkpoint_folder(args.start))
