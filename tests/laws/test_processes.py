@@ -35,7 +35,9 @@ def test_every_public_process_is_held_to_the_laws():
 # Laws that say nothing of some processes, and of which ones: all others must speak of all.
 SILENT = {
     "constant_rates_have_an_exponential": lambda process: isinstance(process, GIDD) and process.p_uniform > 0,
-    "score_entropy_is_the_entropy": lambda process: isinstance(process, EpsilonHybrid) and process.epsilon > 0,
+    "score_entropy_is_the_entropy": lambda process: (
+        isinstance(process, EpsilonHybrid) and process.epsilon > 0
+    ),
 }
 
 

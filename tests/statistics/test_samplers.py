@@ -50,7 +50,7 @@ from hdlm.verification.enumeration import generator_matrix, state_law, states
 
 WORDS, LENGTH = 3, 3
 WORLD = agreeing_world(WORDS, LENGTH)
-MANY = 200_000
+MANY = 100_000
 HYPERSCHEDULES = [
     flat(LENGTH, 3),
     Block(LENGTH, 2, 2),

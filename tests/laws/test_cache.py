@@ -1,0 +1,156 @@
+"""MATH, proof 5: a cache changes no logit and no token, on any hyperschedule, with aligned and shifted outputs."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hdlm.denoiser import AbstractDenoiser
+from hdlm.hyperschedule import Block, PublishedSlide, Slide, Table, Wave, autoregressive, flat
+from hdlm.parameterization import Mean, Shifted
+from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.sampling import (
+    AdaptiveCorrection,
+    Analytic,
+    Ancestral,
+    Chain,
+    GibbsCorrection,
+    Prompt,
+    sample,
+)
+from hdlm.verification import ExactDenoiser, agreeing_world
+from tests.tiny import tiny_denoiser
+
+WORDS = 5
+
+
+@final
+class Recording(AbstractDenoiser):
+    """Passes questions on and writes down every answer: positions of the window, and raw outputs by position."""
+
+    def __init__(self, inner: AbstractDenoiser) -> None:
+        self.inner, self.process = inner, inner.process
+        self.answers = []
+        self.num_queries = 0
+
+    @property
+    def lookback(self):
+        return self.inner.lookback
+
+    def new_cache(self):
+        return self.inner.new_cache()
+
+    def predict(self, tokens, noise, context):
+        prediction = self.inner.predict(tokens, noise, context)
+        raw = prediction.raw(prediction.everywhere()).view(*tokens.shape, -1)
+        readable = range(
+            self.lookback, tokens.shape[1]
+        )  # a shifted window says nothing of its first position
+        places = context.positions[0].tolist()
+        self.answers.append(
+            {places[i]: raw[:, i] for i in readable if places[i] - places[i - self.lookback] == self.lookback}
+        )
+        self.num_queries += tokens.shape[1]
+        return prediction
+
+
+@st.composite
+def schedules(draw, longest=8):
+    length = draw(st.integers(2, longest))
+    width, levels = draw(st.integers(1, length)), draw(st.integers(1, 4))
+    family = draw(st.sampled_from((Block, Slide, Wave, "flat", "ar", "published", "table")))
+    if family == "flat":
+        return flat(length, levels)
+    if family == "ar":
+        return autoregressive(length)
+    if family == "published":
+        return PublishedSlide(length, max(width, 2), levels)
+    if family == "table":
+        drops = torch.tensor(draw(st.lists(st.integers(0, 2), min_size=3 * length, max_size=3 * length)))
+        rows = drops.view(3, length).cumsum(0).flip(0)
+        return Table(torch.cat([rows + 1, torch.zeros(1, length, dtype=torch.long)]))
+    return family(length, width, levels)
+
+
+STEPS = st.sampled_from(
+    (
+        Ancestral(),
+        Chain((Ancestral(), AdaptiveCorrection(0.5))),
+        Chain((Ancestral(), GibbsCorrection(0.5))),
+        Analytic(),
+    )
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    schedules(),
+    STEPS,
+    st.sampled_from(("causal", "block_causal")),
+    st.sampled_from(("full", "causal")),
+    st.booleans(),
+)
+def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
+    process = GammaHybrid(WORDS, 0.3)
+    inner = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
+    prompt = Prompt.prefix([1], schedule.length) if shifted else None
+    runs = []
+    for use_cache in (False, True):
+        recording = Recording(inner)
+        done = sample(
+            recording,
+            schedule,
+            step,
+            num_sequences=3,
+            prompt=prompt,
+            context=context,
+            active=active,
+            use_cache=use_cache,
+        )
+        runs.append((done, recording))
+    (plain, asked), (cached, answered) = runs
+    assert torch.equal(plain.tokens, cached.tokens)
+    assert plain.num_evaluations == cached.num_evaluations == len(asked.answers)
+    assert answered.num_queries <= asked.num_queries
+    for whole, window in zip(asked.answers, answered.answers, strict=True):
+        assert set(window) <= set(whole)
+        for place, raw in window.items():
+            torch.testing.assert_close(raw, whole[place], atol=1e-10, rtol=1e-10)
+
+
+@settings(max_examples=5, deadline=None)
+@given(schedules(longest=4), st.sampled_from(("causal", "block_causal")))
+def test_the_exact_denoisers_memory_is_exact(schedule, context):
+    denoiser = ExactDenoiser(agreeing_world(3, schedule.length), EpsilonHybrid(3, 0.2))
+    plain, cached = (
+        sample(denoiser, schedule, Ancestral(), num_sequences=5, context=context, use_cache=use_cache).tokens
+        for use_cache in (False, True)
+    )
+    assert torch.equal(plain, cached)
+
+
+@settings(max_examples=3, deadline=None)
+@given(schedules(longest=5), st.integers(0, 2**63))
+def test_seeds_and_batches(schedule, seed):
+    """The same seed gives the same tokens in any batches; another seed gives others, if there is room to differ."""
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2))
+
+    def draw(seed, size, first=0, count=6):
+        return sample(
+            denoiser,
+            schedule,
+            Chain((Ancestral(), AdaptiveCorrection(0.5))),
+            num_sequences=count,
+            batch_size=size,
+            seed=seed,
+            first_sequence=first,
+        ).tokens
+
+    whole = draw(seed, 6)
+    assert torch.equal(whole, draw(seed, 4))
+    assert torch.equal(whole[4:], draw(seed, 2, first=4, count=2))
+    assert len(whole.unique(dim=0)) > 1
+    assert not torch.equal(whole, draw(seed + 1, 6))
