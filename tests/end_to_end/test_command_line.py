@@ -181,14 +181,15 @@ def test_a_prompt_is_continued(hdlm, model):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_writes_a_whole_passage(hdlm, model, name):
-    status, out, err = hdlm("sample", model, "--prompt", "the king", "--algorithm", name, "--json")
+    words = ["--prompt", "the king", "--algorithm", name, "--length", 8, "--json"]
+    status, out, err = hdlm("sample", model, *words)
     assert (status, err) == (0, "")
     result = json.loads(out)
     (passage,) = result["passages"]
     assert result["settings"]["algorithm"] == name
     assert result["num_evaluations"] > 0
     assert passage["text"].startswith("the king")
-    assert len(passage["tokens"]) == CONTEXT
+    assert len(passage["tokens"]) == 8
     assert max(passage["tokens"]) < VOCABULARY
 
 
@@ -202,7 +203,9 @@ def test_json_has_a_fixed_form(hdlm, model):
 
 def test_randomness_is_the_seed_and_nothing_else(hdlm, model):
     def write(*more: object) -> list[str]:
-        return _texts(hdlm("sample", model, "--prompt", "the dog", "--num", 3, "--json", *more))
+        return _texts(
+            hdlm("sample", model, "--prompt", "the dog", "--num", 3, "--length", 8, "--json", *more)
+        )
 
     texts = write("--seed", 7)
     assert write("--seed", 7) == texts
