@@ -45,7 +45,7 @@ def test_definitions():
     torch.testing.assert_close(Cosine().fraction(TIMES), torch.cos(math.pi / 2 * (1 - TIMES)))
     inner = TIMES[1:-20]
     sigma = 1e-3 ** (1 - inner) * 10**inner
-    torch.testing.assert_close(total_noise(Geometric(1e-3, 10).fraction(inner)), sigma)
+    torch.testing.assert_close(total_noise(Geometric(1e-3, 10.0).fraction(inner)), sigma)
 
 
 @pytest.mark.parametrize(
