@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
-from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.sampling import (
     Frame,
     MinP,
@@ -97,19 +97,37 @@ class Settings:
         Raises:
             ValueError: If the name is unknown, or a width or a number of steps is out of range.
         """
-        model = trained[0] if trained else Block(length, length, 1)
-        steps = model.num_levels if self.steps is None else self.steps
-        width = self.width if self.width is not None else min(getattr(model, "width", length), length)
-        if self.hyperschedule is None and isinstance(model, Block | Slide | Wave):
-            return type(model)(length, width, steps)
+        unused = {"autoregressive": ("width", "steps"), "flat": ("width",)}.get(self.hyperschedule or "", ())
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` means nothing to the hyperschedule {self.hyperschedule!r}; leave it out."
+                )
         if self.hyperschedule == "autoregressive":
-            return Block(length, 1, 1)
-        if self.hyperschedule in (None, "flat"):
-            return Block(length, length, steps)
-        if self.hyperschedule not in _FAMILIES:
+            return autoregressive(length)
+        if self.hyperschedule not in (None, "flat", *_FAMILIES):
             known = ", ".join(["autoregressive", "flat", *_FAMILIES])
             raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
-        return _FAMILIES[self.hyperschedule](length, width, steps)
+        model = trained[0] if trained else None
+        if self.hyperschedule is None and isinstance(model, Table):
+            return self._as_it_is(model, length)
+        steps = self.steps if self.steps is not None else getattr(model, "num_levels", None)
+        if steps is None or (model is None and self.hyperschedule is None):
+            raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
+        if self.hyperschedule == "flat":
+            return flat(length, steps)
+        width = self.width if self.width is not None else min(getattr(model, "width", length), length)
+        family = type(model) if self.hyperschedule is None else _FAMILIES[self.hyperschedule]
+        return cast("AbstractHyperschedule", cast("type[Block]", family)(length, width, steps))
+
+    def _as_it_is(self, model: Table, length: int) -> Table:
+        """A table has no sizes to change."""
+        if (self.width, self.steps) != (None, None) or length != model.length:
+            raise ValueError(
+                f"The checkpoint's hyperschedule is a table for {model.length} positions, which has no other length, "
+                "width or steps: leave them out, or name another hyperschedule."
+            )
+        return model
 
 
 @final
@@ -218,7 +236,12 @@ def _given(
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id)
         _check_length("text with its gaps", len(ids), checkpoint.length)
         widest = sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0))
-        plan = replace(settings, width=settings.width or len(ids)).plan(tuple(widest), len(ids))
+        if settings.length is not None:
+            raise ValueError(
+                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
+            )
+        whole = settings.hyperschedule is None and settings.width is None
+        plan = (replace(settings, width=len(ids)) if whole else settings).plan(tuple(widest), len(ids))
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), plan
     length = checkpoint.length if settings.length is None else settings.length
     _check_length("canvas", length, checkpoint.length)

@@ -15,6 +15,7 @@ Ctrl-C stops training after the current step; what has been learnt is evaluated 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -44,9 +45,7 @@ ETA = 0.3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which act, on what text, and where to."""
     parser.add_argument("--act", choices=("1", "2", "both"), default="both", help="which act (default: both)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo"), help="folder of act 2 (default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, help="folder of act 2 (default: demo, or demo-2 and so on)")
     parser.add_argument("--minutes", type=float, help="how long act 2 trains (default: as its recipe says)")
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="train on these files instead of the Bible")
     add_seed(parser)
@@ -59,11 +58,19 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     device = device_of(args)
+    args.output = args.output or _vacant(Path("demo"))
+    check_vacant(args.output)
     if args.act != "2":
         act_one(console, args.seed, device)
     if args.act != "1":
         act_two(console, args, device)
     return 0
+
+
+def _vacant(folder: Path) -> Path:
+    """The folder, or the first of `folder-2`, `folder-3` ... that does not exist."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 def act_one(console: Console, seed: int, device: torch.device) -> None:
@@ -81,7 +88,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
     _side_by_side(console, checkpoint, ways, PROMPTS[0], seed, device)
     console.print("\n[bold]Filling in[/], with context on both sides:")
     console.print(GAPS, markup=False)
-    _side_by_side(console, checkpoint, {"filled in": calm}, GAPS, seed, device)
+    _side_by_side(console, checkpoint, {"filled in": replace(calm, length=None)}, GAPS, seed, device)
 
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
@@ -89,7 +96,6 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     from hdlm.training import Recipe, listening, prepare, progress_bar
     from hdlm.view.report import table
 
-    check_vacant(args.output)
     began = time.perf_counter()
     console.rule("[bold]Act 2: the same from nothing")
     changes: dict[str, dict[str, object]] = {"run": {"seed": args.seed}}
