@@ -9,6 +9,7 @@ Examples:
   hdlm verify process sampling                    some kinds of it
   hdlm verify mypkg.MyProcess --kwargs num_words=3,rate=0.5
   hdlm verify mypkg.my_hyperschedule              an instance, or a function that makes one
+  hdlm verify mypkg.MyStep                        a way to sample, tried on masks
   hdlm verify --thorough --seed 7 --json
 
 Exit status: 0 if every law held, 1 if one was violated, 2 for a target that cannot be tried.
@@ -20,6 +21,7 @@ import argparse
 import ast
 import sys
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_json, add_seed, print_json
@@ -88,7 +90,7 @@ def _keywords(text: str) -> dict[str, Any]:
 
 def _subjects(targets: list[str], keywords: dict[str, Any]) -> dict[str, Any]:
     """What to verify, by name."""
-    from hdlm.verification import GROUPS, built_in, laws_of
+    from hdlm.verification import GROUPS, built_in, laws_of, subject_of
 
     groups = [target for target in targets if target in GROUPS] if targets else list(GROUPS)
     own = [target for target in targets if target not in GROUPS]
@@ -96,7 +98,7 @@ def _subjects(targets: list[str], keywords: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("--kwargs are for a target of your own, and none is given.")
     subjects = {name: thing for name, thing in built_in().items() if name.split(":")[0] in groups}
     for target in own:
-        subject = _made(target, keywords)
+        subject = subject_of(_made(target, keywords))
         laws_of(subject)
         subjects[target] = subject
     return subjects
@@ -123,7 +125,7 @@ def _made(target: str, keywords: dict[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise ValueError(f"The module {module} has no {name!r}.") from error
-    if not callable(found):
+    if not isinstance(found, type | FunctionType):
         return found
     try:
         return found(**keywords)

@@ -17,7 +17,7 @@ from hdlm.verification.expectation import every_canvas, expected_loss, nelbo_by_
 from hdlm.verification.finding import Finding, Trial, Verdict
 from hdlm.verification.laws import Sampler
 from hdlm.verification.statistics import FAILURE_RATE, chi_square, mean_p_value
-from hdlm.verification.suite import GROUPS, built_in, laws_of, verify
+from hdlm.verification.suite import GROUPS, built_in, laws_of, subject_of, verify
 from hdlm.verification.world import World, agreeing_world, random_world
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "nelbo_by_hand",
     "quadrature",
     "random_world",
+    "subject_of",
     "text_law",
     "verify",
 ]

@@ -22,11 +22,11 @@ from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear
 from hdlm.objective import NELBO, AbstractObjective, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
-from hdlm.sampling import ALGORITHMS, algorithm
+from hdlm.sampling import ALGORITHMS, Step, algorithm
 from hdlm.verification import laws
 from hdlm.verification.finding import Law, Trial, Verdict, try_laws
 
-__all__ = ["GROUPS", "built_in", "laws_of", "verify"]
+__all__ = ["GROUPS", "built_in", "laws_of", "subject_of", "verify"]
 
 MOST_WORDS = 5
 """Vocabularies above this are not enumerable in reasonable time."""
@@ -104,20 +104,29 @@ def laws_of(subject: Any) -> tuple[Law, ...]:
             return its
     known = ", ".join(kind.__name__ for kind, _ in _KINDS)
     raise ValueError(
-        f"There are no laws for {subject!r}, a {type(subject).__name__}; there are for {known}. A sampling step needs "
-        "the process it is to be tried with: Sampler(step, process)."
+        f"There are no laws for {subject!r}, a {type(subject).__name__}; there are for {known}, and for sampling steps."
     )
+
+
+def subject_of(thing: Any) -> Any:
+    """What the laws are about: a step (any other callable) together with masks to try it on, or the thing itself."""
+    kinds = tuple(kind for kind, _ in _KINDS)
+    if isinstance(thing, Step) and not isinstance(thing, (*kinds, type)):
+        return laws.Sampler(thing, Absorbing(3))
+    return thing
 
 
 def verify(subject: Any, trial: Trial | None = None, name: str | None = None) -> list[Verdict]:
     """Hold an object against the laws of its kind.
 
     Args:
-        subject: A noise schedule, process, hyperschedule, parameterization, objective, or a `Sampler`.
+        subject: A noise schedule, process, hyperschedule, parameterization, objective, sampling step, or a `Sampler`,
+            which is a step with the process that it is to be tried on.
         trial: How hard to try; the default is quick.
         name: How to call it; its `repr` by default.
 
     Raises:
         ValueError: If it is of no kind that has laws.
     """
-    return try_laws(laws_of(subject), subject, trial or Trial(), name)
+    held = subject_of(subject)
+    return try_laws(laws_of(held), held, trial or Trial(), name or repr(subject))

@@ -400,9 +400,10 @@ def test_bad_targets_get_one_line(words, says, capsys):
     assert line.count("\n") == 1
 
 
-def test_steps_need_a_process():
-    with pytest.raises(ValueError, match="Sampler"):
-        verify(Ancestral())
+def test_a_step_alone_is_tried_on_masks():
+    assert not violated(Ancestral())
+    assert violated(WrongStep("early")) == {"masks_follow_the_schedule"}
+    assert verify(Ancestral(), QUICK)[0].subject == "Ancestral(process=None)"
     assert not violated(Block(4, 2, 2))
     assert verify(Linear(), name="mine")[0].subject == "mine"
     assert LogScore().lookback == 0
