@@ -21,6 +21,7 @@ from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
     Ancestral,
+    Cap,
     Chain,
     Euler,
     FirstHitting,
@@ -124,6 +125,42 @@ def test_acs_has_the_law_of_its_transition_matrix(schedule, process, count):
     assert fit(tokens, law) > FAILURE_RATE
     if count == MANY and isinstance(process, EpsilonHybrid | GammaHybrid):
         assert fit(tokens, final_law(denoiser, schedule)) < FAILURE_RATE
+
+
+def rewritten_law(strength):
+    """ReMDM (arXiv 2503.00307): mask each word with `sigma`, lift masks as often as keeps their share on schedule."""
+
+    def law(board):
+        mask_s, mask_t = board.process.weights(board.s).mask, board.process.weights(board.t).mask
+        largest = (mask_s / (1 - mask_t).clamp_min(1e-300)).clamp_max(1)
+        sigma = strength(largest, mask_s)
+        lift = ((1 - mask_s) - (1 - sigma) * (1 - mask_t)) / mask_t
+        one_hot = torch.nn.functional.one_hot(board.x, WORDS + 1).double()
+        gone = torch.zeros_like(one_hot)
+        gone[..., -1] = 1
+        of_word = sigma[..., None] * gone + (1 - sigma[..., None]) * one_hot
+        of_mask = lift[..., None] * board.clean + (1 - lift[..., None]) * gone
+        return torch.where((board.x == board.process.mask_id)[..., None], of_mask, of_word)
+
+    return law
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("step", "strength"),
+    [
+        (ReMDM(Cap(0.3)), lambda largest, _: largest.clamp_max(0.3)),
+        (ReMDM(Rescale(0.7)), lambda largest, _: 0.7 * largest),
+        (Remask(), lambda largest, mask_s: torch.minimum(mask_s, largest)),
+        (Remask(0.5), lambda largest, mask_s: 0.5 * torch.minimum(mask_s, largest)),
+    ],
+    ids=["cap", "rescale", "remask", "remask half"],
+)
+def test_remasking_has_the_law_of_its_transition_matrix(step, strength, count):
+    denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
+    for schedule in (flat(LENGTH, 5), Slide(LENGTH, 3, 4)):
+        tokens = sample(denoiser, schedule, step, num_sequences=count, seed=14).tokens
+        assert fit(tokens, final_law(denoiser, schedule, rewritten_law(strength))) > FAILURE_RATE
 
 
 @pytest.mark.parametrize("count", COUNTS)
