@@ -29,38 +29,6 @@ _IMPOSSIBLE = -1e30
 
 
 @final
-class Memory:
-    """The cache of an exact denoiser: tokens that no longer change, where they stand and how noisy they are."""
-
-    def __init__(self) -> None:
-        self.tokens: Tensor | None = None
-        self.noise: Tensor | None = None
-        self.positions: Tensor | None = None
-
-    def __len__(self) -> int:
-        return 0 if self.tokens is None else self.tokens.shape[1]
-
-    def keep(self, store: int | Tensor, keys: _Keys) -> None:
-        """Remember the cached keys and the chosen ones of the `keys` behind them; `store` as in `Context`."""
-        start, count = len(self), keys.tokens.shape[1] - len(self)
-        current = torch.arange(count, device=keys.tokens.device)
-        chosen = current[:store] if isinstance(store, int) else current[store]
-        index = torch.cat([torch.arange(start, device=chosen.device), start + chosen])
-        self.tokens, self.noise = keys.tokens[:, index], keys.noise[:, index]
-        self.positions = keys.positions[:, index]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only these sequences of the batch, in this order."""
-        if self.tokens is not None and self.noise is not None and self.positions is not None:
-            self.tokens, self.noise = self.tokens[rows], self.noise[rows]
-            self.positions = self.positions[rows]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.tokens = self.noise = self.positions = None
-
-
-@final
 @dataclass(frozen=True)
 class _Keys:
     """What there is to see: cached tokens, then current ones."""
@@ -68,6 +36,44 @@ class _Keys:
     tokens: Int[Tensor, "b k"]
     noise: Float[Tensor, "b k"]
     positions: Int[Tensor, "b k"]
+
+    def select(self, rows: Tensor | slice, columns: Tensor | slice) -> _Keys:
+        """Some rows of some columns, in this order."""
+        parts = (self.tokens, self.noise, self.positions)
+        return _Keys(*(part[rows][:, columns] for part in parts))
+
+    def followed_by(self, others: _Keys) -> _Keys:
+        """These, then the others."""
+        return _Keys(
+            torch.cat([self.tokens, others.tokens], 1),
+            torch.cat([self.noise, others.noise], 1),
+            torch.cat([self.positions, others.positions], 1),
+        )
+
+
+@final
+class Memory:
+    """The cache of an exact denoiser: tokens that no longer change, where they stand and how noisy they are."""
+
+    def __init__(self) -> None:
+        self._keys: _Keys | None = None
+
+    def __len__(self) -> int:
+        return 0 if self._keys is None else self._keys.tokens.shape[1]
+
+    def before(self, current: _Keys) -> _Keys:
+        """What is remembered, then the current keys."""
+        return current if self._keys is None else self._keys.followed_by(current)
+
+    def keep(self, current: _Keys, store: int | Tensor) -> None:
+        """Remember some of the current keys behind the others; `store` as in `Context`."""
+        chosen = slice(store) if isinstance(store, int) else store
+        self._keys = self.before(current.select(slice(None), chosen))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these sequences of the batch, in this order."""
+        if self._keys is not None:
+            self._keys = self._keys.select(rows, slice(None))
 
 
 @final
@@ -109,10 +115,12 @@ class ExactDenoiser(AbstractDenoiser):
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
     ) -> Prediction:
-        keys = _keys(tokens, noise.double(), context)
-        visible = _visible(context.attention, len(tokens), tokens.shape[1], keys.tokens.shape[1])
-        if context.cache is not None and context.store is not None:
-            context.cache.keep(context.store, keys)
+        current = _current(tokens, noise, context)
+        memory = Memory() if context.cache is None else context.cache
+        keys = memory.before(current)
+        visible = _visible(context.attention, tokens.shape[1], keys.tokens.shape[1])
+        if context.store is not None:
+            memory.keep(current, context.store)
         rows, back = _distinct(keys, visible)
         table = self._raw(*rows).to(tokens.device)[back].flatten(0, 1)
         return Prediction(self.process, self.parameterization, tokens, noise, lambda at: table[at])
@@ -143,26 +151,23 @@ class ExactDenoiser(AbstractDenoiser):
         log_q = self.process.likelihood(keys.tokens, kernel).log().clamp_min(_IMPOSSIBLE)
         at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence where each key stands
         evidence = torch.einsum("bqk,bks->bqs", others.double(), log_q.gather(-1, at_key))
+        if bool((evidence.amax(-1) <= _IMPOSSIBLE / 2).any()):
+            raise ValueError(
+                f"{self.process!r} makes no such canvas at these noise fractions: nothing could be known."
+            )
         posterior = torch.softmax(log_law + evidence, -1)
         at_query = sequences.T[keys.positions[:, start:]]
         cavity = posterior.new_zeros(*posterior.shape[:2], self.world.num_words)
         return cavity.scatter_add(-1, at_query, posterior)
 
 
-def _keys(tokens: Tensor, noise: Tensor, context: Context) -> _Keys:
+def _current(tokens: Tensor, noise: Tensor, context: Context) -> _Keys:
+    """The window as keys, on the CPU, where worlds are summed up."""
     positions = torch.arange(tokens.shape[1])[None] if context.positions is None else context.positions
-    current = _Keys(tokens.cpu(), noise.cpu(), positions.cpu().expand(tokens.shape))
-    memory: Memory | None = context.cache
-    if memory is None or memory.tokens is None or memory.noise is None or memory.positions is None:
-        return current
-    return _Keys(
-        torch.cat([memory.tokens, current.tokens], 1),
-        torch.cat([memory.noise, current.noise], 1),
-        torch.cat([memory.positions, current.positions], 1),
-    )
+    return _Keys(tokens.cpu(), noise.double().cpu(), positions.cpu().expand(tokens.shape))
 
 
-def _visible(attention: object, rows: int, num_queries: int, num_keys: int) -> Bool[Tensor, "#b q k"]:
+def _visible(attention: object, num_queries: int, num_keys: int) -> Bool[Tensor, "#b q k"]:
     """Who sees whom; everybody sees oneself."""
     if attention is None:
         return torch.ones(1, num_queries, num_keys, dtype=torch.bool)

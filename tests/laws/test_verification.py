@@ -345,7 +345,7 @@ class WrongStep:
 )
 def test_wrong_steps_are_found(fault, law):
     """`early` unmasks everything in its first step, as the published gamma sampler did (FAULTS 3)."""
-    sampler = Sampler(WrongStep(fault), Absorbing(3))
+    sampler = Sampler(WrongStep(fault), GammaHybrid(3, 0.3))
     broken = violated(sampler)
     assert law in broken if law else not broken
 

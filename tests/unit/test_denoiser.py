@@ -197,6 +197,8 @@ def test_the_exact_denoiser_refuses_what_it_cannot_answer():
     with pytest.raises(ValueError, match="4 words and the world 3"):
         ExactDenoiser(world, Absorbing(4))
     tokens, noise = torch.tensor([[0, 3]]), torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="no such canvas"):
+        ExactDenoiser(world, Absorbing(3)).predict(tokens, torch.zeros_like(noise), Context())
     with pytest.raises(ValueError, match="2 queries and 2 keys"):
         ExactDenoiser(world, Absorbing(3)).predict(
             tokens, noise, Context(attention=torch.ones(1, 2, 3).bool())

@@ -57,7 +57,7 @@ def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
 
     for schedule in _hyperschedules():
         sample(
-            _denoiser(sampler, trial),
+            _denoiser(sampler),
             schedule,
             sampler.step,
             num_sequences=50,
@@ -70,7 +70,7 @@ def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
 
 def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
     """A sequence is the same at any batch size, and in a run that begins with it."""
-    schedule, denoiser = flat(LENGTH, 3), _denoiser(sampler, trial)
+    schedule, denoiser = flat(LENGTH, 3), _denoiser(sampler)
     whole, cut = (
         sample(denoiser, schedule, sampler.step, num_sequences=20, batch_size=size, seed=trial.seed).tokens
         for size in (20, 12)
@@ -82,7 +82,7 @@ def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
 def autoregression_is_exact(sampler: Sampler, trial: Trial) -> Finding:
     """One position after the other, in one step each, every sampler reproduces the world (chi-square)."""
     tokens = _draw(sampler, autoregressive(LENGTH), trial, trial.samples)
-    world = _world(sampler.process, trial)
+    world = _world(sampler.process)
     return p_value(chi_square(world.count(tokens), world.law))
 
 
@@ -92,7 +92,7 @@ def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
     if float(sampler.process.weights(torch.ones((), dtype=torch.float64)).mask) == 0:
         return None
     sample(
-        _denoiser(sampler, trial),
+        _denoiser(sampler),
         schedule,
         sampler.step,
         num_sequences=trial.samples // 4,
@@ -109,7 +109,7 @@ def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
 
 def ancestral_sampling_is_its_own_chain(process: AbstractNoiseProcess, trial: Trial) -> Finding:
     """Many positions at once in few steps: draws have the law that summing over all canvases gives (chi-square)."""
-    world = _world(process, trial)
+    world = _world(process)
     denoiser = ExactDenoiser(world, process)
     counts, laws = [], []
     for schedule in _hyperschedules():
@@ -154,14 +154,14 @@ def _hyperschedules() -> tuple[AbstractHyperschedule, ...]:
     return flat(LENGTH, 3), Wave(LENGTH, 2, 2)
 
 
-def _world(process: AbstractNoiseProcess, trial: Trial) -> World:
+def _world(process: AbstractNoiseProcess) -> World:
     return agreeing_world(process.num_words, LENGTH)
 
 
-def _denoiser(sampler: Sampler, trial: Trial) -> ExactDenoiser:
-    return ExactDenoiser(_world(sampler.process, trial), sampler.process)
+def _denoiser(sampler: Sampler) -> ExactDenoiser:
+    return ExactDenoiser(_world(sampler.process), sampler.process)
 
 
 def _draw(sampler: Sampler, schedule: AbstractHyperschedule, trial: Trial, count: int) -> Tensor:
-    denoiser = _denoiser(sampler, trial)
+    denoiser = _denoiser(sampler)
     return sample(denoiser, schedule, sampler.step, num_sequences=count, seed=trial.seed).tokens
