@@ -2,7 +2,8 @@
 
 It stands where a network stands: it honours positions, attention and cache, so a sampler or an objective cannot tell
 the difference. What a query may not see is absent, that is, summed over. A query always knows its own token, as
-a network does through its residual stream.
+a network does through its residual stream. A token that the process cannot have made, such as a word in pure absorbing
+noise, tells nothing.
 """
 
 from __future__ import annotations
@@ -132,13 +133,17 @@ class ExactDenoiser(AbstractDenoiser):
         cavity = self._cavity(keys, visible)
         if self.reading == "score":
             noise = noise.clamp(_SCORE.floor, 1 - _SCORE.floor)
-        kernel = self.process.between(torch.zeros_like(noise), noise)
-        own = self.process.likelihood(tokens, kernel)[..., :-1]
         if self.reading == "mean":
-            log_p = (cavity * own).log() * self.sharpness
+            log_p = (cavity * self._likelihood(tokens, noise)).log() * self.sharpness
             return torch.nn.functional.pad(torch.log_softmax(log_p, -1), (0, 1))
+        kernel = self.process.between(torch.zeros_like(noise), noise)
         everywhere = self.process.spread(torch.nn.functional.pad(cavity**self.sharpness, (0, 1)), kernel)
         return (everywhere / everywhere.gather(-1, tokens[..., None])).log()
+
+    def _likelihood(self, tokens: Int[Tensor, "b k"], noise: Float[Tensor, "b k"]) -> Float[Tensor, "b k n"]:
+        """`q(x_u | x_0)` for every word `x_0`; ones where the process cannot have made the token."""
+        q = self.process.likelihood(tokens, self.process.between(torch.zeros_like(noise), noise))[..., :-1]
+        return torch.where((q > 0).any(-1, keepdim=True), q, 1.0)
 
     def _cavity(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q n"]:
         """`p(x_0 | everything a query sees but its own token)`, over the words."""
@@ -147,14 +152,9 @@ class ExactDenoiser(AbstractDenoiser):
         start = keys.tokens.shape[1] - num_queries
         others = visible.clone()
         others[:, :, start:] &= ~torch.eye(num_queries, dtype=torch.bool)
-        kernel = self.process.between(torch.zeros_like(keys.noise), keys.noise)
-        log_q = self.process.likelihood(keys.tokens, kernel).log().clamp_min(_IMPOSSIBLE)
+        log_q = self._likelihood(keys.tokens, keys.noise).log().clamp_min(_IMPOSSIBLE)
         at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence where each key stands
         evidence = torch.einsum("bqk,bks->bqs", others.double(), log_q.gather(-1, at_key))
-        if bool((evidence.amax(-1) <= _IMPOSSIBLE / 2).any()):
-            raise ValueError(
-                f"{self.process!r} makes no such canvas at these noise fractions: nothing could be known."
-            )
         posterior = torch.softmax(log_law + evidence, -1)
         at_query = sequences.T[keys.positions[:, start:]]
         cavity = posterior.new_zeros(*posterior.shape[:2], self.world.num_words)

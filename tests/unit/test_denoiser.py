@@ -192,13 +192,25 @@ def test_the_exact_denoiser_remembers_what_it_is_told_to():
     torch.testing.assert_close(alone.log_clean(torch.tensor([0])), whole.log_clean(at[1:]), **EXACT)
 
 
+def test_what_cannot_be_tells_nothing():
+    """A word in pure absorbing noise, or a mask in clean text, is as good as unseen."""
+    world, process = agreeing_world(3, 2), Absorbing(3)
+    denoiser = ExactDenoiser(world, process)
+    tokens, noise = (
+        torch.tensor([[1, 3], [3, 3]]),
+        torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64),
+    )
+    p = denoiser.predict(tokens, noise, Context())
+    found = p.log_clean(p.everywhere()).exp()[:, :3].view(2, 2, 3)
+    torch.testing.assert_close(found[:, 1], world.joint.sum(0).expand(2, -1), **EXACT)
+    torch.testing.assert_close(found[:, 0], world.joint.sum(1).expand(2, -1), **EXACT)
+
+
 def test_the_exact_denoiser_refuses_what_it_cannot_answer():
     world = random_world(3, 2)
     with pytest.raises(ValueError, match="4 words and the world 3"):
         ExactDenoiser(world, Absorbing(4))
     tokens, noise = torch.tensor([[0, 3]]), torch.tensor([[0.5, 0.5]], dtype=torch.float64)
-    with pytest.raises(ValueError, match="no such canvas"):
-        ExactDenoiser(world, Absorbing(3)).predict(tokens, torch.zeros_like(noise), Context())
     with pytest.raises(ValueError, match="2 queries and 2 keys"):
         ExactDenoiser(world, Absorbing(3)).predict(
             tokens, noise, Context(attention=torch.ones(1, 2, 3).bool())
