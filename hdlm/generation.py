@@ -170,9 +170,9 @@ def blanks(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
     ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     end = 0
     for found in BLANK.finditer(text):
-        ids += _words(text[end : found.start()], tokenizer) + [mask_id] * int(found[1] or 1)
+        ids += _words(text[end : found.start()], tokenizer, glued=end > 0) + [mask_id] * int(found[1] or 1)
         end = found.end()
-    ids += _words(text[end:], tokenizer)
+    ids += _words(text[end:], tokenizer, glued=end > 0)
     if mask_id not in ids:
         raise ValueError("Nothing to fill in: the text has no [MASK] (one token) or [MASK:n] (n tokens).")
     return ids if tokenizer.vocabulary.eos is None else [*ids, tokenizer.vocabulary.eos]
@@ -256,8 +256,10 @@ def _check_length(what: str, length: int, context: int) -> None:
         )
 
 
-def _words(text: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(text.strip()) if text.strip() else []
+def _words(text: str, tokenizer: Tokenizer, *, glued: bool = False) -> list[int]:
+    """Tokens of a piece of text; one that follows a gap is glued to it unless a space stands between them."""
+    glued = glued and not text[:1].isspace()
+    return tokenizer.encode(text.strip(), glued=glued) if text.strip() else []
 
 
 def _text(ids: list[int], tokenizer: Tokenizer) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -92,9 +93,22 @@ class Tokenizer:
         """Everything, as the text of a `tokenizer.json`."""
         return str(self._backend.to_str())
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without end-of-text."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+    def encode(self, text: str, *, glued: bool = False) -> list[int]:
+        """Tokens of a text, without end-of-text.
+
+        Args:
+            text: The text.
+            glued: Whether it follows other text without a space between them.
+        """
+        backend = self._without_first_space if glued else self._backend
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _without_first_space(self) -> tokenizers.Tokenizer:
+        """The same merges for text that does not begin a word."""
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return backend
 
     def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
         """Tokens of each document and end-of-text behind each; encoded in parallel."""

@@ -122,6 +122,12 @@ def test_a_word_is_the_same_first_and_later(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("And the")[len(tokenizer.encode("And")) :] == tokenizer.encode("the")
 
 
+def test_glued_text_begins_no_word(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("the Word, and")
+    assert tokenizer.encode("the Word") + tokenizer.encode(", and", glued=True) == whole
+    assert tokenizer.encode("the Word") + tokenizer.encode(", and") != whole
+
+
 def test_tokenizer_round_trip(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     again = Tokenizer.load(tmp_path / "tokenizer.json")
