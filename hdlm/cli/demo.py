@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from hdlm.view.report import Measurement
 
 PROMPTS = ("And the LORD said unto", "In the beginning", "And it came to pass")
-GAPS = "And the [MASK:2] said unto the people, [MASK:6] the LORD your God."
+GAPS = (
+    "And the word of the LORD came unto [MASK], saying, Go, and speak unto the children of [MASK], and say unto them, "
+    "Thus [MASK:3], Go ye up to [MASK], and do that which is right in the sight of the LORD."
+)
 ETA = 0.3
 
 
@@ -83,7 +86,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
     checkpoint = load_checkpoint(pretrained() / name, device)
     parameters = sum(weight.numel() for weight in checkpoint.network.parameters())
     console.print(f"{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}\n")
-    calm = Settings(eta=ETA, temperature=0.7, top_p=0.9, length=min(64, checkpoint.length))
+    calm = Settings(eta=ETA, temperature=0.6, top_p=0.9, length=min(64, checkpoint.length))
     ways = {name: replace(calm, algorithm=name) for name in ("original", "acs")}
     _side_by_side(console, checkpoint, ways, PROMPTS[0], seed, device)
     console.print("\n[bold]Filling in[/], with context on both sides:")
