@@ -16,7 +16,7 @@ from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Block
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
 from hdlm.objective import NELBO, AbstractObjective, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, NetworkInputs
-from hdlm.process import Absorbing, AbstractNoiseProcess, GammaHybrid, Kernel, Weights
+from hdlm.process import AbstractNoiseProcess, GammaHybrid, Kernel, Weights
 from hdlm.sampling import Ancestral
 from hdlm.verification import GROUPS, Sampler, Trial, built_in, laws_of, verify
 
