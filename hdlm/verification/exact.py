@@ -184,11 +184,13 @@ def _distinct(
     keys: _Keys, visible: Bool[Tensor, "#b q k"]
 ) -> tuple[tuple[_Keys, Bool[Tensor, "r q k"]], Int[Tensor, " b"]]:
     """Rows that differ, each once, and where every row of the batch is among them: few worlds have many states."""
-    batch, count = keys.tokens.shape
-    own_mask = visible.flatten(1).double() if len(visible) > 1 else keys.noise.new_zeros(batch, 0)
-    rows = torch.cat([keys.tokens.double(), keys.noise, keys.positions.double(), own_mask], 1)
-    few, back = rows.unique(dim=0, return_inverse=True)
-    tokens, noise, positions, mask = few.split([count, count, count, own_mask.shape[1]], 1)
-    seen = mask.bool().view(len(few), *visible.shape[1:]) if len(visible) > 1 else visible
-    distinct = _Keys(tokens.long(), noise, positions.long())
-    return (distinct, seen.expand(len(few), -1, -1)), back
+    own_mask = visible.flatten(1) if len(visible) > 1 else visible.new_zeros(len(keys.tokens), 0)
+    columns = torch.cat([keys.tokens, keys.noise, keys.positions, own_mask], 1).unbind(1)
+    back = torch.zeros_like(keys.tokens[:, 0])
+    for column in columns:
+        if bool((column != column[0]).any()):
+            back = (back * len(column) + column.unique(return_inverse=True)[1]).unique(return_inverse=True)[1]
+    place = torch.arange(len(back))
+    few = torch.zeros(int(back.max()) + 1, dtype=torch.long).scatter(0, back, place)  # any row of each kind
+    seen = visible[few] if len(visible) > 1 else visible.expand(len(few), -1, -1)
+    return (keys.select(few, slice(None)), seen), back
