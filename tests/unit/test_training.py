@@ -312,9 +312,23 @@ def test_the_nearer_limit_ends_a_run() -> None:
     assert both.progress(100, 0.0) == both.progress(0, 61.0) == 1.0
 
 
-def test_precision_is_what_was_asked_or_the_faster_one() -> None:
+@pytest.mark.parametrize(("of_bf16", "expected"), [(1.0, "bf16"), (3.0, "no")])
+def test_precision_is_what_was_asked_or_the_faster_one(
+    of_bf16: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {torch.bfloat16: of_bf16, torch.float32: 2.0}
+    monkeypatch.setattr("hdlm.training.precision._seconds", lambda dtype, device: seconds[dtype])
+    assert choose_precision("auto", CPU) == expected
     assert choose_precision("bf16", CPU) == "bf16"
-    assert choose_precision("auto", CPU) in ("bf16", "no")
+    assert choose_precision("no", CPU) == "no"
+
+
+def test_precision_does_not_ask_the_clock_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine that clock measures the other programs too."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("asked the clock on the wall"))
+    choose_precision("auto", CPU)
+    assert torch.get_num_threads() == threads
 
 
 def test_bf16_trains_too(text: Path, tmp_path: Path) -> None:
