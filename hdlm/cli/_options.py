@@ -28,9 +28,11 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def add_seed(parser: argparse.ArgumentParser) -> None:
+def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """Add `--seed`."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=default, help="seed of all randomness (default: %(default)s)"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

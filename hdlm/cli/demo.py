@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of act 2 (default: demo, or demo-2 and so on)")
     parser.add_argument("--minutes", type=float, help="how long act 2 trains (default: as its recipe says)")
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="train on these files instead of the Bible")
-    add_seed(parser)
+    add_seed(parser, default=1)
     add_device(parser)
 
 

@@ -30,7 +30,7 @@ __all__ = ["Chain", "Move", "Reading", "Step", "Transform", "require_masks", "wo
 _ENTRIES = 2**24
 """How many vocabulary entries are expanded to float64 at a time."""
 _STREAMS = 16
-"""Uniform numbers a step may have per position; chained steps get `_STREAMS` each."""
+"""Uniform numbers a step may have per position, and parts that a compound step may have."""
 
 
 @runtime_checkable
@@ -128,6 +128,7 @@ class Move:
         sequence: Index of each sequence in the run.
         step: Index of the generation step.
         stream: Which of the run's random streams this step may use.
+        depth: How many compound steps this one is a part of.
     """
 
     process: AbstractNoiseProcess
@@ -140,6 +141,7 @@ class Move:
     sequence: Int[Tensor, " b"]
     step: int
     stream: int = 0
+    depth: int = 0
 
     @property
     def reading(self) -> Reading:
@@ -170,8 +172,11 @@ class Move:
         )
 
     def sub(self, index: int) -> Move:
-        """The same move with random numbers of its own, for the part `index` (0, 1, ...) of a compound step."""
-        return replace(self, stream=self.stream * _STREAMS + index + 1)
+        """The same move with random numbers of its own, for the part `index` of a compound step.
+
+        Part 0 goes on with the numbers of the whole: what is chained behind a step changes nothing that it draws.
+        """
+        return replace(self, stream=self.stream + index * _STREAMS**self.depth, depth=self.depth + 1)
 
 
 @runtime_checkable

@@ -55,7 +55,7 @@ class FirstHitting:
             if turn:
                 asked = replace(move, x=x, t=torch.maximum(now, nearly))
             x = self._lift(x, asked, lifted, process)
-        settle = replace(move, x=x, t=torch.minimum(nearly, move.t)).sub(0)
+        settle = replace(move, x=x, t=torch.minimum(nearly, move.t)).sub(1)
         return Ancestral(process)(x, settle)
 
     def _lift(

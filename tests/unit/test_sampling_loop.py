@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from hdlm.denoiser import Denoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
-from hdlm.sampling import ALGORITHMS, FirstHitting, Frame, Prompt, Trace, algorithm, sample
+from hdlm.sampling import (
+    ALGORITHMS,
+    Ancestral,
+    Chain,
+    FirstHitting,
+    Frame,
+    Move,
+    Prompt,
+    Trace,
+    algorithm,
+    sample,
+)
 
 WORDS, LENGTH = 11, 8
 SCHEDULES = [
@@ -156,3 +168,34 @@ def test_bad_input_is_named() -> None:
         sample(model, flat(LENGTH, 2), step, prompt=Prompt.prefix([WORDS], LENGTH))
     with pytest.raises(ValueError, match="num_sequences"):
         sample(model, flat(LENGTH, 2), step, num_sequences=0)
+
+
+def test_a_correction_that_never_acts_changes_no_word() -> None:
+    model = denoiser()
+    plain, corrected = (
+        sample(
+            model, Slide(LENGTH, 3, 3), algorithm(name, model.process, 1e-9), num_sequences=8, prompt=PROMPT
+        )
+        for name in ("original", "acs")
+    )
+    assert torch.equal(plain.tokens, corrected.tokens)
+
+
+def test_parts_of_nested_steps_have_random_numbers_of_their_own() -> None:
+    streams = set()
+
+    def record(x: Tensor, move: Move) -> Tensor:
+        assert move.stream not in streams
+        streams.add(move.stream)
+        return x
+
+    nested = Chain((Chain((record, record)), record, Chain((record, Chain((record, record))))))
+    model = denoiser()
+
+    def step(x: Tensor, move: Move) -> Tensor:
+        streams.clear()
+        nested(x, move)
+        return Ancestral()(x, move)
+
+    sample(model, flat(LENGTH, 1), step, prompt=PROMPT)
+    assert len(streams) == 6
