@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -34,10 +34,12 @@ from hdlm import noise_schedule as noise_schedules
 from hdlm import parameterization as parameterizations
 from hdlm import process as processes
 from hdlm.atomic import replacing
+from hdlm.attention import Active, Context
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
+from hdlm.process import AbstractNoiseProcess
 from hdlm.vocabulary import Vocabulary
 
 __all__ = ["Checkpoint", "build", "describe", "load_checkpoint", "save_checkpoint"]
@@ -64,6 +66,8 @@ class Checkpoint:
         hyperschedules: What it was trained on, the one it generates best by first.
         tokenizer: Text of a `tokenizer.json`, or None for a model of bare ids.
         training: How it came about: plain values for people to read.
+        context: What settled positions saw of one another in training; see `hdlm.attention`.
+        active: What active positions saw of one another in training.
     """
 
     denoiser: Denoiser
@@ -72,14 +76,24 @@ class Checkpoint:
     hyperschedules: tuple[AbstractHyperschedule, ...] = ()
     tokenizer: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    context: Context = "block_causal"
+    active: Active = "full"
 
     def __post_init__(self) -> None:
-        words, rows = self.vocabulary.num_words, self.network.config.vocab_size
-        if not words == self.denoiser.process.num_words == rows - 1:
+        words, process, rows = (
+            self.vocabulary.num_words,
+            self.denoiser.process,
+            self.network.config.vocab_size,
+        )
+        fits = (words + 1,) if makes_masks(process) else (words, words + 1)
+        if process.num_words != words or rows not in fits:
             raise ValueError(
-                f"the vocabulary does not match: it has {words} words, the process "
-                f"{self.denoiser.process.num_words}, and the network {rows} rows (words and mask)."
+                f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
+                f"network {rows} rows (one for each word, and one for the mask, where there is one)."
             )
+        for name, value, choices in (("context", self.context, Context), ("active", self.active, Active)):
+            if value not in get_args(choices):
+                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
 
     @property
     def network(self) -> DDiT:
@@ -104,8 +118,15 @@ class Checkpoint:
             "parameterization": describe(self.denoiser.parameterization),
             "noise_schedule": describe(self.noise_schedule),
             "hyperschedules": [describe(hyperschedule) for hyperschedule in self.hyperschedules],
+            "context": self.context,
+            "active": self.active,
             "training": dict(self.training),
         }
+
+
+def makes_masks(process: AbstractNoiseProcess) -> bool:
+    """Whether noise ever turns a word into the mask."""
+    return bool(process.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
 
 
 def describe(piece: Any) -> dict[str, Any]:
@@ -230,6 +251,8 @@ def load_checkpoint(
         trained_on,
         _read_tokenizer(folder / _TOKENIZER),
         config["training"],
+        config.get("context", "block_causal"),
+        config.get("active", "full"),
     )
 
 

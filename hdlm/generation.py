@@ -219,6 +219,8 @@ def write(
         prompt=given if given.fixed.any() else None,
         transforms=settings.transforms(),
         noise_schedule=checkpoint.noise_schedule,
+        context=checkpoint.context,
+        active=checkpoint.active,
         device=device,
         watch=watch,
     )

@@ -36,7 +36,9 @@ class NetworkInputs:
 class AbstractParameterization(abc.ABC):
     """The meaning of raw outputs, row by row.
 
-    The methods take any leading shape `*n`: the whole canvas, or only the positions that are asked about.
+    The methods take any leading shape `*n`: the whole canvas, or only the positions that are asked about. Raw outputs
+    have a row for each word and one for the mask, which networks of processes without a mask (uniform noise) may lack;
+    answers always have both.
     """
 
     @property
@@ -52,7 +54,7 @@ class AbstractParameterization(abc.ABC):
     def log_clean(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
@@ -62,7 +64,7 @@ class AbstractParameterization(abc.ABC):
     def log_score(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:

@@ -20,7 +20,9 @@ __all__ = ["LogScore"]
 @final
 @dataclass(frozen=True)
 class LogScore(AbstractParameterization):
-    """`log score = raw - log(e^sigma - 1) - log N`, and 0 at the token that stands there (SEDD, arXiv 2310.16834).
+    """`log score = raw - log(e^sigma - 1) - log(rows - 1)`, and 0 at the token that stands there.
+
+    Reference: SEDD (arXiv 2310.16834).
 
     Attributes:
         scale_by_sigma: Whether the two terms are subtracted (published weights: yes).
@@ -50,20 +52,22 @@ class LogScore(AbstractParameterization):
     def log_score(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
         log_score = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale_by_sigma:
-            scale = torch.expm1(total_noise(self._inner(u))).log() + math.log(process.num_words)
+            scale = torch.expm1(total_noise(self._inner(u))).log() + math.log(raw.shape[-1] - 1)
             log_score = log_score - scale[..., None].to(log_score.dtype)
+        if raw.shape[-1] == process.num_words:
+            log_score = torch.nn.functional.pad(log_score, (0, 1), value=-torch.inf)
         return log_score.scatter(-1, x_t[..., None], 0.0)
 
     def log_clean(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:

@@ -52,7 +52,7 @@ class Mean(AbstractParameterization):
     def log_clean(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
@@ -64,7 +64,7 @@ class Mean(AbstractParameterization):
     def log_score(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:

@@ -35,7 +35,7 @@ class Shifted(AbstractParameterization):
     def log_clean(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
@@ -44,7 +44,7 @@ class Shifted(AbstractParameterization):
     def log_score(
         self,
         process: AbstractNoiseProcess,
-        raw: Float[Tensor, "*n v"],
+        raw: Float[Tensor, "*n rows"],
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
