@@ -17,6 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"denoiser"}),
     frozenset({"objective", "sampling", "checkpoint"}),
     frozenset({"training", "evaluation", "generation", "serving", "view", "verification", "hub"}),
+    frozenset({"published"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),

@@ -1,0 +1,1 @@
+"""Weights of the world: published checkpoints in, this project's out."""
