@@ -42,10 +42,13 @@ from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
 from hdlm.process import AbstractNoiseProcess
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["Checkpoint", "build", "describe", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "assemble", "build", "describe", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 """Version of the layout of `config.json`."""
+
+MODEL_TYPE = "hdlm"
+"""What `transformers` knows these models by: see `hdlm.hub.modeling`."""
 
 WeightsName = Literal["averaged", "raw"]
 _FILES: Mapping[WeightsName, str] = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
@@ -112,6 +115,7 @@ class Checkpoint:
         """What `config.json` says."""
         return {
             "format": FORMAT,
+            "model_type": MODEL_TYPE,
             "network": self.network.config.to_dict(),
             "vocabulary": dataclasses.asdict(self.vocabulary),
             "process": describe(self.denoiser.process),
@@ -232,24 +236,36 @@ def load_checkpoint(
     """
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint folder {folder}.")
-    config = _read_config(folder / _CONFIG)
+    config, tokenizer = _read_config(folder / _CONFIG), _read_tokenizer(folder / _TOKENIZER)
     try:
         network = DDiT(DDiTConfig.from_dict(config["network"]))
-        vocabulary = Vocabulary(**config["vocabulary"])
-        process = build(processes, config["process"])
-        parameterization = build(parameterizations, config["parameterization"])
-        noise_schedule = build(noise_schedules, config["noise_schedule"])
-        trained_on = tuple(build(hyperschedules, description) for description in config["hyperschedules"])
+        checkpoint = assemble(config, network, tokenizer)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: {error}") from error
     _fill(network, folder / _FILES[weights])
-    denoiser = Denoiser(network, process, parameterization).to(device).eval()
+    checkpoint.denoiser.to(device).eval()
+    return checkpoint
+
+
+def assemble(config: Mapping[str, Any], network: DDiT, tokenizer: str | None = None) -> Checkpoint:
+    """The checkpoint that `Checkpoint.config` described, around a network.
+
+    Args:
+        config: What `config.json` says.
+        network: The network, of the shape that it says.
+        tokenizer: Text of a `tokenizer.json`, or None.
+
+    Raises:
+        ValueError: If a piece is unknown or has not these fields, or the pieces do not fit.
+    """
+    process = build(processes, config["process"])
+    parameterization = build(parameterizations, config["parameterization"])
     return Checkpoint(
-        denoiser,
-        vocabulary,
-        noise_schedule,
-        trained_on,
-        _read_tokenizer(folder / _TOKENIZER),
+        Denoiser(network, process, parameterization),
+        Vocabulary(**config["vocabulary"]),
+        build(noise_schedules, config["noise_schedule"]),
+        tuple(build(hyperschedules, description) for description in config["hyperschedules"]),
+        tokenizer,
         config["training"],
         config.get("context", "block_causal"),
         config.get("active", "full"),
