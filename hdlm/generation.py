@@ -20,6 +20,7 @@ from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.sampling import (
     Frame,
+    Generation,
     MinP,
     Prompt,
     RepetitionPenalty,
@@ -31,7 +32,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["BLANK", "Passage", "Settings", "blanks", "tokenizer_of", "write"]
+__all__ = ["BLANK", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 """What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
@@ -206,10 +207,56 @@ def write(
     """
     tokenizer = tokenizer_of(checkpoint)
     given, plan = _given(checkpoint, tokenizer, prompt, settings)
+    done = complete(
+        checkpoint,
+        given,
+        plan,
+        settings,
+        num=num,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        watch=watch,
+    )
+    rows: list[list[int]] = done.tokens.tolist()
+    num_given = int(given.fixed.sum())
+    return [Passage(_text(ids, tokenizer), tuple(ids), num_given, done.num_evaluations) for ids in rows]
+
+
+def complete(
+    checkpoint: Checkpoint,
+    given: Prompt,
+    plan: AbstractHyperschedule,
+    settings: Settings,
+    *,
+    num: int = 1,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    watch: Callable[[Frame], None] | None = None,
+) -> Generation:
+    """Write the free positions of a canvas: `write` without words.
+
+    Args:
+        checkpoint: The model; on `device`.
+        given: What is given, on the whole canvas: one row, or `num`.
+        plan: The hyperschedule to write along; see `planned`.
+        settings: How.
+        num: How many sequences, at least 1.
+        batch_size: How many at a time; it changes no sequence.
+        seed: Of all randomness.
+        device: Where the model is.
+        watch: Called after every generation step.
+
+    Raises:
+        ValueError: If a setting is out of range, or what is given does not fit.
+    """
     denoiser: AbstractDenoiser = checkpoint.denoiser
     if settings.guidance:
-        denoiser = Guided(denoiser, given.fixed.to(device), settings.guidance)
-    done = sample(
+        if (given.fixed != given.fixed[:1]).any():
+            raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")
+        denoiser = Guided(denoiser, given.fixed[:1].to(device), settings.guidance)
+    return sample(
         denoiser,
         plan,
         algorithm(settings.algorithm, denoiser.process, settings.eta),
@@ -224,31 +271,49 @@ def write(
         device=device,
         watch=watch,
     )
-    rows: list[list[int]] = done.tokens.tolist()
-    num_given = int(given.fixed.sum())
-    return [Passage(_text(ids, tokenizer), tuple(ids), num_given, done.num_evaluations) for ids in rows]
+
+
+def planned(
+    checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool
+) -> AbstractHyperschedule:
+    """The hyperschedule that settings and checkpoint agree on.
+
+    Args:
+        checkpoint: The model.
+        settings: How to write.
+        length: Positions on the canvas.
+        infilling: Whether gaps stand between given words: then all positions are written together unless `settings`
+            say otherwise.
+
+    Raises:
+        ValueError: If the canvas does not fit the network, or the settings do not fit the checkpoint.
+    """
+    trained = checkpoint.hyperschedules
+    if not infilling:
+        _check_length("canvas", length, checkpoint.length)
+        return settings.plan(trained, length)
+    _check_length("text with its gaps", length, checkpoint.length)
+    widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
+    whole = settings.hyperschedule is None and settings.width is None
+    return (replace(settings, width=length) if whole else settings).plan(widest, length)
 
 
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
 ) -> tuple[Prompt, AbstractHyperschedule]:
     """What is given, and the hyperschedule to write the rest along."""
-    trained = checkpoint.hyperschedules
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id)
-        _check_length("text with its gaps", len(ids), checkpoint.length)
-        widest = sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0))
         if settings.length is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
             )
-        whole = settings.hyperschedule is None and settings.width is None
-        plan = (replace(settings, width=len(ids)) if whole else settings).plan(tuple(widest), len(ids))
+        plan = planned(checkpoint, settings, len(ids), infilling=True)
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), plan
     length = checkpoint.length if settings.length is None else settings.length
-    _check_length("canvas", length, checkpoint.length)
+    plan = planned(checkpoint, settings, length, infilling=False)
     start: list[Any] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
-    return Prompt.prefix(start + _words(prompt, tokenizer), length), settings.plan(trained, length)
+    return Prompt.prefix(start + _words(prompt, tokenizer), length), plan
 
 
 def _check_length(what: str, length: int, context: int) -> None:
