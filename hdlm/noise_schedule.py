@@ -17,7 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["LINEAR", "AbstractNoiseSchedule", "Cosine", "Geometric", "Linear", "LogLinear", "total_noise"]
+__all__ = [
+    "LINEAR",
+    "AbstractNoiseSchedule",
+    "ConstantRate",
+    "Cosine",
+    "CosinePower",
+    "Geometric",
+    "Linear",
+    "LogLinear",
+    "Logarithmic",
+    "Power",
+    "total_noise",
+]
 
 
 def total_noise(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -72,8 +84,7 @@ class LogLinear(AbstractNoiseSchedule):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"`floor` must lie in [0, 1); got {self.floor}.")
+        _check_floor(self.floor)
 
     def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return (1 - self.floor) * t
@@ -88,16 +99,127 @@ class LogLinear(AbstractNoiseSchedule):
 @final
 @dataclass(frozen=True)
 class Cosine(AbstractNoiseSchedule):
-    """`alpha(t) = 1 - cos(pi/2 (1 - t))`, that is `u(t) = cos(pi/2 (1 - t))` (MDLM, appendix)."""
+    """`u(t) = cos(pi/2 (1 - (1 - floor) t))` (MaskGIT, arXiv 2202.04200; Duo, arXiv 2506.10892, with a floor).
+
+    Attributes:
+        floor: How much time is left at `t = 1`, in [0, 1).
+    """
+
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
+
+    @property
+    def _angle(self) -> float:
+        return math.pi / 2 * (1 - self.floor)
 
     def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        return torch.sin(math.pi / 2 * t)
+        return torch.sin(self._angle * t)
 
     def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        return math.pi / 2 * torch.cos(math.pi / 2 * t)
+        return self._angle * torch.cos(self._angle * t)
 
     def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        return 2 / math.pi * torch.asin(u)
+        return torch.asin(u) / self._angle
+
+
+@final
+@dataclass(frozen=True)
+class CosinePower(AbstractNoiseSchedule):
+    """`1 - u(t) = floor + (1 - floor) cos(pi/2 t)^exponent` (MDLM, arXiv 2406.07524, appendix).
+
+    Attributes:
+        exponent: At least 1; 2 is the schedule of Nichol and Dhariwal (arXiv 2102.09672).
+        floor: What is left of the data at `t = 1`, in [0, 1).
+    """
+
+    exponent: float = 1.0
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
+        if not self.exponent >= 1:
+            raise ValueError(f"`exponent` must be at least 1; got {self.exponent}.")
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return (1 - self.floor) * (1 - torch.cos(math.pi / 2 * t).clamp_min(0) ** self.exponent)
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        cos, sin = torch.cos(math.pi / 2 * t).clamp_min(0), torch.sin(math.pi / 2 * t)
+        return (1 - self.floor) * math.pi / 2 * self.exponent * cos ** (self.exponent - 1) * sin
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return 2 / math.pi * torch.acos((1 - u / (1 - self.floor)).clamp_min(0) ** (1 / self.exponent))
+
+
+@final
+@dataclass(frozen=True)
+class Power(AbstractNoiseSchedule):
+    """`u(t) = t^exponent` (BD3-LM, arXiv 2503.09573: square and square root).
+
+    Attributes:
+        exponent: Positive; below 1 most of the noise comes early.
+    """
+
+    exponent: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.exponent < math.inf:
+            raise ValueError(f"`exponent` must be positive; got {self.exponent}.")
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return t**self.exponent
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.exponent * t ** (self.exponent - 1)
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return u ** (1 / self.exponent)
+
+
+@final
+@dataclass(frozen=True)
+class Logarithmic(AbstractNoiseSchedule):
+    """`u(t) = log(1 + t) / log 2` (BD3-LM, arXiv 2503.09573)."""
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.log1p(t) / math.log(2)
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return 1 / ((1 + t) * math.log(2))
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.expm1(u * math.log(2))
+
+
+@final
+@dataclass(frozen=True)
+class ConstantRate(AbstractNoiseSchedule):
+    """`sigma(t) = sigma_min + (sigma_max - sigma_min) t` (the `linear` noise of MDLM, arXiv 2406.07524).
+
+    Attributes:
+        sigma_min: Total noise at `t = 0`, not negative.
+        sigma_max: Total noise at `t = 1`, above `sigma_min`.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"A constant rate needs 0 <= sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}."
+            )
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return -torch.expm1(-(self.sigma_min + (self.sigma_max - self.sigma_min) * t))
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return (self.sigma_max - self.sigma_min) * (1 - self.fraction(t))
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return (total_noise(u) - self.sigma_min) / (self.sigma_max - self.sigma_min)
 
 
 @final
@@ -131,3 +253,8 @@ class Geometric(AbstractNoiseSchedule):
 
     def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return torch.log(total_noise(u) / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 <= floor < 1:
+        raise ValueError(f"`floor` must lie in [0, 1); got {floor}.")

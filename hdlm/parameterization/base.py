@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["AbstractParameterization", "NetworkInputs"]
+__all__ = ["AbstractParameterization", "NetworkInputs", "loudest"]
 
 
 @final
@@ -31,6 +31,11 @@ class NetworkInputs:
 
     condition: Float[Tensor, "*b"] | None = None
     blend: Float[Tensor, "*b"] | None = None
+
+
+def loudest(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The greatest noise fraction along the last axis, at each of its positions."""
+    return u.amax(-1, keepdim=True).expand_as(u)
 
 
 class AbstractParameterization(abc.ABC):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, loudest
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = ["LogScore"]
@@ -29,11 +29,14 @@ class LogScore(AbstractParameterization):
         blend_rate: The network sees `e^{-rate sigma} E[x] + (1 - e^{-rate sigma}) E[mask]`; the gamma-hybrids'
             `hybrid_sigma_embedding` with `rate = gamma`. None for plain embeddings.
         floor: The noise fraction is kept this far from 0 and 1, where `sigma` is 0 or infinite.
+        shared: Whether all positions are told the greatest noise among them, as networks are that know one number a
+            sequence (SEDD), or each its own.
     """
 
     scale_by_sigma: bool = True
     blend_rate: float | None = None
     floor: float = 1e-4
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < 0.5:
@@ -47,7 +50,7 @@ class LogScore(AbstractParameterization):
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         sigma = total_noise(self._inner(u))
         blend = None if self.blend_rate is None else -torch.expm1(-self.blend_rate * sigma)
-        return NetworkInputs(sigma, blend)
+        return NetworkInputs(loudest(sigma) if self.shared else sigma, blend)
 
     def log_score(
         self,

@@ -1,4 +1,4 @@
-"""The mean parameterization: raw outputs are logits of the clean token (AR, MDLM, epsilon-hybrid, BD3-LM, GIDD)."""
+"""The mean parameterization: raw outputs are logits of the clean token (AR, epsilon-hybrid)."""
 
 from __future__ import annotations
 

@@ -9,13 +9,28 @@ import pytest
 import torch
 
 import hdlm.noise_schedule as module
-from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear, total_noise
+from hdlm.noise_schedule import (
+    AbstractNoiseSchedule,
+    ConstantRate,
+    Cosine,
+    CosinePower,
+    Geometric,
+    Linear,
+    Logarithmic,
+    LogLinear,
+    Power,
+    total_noise,
+)
 from hdlm.verification import Trial, laws_of
 
 EXAMPLES: dict[type[AbstractNoiseSchedule], tuple[AbstractNoiseSchedule, ...]] = {
     Linear: (Linear(),),
     LogLinear: (LogLinear(), LogLinear(5e-3), LogLinear(0.0)),
-    Cosine: (Cosine(),),
+    Cosine: (Cosine(), Cosine(1e-3)),
+    CosinePower: (CosinePower(), CosinePower(2.0), CosinePower(1.5, floor=0.0)),
+    Power: (Power(2.0), Power(0.5)),
+    Logarithmic: (Logarithmic(),),
+    ConstantRate: (ConstantRate(), ConstantRate(1e-3, 7.0)),
     Geometric: (Geometric(), Geometric(1e-3, 1.0)),
 }
 ALL = [pytest.param(schedule, id=repr(schedule)) for family in EXAMPLES.values() for schedule in family]
@@ -52,6 +67,11 @@ def test_definitions():
     ("make", "named"),
     [
         (lambda: LogLinear(1.0), "floor.*1.0"),
+        (lambda: Cosine(1.0), "floor.*1.0"),
+        (lambda: CosinePower(0.5), "exponent.*0.5"),
+        (lambda: CosinePower(floor=-0.1), "floor.*-0.1"),
+        (lambda: Power(0.0), "exponent.*0.0"),
+        (lambda: ConstantRate(2.0, 1.0), "2.0 and 1.0"),
         (lambda: Geometric(0.0, 1.0), "0.0 and 1.0"),
         (lambda: Geometric(2.0, 1.0), "2.0 and 1.0"),
     ],

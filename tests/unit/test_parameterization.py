@@ -10,13 +10,14 @@ import torch
 
 import hdlm.parameterization as package
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification import Trial, laws_of
 
 EXAMPLES: dict[type[AbstractParameterization], tuple[AbstractParameterization, ...]] = {
     Mean: tuple(Mean(told) for told in ("none", "sigma", "fraction", "zero")),
-    LogScore: (LogScore(), LogScore(scale_by_sigma=False), LogScore(blend_rate=0.1)),
+    Cavity: (*(Cavity(told) for told in ("none", "sigma", "fraction", "zero")), Cavity("sigma", shared=True)),
+    LogScore: (LogScore(), LogScore(shared=True), LogScore(scale_by_sigma=False), LogScore(blend_rate=0.1)),
     Shifted: (Shifted(Mean()), Shifted(LogScore(blend_rate=0.5))),
 }
 ALL = [pytest.param(reading, id=repr(reading)) for family in EXAMPLES.values() for reading in family]
@@ -57,6 +58,39 @@ def test_the_mean_reading_is_a_softmax_over_words(process):
     loud = raw.clone()
     loud[:, -1] = 1e6  # whatever is said of the mask
     torch.testing.assert_close(Mean().log_clean(process, loud, x_t, u)[:, :-1].exp(), expected)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_the_cavity_is_the_prior_of_bayes_rule(process):
+    """`p(x_0 | x_t) ~ softmax(raw) q(x_t | x_0)`, and its score is that of the noised softmax."""
+    raw, x_t, u = rows(process)
+    kernel = process.between(torch.zeros_like(u), u)
+    prior = torch.nn.functional.pad(raw[:, :-1].softmax(-1), (0, 1))
+    joint = prior * process.likelihood(x_t, kernel)
+    clean = Cavity().log_clean(process, raw, x_t, u).exp()
+    torch.testing.assert_close(clean, joint / joint.sum(-1, keepdim=True))
+    noisy = process.spread(prior, kernel)
+    score = Cavity().log_score(process, raw, x_t, u).exp()
+    torch.testing.assert_close(score, noisy / noisy.gather(-1, x_t[:, None]))
+
+
+def test_the_cavity_carries_visible_words_over():
+    """Absorbing: a visible word is its own origin, however little the network thinks of it; at `u = 1`, too late."""
+    process, x_t = Absorbing(4), torch.tensor([2, 2, 4])
+    raw = torch.tensor([0.0, 0.0, -1e6, 1.0, 0.0]).expand(3, 5)
+    found = Cavity().log_clean(process, raw, x_t, torch.tensor([0.3, 0.0, 1.0]))
+    torch.testing.assert_close(found[:2], torch.tensor([0, 0, 1, 0, 0]).log().expand(2, 5))
+    torch.testing.assert_close(found[2], Mean().log_clean(process, raw, x_t, torch.ones(3))[2])
+    impossible = Cavity().log_clean(process, raw[:1], x_t[:1], torch.ones(1))
+    torch.testing.assert_close(impossible[0], found[2])
+
+
+@pytest.mark.parametrize("reading", [Cavity("sigma", shared=True), LogScore(shared=True)], ids=repr)
+def test_a_network_of_one_number_a_sequence_is_told_the_greatest(reading):
+    """So that a prompt, which has no noise, does not show it what it never saw."""
+    u = torch.tensor([[0.0, 0.5, 0.5], [0.2, 0.2, 0.2]], dtype=torch.float64)
+    expected = total_noise(torch.tensor([[0.5], [0.2]], dtype=torch.float64)).expand(2, 3)
+    torch.testing.assert_close(reading.inputs(u).condition, expected)
 
 
 def test_published_scaling():
