@@ -24,8 +24,6 @@ from types import ModuleType
 from typing import Any, Literal, final, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -41,6 +39,7 @@ from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
 from hdlm.process import AbstractNoiseProcess
 from hdlm.vocabulary import Vocabulary
+from hdlm.weights import Safetensors, fill, skeleton
 
 __all__ = ["Checkpoint", "assemble", "build", "describe", "load_checkpoint", "save_checkpoint"]
 
@@ -222,14 +221,19 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, device: torch.device | str = "cpu", *, weights: WeightsName = "averaged"
+    folder: Path,
+    device: torch.device | str = "cpu",
+    *,
+    weights: WeightsName = "averaged",
+    dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
-    """Read a checkpoint, strictly; the model is in evaluation mode and in float32.
+    """Read a checkpoint, strictly; the model is in evaluation mode.
 
     Args:
         folder: Where `save_checkpoint` put it.
         device: Where the model goes.
         weights: Which weights, the moving average or the raw ones of the last step.
+        dtype: Precision of the weights.
 
     Raises:
         ValueError: If anything is missing, damaged or contradictory; the message names the file and what is wrong.
@@ -237,12 +241,13 @@ def load_checkpoint(
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint folder {folder}.")
     config, tokenizer = _read_config(folder / _CONFIG), _read_tokenizer(folder / _TOKENIZER)
+    tensors = Safetensors(folder / _FILES[weights])
     try:
-        network = DDiT(DDiTConfig.from_dict(config["network"]))
+        network = skeleton(DDiTConfig.from_dict(config["network"]), tensors)
         checkpoint = assemble(config, network, tokenizer)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: {error}") from error
-    _fill(network, folder / _FILES[weights])
+    fill(network, tensors, dtype=dtype)
     checkpoint.denoiser.to(device).eval()
     return checkpoint
 
@@ -304,31 +309,6 @@ def _read_tokenizer(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
-
-
-def _fill(network: DDiT, path: Path) -> None:
-    """Load a file of weights into a network, strictly."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no weights: {path.name} is missing.")
-    try:
-        tensors = load_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
-    expected = network.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unexpected:
-        raise ValueError(
-            f"{path} does not fit the network of its config: missing {', '.join(missing) or 'nothing'}; "
-            f"unexpected {', '.join(unexpected) or 'nothing'}."
-        )
-    for name, value in expected.items():
-        if tensors[name].shape != value.shape:
-            raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, but the config asks for {list(value.shape)}."
-            )
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"{path} is damaged: {name} holds numbers that are not finite.")
-    network.load_state_dict(tensors)
 
 
 def _write(path: Path, content: bytes) -> None:

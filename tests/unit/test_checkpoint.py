@@ -64,11 +64,12 @@ def test_saving_again_is_the_same_file(folder: Path) -> None:
 
 def test_averaged_weights_and_raw_ones(tmp_path: Path) -> None:
     whole = _checkpoint()
-    averaged = {name: value + 1 for name, value in whole.network.state_dict().items()}
+    averaged = dict(whole.network.state_dict())
+    averaged |= {name: value.detach() + 1 for name, value in whole.network.named_parameters()}
     save_checkpoint(tmp_path, whole, averaged=averaged)
     for weights, shift in (("averaged", 1.0), ("raw", 0.0)):
-        loaded = load_checkpoint(tmp_path, weights=weights).network.state_dict()
-        for name, value in whole.network.state_dict().items():
+        loaded = dict(load_checkpoint(tmp_path, weights=weights).network.named_parameters())
+        for name, value in whole.network.named_parameters():
             assert torch.equal(loaded[name], value + shift)
 
 
@@ -78,7 +79,9 @@ def test_half_precision_on_disk_is_full_precision_in_memory(tmp_path: Path) -> N
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     for name, value in load_checkpoint(tmp_path).network.state_dict().items():
         assert value.dtype == torch.float32
-        assert torch.equal(value, whole.network.state_dict()[name].bfloat16().float())
+        written = whole.network.state_dict()[name]
+        frequencies = name == "rotary_emb.inv_freq"  # computed, for rounded ones drift
+        assert torch.equal(value, written if frequencies else written.bfloat16().float())
 
 
 def test_a_kill_while_writing_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,235 @@
+"""Weights from files into a network: strictly, and with hardly more memory than the weights themselves.
+
+A network is laid out without memory, on the meta device; then each tensor is read from its file straight into its own
+place. Names and shapes are compared before anything is read, so what does not belong costs nothing.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import math
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.network.rotary import Rotary
+
+__all__ = ["AbstractTensors", "Safetensors", "fill", "skeleton"]
+
+FREQUENCIES = "rotary_emb.inv_freq"
+"""The one buffer of a network. It is computed; a file's own is only compared with it."""
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MOST_NAMES = 8
+
+
+class AbstractTensors(abc.ABC):
+    """Named tensors in a file, read one by one.
+
+    Attributes:
+        origin: What to call them in an error.
+        shapes: Name and shape of each.
+    """
+
+    origin: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @abc.abstractmethod
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor, on the CPU.
+
+        Raises:
+            ValueError: If it cannot be read, or holds no floating-point numbers.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+
+@final
+class Safetensors(AbstractTensors):
+    """Tensors of one safetensors file, or of several that make up one.
+
+    Every tensor is read into memory of its own: the file may be replaced afterwards.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        ValueError: If one is missing or damaged, or two hold the same name.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self.origin = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        self._places: dict[str, _Place] = {}
+        for path in paths:
+            places = _directory(path)
+            if twice := sorted(self._places.keys() & places.keys()):
+                raise ValueError(f"{path} holds {_listed(twice)}, and so does another file beside it.")
+            self._places |= places
+        self.shapes = {name: place.shape for name, place in self._places.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        place = self._places[name]
+        if place.kind not in _FLOATS:
+            raise ValueError(
+                f"{place.path}: {name} is of type {place.kind}; weights are floating-point numbers."
+            )
+        flat = torch.empty(math.prod(place.shape), dtype=_FLOATS[place.kind])
+        with place.path.open("rb", buffering=0) as file:
+            file.seek(place.start)
+            _read_into(file, flat.view(torch.uint8).numpy().data, place.path)
+        return flat.view(place.shape).to(dtype)
+
+
+def skeleton(config: DDiTConfig, tensors: AbstractTensors) -> DDiT:
+    """A network without memory, for `fill`.
+
+    Raises:
+        ValueError: If the weights cannot be those of so deep a network.
+    """
+    if config.num_blocks > len(tensors.shapes):
+        raise ValueError(
+            f"{tensors.origin} does not fit the network of its config, which has {config.num_blocks} blocks: the file "
+            f"holds only {len(tensors.shapes)} tensors."
+        )
+    with torch.device("meta"):
+        return DDiT(config).eval()
+
+
+def fill(
+    network: DDiT,
+    tensors: AbstractTensors,
+    names: Mapping[str, str] | None = None,
+    *,
+    ignored: Collection[str] = (FREQUENCIES,),
+    mask_row: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give a `skeleton` its weights, strictly.
+
+    Args:
+        network: The network.
+        tensors: Where its weights are.
+        names: Name in the file of each parameter; by default the same.
+        ignored: Names in the file that are not needed. Frequencies of rotary positions are compared all the same.
+        mask_row: Row of the mask in the file's embedding and output, where it is not the last.
+        dtype: Precision of the weights.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected, of another shape or not finite; the message names it.
+    """
+    parameters = dict(network.named_parameters())
+    names = {name: name for name in parameters} if names is None else names
+    if names.keys() != parameters.keys():
+        lacks, besides = _listed(parameters.keys() - names.keys()), _listed(names.keys() - parameters.keys())
+        raise ValueError(
+            f"{tensors.origin}: the key table of its format lacks {lacks}; known to no network: {besides}."
+        )
+    _check_names(tensors, names.values(), ignored)
+    for name, parameter in parameters.items():
+        if tensors.shapes[names[name]] != tuple(parameter.shape):
+            raise ValueError(
+                f"{tensors.origin}: {names[name]} has shape {list(tensors.shapes[names[name]])}, but the config asks "
+                f"for {list(parameter.shape)}."
+            )
+    frequencies = _frequencies(network, tensors, ignored)
+    state: dict[str, Tensor] = {FREQUENCIES: frequencies}
+    for name in parameters:
+        state[name] = _finite(tensors, names[name], dtype)
+        if mask_row is not None and name in _ROWS_OF_TOKENS:
+            state[name] = _moved_last(state[name], mask_row, f"{tensors.origin}: {names[name]}")
+    network.load_state_dict(state, assign=True)
+
+
+_ROWS_OF_TOKENS = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias")
+
+
+def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Collection[str]) -> None:
+    wanted, there = set(needed), set(tensors.shapes)
+    missing, unexpected = wanted - there, there - wanted - set(ignored)
+    if missing or unexpected:
+        raise ValueError(
+            f"{tensors.origin} does not fit the network of its config: missing {_listed(missing)}; unexpected "
+            f"{_listed(unexpected)}."
+        )
+
+
+def _frequencies(network: DDiT, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
+    """The frequencies of rotary positions, which those of the file must be, up to rounding."""
+    computed = Rotary(network.config.head_dim).inv_freq
+    for name in tensors.shapes:
+        if name not in ignored or not name.endswith(FREQUENCIES):
+            continue
+        stored = tensors.read(name, torch.float32)
+        if stored.shape != computed.shape or not torch.allclose(stored, computed, rtol=1e-2, atol=0):
+            raise ValueError(
+                f"{tensors.origin}: {name} holds other frequencies than those of rotary positions with base 10000 and "
+                f"{network.config.num_heads} heads; such a network is not known here."
+            )
+    return computed
+
+
+def _finite(tensors: AbstractTensors, name: str, dtype: torch.dtype) -> Tensor:
+    value = tensors.read(name, dtype)
+    if value.numel() and not all(bound.isfinite() for bound in torch.aminmax(value)):
+        raise ValueError(f"{tensors.origin} is damaged: {name} holds numbers that are not finite.")
+    return value
+
+
+def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
+    """The same rows, that one behind the others."""
+    if not 0 <= row < len(rows):
+        raise ValueError(f"{what} has {len(rows)} rows, so none of them is the mask's, {row}.")
+    order = torch.cat([torch.arange(row), torch.arange(row + 1, len(rows)), torch.tensor([row])])
+    return rows[order]
+
+
+def _directory(path: Path) -> dict[str, _Place]:
+    """What a safetensors file holds; the library has checked that it all lies inside the file."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no weights: {path.name} is missing.")
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: _Place(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _read_into(file: BinaryIO, memory: memoryview, path: Path) -> None:
+    while memory:
+        count = file.readinto(memory)  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError(f"{path} is damaged: it ends too early.")
+        memory = memory[count:]
+
+
+def _listed(names: Collection[str]) -> str:
+    """Names for an error, not too many of them."""
+    some = sorted(names)[:_MOST_NAMES]
+    rest = len(names) - len(some)
+    return (", ".join(some) or "nothing") + (f" and {rest} more" if rest else "")
