@@ -1,0 +1,63 @@
+"""BD3-LM (arXiv 2503.09573): block diffusion, `model_type: bd3lm`.
+
+The mask of attention is not in the file: it follows from `model_length` and `block_size`. Their two streams are
+`[noisy | clean]`, ours `[clean | noisy]`; who sees whom is the same. Masks come at `u = t` exactly, without a floor.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from hdlm.hub.card import AbstractCard, Blueprint, Evidence
+from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hyperschedule import Block, flat
+from hdlm.noise_schedule import LINEAR
+from hdlm.parameterization import Cavity
+from hdlm.parameterization.mean import Conditioning
+from hdlm.process import Absorbing
+
+__all__ = ["BD3LM"]
+
+_PREFIX = "backbone."
+_SIZES = ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_CLIP = "range of the times drawn in its training, not part of the model"
+
+
+@final
+class BD3LM(AbstractCard):
+    """Masked diffusion, block by block."""
+
+    name: ClassVar[str] = "BD3-LM"
+
+    def recognises(self, evidence: Evidence) -> bool:
+        return evidence.config.get("model_type") == "bd3lm" and has_network(evidence, _PREFIX)
+
+    def blueprint(self, evidence: Evidence) -> Blueprint:
+        options = Options(evidence)
+        rows = options.integer("vocab_size")
+        if options.flag("causal", False) or not options.flag("adaln", True):
+            raise ValueError(
+                f"{evidence.origin}: `causal: true` and `adaln: false` are BD3-LM's baselines, not block diffusion."
+            )
+        shape = network(options, evidence, _PREFIX, rows=rows, names=_SIZES)
+        length = shape.max_length
+        width = options.integer("block_size") if options.flag("cross_attn", True) else length
+        if width > length or length % width:
+            raise ValueError(
+                f"{evidence.origin}: `block_size` must divide `model_length`, {length}; got {width}."
+            )
+        options.known("attn_backend", "sampling_eps_max", "sampling_eps_min", "var_min")
+        vocabulary, tokenizer = words(rows - 1)
+        told: Conditioning = "sigma" if options.flag("time_conditioning", False) else "zero"
+        return Blueprint(
+            network=shape,
+            vocabulary=vocabulary,
+            process=Absorbing(vocabulary.num_words),
+            parameterization=Cavity(told, shared=True),
+            noise_schedule=LINEAR,
+            hyperschedules=(flat(length, STEPS) if width == length else Block(length, width, width),),
+            tensors=tensors(shape, _PREFIX),
+            ignored={**ignored_buffers(_PREFIX), "sampling_eps_min": _CLIP, "sampling_eps_max": _CLIP},
+            tokenizer=tokenizer,
+            unknown=options.unknown(),
+        )

@@ -1,0 +1,54 @@
+"""Duo (arXiv 2506.10892): uniform noise, `model_type: duo`. Tensors and sizes are MDLM's; only the config tells.
+
+There is no mask: every row is a word, also the [PAD] that was added to GPT-2's, so that the network has as many rows as
+MDLM's. It is always told the total noise. What it puts out leaves out what the noisy word says of itself: `Cavity`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from hdlm.hub.card import AbstractCard, Blueprint, Evidence
+from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hyperschedule import flat
+from hdlm.noise_schedule import LogLinear
+from hdlm.parameterization import Cavity
+from hdlm.process import Uniform
+
+__all__ = ["Duo"]
+
+_PREFIX = "backbone."
+_SIZES = ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+
+
+@final
+class Duo(AbstractCard):
+    """Uniform diffusion, flat."""
+
+    name: ClassVar[str] = "Duo"
+
+    def recognises(self, evidence: Evidence) -> bool:
+        return evidence.config.get("model_type") == "duo" and has_network(evidence, _PREFIX)
+
+    def blueprint(self, evidence: Evidence) -> Blueprint:
+        options = Options(evidence)
+        rows = options.integer("vocab_size")
+        if options.flag("causal", False):
+            raise ValueError(
+                f"{evidence.origin}: `causal: true` is Duo's autoregressive baseline, not a diffusion."
+            )
+        shape = network(options, evidence, _PREFIX, rows=rows, names=_SIZES)
+        vocabulary, tokenizer = words(rows, pad=rows - 1)
+        options.known("var_min")
+        return Blueprint(
+            network=shape,
+            vocabulary=vocabulary,
+            process=Uniform(rows),
+            parameterization=Cavity("sigma", shared=True),
+            noise_schedule=LogLinear(),
+            hyperschedules=(flat(shape.max_length, STEPS),),
+            tensors=tensors(shape, _PREFIX),
+            ignored=ignored_buffers(_PREFIX),
+            tokenizer=tokenizer,
+            unknown=options.unknown(),
+        )

@@ -1,0 +1,63 @@
+"""GIDD (arXiv 2503.04482): masks with a hump of uniform noise, `model_type: dit`, a name that others bear too.
+
+The mask is the last row and no mask is named; before it stands a [PAD], which is a word like the others here. The
+network is told the time itself. It publishes its rotary tables, which are computed here, in place of frequencies.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from hdlm import process
+from hdlm.hub.card import AbstractCard, Blueprint, Evidence
+from hdlm.hub.cards._field import STEPS, Options, has_network, network, tensors, words
+from hdlm.hyperschedule import flat
+from hdlm.noise_schedule import LINEAR
+from hdlm.parameterization import Cavity
+
+__all__ = ["GIDD"]
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "timestep_cond_dim",
+    "max_seq_len",
+    "attention_dropout",
+)
+_TABLES = ("rotary_emb.cos_cached", "rotary_emb.sin_cached")
+
+
+@final
+class GIDD(AbstractCard):
+    """Generalized interpolating discrete diffusion, flat."""
+
+    name: ClassVar[str] = "GIDD"
+
+    def recognises(self, evidence: Evidence) -> bool:
+        tables = all(name in evidence.shapes for name in _TABLES)
+        return evidence.config.get("model_type") == "dit" and tables and has_network(evidence)
+
+    def blueprint(self, evidence: Evidence) -> Blueprint:
+        if "logit_bias" in evidence.shapes:
+            raise ValueError(
+                f"{evidence.origin} holds `logit_bias`: a training checkpoint of GIDD, whose rows are rounded up, "
+                "so that the last is not the mask. Use weights in its format for `transformers`."
+            )
+        options = Options(evidence)
+        rows = options.integer("vocab_size")
+        shape = network(options, evidence, "", rows=rows, names=_SIZES)
+        vocabulary, tokenizer = words(rows - 1, pad=rows - 2)
+        options.known("t_eps")
+        return Blueprint(
+            network=shape,
+            vocabulary=vocabulary,
+            process=process.GIDD(vocabulary.num_words, options.number("p_uniform")),
+            parameterization=Cavity("fraction", shared=True),
+            noise_schedule=LINEAR,
+            hyperschedules=(flat(shape.max_length, STEPS),),
+            tensors=tensors(shape),
+            ignored=dict.fromkeys(_TABLES, "rotary tables are computed, not read"),
+            tokenizer=tokenizer,
+            unknown=options.unknown(),
+        )
