@@ -1,0 +1,158 @@
+"""Generative perplexity: what a language model of somebody else thinks of the text that was written.
+
+    token-weighted   exp( sum of nats over all samples / sum of judged tokens )
+    over samples     mean of exp( nats / judged tokens ) of each sample
+
+The judge reads text with its own tokenizer. A token is judged when something stands before it: the judge's
+begin-of-sequence token where it has one, else the first token of a sample is given and not judged.
+
+A text that repeats itself scores well, so the number means nothing without the entropy of the samples beside it
+(arXiv 2409.02908), and nothing at all across judges.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+
+from hdlm.evaluation.metrics import Estimate, jackknife, mean
+
+__all__ = ["AbstractJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
+
+
+@final
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge makes of one text.
+
+    Attributes:
+        nats: `-log p` of its judged tokens.
+        num_tokens: How many these are.
+    """
+
+    nats: float
+    num_tokens: int
+
+
+class AbstractJudge(abc.ABC):
+    """A language model that gives text a probability.
+
+    Attributes:
+        name: What to call it in a report: numbers of different judges must not be compared.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """What it makes of each text.
+
+        Raises:
+            ValueError: If a text is longer than it can read.
+        """
+
+
+@final
+class TransformersJudge(AbstractJudge):
+    """A causal language model in the format of `transformers`.
+
+    Args:
+        source: Folder, or name on the hub.
+        device: Where it computes.
+        batch_size: Texts in a pass.
+
+    Raises:
+        ValueError: If there is no such model here and none can be had.
+    """
+
+    def __init__(self, source: str, device: torch.device | str = "cpu", batch_size: int = 8) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.name, self._device, self._batch_size = source, torch.device(device), batch_size
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(source)
+        except OSError as error:
+            raise ValueError(
+                f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
+                "answers. Give the folder of a causal language model that is here."
+            ) from error
+        self._model = self._model.to(self._device).eval()
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        begin = self._tokenizer.bos_token_id
+        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rows = [row if begin is None else [begin, *row] for row in rows]
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        longest = max(map(len, rows), default=0)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"the judge {self.name!r} reads {limit} tokens; a sample has {longest}. Write shorter samples."
+            )
+        found: list[Judgement] = []
+        for start in range(0, len(rows), self._batch_size):
+            found += self._pass(rows[start : start + self._batch_size])
+        return found
+
+    def _pass(self, rows: list[list[int]]) -> list[Judgement]:
+        """One batch, padded behind, where causal attention sees no padding."""
+        longest = max(2, *map(len, rows))
+        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+        judged = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+            judged[index, : max(0, len(row) - 1)] = True
+        tokens, judged = tokens.to(self._device), judged.to(self._device)
+        logits = self._model(input_ids=tokens).logits[:, :-1].float()
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        nats = nats.view(judged.shape).double().masked_fill(~judged, 0.0).sum(1)
+        return [
+            Judgement(total, count)
+            for total, count in zip(nats.tolist(), judged.sum(1).tolist(), strict=True)
+        ]
+
+
+def generative_perplexity(
+    judge: AbstractJudge, texts: Sequence[str], watch: Callable[[int], None] | None = None
+) -> dict[str, Estimate]:
+    """Both perplexities of some texts, with jackknife errors over texts.
+
+    Args:
+        judge: Who judges.
+        texts: The samples.
+        watch: Told how many have been judged.
+
+    Raises:
+        ValueError: If there is no text, or nothing in one to judge.
+    """
+    if not texts:
+        raise ValueError("there are no samples to judge; give at least one.")
+    found: list[Judgement] = []
+    for start in range(0, len(texts), _CHUNK):
+        found += judge.judge(texts[start : start + _CHUNK])
+        if watch is not None:
+            watch(len(found))
+    empty = [index for index, one in enumerate(found) if not one.num_tokens]
+    if empty:
+        raise ValueError(f"sample {empty[0]} has no token that {judge.name} could judge: it is too short.")
+    nats, count = math.fsum(one.nats for one in found), sum(one.num_tokens for one in found)
+    without = [
+        math.exp((nats - one.nats) / (count - one.num_tokens)) if len(found) > 1 else 0.0 for one in found
+    ]
+    return {
+        "generative perplexity": jackknife(math.exp(nats / count), without),
+        "generative perplexity, mean over samples": mean(
+            [math.exp(one.nats / one.num_tokens) for one in found]
+        ),
+    }
+
+
+_CHUNK = 32
+"""Samples between two reports of progress."""

@@ -1,0 +1,86 @@
+"""Generative perplexity under a tiny causal language model made here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hdlm.evaluation.judge import AbstractJudge, Judgement, TransformersJudge, generative_perplexity
+from tests import gpt2
+
+
+class Fixed(AbstractJudge):
+    name = "fixed"
+
+    def __init__(self, **judgements):
+        self.judgements = judgements
+
+    def judge(self, texts):
+        return [self.judgements[text] for text in texts]
+
+
+def test_tokens_are_weighed_and_the_mean_over_samples_stands_beside():
+    found = generative_perplexity(Fixed(a=Judgement(4.0, 2), b=Judgement(6.0, 8)), ["a", "b"])
+    assert found["generative perplexity"].value == pytest.approx(math.exp(1.0))
+    assert found["generative perplexity, mean over samples"].value == pytest.approx(
+        (math.exp(2) + math.exp(0.75)) / 2
+    )
+
+
+def test_the_error_is_that_of_the_mean_where_samples_are_equally_long():
+    found = generative_perplexity(
+        Fixed(a=Judgement(2.0, 2), b=Judgement(2.2, 2), c=Judgement(1.8, 2)), list("abc")
+    )
+    spread = math.exp(1.0) * 0.1 / math.sqrt(3)
+    assert found["generative perplexity"].error == pytest.approx(spread, rel=0.01)
+
+
+def test_nothing_to_judge_is_an_error_and_no_number():
+    with pytest.raises(ValueError, match="no samples"):
+        generative_perplexity(Fixed(), [])
+    with pytest.raises(ValueError, match="sample 1 has no token"):
+        generative_perplexity(Fixed(a=Judgement(1.0, 1), b=Judgement(0.0, 0)), ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for name, content in gpt2.hub_files().items():
+        if name != "config.json":
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_model_of_transformers_judges_every_token(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["In the beginning", "And God said, Let there be light: and there was light.", "x"]
+    found = TransformersJudge(str(folder), batch_size=2).judge(texts)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    for text, judgement in zip(texts, found, strict=True):
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            loss = model(ids, labels=ids).loss
+        assert judgement.num_tokens == ids.shape[1] - 1
+        assert judgement.nats == pytest.approx(float(loss) * judgement.num_tokens, rel=1e-5)
+
+
+def test_a_text_that_is_too_long_is_an_error(folder):
+    with pytest.raises(ValueError, match="reads 32 tokens"):
+        TransformersJudge(str(folder)).judge(["word " * 40])
+
+
+def test_a_judge_that_cannot_be_had(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot be had"):
+        TransformersJudge("nobody/nothing")
