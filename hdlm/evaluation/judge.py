@@ -76,14 +76,14 @@ class TransformersJudge(AbstractJudge):
 
         self.name, self._device, self._batch_size = source, torch.device(device), batch_size
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            model: Any = AutoModelForCausalLM.from_pretrained(source)
         except OSError as error:
             raise ValueError(
                 f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
                 "answers. Give the folder of a causal language model that is here."
             ) from error
-        self._model = self._model.to(self._device).eval()
+        self._tokenizer, self._model = tokenizer, model.to(self._device).eval()
 
     @torch.no_grad()
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
