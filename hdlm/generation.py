@@ -15,7 +15,7 @@ from typing import Any, cast, final
 import torch
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer
+from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.sampling import (
@@ -168,12 +168,13 @@ def blanks(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
     Raises:
         ValueError: If there is nothing to fill in.
     """
+    text = text.strip()
     ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     end = 0
     for found in BLANK.finditer(text):
-        ids += _words(text[end : found.start()], tokenizer, glued=end > 0) + [mask_id] * int(found[1] or 1)
+        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * int(found[1] or 1)
         end = found.end()
-    ids += _words(text[end:], tokenizer, glued=end > 0)
+    ids += _piece(text[end:], tokenizer, first=end == 0)
     if mask_id not in ids:
         raise ValueError("Nothing to fill in: the text has no [MASK] (one token) or [MASK:n] (n tokens).")
     return ids if tokenizer.vocabulary.eos is None else [*ids, tokenizer.vocabulary.eos]
@@ -313,7 +314,8 @@ def _given(
     length = checkpoint.length if settings.length is None else settings.length
     plan = planned(checkpoint, settings, length, infilling=False)
     start: list[Any] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
-    return Prompt.prefix(start + _words(prompt, tokenizer), length), plan
+    words = _piece(prompt.strip(), tokenizer, first=True)
+    return Prompt.prefix(start + words, length), plan
 
 
 def _check_length(what: str, length: int, context: int) -> None:
@@ -323,13 +325,13 @@ def _check_length(what: str, length: int, context: int) -> None:
         )
 
 
-def _words(text: str, tokenizer: Tokenizer, *, glued: bool = False) -> list[int]:
-    """Tokens of a piece of text; one that follows a gap is glued to it unless a space stands between them."""
-    glued = glued and not text[:1].isspace()
-    return tokenizer.encode(text.strip(), glued=glued) if text.strip() else []
+def _piece(text: str, tokenizer: Tokenizer, *, first: bool) -> list[int]:
+    """Tokens of the text before, between or behind gaps; a space beside a gap belongs to the word behind it."""
+    place: Place = "start" if first else "spaced" if text.startswith(" ") else "glued"
+    words = (text if first else text.removeprefix(" ")).removesuffix(" ")
+    return tokenizer.encode(words, place) if words else []
 
 
 def _text(ids: list[int], tokenizer: Tokenizer) -> str:
     """Words with a newline between documents."""
-    documents = tokenizer.decode(ids, keep_special=True).split(END_OF_TEXT)
-    return "\n".join(document.strip() for document in documents if document.strip())
+    return "\n".join(document.strip() for document in tokenizer.documents(ids))

@@ -1,6 +1,9 @@
-"""Text to words and back: byte-pair encoding on bytes, so that every text has tokens and none is unknown.
+"""Text to words and back: our own tokenizers, GPT-2's and BERT's.
 
-A document begins as if a space stood before it, so its first word is the same token as in the middle of a sentence.
+Ours and GPT-2's are byte-pair encodings (Sennrich et al. 2016, arXiv:1508.07909) on bytes (Radford et al. 2019), so
+every text has tokens and none is unknown. In ours a document begins as if a space stood before it, so its first word is
+the same token as in the middle of a sentence; in GPT-2's it begins as it is. BERT's is WordPiece (Devlin et al. 2019,
+arXiv:1810.04805): words without their spaces, and `##` before what goes on with a word.
 """
 
 from __future__ import annotations
@@ -8,45 +11,74 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from hdlm.data import _tokenizer_json as tokenizer_json
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["END_OF_TEXT", "Tokenizer", "train_tokenizer"]
+__all__ = ["END_OF_TEXT", "Place", "Tokenizer", "train_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The special token that ends every document, and the only one."""
+"""The special token that ends every document of ours and of GPT-2's."""
 
+Place = Literal["start", "spaced", "glued"]
+"""Where a piece of text stands: at the start of a document, behind other text and a space, or right behind it."""
+
+_BEGINNINGS = {END_OF_TEXT: END_OF_TEXT, "[SEP]": "[CLS]", "</s>": "<s>"}
+"""What may end a document, and what begins it then."""
+_PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
+_OTHER_LETTER = "\ua66e"
+"""A letter that stands in for the word that a glued piece of text goes on with; hardly any vocabulary has it."""
 
 
 @final
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library whose end-of-text token is known.
+    """A tokenizer of the `tokenizers` library that is known to end documents, and to have no holes in its ids.
 
     Args:
-        backend: The tokenizer; it must have the token `END_OF_TEXT`.
+        backend: The tokenizer: byte-pair encoding on bytes, or WordPiece. It is taken over and cuts no text off.
+        origin: What to call it in an error.
 
     Attributes:
-        vocabulary: What the ids mean; documents begin and end with `eos`.
+        vocabulary: What the ids mean. Documents end with `eos`: `<|endoftext|>`, `[SEP]` or `</s>`, the first of these
+            that the tokenizer has.
 
     Raises:
-        ValueError: If there is no end-of-text token.
+        ValueError: If it is of another kind, has no token to end documents with, or its ids are not `0 .. N-1`.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        end = backend.token_to_id(END_OF_TEXT)
-        if end is None:
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "this tokenizer") -> None:
+        document = tokenizer_json.parsed(backend.to_str(), origin)
+        tokenizer_json.check_ids(backend, origin)
+        backend.no_truncation()
+        backend.no_padding()
+        ends = {end: id for end in _BEGINNINGS if (id := backend.token_to_id(end)) is not None}
+        if not ends:
+            known = ", ".join(map(repr, _BEGINNINGS))
             raise ValueError(
-                f"the tokenizer has no token {END_OF_TEXT!r} to end documents with; train one that has."
+                f"{origin} has no token to end documents with, none of {known}; take one that has."
             )
+        eos, self._end = next(iter(ends.items()))
+        bos = _BEGINNINGS[eos] if backend.token_to_id(_BEGINNINGS[eos]) is not None else eos
+        pad = next((pad for pad in _PADS if backend.token_to_id(pad) is not None), None)
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        backend.add_special_tokens([name for name in (bos, eos, pad) if name and name not in special])
         self._backend = backend
-        self._end = int(end)
-        self.vocabulary = Vocabulary(backend.get_vocab_size(), bos=end, eos=end)
+        self._kind: str = document["model"]["type"]
+        self._continuing: str = document["model"].get("continuing_subword_prefix") or ""
+        self._adds_space = tokenizer_json.adds_prefix_space(document)
+        self.vocabulary = Vocabulary(
+            backend.get_vocab_size(),
+            bos=backend.token_to_id(bos),
+            eos=self._end,
+            pad=None if pad is None else backend.token_to_id(pad),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -57,11 +89,15 @@ class Tokenizer:
         """
         if not path.is_file():
             raise ValueError(f"there is no tokenizer at {path}.")
-        return cls.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
+        return cls.from_json(text, origin=str(path))
 
     @classmethod
     def from_json(cls, text: str, origin: str = "this text", num_words: int | None = None) -> Tokenizer:
-        """Read what `to_json` gave.
+        """Read what `to_json` gave, or another `tokenizer.json`.
 
         Args:
             text: A `tokenizer.json`.
@@ -71,16 +107,8 @@ class Tokenizer:
         Raises:
             ValueError: If it is no tokenizer, or one of another size.
         """
-        try:
-            model = json.loads(text)["model"]
-            kind, _ = model["type"], (model["vocab"], model["merges"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{origin} is no tokenizer: it is not JSON with a `model` that has `type`, `vocab` and `merges`."
-            ) from error
-        if kind != "BPE":
-            raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; only BPE is known here.")
-        tokenizer = cls(tokenizers.Tokenizer.from_str(text))
+        tokenizer_json.parsed(text, origin)
+        tokenizer = cls(tokenizer_json.opened(text, origin), origin)
         have = tokenizer.vocabulary.num_words
         if num_words not in (None, have):
             raise ValueError(
@@ -93,22 +121,60 @@ class Tokenizer:
         """Everything, as the text of a `tokenizer.json`."""
         return str(self._backend.to_str())
 
-    def encode(self, text: str, *, glued: bool = False) -> list[int]:
-        """Tokens of a text, without end-of-text.
+    def without(self, token: int) -> Tokenizer:
+        """The same without one token; ids behind it move down by one.
+
+        A network whose mask has a row among the words is read with that row moved to the end: this tokenizer goes with
+        it.
+
+        Args:
+            token: The id to take out.
+
+        Raises:
+            ValueError: If there is no such token, or the others need it.
+        """
+        content = self._backend.id_to_token(token) if 0 <= token < self.vocabulary.num_words else None
+        if content is None:
+            raise ValueError(f"there is no token {token}: ids are 0 to {self.vocabulary.num_words - 1}.")
+        document = tokenizer_json.without_token(self._document, token, content)
+        return Tokenizer.from_json(json.dumps(document), f"the tokenizer without {content!r}")
+
+    def encode(self, text: str, place: Place = "start") -> list[int]:
+        """Tokens of a text, without those that begin and end a document.
 
         Args:
             text: The text.
-            glued: Whether it follows other text without a space between them.
+            place: Where it stands; a space between it and what comes before it is not part of it.
         """
-        backend = self._without_first_space if glued else self._backend
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        if place == "glued" and self._kind == "WordPiece":
+            return self._continued(text)
+        if place == "start" or self._kind == "WordPiece":
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        space = " " if place == "spaced" else ""
+        return list(self._as_it_is.encode(space + text, add_special_tokens=False).ids)
+
+    def _continued(self, text: str) -> list[int]:
+        """Tokens of a text that goes on with a word."""
+        stand_in = self.vocabulary.num_words
+        ids = self._with_other_letter.encode(_OTHER_LETTER + text, add_special_tokens=False).ids
+        return list(ids[1:]) if ids[:1] == [stand_in] else self.encode(text)
+
+    @property
+    def _document(self) -> tokenizer_json.Document:
+        document: tokenizer_json.Document = json.loads(self.to_json())
+        return document
 
     @cached_property
-    def _without_first_space(self) -> tokenizers.Tokenizer:
-        """The same merges for text that does not begin a word."""
-        backend = tokenizers.Tokenizer.from_str(self.to_json())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        return backend
+    def _as_it_is(self) -> tokenizers.Tokenizer:
+        """The same merges for text that begins with no space unless it has one."""
+        if not self._adds_space:
+            return self._backend
+        return _backend(tokenizer_json.without_prefix_space(self._document))
+
+    @cached_property
+    def _with_other_letter(self) -> tokenizers.Tokenizer:
+        """The same words and one that no text has."""
+        return _backend(tokenizer_json.with_word(self._document, _OTHER_LETTER))
 
     def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
         """Tokens of each document and end-of-text behind each; encoded in parallel."""
@@ -119,15 +185,34 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
-        """Text of some tokens, without the space at its front; special tokens are left out unless asked for."""
+        """Text of some tokens; special tokens are left out unless asked for.
+
+        The space at its front is left out too, if the tokenizer puts one before every document.
+        """
         text: str = self._backend.decode(list(ids), skip_special_tokens=not keep_special)
-        return text.removeprefix(" ")
+        return text.removeprefix(" ") if self._adds_space else text
+
+    def documents(self, ids: Sequence[int]) -> list[str]:
+        """Text of each document in some tokens, without what begins, ends and pads it; empty ones are left out."""
+        known = self.vocabulary
+        runs = groupby((id for id in ids if id != known.pad), key=lambda id: id in (known.bos, self._end))
+        texts = (self.decode(list(run), keep_special=True) for apart, run in runs if not apart)
+        return [text for text in texts if text.strip()]
 
     def piece(self, token: int) -> str:
         """One token as it reads inside a text, the space before it included; end-of-text is a line break."""
         if token == self._end:
             return "\n"
+        if token in (self.vocabulary.bos, self.vocabulary.pad):
+            return ""
+        if self._kind == "WordPiece":
+            word = str(self._backend.id_to_token(token))
+            return word.removeprefix(self._continuing) if word.startswith(self._continuing) else f" {word}"
         return str(self._backend.decode([token], skip_special_tokens=False))
+
+
+def _backend(document: tokenizer_json.Document) -> tokenizers.Tokenizer:
+    return tokenizer_json.opened(json.dumps(document), "this tokenizer")
 
 
 def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:

@@ -124,7 +124,7 @@ def test_a_word_is_the_same_first_and_later(tokenizer: Tokenizer) -> None:
 
 def test_glued_text_begins_no_word(tokenizer: Tokenizer) -> None:
     whole = tokenizer.encode("the Word, and")
-    assert tokenizer.encode("the Word") + tokenizer.encode(", and", glued=True) == whole
+    assert tokenizer.encode("the Word") + tokenizer.encode(", and", "glued") == whole
     assert tokenizer.encode("the Word") + tokenizer.encode(", and") != whole
 
 

@@ -1,0 +1,189 @@
+"""What a `tokenizer.json` says: checked before it is opened, and rewritten where a tokenizer like it is needed.
+
+The `tokenizers` library takes such a file on trust: some that are damaged it refuses with a bare `Exception`, others
+it opens to a tokenizer whose ids have holes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, final
+
+import tokenizers
+
+__all__ = [
+    "adds_prefix_space",
+    "check_ids",
+    "opened",
+    "parsed",
+    "with_word",
+    "without_prefix_space",
+    "without_token",
+]
+
+Document = dict[str, Any]
+
+_KINDS = ("BPE", "WordPiece")
+_PREFIX_SPACE = "add_prefix_space"
+
+
+def parsed(text: str, origin: str) -> Document:
+    """The content of a `tokenizer.json` whose model is of a known kind.
+
+    Args:
+        text: The file.
+        origin: What to call it in an error.
+
+    Raises:
+        ValueError: If it is no such file, or its kind is not known here.
+    """
+    try:
+        document = json.loads(text)
+        model = document["model"]
+        vocabulary = model["vocab"]
+        kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
+        if kind == "BPE":
+            _ = model["merges"]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{origin} is no tokenizer: it is not JSON with a `model` that has a `vocab`, and `merges` if its `type` "
+            "is 'BPE'."
+        ) from error
+    if kind not in _KINDS:
+        raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; known here are {', '.join(_KINDS)}.")
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{origin} is no tokenizer: its `vocab` is no table of words and ids.")
+    if kind == "BPE" and not any(True for _ in _byte_level_parts(document)):
+        raise ValueError(f"{origin} holds byte-pair encoding without `ByteLevel`, which is not known here.")
+    return {**document, "model": {**model, "type": kind}}
+
+
+def opened(text: str, origin: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a file that `parsed` has passed.
+
+    Raises:
+        ValueError: If the library refuses it.
+    """
+    with _Refusing(origin):
+        return tokenizers.Tokenizer.from_str(text)
+
+
+def check_ids(backend: tokenizers.Tokenizer, origin: str) -> None:
+    """Every word must be a row of a network.
+
+    Raises:
+        ValueError: If the ids are not `0 .. N-1`, each once.
+    """
+    ids = sorted(backend.get_vocab(with_added_tokens=True).values())
+    if not ids or ids != list(range(len(ids))):
+        raise ValueError(
+            f"{origin} is no tokenizer to use: its {len(ids)} words must have the ids 0 to {len(ids) - 1}, each once."
+        )
+
+
+@final
+class _Refusing:
+    """Turns what `tokenizers` raises, which is `Exception` itself and none of its subclasses, into a ValueError."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is Exception:
+            raise ValueError(f"{self._origin} is no tokenizer: {error}.") from error
+
+
+def _byte_level_parts(document: Document) -> Iterator[Document]:
+    """The parts of a pre-tokenizer that turn text into bytes."""
+    whole = document.get("pre_tokenizer")
+    if isinstance(whole, dict):
+        parts = whole.get("pretokenizers") if whole.get("type") == "Sequence" else [whole]
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, dict) and part.get("type") == "ByteLevel":
+                yield part
+
+
+def adds_prefix_space(document: Document) -> bool:
+    """Whether a text begins as if a space stood before it."""
+    return any(part.get(_PREFIX_SPACE, True) for part in _byte_level_parts(document))
+
+
+def without_prefix_space(document: Document) -> Document:
+    """The same merges for text that begins where it begins."""
+    changed = copy.deepcopy(document)
+    for part in _byte_level_parts(changed):
+        part[_PREFIX_SPACE] = False
+    return changed
+
+
+def with_word(document: Document, word: str) -> Document:
+    """The same with one more word in the vocabulary, the last."""
+    model = document["model"]
+    size = 1 + max([*model["vocab"].values(), *(token["id"] for token in document["added_tokens"])])
+    return {**document, "model": {**model, "vocab": {**model["vocab"], word: size}}}
+
+
+def without_token(document: Document, token: int, content: str) -> Document:
+    """The same without one token; ids behind it move down by one.
+
+    Args:
+        document: What the library wrote, so all its parts are there.
+        token: The id of the token.
+        content: How it reads.
+
+    Raises:
+        ValueError: If other parts need the token.
+    """
+
+    def moved(id: int) -> int:
+        return id - (id > token)
+
+    model = document["model"]
+    if content == model.get("unk_token"):
+        raise ValueError(f"the token {content!r} is what unknown words become; it cannot be taken out.")
+    if any(content in (*merge, "".join(merge)) for merge in model.get("merges", ())):
+        raise ValueError(
+            f"other words are merged from or into the token {content!r}; it cannot be taken out."
+        )
+    return {
+        **document,
+        "added_tokens": [
+            {**added, "id": moved(added["id"])} for added in document["added_tokens"] if added["id"] != token
+        ],
+        "post_processor": _processor(document["post_processor"], content, moved),
+        "model": {
+            **model,
+            "vocab": {word: moved(id) for word, id in model["vocab"].items() if id != token},
+        },
+    }
+
+
+def _processor(processor: Any, content: str, moved: Callable[[int], int]) -> Any:
+    """What puts special tokens around a text, with other ids."""
+    if not isinstance(processor, dict):
+        return processor
+    changed = dict(processor)
+    named = {end: processor[end] for end in ("cls", "sep") if end in processor}
+    table = processor.get("special_tokens", {})
+    if content in table or any(word == content for word, _ in named.values()):
+        raise ValueError(f"the token {content!r} is put around every text; it cannot be taken out.")
+    for end, (word, id) in named.items():
+        changed[end] = [word, moved(id)]
+    if table:
+        changed["special_tokens"] = {
+            name: {**token, "ids": [moved(id) for id in token["ids"]]} for name, token in table.items()
+        }
+    if "processors" in processor:
+        changed["processors"] = [_processor(part, content, moved) for part in processor["processors"]]
+    return changed

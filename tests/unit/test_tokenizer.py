@@ -1,0 +1,290 @@
+"""One tokenizer for three kinds: ours, GPT-2's with its real vocabulary, and BERT's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from hdlm.data import CORPORA, END_OF_TEXT, Tokenizer, corpus, tokenise, train_tokenizer
+from hdlm.generation import blanks
+from hdlm.vocabulary import GPT2, Vocabulary
+from tests.gpt2 import tokenizer_json
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", "the", "cat", "sat", "##s", "##ting", ",", "."]
+"""The small WordPiece vocabulary; its mask lies inside, as BERT's does."""
+MASK_ROW = 3
+
+
+@cache
+def gpt2() -> Tokenizer:
+    return Tokenizer.from_json(tokenizer_json().decode())
+
+
+@cache
+def ours() -> Tokenizer:
+    return train_tokenizer(["The cat of the house sat down, and the cats of the town sat too."] * 3, 285)
+
+
+def word_pieces() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({word: id for id, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 4)]
+    )
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return backend
+
+
+@cache
+def bert() -> Tokenizer:
+    return Tokenizer(word_pieces())
+
+
+# -- GPT-2 ----------------------------------------------------------------------------------------------------
+
+
+def test_gpt2_is_the_one_that_is_known() -> None:
+    assert gpt2().vocabulary == GPT2
+    assert gpt2().encode("Hello world") == [15496, 995]
+    assert gpt2().encode(" Hello world") == [18435, 995]
+    assert gpt2().encode(f"Hello{END_OF_TEXT}") == [15496, GPT2.eos]
+    assert gpt2().decode([15496, 995]) == "Hello world"
+
+
+def test_every_byte_has_a_token() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer.from_str(gpt2().to_json())
+    assert sorted(backend.token_to_id(letter) for letter in alphabet) == list(range(256))
+    text = "".join(map(chr, range(0x800))) + "\u2028\uffff\U0010ffff"
+    assert gpt2().decode(gpt2().encode(text)) == text
+
+
+@given(text=st.text(max_size=60).filter(lambda text: END_OF_TEXT not in text))
+@settings(max_examples=60, deadline=None)
+def test_every_text_survives_gpt2(text: str) -> None:
+    assert gpt2().decode(gpt2().encode(text)) == text
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_long_text_survives_gpt2(name: str) -> None:
+    text = "\n\n".join(corpus(name).documents())[:200_000]
+    ids = gpt2().encode(text)
+    assert len(ids) < len(text) / 2.5
+    assert gpt2().decode(ids) == text
+
+
+@given(
+    left=st.text("ab ,.'\n", max_size=12).filter(lambda text: text.strip()),
+    right=st.text("ab ,.'\n", max_size=12).filter(lambda text: text.strip()),
+    gap=st.sampled_from(["", " "]),
+)
+@settings(max_examples=100, deadline=None)
+def test_pieces_join_to_the_text(left: str, right: str, gap: str) -> None:
+    for tokenizer in (gpt2(), ours()):
+        pieces = tokenizer.encode(left) + tokenizer.encode(right, "spaced" if gap else "glued")
+        assert (
+            tokenizer.decode(pieces)
+            == (left.removeprefix(" ") if tokenizer is ours() else left) + gap + right
+        )
+
+
+# -- gaps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gpt2, ours, bert])
+def test_a_gap_leaves_the_rest_as_it_was(make: Callable[[], Tokenizer]) -> None:
+    """Tokens around a gap are those of the whole text, where the gap stands for a word of one token."""
+    tokenizer = make()
+    mask, whole = tokenizer.vocabulary.mask_id, tokenizer.encode("the cat sat, the cat sat.")
+    cats = set(tokenizer.encode(" cat") + tokenizer.encode("cat", "spaced"))
+    expected = [mask if id in cats else id for id in whole]
+    assert expected.count(mask) == 2
+    ids = blanks(" the [MASK] sat, the [MASK] sat. ", tokenizer, mask)
+    assert ids == [tokenizer.vocabulary.bos, *expected, tokenizer.vocabulary.eos]
+
+
+@pytest.mark.parametrize("make", [gpt2, ours])
+def test_gaps_of_several_tokens(make: Callable[[], Tokenizer]) -> None:
+    tokenizer = make()
+    mask, end = tokenizer.vocabulary.mask_id, tokenizer.vocabulary.eos
+    ids = blanks("The [MASK] of[MASK:3]x\n[MASK]", tokenizer, mask)
+    expected = [
+        *tokenizer.encode("The"),
+        mask,
+        *tokenizer.encode("of", "spaced"),
+        *[mask] * 3,
+        *tokenizer.encode("x\n", "glued"),
+        mask,
+    ]
+    assert ids == [end, *expected, end]
+    assert tokenizer.decode([id for id in ids if id != mask]) == "The ofx\n"
+    assert blanks("[MASK]x", tokenizer, mask)[1:-1] == [mask, *tokenizer.encode("x", "glued")]
+    assert blanks("[MASK] x", tokenizer, mask)[1:-1] == [mask, *tokenizer.encode("x", "spaced")]
+
+
+def test_a_word_piece_goes_on_with_a_gap() -> None:
+    word = {name: id for id, name in enumerate(WORDS)}
+    assert bert().encode("cats sat") == [word["cat"], word["##s"], word["sat"]]
+    assert bert().encode("s sat", "glued") == [word["##s"], word["sat"]]
+    assert bert().encode(", cat", "glued") == [word[","], word["cat"]]
+    assert bert().encode("cat", "glued") == [word["cat"]]  # no piece goes on so
+    assert bert().encode("cat", "spaced") == [word["cat"]]
+
+
+# -- documents ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gpt2, ours, bert])
+def test_documents_are_joined_and_taken_apart(make: Callable[[], Tokenizer]) -> None:
+    tokenizer, texts = make(), ["the cat sat", "cats sat", "the cats"]
+    stream = tokenise(tokenizer, texts).tokens.tolist()
+    end = tokenizer.vocabulary.eos
+    assert stream.count(end) == 3
+    assert stream[-1] == end
+    assert stream[: stream.index(end)] == tokenizer.encode("the cat sat")
+    assert tokenizer.documents(stream) == texts
+    filling = [] if tokenizer.vocabulary.pad is None else [tokenizer.vocabulary.pad]
+    assert tokenizer.documents([tokenizer.vocabulary.bos, *stream[:-1], *filling]) == texts
+
+
+@pytest.mark.parametrize("make", [gpt2, ours, bert])
+def test_pieces_read_as_the_text(make: Callable[[], Tokenizer]) -> None:
+    tokenizer = make()
+    text = "".join(map(tokenizer.piece, tokenizer.encode("the cats sat")))
+    assert text.removeprefix(" ") == "the cats sat"
+    assert tokenizer.piece(tokenizer.vocabulary.eos or 0) == "\n"
+
+
+def test_what_ends_documents() -> None:
+    assert bert().vocabulary == Vocabulary(len(WORDS), bos=2, eos=4, pad=0)
+    assert ours().vocabulary == Vocabulary(285, bos=0, eos=0)
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gpt2, ours, bert])
+def test_a_file_opens_again_here_and_in_transformers(make: Callable[[], Tokenizer], tmp_path: Any) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, text = make(), "the cats sat, the cat sat."
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer.to_json(), encoding="utf-8")
+    again = Tokenizer.load(file)
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.to_json() == tokenizer.to_json()
+    assert again.encode(text) == tokenizer.encode(text)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    assert len(theirs) == tokenizer.vocabulary.num_words
+    assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+
+
+def test_an_older_file_names_no_type_and_may_cut_text_off() -> None:
+    document = json.loads(word_pieces().to_str())
+    del document["model"]["type"]
+    document["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    document["padding"] = {
+        "strategy": {"Fixed": 9},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }
+    assert Tokenizer.from_json(json.dumps(document)).encode("the cat sat") == [5, 6, 7]
+
+
+def test_a_token_is_taken_out() -> None:
+    without = bert().without(MASK_ROW)
+    text = "the cats, sat"
+    left = [word for word in WORDS if word != "[MASK]"]
+    assert without.vocabulary == Vocabulary(len(left), bos=2, eos=3, pad=0)
+    assert [without.piece(id) for id in range(3, len(left))] == [
+        bert().piece(WORDS.index(word)) for word in left[3:]
+    ]
+    assert without.encode(text) == [left.index(WORDS[id]) for id in bert().encode(text)]
+    backend = tokenizers.Tokenizer.from_str(without.to_json())
+    assert backend.encode("the").ids == [2, left.index("the"), 3]
+    assert without.decode(without.encode(text)) == bert().decode(bert().encode(text))
+
+
+def test_a_token_behind_the_words_of_gpt2_is_taken_out() -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json().decode())
+    backend.add_special_tokens(["[MASK]"])
+    with_mask = Tokenizer(backend)
+    assert with_mask.vocabulary.num_words == GPT2.size
+    assert with_mask.without(GPT2.mask_id).vocabulary == GPT2
+
+
+@pytest.mark.parametrize(
+    ("make", "token", "complaint"),
+    [
+        (bert, 1, "unknown words"),
+        (bert, 2, "around every text"),
+        (bert, 99, "0 to 11"),
+        (bert, -1, "0 to 11"),
+        (gpt2, 995, "merged"),
+    ],
+)
+def test_a_token_that_is_needed_stays(make: Callable[[], Tokenizer], token: int, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make().without(token)
+
+
+def _changed(change: Callable[[dict[str, Any]], object]) -> str:
+    document = json.loads(word_pieces().to_str())
+    change(document)
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[" * 100_000, "no tokenizer"),
+        ('{"model": []}', "no tokenizer"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', "no tokenizer"),
+        (_changed(lambda it: it["model"].update(vocab=[])), "no table"),
+        (_changed(lambda it: it["model"].update(type="Unigram")), "'Unigram'; known here are BPE, WordPiece"),
+        (_changed(lambda it: it["model"]["vocab"].update(cat=99)), "ids 0 to 11"),
+        (_changed(lambda it: it["model"]["vocab"].update(cat=5)), "each once"),
+        (_changed(lambda it: it["model"]["vocab"].update(cat=-1)), "no tokenizer"),
+        (_changed(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "no tokenizer"),
+        (_changed(lambda it: it.update(added_tokens=[{"id": "x"}])), "no tokenizer"),
+        (_changed(lambda it: it["model"].update(type="BPE", merges=[])), "ByteLevel"),
+        (
+            _changed(
+                lambda it: it.update(
+                    pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+                    model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]},
+                )
+            ),
+            "no tokenizer",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Tokenizer.from_json(text)
+
+
+def test_documents_must_end() -> None:
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '\[SEP\]', '</s>'"):
+        Tokenizer(backend)
