@@ -10,6 +10,7 @@ from hdlm.evaluation import evaluate as evaluate
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
+from hdlm.hub import load as load
 from hdlm.hyperschedule import AbstractCountdown as AbstractCountdown
 from hdlm.hyperschedule import AbstractHyperschedule as AbstractHyperschedule
 from hdlm.hyperschedule import Block as Block

@@ -1,0 +1,269 @@
+"""Load anything: weights from a folder, a file, a published run or the hub, in any format that has a card.
+
+    source -> config and names of tensors -> the one card that recognises them -> blueprint -> weights -> Checkpoint
+
+Nothing is guessed: a format is recognised by what is in its files, every tensor must be where the format has it, and
+what is missing is an error. No code that travels with weights is run. A network is filled file by file and tensor by
+tensor, so loading takes hardly more memory than the weights themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from hdlm.checkpoint import FORMAT, Checkpoint, WeightsName, assemble, load_checkpoint
+from hdlm.denoiser import Denoiser
+from hdlm.hub.card import AbstractCard, Blueprint, Evidence
+from hdlm.hub.cards import CARDS
+from hdlm.hub.configs import read_config
+from hdlm.hub.source import RAW, SINGLE, Hub, Source, find
+from hdlm.hub.weights import StoredWeights, open_weights
+from hdlm.network import DDiTConfig
+from hdlm.weights import fill, skeleton
+
+__all__ = ["Found", "inspect", "load"]
+
+OWN = "hdlm"
+"""Name of this project's own format, which needs no card."""
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """What lies at a source, without its weights.
+
+    Attributes:
+        evidence: Its config, and names and shapes of its tensors.
+        card: Name of its format; `"hdlm"` for this project's own.
+        blueprint: What the model is. What its config says and nobody knows is in `blueprint.unknown`.
+        files: The files that were or would be read.
+        step: Training steps done, where the file says it.
+    """
+
+    evidence: Evidence
+    card: str
+    blueprint: Blueprint
+    files: tuple[Path, ...]
+    step: int | None = None
+
+
+def load(
+    source: str | Path,
+    *,
+    weights: WeightsName = "averaged",
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Checkpoint:
+    """Load a model from wherever it is, strictly; it is in evaluation mode.
+
+    Args:
+        source: A checkpoint folder of this project, a folder as on the hub, a run folder of the published trainer, a
+            file of weights (`.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt`), the name of a model that ships with
+            hdlm, or a hub id `org/name`. What is on this machine goes first.
+        weights: The moving average of training, or the raw weights of its last step. A file that holds one set of
+            weights and does not say which gives them as `"averaged"`.
+        config: The config, or the folder that has it, if it is not beside the weights.
+        tokenizer: A tokenizer file, folder or name instead of the one that the model brings or names.
+        device: Where the model goes.
+        dtype: Precision of the weights.
+        revision: Branch, tag or commit of a hub repository.
+        cache_dir: Where files of the hub are kept.
+        token: For private repositories of the hub.
+        offline: Use only files of the hub that are here already.
+
+    Raises:
+        ValueError: If something is missing, damaged, unsafe, contradictory or in an unknown format; the message names
+            it. There are never fresh weights instead.
+        OSError: If the hub cannot be reached, or a file cannot be read.
+    """
+    if dtype not in _FLOATS:
+        raise ValueError(f"`dtype` must be one of {', '.join(map(str, _FLOATS))}; got {dtype}.")
+    hub = Hub(revision, cache_dir, token, offline)
+    files = find(source, hub, weights, None if config is None else Path(config))
+    settings = read_config(files.config)
+    if _is_own(settings):
+        checkpoint = _load_own(files, weights, device, dtype)
+        text = checkpoint.tokenizer
+    else:
+        stored = open_weights(*files.weights)
+        card, blueprint = _recognise(settings, stored, files)
+        checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
+        checkpoint.denoiser.to(device).eval()
+        text = _tokenizer(files, blueprint, hub) if tokenizer is None else None
+    if tokenizer is not None:
+        text = _find_tokenizer(tokenizer, checkpoint.vocabulary.num_words, hub)
+    return dataclasses.replace(checkpoint, tokenizer=text)
+
+
+def inspect(
+    source: str | Path,
+    *,
+    weights: WeightsName = "averaged",
+    config: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Found:
+    """Look at a model without loading its weights; the arguments are those of `load`.
+
+    Raises:
+        ValueError: If something is missing, damaged, unsafe, contradictory or in an unknown format.
+        OSError: If the hub cannot be reached, or a file cannot be read.
+    """
+    hub = Hub(revision, cache_dir, token, offline)
+    files = find(source, hub, weights, None if config is None else Path(config))
+    settings = read_config(files.config)
+    stored = open_weights(*files.weights)
+    if _is_own(settings):
+        evidence = Evidence(settings, stored.tensors.shapes, files.origin)
+        return Found(evidence, OWN, _own_blueprint(settings, stored, files), files.files)
+    card, blueprint = _recognise(settings, stored, files)
+    evidence = Evidence(settings, stored.tensors.shapes, files.origin)
+    return Found(evidence, card.name, blueprint, files.files, stored.step)
+
+
+def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> AbstractCard:
+    """The one card whose format this is.
+
+    Raises:
+        ValueError: If it is none or several; the message says what was seen.
+    """
+    fitting = [card for card in cards if card.recognises(evidence)]
+    if len(fitting) == 1:
+        return fitting[0]
+    keys = ", ".join(sorted(map(str, evidence.config))[:12]) or "none"
+    names = ", ".join(sorted(evidence.shapes)[:4]) or "none"
+    seen = (
+        f"its config has model_type {evidence.config.get('model_type')!r} and the keys {keys}; its "
+        f"{len(evidence.shapes)} tensors begin with {names}"
+    )
+    known = ", ".join(card.name for card in cards)
+    if not fitting:
+        raise ValueError(f"{evidence.origin} is in no format that is known here ({known}): {seen}.")
+    raise ValueError(f"{evidence.origin} could be any of {', '.join(card.name for card in fitting)}: {seen}.")
+
+
+def _recognise(
+    settings: Mapping[str, Any], stored: StoredWeights, files: Source
+) -> tuple[AbstractCard, Blueprint]:
+    evidence = Evidence(settings, stored.tensors.shapes, files.origin)
+    card = recognise(evidence)
+    return card, card.blueprint(evidence)
+
+
+def _build(
+    settings: Mapping[str, Any],
+    stored: StoredWeights,
+    card: AbstractCard,
+    blueprint: Blueprint,
+    weights: WeightsName,
+    dtype: torch.dtype,
+) -> Checkpoint:
+    """A model as its blueprint says, with its weights."""
+    network = skeleton(blueprint.network, stored.tensors)
+    tensors, kind = stored.choose(weights, frozenset(blueprint.tensors.values()))
+    fill(
+        network,
+        tensors,
+        blueprint.tensors,
+        ignored=blueprint.ignored,
+        mask_row=blueprint.mask_row,
+        dtype=dtype,
+    )
+    origin: dict[str, Any] = {"format": card.name, "weights": kind, "config": dict(settings)}
+    if stored.step is not None:
+        origin["step"] = stored.step
+    if blueprint.unknown:
+        origin["unknown"] = list(blueprint.unknown)
+    return Checkpoint(
+        Denoiser(network, blueprint.process, blueprint.parameterization),
+        blueprint.vocabulary,
+        blueprint.noise_schedule,
+        blueprint.hyperschedules,
+        training=origin,
+        context=blueprint.context,
+        active=blueprint.active,
+    )
+
+
+def _is_own(settings: Mapping[str, Any]) -> bool:
+    return "format" in settings and "network" in settings and "process" in settings
+
+
+def _load_own(
+    files: Source, weights: WeightsName, device: torch.device | str, dtype: torch.dtype
+) -> Checkpoint:
+    """A checkpoint of this project, from its folder or one of the two files in it."""
+    named = {SINGLE: weights, RAW: "raw"}.get(files.weights[0].name)
+    folder = files.config.parent
+    if named is None or folder != files.weights[0].parent or files.config.name != "config.json":
+        raise ValueError(
+            f"{files.origin} has the config of a checkpoint of this program, which is a folder with config.json and "
+            f"{SINGLE}; got {', '.join(map(str, files.files))}."
+        )
+    return load_checkpoint(folder, device, weights="raw" if named == "raw" else "averaged", dtype=dtype)
+
+
+def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: Source) -> Blueprint:
+    if settings.get("format") != FORMAT:
+        raise ValueError(f"{files.config} must have `format` {FORMAT}; got {settings.get('format')!r}.")
+    try:
+        network = skeleton(DDiTConfig.from_dict(settings["network"]), stored.tensors)
+        outline = assemble({"training": {}, **settings}, network)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{files.config}: {error}") from error
+    return Blueprint(
+        network=network.config,
+        vocabulary=outline.vocabulary,
+        process=outline.denoiser.process,
+        parameterization=outline.denoiser.parameterization,
+        noise_schedule=outline.noise_schedule,
+        hyperschedules=outline.hyperschedules,
+        tensors={name: name for name, _ in network.named_parameters()},
+        context=outline.context,
+        active=outline.active,
+    )
+
+
+def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> str | None:
+    """The tokenizer beside the weights, else the one that the config names, where it can be had without a fuss."""
+    if files.tokenizer is not None:
+        try:
+            return files.tokenizer.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{files.tokenizer} is damaged: {error}.") from error
+    if blueprint.tokenizer is None:
+        return None
+    here_only = dataclasses.replace(hub, offline=hub.offline or not files.fetched, revision=None)
+    try:
+        return _find_tokenizer(blueprint.tokenizer, blueprint.vocabulary.num_words, here_only)
+    except (ValueError, OSError):
+        return None
+
+
+def _find_tokenizer(source: str | Path, num_words: int, hub: Hub) -> str:
+    try:
+        from hdlm.data import find_tokenizer
+    except ImportError as error:
+        raise OSError(
+            f"to read a tokenizer, install what it takes: pip install 'hdlm[train]' ({error})."
+        ) from error
+    found = find_tokenizer(
+        source, num_words=num_words, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline
+    )
+    return str(found.to_json())

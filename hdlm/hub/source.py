@@ -1,0 +1,265 @@
+"""What a word means that names a model: a folder, a file, a run, a repository of the hub; and which files make it up.
+
+| source | config | weights |
+|---|---|---|
+| a folder | `config.json`, else `config.yaml` | `model.safetensors`, its shards by index, else `pytorch_model.bin` |
+| a published run | `.hydra/config.yaml` | newest `checkpoints/checkpoint_N.pth` |
+| a file of weights | beside it, or of the run it lies in | itself |
+| `org/name` | as a folder | as a folder |
+| a model that ships with hdlm | as a folder | as a folder |
+
+What lies on this machine goes before what the hub has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from hdlm.checkpoint import WeightsName
+from hdlm.hub.weights import PICKLES
+from hdlm.package_data import pretrained
+
+__all__ = ["Hub", "Source", "find"]
+
+CONFIGS = ("config.json", "config.yaml")
+RUN_CONFIG = Path(".hydra", "config.yaml")
+SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+RAW = "raw.safetensors"
+TOKENIZERS = ("tokenizer.json",)
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+_SECONDS = 10.0
+_LONGEST_REASON = 240
+_SUFFIXES = (".safetensors", *PICKLES)
+
+
+@final
+@dataclass(frozen=True)
+class Hub:
+    """How the hub is asked.
+
+    Attributes:
+        revision: Branch, tag or commit; None for the newest.
+        cache_dir: Where its files are kept; None for where `huggingface_hub` keeps them.
+        token: For private repositories; None for that of `hf auth login`, if any.
+        offline: Whether only files that are here already are used.
+    """
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    token: str | None = None
+    offline: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Source:
+    """The files of one model.
+
+    Attributes:
+        origin: What to call it in an error.
+        config: Its config.
+        weights: Its weights; several files are parts of one set.
+        tokenizer: Its `tokenizer.json`, or None.
+        fetched: Whether the hub was asked and answered.
+    """
+
+    origin: str
+    config: Path
+    weights: tuple[Path, ...]
+    tokenizer: Path | None = None
+    fetched: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.config, *self.weights, *([] if self.tokenizer is None else [self.tokenizer]))
+
+
+def find(
+    source: str | Path, hub: Hub, weights: WeightsName = "averaged", config: Path | None = None
+) -> Source:
+    """The files that a word stands for.
+
+    Args:
+        source: Folder, file, published run, name of a shipped model, or hub id `org/name`.
+        hub: How the hub is asked, if it must be.
+        weights: Which weights are wanted, where they are different files.
+        config: A config file, or the folder or run that has it, instead of the one beside the weights.
+
+    Raises:
+        ValueError: If something is missing; the message says what, and where it was looked for.
+        OSError: If the hub cannot be reached or has no such repository; the message says how to do without.
+    """
+    path, word = Path(source).expanduser(), str(source)
+    if path.is_dir():
+        return _folder(path, str(path), weights, config)
+    if path.is_file():
+        return _file(path, config)
+    if isinstance(source, str) and "/" not in word and (pretrained() / word / CONFIGS[0]).is_file():
+        return _folder(pretrained() / word, word, weights, config)
+    if not isinstance(source, str) or not _REPOSITORY.fullmatch(word) or path.suffix in _SUFFIXES:
+        raise ValueError(
+            f"there is no folder or file {word}, and it is neither a model that ships with hdlm nor the id of a hub "
+            "repository (org/name)."
+        )
+    folder, fetched = _repository(word, hub, weights)
+    found = _folder(folder, word, weights, config)
+    return Source(word, found.config, found.weights, found.tokenizer, fetched)
+
+
+def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None) -> Source:
+    if (folder / RUN_CONFIG).is_file():
+        return _run(folder, origin, config)
+    wanted = folder / RAW
+    files: tuple[Path, ...]
+    if weights == "raw" and wanted.is_file():
+        files = (wanted,)
+    elif (folder / SINGLE).is_file():
+        files = (folder / SINGLE,)
+    elif (folder / INDEX).is_file():
+        files = _shards(folder)
+    elif (folder / PICKLED).is_file():
+        files = (folder / PICKLED,)
+    else:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+        raise ValueError(
+            f"{origin} has no weights: neither {SINGLE}, nor {INDEX}, nor {PICKLED}; and it is no published run, "
+            f"which has {RUN_CONFIG}. There: {there or 'nothing'}."
+        )
+    return Source(origin, _config(config, _configs(folder), origin), files, _first(folder, TOKENIZERS))
+
+
+def _run(folder: Path, origin: str, config: Path | None) -> Source:
+    """A run of the published trainer: its newest numbered checkpoint, else the one it resumes from."""
+    numbered = {
+        int(match[1]): file
+        for file in (folder / "checkpoints").glob("checkpoint_*.pth")
+        if (match := _NUMBERED.fullmatch(file.name))
+    }
+    rolling = folder / "checkpoints-meta" / "checkpoint.pth"
+    if numbered:
+        newest = numbered[max(numbered)]
+    elif rolling.is_file():
+        newest = rolling
+    else:
+        raise ValueError(
+            f"the run {origin} has no checkpoint: neither checkpoints/checkpoint_N.pth nor "
+            "checkpoints-meta/checkpoint.pth."
+        )
+    return Source(origin, _config(config, _configs(folder), origin), (newest,), _first(folder, TOKENIZERS))
+
+
+def _file(path: Path, config: Path | None) -> Source:
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{path} is no file of weights; these are {', '.join(_SUFFIXES)}.")
+    beside = [*_configs(path.parent), path.parent.parent / RUN_CONFIG]
+    return Source(str(path), _config(config, beside, str(path)), (path,), _first(path.parent, TOKENIZERS))
+
+
+def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
+    """The config that was given, or the first of some files that is there."""
+    if given is not None:
+        if given.is_file():
+            return given
+        if not given.is_dir():
+            raise ValueError(f"there is no config {given}.")
+        beside, origin = _configs(given), str(given)
+    for file in beside:
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{origin} has no config, so nothing says what its weights are: there is neither "
+        f"{' nor '.join(str(file) for file in beside)}. Say where it is with `config`."
+    )
+
+
+def _configs(folder: Path) -> list[Path]:
+    """Where a folder may have its config."""
+    return [folder / name for name in (RUN_CONFIG, *CONFIGS)]
+
+
+def _first(folder: Path, names: Iterable[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    """The files that an index names."""
+    index = folder / INDEX
+    try:
+        table = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(table.values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{index} is damaged: it is no JSON with a table `weight_map` of file names."
+        ) from error
+    for name in names:
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise ValueError(
+                f"{index} names {name!r}, which is no part of a model (model-1-of-2.safetensors)."
+            )
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}, of which {INDEX} speaks.")
+    return tuple(folder / name for name in names)
+
+
+def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
+    """The folder of a repository of the hub with the files that are needed, and whether the hub was asked."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, errors
+    except ModuleNotFoundError as error:
+        raise OSError(
+            f"there is no folder {name}; to read it from the hub, install it: pip install 'hdlm[hub]'."
+        ) from error
+    reason = "the hub was not asked (offline)"
+    if not (hub.offline or constants.HF_HUB_OFFLINE):
+        try:
+            info = huggingface_hub.HfApi(token=hub.token).model_info(
+                name, revision=hub.revision, timeout=_SECONDS
+            )
+            there = {entry.rfilename for entry in info.siblings or ()}
+            folder = huggingface_hub.snapshot_download(
+                name,
+                revision=hub.revision,
+                cache_dir=hub.cache_dir,
+                token=hub.token,
+                allow_patterns=sorted(_needed(there, weights)),
+            )
+            return Path(folder), True
+        except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
+            reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+    for file in (*CONFIGS, *_WEIGHTS):
+        cached = huggingface_hub.try_to_load_from_cache(
+            name, file, cache_dir=hub.cache_dir, revision=hub.revision
+        )
+        if isinstance(cached, str):
+            return Path(cached).parent, False
+    revision = "" if hub.revision is None else f", revision {hub.revision}"
+    kept = hub.cache_dir or constants.HF_HUB_CACHE
+    raise OSError(
+        f"cannot load {name}{revision}: there is no folder of that name, it is not in the cache {kept}, and {reason}. "
+        "To work offline, download it where there is a network (hf download), copy the cache or the folder here, and "
+        "give the folder, or set HF_HUB_OFFLINE=1 and HF_HUB_CACHE."
+    )
+
+
+_WEIGHTS = (SINGLE, INDEX, PICKLED)
+
+
+def _needed(there: set[str], weights: WeightsName) -> set[str]:
+    """Of a repository's files those that are needed, and no other copy of the weights."""
+    wanted = there & {*CONFIGS, *TOKENIZERS}
+    if weights == "raw" and RAW in there:
+        return wanted | {RAW}
+    if SINGLE in there:
+        return wanted | {SINGLE}
+    if INDEX in there:
+        return wanted | {INDEX} | {name for name in there if _SHARD.fullmatch(name)}
+    return wanted | (there & {PICKLED})
