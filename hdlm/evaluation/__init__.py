@@ -3,7 +3,7 @@
 from hdlm.evaluation.bounds import AbsorbingBound, AbstractBound, HybridBound
 from hdlm.evaluation.likelihood import Progress, evaluate
 from hdlm.evaluation.result import LikelihoodResult
-from hdlm.evaluation.windows import first_positions, windows
+from hdlm.evaluation.windows import Stack, first_positions, windows
 
 __all__ = [
     "AbsorbingBound",
@@ -11,6 +11,7 @@ __all__ = [
     "HybridBound",
     "LikelihoodResult",
     "Progress",
+    "Stack",
     "evaluate",
     "first_positions",
     "windows",

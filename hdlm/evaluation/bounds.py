@@ -64,6 +64,7 @@ class AbstractBound(abc.ABC):
         estimator: How noise is drawn.
         context: What settled positions see of one another; see `hdlm.attention`.
         active: What active positions see of one another.
+        given: How many of the first tokens are given: they stay clean, and are not counted.
     """
 
     denoiser: AbstractDenoiser
@@ -71,6 +72,7 @@ class AbstractBound(abc.ABC):
     estimator: Estimator
     context: attention.Context
     active: attention.Active
+    given: int
 
     @property
     @abc.abstractmethod
@@ -94,8 +96,13 @@ class AbstractBound(abc.ABC):
             times: `corruption.num_times` numbers for each, uniform on [0, 1).
             draw: A uniform number in [0, 1) for each position.
         """
-        silent = min(self.denoiser.lookback, x_0.shape[1])
+        silent = max(min(self.denoiser.lookback, x_0.shape[1]) - self.given, 0)
         return self.estimate(x_0, times, draw) + silent * math.log(self.denoiser.process.num_words)
+
+    @property
+    def num_given(self) -> int:
+        """How many of the first positions stay clean: those that are given, or of which the denoiser says nothing."""
+        return max(self.denoiser.lookback, self.given)
 
     @final
     def _noising(self, process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule) -> Corruption:
@@ -109,7 +116,7 @@ class AbstractBound(abc.ABC):
             two_stream=isinstance(schedule, AbstractCountdown) and not flat,
             context=self.context,
             active=self.active,
-            num_given=self.denoiser.lookback,
+            num_given=self.num_given,
         )
 
 
@@ -135,6 +142,7 @@ class AbsorbingBound(AbstractBound):
     estimator: Estimator
     context: attention.Context = "block_causal"
     active: attention.Active = "full"
+    given: int = 0
 
     def __post_init__(self) -> None:
         _check_start(self.hyperschedule)
@@ -206,6 +214,7 @@ class HybridBound(AbstractBound):
     noise_schedule: AbstractNoiseSchedule = LINEAR
     context: attention.Context = "block_causal"
     active: attention.Active = "full"
+    given: int = 0
 
     def __post_init__(self) -> None:
         _check_start(self.hyperschedule)
@@ -225,7 +234,7 @@ class HybridBound(AbstractBound):
         objective = ScoreEntropy(chunk=_ROWS, floor=_HAIR)
         path = objective(self.denoiser, self.corruption(x_0, times, draw)).sum(-1)
         off = prior_divergence(self.denoiser.process, self.noise_schedule)
-        nats = path + off * max(x_0.shape[1] - self.denoiser.lookback, 0)
+        nats = path + off * max(x_0.shape[1] - self.num_given, 0)
         return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
 
     @cached_property

@@ -63,6 +63,7 @@ def evaluate(
     context: attention.Context = "block_causal",
     active: attention.Active = "full",
     num_bytes: int | None = None,
+    stride: int | None = None,
     replicates: int = 4,
     batch_size: int = 16,
     seed: int = 0,
@@ -81,6 +82,7 @@ def evaluate(
         context: What settled positions see of one another, as in `hdlm.sampling.sample`.
         active: What active positions see of one another.
         num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
+        stride: New tokens in each window, where windows are to overlap; see `windows`.
         replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
             measured once.
         batch_size: Windows in a pass of the network, at least 1.
@@ -95,16 +97,17 @@ def evaluate(
     _check(denoiser, tokens, bound, replicates, batch_size)
     chosen = estimator or _least_variance(bound, hyperschedule)
     count = 1 if chosen == "exact" else replicates
-    stacks = windows(tokens.to(device), hyperschedule.length)
-    num_windows = sum(map(len, stacks))
+    stacks = windows(tokens.to(device), hyperschedule.length, stride)
+    num_windows = sum(len(stack.tokens) for stack in stacks)
     passes = _Passes(Randomness(seed), count, num_windows, batch_size, watch)
     estimates = torch.zeros(count, dtype=torch.float64)
     for stack in stacks:
-        cut = first_positions(hyperschedule, stack.shape[1])
+        cut = first_positions(hyperschedule, stack.tokens.shape[1])
         if bound == "absorbing":
-            estimates += passes(AbsorbingBound(denoiser, cut, chosen, context, active), stack)
+            kind: AbstractBound = AbsorbingBound(denoiser, cut, chosen, context, active, stack.given)
         else:
-            estimates += passes(HybridBound(denoiser, cut, chosen, noise_schedule, context, active), stack)
+            kind = HybridBound(denoiser, cut, chosen, noise_schedule, context, active, stack.given)
+        estimates += passes(kind, stack.tokens)
     return LikelihoodResult(
         estimates=tuple(estimates.tolist()),
         num_tokens=len(tokens),
@@ -113,6 +116,7 @@ def evaluate(
         estimator=chosen,
         seed=seed,
         num_windows=num_windows,
+        stride=stride or hyperschedule.length,
         hyperschedule=repr(hyperschedule),
         noise_schedule=repr(noise_schedule),
         context=context,

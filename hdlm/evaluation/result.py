@@ -32,6 +32,7 @@ class LikelihoodResult:
         estimator: How it was estimated; `"exact"` is no estimate, and has no error.
         seed: Of all random numbers.
         num_windows: Windows that the text was cut into.
+        stride: New tokens in each of them.
         hyperschedule: In words, when each position of a window is noisy.
         noise_schedule: In words, how fast; of no account to the absorbing bound.
         context: What settled positions saw of one another.
@@ -48,6 +49,7 @@ class LikelihoodResult:
     estimator: Estimator
     seed: int
     num_windows: int
+    stride: int
     hyperschedule: str
     noise_schedule: str
     context: str

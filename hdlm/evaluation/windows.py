@@ -1,7 +1,9 @@
-"""Text to windows: every token in exactly one, none dropped, none invented.
+"""Text to windows: every token counted in exactly one, none dropped, none invented.
 
-The last window is short where the text does not divide. It is not padded: it is evaluated at its own length, on the
-first positions of the same hyperschedule.
+Windows follow one another, or overlap: with a stride below their length, each begins `stride` tokens after the one
+before, and counts only the tokens that are new; those it shares are given, clean. So a token has more before it, and
+the bound is tighter, at the price of more passes. The last window is short where the text does not divide. It is not
+padded: it is evaluated at its own length, on the first positions of the same hyperschedule.
 """
 
 from __future__ import annotations
@@ -15,29 +17,55 @@ from torch import Tensor
 
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Table
 
-__all__ = ["first_positions", "windows"]
+__all__ = ["Stack", "first_positions", "windows"]
 
 
-def windows(tokens: Int[Tensor, " n"], length: int) -> tuple[Int[Tensor, "w l"], ...]:
-    """Cut a text into consecutive windows.
+@final
+@dataclass(frozen=True)
+class Stack:
+    """Windows of one length.
+
+    Attributes:
+        tokens: The windows.
+        given: How many of the first tokens of each are given: other windows count them.
+    """
+
+    tokens: Int[Tensor, "w l"]
+    given: int = 0
+
+
+def windows(tokens: Int[Tensor, " n"], length: int, stride: int | None = None) -> tuple[Stack, ...]:
+    """Cut a text into windows.
 
     Args:
         tokens: The text, at least one token.
         length: Tokens in a window, at least 1.
+        stride: New tokens in a window, in [1, `length`]; by default all of them.
 
     Returns:
-        One stack of windows, or two: the full ones, and the short last one by itself.
+        Stacks of windows in the order of the text; the last window may be short, and then is a stack by itself.
 
     Raises:
-        ValueError: If there are no tokens, or `length` is not positive.
+        ValueError: If there are no tokens, or `length` or `stride` is out of range.
     """
     if length < 1:
         raise ValueError(f"`length` of a window must be at least 1; got {length}.")
     if not len(tokens):
         raise ValueError("there are no tokens to cut into windows; give at least one.")
-    whole = len(tokens) // length * length
-    stacks = (tokens[:whole].view(-1, length), tokens[whole:][None])
-    return tuple(stack for stack in stacks if stack.numel())
+    step = length if stride is None else stride
+    if not 1 <= step <= length:
+        raise ValueError(f"`stride` must lie in [1, {length}], the length of a window; got {stride}.")
+    given = length - step
+    starts = range(0, max(len(tokens) - given, 1), step)
+    whole = [start for start in starts if start + length <= len(tokens)]
+    stacks = [Stack(tokens[start : start + length][None]) for start in whole[:1]] if given else []
+    rest = torch.tensor(whole[1:] if given else whole, device=tokens.device)
+    if len(rest):
+        stacks.append(Stack(tokens[rest.long()[:, None] + torch.arange(length, device=tokens.device)], given))
+    stacks += [
+        Stack(tokens[start:][None], given if start else 0) for start in starts if start + length > len(tokens)
+    ]
+    return tuple(stacks)
 
 
 def first_positions(hyperschedule: AbstractHyperschedule, length: int) -> AbstractHyperschedule:

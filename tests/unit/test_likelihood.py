@@ -46,7 +46,7 @@ PUBLISHED = PublishedWave(4, 2, 2).levels(torch.arange(7))
 TABLE = Table(torch.cat([torch.full((1, 4), 2), PUBLISHED]))
 """No countdown; the published table, with the pure noise in which it does not quite begin."""
 RESULT = LikelihoodResult(
-    (20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, "flat", "Linear()", "full", "full"
+    (20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, 4, "flat", "Linear()", "full", "full"
 )
 
 
@@ -72,10 +72,54 @@ def network(
 @pytest.mark.parametrize("length", [1, 3, 4, 10, 11])
 def test_every_token_is_in_exactly_one_window(length: int) -> None:
     stacks = windows(TOKENS, length)
-    assert torch.equal(torch.cat([stack.flatten() for stack in stacks]), TOKENS)
-    assert [stack.shape[1] for stack in stacks] == [min(length, 10)] * (length <= 10) + [10 % length] * (
-        10 % length > 0
+    assert torch.equal(torch.cat([stack.tokens.flatten() for stack in stacks]), TOKENS)
+    assert not any(stack.given for stack in stacks)
+    assert [stack.tokens.shape[1] for stack in stacks] == [min(length, 10)] * (length <= 10) + [
+        10 % length
+    ] * (10 % length > 0)
+
+
+@pytest.mark.parametrize("size", range(1, 11))
+@pytest.mark.parametrize(("length", "stride"), [(4, 1), (4, 3), (4, 4), (3, 2), (10, 1), (12, 5), (1, 1)])
+def test_windows_that_overlap_count_every_token_once(size: int, length: int, stride: int) -> None:
+    text = TOKENS[:size]
+    stacks = windows(text, length, stride)
+    counted = torch.cat([stack.tokens[:, stack.given :].flatten() for stack in stacks])
+    assert torch.equal(counted, text)
+    given = torch.cat([stack.tokens[:, : stack.given].flatten() for stack in stacks])
+    assert len(given) == (sum(len(stack.tokens) for stack in stacks) - 1) * (length - stride)
+
+
+@pytest.mark.parametrize(
+    "schedule", [flat(3, 2), autoregressive(3), Block(3, 2, 2), Slide(3, 2, 2)], ids=repr
+)
+@pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
+def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound: str) -> None:
+    """Of four tokens in windows of three, the last counts given the two before it."""
+    text = torch.tensor([1, 0, 1, 1])
+    log_p = {tuple(row): float(p.log()) for row, p in zip(WORLD.sequences.tolist(), WORLD.law, strict=True)}
+    before = math.log(sum(math.exp(log_p[0, 1, word]) for word in range(2)))
+    truth = -log_p[1, 0, 1] - log_p[0, 1, 1] + before
+    found = evaluate(
+        ExactDenoiser(WORLD, Absorbing(2)), text, schedule, bound=bound, stride=1, replicates=400, seed=1
     )
+    assert found.nats == pytest.approx(truth, abs=5 * found.standard_error + 1e-9)
+    assert found.stride == 1
+    assert found.num_windows == 2
+
+
+def test_a_model_that_knows_nothing_pays_the_same_with_any_stride() -> None:
+    model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Mean()).eval()
+    for stride in (1, 2, 3, 4):
+        found = evaluate(model, TOKENS, flat(LENGTH, 2), stride=stride)
+        assert found.nats == pytest.approx(10 * math.log(WORDS))
+        assert found.num_tokens == 10
+
+
+def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
+    model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Shifted(Mean())).eval()
+    found = evaluate(model, TOKENS, autoregressive(LENGTH), stride=1)
+    assert found.nats == pytest.approx(10 * math.log(WORDS))
 
 
 @pytest.mark.parametrize(
@@ -299,5 +343,7 @@ def test_a_network_in_training_is_refused() -> None:
 def test_windows_need_a_length() -> None:
     with pytest.raises(ValueError, match="length"):
         windows(TOKENS, 0)
+    with pytest.raises(ValueError, match="stride"):
+        windows(TOKENS, 4, 5)
     with pytest.raises(ValueError, match="length"):
         first_positions(flat(4, 1), 5)
