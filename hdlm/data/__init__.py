@@ -13,6 +13,7 @@ from hdlm.data.corpora import (
     corpus,
 )
 from hdlm.data.packing import Split, TokenStream, Windows, split, tokenise
+from hdlm.data.pretrained_tokenizers import find_tokenizer
 from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Unigram",
     "Windows",
     "corpus",
+    "find_tokenizer",
     "split",
     "tokenise",
     "train_tokenizer",

@@ -31,6 +31,7 @@ Place = Literal["start", "spaced", "glued"]
 
 _BEGINNINGS = {END_OF_TEXT: END_OF_TEXT, "[SEP]": "[CLS]", "</s>": "<s>"}
 """What may end a document, and what begins it then."""
+_MASKS = ("[MASK]", "<mask>", "<|mask|>")
 _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 _OTHER_LETTER = "\ua66e"
@@ -138,6 +139,33 @@ class Tokenizer:
             raise ValueError(f"there is no token {token}: ids are 0 to {self.vocabulary.num_words - 1}.")
         document = tokenizer_json.without_token(self._document, token, content)
         return Tokenizer.from_json(json.dumps(document), f"the tokenizer without {content!r}")
+
+    def fitted(self, vocabulary: Vocabulary, mask_row: int | None = None) -> Tokenizer:
+        """The same with the words that a network of others knows, and no more.
+
+        Some have their mask among the words, or behind them, and some add a padding token to GPT-2's.
+
+        Args:
+            vocabulary: The words of the network; its mask is none of them.
+            mask_row: Id here of the mask, where it lies among the words.
+
+        Raises:
+            ValueError: If the sizes are others, or there is no mask at `mask_row`.
+        """
+        have, want = self.vocabulary.num_words, vocabulary.num_words
+        last = vocabulary.mask_id if mask_row is None else mask_row
+        if have == want + 1 and self._backend.id_to_token(last) in _MASKS:
+            return self.without(last)
+        if have == want - 1 == vocabulary.pad and self.vocabulary.pad is None:
+            backend = tokenizers.Tokenizer.from_str(self.to_json())
+            backend.add_special_tokens([_PADS[0]])
+            return Tokenizer(backend)
+        if have != want:
+            mask = "" if mask_row is None else f" beside a mask at {mask_row}"
+            raise ValueError(
+                f"the tokenizer has {have} words, the network {want}{mask}: give the one that it was trained with."
+            )
+        return self
 
     def encode(self, text: str, place: Place = "start") -> list[int]:
         """Tokens of a text, without those that begin and end a document.

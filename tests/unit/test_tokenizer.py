@@ -288,3 +288,35 @@ def test_documents_must_end() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '\[SEP\]', '</s>'"):
         Tokenizer(backend)
+
+
+# -- the words of a network -----------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_fits_the_words_of_a_network() -> None:
+    padded = Vocabulary(GPT2.num_words + 1, bos=GPT2.bos, eos=GPT2.eos, pad=GPT2.num_words)
+    assert gpt2().fitted(GPT2) is gpt2()
+    assert gpt2().fitted(padded).vocabulary == padded
+    assert gpt2().fitted(padded).encode("Hello world[PAD]") == [15496, 995, padded.pad]
+    without = bert().without(MASK_ROW)
+    assert bert().fitted(without.vocabulary, MASK_ROW).to_json() == without.to_json()
+    assert without.fitted(without.vocabulary, MASK_ROW) is without
+
+
+def test_a_mask_behind_the_words_is_left_out() -> None:
+    backend = tokenizers.Tokenizer.from_str(ours().to_json())
+    backend.add_special_tokens(["[MASK]"])
+    assert Tokenizer(backend).fitted(ours().vocabulary).to_json() == ours().to_json()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "mask_row", "complaint"),
+    [
+        (Vocabulary(len(WORDS) - 1), None, "has 12 words, the network 11"),
+        (Vocabulary(len(WORDS) - 1), 5, "11 beside a mask at 5"),
+        (Vocabulary(len(WORDS) + 1, pad=len(WORDS)), None, "has 12 words, the network 13"),
+    ],
+)
+def test_what_does_not_fit_is_refused(vocabulary: Vocabulary, mask_row: int | None, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        bert().fitted(vocabulary, mask_row)
