@@ -2,6 +2,7 @@
 
 from hdlm.evaluation.bounds import AbsorbingBound, AbstractBound, HybridBound
 from hdlm.evaluation.likelihood import Progress, evaluate
+from hdlm.evaluation.precision import until_precise
 from hdlm.evaluation.result import LikelihoodResult
 from hdlm.evaluation.windows import Stack, first_positions, windows
 
@@ -14,5 +15,6 @@ __all__ = [
     "Stack",
     "evaluate",
     "first_positions",
+    "until_precise",
     "windows",
 ]

@@ -65,6 +65,7 @@ def evaluate(
     num_bytes: int | None = None,
     stride: int | None = None,
     replicates: int = 4,
+    first_replicate: int = 0,
     batch_size: int = 16,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -85,6 +86,7 @@ def evaluate(
         stride: New tokens in each window, where windows are to overlap; see `windows`.
         replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
             measured once.
+        first_replicate: Number of the first of them: replicates 4 to 7 are the second half of a longer evaluation.
         batch_size: Windows in a pass of the network, at least 1.
         seed: Of all random numbers.
         device: Where tokens go; that of the denoiser.
@@ -95,11 +97,14 @@ def evaluate(
             hyperschedule, the network is in training mode, or the model gives a token the probability 0.
     """
     _check(denoiser, tokens, bound, replicates, batch_size)
+    if first_replicate < 0:
+        raise ValueError(f"`first_replicate` must not be negative; got {first_replicate}.")
     chosen = estimator or _least_variance(bound, hyperschedule)
     count = 1 if chosen == "exact" else replicates
     stacks = windows(tokens.to(device), hyperschedule.length, stride)
     num_windows = sum(len(stack.tokens) for stack in stacks)
-    passes = _Passes(Randomness(seed), count, num_windows, batch_size, watch)
+    numbers = range(first_replicate, first_replicate + count)
+    passes = _Passes(Randomness(seed), numbers, num_windows, batch_size, watch)
     estimates = torch.zeros(count, dtype=torch.float64)
     for stack in stacks:
         cut = first_positions(hyperschedule, stack.tokens.shape[1])
@@ -131,7 +136,7 @@ class _Passes:
     def __init__(
         self,
         randomness: Randomness,
-        replicates: int,
+        replicates: range,
         num_windows: int,
         batch_size: int,
         watch: Callable[[Progress], None] | None,
@@ -143,12 +148,12 @@ class _Passes:
     def __call__(self, bound: AbstractBound, stack: Int[Tensor, "w l"]) -> Float[Tensor, " r"]:
         """Nats of a stack, one sum a replicate."""
         times = self._times(bound, len(stack)).to(stack.device)
-        totals = torch.zeros(self._replicates, dtype=torch.float64)
+        totals = torch.zeros(len(self._replicates), dtype=torch.float64)
         for rows in torch.arange(len(times)).split(self._batch_size):
             replicate, window = rows // len(stack), rows % len(stack)
             draw = self._randomness.uniform(
                 (self._windows + window)[:, None],
-                replicate[:, None],
+                (self._replicates.start + replicate)[:, None],
                 torch.arange(stack.shape[1])[None],
                 stream=_DRAWS,
             )
@@ -162,11 +167,11 @@ class _Passes:
         """The times of every window of every replicate, replicate by replicate."""
         if bound.estimator == "random":
             window = self._windows + torch.arange(count)
-            every = torch.arange(self._replicates)[:, None, None]
+            every = torch.tensor(self._replicates)[:, None, None]
             time = torch.arange(bound.corruption.num_times)
             return self._randomness.uniform(window[:, None], every, time, stream=_TIMES).flatten(0, 1)
         # each stack of each replicate is a stratified set of its own; the first window tells stacks apart
-        steps = (replicate * self._num_windows + self._windows for replicate in range(self._replicates))
+        steps = (replicate * self._num_windows + self._windows for replicate in self._replicates)
         return torch.cat(
             [stratified_times(self._randomness, step, count, bound.corruption.num_times) for step in steps]
         )
@@ -174,7 +179,7 @@ class _Passes:
     def _report(self, count: int) -> None:
         self._done += count
         if self._watch is not None:
-            self._watch(Progress(self._done, self._replicates * self._num_windows))
+            self._watch(Progress(self._done, len(self._replicates) * self._num_windows))
 
 
 def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> Estimator:

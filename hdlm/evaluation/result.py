@@ -10,7 +10,8 @@ and the standard error of each follows from that of `B` by the delta method (`d 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, final
 
 __all__ = ["BoundName", "Estimator", "LikelihoodResult"]
@@ -124,6 +125,33 @@ class LikelihoodResult:
     def bits_per_byte_error(self) -> float | None:
         """Standard error of `bits_per_byte`."""
         return None if self.num_bytes is None else self._error(1 / (self.num_bytes * math.log(2)))
+
+    def and_more(self, later: LikelihoodResult) -> LikelihoodResult:
+        """The same measurement with the replicates of another besides its own.
+
+        Raises:
+            ValueError: If the other was not made in the same way.
+        """
+        if replace(later, estimates=self.estimates) != self:
+            ours, theirs = asdict(self), asdict(later)
+            apart = [name for name in ours if name != "estimates" and ours[name] != theirs[name]]
+            raise ValueError(
+                f"replicates of different measurements cannot be joined: {', '.join(apart)} differ."
+            )
+        return replace(self, estimates=self.estimates + later.estimates)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LikelihoodResult:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: If a field is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"this is no likelihood result: it lacks {', '.join(missing)}.")
+        return cls(**{name: values[name] for name in names} | {"estimates": tuple(values["estimates"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above, ready for JSON."""

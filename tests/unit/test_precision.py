@@ -1,0 +1,78 @@
+"""Likelihood until it is precise enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.evaluation.precision import until_precise
+from hdlm.hyperschedule import autoregressive, flat
+from hdlm.process import Absorbing
+from hdlm.verification.exact import ExactDenoiser
+from hdlm.verification.world import random_world
+
+WORLD = random_world(3, 4, seed=2)
+TEXT = torch.tensor([0, 1, 2, 2, 1, 0, 0, 2, 1, 1])
+
+
+def measure(first: int, count: int, **options: object) -> LikelihoodResult:
+    return evaluate(
+        ExactDenoiser(WORLD, Absorbing(3)),
+        TEXT,
+        flat(4, 2),
+        replicates=count,
+        first_replicate=first,
+        **{"estimator": "random", **options},
+    )
+
+
+@pytest.mark.parametrize("estimator", ["random", "stratified", "count"])
+def test_pieces_are_the_whole(estimator: str) -> None:
+    pieces = measure(0, 3, estimator=estimator).and_more(measure(3, 5, estimator=estimator))
+    assert pieces.estimates == pytest.approx(measure(0, 8, estimator=estimator).estimates, abs=1e-12)
+
+
+def test_a_target_is_reached_and_everything_kept() -> None:
+    kept = []
+    found = until_precise(measure, 0.05, keep=kept.append)
+    assert found.bits_per_token_error <= 0.05
+    assert kept[-1] == found
+    assert [one.replicates for one in kept] == sorted({one.replicates for one in kept})
+    assert found.estimates == pytest.approx(measure(0, found.replicates).estimates)
+
+
+def test_it_goes_on_where_it_was_killed() -> None:
+    kept: list[LikelihoodResult] = []
+
+    def die(result: LikelihoodResult) -> None:
+        kept.append(LikelihoodResult.from_dict(result.to_dict()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        until_precise(measure, 0.05, keep=die)
+    assert until_precise(measure, 0.05, known=kept[0]) == until_precise(measure, 0.05)
+
+
+def test_a_target_out_of_reach_says_what_it_would_take() -> None:
+    with pytest.raises(ValueError, match=r"after 8 replicates .* about \d+ would do"):
+        until_precise(measure, 1e-3, most=8)
+    with pytest.raises(ValueError, match="positive"):
+        until_precise(measure, 0.0)
+
+
+def test_an_exact_likelihood_is_measured_once() -> None:
+    def exact(first: int, count: int) -> LikelihoodResult:
+        return evaluate(ExactDenoiser(WORLD, Absorbing(3)), TEXT, autoregressive(4), first_replicate=first)
+
+    assert until_precise(exact, 1e-9).replicates == 1
+
+
+def test_only_what_was_measured_alike_is_joined() -> None:
+    result = measure(0, 2)
+    with pytest.raises(ValueError, match="num_bytes, seed differ"):
+        result.and_more(replace(result, seed=1, num_bytes=3))
+    with pytest.raises(ValueError, match="lacks estimates"):
+        LikelihoodResult.from_dict({"num_tokens": 3})
