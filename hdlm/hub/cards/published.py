@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, cast, final
 
+import torch
+
 from hdlm.attention import Active, Context
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards._field import ignored_buffers, tensors
@@ -31,6 +33,9 @@ __all__ = ["PublishedEpsilon", "PublishedGamma"]
 
 LOG_LINEAR_FLOOR = 5e-3
 """What is left of the data at the end of `noise.type: loglinear`; it is no option of the published config."""
+
+SAMPLING_EPS = 1e-4
+"""Time of a settled position, where the config is silent: what a gamma-hybrid is told of words that are known."""
 
 _EMBEDDING, _OUTPUT_MODULATION = "vocab_embed.embedding", "output_layer.adaLN_modulation.weight"
 _TIMESTEP, _BLOCK_MODULATION = "sigma_map.mlp.0.weight", "blocks.0.adaLN_modulation.weight"
@@ -111,13 +116,16 @@ class PublishedGamma(AbstractCard):
         else:
             process = Absorbing(words) if graph == "absorb" else Uniform(words)
         blended = fields.switch("model.hybrid_sigma_embedding", False)
+        noise = _noise(evidence, fields)
+        earliest = torch.tensor(fields.number("annealing.sampling_eps", SAMPLING_EPS), dtype=torch.float64)
         outputs = _valid(
             evidence,
             LogScore,
             fields.switch("model.scale_by_sigma", False),
             fields.number("graph.gamma") if blended else None,
+            floor=float(noise.fraction(earliest)),
         )
-        return _blueprint(evidence, network, process, outputs, _noise(evidence, fields), _OF_GAMMA)
+        return _blueprint(evidence, network, process, outputs, noise, _OF_GAMMA)
 
 
 def _family(evidence: Evidence) -> Literal["epsilon", "gamma"] | None:
