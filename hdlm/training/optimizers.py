@@ -27,10 +27,10 @@ def make_optimizers(network: DDiT, settings: OptimizerSettings) -> list[torch.op
     ]
     if settings.name == "muon":
         muon = Muon(matrices, settings.matrix_rate, weight_decay=settings.weight_decay)
-        made: list[torch.optim.Optimizer] = [muon, _adamw(groups)]
+        made: list[torch.optim.Optimizer] = [muon, _adamw(groups, settings)]
     else:
         decayed = {"params": matrices, "lr": settings.matrix_rate, "weight_decay": settings.weight_decay}
-        made = [_adamw([decayed, *groups])]
+        made = [_adamw([decayed, *groups], settings)]
     for optimizer in made:
         for group in optimizer.param_groups:
             group[_PEAK] = group["lr"]
@@ -44,5 +44,6 @@ def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
             group["lr"] = share * group[_PEAK]
 
 
-def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, fused=True)

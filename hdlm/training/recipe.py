@@ -17,15 +17,15 @@ shares.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
-from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, final, get_args, get_origin, get_type_hints
+from typing import Any, Literal, final
+
+from hdlm.attention import Active, Context
+from hdlm.training.tables import read, require
 
 __all__ = [
     "DataSettings",
@@ -39,15 +39,13 @@ __all__ = [
     "WarmStartSettings",
 ]
 
-T = TypeVar("T")
 OptimizerName = Literal["muon", "adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
-
-
-def _require(condition: bool, option: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"`{option}` must be {expected}; got {got!r}.")
+ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
+ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy"]
+TRAINED_HERE = "train"
+"""What `data.tokenizer` says when a tokenizer is to be trained on the text."""
 
 
 @final
@@ -56,22 +54,26 @@ class DataSettings:
     """The text.
 
     Attributes:
-        corpus: A name out of `hdlm.data.CORPORA`, or files, folders and globs.
-        vocabulary: Size of the tokenizer to train.
-        validation: Share of the text that is kept from training.
+        corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs.
+        vocabulary: Size of the tokenizer to train, or words that the one that is found must have.
+        validation: Share of the text that is kept from training; of no account if there is other text to measure with.
         context: Tokens in a window.
+        tokenizer: `"train"` for one made from the text, or where `hdlm.data.find_tokenizer` finds one.
+        validation_corpus: Text to measure with, named as `corpus` is; empty for a share of the training text.
     """
 
     corpus: tuple[str, ...] = ("kjv",)
     vocabulary: int = 4096
     validation: float = 0.025
     context: int = 128
+    tokenizer: str = TRAINED_HERE
+    validation_corpus: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
-        _require(self.vocabulary > 0, "data.vocabulary", "positive", self.vocabulary)
-        _require(0 < self.validation <= 0.5, "data.validation", "in (0, 0.5]", self.validation)
-        _require(self.context > 0, "data.context", "positive", self.context)
+        require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
+        require(self.vocabulary > 0, "data.vocabulary", "positive", self.vocabulary)
+        require(0 < self.validation <= 0.5, "data.validation", "in (0, 0.5]", self.validation)
+        require(self.context > 0, "data.context", "positive", self.context)
 
 
 @final
@@ -86,6 +88,12 @@ class NetworkSettings:
         dropout: Share of activations that training drops.
         shifted: Whether the output at a position speaks of the next one, as in next-token prediction: then nothing has
             to be unlearnt after a warm start.
+        told_noise: Whether the network is told the total noise of each position, as gamma-hybrids are.
+        cond_dim: Width of what it is told.
+        blend: Whether the embedding of the mask is blended into all others as noise rises; gamma-hybrids only.
+        scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
+        context: What settled positions see of one another; see `hdlm.attention`.
+        active: What active positions see of one another.
     """
 
     hidden_size: int = 256
@@ -93,35 +101,74 @@ class NetworkSettings:
     num_heads: int = 4
     dropout: float = 0.0
     shifted: bool = False
+    told_noise: bool = False
+    cond_dim: int = 128
+    blend: bool = False
+    scale_by_sigma: bool = True
+    context: Context = "block_causal"
+    active: Active = "full"
 
 
 @final
 @dataclass(frozen=True)
 class ProcessSettings:
-    """The epsilon-hybrid noise process.
+    """How tokens are noised, and how fast.
 
     Attributes:
-        epsilon: Share of wrong words among the visible ones.
+        type: Family of the process.
+        epsilon: Of the epsilon-hybrid, which is 0.01 unless given: share of wrong words among the visible ones.
+        gamma: Of the gamma-hybrid: share of the uniform rate.
+        noise_schedule: `type`, a name out of `hdlm.noise_schedule`, and its fields.
     """
 
-    epsilon: float = 0.01
+    type: ProcessName = "EpsilonHybrid"
+    epsilon: float | None = None
+    gamma: float | None = None
+    noise_schedule: Mapping[str, Any] = field(default_factory=lambda: {"type": "Linear"})
 
     def __post_init__(self) -> None:
-        _require(0 <= self.epsilon < 1, "process.epsilon", "in [0, 1)", self.epsilon)
+        own, other = ("epsilon", "gamma") if self.type == "EpsilonHybrid" else ("gamma", "epsilon")
+        require(getattr(self, other) is None, f"process.{other}", f"left out: {self.type} has `{own}`", other)
+        require(self.epsilon is None or 0 <= self.epsilon < 1, "process.epsilon", "in [0, 1)", self.epsilon)
+        require(self.gamma is None or 0 <= self.gamma <= 1, "process.gamma", "in [0, 1]", self.gamma)
+        require(self.gamma is not None or self.type != "GammaHybrid", "process.gamma", "given", self.gamma)
+
+    @property
+    def strength(self) -> float:
+        """`epsilon` or `gamma`."""
+        if self.type == "GammaHybrid":
+            assert self.gamma is not None
+            return self.gamma
+        return 0.01 if self.epsilon is None else self.epsilon
 
 
 @final
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """The paper's weighted cross-entropy.
+    """What is minimised.
 
     Attributes:
-        unmasked: The paper's lambda.
-        max_weight: Cap on the weights `1 / p` and `1 / (1 - p)`.
+        type: The paper's weighted cross-entropy, for outputs that are logits of the clean token; or the score entropy,
+            for outputs that are log scores.
+        unmasked: Of the weighted cross-entropy: the paper's lambda.
+        max_weight: Cap on the weights `1 / p` and `1 / (1 - p)`; noise fractions come no nearer to 0 and 1 than its
+            inverse in the score entropy.
+        diffusion: Of the score entropy: its weight.
+        cross_entropy: Weight of a cross-entropy that is added to the score entropy; 0 for none.
     """
 
+    type: ObjectiveName = "WeightedCrossEntropy"
     unmasked: float = 0.1
     max_weight: float = math.inf
+    diffusion: float = 1.0
+    cross_entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.max_weight > 0, "objective.max_weight", "positive", self.max_weight)
+        for name in ("diffusion", "cross_entropy", "unmasked"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"objective.{name}", "at least 0 and finite", value)
+        require(self.diffusion + self.cross_entropy > 0, "objective.diffusion", "positive", self.diffusion)
 
 
 @final
@@ -144,12 +191,12 @@ class MixturePart:
     batch_scale: int = 1
 
     def __post_init__(self) -> None:
-        _require(self.share > 0, "mixture.share", "positive", self.share)
-        _require(self.batch_scale > 0, "mixture.batch_scale", "positive", self.batch_scale)
-        _require(
+        require(self.share > 0, "mixture.share", "positive", self.share)
+        require(self.batch_scale > 0, "mixture.batch_scale", "positive", self.batch_scale)
+        require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
         )
-        _require(
+        require(
             "length" not in self.hyperschedule,
             "mixture.hyperschedule",
             "without `length`, which is data.context",
@@ -171,8 +218,8 @@ class WarmStartSettings:
     batch_scale: int = 2
 
     def __post_init__(self) -> None:
-        _require(0 <= self.share < 1, "warm_start.share", "in [0, 1)", self.share)
-        _require(self.batch_scale > 0, "warm_start.batch_scale", "positive", self.batch_scale)
+        require(0 <= self.share < 1, "warm_start.share", "in [0, 1)", self.share)
+        require(self.batch_scale > 0, "warm_start.batch_scale", "positive", self.batch_scale)
 
 
 @final
@@ -187,10 +234,13 @@ class OptimizerSettings:
         head_rate: Peak learning rate of the output layer, norms and biases.
         weight_decay: Of matrices; norms, biases and embeddings have none.
         schedule: What follows the warm-up: a line or a cosine to `floor`, or nothing.
-        warmup: Share of the run in which the rates rise to their peaks.
+        warmup: Share of the run in which the rates rise to their peaks; a run may end before they get there.
         floor: Where the schedule ends, relative to the peak.
         clip: Largest norm of the gradient.
         ema: Decay of the average of the weights.
+        beta1: Decay of AdamW's average of gradients.
+        beta2: Decay of AdamW's average of their squares.
+        eps: What AdamW adds to the root of that average.
     """
 
     name: OptimizerName = "muon"
@@ -203,13 +253,17 @@ class OptimizerSettings:
     floor: float = 0.0
     clip: float = 1.0
     ema: float = 0.99
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("matrix_rate", "embedding_rate", "head_rate", "clip"):
-            _require(getattr(self, name) > 0, f"optimizer.{name}", "positive", getattr(self, name))
-        for name in ("warmup", "floor", "ema"):
-            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        for name in ("matrix_rate", "embedding_rate", "head_rate", "clip", "eps"):
+            require(getattr(self, name) > 0, f"optimizer.{name}", "positive", getattr(self, name))
+        for name in ("floor", "ema", "beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
+        require(0 <= self.warmup < math.inf, "optimizer.warmup", "at least 0", self.warmup)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
 
     def rate(self, progress: float) -> float:
         """Learning rate relative to its peak.
@@ -219,6 +273,8 @@ class OptimizerSettings:
         """
         if progress < self.warmup:
             return progress / self.warmup
+        if self.warmup >= 1:
+            return 1.0
         done = (progress - self.warmup) / (1 - self.warmup)
         fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[
             self.schedule
@@ -255,13 +311,11 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "minutes"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"run.{name}", "positive", value)
-        _require(
-            self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None
-        )
-        _require(self.save_every > 0, "run.save_every", "positive", self.save_every)
-        _require(0 <= self.seed < 2**64, "run.seed", "in [0, 2^64)", self.seed)
-        _require(
+            require(value is None or value > 0, f"run.{name}", "positive", value)
+        require(self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None)
+        require(self.save_every > 0, "run.save_every", "positive", self.save_every)
+        require(0 <= self.seed < 2**64, "run.seed", "in [0, 2^64)", self.seed)
+        require(
             0 < self.accumulation <= self.batch_size and self.batch_size % self.accumulation == 0,
             "run.accumulation",
             f"a divisor of run.batch_size={self.batch_size}",
@@ -291,7 +345,7 @@ class Recipe:
     description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        _require(bool(self.mixture), "mixture", "at least one part", self.mixture)
+        require(bool(self.mixture), "mixture", "at least one part", self.mixture)
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
@@ -317,81 +371,8 @@ class Recipe:
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
         """Build a recipe from plain values; see `load`."""
-        _check_keys(cls, table, "")
-        parts = table.get("mixture", [])
-        _require(isinstance(parts, list | tuple), "mixture", "a list of tables, [[mixture]]", parts)
-        return cls(
-            data=_build(DataSettings, table, "data"),
-            network=_build(NetworkSettings, table, "network"),
-            process=_build(ProcessSettings, table, "process"),
-            objective=_build(ObjectiveSettings, table, "objective"),
-            mixture=tuple(_build(MixturePart, {"mixture": part}, "mixture") for part in parts),
-            warm_start=_build(WarmStartSettings, table, "warm_start"),
-            optimizer=_build(OptimizerSettings, table, "optimizer"),
-            run=_build(RunSettings, table, "run"),
-            description=str(table.get("description", "")),
-        )
+        return read(cls, table)
 
     def to_table(self) -> dict[str, Any]:
         """Plain values; the inverse of `from_table`."""
         return dataclasses.asdict(self)
-
-
-def _build(cls: type[T], tables: Mapping[str, Any], name: str) -> T:
-    """One settings class from its table; what is left out has its default."""
-    table = tables.get(name, {})
-    _require(isinstance(table, Mapping), name, f"a table, [{name}]", table)
-    _check_keys(cls, table, f"{name}.")
-    hints = get_type_hints(cls)
-    required = {option.name for option in dataclasses.fields(cls) if _is_required(option)}  # type: ignore[arg-type]
-    for option in sorted(required - table.keys()):
-        raise ValueError(f"`{name}.{option}` must be given.")
-    return cls(
-        **{option: _convert(value, hints[option], f"{name}.{option}") for option, value in table.items()}
-    )
-
-
-def _is_required(option: dataclasses.Field[Any]) -> bool:
-    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
-
-
-def _convert(value: Any, hint: Any, option: str) -> Any:
-    """A value of TOML as the type that an option is declared to have.
-
-    Raises:
-        ValueError: If it is of another type.
-    """
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and NoneType in kinds:
-        return None
-    kind = next(kind for kind in kinds if kind is not NoneType)
-    if get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        _require(
-            isinstance(items, list | tuple) and all(isinstance(item, str) for item in items),
-            option,
-            "names",
-            value,
-        )
-        return tuple(items)
-    if kind is float and type(value) is int:
-        return float(value)
-    if get_origin(kind) is Literal:
-        _require(value in get_args(kind), option, f"one of {', '.join(get_args(kind))}", value)
-        return value
-    plain = Mapping if get_origin(kind) is abc.Mapping else kind
-    _require(
-        isinstance(value, plain) and (plain is bool or not isinstance(value, bool)),
-        option,
-        plain.__name__,
-        value,
-    )
-    return value
-
-
-def _check_keys(cls: type, table: Mapping[str, Any], prefix: str) -> None:
-    known = [option.name for option in dataclasses.fields(cls)]
-    for key in table:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown option `{prefix}{key}`; did you mean `{prefix}{nearest}`?")

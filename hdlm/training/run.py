@@ -16,18 +16,32 @@ from typing import Any, final
 import torch
 
 from hdlm.checkpoint import Checkpoint, save_checkpoint
-from hdlm.data import Split, Tokenizer, TokenStream, Windows, corpus, split, tokenise, train_tokenizer
+from hdlm.data import (
+    Split,
+    Tokenizer,
+    TokenStream,
+    Windows,
+    corpus,
+    find_tokenizer,
+    split,
+    tokenise,
+    train_tokenizer,
+)
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.parameterization import Mean, Shifted
-from hdlm.process import EpsilonHybrid
+from hdlm.noise_schedule import AbstractNoiseSchedule
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.loop import StepReport, Trainer, Watcher
 from hdlm.training.mixture import Mixture
-from hdlm.training.recipe import Recipe
+from hdlm.training.recipe import TRAINED_HERE, Recipe
 from hdlm.training.watchers import Every, MetricsLog
 
 __all__ = ["Run", "prepare"]
+
+_FREE = frozenset({"dropout", "max_length"})
+"""Options of a network that no weight depends on."""
 
 
 @final
@@ -62,10 +76,24 @@ class Run:
         return Checkpoint(
             self.denoiser,
             self.tokenizer.vocabulary,
-            hyperschedules=self.mixture.hyperschedules,
-            tokenizer=self.tokenizer.to_json(),
-            training={"recipe": self.recipe.to_table(), **(training or {})},
+            self.noise_schedule,
+            self.mixture.hyperschedules,
+            self.tokenizer.to_json(),
+            {"recipe": self.recipe.to_table(), **(training or {})},
+            self.recipe.network.context,
+            self.recipe.network.active,
         )
+
+    @property
+    def noise_schedule(self) -> AbstractNoiseSchedule:
+        """How fast noise comes."""
+        return self.mixture.parts[0].corruption.noise_schedule
+
+    def trainer(self) -> Trainer:
+        """What trains the denoiser, before its first step."""
+        recipe = self.recipe
+        windows = Windows(self.train.tokens, recipe.data.context, recipe.run.seed)
+        return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
 
     def execute(self, folder: Path, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
         """Train, and leave a checkpoint and `metrics.jsonl` in a folder whatever happens.
@@ -78,15 +106,7 @@ class Run:
         Returns:
             The report of the last step; None if there was none. The denoiser has its average weights.
         """
-        recipe = self.recipe
-        trainer = Trainer(
-            self.denoiser,
-            self.mixture,
-            Windows(self.train.tokens, recipe.data.context, recipe.run.seed),
-            recipe.optimizer,
-            recipe.run,
-            self.device,
-        )
+        trainer = self.trainer()
 
         def save(report: StepReport | None = None) -> None:
             summary = {} if report is None else _summary(report)
@@ -94,7 +114,7 @@ class Run:
 
         save()
         log = MetricsLog(folder / "metrics.jsonl")
-        report = trainer.train(stop, (log, Every(recipe.run.save_every, save), *watchers))
+        report = trainer.train(stop, (log, Every(self.recipe.run.save_every, save), *watchers))
         log.flush()
         save(report)
         trainer.average.give_to(self.denoiser.backbone)
@@ -106,6 +126,7 @@ def prepare(
     device: torch.device,
     say: Callable[[str], None] = lambda line: None,
     start: Checkpoint | None = None,
+    text: Split | None = None,
 ) -> Run:
     """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
 
@@ -115,13 +136,13 @@ def prepare(
         say: Told in a line what has been done.
         start: Where to begin: its tokenizer and its weights. What they mean (process, parameterization, hyperschedules)
             is the recipe's to say.
+        text: What to learn from and to measure with, if it has been read already.
 
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
-    data = recipe.data
-    parts: Split = split(tuple(corpus(*data.corpus).documents()), data.validation)
-    tokenizer = train_tokenizer(parts.train, data.vocabulary) if start is None else _tokenizer(start)
+    parts = _text(recipe) if text is None else text
+    tokenizer = _tokenizer(recipe, parts.train, start)
     train, validation = tokenise(tokenizer, parts.train), tokenise(tokenizer, parts.validation)
     say(
         f"text: {len(train.tokens):,} tokens to learn from, {len(validation.tokens):,} to measure with; "
@@ -132,17 +153,41 @@ def prepare(
     if start is not None:
         _take_over(network, start)
     network.to(device)
-    process = EpsilonHybrid(tokenizer.vocabulary.num_words, recipe.process.epsilon)
+    process = _process(recipe, tokenizer.vocabulary.num_words)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
     return Run(
         recipe,
         tokenizer,
         train,
         validation,
-        Denoiser(network, process, Shifted(Mean()) if recipe.network.shifted else Mean()),
+        Denoiser(network, process, _parameterization(recipe)),
         Mixture.of(recipe, process),
         device,
     )
+
+
+def _text(recipe: Recipe) -> Split:
+    """Documents to learn from, and documents to measure with."""
+    data = recipe.data
+    documents = tuple(corpus(*data.corpus).documents())
+    if not data.validation_corpus:
+        return split(documents, data.validation)
+    return Split(documents, tuple(corpus(*data.validation_corpus).documents()))
+
+
+def _process(recipe: Recipe, num_words: int) -> AbstractNoiseProcess:
+    settings = recipe.process
+    family = EpsilonHybrid if settings.type == "EpsilonHybrid" else GammaHybrid
+    return family(num_words, settings.strength)
+
+
+def _parameterization(recipe: Recipe) -> AbstractParameterization:
+    """Score entropy trains log scores, cross-entropy logits of the clean token."""
+    shape = recipe.network
+    inner: AbstractParameterization = Mean("sigma" if shape.told_noise else "none")
+    if recipe.objective.type == "ScoreEntropy":
+        inner = LogScore(shape.scale_by_sigma, recipe.process.gamma if shape.blend else None)
+    return Shifted(inner) if shape.shifted else inner
 
 
 def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
@@ -153,25 +198,34 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
             hidden_size=shape.hidden_size,
             num_blocks=shape.num_blocks,
             num_heads=shape.num_heads,
+            cond_dim=shape.cond_dim,
             dropout=shape.dropout,
+            timestep_embedding=shape.told_noise,
+            condition_blocks=shape.told_noise,
             max_length=recipe.data.context,
         )
     )
 
 
-def _tokenizer(start: Checkpoint) -> Tokenizer:
-    if start.tokenizer is None:
+def _tokenizer(recipe: Recipe, documents: Sequence[str], start: Checkpoint | None) -> Tokenizer:
+    """That of the checkpoint to begin with, one that is found, or a new one."""
+    data = recipe.data
+    if start is not None and start.tokenizer is not None:
+        return Tokenizer.from_json(
+            start.tokenizer, "the tokenizer.json to begin with", start.vocabulary.num_words
+        )
+    if data.tokenizer != TRAINED_HERE:
+        return find_tokenizer(data.tokenizer, num_words=data.vocabulary)
+    if start is not None:
         raise ValueError("the checkpoint to begin with has no tokenizer.json, so its ids mean nothing.")
-    return Tokenizer.from_json(
-        start.tokenizer, "the tokenizer.json to begin with", start.vocabulary.num_words
-    )
+    return train_tokenizer(documents, data.vocabulary)
 
 
 def _take_over(network: DDiT, start: Checkpoint) -> None:
-    """Give a network the weights of a checkpoint of the same shape; dropout may differ."""
+    """Give a network the weights of a checkpoint of the same shape; what no weight depends on may differ."""
     want, have = network.config, start.network.config
     for option, value in want.to_dict().items():
-        if option != "dropout" and getattr(have, option) != value:
+        if option not in _FREE and getattr(have, option) != value:
             raise ValueError(
                 f"the checkpoint to begin with has {option} {getattr(have, option)}, the recipe {value}: "
                 "change the recipe's [network] or [data]."

@@ -18,9 +18,26 @@ from hdlm.hyperschedule import (
     autoregressive,
     flat,
 )
-from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear
-from hdlm.objective import NELBO, AbstractObjective, ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.noise_schedule import (
+    AbstractNoiseSchedule,
+    ConstantRate,
+    Cosine,
+    CosinePower,
+    Geometric,
+    Linear,
+    Logarithmic,
+    LogLinear,
+    Power,
+)
+from hdlm.objective import (
+    NELBO,
+    AbstractObjective,
+    Combination,
+    CrossEntropy,
+    ScoreEntropy,
+    WeightedCrossEntropy,
+)
+from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, Step, algorithm
 from hdlm.verification import laws
@@ -50,7 +67,16 @@ def built_in() -> Mapping[str, Any]:
 
 
 def _built_in() -> Iterator[tuple[str, str, Any]]:
-    for schedule in (Linear(), LogLinear(), Cosine(), Geometric()):
+    for schedule in (
+        Linear(),
+        LogLinear(),
+        Cosine(),
+        CosinePower(),
+        Power(2.0),
+        Logarithmic(),
+        ConstantRate(),
+        Geometric(),
+    ):
         yield "noise_schedule", repr(schedule), schedule
     for process in (
         Absorbing(3),
@@ -61,9 +87,17 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
     ):
         yield "process", repr(process), process
     yield from _hyperschedules()
-    for reading in (Mean(), Mean("sigma"), LogScore(), LogScore(blend_rate=0.1), Shifted(Mean())):
+    for reading in (
+        Mean(),
+        Mean("sigma"),
+        Cavity("sigma"),
+        LogScore(),
+        LogScore(blend_rate=0.1),
+        Shifted(Mean()),
+    ):
         yield "parameterization", repr(reading), reading
-    for objective in (NELBO(), ScoreEntropy(), WeightedCrossEntropy(unmasked=0.0)):
+    both = Combination(((1.0, ScoreEntropy()), (0.5, CrossEntropy())))
+    for objective in (NELBO(), ScoreEntropy(), WeightedCrossEntropy(unmasked=0.0), CrossEntropy(), both):
         yield "objective", repr(objective), objective
     yield from _samplers()
 

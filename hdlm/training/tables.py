@@ -1,0 +1,113 @@
+"""Plain nested tables (TOML, JSON, YAML) to frozen dataclasses, strictly: every mistake is named by its dotted option.
+
+A dataclass is a table, its fields are the options; a field whose name is no Python identifier says so in its metadata,
+`field(metadata={"key": "lambda"})`. What a field's type is, the value must be; a whole number will do for a float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import abc
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["key_of", "read", "require"]
+
+T = TypeVar("T")
+
+
+def require(condition: bool, option: str, expected: str, got: object) -> None:
+    """Refuse a value.
+
+    Raises:
+        ValueError: If the condition does not hold; it names the option, what was expected and what was given.
+    """
+    if not condition:
+        raise ValueError(f"`{option}` must be {expected}; got {got!r}.")
+
+
+def key_of(option: dataclasses.Field[Any]) -> str:
+    """What a field is called in a table."""
+    return str(option.metadata.get("key", option.name))
+
+
+def read(cls: type[T], table: object, name: str = "") -> T:
+    """One dataclass from its table; what is left out has its default, and a table that is left out is empty.
+
+    Args:
+        cls: The dataclass.
+        table: Its options.
+        name: Dotted name of the table, empty for the whole file.
+
+    Raises:
+        ValueError: If an option is unknown (the nearest known one is named), missing, of another type, or refused by
+            the dataclass.
+    """
+    require(isinstance(table, Mapping), name, f"a table, [{name}]", table)
+    assert isinstance(table, Mapping)
+    prefix = f"{name}." if name else ""
+    options = {key_of(option): option for option in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in options:
+            nearest = difflib.get_close_matches(str(key), options, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown option `{prefix}{key}`; did you mean `{prefix}{nearest}`?")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, option in options.items():
+        hint = hints[option.name]
+        if key in table:
+            values[option.name] = _convert(table[key], hint, f"{prefix}{key}")
+        elif not _has_default(option):
+            values[option.name] = _left_out(hint, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _has_default(option: dataclasses.Field[Any]) -> bool:
+    return option.default is not dataclasses.MISSING or option.default_factory is not dataclasses.MISSING
+
+
+def _left_out(hint: Any, option: str) -> Any:
+    """What stands for a table, or a list of tables, that is left out."""
+    if dataclasses.is_dataclass(hint):
+        return _convert({}, hint, option)
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
+        return ()
+    raise ValueError(f"`{option}` must be given.")
+
+
+def _convert(value: Any, hint: Any, option: str) -> Any:
+    """A plain value as the type that an option is declared to have.
+
+    Raises:
+        ValueError: If it is of another type.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    if dataclasses.is_dataclass(kind):
+        return read(kind, value, option)  # type: ignore[arg-type]
+    if get_origin(kind) is tuple:
+        return _several(value, get_args(kind)[0], option)
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is Literal:
+        require(value in get_args(kind), option, f"one of {', '.join(get_args(kind))}", value)
+        return value
+    plain = Mapping if get_origin(kind) is abc.Mapping else kind
+    fits = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+    require(fits, option, plain.__name__, value)
+    return value
+
+
+def _several(value: Any, kind: Any, option: str) -> tuple[Any, ...]:
+    """A list of tables, or of names, of which a single one may stand for itself."""
+    if dataclasses.is_dataclass(kind):
+        require(isinstance(value, list | tuple), option, f"a list of tables, [[{option}]]", value)
+        return tuple(read(kind, item, option) for item in value)  # type: ignore[arg-type]
+    items = [value] if isinstance(value, str) else value
+    names = isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)
+    require(names, option, "names", value)
+    return tuple(items)
