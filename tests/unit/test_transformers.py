@@ -1,0 +1,265 @@
+"""Our models in `transformers`, 4.57 and 5.x: written, read, asked and made to write; the files are also our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the extra `hub` brings it")
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
+
+from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hdlm.denoiser import Context
+from hdlm.generation import Settings, complete, planned
+from hdlm.hub.modeling import DenoisingOutput, HDLMConfig, HDLMForDiffusionLM
+from hdlm.hub.push import save_pretrained
+from hdlm.hyperschedule import Block
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.sampling import Prompt
+from hdlm.vocabulary import Vocabulary
+from tests.tiny import tiny_denoiser
+
+WORDS, LENGTH = 11, 12
+MASK = WORDS
+
+
+def _checkpoint(family: str = "epsilon") -> Checkpoint:
+    process, reading = {
+        "epsilon": (EpsilonHybrid(WORDS, 0.1), Mean()),
+        "shifted": (EpsilonHybrid(WORDS, 0.1), Shifted(Mean())),
+        "gamma": (GammaHybrid(WORDS, 0.1), LogScore(blend_rate=0.1)),
+    }[family]
+    denoiser = tiny_denoiser(process, reading, conditioned=family == "gamma").float()
+    shape = dataclasses.replace(denoiser.backbone.config, max_length=LENGTH)
+    denoiser.backbone.config = shape
+    trained = (Block(LENGTH, 4, 2), Block(LENGTH, LENGTH, 3))
+    return Checkpoint(
+        denoiser, Vocabulary(WORDS, bos=0, eos=0), hyperschedules=trained, training={"note": "tiny"}
+    )
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Warnings of the library would be errors of the test run only where they are Python warnings; show the rest."""
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def noisy() -> torch.Tensor:
+    tokens = torch.randint(0, WORDS, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    return torch.where(torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.4, MASK, tokens)
+
+
+def _noise(noisy: torch.Tensor) -> torch.Tensor:
+    return torch.where(noisy == MASK, 0.7, 0.0)
+
+
+@pytest.mark.parametrize("family", ["epsilon", "shifted", "gamma"])
+def test_a_round_trip_changes_nothing(tmp_path: Path, noisy: torch.Tensor, family: str) -> None:
+    ours = _checkpoint(family)
+    HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
+    read = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(read, HDLMForDiffusionLM)
+    assert not read.training
+    assert read.checkpoint.config() == ours.config()
+    logits = read(noisy, noise=_noise(noisy)).logits
+    assert torch.equal(logits, ours.denoiser(noisy, _noise(noisy)))
+    read.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_transformers_wrote_is_a_checkpoint_of_ours(tmp_path: Path, noisy: torch.Tensor) -> None:
+    ours = _checkpoint()
+    HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
+    read = load_checkpoint(tmp_path)
+    assert read.config() == ours.config()
+    assert torch.equal(read.denoiser(noisy, _noise(noisy)), ours.denoiser(noisy, _noise(noisy)))
+
+
+@pytest.mark.parametrize("writer", [save_checkpoint, lambda folder, ours: save_pretrained(ours, folder)])
+@pytest.mark.parametrize("reader", [AutoModel, AutoModelForMaskedLM, HDLMForDiffusionLM])
+def test_a_checkpoint_of_ours_is_a_transformers_model(tmp_path: Path, noisy, writer, reader) -> None:
+    ours = _checkpoint()
+    writer(tmp_path, ours)
+    read = reader.from_pretrained(tmp_path)
+    assert torch.equal(read(noisy).logits, ours.denoiser(noisy, _noise(noisy)))
+    assert AutoConfig.from_pretrained(tmp_path).hyperschedules[0]["width"] == 4
+
+
+def test_half_precision_leaves_the_frequencies_exact(tmp_path: Path) -> None:
+    HDLMForDiffusionLM.of(_checkpoint()).save_pretrained(tmp_path)
+    read = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert read.model.blocks[0].attn_qkv.weight.dtype == torch.bfloat16
+    assert torch.equal(read.model.rotary_emb.inv_freq, _checkpoint().network.rotary_emb.inv_freq.float())
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None:
+    save_checkpoint(tmp_path, _checkpoint())
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    name = "blocks.0.attn_qkv.weight"
+    if fault == "missing":
+        del tensors[name]
+    elif fault == "unexpected":
+        name = "stowaway"
+        tensors[name] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(2, 2)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"do not fit the network of its config: .*{name}"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_config_that_describes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"describes no model, it lacks network"):
+        HDLMForDiffusionLM(HDLMConfig())
+
+
+def test_a_fresh_model_draws_its_own_weights() -> None:
+    config = HDLMConfig.of(_checkpoint())
+    torch.manual_seed(0)
+    fresh = HDLMForDiffusionLM(config)
+    assert fresh.model.blocks[0].attn_qkv.weight.std() > 0
+    assert not fresh.model.output_layer.linear.weight.any()
+
+
+def test_loss_is_the_cross_entropy_of_the_labels(noisy: torch.Tensor) -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint())
+    labels = torch.where(noisy == MASK, 3, -100)
+    output = model(noisy, labels=labels)
+    assert isinstance(output, DenoisingOutput)
+    expected = -output.logits[noisy == MASK][:, 3].mean()
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert model.model.blocks[0].attn_qkv.weight.grad.abs().sum() > 0
+    as_tuple = model(noisy, labels=labels, return_dict=False)
+    assert len(as_tuple) == 2
+
+
+def test_attention_masks_of_both_shapes(noisy: torch.Tensor) -> None:
+    ours = _checkpoint()
+    model = HDLMForDiffusionLM.of(ours)
+    padding = torch.ones(3, LENGTH, dtype=torch.long)
+    padding[:, -2:] = 0
+    short = model(noisy[:, :-2]).logits
+    torch.testing.assert_close(model(noisy, attention_mask=padding).logits[:, :-2], short)
+    causal = torch.ones(1, LENGTH, LENGTH).tril()
+    expected = ours.denoiser(noisy, _noise(noisy), Context(None, causal.bool()))
+    assert torch.equal(model(noisy, attention_mask=causal).logits, expected)
+    with pytest.raises(ValueError, match=r"attention_mask.*got \[3, 5\]"):
+        model(noisy, attention_mask=padding[:, :5])
+
+
+def test_positions_are_honoured(noisy: torch.Tensor) -> None:
+    ours = _checkpoint()
+    positions = torch.arange(LENGTH)[None] * 3
+    answer = HDLMForDiffusionLM.of(ours)(noisy, position_ids=positions).logits
+    assert torch.equal(answer, ours.denoiser(noisy, _noise(noisy), Context(positions)))
+
+
+def test_a_network_that_is_told_the_noise_must_be_told(noisy: torch.Tensor) -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint("gamma"))
+    with pytest.raises(ValueError, match=r"pass `noise`"):
+        model(noisy)
+    assert model(noisy, noise=_noise(noisy)).logits.shape == (3, LENGTH, WORDS + 1)
+
+
+@pytest.mark.parametrize("family", ["epsilon", "shifted", "gamma"])
+def test_generate_is_the_sampler(family: str) -> None:
+    ours = _checkpoint(family)
+    settings = Settings("acs", eta=0.3, temperature=0.8, top_k=5)
+    given = Prompt.prefix([0], LENGTH)
+    expected = complete(
+        ours, given, planned(ours, settings, LENGTH, infilling=False), settings, num=3, seed=5
+    )
+    written = HDLMForDiffusionLM.of(ours).generate(
+        algorithm="acs", eta=0.3, temperature=0.8, top_k=5, num_return_sequences=3, seed=5
+    )
+    assert torch.equal(written, expected.tokens)
+    assert (written < WORDS).all()
+
+
+def test_generate_keeps_prompts_and_returns_some_for_each() -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint())
+    prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    written = model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_length=10,
+        num_return_sequences=2,
+        width=5,
+        steps=2,
+    )
+    assert written.shape == (4, 10)
+    assert torch.equal(written[:, :3], prompts.repeat_interleave(2, 0))
+    alone = model.generate(prompts[:1], max_length=10, num_return_sequences=2, width=5, steps=2)
+    assert torch.equal(alone, written[:2])
+
+
+def test_generate_fills_masks_and_follows_prompts() -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint())
+    gaps = torch.tensor([[1, MASK, 3, MASK, 5], [MASK, 2, 2, 2, 2]])
+    filled = model.generate(gaps, seed=2)
+    assert filled.shape == (2, 5)
+    assert (filled < WORDS).all()
+    assert torch.equal(filled[gaps != MASK], gaps[gaps != MASK])
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    assert model.generate(prompts, guidance=1.0).shape == (2, LENGTH)
+    with pytest.raises(ValueError, match="Guidance needs the same"):
+        model.generate(gaps, guidance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"num_beams": 4}, r"no option num_beams; known: algorithm, eta"),
+        ({"length": 5, "max_length": 6}, r"two names of one option; got 6 and 5"),
+        ({"max_length": 99}, r"between 1 and 12 positions.*got 99"),
+        ({"inputs": torch.ones(1, 12, dtype=torch.long)}, r"12 tokens and the canvas 12 positions"),
+        ({"num_return_sequences": 0}, r"at least 1; got 0"),
+        ({"algorithm": "nonsense"}, r"Unknown algorithm 'nonsense'"),
+        ({"inputs": torch.full((1, 2), 50)}, r"must be words"),
+        (
+            {
+                "inputs": torch.ones(1, 2, dtype=torch.long),
+                "attention_mask": torch.zeros(1, 2, dtype=torch.long),
+            },
+            r"Padded prompts",
+        ),
+    ],
+)
+def test_generate_says_what_is_wrong(options, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        HDLMForDiffusionLM.of(_checkpoint()).generate(**options)
+
+
+def test_the_tokenizer_travels_and_opens_in_transformers(tmp_path: Path) -> None:
+    data = pytest.importorskip("hdlm.data", reason="the extra `train` brings tokenizers")
+    trained = data.train_tokenizer(["some words, and some more"], 270)
+    words = trained.vocabulary.num_words
+    denoiser = tiny_denoiser(EpsilonHybrid(words, 0.1)).float()
+    ours = Checkpoint(denoiser, trained.vocabulary, tokenizer=trained.to_json())
+    HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == words
+    assert tokenizer.encode("more words") == trained.encode("more words")
+    assert tokenizer.eos_token_id == trained.vocabulary.eos
+    assert load_checkpoint(tmp_path).tokenizer == ours.tokenizer
+
+
+def test_the_config_file_says_both_names(tmp_path: Path) -> None:
+    HDLMForDiffusionLM.of(_checkpoint()).save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    assert document["model_type"] == "hdlm"
+    assert document["architectures"] == ["HDLMForDiffusionLM"]
+    assert document["format"] == 1
