@@ -10,6 +10,7 @@ tensor, so loading takes hardly more memory than the weights themselves.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ __all__ = ["Found", "inspect", "load"]
 
 OWN = "hdlm"
 """Name of this project's own format, which needs no card."""
+
+_TOKENIZER_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""What a config may name: something of the hub, never a path of this machine."""
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -247,7 +251,7 @@ def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> str | None:
             return files.tokenizer.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{files.tokenizer} is damaged: {error}.") from error
-    if blueprint.tokenizer is None:
+    if blueprint.tokenizer is None or not _TOKENIZER_NAME.fullmatch(blueprint.tokenizer):
         return None
     here_only = dataclasses.replace(hub, offline=hub.offline or not files.fetched, revision=None)
     try:

@@ -34,7 +34,13 @@ _TYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char",
 _NUMBERS = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 _ALLOWED = frozenset(
     {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
-    | {"torch Size", "torch device", "torch.storage UntypedStorage", "torch.serialization _get_layout"}
+    | {
+        "_codecs encode",
+        "torch Size",
+        "torch device",
+        "torch.storage UntypedStorage",
+        "torch.serialization _get_layout",
+    }
     | {f"torch {kind}Storage" for kind in _TYPES}
     | {f"torch {kind}" for kind in _NUMBERS}
 )

@@ -1,0 +1,474 @@
+"""Hostile and broken files are refused in one clear line, and nothing that they carry runs.
+
+Each hostile file would leave a marker behind if it were obeyed; without `load` between, some of them do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hdlm.checkpoint import save_checkpoint
+from hdlm.hub import inspect, load
+from hdlm.hub.configs import read_config
+from hdlm.hub.pickles import load_pickle
+from tests.hub_folders import EPSILON, folder, tensors
+
+SUFFIXES = (".bin", ".pth", ".ckpt", ".pt")
+
+
+class Runs:
+    """A pickle of this calls a function when it is read."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "the payload ran"
+
+
+def refused(path: Path, *, match: str) -> None:
+    """`load` refuses it with one line."""
+    for function in (load, inspect):
+        with pytest.raises(ValueError, match=match) as caught:
+            function(path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+def place(tmp_path: Path, suffix: str = ".bin") -> Path:
+    """A file of weights to be, beside a config that fits."""
+    folder(tmp_path / "model", EPSILON)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    return tmp_path / "model" / f"pytorch_model{suffix}"
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], **how: Any) -> None:
+    """The same zip with other files in it."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", **how) as archive:
+        for name, content in files.items():
+            archive.writestr(name, change(name, content))
+
+
+def with_pickle(path: Path, program: bytes) -> None:
+    """A file of torch.save with another pickle."""
+    torch.save(tensors(EPSILON), path)
+    rewritten(path, lambda name, old: program if name.endswith("data.pkl") else old)
+
+
+# -- programs in pickles ----------------------------------------------------------------------------------
+
+
+def payloads(marker: Path) -> dict[str, Any]:
+    touch = f"touch '{marker}'"
+    return {
+        "os.system": Runs(os.system, touch),
+        "exec": Runs(exec, f"open({str(marker)!r}, 'w')"),
+        "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
+        "open": Runs(open, str(marker), "w"),
+        "getattr": Runs(getattr, "text", "upper"),
+        "torch.load": Runs(torch.load, str(marker)),
+        "import": Runs(__import__, "antigravity"),
+        "bytearray": Runs(bytearray, 10**12),
+        "path": marker,
+    }
+
+
+@pytest.mark.parametrize("name", payloads(Path()))
+@pytest.mark.parametrize("where", ["alone", "in a state dict", "in an optimizer"])
+def test_programs_are_refused(tmp_path, marker, name, where):
+    payload = payloads(marker)[name]
+    content = {
+        "alone": payload,
+        "in a state dict": {**tensors(EPSILON), "extra": payload},
+        "in an optimizer": {"model": tensors(EPSILON), "optimizer": {"state": payload}, "step": 1},
+    }[where]
+    path = place(tmp_path)
+    torch.save(content, path)
+    refused(path, match="is refused, for it asks to run or build [^;]+; only tensors")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_under_any_name(tmp_path, marker, suffix):
+    path = place(tmp_path, suffix)
+    torch.save(payloads(marker)["os.system"], path)
+    refused(path, match=r"asks to run or build (posix|nt|os)\.system")
+    assert not marker.exists()
+
+
+def test_the_payload_does_run_if_nobody_looks(tmp_path, marker):
+    """So these tests can fail."""
+    path = place(tmp_path)
+    torch.save(payloads(marker)["os.system"], path)
+    torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_programs_of_every_protocol(tmp_path, marker, protocol):
+    path = place(tmp_path)
+    with_pickle(path, pickle.dumps(payloads(marker)["os.system"], protocol=protocol))
+    refused(path, match="is refused, for it asks to run or build")
+    assert not marker.exists()
+
+
+def by_hand(marker: Path) -> dict[str, bytes]:
+    """Pickles that no pickler writes."""
+    command = f"touch '{marker}'".encode()
+    text = b"X" + struct.pack("<I", len(command)) + command
+    return {
+        "INST": b"(S'" + command.replace(b"'", b'"') + b"'\nios\nsystem\n.",
+        "OBJ": b"(cos\nsystem\n" + text + b"o.",
+        "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + text + b"\x85R.",
+        "STACK_GLOBAL from memory": b"\x80\x04\x8c\x06system\x94\x8c\x02os\x94h\x01h\x00\x93" + text + b"\x85R.",
+        "EXT1": b"\x80\x02\x82\x01" + text + b"\x85R.",
+        "after the end": b"\x80\x02N.cos\nsystem\n" + text + b"\x85R.",
+        "a submodule": b"\x80\x02ctorch.serialization\nos.system\n" + text + b"\x85R.",
+        "an attribute": b"\x80\x02ctorch\nSize.__class__\n" + text + b"\x85R.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", by_hand(Path()))
+def test_programs_by_hand(tmp_path, marker, name):
+    path = place(tmp_path)
+    with_pickle(path, by_hand(marker)[name])
+    refused(path, match="is refused|damaged or holds more than tensors|holds no weights by name")
+    assert not marker.exists()
+
+
+def test_build_cannot_reach_into_objects(tmp_path, marker):
+    """BUILD on an OrderedDict sets attributes; nothing comes of it."""
+    program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x07\x00\x00\x00__len__K\x01sb."
+    path = place(tmp_path)
+    with_pickle(path, program)
+    refused(path, match="holds no weights|damaged")
+
+
+@pytest.mark.parametrize("form", ["legacy", "plain", "tar"])
+def test_files_that_are_no_zip(tmp_path, marker, form):
+    path, payload = place(tmp_path), payloads(marker)["os.system"]
+    match form:
+        case "legacy":
+            torch.save(payload, path, _use_new_zipfile_serialization=False)
+        case "plain":
+            path.write_bytes(pickle.dumps(payload))
+        case "tar":
+            other = tmp_path / "other"
+            other.mkdir()
+            (other / "pickle").write_bytes(pickle.dumps(payload))
+            shutil.move(shutil.make_archive(str(tmp_path / "made"), "tar", other), path)
+    refused(path, match=r"damaged or no file of torch\.save")
+    assert not marker.exists()
+
+
+def test_torchscript(tmp_path):
+    path = place(tmp_path)
+    torch.save(tensors(EPSILON), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"")
+    refused(path, match="holds a program")
+
+
+# -- zips -------------------------------------------------------------------------------------------------
+
+
+def test_compressed_zips(tmp_path):
+    """A bomb is small in the file and large in memory."""
+    path = place(tmp_path)
+    torch.save({"weight": torch.zeros(2_000_000)}, path)
+    rewritten(path, lambda name, content: content, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    refused(path, match=r"is compressed; torch stores|claims to hold more than the file has")
+
+
+def test_zips_whose_parts_overlap(tmp_path):
+    """Every entry of the directory points at the same bytes."""
+    path = place(tmp_path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02N.")
+        archive.writestr("archive/data/0", b"\0" * 10_000)
+        first = archive.filelist[1]
+        for index in range(1, 50):
+            copy = zipfile.ZipInfo(f"archive/data/{index}")
+            for name in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
+                setattr(copy, name, getattr(first, name))
+            archive.filelist.append(copy)
+            archive.NameToInfo[copy.filename] = copy
+            archive._didModify = True
+    refused(path, match="claims to hold more than the file has")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "archive/../../evil", "a\\..\\evil", "C:/evil"])
+def test_names_that_reach_out(tmp_path, name):
+    path = place(tmp_path)
+    torch.save(tensors(EPSILON), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, b"evil")
+    refused(path, match="reaches out of it")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_pickles(tmp_path):
+    for name, message in (("archive/data.pkl", "two files of one name"), ("other/data.pkl", "or several")):
+        path = place(tmp_path)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02N.")
+            archive.writestr(name, b"\x80\x02N.")
+        refused(path, match=message)
+
+
+def test_a_zip_of_something_else(tmp_path):
+    path = place(tmp_path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", b"<xml/>")
+    refused(path, match=r"its zip has no FOLDER/data\.pkl")
+
+
+# -- tensors that lie -------------------------------------------------------------------------------------
+
+
+def rebuilt(size: str, stride: str, storage: int = 12) -> bytes:
+    """A pickle of one tensor over storage `0`, of any size."""
+    return (
+        b"\x80\x02}X\x16\x00\x00\x00vocab_embed.embeddingX"[:-1].replace(b"\x16", bytes([21]))
+        + b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+        + b"X\x03\x00\x00\x00cpuK"
+        + bytes([storage])
+        + b"tQK\x00("
+        + pickle.dumps(None)[:0]
+        + _numbers(size)
+        + b"t("
+        + _numbers(stride)
+        + b"t\x89ccollections\nOrderedDict\n)RtRs."
+    )
+
+
+def _numbers(text: str) -> bytes:
+    return b"".join(b"J" + struct.pack("<i", int(part)) for part in text.split())
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [("2000000000 2000000000", "0 0"), ("1000 1000", "1000 1"), ("-3 4", "4 1"), ("12 8", "-8 1")],
+)
+def test_tensors_larger_than_their_file(tmp_path, size, stride):
+    """Claimed sizes cost nothing, and are no reason to read past the end of anything."""
+    path = place(tmp_path)
+    torch.save(torch.zeros(12), path)
+    rewritten(path, lambda name, old: rebuilt(size, stride) if name.endswith("data.pkl") else old)
+    refused(
+        path, match="damaged or holds more than tensors|contradicts itself|has shape|does not fit|no format"
+    )
+
+
+def test_one_number_for_a_whole_matrix(tmp_path):
+    """An expanded tensor has the right shape and next to no numbers."""
+    path, weights = place(tmp_path), tensors(EPSILON)
+    weights["vocab_embed.embedding"] = torch.zeros(1).expand(12, 8)
+    torch.save(weights, path)
+    refused_by_load(path, match=r"vocab_embed\.embedding claims 96 numbers, but holds fewer")
+
+
+def refused_by_load(path: Path, *, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load(path)
+
+
+def test_sparse_and_complex_tensors(tmp_path):
+    path = place(tmp_path)
+    for odd in (torch.zeros(12, 8, dtype=torch.complex64), torch.zeros(12, 8).to_sparse(), [1, 2]):
+        weights: dict[str, Any] = {**tensors(EPSILON), "vocab_embed.embedding": odd}
+        torch.save(weights, path)
+        refused_by_load(path, match="is of type|is refused|holds no weights")
+
+
+# -- damage -----------------------------------------------------------------------------------------------
+
+
+def test_a_text_under_the_name_of_weights(tmp_path):
+    for suffix in SUFFIXES:
+        path = place(tmp_path, suffix)
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+        refused(path, match=r"damaged or no file of torch\.save")
+    path = path.with_name("model.safetensors")
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(path, match="damaged or no safetensors file")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_truncated_files(tmp_path, share, name):
+    whole = folder(tmp_path, EPSILON)
+    torch.save(tensors(EPSILON), whole / "pytorch_model.bin")
+    path = whole / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path, match="damaged")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_flipped_bytes_never_escape(tmp_path, name):
+    """Whatever the damage, it is a ValueError or it is seen in the numbers; it is no crash."""
+    whole = folder(tmp_path, EPSILON)
+    torch.save(tensors(EPSILON), whole / "pytorch_model.bin")
+    path = whole / name
+    content = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    survived = 0
+    for _ in range(60):
+        spoiled = bytearray(content)
+        for place_ in torch.randint(len(content), (40,), generator=generator).tolist():
+            spoiled[place_] ^= 0x5A
+        path.write_bytes(spoiled)
+        complaint = complaint_about(path)
+        survived += not complaint
+        assert not complaint or str(tmp_path) in complaint
+    assert survived < 60
+
+
+def complaint_about(path: Path) -> str:
+    """What `load` says; nothing if it loads."""
+    try:
+        load(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def header(table: Any, data: bytes = b"") -> bytes:
+    text = table if isinstance(table, bytes) else json.dumps(table).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**60) + b"{}",
+        header(b"[1, 2]"),
+        header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 8),
+        header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}, b"\0" * 8),
+        header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"\0" * 8),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"\0" * 8),
+        header({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
+        header(b"[" * 100_000),
+    ],
+)
+def test_safetensors_that_lie(tmp_path, content):
+    path = folder(tmp_path, EPSILON) / "model.safetensors"
+    path.write_bytes(content)
+    refused(path, match="damaged or no safetensors file")
+
+
+# -- configs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.system ['touch MARKER']", "python/object/apply:os.system"),
+        ("a: !!python/object/new:os.system ['touch MARKER']", "python/object/new"),
+        ("a: !!python/name:os.system", "python/name"),
+        ("a: !!python/module:antigravity", "python/module"),
+        ("a: !!python/tuple [1, 2]", "python/tuple"),
+        ("a: !!binary aGVsbG8=", "it holds a bytes"),
+        ("a: !!set {1, 2}", "it holds a set"),
+        ("a: &a [x, x]\nb: [*a, *a]", "YAML anchors"),
+        ("a: &a [*a]", "YAML anchors"),
+        ("a: [1, 2", "damaged"),
+        ("- 1\n- 2", "no table but a list"),
+        ("just text", "no table but a str"),
+        ("", "no table but a NoneType"),
+        ("a: 1\n---\nb: 2", "damaged"),
+        ("a: '${b}'\nb: '${a}'", "in a circle"),
+        ("[" * 5000, "damaged"),
+        ("a: {[1]: 2}", "damaged"),
+        ("a: \x00", "damaged"),
+    ],
+)
+def test_yaml_that_would_do_more(tmp_path, marker, text, message):
+    whole = folder(tmp_path / "model", EPSILON)
+    (whole / "config.json").unlink()
+    (whole / "config.yaml").write_text(text.replace("MARKER", str(marker)))
+    refused(whole, match=message)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "7", "nul", '{"a": "\udcff"}', "[" * 100_000, "9" * 5000, "\x00"]
+)
+def test_json_that_is_none(tmp_path, text):
+    whole = folder(tmp_path, EPSILON)
+    (whole / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(whole, match=r"config\.json is damaged or no config")
+
+
+def test_an_own_config_that_asks_for_a_deep_network(tmp_path):
+    save_checkpoint(tmp_path / "own", load(folder(tmp_path / "model", EPSILON)))
+    path = tmp_path / "own" / "config.json"
+    config = json.loads(path.read_text())
+    config["network"]["num_blocks"] = 10**9
+    path.write_text(json.dumps(config))
+    refused(tmp_path / "own", match=r"has 1000000000 blocks: the file holds only \d+ tensors")
+
+
+def test_a_config_of_gigabytes(tmp_path):
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(ValueError, match="a config has at most"):
+        read_config(path)
+
+
+def test_code_beside_weights_is_not_run(tmp_path, marker, monkeypatch):
+    """`auto_map` is what makes other loaders import files of a repository."""
+    config = {**EPSILON, "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"}}
+    whole = folder(tmp_path / "model", config)
+    (whole / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    for name in ("__init__.py", "conftest.py", "torch.py", "yaml.py"):
+        shutil.copy(whole / "modeling.py", whole / name)
+    monkeypatch.chdir(whole)
+    assert "auto_map" in load(whole).training["unknown"]
+    assert not marker.exists()
+
+
+def test_what_torch_writes_is_read(tmp_path):
+    """The gates let through what training leaves behind: optimizers, schedulers, flags, dtypes, sizes."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    content = {
+        "model": model.state_dict(),
+        "weight": model.weight,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "step": 3,
+        "more": [None, True, 1.5, "text", b"bytes", (1, 2), 2**80],
+        "torch": [torch.Size([2]), torch.bfloat16, torch.device("cpu")],
+    }
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    again = load_pickle(path)
+    assert again["more"] == content["more"]
+    assert again["torch"] == content["torch"]
+    assert torch.equal(again["model"]["weight"], model.weight)
+    assert again["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]

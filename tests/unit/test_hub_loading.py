@@ -1,0 +1,635 @@
+"""Loading: every kind of source, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hdlm
+import hdlm.data
+from hdlm.checkpoint import save_checkpoint
+from hdlm.hub import CARDS, Evidence, inspect, load
+from hdlm.hub.configs import read_config, resolve
+from hdlm.hub.load import recognise
+from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, flat
+from hdlm.noise_schedule import Geometric, LogLinear
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from tests.hub_cache import environment, publish, use
+from tests.hub_folders import EPSILON, GAMMA, LENGTH, WORDS, changed, folder, network, run, tensors
+
+TABLES = {"epsilon": EPSILON, "gamma": GAMMA}
+NAME = "somebody/something"
+
+
+def parameters(checkpoint) -> dict[str, torch.Tensor]:
+    return dict(checkpoint.network.named_parameters())
+
+
+def same(left, right) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def of_seed(config, seed):
+    return dict(network(config, seed).named_parameters())
+
+
+@pytest.fixture(params=TABLES)
+def config(request):
+    return TABLES[request.param]
+
+
+# -- sources ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder(tmp_path, config):
+    loaded = hdlm.load(folder(tmp_path / "model", config))
+    assert same(parameters(loaded), of_seed(config, 0))
+    assert not loaded.denoiser.training
+    assert loaded.training["config"]["tokenizer"] == config["tokenizer"]
+
+
+def test_shards(tmp_path, config):
+    whole = folder(tmp_path / "model", config)
+    weights = load_file(whole / "model.safetensors")
+    (whole / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: weights[name] for name in held}, whole / file)
+    table = {name: file for file, held in parts.items() for name in held}
+    index = whole / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": table}))
+    assert same(parameters(load(whole)), of_seed(config, 0))
+    for names, message in (
+        (["../../secret.safetensors"], "which is no part of a model"),
+        (["model-00009-of-00009.safetensors"], "lacks model-00009-of-00009"),
+    ):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(names, names[0])}))
+        with pytest.raises(ValueError, match=message):
+            load(whole)
+
+
+def test_safetensors_go_before_pickles(tmp_path, config):
+    whole = folder(tmp_path, config)
+    (whole / "pytorch_model.bin").write_bytes(b"not even looked at")
+    assert same(parameters(load(whole)), of_seed(config, 0))
+
+
+def test_a_run(tmp_path, config):
+    here = run(tmp_path / "run", config)
+    run(tmp_path / "run", config, step=12)
+    assert same(parameters(load(here)), of_seed(config, 1))
+    assert same(parameters(load(here, weights="raw")), of_seed(config, 0))
+    assert load(here).training["step"] == 12
+    assert (load(here).training["weights"], load(here, weights="raw").training["weights"]) == (
+        "averaged",
+        "raw",
+    )
+    file = here / "checkpoints" / "checkpoint_3.pth"
+    assert load(file).training["step"] == 3
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_leave_their_names_behind(tmp_path, config, prefix):
+    model = {f"{prefix}{name}": value for name, value in tensors(config).items()}
+    here = run(tmp_path, config, model=model)
+    assert same(parameters(load(here)), of_seed(config, 1))
+    assert same(parameters(load(here, weights="raw")), of_seed(config, 0))
+
+
+def test_lightning(tmp_path, config):
+    content = {
+        "state_dict": tensors(config),
+        "ema": {
+            "decay": 0.9,
+            "num_updates": 3,
+            "shadow_params": [p.detach() for p in network(config, 1).parameters()],
+        },
+        "global_step": 7,
+        "loops": {},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same(parameters(load(tmp_path / "last.ckpt")), of_seed(config, 1))
+    assert same(parameters(load(tmp_path / "last.ckpt", weights="raw")), of_seed(config, 0))
+
+
+def test_the_average_must_be_of_this_network(tmp_path, config):
+    shadow = [value.detach() for value in network(config, 1).parameters()]
+    for wrong, message in (
+        ({"shadow_params": shadow[:-1]}, "moving average has"),
+        ({"shadow_params": shadow[::-1]}, "in the moving average: it is that of another network"),
+        ({"shadow_params": "none"}, "no list of tensors"),
+        (None, "no moving average of its weights; ask for weights='raw'"),
+    ):
+        here = run(tmp_path, config, ema=wrong)
+        with pytest.raises(ValueError, match=message):
+            load(here)
+    assert same(parameters(load(run(tmp_path, config, ema=None), weights="raw")), of_seed(config, 0))
+
+
+def test_raw_weights_where_there_is_one_set_only(tmp_path, config):
+    with pytest.raises(ValueError, match="holds one set of weights and no raw ones"):
+        load(folder(tmp_path, config), weights="raw")
+
+
+def test_own_checkpoints(tmp_path):
+    published = load(folder(tmp_path / "published", EPSILON))
+    own = tmp_path / "own"
+    averaged = {name: value.detach() + 1 for name, value in published.network.named_parameters()}
+    save_checkpoint(own, published, averaged=averaged)
+    assert same(parameters(load(own)), averaged)
+    raw = of_seed(EPSILON, 0)
+    assert same(parameters(load(own, weights="raw")), raw)
+    assert same(parameters(load(own / "raw.safetensors")), raw)
+    assert same(parameters(load(own / "model.safetensors")), averaged)
+    assert load(own).hyperschedules == published.hyperschedules
+    found = inspect(own)
+    assert found.card == "hdlm"
+    assert found.blueprint.process == EpsilonHybrid(WORDS, 0.1)
+    assert {file.name for file in found.files} == {"config.json", "model.safetensors"}
+    publish(tmp_path / "cache", NAME, {file.name: file for file in own.iterdir()})
+    for weights, expected in (("averaged", averaged), ("raw", raw)):
+        hub = load(NAME, weights=weights, cache_dir=tmp_path / "cache", offline=True)
+        assert same(parameters(hub), expected)
+    shutil.move(own / "model.safetensors", own / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match=r"a folder with config\.json and model\.safetensors"):
+        load(own / "elsewhere.safetensors")
+
+
+def test_shipped_models_have_names():
+    assert load("kjv-epsilon-4m").tokenizer
+    assert inspect("kjv-epsilon-4m").card == "hdlm"
+
+
+def test_no_config(tmp_path, config):
+    whole = folder(tmp_path, config)
+    (whole / "config.json").rename(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"has no config.*config\.json nor .*config\.yaml.*with `config`"):
+        load(whole)
+    assert same(parameters(load(whole, config=tmp_path / "other.json")), of_seed(config, 0))
+    with pytest.raises(ValueError, match="there is no config"):
+        load(whole, config=tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "nothing",
+            "no folder or file nothing, and it is neither a model that ships with hdlm nor the id of a hub",
+        ),
+        ("a/b/c", "no folder or file"),
+        (Path("some/folder"), "no folder or file some/folder"),
+        ("runs/model.pth", "no folder or file"),
+    ],
+)
+def test_nothing_there(source, message):
+    with pytest.raises(ValueError, match=message):
+        load(source)
+
+
+def test_an_empty_folder_and_an_odd_file(tmp_path):
+    (tmp_path / "notes.txt").write_text("notes")
+    with pytest.raises(ValueError, match=r"has no weights: .*There: notes\.txt"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"notes\.txt is no file of weights"):
+        load(tmp_path / "notes.txt")
+
+
+# -- the hub ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    use(monkeypatch, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def published(config, seed=0):
+    from safetensors.torch import save
+
+    return {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors(config, seed))}
+
+
+def test_a_repository_offline(cache, config):
+    publish(cache, NAME, published(config))
+    publish(cache, NAME, published(config, 1), revision="v2")
+    assert same(parameters(load(NAME)), of_seed(config, 0))
+    assert same(parameters(load(NAME, revision="v2")), of_seed(config, 1))
+    assert inspect(NAME).evidence.origin == NAME
+    with pytest.raises(
+        OSError, match=r"something, revision v3: .*not in the cache.*offline.*HF_HUB_OFFLINE=1"
+    ):
+        load(NAME, revision="v3")
+
+
+def test_a_folder_goes_before_a_repository(cache, tmp_path, monkeypatch, config):
+    publish(cache, NAME, published(config))
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / NAME, config, tensors(config, 1))
+    assert same(parameters(load(NAME)), of_seed(config, 1))
+
+
+def test_a_repository_in_a_new_process(tmp_path):
+    publish(tmp_path, NAME, published(GAMMA))
+    code = f"import hdlm; print(type(hdlm.load({NAME!r}).denoiser.process).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "GammaHybrid"
+
+
+def test_an_unreachable_hub(cache, tmp_path, monkeypatch, config):
+    """What is in the cache is used; what is not is an error that says how to do without, soon, and no model."""
+    use(monkeypatch, cache, offline=False)
+
+    def unreachable(self, *arguments, **options):
+        assert options["timeout"] <= 30
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(OSError, match=r"Name or service not known.*work offline.*HF_HUB_OFFLINE=1") as caught:
+        load(NAME)
+    assert "\n" not in str(caught.value)
+    publish(cache, NAME, published(config))
+    assert same(parameters(load(NAME)), of_seed(config, 0))
+
+
+def test_only_what_is_needed_is_fetched(cache, tmp_path, monkeypatch, config):
+    use(monkeypatch, cache, offline=False)
+    snapshot = publish(tmp_path / "remote", NAME, published(changed(config, tokenizer__model=None)))
+    asked = {}
+
+    def info(self, name, *, revision, timeout):
+        there = (
+            "config.json",
+            "config.yaml",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "README.md",
+            "run.py",
+        )
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in there])
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    load(NAME, revision="v1", cache_dir=cache, token="secret")
+    assert asked["allow_patterns"] == ["config.json", "config.yaml", "model.safetensors"]
+    assert (asked["name"], asked["revision"], asked["cache_dir"], asked["token"]) == (
+        NAME,
+        "v1",
+        cache,
+        "secret",
+    )
+
+
+def test_half_a_cache(cache, config):
+    publish(cache, NAME, {"config.json": json.dumps(config).encode()})
+    with pytest.raises(ValueError, match=f"{NAME} has no weights"):
+        load(NAME)
+
+
+# -- strictness -------------------------------------------------------------------------------------------
+
+
+def spoil(weights, name, value):
+    if value is None:
+        weights.pop(name)
+    else:
+        weights[name] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("blocks.1.mlp.0.bias", None, r"missing blocks\.1\.mlp\.0\.bias; unexpected nothing"),
+        ("blocks.1.extra", torch.zeros(2), r"missing nothing; unexpected blocks\.1\.extra"),
+        ("blocks.1.mlp.0.bias", torch.zeros(3), r"blocks\.1\.mlp\.0\.bias has shape \[3\], but .* asks for \[32\]"),
+        ("blocks.1.mlp.0.bias", torch.full((32,), torch.nan), r"blocks\.1\.mlp\.0\.bias holds numbers that are not"),
+        ("blocks.1.mlp.0.bias", torch.full((32,), torch.inf), r"blocks\.1\.mlp\.0\.bias holds numbers that are not"),
+        ("blocks.1.mlp.0.bias", torch.zeros(32, dtype=torch.long), r"blocks\.1\.mlp\.0\.bias is of type"),
+        ("rotary_emb.inv_freq", torch.ones(2), "other frequencies than those of rotary positions"),
+        ("vocab_embed.embedding", torch.zeros(WORDS, 8), r"`tokenizer\.tokens` 11 .* \[12, 8\], but .* is \[11, 8\]"),
+        ("vocab_embed.embedding", torch.zeros(12, 6), r"`model\.hidden_size` 8 .* but .* is \[12, 6\]"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("pickled", [False, True])
+def test_wrong_tensors_are_named(tmp_path, config, name, value, message, pickled):
+    whole = folder(tmp_path, config, weights := spoil(tensors(config), name, value))
+    if pickled:
+        (whole / "model.safetensors").unlink()
+        torch.save(weights, whole / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        load(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__n_blocks": 3}, r"`model\.n_blocks` is 3, but its tensors are those of 2 blocks"),
+        ({"model__n_blocks": 10**9}, r"`model\.n_blocks` is 1000000000"),
+        ({"model__n_heads": 3}, "`hidden_size` must be an even multiple"),
+        ({"model__length": "long"}, r"`model\.length` of its config must be a positive integer; got 'long'"),
+        ({"model__cond_dim": 0}, r"`model\.cond_dim` of its config must be a positive integer"),
+        ({"training__epsilon": None}, r"lacks `training\.epsilon`"),
+        ({"training__epsilon": 2}, r"`epsilon` must lie in"),
+        ({"annealing__type": "spiral"}, r"`annealing\.type` of its config must be one of block, simple"),
+        ({"annealing__width": 99}, "`width` must lie in"),
+        ({"type": "sideways"}, "must be one of aligned, shifted"),
+        ({"model__use_timestep_embedding": True}, r"`model\.use_timestep_embedding` is true, but there is no tensor"),
+        ({"annealing__attention__context_type": "none"}, r"annealing\.attention\.context_type` of its config must"),
+    ],
+)  # fmt: skip
+def test_wrong_configs_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder(tmp_path, changed(EPSILON, **changes), tensors(EPSILON)))
+
+
+def test_gamma_configs_that_contradict_their_tensors(tmp_path):
+    for changes, message in (
+        ({"model__use_timestep_embedding": False}, "use_timestep_embedding` is false, but there is a tensor sigma_map"),
+        ({"model__transformer_sigma_conditioning": False}, "conditioning` is false, but there is a tensor blocks"),
+        ({"graph__gamma": 7}, "`gamma` must lie in"),
+        ({"graph__type": "uniform"}, r"embedding is \[11, 8\]"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            load(folder(tmp_path, changed(GAMMA, **changes), tensors(GAMMA)))
+
+
+def test_unknown_keys_are_kept_and_reported(tmp_path):
+    more = {
+        "hdlm__note": "x",
+        "training__weight": "standard",
+        "model__warm": {"start": "gpt2"},
+        "noise__type": "a",
+    }
+    whole = folder(tmp_path, changed(EPSILON, **more))
+    assert inspect(whole).blueprint.unknown == ("hdlm", "model.warm", "noise", "training.weight")
+    loaded = load(whole)
+    assert loaded.training["unknown"] == ["hdlm", "model.warm", "noise", "training.weight"]
+    assert loaded.training["config"]["hdlm"] == {"note": "x"}
+    save_checkpoint(tmp_path / "again", loaded)
+    assert load(tmp_path / "again").training == loaded.training
+
+
+def test_formats_are_recognised_by_one_card_or_none(tmp_path):
+    whole = folder(tmp_path, changed(EPSILON, model_type="other"))
+    with pytest.raises(
+        ValueError, match=r"in no format that is known .*model_type 'other'.*vocab_embed|blocks"
+    ):
+        load(whole)
+    evidence = inspect(folder(tmp_path, EPSILON)).evidence
+    twice = (CARDS[0], *CARDS)
+    with pytest.raises(
+        ValueError, match="could be any of published epsilon-hybrid, published epsilon-hybrid"
+    ):
+        recognise(evidence, twice)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model": 3},
+        {"graph": [], "model": {}},
+        {"model_type": 7},
+        {"tokenizer": "x", "model": {"name": {}}},
+    ],
+)
+def test_no_card_stumbles_over_odd_evidence(config):
+    for shapes in ({}, {"vocab_embed.embedding": ()}, {"": (1, 2)}):
+        for card in CARDS:
+            assert card.recognises(Evidence(config, shapes, "x")) in (True, False)
+
+
+# -- what they become -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annealing", "expected"),
+    [
+        ({"type": "block", "width": 4, "tau": 2}, (Block(LENGTH, 4, 2),)),
+        ({"type": "block", "width": 4}, (Block(LENGTH, 4, 4),)),
+        ({"type": "block", "width": 4, "tau": 2, "eval_tau": 8}, (Block(LENGTH, 4, 8), Block(LENGTH, 4, 2))),
+        ({"type": "simple", "width": 4, "tau": 3}, (PublishedSlide(LENGTH, 4, 3),)),
+        ({"type": "hybrid", "width": 4, "tau": 3}, (PublishedWave(LENGTH, 4, 3),)),
+        ({"type": "none", "tau": 5}, (flat(LENGTH, 5),)),
+        ({}, (flat(LENGTH, LENGTH),)),
+    ],
+)
+def test_hyperschedules(tmp_path, annealing, expected):
+    assert load(folder(tmp_path, changed(EPSILON, annealing=annealing))).hyperschedules == expected
+
+
+def test_pieces_of_a_gamma(tmp_path):
+    loaded = load(folder(tmp_path, GAMMA))
+    outputs = loaded.denoiser.parameterization
+    assert loaded.denoiser.process == GammaHybrid(WORDS, 0.05)
+    assert isinstance(outputs, LogScore)
+    assert outputs.scale_by_sigma
+    assert outputs.blend_rate == 0.05
+    assert loaded.noise_schedule == LogLinear(5e-3)
+    other = changed(
+        GAMMA,
+        type="shifted",
+        noise={"type": "geometric", "sigma_min": 1e-3, "sigma_max": 9.0},
+        model__hybrid_sigma_embedding=False,
+        graph={"type": "absorb"},
+        annealing__attention={"context_type": "causal", "block_type": "causal"},
+    )
+    loaded = load(folder(tmp_path, other))
+    assert isinstance(loaded.denoiser.parameterization, Shifted)
+    assert isinstance(loaded.denoiser.parameterization.inner, LogScore)
+    assert loaded.denoiser.parameterization.inner.blend_rate is None
+    assert loaded.denoiser.process == Absorbing(WORDS)
+    assert loaded.noise_schedule == Geometric(1e-3, 9.0)
+    assert (loaded.context, loaded.active) == ("causal", "causal")
+
+
+def test_shifted_logits(tmp_path):
+    loaded = load(folder(tmp_path, changed(EPSILON, type="shifted")))
+    assert loaded.denoiser.parameterization == Shifted(Mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_precision(tmp_path, config, dtype):
+    loaded = load(folder(tmp_path, config), dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {dtype}
+    assert torch.equal(loaded.network.rotary_emb.inv_freq, network(config).rotary_emb.inv_freq)
+    with pytest.raises(ValueError, match="`dtype` must be one of"):
+        load(tmp_path, dtype=torch.int8)
+
+
+def test_half_precision_on_disk(tmp_path, config):
+    half = {name: value.bfloat16() for name, value in tensors(config).items()}
+    loaded = parameters(load(folder(tmp_path, config, half)))
+    for name, value in loaded.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, half[name].float())
+
+
+def test_a_file_that_is_replaced_leaves_the_model_alone(tmp_path, config):
+    whole = folder(tmp_path / "a", config)
+    loaded = load(whole)
+    (whole / "model.safetensors").write_bytes(b"")
+    assert same(parameters(loaded), of_seed(config, 0))
+
+
+def test_weights_from_a_pickle_can_be_trained(tmp_path):
+    """They lie in a mapped file, which training must not write to."""
+    here = run(tmp_path, EPSILON)
+    file = here / "checkpoints" / "checkpoint_3.pth"
+    before = file.read_bytes()
+    loaded = load(here)
+    loaded.network(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    with torch.no_grad():
+        for parameter in loaded.network.parameters():
+            parameter.sub_(1.0)
+    assert file.read_bytes() == before
+
+
+# -- tokenizers -------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizer_beside_the_weights(tmp_path):
+    whole = folder(tmp_path, EPSILON)
+    assert load(whole).tokenizer is None
+    (whole / "tokenizer.json").write_text('{"model": "ä"}', encoding="utf-8")
+    assert load(whole).tokenizer == '{"model": "ä"}'
+    assert "tokenizer.json" in {file.name for file in inspect(whole).files}
+    (whole / "tokenizer.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+        load(whole)
+
+
+def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
+    """It is looked for quietly, and on the network only if the weights have just come from there."""
+    asked = []
+
+    def find(source, *, num_words, cache_dir, token, offline):
+        asked.append((source, num_words, offline))
+        if source == "absent":
+            raise ValueError("no such tokenizer")
+        return SimpleNamespace(to_json=lambda: "found")
+
+    monkeypatch.setattr(hdlm.data, "find_tokenizer", find)
+    whole = folder(tmp_path / "model", EPSILON)
+    assert load(whole).tokenizer == "found"
+    assert load(whole, tokenizer="mine").tokenizer == "found"
+    assert load(folder(tmp_path / "b", changed(EPSILON, tokenizer__model="absent"))).tokenizer is None
+    with pytest.raises(ValueError, match="no such tokenizer"):
+        load(whole, tokenizer="absent")
+    assert asked == [
+        ("gpt2", WORDS, True),
+        ("mine", WORDS, False),
+        ("absent", WORDS, True),
+        ("absent", WORDS, False),
+    ]
+    for name in ("../other", "/etc/passwd", "a/b/c", ""):
+        assert load(folder(tmp_path / "c", changed(EPSILON, tokenizer__model=name))).tokenizer is None
+    assert len(asked) == 4
+
+
+# -- configs ----------------------------------------------------------------------------------------------
+
+
+def test_interpolations(monkeypatch):
+    monkeypatch.setenv("HDLM_SECRET", "secret")
+    config = {
+        "a": {"b": 3, "c": "${a.b}", "d": "x${a.c}y", "e": "${a.nothing}", "f": "${oc.env:HDLM_SECRET}"},
+        "list": ["${a.b}", {"g": "${list.0}"}],
+        "table": "${a}",
+        "none": None,
+        "h": "${none}",
+    }
+    assert resolve(config) == {
+        "a": {"b": 3, "c": 3, "d": "x3y", "e": "${a.nothing}", "f": "${oc.env:HDLM_SECRET}"},
+        "list": [3, {"g": 3}],
+        "table": "${a}",
+        "none": None,
+        "h": None,
+    }
+
+
+def test_interpolations_without_end():
+    with pytest.raises(ValueError, match="in a circle: b -> a -> b"):
+        resolve({"a": "${b}", "b": "${a}"})
+    bomb = {"k0": "x" * 10} | {f"k{i}": f"${{k{i - 1}}}" * 10 for i in range(1, 40)}
+    with pytest.raises(ValueError, match="more than 10000 characters"):
+        resolve(bomb)
+
+
+def test_numbers_and_dates_in_yaml(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("a: 1e-4\nb: 2E3\nc: 2024-01-02\nd: 1.5\ne: 7\nf: 0.1e2\ng: x1e4\n")
+    assert read_config(file) == {
+        "a": 1e-4, "b": 2000.0, "c": "2024-01-02", "d": 1.5, "e": 7, "f": 10.0, "g": "x1e4",
+    }  # fmt: skip
+
+
+# -- cost -------------------------------------------------------------------------------------------------
+
+LARGE = changed(
+    EPSILON,
+    tokenizer__tokens=50257,
+    model={"hidden_size": 768, "n_blocks": 12, "n_heads": 12, "length": 1024, "cond_dim": 128},
+    annealing__width=16,
+)
+MEASURE = """
+import json, sys, time
+from pathlib import Path
+import hdlm
+path, size = Path(sys.argv[1]), int(sys.argv[2])
+hdlm.load(sys.argv[3])
+begin = time.perf_counter()
+with path.open("rb", buffering=0) as file:
+    while file.read(2**24):
+        pass
+reading = time.perf_counter() - begin
+def memory(which):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+before, begin = memory("VmRSS"), time.perf_counter()
+loaded = hdlm.load(sys.argv[4])
+seconds = time.perf_counter() - begin
+print(json.dumps({"share": (memory("VmHWM") - before) / size, "beyond": seconds - reading, "seconds": seconds}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("kind", ["folder", "own", "run"])
+def test_loading_is_lean(tmp_path, kind):
+    """170M parameters: at most 1.3 times their bytes, and at most 2 s longer than reading the file."""
+    warm = folder(tmp_path / "warm", EPSILON)
+    here, file = tmp_path / "large", tmp_path / "large" / "model.safetensors"
+    if kind == "run":
+        run(here, LARGE)
+        file = here / "checkpoints" / "checkpoint_3.pth"
+    else:
+        folder(here, LARGE)
+        if kind == "own":
+            save_checkpoint(here, load(here))
+    size = 4 * sum(parameter.numel() for parameter in network(LARGE).parameters())
+    assert size > 4 * 160e6
+    command = [sys.executable, "-c", MEASURE, str(file), str(size), str(warm), str(here)]
+    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(kind, done)
+    assert 0.9 < done["share"] < 1.3
+    assert done["beyond"] < 2
