@@ -28,14 +28,14 @@ from typing import Any, Literal, cast, final, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
 from hdlm.hub.export import published_config
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = [
@@ -215,20 +215,10 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
 
 @final
 class EpsilonModel(AbstractPublishedModel):
-    """`model(ids, positions)`: raw logits, of the network that is told no noise.
+    """`model(ids, positions)`: raw logits, of a network that is told no noise.
 
-    Raises:
-        ValueError: If the network wants to be told the noise.
+    Networks of the field that are told their noise (Duo, GIDD) can be sampled from, but not called in this way.
     """
-
-    def __init__(self, checkpoint: Checkpoint, config: Any = None, **choices: bool) -> None:
-        super().__init__(checkpoint, config, **choices)
-        told = unshifted(checkpoint.denoiser.parameterization)
-        if not isinstance(told, Mean) or told.conditioning not in ("none", "zero"):
-            raise ValueError(
-                f"A network that is told its noise ({told!r}) cannot be called as `model(ids, positions)`. Use "
-                "`hdlm.load(...)` and its denoiser."
-            )
 
     def forward(
         self,
@@ -244,9 +234,17 @@ class EpsilonModel(AbstractPublishedModel):
             positions: Where they stand, `[q]`, `[1, q]` or `[b, q]`; `0 .. q-1` by default.
             attn_mask: Who may not attend to whom, True = may not: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
             settled_tokens: Which are finished; used by the post-processing, where the model has any.
+
+        Raises:
+            ValueError: If the network wants to be told the noise.
         """
-        network = self.checkpoint.network
-        noise = self.denoiser.parameterization.inputs(network.vocab_embed.embedding.new_zeros(ids.shape))
+        network, meaning = self.checkpoint.network, unshifted(self.denoiser.parameterization)
+        if getattr(meaning, "conditioning", None) not in ("none", "zero"):
+            raise ValueError(
+                f"A network that is told its noise ({meaning!r}) cannot be called as `model(ids, positions)`. Use "
+                "`model.denoiser`, or the samplers."
+            )
+        noise = meaning.inputs(network.vocab_embed.embedding.new_zeros(ids.shape))
         logits = network(
             ids, positions=_rows(positions), condition=noise.condition, attention=_may_attend(attn_mask)
         )
@@ -399,7 +397,9 @@ def _may_not_attend(attention: Any, tokens: Tensor) -> Bool[Tensor, "b q k"]:
     """A published mask: dense, a row for each sequence, True = may not."""
     rows, length = tokens.shape
     if isinstance(attention, BlockMask):
-        attention = create_mask(attention.mask_mod, 1, 1, length, length, device=str(tokens.device))[:, 0]
+        place = torch.arange(length, device=tokens.device)
+        first = torch.zeros_like(place[:1])
+        attention = attention.mask_mod(first, first, place[:, None], place)[None]
     forbidden: Tensor = ~attention
     return forbidden.expand(rows, -1, -1)
 

@@ -52,7 +52,8 @@ def get_nar_sampling_fn(
 
     The configuration chooses the step: `sampling.predictor`, `analytic` (the default), `euler`, or `none`, which leaves
     noise as it is up to the last step and then writes everything that is open at once; or `sampling.algorithm`, a name
-    of `hdlm.sampling.ALGORITHMS` (with `sampling.eta`). `annealing.attention` says who sees whom.
+    of `hdlm.sampling.ALGORITHMS` (with `sampling.eta`). `annealing.attention` says who sees whom; the order is that of
+    the function, whatever `annealing.sampling_method` says.
 
     Args:
         config: A published configuration: an OmegaConf node, a mapping, or an object with attributes.
@@ -160,7 +161,8 @@ class _ScoreSampler:
 
     def _denoiser(self, model: Model) -> AbstractDenoiser:
         if not isinstance(model, AbstractPublishedModel):
-            meaning = LogScore(scale_by_sigma=False)
+            told_at_least = float(self._noise(model).fraction(torch.tensor(self.eps, dtype=torch.float64)))
+            meaning = LogScore(scale_by_sigma=False, floor=told_at_least)
             return CallableDenoiser(model, self.graph or _process_of(self.config), meaning, told_sigma=True)
         own = model.denoiser
         if self.graph is None or self.graph == own.process:

@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hdlm.attention import generation
+from hdlm.denoiser import Context
 from hdlm.epsilon_hybrid.sample import full_diff, full_diff_shifted, semi_diff, semi_diff_shifted
 from hdlm.gamma_hybrid import sampling, sampling_sar
 from hdlm.hf_utils import smart_model_loader
 from hdlm.hyperschedule import Block, Table
 from hdlm.noise_schedule import LogLinear
+from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
 from hdlm.published import score_samplers
-from hdlm.published.model import Metaschedule, pick_device, say_once
+from hdlm.published.model import CallableDenoiser, Metaschedule, pick_device, say_once
 from hdlm.published.samplers import fitted
 
 WORDS = MASK = 11
@@ -411,6 +414,37 @@ def test_the_loaded_metaschedule_and_annealing_serve(epsilon):
 def test_another_vocabulary_than_the_models_is_an_error(epsilon):
     with pytest.raises(ValueError, match="97 for this model"):
         full_diff(epsilon[0], dim=11, context_length=8)
+
+
+@pytest.mark.parametrize("peer", ["bd3lm", "duo", "gidd", "mdlm", "sedd", "sedd_uniform"])
+def test_models_of_the_field_write(shared, peer):
+    model, cfg, device, _, _ = smart_model_loader(shared / "golden" / "peers" / peer, device="cpu")
+    words = model.checkpoint.vocabulary.num_words
+    assert cfg.tokenizer.tokens == words
+    tokens = full_diff(model, prompt=PROMPT, steps=2, context_length=LENGTH, device=device)
+    assert torch.equal(tokens[:, :3], PROMPT)
+    assert tokens.max() < words
+    if "sedd" in peer:
+        tokens = sampling.get_sa_sampling_fn(cfg, meta_schedule=Block(LENGTH, 4, 2), batch_dims=(2,))(model)
+        assert tokens.shape == (2, LENGTH)
+    elif peer in ("duo", "gidd"):
+        with pytest.raises(ValueError, match="told its noise"):
+            model(tokens, None)
+    else:
+        assert model(tokens, torch.arange(LENGTH)).shape == (1, LENGTH, words + 1)
+
+
+def test_large_masks_are_handed_over_as_they_are():
+    """On GPUs the loop gives block masks where dense ones would be large."""
+    asked = Recorder(Toy())
+    denoiser = CallableDenoiser(asked, Absorbing(WORDS), Mean())
+    ids = torch.zeros(2, LENGTH, dtype=torch.long)
+    seen = generation(Block(LENGTH, 5, 2), 3)
+    for attention in (seen.dense()[None], seen.block_mask()):
+        denoiser.predict(ids, torch.zeros(2, LENGTH), Context(attention=attention))
+    dense, blocks = (each["attn_mask"] for each in asked.asked)
+    assert dense.any()
+    assert torch.equal(dense, blocks)
 
 
 # -- scores -------------------------------------------------------------------------------------------------
