@@ -115,7 +115,7 @@ def find(
 
 
 def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None) -> Source:
-    if (folder / RUN_CONFIG).is_file():
+    if (folder / RUN_CONFIG).is_file() and not (folder / SINGLE).is_file():
         return _run(folder, origin, config)
     wanted = folder / RAW
     files: tuple[Path, ...]
@@ -133,7 +133,8 @@ def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None
             f"{origin} has no weights: neither {SINGLE}, nor {INDEX}, nor {PICKLED}; and it is no published run, "
             f"which has {RUN_CONFIG}. There: {there or 'nothing'}."
         )
-    return Source(origin, _config(config, _configs(folder), origin), files, _first(folder, TOKENIZERS))
+    beside = [folder / name for name in (*CONFIGS, RUN_CONFIG)]
+    return Source(origin, _config(config, beside, origin), files, _first(folder, TOKENIZERS))
 
 
 def _run(folder: Path, origin: str, config: Path | None) -> Source:

@@ -24,11 +24,17 @@ __all__ = ["Combination", "CrossEntropy"]
 @final
 @dataclass(frozen=True)
 class CrossEntropy(AbstractObjective):
-    """`measure * -log p(x_0 | x_t)`: every active position teaches, masked or not, at every noise alike."""
+    """`measure * -log p(x_0 | x_t)`: every active position teaches, masked or not, at every noise alike.
+
+    Attributes:
+        worst: Cap on `-log p`, in nats: scores that no distribution has give some words the probability 0.
+    """
+
+    worst: float = 30.0
 
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
         canvas = canvas.spoken(denoiser)
-        loss = clean_cross_entropy(denoiser, canvas)
+        loss = clean_cross_entropy(denoiser, canvas).clamp_max(self.worst)
         return torch.where(canvas.measure > 0, canvas.measure.to(loss.dtype) * loss, 0.0)
 
 

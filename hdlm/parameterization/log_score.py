@@ -75,4 +75,7 @@ class LogScore(AbstractParameterization):
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
         score = self.log_score(process, raw, x_t, u).double().exp()
-        return process.clean_from_score(x_t, score, self._inner(u).double()).log()
+        clean = process.clean_from_score(x_t, score, self._inner(u).double())
+        possible = clean > 0
+        # The logarithm is taken of positive numbers only: at 0 its gradient would be no number, and spoil all others.
+        return torch.where(possible, torch.where(possible, clean, 1.0).log(), -torch.inf)

@@ -1,0 +1,22 @@
+"""Write samples and measure them: `python hdlm/eval_generation.py --checkpoint_path P`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Run as a file, its own folder comes first on the path, where the modules of this package would pass for others.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+
+def main() -> int:
+    """Do it with the arguments of the process; the answer is the exit status."""
+    from hdlm.cli._errors import guarded
+    from hdlm.published.evaluation import eval_generation
+
+    return guarded("hdlm/eval_generation.py", lambda: eval_generation(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

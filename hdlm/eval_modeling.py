@@ -1,0 +1,22 @@
+"""Measure the likelihood of data sets: `python hdlm/eval_modeling.py --checkpoint_path P --dataset ptb`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Run as a file, its own folder comes first on the path, where the modules of this package would pass for others.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+
+def main() -> int:
+    """Do it with the arguments of the process; the answer is the exit status."""
+    from hdlm.cli._errors import guarded
+    from hdlm.published.evaluation import eval_modeling
+
+    return guarded("hdlm/eval_modeling.py", lambda: eval_modeling(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
