@@ -85,6 +85,18 @@ def test_the_cavity_carries_visible_words_over():
     torch.testing.assert_close(impossible[0], found[2])
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_the_cavity_can_be_trained(process):
+    """Gradients of what is finite are finite, though some logarithms are of zero."""
+    raw, x_t, u = rows(process)
+    raw.requires_grad_()
+    for name in ("log_clean", "log_score"):
+        found = getattr(Cavity(), name)(process, raw, x_t, u)
+        (gradient,) = torch.autograd.grad(found[found.isfinite()].sum(), raw)
+        assert gradient.isfinite().all()
+        assert gradient.any()
+
+
 @pytest.mark.parametrize("reading", [Cavity("sigma", shared=True), LogScore(shared=True)], ids=repr)
 def test_a_network_of_one_number_a_sequence_is_told_the_greatest(reading):
     """So that a prompt, which has no noise, does not show it what it never saw."""

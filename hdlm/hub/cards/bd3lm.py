@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hub.cards._field import (
+    STEPS,
+    Sizes,
+    has_network,
+    ignored_buffers,
+    network,
+    tensors,
+    unknown,
+    words,
+)
+from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import LINEAR
 from hdlm.parameterization import Cavity
@@ -19,7 +29,13 @@ from hdlm.process import Absorbing
 __all__ = ["BD3LM"]
 
 _PREFIX = "backbone."
-_SIZES = ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_KNOWN = frozenset({*_SIZES, "vocab_size", "adaln", "attn_backend", "block_size", "causal", "cross_attn"}) | {
+    "sampling_eps_max",
+    "sampling_eps_min",
+    "time_conditioning",
+    "var_min",
+}
 _CLIP = "range of the times drawn in its training, not part of the model"
 
 
@@ -33,22 +49,21 @@ class BD3LM(AbstractCard):
         return evidence.config.get("model_type") == "bd3lm" and has_network(evidence, _PREFIX)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
-        options = Options(evidence)
-        rows = options.integer("vocab_size")
-        if options.flag("causal", False) or not options.flag("adaln", True):
+        fields = Fields(evidence.config, evidence.origin)
+        rows = fields.whole("vocab_size")
+        if fields.switch("causal", False) or not fields.switch("adaln", True):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` and `adaln: false` are BD3-LM's baselines, not block diffusion."
             )
-        shape = network(options, evidence, _PREFIX, rows=rows, names=_SIZES)
+        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
         length = shape.max_length
-        width = options.integer("block_size") if options.flag("cross_attn", True) else length
+        width = fields.whole("block_size") if fields.switch("cross_attn", True) else length
         if width > length or length % width:
             raise ValueError(
                 f"{evidence.origin}: `block_size` must divide `model_length`, {length}; got {width}."
             )
-        options.known("attn_backend", "sampling_eps_max", "sampling_eps_min", "var_min")
         vocabulary, tokenizer = words(rows - 1)
-        told: Conditioning = "sigma" if options.flag("time_conditioning", False) else "zero"
+        told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
@@ -59,5 +74,5 @@ class BD3LM(AbstractCard):
             tensors=tensors(shape, _PREFIX),
             ignored={**ignored_buffers(_PREFIX), "sampling_eps_min": _CLIP, "sampling_eps_max": _CLIP},
             tokenizer=tokenizer,
-            unknown=options.unknown(),
+            unknown=unknown(evidence.config, _KNOWN),
         )

@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hub.cards._field import (
+    STEPS,
+    Sizes,
+    has_network,
+    ignored_buffers,
+    network,
+    tensors,
+    unknown,
+    words,
+)
+from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import Cavity
@@ -18,7 +28,8 @@ from hdlm.process import Uniform
 __all__ = ["Duo"]
 
 _PREFIX = "backbone."
-_SIZES = ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_KNOWN = frozenset({*_SIZES, "vocab_size", "causal", "var_min"})
 
 
 @final
@@ -31,15 +42,14 @@ class Duo(AbstractCard):
         return evidence.config.get("model_type") == "duo" and has_network(evidence, _PREFIX)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
-        options = Options(evidence)
-        rows = options.integer("vocab_size")
-        if options.flag("causal", False):
+        fields = Fields(evidence.config, evidence.origin)
+        rows = fields.whole("vocab_size")
+        if fields.switch("causal", False):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` is Duo's autoregressive baseline, not a diffusion."
             )
-        shape = network(options, evidence, _PREFIX, rows=rows, names=_SIZES)
+        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
         vocabulary, tokenizer = words(rows, pad=rows - 1)
-        options.known("var_min")
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
@@ -50,5 +60,5 @@ class Duo(AbstractCard):
             tensors=tensors(shape, _PREFIX),
             ignored=ignored_buffers(_PREFIX),
             tokenizer=tokenizer,
-            unknown=options.unknown(),
+            unknown=unknown(evidence.config, _KNOWN),
         )

@@ -10,14 +10,15 @@ from typing import ClassVar, final
 
 from hdlm import process
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Options, has_network, network, tensors, words
+from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, tensors, unknown, words
+from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
 from hdlm.parameterization import Cavity
 
 __all__ = ["GIDD"]
 
-_SIZES = (
+_SIZES = Sizes(
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -25,6 +26,7 @@ _SIZES = (
     "max_seq_len",
     "attention_dropout",
 )
+_KNOWN = frozenset({*_SIZES, "vocab_size", "p_uniform", "t_eps"})
 _TABLES = ("rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
 
@@ -44,20 +46,19 @@ class GIDD(AbstractCard):
                 f"{evidence.origin} holds `logit_bias`: a training checkpoint of GIDD, whose rows are rounded up, "
                 "so that the last is not the mask. Use weights in its format for `transformers`."
             )
-        options = Options(evidence)
-        rows = options.integer("vocab_size")
-        shape = network(options, evidence, "", rows=rows, names=_SIZES)
+        fields = Fields(evidence.config, evidence.origin)
+        rows = fields.whole("vocab_size")
+        shape = network(evidence, _SIZES, rows=rows)
         vocabulary, tokenizer = words(rows - 1, pad=rows - 2)
-        options.known("t_eps")
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
-            process=process.GIDD(vocabulary.num_words, options.number("p_uniform")),
+            process=process.GIDD(vocabulary.num_words, fields.number("p_uniform")),
             parameterization=Cavity("fraction", shared=True),
             noise_schedule=LINEAR,
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),
             ignored=dict.fromkeys(_TABLES, "rotary tables are computed, not read"),
             tokenizer=tokenizer,
-            unknown=options.unknown(),
+            unknown=unknown(evidence.config, _KNOWN),
         )

@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hub.cards._field import (
+    STEPS,
+    Sizes,
+    has_network,
+    ignored_buffers,
+    network,
+    tensors,
+    unknown,
+    words,
+)
+from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import Cavity
@@ -21,7 +31,8 @@ from hdlm.vocabulary import Vocabulary
 __all__ = ["MDLM"]
 
 _PREFIX = "backbone."
-_SIZES = ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
+_KNOWN = frozenset({*_SIZES, "vocab_size", "time_conditioning"})
 _BERT_ROWS, _BERT_MASK = 30522, 103
 _BERT = Vocabulary(_BERT_ROWS - 1, bos=101, eos=102, pad=0)
 """BERT's words without its mask: [CLS], [SEP] and [PAD] stand before it and keep their ids."""
@@ -37,12 +48,12 @@ class MDLM(AbstractCard):
         return evidence.config.get("model_type") == "mdlm" and has_network(evidence, _PREFIX)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
-        options = Options(evidence)
-        rows = options.integer("vocab_size")
-        shape = network(options, evidence, _PREFIX, rows=rows, names=_SIZES)
+        fields = Fields(evidence.config, evidence.origin)
+        rows = fields.whole("vocab_size")
+        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
         bert = rows == _BERT_ROWS
         vocabulary, tokenizer = (_BERT, "bert-base-uncased") if bert else words(rows - 1)
-        told: Conditioning = "sigma" if options.flag("time_conditioning", False) else "zero"
+        told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
@@ -54,5 +65,5 @@ class MDLM(AbstractCard):
             ignored=ignored_buffers(_PREFIX),
             mask_row=_BERT_MASK if bert else None,
             tokenizer=tokenizer,
-            unknown=options.unknown(),
+            unknown=unknown(evidence.config, _KNOWN),
         )

@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from typing import ClassVar, final
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Options, has_network, ignored_buffers, network, tensors, words
+from hdlm.hub.cards._field import (
+    STEPS,
+    Sizes,
+    has_network,
+    ignored_buffers,
+    network,
+    tensors,
+    unknown,
+    words,
+)
+from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Geometric, LogLinear
 from hdlm.parameterization import LogScore
@@ -18,9 +28,15 @@ from hdlm.process import Absorbing, Uniform
 
 __all__ = ["SEDD"]
 
-_SIZES = ("hidden_size", "n_blocks", "n_heads", "cond_dim", "length", "dropout")
+_SIZES = Sizes(
+    "model.hidden_size", "model.n_blocks", "model.n_heads", "model.cond_dim", "model.length", "model.dropout"
+)
+_KNOWN = (
+    frozenset({*_SIZES, "tokens", "ngpus", "model.name", "model.type", "model.scale_by_sigma"})
+    | {"graph.type", "graph.file", "graph.report_all", "noise.type", "noise.sigma_min", "noise.sigma_max"}
+    | {"sampling.steps", "sampling.predictor", "sampling.noise_removal", "data", "eval", "optim", "training"}
+)
 _GRAPHS = ("absorb", "uniform")
-_OTHER_TABLES = ("data", "eval", "ngpus", "optim", "training")
 _FLOOR = 1e-9
 """Geometric noise comes this close to 1."""
 
@@ -38,34 +54,26 @@ class SEDD(AbstractCard):
         return is_own and has_network(evidence)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
-        top = Options(evidence)
-        model, graph, noise, sampling = (
-            Options(evidence, t) for t in ("model", "graph", "noise", "sampling")
-        )
-        top.known("model", "graph", "noise", "sampling", *_OTHER_TABLES)
-        model.known("name", "type")
-        graph.known("file", "report_all")
-        sampling.known("noise_removal", "predictor")
-        vocabulary, tokenizer = words(top.integer("tokens"))
+        fields = Fields(evidence.config, evidence.origin)
+        vocabulary, tokenizer = words(fields.whole("tokens"))
         count = vocabulary.num_words
-        absorbs = graph.choice("type", _GRAPHS) == "absorb"
-        shape = network(model, evidence, "", rows=count + 1 if absorbs else count, names=_SIZES)
+        absorbs = fields.choice("graph.type", _GRAPHS) == "absorb"
+        shape = network(evidence, _SIZES, rows=count + 1 if absorbs else count)
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
             process=Absorbing(count) if absorbs else Uniform(count),
-            parameterization=LogScore(model.flag("scale_by_sigma", True), floor=_FLOOR, shared=True),
-            noise_schedule=_noise_schedule(noise),
-            hyperschedules=(flat(shape.max_length, sampling.integer("steps", STEPS)),),
+            parameterization=LogScore(fields.switch("model.scale_by_sigma", True), floor=_FLOOR, shared=True),
+            noise_schedule=_noise_schedule(fields),
+            hyperschedules=(flat(shape.max_length, fields.whole("sampling.steps", STEPS)),),
             tensors=tensors(shape),
             ignored=ignored_buffers(),
             tokenizer=tokenizer,
-            unknown=tuple(key for part in (top, model, graph, noise, sampling) for key in part.unknown()),
+            unknown=unknown(evidence.config, _KNOWN),
         )
 
 
-def _noise_schedule(noise: Options) -> AbstractNoiseSchedule:
-    if noise.choice("type", ("loglinear", "geometric")) == "geometric":
-        return Geometric(noise.number("sigma_min"), noise.number("sigma_max"))
-    noise.known("sigma_min", "sigma_max")
+def _noise_schedule(fields: Fields) -> AbstractNoiseSchedule:
+    if fields.choice("noise.type", ("loglinear", "geometric")) == "geometric":
+        return Geometric(fields.number("noise.sigma_min"), fields.number("noise.sigma_max"))
     return LogLinear()
