@@ -16,9 +16,10 @@ import tokenizers
 
 __all__ = [
     "adds_prefix_space",
+    "check",
     "check_ids",
+    "kind_and_split",
     "opened",
-    "parsed",
     "with_word",
     "without_prefix_space",
     "without_token",
@@ -30,8 +31,8 @@ _KINDS = ("BPE", "WordPiece")
 _PREFIX_SPACE = "add_prefix_space"
 
 
-def parsed(text: str, origin: str) -> Document:
-    """The content of a `tokenizer.json` whose model is of a known kind.
+def check(text: str, origin: str) -> None:
+    """A file must be a `tokenizer.json` whose model is of a known kind, and whole.
 
     Args:
         text: The file.
@@ -52,23 +53,59 @@ def parsed(text: str, origin: str) -> Document:
             f"{origin} is no tokenizer: it is not JSON with a `model` that has a `vocab`, and `merges` if its `type` "
             "is 'BPE'."
         ) from error
-    if kind not in _KINDS:
-        raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; known here are {', '.join(_KINDS)}.")
+    _check_kind(kind, document, origin)
     if not isinstance(vocabulary, dict):
         raise ValueError(f"{origin} is no tokenizer: its `vocab` is no table of words and ids.")
+    if kind == "BPE":
+        _check_merges(model, origin)
+    elif str(model.get("unk_token", "[UNK]")) not in vocabulary:
+        raise ValueError(f"{origin} is no tokenizer: its `unk_token` is not in its vocabulary.")
+
+
+def _check_kind(kind: object, document: Document, origin: str) -> None:
+    if kind not in _KINDS:
+        raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; known here are {', '.join(_KINDS)}.")
     if kind == "BPE" and not any(True for _ in _byte_level_parts(document)):
         raise ValueError(f"{origin} holds byte-pair encoding without `ByteLevel`, which is not known here.")
-    return {**document, "model": {**model, "type": kind}}
+
+
+def _check_merges(model: Document, origin: str) -> None:
+    """Each merge must join two words to a third: the library counts on it."""
+    if model.get("continuing_subword_prefix") or not isinstance(model["merges"], list):
+        raise ValueError(
+            f"{origin} is no tokenizer of bytes: see its `continuing_subword_prefix` and `merges`."
+        )
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            good = len(pair) == 2 and all(word in model["vocab"] for word in (*pair, "".join(pair)))
+        except TypeError:
+            good = False
+        if not good:
+            raise ValueError(f"{origin} is no tokenizer: it merges {merge!r}, which is no pair of its words.")
 
 
 def opened(text: str, origin: str) -> tokenizers.Tokenizer:
-    """The tokenizer of a file that `parsed` has passed.
+    """The tokenizer of a file that `check` has passed.
 
     Raises:
         ValueError: If the library refuses it.
     """
     with _Refusing(origin):
         return tokenizers.Tokenizer.from_str(text)
+
+
+def kind_and_split(backend: tokenizers.Tokenizer, origin: str) -> tuple[str, Document]:
+    """Of what kind a tokenizer is, and the part of its document that says how it splits text into words.
+
+    Raises:
+        ValueError: If it is of a kind that is not known here.
+    """
+    kind = type(backend.model).__name__
+    splitter = backend.pre_tokenizer
+    document = {"pre_tokenizer": None if splitter is None else json.loads(splitter.__getstate__())}
+    _check_kind(kind, document, origin)
+    return kind, document
 
 
 def check_ids(backend: tokenizers.Tokenizer, origin: str) -> None:

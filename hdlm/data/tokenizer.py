@@ -55,8 +55,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str = "this tokenizer") -> None:
-        document = tokenizer_json.parsed(backend.to_str(), origin)
         tokenizer_json.check_ids(backend, origin)
+        self._kind, document = tokenizer_json.kind_and_split(backend, origin)
         backend.no_truncation()
         backend.no_padding()
         ends = {end: id for end in _BEGINNINGS if (id := backend.token_to_id(end)) is not None}
@@ -71,8 +71,7 @@ class Tokenizer:
         special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         backend.add_special_tokens([name for name in (bos, eos, pad) if name and name not in special])
         self._backend = backend
-        self._kind: str = document["model"]["type"]
-        self._continuing: str = document["model"].get("continuing_subword_prefix") or ""
+        self._continuing: str = getattr(backend.model, "continuing_subword_prefix", None) or ""
         self._adds_space = tokenizer_json.adds_prefix_space(document)
         self.vocabulary = Vocabulary(
             backend.get_vocab_size(),
@@ -108,7 +107,7 @@ class Tokenizer:
         Raises:
             ValueError: If it is no tokenizer, or one of another size.
         """
-        tokenizer_json.parsed(text, origin)
+        tokenizer_json.check(text, origin)
         tokenizer = cls(tokenizer_json.opened(text, origin), origin)
         have = tokenizer.vocabulary.num_words
         if num_words not in (None, have):

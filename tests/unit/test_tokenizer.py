@@ -254,6 +254,13 @@ def _changed(change: Callable[[dict[str, Any]], object]) -> str:
     return json.dumps(document)
 
 
+def _bytes(**model: Any) -> str:
+    """Byte-pair encoding of three words, changed."""
+    pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    whole = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], **model}
+    return _changed(lambda it: it.update(pre_tokenizer=pre_tokenizer, model=whole, added_tokens=[]))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -264,19 +271,19 @@ def _changed(change: Callable[[dict[str, Any]], object]) -> str:
         (_changed(lambda it: it["model"].update(type="Unigram")), "'Unigram'; known here are BPE, WordPiece"),
         (_changed(lambda it: it["model"]["vocab"].update(cat=99)), "ids 0 to 11"),
         (_changed(lambda it: it["model"]["vocab"].update(cat=5)), "each once"),
+        (_changed(lambda it: it["model"]["vocab"].update(cat=2**32 - 1)), "each once"),  # and soon
         (_changed(lambda it: it["model"]["vocab"].update(cat=-1)), "no tokenizer"),
         (_changed(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "no tokenizer"),
         (_changed(lambda it: it.update(added_tokens=[{"id": "x"}])), "no tokenizer"),
         (_changed(lambda it: it["model"].update(type="BPE", merges=[])), "ByteLevel"),
-        (
-            _changed(
-                lambda it: it.update(
-                    pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
-                    model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]},
-                )
-            ),
-            "no tokenizer",
-        ),
+        (_changed(lambda it: it["model"].update(unk_token="x")), "unk_token"),
+        (_bytes(merges=[["a", "c"]]), r"\['a', 'c'\], which is no pair"),
+        (_bytes(merges=[["b", "a"]]), "no pair"),
+        (_bytes(merges=["a b c"]), "no pair"),
+        (_bytes(merges=[3]), "no pair"),
+        (_bytes(merges=[[{}, "a"]]), "no pair"),
+        (_bytes(merges=7), "merges"),
+        (_bytes(continuing_subword_prefix="abc"), "continuing_subword_prefix"),
     ],
 )
 def test_a_damaged_file_is_refused(text: str, complaint: str) -> None:
