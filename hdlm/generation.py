@@ -157,8 +157,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """
     if checkpoint.tokenizer is None:
         raise ValueError(
-            "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json that it was "
-            "trained with into its folder, or say where there is one: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
+            "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json it was "
+            "trained with into its folder, or say where one is: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
         )
     return Tokenizer.from_json(
         checkpoint.tokenizer, "the checkpoint's tokenizer.json", checkpoint.vocabulary.num_words

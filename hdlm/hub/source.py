@@ -154,7 +154,8 @@ def _run(folder: Path, origin: str, config: Path | None) -> Source:
             f"the run {origin} has no checkpoint: neither checkpoints/checkpoint_N.pth nor "
             "checkpoints-meta/checkpoint.pth."
         )
-    return Source(origin, _config(config, _configs(folder), origin), (newest,), _first(folder, TOKENIZERS))
+    own = _config(config, [folder / RUN_CONFIG], origin)
+    return Source(origin, own, (newest,), _first(folder, TOKENIZERS))
 
 
 def _file(path: Path, config: Path | None) -> Source:
@@ -183,7 +184,7 @@ def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
 
 def _configs(folder: Path) -> list[Path]:
     """Where a folder may have its config."""
-    return [folder / name for name in (RUN_CONFIG, *CONFIGS)]
+    return [folder / name for name in (*CONFIGS, RUN_CONFIG)]
 
 
 def _first(folder: Path, names: Iterable[str]) -> Path | None:

@@ -24,6 +24,7 @@ from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, flat
 from hdlm.noise_schedule import Geometric, LogLinear
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from hdlm.weights import Safetensors, fill, skeleton
 from tests.hub_cache import environment, publish, use
 from tests.hub_folders import EPSILON, GAMMA, LENGTH, WORDS, changed, folder, network, run, tensors
 
@@ -97,6 +98,16 @@ def test_a_run(tmp_path, config):
     )
     file = here / "checkpoints" / "checkpoint_3.pth"
     assert load(file).training["step"] == 3
+
+
+def test_a_run_that_is_a_checkpoint_of_this_project_too(tmp_path):
+    """What hydra leaves beside a checkpoint is no reason to take its folder for a published run."""
+    here = run(tmp_path / "run", EPSILON)
+    save_checkpoint(here, load(folder(tmp_path / "other", GAMMA)))
+    assert inspect(here).card == "hdlm"
+    assert load(here).denoiser.process == GammaHybrid(WORDS, 0.05)
+    file = here / "checkpoints" / "checkpoint_3.pth"
+    assert load(file).denoiser.process == EpsilonHybrid(WORDS, 0.1)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -416,6 +427,35 @@ def test_no_card_stumbles_over_odd_evidence(config):
     for shapes in ({}, {"vocab_embed.embedding": ()}, {"": (1, 2)}):
         for card in CARDS:
             assert card.recognises(Evidence(config, shapes, "x")) in (True, False)
+
+
+@pytest.mark.parametrize("row", [0, 4, WORDS])
+def test_the_row_of_the_mask_is_moved_behind_the_words(tmp_path, row):
+    weights = tensors(EPSILON)
+    save_file(weights, tmp_path / "model.safetensors")
+    stored = Safetensors(tmp_path / "model.safetensors")
+    made = skeleton(network(EPSILON).config, stored)
+    fill(made, stored, mask_row=row)
+    order = [*range(row), *range(row + 1, WORDS + 1), row]
+    for name, value in made.named_parameters():
+        moved = name.startswith(("vocab_embed", "output_layer.linear"))
+        assert torch.equal(value, weights[name][order] if moved else weights[name])
+    with pytest.raises(ValueError, match="has 12 rows, so none of them is the mask's, 12"):
+        fill(skeleton(network(EPSILON).config, stored), stored, mask_row=WORDS + 1)
+
+
+def test_a_key_table_must_name_every_parameter(tmp_path):
+    save_file(tensors(EPSILON), tmp_path / "model.safetensors")
+    stored = Safetensors(tmp_path / "model.safetensors")
+    made = skeleton(network(EPSILON).config, stored)
+    names = {name: name for name, _ in made.named_parameters()}
+    lacking = {name: key for name, key in names.items() if not name.startswith("vocab")}
+    for table, message in (
+        (lacking, r"lacks vocab_embed\.embedding; known to no network: nothing"),
+        ({**names, "other": "other"}, "lacks nothing; known to no network: other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fill(made, stored, table)
 
 
 # -- what they become -------------------------------------------------------------------------------------
