@@ -11,6 +11,8 @@ from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
 from hdlm.hub import load as load
+from hdlm.hub import push_to_hub as push_to_hub
+from hdlm.hub import save_pretrained as save_pretrained
 from hdlm.hyperschedule import AbstractCountdown as AbstractCountdown
 from hdlm.hyperschedule import AbstractHyperschedule as AbstractHyperschedule
 from hdlm.hyperschedule import Block as Block

@@ -1,10 +1,10 @@
-"""Which model a word on the command line means: a folder, or the name of a model that ships with the package."""
+"""Which model a word on the command line means: a folder, a file, a run, a shipped name, or a repository of the hub."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hdlm.package_data import pretrained
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from hdlm.checkpoint import Checkpoint
 
+ANY_MODEL = (
+    "a folder (of hdlm, as on the hub, or a published run), a file of weights, the name of a model that ships with "
+    "hdlm, or a hub id such as hdlm-group/hdlm-base-epsilon-0.01"
+)
+
 
 def shipped() -> list[str]:
     """Names of the models that ship with the package."""
@@ -20,28 +25,37 @@ def shipped() -> list[str]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the positional CHECKPOINT and `--weights`; read them with `open_checkpoint`."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a checkpoint folder, or the name of a model that ships with hdlm",
-    )
-    parser.add_argument(
+    """Add the positional CHECKPOINT and what says how to read it; open it with `open_checkpoint`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=ANY_MODEL)
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of reading a checkpoint: which weights, and what lies elsewhere."""
+    how = parser.add_argument_group("how to read the checkpoint")
+    how.add_argument(
         "--weights",
         choices=("averaged", "raw"),
         default="averaged",
         help="the moving average of training (default), or the weights of its last step",
     )
+    how.add_argument(
+        "--config", type=Path, help="its config, or the folder that has it, if not beside the weights"
+    )
+    how.add_argument("--tokenizer", help="a tokenizer file, folder or name instead of its own")
+    how.add_argument("--revision", help="branch, tag or commit of the hub")
+    how.add_argument("--cache-dir", type=Path, help="where files of the hub are kept")
+    how.add_argument("--offline", action="store_true", help="use only files of the hub that are here already")
 
 
-def checkpoint_folder(name: str) -> Path:
-    """The folder that a word means.
+def source_of(name: str) -> str | Path:
+    """What to load for a word.
 
     Raises:
-        ValueError: if it is neither a folder nor a name.
+        ValueError: if it can be nothing that there is.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).exists() or "/" in name:
+        return name
     if name in shipped():
         return pretrained() / name
     raise ValueError(
@@ -64,8 +78,15 @@ def check_vacant(folder: Path) -> None:
         )
 
 
-def open_checkpoint(args: argparse.Namespace, device: torch.device) -> Checkpoint:
-    """Load what `add_checkpoint` took down."""
-    from hdlm.checkpoint import load_checkpoint
+def reading_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how to find a checkpoint, for `hdlm.hub.load` and `hdlm.hub.inspect`."""
+    names = ("weights", "config", "revision", "cache_dir", "offline")
+    return {name: getattr(args, name) for name in names}
 
-    return load_checkpoint(checkpoint_folder(args.checkpoint), device, weights=args.weights)
+
+def open_checkpoint(args: argparse.Namespace, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load what `add_checkpoint` took down."""
+    from hdlm.hub import load
+
+    source = source_of(args.checkpoint)
+    return load(source, tokenizer=args.tokenizer, device=device, **reading_of(args))

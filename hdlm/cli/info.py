@@ -1,11 +1,14 @@
-"""Say what a checkpoint is: network, noise, hyperschedules, vocabulary and how it was trained.
+"""Say what a checkpoint is: format, network, noise, hyperschedules, vocabulary and how it was trained.
 
-Without CHECKPOINT, the models that ship with hdlm.
+Without CHECKPOINT, the models that ship with hdlm. Any format that hdlm reads is shown in the same words, with the keys
+of its config that hdlm does not know.
 
 Examples:
   hdlm info
   hdlm info runs/first
   hdlm info runs/first --json
+  hdlm info hdlm-group/hdlm-base-epsilon-0.01
+  hdlm info exp_local/openwebtext-train/hdlm-experiments/epsilon-hdlm-1 --weights raw
 """
 
 from __future__ import annotations
@@ -13,20 +16,25 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._models import checkpoint_folder, shipped
+from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint, reading_of, shipped, source_of
 from hdlm.cli._options import add_json, print_json
 from hdlm.package_data import pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+KINDS = {
+    "averaged": "the moving average of training",
+    "raw": "raw, of the last step",
+    "only": "the only ones in the file",
+}
+"""What the weights that were read are, in words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the folder."""
-    parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint folder or a shipped model"
-    )
+    """Declare the checkpoint."""
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=ANY_MODEL)
+    add_reading(parser)
     add_json(parser)
 
 
@@ -34,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
     """Load the checkpoint, strictly, and print what it says of itself."""
     if args.checkpoint is None:
         return _list(args)
-    folder = checkpoint_folder(args.checkpoint)
-    document = _document(folder)
+    document = _document(args)
     if args.json:
         print_json(document)
         return 0
     from rich.console import Console
     from rich.table import Table
 
+    document["training"].pop("config", None)
     table = Table(title=str(args.checkpoint), show_header=False, title_justify="left")
     for name, value in _rows(document):
         table.add_row(name, _readable(value))
@@ -59,19 +67,26 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _document(folder: Path) -> dict[str, Any]:
+def _document(args: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint says of itself, and what was counted."""
-    from hdlm.checkpoint import load_checkpoint
     from hdlm.generation import tokenizer_of
+    from hdlm.hub import inspect
 
-    checkpoint = load_checkpoint(folder)
+    found = inspect(source_of(args.checkpoint), **reading_of(args))
+    checkpoint = open_checkpoint(args)
     tokenizer = tokenizer_of(checkpoint) if checkpoint.tokenizer else None
-    weights = folder / "model.safetensors"
+    named = found.blueprint.tokenizer
+    without = f"none here; trained with {named}" if named else "none"
+    size = sum(file.stat().st_size for file in found.files if file.suffix not in (".json", ".yaml", ".yml"))
+    said = checkpoint.config()
     return {
+        **said,
+        "format": found.card,
+        "files": [str(file) for file in found.files],
+        "weights": f"{KINDS[said['training'].get('weights', args.weights)]}, {size / 1e6:.1f} MB",
         "parameters": sum(weight.numel() for weight in checkpoint.network.parameters()),
-        "weights": f"{weights.stat().st_size / 1e6:.1f} MB",
-        "tokenizer": f"{tokenizer.vocabulary.num_words} words" if tokenizer else "none",
-        **checkpoint.config(),
+        "tokenizer": f"{tokenizer.vocabulary.num_words} words" if tokenizer else without,
+        "unknown config keys": list(found.blueprint.unknown),
     }
 
 
@@ -95,5 +110,7 @@ def _readable(value: Any) -> str:
         inside = ", ".join(f"{k}={_readable(v)}" for k, v in value.items() if k != "type")
         return f"{kind}({inside})" if kind else inside
     if isinstance(value, list):
-        return ("\n" if any(isinstance(item, dict) for item in value) else ", ").join(map(_readable, value))
+        return ("\n" if any(isinstance(item, dict) for item in value) else ", ").join(
+            map(_readable, value)
+        ) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

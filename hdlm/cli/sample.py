@@ -1,6 +1,7 @@
 """Write text with a model: from nothing, from a prompt, or into the gaps of a text.
 
-CHECKPOINT is a folder that `hdlm train` wrote, or the name of a model that ships with hdlm (`hdlm info` lists them).
+CHECKPOINT is a folder that `hdlm train` wrote, the name of a model that ships with hdlm (`hdlm info` lists them), or a
+checkpoint in a published format: a folder, a file, a run or a hub id (see docs/checkpoints.md).
 
 Examples:
   hdlm sample runs/first --prompt "And the LORD said" --algorithm acs --eta 0.1
@@ -8,6 +9,7 @@ Examples:
   hdlm sample runs/first --infill "The [MASK] of the [MASK:3] was great."
   hdlm sample runs/first --hyperschedule flat --steps 64 --length 64
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
+  hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
 remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._measure import counted, measured
-from hdlm.cli._models import check_vacant, checkpoint_folder
+from hdlm.cli._models import ANY_MODEL, check_vacant, source_of
 from hdlm.cli._options import add_device, add_json, device_of, print_json
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recipe", default="demo", help="name or TOML file (default: %(default)s)")
     parser.add_argument(
-        "--from", dest="start", metavar="CHECKPOINT", help="begin with the weights of a checkpoint"
+        "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     from rich.console import Console
 
-    from hdlm.checkpoint import load_checkpoint
+    from hdlm.hub import load
     from hdlm.training import listening, prepare, progress_bar
     from hdlm.view.report import table
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     check_vacant(args.output)
     recipe = recipe_of(args)
     console = Console(stderr=args.json)
-    start = None if args.start is None else load_checkpoint(checkpoint_folder(args.start))
+    start = None if args.start is None else load(source_of(args.start))
     prepared = prepare(
         recipe, device, lambda line: console.print(line, highlight=False, soft_wrap=True), start
     )

@@ -454,10 +454,14 @@ def test_training_does_not_go_on_from_another_vocabulary(hdlm, home, copy, tmp_p
 
 @pytest.mark.parametrize("verb", ["sample", "info"])
 def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
-    for name in ("absent", home / "text.txt"):
+    wanted = {
+        "absent": ("there is no checkpoint folder 'absent'", f"(there: {shipped})"),
+        home / "text.txt": ("text.txt is no file of weights",),
+    }
+    for name, parts in wanted.items():
         status, out, err = hdlm(verb, name)
         assert (status, out) == (2, "")
-        _is_one_line(err, f"hdlm {verb}: there is no checkpoint folder", str(name), f"(there: {shipped})")
+        _is_one_line(err, f"hdlm {verb}: ", *parts)
 
 
 @pytest.mark.parametrize(
