@@ -355,7 +355,7 @@ def test_verify_prints_a_table(capsys):
     assert main(["verify", "noise_schedule"]) == 0
     printed = capsys.readouterr().out
     assert "time inverts the fraction" in printed
-    assert "12 of 12 laws hold" in printed
+    assert "24 of 24 laws hold" in printed
 
 
 def test_verify_takes_a_class_of_the_users(tmp_path, monkeypatch, capsys):
