@@ -429,6 +429,19 @@ def test_an_own_config_that_asks_for_a_deep_network(tmp_path):
     refused(tmp_path / "own", match=r"has 1000000000 blocks: the file holds only \d+ tensors")
 
 
+@pytest.mark.parametrize("peer", ["mdlm", "sedd", "bd3lm", "gidd", "duo"])
+def test_a_config_of_the_field_that_asks_for_a_deep_network(tmp_path, shared, peer):
+    """Told before anything of that size is laid out."""
+    golden = shared / "golden" / "peers" / peer
+    config = json.loads((golden / "config.json").read_text())
+    for table in (config, config.get("model", {})):
+        for name in table.keys() & {"n_blocks", "num_hidden_layers"}:
+            table[name] = 10**9
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(golden / "model.safetensors", tmp_path)
+    refused(tmp_path, match=r"is 1000000000, but it has only \d+ tensors")
+
+
 def test_a_config_of_gigabytes(tmp_path):
     path = tmp_path / "config.json"
     with path.open("wb") as file:

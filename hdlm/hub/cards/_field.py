@@ -67,12 +67,21 @@ def network(evidence: Evidence, sizes: Sizes, *, rows: int, prefix: str = "") ->
         sizes: Where the config has the sizes.
         rows: Of the embedding and the output.
         prefix: Of the names of the tensors.
+
+    Raises:
+        ValueError: If a size is missing or wrong, or the weights cannot be those of so deep a network.
     """
     fields = Fields(evidence.config, evidence.origin)
+    blocks = fields.whole(sizes.blocks)
+    if blocks > len(evidence.shapes):
+        raise ValueError(
+            f"{evidence.origin} contradicts itself: `{sizes.blocks}` is {blocks}, but it has only "
+            f"{len(evidence.shapes)} tensors."
+        )
     return DDiTConfig(
         vocab_size=rows,
         hidden_size=fields.whole(sizes.hidden),
-        num_blocks=fields.whole(sizes.blocks),
+        num_blocks=blocks,
         num_heads=fields.whole(sizes.heads),
         cond_dim=fields.whole(sizes.cond, evidence.shapes[f"{prefix}sigma_map.mlp.0.weight"][0]),
         dropout=fields.number(sizes.dropout, 0.0),
