@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hdlm.data import CORPORA, END_OF_TEXT, Tokenizer, corpus, tokenise, train_tokenizer
-from hdlm.generation import blanks
+from hdlm.generation import Settings, blanks, write
+from hdlm.hyperschedule import flat
+from hdlm.noise_schedule import LINEAR
+from hdlm.process import Absorbing
 from hdlm.vocabulary import GPT2, Vocabulary
 from tests.gpt2 import tokenizer_json
+from tests.tiny import tiny_denoiser
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", "the", "cat", "sat", "##s", "##ting", ",", "."]
 """The small WordPiece vocabulary; its mask lies inside, as BERT's does."""
@@ -176,7 +183,7 @@ def test_what_ends_documents() -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, ours, bert])
-def test_a_file_opens_again_here_and_in_transformers(make: Callable[[], Tokenizer], tmp_path: Any) -> None:
+def test_a_file_opens_again_here_and_in_transformers(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer, text = make(), "the cats sat, the cat sat."
@@ -327,3 +334,25 @@ def test_a_mask_behind_the_words_is_left_out() -> None:
 def test_what_does_not_fit_is_refused(vocabulary: Vocabulary, mask_row: int | None, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         bert().fitted(vocabulary, mask_row)
+
+
+# -- writing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gpt2, bert])
+def test_a_prompt_is_given_in_the_tokens_of_its_model(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
+    """Also from a checkpoint, which carries its tokenizer."""
+    tokenizer, prompt = make(), "the cats"
+    words = tokenizer.vocabulary
+    denoiser = tiny_denoiser(Absorbing(words.num_words))
+    checkpoint = Checkpoint(denoiser, words, LINEAR, (flat(8, 2),), tokenizer.to_json())
+    save_checkpoint(tmp_path, checkpoint)
+    settings = Settings(algorithm="original", length=8)
+    for passage in write(load_checkpoint(tmp_path), prompt, settings, num=2):
+        given = [words.bos, *tokenizer.encode(prompt)]
+        assert list(passage.tokens[: len(given)]) == given
+        assert passage.given == len(given)
+        assert passage.text.startswith(prompt)
+    gap = write(load_checkpoint(tmp_path), "the [MASK] sat", replace(settings, length=None))[0]
+    assert len(gap.tokens) == 5
+    assert gap.tokens[3:] == (*tokenizer.encode("sat", "spaced"), words.eos)
