@@ -74,6 +74,7 @@ SEDD: dict[str, Any] = {
 }
 NAMES = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.adaLN_modulation.weight")
 PLAIN = {NAMES[0]: (50258, 768), NAMES[1]: (128, 256), NAMES[2]: (1536, 128)}
+PLAIN |= {f"blocks.{index}.norm1.weight": (768,) for index in range(12)}
 BACKBONE = {f"backbone.{name}": shape for name, shape in PLAIN.items()}
 TABLES = dict.fromkeys(("rotary_emb.cos_cached", "rotary_emb.sin_cached"), (1, 512, 3, 1, 64))
 FORMATS = {
@@ -202,7 +203,8 @@ def test_a_silent_config_leaves_the_width_of_the_conditioning_to_the_weights():
         ("GIDD", {"p_uniform": None}, "p_uniform"),
         ("SEDD", {"graph": {"type": "QGamma"}}, "graph.type.*'QGamma'"),
         ("SEDD", {"noise": {"type": "cosine"}}, "noise.type.*'cosine'"),
-        ("SEDD", {"model": {"length": 8}}, "model.hidden_size"),
+        ("SEDD", {"model": {"length": 8}}, "model.n_blocks"),
+        ("MDLM", {"n_blocks": 10**9}, "n_blocks.*1000000000.*15 tensors"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(name, changes, named):
