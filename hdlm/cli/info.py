@@ -72,8 +72,8 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     from hdlm.generation import tokenizer_of
     from hdlm.hub import inspect
 
-    found = inspect(source_of(args.checkpoint), **reading_of(args))
     checkpoint = open_checkpoint(args)
+    found = inspect(source_of(args.checkpoint), **reading_of(args))
     tokenizer = tokenizer_of(checkpoint) if checkpoint.tokenizer else None
     named = found.blueprint.tokenizer
     without = f"none here; trained with {named}" if named else "none"

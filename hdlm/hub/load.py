@@ -26,6 +26,7 @@ from hdlm.hub.configs import read_config
 from hdlm.hub.source import RAW, SINGLE, Hub, Source, find
 from hdlm.hub.weights import StoredWeights, open_weights
 from hdlm.network import DDiTConfig
+from hdlm.vocabulary import Vocabulary
 from hdlm.weights import fill, skeleton
 
 __all__ = ["Found", "inspect", "load"]
@@ -100,16 +101,17 @@ def load(
     files = find(source, hub, weights, None if config is None else Path(config))
     settings = read_config(files.config)
     if _is_own(settings):
-        checkpoint = _load_own(files, weights, device, dtype)
+        checkpoint, mask_row = _load_own(files, weights, device, dtype), None
         text = checkpoint.tokenizer
     else:
         stored = open_weights(*files.weights)
         card, blueprint = _recognise(settings, stored, files)
         checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
         checkpoint.denoiser.to(device).eval()
+        mask_row = blueprint.mask_row
         text = _tokenizer(files, blueprint, hub) if tokenizer is None else None
     if tokenizer is not None:
-        text = _find_tokenizer(tokenizer, checkpoint.vocabulary.num_words, hub)
+        text = _find_tokenizer(tokenizer, checkpoint.vocabulary, mask_row, hub)
     return dataclasses.replace(checkpoint, tokenizer=text)
 
 
@@ -206,7 +208,7 @@ def _build(
 
 
 def _is_own(settings: Mapping[str, Any]) -> bool:
-    return "format" in settings and "network" in settings and "process" in settings
+    return "format" in settings and ("network" in settings or "process" in settings)
 
 
 def _load_own(
@@ -246,28 +248,28 @@ def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: So
 
 def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> str | None:
     """The tokenizer beside the weights, else the one that the config names, where it can be had without a fuss."""
+    vocabulary, mask_row = blueprint.vocabulary, blueprint.mask_row
     if files.tokenizer is not None:
-        try:
-            return files.tokenizer.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{files.tokenizer} is damaged: {error}.") from error
+        return _find_tokenizer(files.tokenizer, vocabulary, mask_row, hub)
     if blueprint.tokenizer is None or not _TOKENIZER_NAME.fullmatch(blueprint.tokenizer):
         return None
     here_only = dataclasses.replace(hub, offline=hub.offline or not files.fetched, revision=None)
     try:
-        return _find_tokenizer(blueprint.tokenizer, blueprint.vocabulary.num_words, here_only)
+        return _find_tokenizer(blueprint.tokenizer, vocabulary, mask_row, here_only)
     except (ValueError, OSError):
         return None
 
 
-def _find_tokenizer(source: str | Path, num_words: int, hub: Hub) -> str:
+def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub) -> str:
+    """The tokenizer in a file, a folder or on the hub, with exactly the words of the network."""
     try:
         from hdlm.data import find_tokenizer
     except ImportError as error:
         raise OSError(
             f"to read a tokenizer, install what it takes: pip install 'hdlm[train]' ({error})."
         ) from error
-    found = find_tokenizer(
-        source, num_words=num_words, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline
-    )
-    return str(found.to_json())
+    found = find_tokenizer(source, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline)
+    try:
+        return found.fitted(vocabulary, mask_row).to_json()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

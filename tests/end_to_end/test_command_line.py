@@ -392,11 +392,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda folder: _truncated(folder, "model.safetensors"),
         ("model.safetensors is damaged",),
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("model.safetensors is missing",)),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        ("has no weights: neither model.safetensors",),
+    ),
     "a missing tensor": (_without_a_tensor, ("model.safetensors", "missing vocab_embed.embedding")),
     "not a number": (_not_finite, ("model.safetensors is damaged: vocab_embed.embedding", "not finite")),
     "truncated config": (lambda folder: _truncated(folder, "config.json"), ("config.json is damaged",)),
-    "no config": (lambda folder: (folder / "config.json").unlink(), ("it has no config.json",)),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ("has no config", "config.json")),
     "no process": (
         lambda folder: _configured(folder, lambda config: config.pop("process")),
         ("config.json lacks process",),
