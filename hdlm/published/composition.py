@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -40,12 +40,19 @@ class Composed:
     asked: tuple[str, ...]
     folder: Path
 
-    def write(self) -> None:
-        """Write `.hydra/config.yaml` and `.hydra/overrides.yaml` into the run's folder, as hydra does."""
+    def write(self, found: Mapping[str, Any]) -> None:
+        """Write `.hydra/config.yaml` and `.hydra/overrides.yaml` into the run's folder, as hydra does.
+
+        Args:
+            found: Dotted options and the values that they turned out to have.
+        """
         from omegaconf import OmegaConf
 
+        config = OmegaConf.create(self.text)
+        for option, value in found.items():
+            OmegaConf.update(config, option, value)
         overrides = OmegaConf.to_yaml(OmegaConf.create(list(self.overrides)))
-        for name, text in (("config.yaml", self.text), ("overrides.yaml", overrides)):
+        for name, text in (("config.yaml", OmegaConf.to_yaml(config)), ("overrides.yaml", overrides)):
             with replacing(self.folder / ".hydra" / name) as aside:
                 aside.write_text(text, encoding="utf-8")
 

@@ -440,6 +440,22 @@ class Config:
             },
         }
 
+    def found(self, num_words: int) -> dict[str, Any]:
+        """Options and what they came to, for whoever reads the configuration of a finished run.
+
+        Args:
+            num_words: Words of the tokenizer that was found or made.
+        """
+        shape = {f"model.{name}": value for name, value in dataclasses.asdict(self.model).items()}
+        if self.graph is None:
+            return {"tokenizer.tokens": num_words, **shape}
+        return {
+            "tokenizer.tokens": num_words,
+            "graph.type": "QGamma",
+            "graph.gamma": self.graph.rate,
+            **shape,
+        }
+
     def _shape(self, option: str) -> Any:
         value = getattr(self.model, option)
         if value is None:

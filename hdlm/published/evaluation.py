@@ -27,8 +27,9 @@ from hdlm.evaluation import LikelihoodResult, Progress, evaluate
 from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
 from hdlm.evaluation.metrics import diversity
 from hdlm.generation import tokenizer_of
-from hdlm.hyperschedule import AbstractHyperschedule, PublishedWave, Table, Wave, flat
+from hdlm.hyperschedule import AbstractHyperschedule, Table, flat
 from hdlm.published import samplers
+from hdlm.published.likelihood import bound_of, measurable
 from hdlm.published.model import AbstractPublishedModel, pick_device, smart_model_loader
 from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
 
@@ -64,7 +65,11 @@ def eval_modeling(arguments: Sequence[str]) -> int:
         default=100,
         help="independent estimates of each window; fewer are quicker and less sure (default: 100)",
     )
-    parser.add_argument("--bound", choices=("absorbing", "hybrid"), default="absorbing")
+    parser.add_argument(
+        "--bound",
+        choices=("absorbing", "hybrid"),
+        help="default: absorbing, the paper's; hybrid where noise does not end in masks",
+    )
     parser.add_argument("--ngpus", type=int, choices=(1,), default=1, help="evaluation runs on one device")
     parser.add_argument("--single_gpu", action="store_true", help="as it always is")
     args = parser.parse_args(arguments)
@@ -104,7 +109,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
         args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
     )
     tokenizer = _tokenizer(args, model.checkpoint)
-    method, made = _samples(args, model, config, device)
+    method, made = _samples(args, model, config, device, tokenizer.vocabulary.bos)
     rows = made.tolist()
     texts = [tokenizer.decode(row) for row in rows]
     measured: dict[str, Any] = {name: asdict(value) for name, value in diversity(rows).items()}
@@ -244,9 +249,7 @@ def _plan(checkpoint: Checkpoint, length: int) -> AbstractHyperschedule:
     """
     if not checkpoint.hyperschedules:
         return flat(length, length)
-    trained = checkpoint.hyperschedules[0]
-    if isinstance(trained, PublishedWave):
-        return Wave(length, min(trained.width, length), trained.num_levels)
+    trained = measurable(checkpoint.hyperschedules[0])
     if length == trained.length:
         return trained
     if isinstance(trained, Table):
@@ -267,7 +270,7 @@ def _measured(
             checkpoint.denoiser,
             text.tokens,
             _plan(checkpoint, args.length or checkpoint.length),
-            bound=args.bound,
+            bound=args.bound or bound_of(checkpoint.denoiser.process),
             noise_schedule=checkpoint.noise_schedule,
             context=checkpoint.context,
             active=checkpoint.active,
@@ -281,7 +284,11 @@ def _measured(
 
 
 def _samples(
-    args: argparse.Namespace, model: AbstractPublishedModel, config: Any, device: torch.device
+    args: argparse.Namespace,
+    model: AbstractPublishedModel,
+    config: Any,
+    device: torch.device,
+    first_word: int | None,
 ) -> tuple[str, Tensor]:
     """The method, and the samples that it gives."""
     scores = config.model_type == "gamma_hybrid"
@@ -291,6 +298,8 @@ def _samples(
         kind, known = ("gamma", SCORE_METHODS) if scores else ("epsilon", LOGIT_METHODS)
         raise ValueError(f"--sampling_method {method} is not for {kind}-hybrids; use {' or '.join(known)}.")
     length = args.length or model.checkpoint.length
+    begins = method.endswith("shifted") and first_word is not None
+    prompt = torch.tensor([[first_word]], device=device) if begins else None
     made = []
     with _bar("writing") as show:
         for number, first in enumerate(range(0, args.num_samples, args.batch_size)):
@@ -301,6 +310,7 @@ def _samples(
                 made.append(
                     LOGIT_METHODS[method](
                         model,
+                        prompt=prompt,
                         batch_size=size,
                         alg=args.algorithm or "original",
                         steps=args.steps,

@@ -29,6 +29,7 @@ from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
 from hdlm.published.composition import Composed, compose
 from hdlm.published.config import Config
+from hdlm.published.likelihood import bound_of, measurable
 from hdlm.published.model import pick_device
 from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.training import MetricsLog, Recipe, Run, StepReport, Trainer, listening, prepare, progress_bar
@@ -103,7 +104,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> None:
         if not is_main:
             trainer.train(stop)
         else:
-            composed.write()
+            composed.write(config.found(run.tokenizer.vocabulary.num_words))
             keeper = _Keeper(config, run, trainer, composed.folder, console.print)
             keeper.keep()
             report = trainer.train(stop, (bar, keeper.log, keeper))
@@ -157,6 +158,7 @@ def _completed(config: Config, start: Checkpoint) -> Config:
         )
     return config.of_checkpoint(
         {
+            "name": "gamma_hdlm" if gamma else "epsilon_hdlm",
             "hidden_size": network.hidden_size,
             "cond_dim": network.cond_dim,
             "length": network.max_length,
@@ -166,6 +168,7 @@ def _completed(config: Config, start: Checkpoint) -> Config:
             "use_timestep_embedding": network.timestep_embedding,
             "hybrid_sigma_embedding": isinstance(inner, LogScore) and inner.blend_rate is not None,
             "scale_by_sigma": isinstance(inner, LogScore) and inner.scale_by_sigma,
+            "post_process_logits": gamma,
         }
     )
 
@@ -248,7 +251,9 @@ class _Keeper:
             result = evaluate(
                 self.run.denoiser,
                 tokens,
-                self._plan(),
+                measurable(self._plan()),
+                bound=bound_of(self.run.denoiser.process),
+                noise_schedule=corruption.noise_schedule,
                 replicates=1,
                 batch_size=size,
                 seed=self.config.training.seed,
@@ -256,7 +261,8 @@ class _Keeper:
                 active=corruption.active,
                 device=self.run.denoiser.device,
             )
-        self.log.write(step=report.step, validation=round(result.nats_per_token, 5), tokens=result.num_tokens)
+        nats = round(result.nats_per_token, 5)
+        self.log.write(step=report.step, validation=nats, bound=result.bound, tokens=result.num_tokens)
         self.say(f"step {report.step}: validation {result.nats_per_token:.3f} nats a token, at most")
 
     def write_samples(self, report: StepReport) -> None:
