@@ -71,6 +71,7 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint says of itself, and what was counted."""
     from hdlm.generation import tokenizer_of
     from hdlm.hub import inspect
+    from hdlm.hub.load import OWN
 
     checkpoint = open_checkpoint(args)
     found = inspect(source_of(args.checkpoint), **reading_of(args))
@@ -79,11 +80,13 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     without = f"none here; trained with {named}" if named else "none"
     size = sum(file.stat().st_size for file in found.files if file.suffix not in (".json", ".yaml", ".yml"))
     said = checkpoint.config()
+    own = found.card == OWN
+    kind = KINDS[args.weights if own else said["training"]["weights"]]
     return {
         **said,
         "format": found.card,
         "files": [str(file) for file in found.files],
-        "weights": f"{KINDS[said['training'].get('weights', args.weights)]}, {size / 1e6:.1f} MB",
+        "weights": f"{kind}, {size / 1e6:.1f} MB",
         "parameters": sum(weight.numel() for weight in checkpoint.network.parameters()),
         "tokenizer": f"{tokenizer.vocabulary.num_words} words" if tokenizer else without,
         "unknown config keys": list(found.blueprint.unknown),
