@@ -1,0 +1,410 @@
+"""Published configurations: every option acts, or is refused with what to use instead."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hdlm import hub
+from hdlm.cli._errors import guarded
+from hdlm.evaluation import evaluate
+from hdlm.package_data import configs
+from hdlm.published.composition import Composed, compose
+from hdlm.published.config import ONLY, Config
+from hdlm.published.evaluation import eval_generation, eval_modeling
+from hdlm.published.training import finetune, train
+from hdlm.training import Recipe
+
+NAMES = ("epsilon_hdlm", "gamma_hdlm", "epsilon_finetune_from_hf", "gamma_finetune_from_hf")
+SHAPE = {
+    "hidden_size": 8,
+    "cond_dim": 8,
+    "length": 16,
+    "n_blocks": 1,
+    "n_heads": 2,
+    "transformer_sigma_conditioning": True,
+    "use_timestep_embedding": True,
+    "hybrid_sigma_embedding": True,
+    "scale_by_sigma": True,
+}
+
+
+def _composed(*words: str) -> Composed:
+    composed = compose("program", words, "Does it.")
+    assert composed is not None
+    return composed
+
+
+def _config(*words: str) -> Config:
+    composed = _composed(*words)
+    return Config.read(composed.table, composed.asked)
+
+
+# -- the shipped files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ending", ["", ".yaml"])
+def test_shipped_configurations_make_recipes(name: str, ending: str) -> None:
+    config = _config("--config-name", name + ending)
+    if "finetune" in name:
+        shape = (
+            SHAPE
+            if config.is_gamma
+            else {key: SHAPE[key] for key in SHAPE}
+            | dict.fromkeys([key for key, value in SHAPE.items() if value is True], False)
+        )
+        config = config.of_checkpoint(shape)
+    recipe = Recipe.from_table(config.recipe())
+    assert recipe.process.type == ("GammaHybrid" if "gamma" in name else "EpsilonHybrid")
+    assert recipe.process.strength == 0.01
+    assert Recipe.from_table(recipe.to_table()) == recipe
+
+
+def test_published_numbers_arrive() -> None:
+    recipe = Recipe.from_table(_config("-cn", "epsilon_hdlm").recipe())
+    assert (recipe.network.hidden_size, recipe.network.num_blocks, recipe.data.context) == (768, 12, 1024)
+    assert (recipe.run.batch_size, recipe.run.steps, recipe.optimizer.ema) == (512, 10**6, 0.9999)
+    assert (recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.clip) == (0.9, 0.95, 1.0)
+    assert recipe.optimizer.rate(0.05) == 1.0
+    assert 3e-4 * recipe.optimizer.rate(1.0) == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize("family", ["epsilon", "gamma"])
+def test_the_keys_are_those_of_published_runs(shared: Path, family: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    published = yaml.safe_load(
+        (shared / "golden" / "local_run" / family / ".hydra" / "config.yaml").read_text()
+    )
+    ours = _composed("-cn", f"{family}_hdlm").table
+
+    def keys(table: Any, name: str = "") -> set[str]:
+        if not isinstance(table, dict):
+            return {name}
+        return {one for key, value in table.items() for one in keys(value, f"{name}.{key}")}
+
+    assert keys(ours) == keys(published)
+
+
+def test_every_shipped_option_is_known_to_be_one() -> None:
+    for file in configs().glob("*.yaml"):
+        _config("--config-name", file.stem)
+
+
+# -- what acts ------------------------------------------------------------------------------------------------
+
+ACTING = [
+    ("epsilon_hdlm", "training.epsilon=0.5", "process.epsilon", 0.5),
+    ("epsilon_hdlm", "training.lambda=0.3", "objective.unmasked", 0.3),
+    ("epsilon_hdlm", "training.loss_type=standard", "process.epsilon", 0.0),
+    ("epsilon_hdlm", "training.loss_type=standard", "objective.unmasked", 0.0),
+    ("epsilon_hdlm", "type=shifted", "network.shifted", True),
+    ("epsilon_hdlm", "annealing.sampling_eps=0.01", "objective.max_weight", 100.0),
+    ("epsilon_hdlm", "annealing.efficient=false", "mixture.0.two_stream", False),
+    ("epsilon_hdlm", "annealing.attention.context_type=causal", "network.context", "causal"),
+    ("epsilon_hdlm", "annealing.attention.block_type=causal", "network.active", "causal"),
+    ("epsilon_hdlm", "gradient_accumulation_steps=4", "run.accumulation", 4),
+    ("epsilon_hdlm", "training.warmup_iter=100000", "optimizer.warmup", 0.1),
+    ("epsilon_hdlm", "optim.scheduler=linear", "optimizer.floor", 0.0),
+    ("epsilon_hdlm", "optim.weight_decay=0.2", "optimizer.weight_decay", 0.2),
+    ("epsilon_hdlm", "optim.grad_clip=2", "optimizer.clip", 2.0),
+    ("epsilon_hdlm", "+training.seed=3", "run.seed", 3),
+    ("epsilon_hdlm", "tokenizer.model=train", "data.tokenizer", "train"),
+    ("epsilon_hdlm", "data.train=book.txt", "data.corpus", ("book.txt",)),
+    ("epsilon_hdlm", "data.valid=ptb", "data.validation_corpus", ("ptb:validation",)),
+    ("gamma_hdlm", "graph.gamma=0.3", "process.gamma", 0.3),
+    ("gamma_hdlm", "graph.type=absorb", "process.gamma", 0.0),
+    ("gamma_hdlm", "graph.type=uniform", "process.gamma", 1.0),
+    ("gamma_hdlm", "noise.type=geometric", "process.noise_schedule.type", "Geometric"),
+    ("gamma_hdlm", "annealing.ce_loss_weight=0", "objective.cross_entropy", 0.0),
+    ("gamma_hdlm", "annealing.diffusion_loss_weight=2", "objective.diffusion", 2.0),
+    ("gamma_hdlm", "optim.warmup=100000", "optimizer.warmup", 0.1),
+    ("gamma_hdlm", "model.hybrid_sigma_embedding=false", "network.blend", False),
+    ("gamma_hdlm", "model.scale_by_sigma=false", "network.scale_by_sigma", False),
+    ("gamma_hdlm", "model=gamma_tiny", "network.hidden_size", 64),
+]
+
+
+@pytest.mark.parametrize(("name", "override", "option", "value"), ACTING)
+def test_options_act(name: str, override: str, option: str, value: object) -> None:
+    found: Any = Recipe.from_table(_config("-cn", name, override).recipe()).to_table()
+    for key in option.split("."):
+        found = found[int(key) if key.isdecimal() else key]
+    assert found == value
+
+
+SCHEDULES = [
+    ("block", 4, {"type": "Block", "width": 8, "num_levels": 4}),
+    ("simple", 8, {"type": "Slide", "width": 8, "num_levels": 8}),
+    ("simple", 4, {"type": "PublishedSlide", "width": 8, "num_levels": 4}),
+    ("hybrid", 4, {"type": "PublishedWave", "width": 8, "num_levels": 4}),
+    ("none", 4, {"type": "Block", "width": 1024, "num_levels": 4}),
+]
+
+
+@pytest.mark.parametrize(("kind", "tau", "hyperschedule"), SCHEDULES)
+def test_annealing_is_a_hyperschedule(kind: str, tau: int, hyperschedule: dict[str, Any]) -> None:
+    words = (
+        f"annealing.type={kind}",
+        "annealing.width=8",
+        f"annealing.tau={tau}",
+        "annealing.efficient=false",
+    )
+    words = tuple(word for word in words if kind != "none" or "width" not in word)
+    (part,) = Recipe.from_table(_config("-cn", "gamma_hdlm", *words).recipe()).mixture
+    assert part.hyperschedule == hyperschedule
+
+
+# -- what is refused ------------------------------------------------------------------------------------------
+
+FAULTS = [
+    ("epsilon_hdlm", "training.n_itesr=3", "did you mean `training.n_iters`"),
+    ("epsilon_hdlm", "optm.lr=3", "did you mean `optim.lr`"),
+    ("epsilon_hdlm", "+training.lamda=3", "did you mean `training.lambda`"),
+    ("epsilon_hdlm", "+graph.gamma=0.1", "graph.*gamma_hybrid has it"),
+    ("gamma_hdlm", "+training.epsilon=0.1", "training.epsilon.*epsilon_hybrid has it"),
+    ("epsilon_hdlm", "optim.warmup=3", "use training.warmup_iter"),
+    ("gamma_hdlm", "training.warmup_iter=3", "use optim.warmup"),
+    ("epsilon_finetune_from_hf", "optim.lr=3", "use training.lr"),
+    ("epsilon_hdlm", "+training.lr=3", "use optim.lr"),
+    ("gamma_hdlm", "noise.sigma_min=0.1", "use noise.type=geometric"),
+    ("epsilon_hdlm", "annealing.sampling_method=AR", "annealing.width=1"),
+    ("epsilon_hdlm", "annealing.type=wave", "one of block, simple, hybrid, none"),
+    ("epsilon_hdlm", "annealing.type=hybrid", "annealing.efficient.*false"),
+    ("epsilon_hdlm", "training.batch_size=many", "training.batch_size.*int.*many"),
+    ("epsilon_hdlm", "training.accum=3", "training.accum.*gradient_accumulation_steps"),
+    ("epsilon_hdlm", "model_type=delta", "epsilon_hybrid, gamma_hybrid"),
+    ("epsilon_hdlm", "optim.optimizer=Adam", "optim.weight_decay.*AdamW"),
+    ("epsilon_hdlm", "model=huge", "model/huge"),
+    ("epsilon_hdlm", "training.epsilon=", "training.epsilon|configuration"),
+    ("delta_hdlm", "", "known: .*epsilon_hdlm"),
+]
+
+
+@pytest.mark.parametrize(("name", "override", "complaint"), FAULTS)
+def test_faults_are_named(name: str, override: str, complaint: str) -> None:
+    words = ("--config-name", name, *([override] if override else []))
+    with pytest.raises(ValueError, match=complaint):
+        Recipe.from_table(_config(*words).recipe())
+
+
+@pytest.mark.parametrize("option", ONLY)
+def test_what_has_one_value_left_says_what_to_use(option: str) -> None:
+    only, instead = ONLY[option]
+    name = "gamma_hdlm" if option != "reset_step_for_finetuning" else "epsilon_hdlm"
+    other = json.dumps(not only if isinstance(only, bool) else 2 if isinstance(only, int) else "other")
+    with pytest.raises(ValueError, match=f"`{re.escape(option)}` can only be .*{re.escape(instead)}"):
+        _config("-cn", name, f"{option}={other}")
+
+
+@pytest.mark.parametrize("option", ["use_timestep_embedding", "transformer_sigma_conditioning"])
+def test_epsilon_hybrids_are_told_no_noise(option: str) -> None:
+    with pytest.raises(ValueError, match=f"model.{option}.*false"):
+        _config("-cn", "epsilon_hdlm", f"model.{option}=true").recipe()
+
+
+def test_a_network_must_be_that_of_the_checkpoint() -> None:
+    config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
+    with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
+        config.of_checkpoint(SHAPE)
+
+
+# -- from end to end ------------------------------------------------------------------------------------------
+
+TINY = {
+    "tokenizer.model": "train",
+    "tokenizer.tokens": 300,
+    "training.batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "training.n_iters": 3,
+    "training.snapshot_freq": 2,
+    "training.eval_freq": 2,
+    "training.log_freq": 1,
+    "eval.perplexity": "false",
+    "eval.batch_size": 2,
+    "annealing.width": 4,
+    "annealing.tau": 4,
+    "data.train": "wikitext2",
+    "data.valid": "ptb",
+}
+SMALL = {"model.hidden_size": 16, "model.length": 16, "model.n_blocks": 1}
+
+
+def _words(**changes: object) -> list[str]:
+    """The options above, changed; `__` stands for a point, and None leaves one out."""
+    options = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"{name}={value}" for name, value in options.items() if value is not None]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("HDLM_DATA_DIR", "data")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = "the cat sat on the mat and the dog sat on the log . "
+    (tmp_path / "data" / "wikitext2-train.txt").write_text(text * 40)
+    (tmp_path / "data" / "ptb.txt").write_text(text * 2)
+    return tmp_path
+
+
+def _trained(family: str, **changes: object) -> Path:
+    small = [f"{name}={value}" for name, value in SMALL.items()]
+    assert train(["-cn", f"{family}_hdlm", f"model={family}_tiny", *small, *_words(**changes)]) == 0
+    return Path("exp_local", "wikitext2", "hdlm-experiments", f"{family}-hdlm-1")
+
+
+WHOLE: dict[str, object] = {
+    "type": "shifted",
+    "annealing__type": "none",
+    "annealing__width": None,
+    "annealing__sampling_method": "NAR",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("epsilon", {}),
+        ("epsilon", WHOLE),
+        ("gamma", {"annealing__type": "simple", "annealing__eval_tau": 2}),
+        (
+            "gamma",
+            {"graph__type": "uniform", "sampling__predictor": "euler", "annealing__efficient": "false"},
+        ),
+    ],
+)
+def test_training_leaves_what_evaluation_opens(
+    workplace: Path, family: str, changes: dict[str, object]
+) -> None:
+    run = _trained(family, **changes)
+    numbered = run / "checkpoints" / "checkpoint_3.pth"
+    ours, published = hub.load(run), hub.load(numbered, config=run)
+    raw = hub.load(numbered, config=run, weights="raw")
+    for name, value in ours.network.state_dict().items():
+        assert torch.equal(value, published.network.state_dict()[name])
+    assert any(
+        not torch.equal(value, raw.network.state_dict()[name])
+        for name, value in ours.network.state_dict().items()
+    )
+    assert published.denoiser.process.weights(torch.tensor(0.5)) == ours.denoiser.process.weights(
+        torch.tensor(0.5)
+    )
+    steps = torch.arange(ours.hyperschedules[-1].num_steps)
+    assert torch.equal(published.hyperschedules[-1].levels(steps), ours.hyperschedules[-1].levels(steps))
+    assert (run / "samples" / "2.txt").read_text().count("----") == 3
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert any("validation" in line for line in lines)
+    assert not {file.name for file in run.rglob(".*") if file.is_file()}
+
+    words = ["--checkpoint_path", str(numbered), "--config_path", str(run)]
+    assert (
+        eval_modeling([*words, "--work_dir", "measured", "--dataset", "ptb", "--monte_carlo_timesteps", "3"])
+        == 0
+    )
+    result = json.loads(Path("measured", "results.json").read_text())["datasets"]["ptb"]
+    assert result["bound"] == ("hybrid" if "graph__type" in changes else "absorbing")
+    assert len(result["estimates"]) == 3
+    words_log = math.log(ours.vocabulary.num_words)
+    if result["bound"] == "absorbing":  # one that has learnt nothing yet is as surprised by every word
+        error = result["standard_error"] / result["num_tokens"]
+        assert result["nats_per_token"] == pytest.approx(words_log, abs=0.2 + 10 * error)
+    assert eval_generation([*words, "--num_samples", "3", "--steps", "4", "--save_samples"]) == 0
+    samples = json.loads(Path("logs", "eval_generation", "samples.json").read_text())
+    assert [len(one["tokens"]) for one in samples] == [16] * 3
+
+
+def test_a_run_is_never_overwritten(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _trained("epsilon")
+    before = (run / ".hydra" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"holds a run already.*experiment\.name"):
+        _trained("epsilon", training__n_iters=4)
+    assert (run / ".hydra" / "config.yaml").read_text() == before
+
+
+def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
+    run = _trained("epsilon")
+    changes = {"training__epsilon": 0.1, "annealing__width": 8, "annealing__tau": 2, "training__n_iters": 2}
+    common = ["-cn", "epsilon_finetune_from_hf.yaml", f"hf_model_id={run}", *_words(**changes)]
+    assert finetune([*common, "training.lr=1e-12", "experiment.name=still"]) == 0
+    assert finetune([*common, "training.lr=0.1", "training.warmup_iter=1", "experiment.name=moved"]) == 0
+    moved_run = run.with_name("moved")
+    start, still, moved = (hub.load(run.with_name(name)) for name in (run.name, "still", "moved"))
+    assert still.denoiser.process.weights(torch.tensor(0.0).add(0.5)).uniform == pytest.approx(0.05)
+    weights = [loaded.network.state_dict()["output_layer.linear.weight"] for loaded in (start, still, moved)]
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+    assert not torch.allclose(weights[0], weights[2], atol=1e-2)
+    with pytest.raises(ValueError, match="epsilon_finetune_from_hf"):
+        finetune(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
+    again = hub.load(moved_run / "checkpoints" / "checkpoint_2.pth", config=moved_run)
+    assert torch.equal(again.network.state_dict()["output_layer.linear.weight"], weights[2])
+
+
+def test_training_and_finetuning_are_not_mixed_up(workplace: Path) -> None:
+    with pytest.raises(ValueError, match=r"hdlm/finetune\.py"):
+        train(["-cn", "epsilon_finetune_from_hf"])
+    with pytest.raises(ValueError, match="hf_model_id"):
+        finetune(["-cn", "epsilon_hdlm"])
+    with pytest.raises(ValueError, match=r"ngpus.*num_processes 2"):
+        train(["-cn", "epsilon_hdlm", "ngpus=2"])
+
+
+def test_the_published_size_of_a_model_may_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--config-name", "epsilon_hdlm", "--cfg"]) == 0
+    assert "hidden_size: 768" in capsys.readouterr().out
+
+
+def test_what_was_asked_for_in_vain_is_an_exit_status(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _trained("epsilon")
+    words = ["--checkpoint_path", str(run), "--work_dir", "out", "--monte_carlo_timesteps", "2"]
+    assert eval_modeling([*words, "--datasets", "ptb", "lambada"]) == 1
+    found = json.loads(Path("out", "results.json").read_text())["datasets"]
+    assert found["ptb"]["perplexity"] > 1
+    assert "HDLM_DATA_DIR" in found["lambada"]["failed"] or "lambada.txt" in found["lambada"]["failed"]
+    writing = ["--checkpoint_path", str(run), "--num_samples", "2", "--steps", "2", "--output_dir", "out"]
+    assert eval_generation(writing) == 0
+    assert eval_generation([*writing, "--judge", "nobody"]) == 1
+    metrics = json.loads(Path("out", "results.json").read_text())["metrics"]
+    assert "nobody" in metrics["generative perplexity"]["failed"]
+    assert metrics["entropy"]["value"] > 0
+    assert eval_generation([*writing, "--datasets", "lm1b"]) == 1
+    with pytest.raises(ValueError, match=r"--sampling_method NAR.*full_diff"):
+        eval_generation([*writing, "--sampling_method", "NAR"])
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded("hdlm/train.py", lambda: train(["-cn", "epsilon_hdlm", "training.n_itesr=3"])) == 2
+    printed = capsys.readouterr().err
+    assert printed == "hdlm/train.py: unknown option `training.n_itesr`; did you mean `training.n_iters`?\n"
+
+
+def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
+    run = _trained("gamma")
+    words = [
+        "--checkpoint_path",
+        str(run),
+        "--work_dir",
+        "out",
+        "--monte_carlo_timesteps",
+        "2",
+        "--seed",
+        "5",
+    ]
+    assert eval_modeling([*words, "--valid_dataset", "ptb"]) == 0
+    found = json.loads(Path("out", "results.json").read_text())["datasets"]["ptb"]
+    loaded = hub.load(run)
+    from hdlm.data import corpus, tokenise
+    from hdlm.generation import tokenizer_of
+
+    tokens = tokenise(tokenizer_of(loaded), tuple(corpus("ptb").documents())).tokens
+    plan = loaded.hyperschedules[0]
+    assert evaluate(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(found["nats"])
