@@ -219,6 +219,8 @@ class Guided(AbstractDenoiser):
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"`scale` of guidance must lie in [0, inf); got {self.scale}.")
+        if not float(self.process.weights(torch.ones((), dtype=torch.float64)).mask):
+            raise ValueError(f"guidance masks the prompt, and {self.process!r} has no mask: leave it out.")
 
     @property
     def process(self) -> AbstractNoiseProcess:  # type: ignore[override]

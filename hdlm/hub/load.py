@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
@@ -28,6 +28,9 @@ from hdlm.hub.weights import StoredWeights, open_weights
 from hdlm.network import DDiTConfig
 from hdlm.vocabulary import Vocabulary
 from hdlm.weights import fill, skeleton
+
+if TYPE_CHECKING:
+    from hdlm.data import Tokenizer
 
 __all__ = ["Found", "inspect", "load"]
 
@@ -102,17 +105,25 @@ def load(
     settings = read_config(files.config)
     if _is_own(settings):
         checkpoint, mask_row = _load_own(files, weights, device, dtype), None
-        text = checkpoint.tokenizer
+        if tokenizer is None:
+            return checkpoint
     else:
         stored = open_weights(*files.weights)
         card, blueprint = _recognise(settings, stored, files)
         checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
         checkpoint.denoiser.to(device).eval()
         mask_row = blueprint.mask_row
-        text = _tokenizer(files, blueprint, hub) if tokenizer is None else None
+    words = checkpoint.vocabulary
+    found: Tokenizer | None
     if tokenizer is not None:
-        text = _find_tokenizer(tokenizer, checkpoint.vocabulary, mask_row, hub)
-    return dataclasses.replace(checkpoint, tokenizer=text)
+        found = _find_tokenizer(tokenizer, words, mask_row, hub)
+    else:
+        found = _tokenizer(files, blueprint, hub)
+    if found is None:
+        return checkpoint
+    if words.bos is None and words.eos is None:
+        words = found.vocabulary
+    return dataclasses.replace(checkpoint, tokenizer=found.to_json(), vocabulary=words)
 
 
 def inspect(
@@ -246,7 +257,7 @@ def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: So
     )
 
 
-def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> str | None:
+def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> Tokenizer | None:
     """The tokenizer beside the weights, else the one that the config names, where it can be had without a fuss."""
     vocabulary, mask_row = blueprint.vocabulary, blueprint.mask_row
     if files.tokenizer is not None:
@@ -260,7 +271,7 @@ def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> str | None:
         return None
 
 
-def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub) -> str:
+def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub) -> Tokenizer:
     """The tokenizer in a file, a folder or on the hub, with exactly the words of the network."""
     try:
         from hdlm.data import find_tokenizer
@@ -270,6 +281,6 @@ def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | 
         ) from error
     found = find_tokenizer(source, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline)
     try:
-        return found.fitted(vocabulary, mask_row).to_json()
+        return found.fitted(vocabulary, mask_row)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -10,7 +10,7 @@ from hdlm.denoiser import Context, Guided
 from hdlm.hyperschedule import Block
 from hdlm.noise_schedule import total_noise
 from hdlm.parameterization import LogScore, Mean, Shifted
-from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification import ExactDenoiser, agreeing_world, random_world
 from tests.tiny import tiny_denoiser
 
@@ -91,6 +91,8 @@ def test_guidance_extrapolates_from_the_masked_prompt(canvas):
     torch.testing.assert_close(guided.raw(guided.everywhere()), expected.flatten(0, 1), **EXACT)
     with pytest.raises(ValueError, match="-1"):
         Guided(denoiser, prompt, -1.0)
+    with pytest.raises(ValueError, match="has no mask"):
+        Guided(ExactDenoiser(random_world(3, 2), Uniform(3)), prompt, 1.0)
 
 
 def test_guidance_that_is_exact_sharpens_the_posterior_ratio():

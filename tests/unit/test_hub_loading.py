@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 import hdlm
 import hdlm.data
 from hdlm.checkpoint import save_checkpoint
+from hdlm.data import Tokenizer
+from hdlm.generation import tokenizer_of
 from hdlm.hub import CARDS, Evidence, inspect, load
 from hdlm.hub.configs import read_config, resolve
 from hdlm.hub.load import recognise
@@ -547,40 +549,63 @@ def test_weights_from_a_pickle_can_be_trained(tmp_path):
 # -- tokenizers -------------------------------------------------------------------------------------------
 
 
+def letters(*more: str, size: int = WORDS) -> str:
+    """A `tokenizer.json` of so many words: letters and end-of-text, and then some."""
+    words = ["<|endoftext|>", *map(chr, range(97, 96 + size)), *more]
+    model = {"type": "BPE", "vocab": {word: id for id, word in enumerate(words)}, "merges": []}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = [
+        {"id": words.index(word), "content": word, "special": True, **plain} for word in (words[0], *more)
+    ]
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return json.dumps({"version": "1.0", "added_tokens": special, "pre_tokenizer": split, "model": model})
+
+
 def test_the_tokenizer_beside_the_weights(tmp_path):
     whole = folder(tmp_path, EPSILON)
     assert load(whole).tokenizer is None
-    (whole / "tokenizer.json").write_text('{"model": "ä"}', encoding="utf-8")
-    assert load(whole).tokenizer == '{"model": "ä"}'
+    (whole / "tokenizer.json").write_text(letters(), encoding="utf-8")
+    assert tokenizer_of(load(whole)).encode("abc") == [1, 2, 3]
+    assert (load(whole).vocabulary.bos, load(whole).vocabulary.eos) == (0, 0)
     assert "tokenizer.json" in {file.name for file in inspect(whole).files}
-    (whole / "tokenizer.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe", "is damaged"), (letters(size=9).encode(), "has 9 words, the network 11")],
+    ids=["rubbish", "another size"],
+)
+def test_a_tokenizer_that_does_not_belong_to_the_weights(tmp_path, content, message):
+    whole = folder(tmp_path, EPSILON)
+    (whole / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         load(whole)
+
+
+def test_a_tokenizer_that_counts_the_mask_as_a_word(tmp_path):
+    whole = folder(tmp_path, EPSILON)
+    (whole / "tokenizer.json").write_text(letters("[MASK]"), encoding="utf-8")
+    assert tokenizer_of(load(whole)).vocabulary.num_words == WORDS
 
 
 def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
     """It is looked for quietly, and on the network only if the weights have just come from there."""
     asked = []
 
-    def find(source, *, num_words, cache_dir, token, offline):
-        asked.append((source, num_words, offline))
+    def find(source, *, cache_dir, token, offline):
+        asked.append((source, offline))
         if source == "absent":
             raise ValueError("no such tokenizer")
-        return SimpleNamespace(to_json=lambda: "found")
+        return Tokenizer.from_json(letters())
 
     monkeypatch.setattr(hdlm.data, "find_tokenizer", find)
     whole = folder(tmp_path / "model", EPSILON)
-    assert load(whole).tokenizer == "found"
-    assert load(whole, tokenizer="mine").tokenizer == "found"
+    assert load(whole).tokenizer
+    assert load(whole, tokenizer="mine").tokenizer
     assert load(folder(tmp_path / "b", changed(EPSILON, tokenizer__model="absent"))).tokenizer is None
     with pytest.raises(ValueError, match="no such tokenizer"):
         load(whole, tokenizer="absent")
-    assert asked == [
-        ("gpt2", WORDS, True),
-        ("mine", WORDS, False),
-        ("absent", WORDS, True),
-        ("absent", WORDS, False),
-    ]
+    assert asked == [("gpt2", True), ("mine", False), ("absent", True), ("absent", False)]
     for name in ("../other", "/etc/passwd", "a/b/c", ""):
         assert load(folder(tmp_path / "c", changed(EPSILON, tokenizer__model=name))).tokenizer is None
     assert len(asked) == 4
@@ -634,6 +659,7 @@ LARGE = changed(
 MEASURE = """
 import json, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import hdlm
 path, size = Path(sys.argv[1]), int(sys.argv[2])
 hdlm.load(sys.argv[3])
