@@ -22,6 +22,7 @@ EXTRAS = {
     "tokenizers": "train",
     "transformers": "hub",
     "uvicorn": "serve",
+    "yaml": "hub",
 }
 """The extra that brings each optional package."""
 

@@ -202,7 +202,6 @@ def test_finetuning_of_published_weights(clone: Clone, command: str) -> None:
     ).is_file()
 
 
-@pytest.mark.slow
 def test_the_snippet_of_the_model_card(clone: Clone) -> None:
     (snippet,) = _snippets(DOCUMENTS[1])
     printed = clone.run(sys.executable, "-c", snippet)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import cast
 
 from hdlm.data.corpora.base import AbstractCorpus
 from hdlm.data.corpora.kjv import KingJamesBible
-from hdlm.data.corpora.named import DATA_DIR, NAMED, NamedDataset, Part
+from hdlm.data.corpora.named import DATA_DIR, NAMED, NamedDataset, Part, part_of
 from hdlm.data.corpora.pydoc_topics import PydocTopics
 from hdlm.data.corpora.text_files import JSONLines, TextFiles
 
@@ -46,7 +45,7 @@ def corpus(*names: str) -> AbstractCorpus:
     if len(names) == 1 and names[0] in CORPORA:
         return CORPORA[names[0]]()
     if len(names) == 1 and (named := names[0].partition(":"))[0] in NAMED:
-        return NamedDataset(named[0], cast("Part", named[2] or "test"))
+        return NamedDataset(named[0], part_of(named[2] or "test"))
     if not names:
         raise ValueError(
             f"no text was named: give files, folders, globs, or one of {', '.join([*CORPORA, *NAMED])}."

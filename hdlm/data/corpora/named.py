@@ -17,7 +17,7 @@ from typing import Any, Literal, final, get_args
 from hdlm.data.corpora.base import AbstractCorpus
 from hdlm.data.corpora.text_files import JSONLines, TextFiles
 
-__all__ = ["DATA_DIR", "NAMED", "HubDataset", "NamedDataset", "Part", "data_folder"]
+__all__ = ["DATA_DIR", "NAMED", "HubDataset", "NamedDataset", "Part", "data_folder", "part_of"]
 
 DATA_DIR = "HDLM_DATA_DIR"
 """Environment variable that says where copies of data sets lie."""
@@ -86,6 +86,19 @@ def data_folder() -> Path | None:
     return Path(name) if name else None
 
 
+def part_of(word: str) -> Part:
+    """A part of a data set by its name.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    parts: tuple[Part, ...] = get_args(Part)
+    for part in parts:
+        if part == word:
+            return part
+    raise ValueError(f"the part of a data set must be one of {', '.join(parts)}; got {word!r}.")
+
+
 @final
 @dataclass(frozen=True)
 class NamedDataset(AbstractCorpus):
@@ -98,7 +111,7 @@ class NamedDataset(AbstractCorpus):
         cache: Where the `datasets` library keeps what it fetches; None for its own place.
 
     Raises:
-        ValueError: If the name or the part is unknown.
+        ValueError: If the name is unknown.
     """
 
     name: str
@@ -109,8 +122,6 @@ class NamedDataset(AbstractCorpus):
     def __post_init__(self) -> None:
         if self.name not in NAMED:
             raise ValueError(f"there is no data set {self.name!r}; known: {', '.join(NAMED)}.")
-        if self.part not in get_args(Part):
-            raise ValueError(f"`part` must be one of {', '.join(get_args(Part))}; got {self.part!r}.")
 
     def documents(self) -> Iterator[str]:
         copy = self.local_copy()
