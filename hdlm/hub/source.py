@@ -162,7 +162,9 @@ def _file(path: Path, config: Path | None) -> Source:
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path} is no file of weights; these are {', '.join(_SUFFIXES)}.")
     if config is not None and (config / RUN_CONFIG).is_file():
-        config = config / RUN_CONFIG  # a run may also hold a checkpoint of this project, which is another file
+        config = (
+            config / RUN_CONFIG
+        )  # a run may also hold a checkpoint of this project, which is another file
     beside = [*_configs(path.parent), path.parent.parent / RUN_CONFIG]
     return Source(str(path), _config(config, beside, str(path)), (path,), _first(path.parent, TOKENIZERS))
 
