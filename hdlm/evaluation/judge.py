@@ -16,6 +16,7 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -76,8 +77,9 @@ class TransformersJudge(AbstractJudge):
 
         self.name, self._device, self._batch_size = source, torch.device(device), batch_size
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            model: Any = AutoModelForCausalLM.from_pretrained(source)
+            here = _is_here(source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, local_files_only=here)
         except OSError as error:
             raise ValueError(
                 f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
@@ -154,5 +156,29 @@ def generative_perplexity(
     }
 
 
+def _is_here(source: str) -> bool:
+    """Whether nothing need be fetched; if something must, whether the hub answers is found out at once.
+
+    Raises:
+        OSError: If it does not.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if Path(source).is_dir() or isinstance(
+        huggingface_hub.try_to_load_from_cache(source, "config.json"), str
+    ):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("the hub was not asked (offline)")
+    try:
+        huggingface_hub.HfApi().model_info(source, timeout=_SECONDS)
+    except (errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
+        raise OSError(str(error)) from error
+    return False
+
+
+_SECONDS = 10.0
+"""How long the hub may take to answer."""
 _CHUNK = 32
 """Samples between two reports of progress."""

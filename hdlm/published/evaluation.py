@@ -302,10 +302,10 @@ def _samples(
     prompt = torch.tensor([[first_word]], device=device) if begins else None
     made = []
     with _bar("writing") as show:
-        for number, first in enumerate(range(0, args.num_samples, args.batch_size)):
-            size, seed = min(args.batch_size, args.num_samples - first), args.seed + number
+        for first in range(0, args.num_samples, args.batch_size):
+            size = min(args.batch_size, args.num_samples - first)
             if scores:
-                made.append(_from_scores(args, method, model, config, (size, length), seed))
+                made.append(_from_scores(args, method, model, config, (size, length), first))
             else:
                 made.append(
                     LOGIT_METHODS[method](
@@ -317,7 +317,8 @@ def _samples(
                         context_length=length,
                         device=device,
                         eta=args.eta,
-                        seed=seed,
+                        seed=args.seed,
+                        first_sequence=first,
                     )
                 )
             show(first + size, args.num_samples)
@@ -330,7 +331,7 @@ def _from_scores(
     model: AbstractPublishedModel,
     config: Any,
     shape: tuple[int, int],
-    seed: int,
+    first: int,
 ) -> Tensor:
     """Samples of a gamma-hybrid; NAR writes the whole canvas at once, SAR along the model's hyperschedule."""
     from omegaconf import OmegaConf
@@ -338,7 +339,10 @@ def _from_scores(
     asked = {} if args.algorithm is None else {"sampling": {"algorithm": args.algorithm, "eta": args.eta}}
     plan = flat(shape[1], args.steps) if method == "NAR" else _plan(model.checkpoint, shape[1])
     how = OmegaConf.merge(config, asked)
-    return SCORE_METHODS[method](how, meta_schedule=plan, batch_dims=shape, seed=seed)(model)
+    write = SCORE_METHODS[method](
+        how, meta_schedule=plan, batch_dims=shape, seed=args.seed, first_sequence=first
+    )
+    return write(model)
 
 
 def _judge(

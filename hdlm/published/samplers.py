@@ -87,6 +87,7 @@ def full_diff(
     eta: float = 0.015,
     *,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Int[Tensor, "b l"]:
     """Write all positions together.
 
@@ -110,6 +111,7 @@ def full_diff(
             default was 1.2, which divided logits of either sign, for words of the whole batch.
         eta: Strength of corrections and remasking, in [0, 1].
         seed: Of all randomness; by default drawn from torch's global generator, so that `torch.manual_seed` fixes it.
+        first_sequence: Number of the first sequence: what a longer run has as its sixth is number 5 of the same seed.
 
     Raises:
         ValueError: If an argument is out of range, the prompt does not fit, or the model returns something else.
@@ -118,7 +120,7 @@ def full_diff(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed)
+    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
     return asked.write(plan, how, shifted=False)
 
 
@@ -140,6 +142,7 @@ def full_diff_shifted(
     eta: float = 0.015,
     *,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Int[Tensor, "b l"]:
     """`full_diff` of a model whose logits at a position speak of the next one.
 
@@ -153,7 +156,7 @@ def full_diff_shifted(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed)
+    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
     return asked.write(plan, how, shifted=True)
 
 
@@ -176,6 +179,7 @@ def semi_diff(
     metaschedule: AbstractHyperschedule | None = None,
     annealing: Any = None,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Int[Tensor, "b l"]:
     """Write block after block; the other arguments are those of `full_diff`.
 
@@ -198,6 +202,7 @@ def semi_diff(
         metaschedule: As in `full_diff`; `steps` and `block_size` are then not used.
         annealing: As in `full_diff`.
         seed: As in `full_diff`.
+        first_sequence: As in `full_diff`.
 
     Raises:
         ValueError: As `full_diff`.
@@ -206,7 +211,7 @@ def semi_diff(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed)
+    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
     return asked.write(plan, how, shifted=False)
 
 
@@ -229,6 +234,7 @@ def semi_diff_shifted(
     metaschedule: AbstractHyperschedule | None = None,
     annealing: Any = None,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Int[Tensor, "b l"]:
     """`semi_diff` of a model whose logits at a position speak of the next one; see `full_diff_shifted`.
 
@@ -239,7 +245,7 @@ def semi_diff_shifted(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed)
+    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
     return asked.write(plan, how, shifted=True)
 
 
@@ -277,6 +283,7 @@ class _Asked:
     dim: int | None
     device: torch.device | str | int | None
     seed: int | None
+    first_sequence: int
 
     def write(self, plan: AbstractHyperschedule, how: Settings, *, shifted: bool) -> Int[Tensor, "b l"]:
         """Generate along a hyperschedule."""
@@ -300,6 +307,7 @@ class _Asked:
             step,
             num_sequences=self.batch_size,
             seed=draw_seed(self.seed),
+            first_sequence=self.first_sequence,
             prompt=prompt,
             transforms=how.transforms(),
             noise_schedule=_Grid(self.eps),

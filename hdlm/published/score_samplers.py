@@ -47,6 +47,7 @@ def get_nar_sampling_fn(
     device: torch.device | str | int | None = None,
     *,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Callable[[Model], Tensor]:
     """A sampler of score models that computes every position at every step; published in `hdlm.gamma_hybrid.sampling`.
 
@@ -64,6 +65,7 @@ def get_nar_sampling_fn(
         eps: How far times keep from 0 and 1, as in training (`AbstractHyperschedule.time_grid`).
         device: Where to work; by default where the model is.
         seed: Of all randomness; by default drawn from torch's global generator at every call.
+        first_sequence: Number of the first sequence of the run.
 
     Returns:
         A function of a model, ours or any `model(ids, sigma, positions=positions)` that gives log scores, whose answer
@@ -72,7 +74,8 @@ def get_nar_sampling_fn(
     Raises:
         ValueError: If the configuration asks for what there is not.
     """
-    return _ScoreSampler(config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, False)
+    given = config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, first_sequence
+    return _ScoreSampler(*given, use_cache=False)
 
 
 def get_sar_sampling_fn(
@@ -85,6 +88,7 @@ def get_sar_sampling_fn(
     device: torch.device | str | int | None = None,
     *,
     seed: int | None = None,
+    first_sequence: int = 0,
 ) -> Callable[[Model], Tensor]:
     """`get_nar_sampling_fn`, except that models of ours keep keys and values of what is settled.
 
@@ -93,7 +97,8 @@ def get_sar_sampling_fn(
     Raises:
         ValueError: As `get_nar_sampling_fn`.
     """
-    return _ScoreSampler(config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, True)
+    given = config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, first_sequence
+    return _ScoreSampler(*given, use_cache=True)
 
 
 @final
@@ -125,6 +130,7 @@ class _ScoreSampler:
     eps: float
     device: torch.device | str | int | None
     seed: int | None
+    first_sequence: int
     use_cache: bool
 
     def __post_init__(self) -> None:
@@ -150,6 +156,7 @@ class _ScoreSampler:
             self._step(denoiser.process, float(noise.fraction(torch.ones((), dtype=torch.float64)))),
             num_sequences=self.batch_dims[0],
             seed=draw_seed(self.seed),
+            first_sequence=self.first_sequence,
             noise_schedule=noise,
             sampling_eps=self.eps,
             context=context,

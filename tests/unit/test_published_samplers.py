@@ -148,6 +148,14 @@ def test_seeds(sampler):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("sampler", [full_diff, semi_diff])
+def test_a_sequence_is_the_same_in_any_batch(sampler):
+    options = small(sampler, seed=3) | {"batch_size": 3}
+    together = sampler(Toy(), **options)
+    alone = sampler(Toy(), **options | {"batch_size": 1}, first_sequence=2)
+    assert torch.equal(together[2:], alone)
+
+
 def test_a_row_for_the_mask_changes_nothing():
     with_mask, without = (full_diff(Toy(columns=WORDS + more), seed=1, **SMALL) for more in (1, 0))
     assert torch.equal(with_mask, without)
@@ -540,6 +548,7 @@ def test_seeds_of_scores():
         )
 
     assert torch.equal(tokens(seed=1), tokens(seed=1))
+    assert torch.equal(tokens(seed=1)[1], tokens(seed=1, first_sequence=1)[0])
     torch.manual_seed(1)
     first, second = tokens(), tokens()
     torch.manual_seed(1)
