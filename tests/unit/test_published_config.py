@@ -17,7 +17,8 @@ from hdlm.evaluation import evaluate
 from hdlm.package_data import configs
 from hdlm.published.composition import Composed, compose
 from hdlm.published.config import ONLY, Config
-from hdlm.published.evaluation import eval_generation, eval_modeling
+from hdlm.published.generation import eval_generation
+from hdlm.published.modeling import eval_modeling
 from hdlm.published.training import finetune, train
 from hdlm.training import Recipe
 

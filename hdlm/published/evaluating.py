@@ -1,0 +1,114 @@
+"""What `eval_modeling` and `eval_generation` have in common: options, the model, its tokenizer, text, results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from hdlm import hub
+from hdlm.atomic import replacing
+from hdlm.checkpoint import Checkpoint
+from hdlm.data import NAMED, NamedDataset, Tokenizer, corpus, find_tokenizer
+from hdlm.generation import tokenizer_of
+from hdlm.hyperschedule import AbstractHyperschedule, Table, flat
+from hdlm.published.likelihood import measurable
+from hdlm.published.model import pick_device
+
+__all__ = ["bar", "documents", "opened", "parser", "plan_of", "tokenizer_for", "write_json"]
+
+
+def parser(program: str, summary: str) -> argparse.ArgumentParser:
+    """The options that both commands have."""
+    parser = argparse.ArgumentParser(program, description=summary)
+    parser.add_argument(
+        "--checkpoint_path", required=True, help="a hub id, a checkpoint folder, a run, or a file of weights"
+    )
+    parser.add_argument(
+        "--config_path", type=Path, help="the config, or the run that has it, if it is elsewhere"
+    )
+    parser.add_argument(
+        "--weights", choices=("averaged", "raw"), default="averaged", help="default: averaged"
+    )
+    parser.add_argument("--tokenizer", help="a tokenizer.json, a folder or a hub name (default: the model's)")
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: $HDLM_DATA_DIR)")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    return parser
+
+
+def opened(args: argparse.Namespace) -> Checkpoint:
+    """The model that the options name, on their device."""
+    return hub.load(
+        args.checkpoint_path, weights=args.weights, config=args.config_path, device=pick_device(args.device)
+    )
+
+
+def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that was named, else the model's, else the one in its run, else the one its config names.
+
+    Raises:
+        ValueError: If there is none, or one of another size.
+    """
+    words = checkpoint.vocabulary.num_words
+    if args.tokenizer is not None:
+        return find_tokenizer(args.tokenizer, num_words=words)
+    if checkpoint.tokenizer is not None:
+        return tokenizer_of(checkpoint)
+    path = Path(args.checkpoint_path)
+    folders = [args.config_path, path.parent.parent] if path.is_file() else [args.config_path]
+    for folder in folders:
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return find_tokenizer(folder / "tokenizer.json", num_words=words)
+    named = hub.inspect(
+        args.checkpoint_path, weights=args.weights, config=args.config_path
+    ).blueprint.tokenizer
+    if named is None:
+        raise ValueError(f"{args.checkpoint_path} does not say which tokenizer it has: give --tokenizer.")
+    return find_tokenizer(named, num_words=words)
+
+
+def documents(name: str, folder: Path | None) -> tuple[str, ...]:
+    """Text of a data set, or of files."""
+    if name in NAMED and folder is not None:
+        return tuple(NamedDataset(name, folder=folder).documents())
+    return tuple(corpus(name).documents())
+
+
+def plan_of(checkpoint: Checkpoint, length: int) -> AbstractHyperschedule:
+    """The hyperschedule of a checkpoint on windows of some length, beginning in pure noise as a bound needs it.
+
+    Raises:
+        ValueError: If it has no such length.
+    """
+    if not checkpoint.hyperschedules:
+        return flat(length, length)
+    trained = measurable(checkpoint.hyperschedules[0])
+    if length == trained.length:
+        return trained
+    if isinstance(trained, Table):
+        raise ValueError(f"the checkpoint's hyperschedule has no other length than {trained.length}.")
+    width = {"width": min(trained.width, length)} if hasattr(trained, "width") else {}
+    return cast("AbstractHyperschedule", replace(cast("Any", trained), length=length, **width))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; what it yields takes how many are done, of how many."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,232 @@
+"""`hdlm/eval_generation.py`: what text a model writes.
+
+It leaves `results.json`, in which every number stands beside what it takes to measure it again. What could not be
+measured is in it with the reason, never as a number. The exit status is 0 unless something that was asked for by name
+(a data set, a judge) could not be had: then it is 1, and everything else has been measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdlm.atomic import replacing
+from hdlm.data import NamedDataset, Tokenizer, tokenise
+from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
+from hdlm.evaluation.metrics import diversity
+from hdlm.hyperschedule import flat
+from hdlm.published import samplers
+from hdlm.published.evaluating import bar, documents, parser, plan_of, tokenizer_for, write_json
+from hdlm.published.model import AbstractPublishedModel, smart_model_loader
+from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
+
+__all__ = ["eval_generation"]
+
+JUDGE = "gpt2-large"
+LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(samplers, name)
+    for name in ("full_diff", "semi_diff", "full_diff_shifted", "semi_diff_shifted")
+}
+SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
+REFERENCES = ("ptb", "wikitext103", "lambada")
+DEFINITIONS = {
+    "entropy": "nats, of the token frequencies of a sample; mean over samples",
+    "distinct-n": "different n-grams of token ids over n-grams, all samples together",
+    "repetition-4": "1 - different 4-grams over 4-grams of a sample; mean over samples",
+    "generative perplexity": "exp(nats / tokens) over all samples, tokens and probabilities those of the judge",
+}
+
+
+def eval_generation(arguments: Sequence[str]) -> int:
+    """Write samples and measure them; the answer is the exit status."""
+    args = _generation_arguments(arguments)
+    print(f"writing {args.num_samples} samples with {args.checkpoint_path}", file=sys.stderr)
+    family = "auto" if args.family == "auto" else f"{args.family.removesuffix('_hybrid')}_hybrid"
+    model, config, device, _, _ = smart_model_loader(
+        args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
+    )
+    tokenizer = tokenizer_for(args, model.checkpoint)
+    method, made = _samples(args, model, config, device, tokenizer.vocabulary.bos)
+    rows = made.tolist()
+    texts = [tokenizer.decode(row) for row in rows]
+    measured: dict[str, Any] = {name: asdict(value) for name, value in diversity(rows).items()}
+    failed = _judge(args, texts, device, measured)
+    references, missing = _references(args, tokenizer, made.shape)
+    folder = args.output_dir
+    write_json(
+        folder / "results.json",
+        {
+            "checkpoint": str(args.checkpoint_path),
+            "weights": args.weights,
+            "num_samples": len(rows),
+            "length": made.shape[1],
+            "sampling_method": method,
+            "algorithm": args.algorithm,
+            "steps": args.steps,
+            "eta": args.eta,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+            "metrics": measured,
+            "definitions": DEFINITIONS,
+            "references": references,
+        },
+    )
+    if args.save_samples:
+        both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
+        write_json(folder / "samples.json", both)
+        with replacing(folder / "samples.txt") as aside:
+            aside.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    for name, value in measured.items():
+        print(f"{name:42} {_shown(value)}")
+    for name, reference in references.items():
+        print(f"{name + ', entropy of as much text':42} {_shown(reference.get('entropy', reference))}")
+    print(f"results: {folder}")
+    return int(failed or missing)
+
+
+def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    options = parser("hdlm/eval_generation.py", "Write samples and measure them.")
+    options.add_argument(
+        "--family",
+        choices=("auto", "epsilon", "gamma", "epsilon_hybrid", "gamma_hybrid"),
+        default="auto",
+        help="what the model must be (default: whatever it is)",
+    )
+    options.add_argument("--num_samples", type=int, default=100, help="default: 100")
+    options.add_argument(
+        "--steps", type=int, default=128, help="from noise to text; of a block (default: 128)"
+    )
+    options.add_argument(
+        "--datasets",
+        nargs="+",
+        help=f"text to compare with (default: those of {', '.join(REFERENCES)} that lie in the data folder)",
+    )
+    options.add_argument(
+        "--sampling_method",
+        choices=(*LOGIT_METHODS, *SCORE_METHODS),
+        help="default: full_diff or full_diff_shifted; SAR for gamma-hybrids",
+    )
+    options.add_argument("--algorithm", help="original, acs, remask, remask_adhoc_shuffle, remdm, ...")
+    options.add_argument("--eta", type=float, default=0.01, help="strength of corrections (default: 0.01)")
+    options.add_argument("--length", type=int, help="tokens in a sample (default: the model's context)")
+    options.add_argument("--batch_size", type=int, default=16, help="samples at a time (default: 16)")
+    options.add_argument("--judge", help=f"who judges perplexity, a folder or hub name (default: {JUDGE})")
+    options.add_argument(
+        "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="for the results"
+    )
+    options.add_argument("--save_samples", action="store_true", help="write the samples too")
+    args = options.parse_args(arguments)
+    for option in ("num_samples", "steps", "batch_size"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"--{option} must be at least 1; got {getattr(args, option)}.")
+    return args
+
+
+def _samples(
+    args: argparse.Namespace,
+    model: AbstractPublishedModel,
+    config: Any,
+    device: torch.device,
+    first_word: int | None,
+) -> tuple[str, Tensor]:
+    """The method, and the samples that it gives."""
+    scores = config.model_type == "gamma_hybrid"
+    usual = "SAR" if scores else "full_diff_shifted" if model.denoiser.lookback else "full_diff"
+    method = args.sampling_method or usual
+    if (method in SCORE_METHODS) != scores:
+        kind, known = ("gamma", SCORE_METHODS) if scores else ("epsilon", LOGIT_METHODS)
+        raise ValueError(f"--sampling_method {method} is not for {kind}-hybrids; use {' or '.join(known)}.")
+    length = args.length or model.checkpoint.length
+    begins = method.endswith("shifted") and first_word is not None
+    prompt = torch.tensor([[first_word]], device=device) if begins else None
+    made = []
+    with bar("writing") as show:
+        for first in range(0, args.num_samples, args.batch_size):
+            size = min(args.batch_size, args.num_samples - first)
+            if scores:
+                made.append(_from_scores(args, method, model, config, (size, length), first))
+            else:
+                made.append(
+                    LOGIT_METHODS[method](
+                        model,
+                        prompt=prompt,
+                        batch_size=size,
+                        alg=args.algorithm or "original",
+                        steps=args.steps,
+                        context_length=length,
+                        device=device,
+                        eta=args.eta,
+                        seed=args.seed,
+                        first_sequence=first,
+                    )
+                )
+            show(first + size, args.num_samples)
+    return method, torch.cat(made).cpu()
+
+
+def _from_scores(
+    args: argparse.Namespace,
+    method: str,
+    model: AbstractPublishedModel,
+    config: Any,
+    shape: tuple[int, int],
+    first: int,
+) -> Tensor:
+    """Samples of a gamma-hybrid; NAR writes the whole canvas at once, SAR along the model's hyperschedule."""
+    from omegaconf import OmegaConf
+
+    asked = {} if args.algorithm is None else {"sampling": {"algorithm": args.algorithm, "eta": args.eta}}
+    plan = flat(shape[1], args.steps) if method == "NAR" else plan_of(model.checkpoint, shape[1])
+    how = OmegaConf.merge(config, asked)
+    write = SCORE_METHODS[method](
+        how, meta_schedule=plan, batch_dims=shape, seed=args.seed, first_sequence=first
+    )
+    return write(model)
+
+
+def _judge(
+    args: argparse.Namespace, texts: list[str], device: torch.device, measured: dict[str, Any]
+) -> bool:
+    """Add generative perplexity to what has been measured, or why not; whether somebody asked for it in vain."""
+    try:
+        judge = TransformersJudge(args.judge or JUDGE, device, args.batch_size)
+        found = generative_perplexity(judge, texts)
+    except (ValueError, ModuleNotFoundError) as error:
+        measured["generative perplexity"] = {"failed": " ".join(str(error).split())}
+        return args.judge is not None
+    measured.update({name: asdict(value) | {"judge": judge.name} for name, value in found.items()})
+    return False
+
+
+def _references(
+    args: argparse.Namespace, tokenizer: Tokenizer, shape: torch.Size
+) -> tuple[dict[str, Any], bool]:
+    """The same measures of as much text of data sets; and whether one that was asked for is missing."""
+    folder = {} if args.data_dir is None else {"folder": args.data_dir}
+    here = [name for name in REFERENCES if NamedDataset(name, **folder).local_copy() is not None]
+    found: dict[str, Any] = {}
+    for name in here if args.datasets is None else args.datasets:
+        try:
+            tokens = tokenise(tokenizer, documents(name, args.data_dir)).tokens
+            rows = tokens[: len(tokens) // shape[1] * shape[1]].view(-1, shape[1])[: shape[0]].tolist()
+            found[name] = {"windows": len(rows)} | {
+                measure: asdict(value) for measure, value in diversity(rows).items()
+            }
+        except (ValueError, OSError) as error:
+            found[name] = {"failed": " ".join(str(error).split())}
+    return found, args.datasets is not None and any("failed" in one for one in found.values())
+
+
+def _shown(value: Any) -> str:
+    """A measured number with its error, or why there is none."""
+    if "failed" in value:
+        return f"not computed: {value['failed']}"
+    error = "" if value["error"] is None else f" ± {value['error']:.3f}"
+    return f"{value['value']:.3f}{error}"

@@ -1,0 +1,113 @@
+"""`hdlm/eval_modeling.py`: how well a model predicts text.
+
+It leaves `results.json`, in which every number stands beside what it takes to measure it again. What could not be
+measured is in it with the reason, never as a number. The exit status is 0 unless a data set that was asked for could
+not be had: then it is 1, and everything else has been measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.data import NAMED, TokenStream, tokenise
+from hdlm.evaluation import LikelihoodResult, Progress, evaluate
+from hdlm.published.evaluating import bar, documents, opened, parser, plan_of, tokenizer_for, write_json
+from hdlm.published.likelihood import bound_of
+
+__all__ = ["eval_modeling"]
+
+
+def eval_modeling(arguments: Sequence[str]) -> int:
+    """Measure the likelihood of data sets; the answer is the exit status."""
+    options = parser("hdlm/eval_modeling.py", "Measure an upper bound on the perplexity of data sets.")
+    options.add_argument("--work_dir", type=Path, required=True, help="folder for results.json")
+    for option in ("--dataset", "--valid_dataset"):
+        options.add_argument(option, help=f"a data set: {', '.join(NAMED)}, a file or a folder")
+    options.add_argument("--datasets", nargs="+", default=[], help="several data sets")
+    options.add_argument("--batch_size", type=int, default=16, help="windows in a pass (default: 16)")
+    options.add_argument("--length", type=int, help="tokens in a window (default: the model's context)")
+    options.add_argument(
+        "--monte_carlo_timesteps",
+        type=int,
+        default=100,
+        help="independent estimates of each window; fewer are quicker and less sure (default: 100)",
+    )
+    options.add_argument(
+        "--bound",
+        choices=("absorbing", "hybrid"),
+        help="default: absorbing, the paper's; hybrid where noise does not end in masks",
+    )
+    options.add_argument("--ngpus", type=int, choices=(1,), default=1, help="evaluation runs on one device")
+    options.add_argument("--single_gpu", action="store_true", help="as it always is")
+    args = options.parse_args(arguments)
+    names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
+    if not names:
+        raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
+    print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
+    checkpoint = opened(args)
+    tokenizer = tokenizer_for(args, checkpoint)
+    results: dict[str, Any] = {}
+    for name in dict.fromkeys(names):
+        try:
+            text = tokenise(tokenizer, documents(name, args.data_dir))
+            results[name] = _measured(args, checkpoint, text, name).to_dict()
+        except (ValueError, OSError) as error:
+            results[name] = {"failed": " ".join(str(error).split())}
+    write_json(
+        args.work_dir / "results.json",
+        {
+            "checkpoint": str(args.checkpoint_path),
+            "weights": args.weights,
+            "part": "test, or what the data set keeps aside instead; text as it is, without detokenisation",
+            "datasets": results,
+        },
+    )
+    _print_table(results)
+    print(f"results: {args.work_dir / 'results.json'}")
+    return int(any("failed" in result for result in results.values()))
+
+
+def _measured(
+    args: argparse.Namespace, checkpoint: Checkpoint, text: TokenStream, name: str
+) -> LikelihoodResult:
+    with bar(name) as show:
+
+        def watch(progress: Progress) -> None:
+            show(progress.done, progress.total)
+
+        return evaluate(
+            checkpoint.denoiser,
+            text.tokens,
+            plan_of(checkpoint, args.length or checkpoint.length),
+            bound=args.bound or bound_of(checkpoint.denoiser.process),
+            noise_schedule=checkpoint.noise_schedule,
+            context=checkpoint.context,
+            active=checkpoint.active,
+            num_bytes=text.num_bytes,
+            replicates=args.monte_carlo_timesteps,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            device=checkpoint.denoiser.device,
+            watch=watch,
+        )
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    print(
+        f"{'data set':26} {'tokens':>9} {'bound':>10} {'perplexity':>22} {'bits/token':>11} {'bits/byte':>10}"
+    )
+    for name, result in results.items():
+        if "failed" in result:
+            print(f"{name:26} not computed: {result['failed']}")
+            continue
+        error = result["perplexity_error"]
+        perplexity = f"{result['perplexity']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        print(
+            f"{name:26} {result['num_tokens']:9,} {result['bound']:>10} {perplexity:>22} "
+            f"{result['bits_per_token']:11.4f} {result['bits_per_byte']:10.4f}"
+        )
