@@ -1,0 +1,222 @@
+"""The document of a result: a number beside everything that it takes to measure it again.
+
+Its keys, all plain JSON:
+
+    kind                 "likelihood" or "generation"
+    model                what the model was called; `weights`: "averaged", "raw", or "only" where there are no others
+    weights_sha256       of all tensors: name, type, shape and bytes, by name; `process` and `parameterization` in words
+    dtype, device, seed  what was computed with
+    versions             of hdlm, python, torch, numpy and tokenizers
+    data                 name, part, sha256 of the documents' text, documents, bytes, detokenizer; null if none
+    tokenizer_sha256     of the text of its file
+    result               `LikelihoodResult.to_dict()`, or what was written and how it was scored
+    wall_seconds         how long it took, all runs together
+
+Two results were made in the same way if their `fingerprint`s are equal: names, devices and durations are left out of
+it, and so is whatever came out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hdlm import __version__
+from hdlm.atomic import replacing
+from hdlm.checkpoint import Checkpoint
+
+__all__ = [
+    "Kind",
+    "describe",
+    "describe_data",
+    "differences",
+    "fingerprint",
+    "read",
+    "text_sha256",
+    "versions",
+    "weights_sha256",
+    "write",
+]
+
+Kind = Literal["likelihood", "generation"]
+
+_MODEL = ("weights", "weights_sha256", "process", "parameterization", "dtype", "seed", "tokenizer_sha256")
+_DATA = ("part", "sha256", "documents", "bytes", "detokenizer")
+_LIKELIHOOD = (
+    "bound",
+    "estimator",
+    "hyperschedule",
+    "noise_schedule",
+    "context",
+    "active",
+    "stride",
+    "num_tokens",
+    "num_windows",
+)
+_GENERATION = ("settings", "num_samples", "length", "draw_dtype")
+_OWN: Mapping[str, tuple[str, ...]] = {"likelihood": _LIKELIHOOD, "generation": _GENERATION}
+
+
+def describe(
+    checkpoint: Checkpoint,
+    model: str,
+    *,
+    kind: Kind,
+    result: Mapping[str, Any],
+    seed: int,
+    weights: Literal["averaged", "raw", "only"] = "only",
+    data: Mapping[str, Any] | None = None,
+    tokenizer: str | None = None,
+    wall_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """The document of a result.
+
+    Args:
+        checkpoint: The model that was measured.
+        model: What the user calls it.
+        kind: What was measured.
+        result: What came of it.
+        seed: Of all random numbers.
+        weights: Which weights were asked for; what the checkpoint says of them itself goes first.
+        data: What `describe_data` gave.
+        tokenizer: Text of the tokenizer's file, where it is not the checkpoint's own.
+        wall_seconds: How long it took.
+    """
+    text = checkpoint.tokenizer if tokenizer is None else tokenizer
+    parameter = next(checkpoint.network.parameters())
+    return {
+        "kind": kind,
+        "model": model,
+        "weights": checkpoint.training.get("weights", weights),
+        "weights_sha256": weights_sha256(checkpoint.network),
+        "process": repr(checkpoint.denoiser.process),
+        "parameterization": repr(checkpoint.denoiser.parameterization),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        "seed": seed,
+        "versions": versions(),
+        "data": None if data is None else dict(data),
+        "tokenizer_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "result": dict(result),
+        "wall_seconds": round(wall_seconds, 3),
+    }
+
+
+def describe_data(
+    name: str, part: str, documents: Sequence[str], detokenizer: str | None = None
+) -> dict[str, Any]:
+    """What a text was, as the model's tokenizer got it.
+
+    Args:
+        name: What the user calls it.
+        part: Which part of it.
+        documents: The text, after the detokenizer.
+        detokenizer: What undid the text's own tokenisation; None for text as it is.
+    """
+    return {
+        "name": name,
+        "part": part,
+        "sha256": text_sha256(documents),
+        "documents": len(documents),
+        "bytes": sum(len(document.encode()) for document in documents),
+        "detokenizer": detokenizer,
+    }
+
+
+def text_sha256(documents: Sequence[str]) -> str:
+    """Hash of documents, and of where each ends."""
+    found = hashlib.sha256()
+    for document in documents:
+        found.update(hashlib.sha256(document.encode()).digest())
+    return found.hexdigest()
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Hash of all tensors of a network: the same wherever it lies, another if one bit differs."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        found.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on; None for what is not here."""
+    return {
+        "hdlm": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "tokenizers")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a measurement the one that it is, by dotted names.
+
+    Raises:
+        ValueError: If it is no document of a result.
+    """
+    kind = str(document.get("kind"))
+    if kind not in _OWN or not isinstance(document.get("result"), Mapping):
+        raise ValueError(
+            f"this is no result of `hdlm eval`: its `kind` is {kind!r}, and it needs a `result`."
+        )
+    data = document.get("data") or {}
+    return {
+        "kind": kind,
+        **{name: document.get(name) for name in _MODEL},
+        "versions.hdlm": (document.get("versions") or {}).get("hdlm"),
+        **{f"data.{name}": data.get(name) for name in _DATA},
+        **{f"result.{name}": document["result"].get(name) for name in _OWN[kind]},
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where the fingerprints of two documents differ: the two values by name.
+
+    Raises:
+        ValueError: If one is no document of a result.
+    """
+    a, b = fingerprint(one), fingerprint(other)
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document, whole or not at all.
+
+    Raises:
+        ValueError: If a number in it is not finite: that is a failure, and should say so.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a document.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds no result: it is a {type(document).__name__}, not a table.")
+    return document
