@@ -7,8 +7,9 @@ windows. Replicates are independent, so their spread is the standard error. All 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final, get_args
 
 import torch
@@ -25,13 +26,13 @@ from hdlm.evaluation.bounds import (
     opens_together,
 )
 from hdlm.evaluation.result import BoundName, Estimator, LikelihoodResult
-from hdlm.evaluation.windows import first_positions, windows
+from hdlm.evaluation.windows import Stack, first_positions, windows
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 
-__all__ = ["Progress", "evaluate"]
+__all__ = ["Likelihood", "Progress", "evaluate"]
 
 _TIMES, _DRAWS = 0xA1, 0xA2
 """Random streams of this module."""
@@ -51,7 +52,97 @@ class Progress:
     total: int
 
 
-@torch.no_grad()
+@final
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """A likelihood to be measured, in pieces: the arguments of `evaluate` that say which number it is.
+
+    Raises:
+        ValueError: As `evaluate`.
+    """
+
+    denoiser: AbstractDenoiser
+    tokens: Int[Tensor, " n"]
+    hyperschedule: AbstractHyperschedule
+    bound: BoundName = "absorbing"
+    estimator: Estimator | None = None
+    noise_schedule: AbstractNoiseSchedule = LINEAR
+    context: attention.Context = "block_causal"
+    active: attention.Active = "full"
+    num_bytes: int | None = None
+    stride: int | None = None
+    documents: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.denoiser, self.tokens, self.bound)
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The windows."""
+        return windows(self.tokens, self.hyperschedule.length, self.stride, self.documents)
+
+    @cached_property
+    def outline(self) -> LikelihoodResult:
+        """The result to be, with one estimate of 0: what it will say of itself."""
+        return LikelihoodResult(
+            estimates=(0.0,),
+            num_tokens=len(self.tokens),
+            num_bytes=self.num_bytes,
+            bound=self.bound,
+            estimator=self.estimator or _least_variance(self.bound, self.hyperschedule),
+            seed=self.seed,
+            num_windows=sum(len(stack.tokens) for stack in self.stacks),
+            stride=self.stride or self.hyperschedule.length,
+            hyperschedule=repr(self.hyperschedule),
+            noise_schedule=repr(self.noise_schedule),
+            context=self.context,
+            active=self.active,
+            within_documents=self.documents is not None,
+        )
+
+    @torch.no_grad()
+    def measure(
+        self,
+        first: int,
+        count: int,
+        *,
+        batch_size: int = 16,
+        device: torch.device | str = "cpu",
+        watch: Callable[[Progress], None] | None = None,
+    ) -> LikelihoodResult:
+        """Replicates `first .. first + count - 1`; a single one if the likelihood is exact."""
+        for name, value in (("replicates", count), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}.")
+        if first < 0:
+            raise ValueError(f"`first_replicate` must not be negative; got {first}.")
+        exact = self.outline.estimator == "exact"
+        numbers = range(first, first + (1 if exact else count))
+        passes = _Passes(Randomness(self.seed), numbers, self.outline.num_windows, batch_size, watch)
+        estimates = torch.zeros(len(numbers), dtype=torch.float64)
+        for stack in self.stacks:
+            estimates += passes(self._bound(stack), stack.tokens.to(device))
+        return replace(self.outline, estimates=tuple(estimates.tolist()))
+
+    def _bound(self, stack: Stack) -> AbstractBound:
+        """The bound on windows like these."""
+        cut = first_positions(self.hyperschedule, stack.tokens.shape[1])
+        if self.bound == "absorbing":
+            return AbsorbingBound(
+                self.denoiser, cut, self.outline.estimator, self.context, self.active, stack.given
+            )
+        return HybridBound(
+            self.denoiser,
+            cut,
+            self.outline.estimator,
+            self.noise_schedule,
+            self.context,
+            self.active,
+            stack.given,
+        )
+
+
 def evaluate(
     denoiser: AbstractDenoiser,
     tokens: Int[Tensor, " n"],
@@ -64,6 +155,7 @@ def evaluate(
     active: attention.Active = "full",
     num_bytes: int | None = None,
     stride: int | None = None,
+    documents: Sequence[int] | None = None,
     replicates: int = 4,
     first_replicate: int = 0,
     batch_size: int = 16,
@@ -84,6 +176,7 @@ def evaluate(
         active: What active positions see of one another.
         num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
         stride: New tokens in each window, where windows are to overlap; see `windows`.
+        documents: Tokens of each document, if no window is to cross from one into the next.
         replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
             measured once.
         first_replicate: Number of the first of them: replicates 4 to 7 are the second half of a longer evaluation.
@@ -96,37 +189,21 @@ def evaluate(
         ValueError: If an argument is out of range, the bound or the estimator does not fit the model or the
             hyperschedule, the network is in training mode, or the model gives a token the probability 0.
     """
-    _check(denoiser, tokens, bound, replicates, batch_size)
-    if first_replicate < 0:
-        raise ValueError(f"`first_replicate` must not be negative; got {first_replicate}.")
-    chosen = estimator or _least_variance(bound, hyperschedule)
-    count = 1 if chosen == "exact" else replicates
-    stacks = windows(tokens.to(device), hyperschedule.length, stride)
-    num_windows = sum(len(stack.tokens) for stack in stacks)
-    numbers = range(first_replicate, first_replicate + count)
-    passes = _Passes(Randomness(seed), numbers, num_windows, batch_size, watch)
-    estimates = torch.zeros(count, dtype=torch.float64)
-    for stack in stacks:
-        cut = first_positions(hyperschedule, stack.tokens.shape[1])
-        if bound == "absorbing":
-            kind: AbstractBound = AbsorbingBound(denoiser, cut, chosen, context, active, stack.given)
-        else:
-            kind = HybridBound(denoiser, cut, chosen, noise_schedule, context, active, stack.given)
-        estimates += passes(kind, stack.tokens)
-    return LikelihoodResult(
-        estimates=tuple(estimates.tolist()),
-        num_tokens=len(tokens),
-        num_bytes=num_bytes,
+    likelihood = Likelihood(
+        denoiser,
+        tokens,
+        hyperschedule,
         bound=bound,
-        estimator=chosen,
-        seed=seed,
-        num_windows=num_windows,
-        stride=stride or hyperschedule.length,
-        hyperschedule=repr(hyperschedule),
-        noise_schedule=repr(noise_schedule),
+        estimator=estimator,
+        noise_schedule=noise_schedule,
         context=context,
         active=active,
+        num_bytes=num_bytes,
+        stride=stride,
+        documents=None if documents is None else tuple(documents),
+        seed=seed,
     )
+    return likelihood.measure(first_replicate, replicates, batch_size=batch_size, device=device, watch=watch)
 
 
 @final
@@ -191,13 +268,9 @@ def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> E
     return "count" if opens_together(hyperschedule) else "stratified"
 
 
-def _check(denoiser: AbstractDenoiser, tokens: Tensor, bound: str, replicates: int, batch_size: int) -> None:
+def _check(denoiser: AbstractDenoiser, tokens: Tensor, bound: str) -> None:
     if bound not in get_args(BoundName):
         raise ValueError(f"`bound` must be one of {get_args(BoundName)}; got {bound!r}.")
-    if replicates < 1:
-        raise ValueError(f"`replicates` must be at least 1; got {replicates}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
     words = denoiser.process.num_words
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < words:
         raise ValueError(

@@ -38,6 +38,7 @@ class LikelihoodResult:
         noise_schedule: In words, how fast; of no account to the absorbing bound.
         context: What settled positions saw of one another.
         active: What active positions saw of one another.
+        within_documents: Whether each document had windows of its own.
 
     Raises:
         ValueError: If there is no estimate or no token, or an estimate is not finite.
@@ -55,6 +56,7 @@ class LikelihoodResult:
     noise_schedule: str
     context: str
     active: str
+    within_documents: bool = False
 
     def __post_init__(self) -> None:
         if not self.estimates or self.num_tokens < 1:
