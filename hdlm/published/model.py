@@ -33,7 +33,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
-from hdlm.hub.export import published_config
+from hdlm.hub.export import export, published_config
+from hdlm.hub.push import Shared, push_to_hub
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess
@@ -194,6 +195,14 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder in the published layout; see `hdlm.hub.export.export`."""
+        export(self.checkpoint, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Shared:
+        """Send it to the hub in the published layout, to a private repository; see `hdlm.hub.push.push_to_hub`."""
+        return push_to_hub(self.checkpoint, repo_id, layout="published", **options)
 
     @abc.abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "b q v"]:

@@ -256,3 +256,15 @@ def test_what_cannot_be_resolved_stays_as_it_is(shared, tmp_path):
     config["experiment"]["name"] = odd
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert list(smart_model_loader(tmp_path, device="cpu")[1].experiment.name) == odd
+
+
+def test_it_saves_itself_as_published(golden, tmp_path):
+    golden.model.save_pretrained(tmp_path)
+    again = smart_model_loader(tmp_path, device="cpu")[0]
+    saved, own = again.state_dict(), golden.model.state_dict()
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], own[name]) for name in own)
+    torch.testing.assert_close(golden.call(model=again), golden.call(), **CLOSE)
+    sent = golden.model.push_to_hub("me/mine", dry_run=True)
+    assert sent.private
+    assert {"config.json", "model.safetensors", "README.md"} <= {name for name, _ in sent.files}
