@@ -95,7 +95,7 @@ def test_the_hub_is_asked_for_the_part(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "datasets", hub := Hub([{"text": "c"}]))
     assert list(NamedDataset("openwebtext-valid").documents()) == ["c"]
     assert hub.asked.split == "train[-100000:]"
-    assert list(NamedDataset("lambada", "validation").documents()) == ["c"]
+    assert list(NamedDataset("lambada", "validation").documents()) == ["\nc"]
     assert hub.asked.split == "test"
 
 
@@ -109,3 +109,64 @@ def test_a_hub_that_fails_is_an_error_with_its_reason(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "datasets", Hub(OSError("no route")))
     with pytest.raises(ValueError, match="the hub did not give it: no route"):
         list(corpus("wikitext2").documents())
+
+
+@pytest.mark.parametrize("file", ["ptb_test.txt", "ptb_raw_test.txt", "ptb_raw_test.jsonl"])
+def test_raw_copies_are_found(folder: Path, file: str) -> None:
+    _put(folder / file, "it did n't")
+    assert list(corpus("ptb").documents()) == ["it didn't"]
+    with pytest.raises(ValueError, match=r"ptb_raw_train\.txt"):
+        list(corpus("ptb:train").documents())
+
+
+def test_valid_is_validation(folder: Path) -> None:
+    _put(folder / "wikitext2_raw_valid.txt", "a b")
+    assert list(corpus("wikitext2:validation").documents()) == ["a b"]
+
+
+def test_text_is_mended_unless_it_is_to_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mended, plain = NamedDataset("ptb"), NamedDataset("ptb", detokenize=False)
+    assert (mended.detokenizer, plain.detokenizer) == ("ptb", None)
+    monkeypatch.setitem(sys.modules, "datasets", Hub([{"sentence": "it did n't cost $ N a share"}]))
+    assert list(mended.documents()) == ["it didn't cost $1 a share"]
+    assert list(plain.documents()) == ["it did n't cost $ N a share"]
+    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "“Yes.”"}]))
+    assert list(NamedDataset("lambada").documents()) == ['\n"Yes."']
+
+
+def test_a_file_is_mended_line_by_line(folder: Path) -> None:
+    _put(folder / "wikitext2_test.txt", ' \n = A = \n \n A " day , he said . \n B " night . \n')
+    _put(folder / "ptb.txt", " the fee is N \n N of them did n't \n")
+    assert list(corpus("wikitext2").documents()) == ['= A =\n\n A " day, he said.\n B " night.']
+    assert list(corpus("ptb").documents()) == ["the fee is N\nN of them didn't"]
+
+
+def test_real_text_is_mended(shared: Path) -> None:
+    dataset = NamedDataset("wikitext2", folder=shared / "data")
+    (raw,) = NamedDataset("wikitext2", folder=shared / "data", detokenize=False).documents()
+    (text,) = dataset.documents()
+    assert dataset.local_copy() == shared / "data" / "wikitext2_raw_test.txt"
+    assert " @-@ " in raw
+    assert " @-@ " not in text
+    assert text.startswith(
+        "= Robert Boulter =\n\n Robert Boulter is an English film, television and theatre actor."
+    )
+    assert text.count("\n") == raw.count("\n")
+
+
+def test_the_hub_says_which_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789" * 4
+    rows = Rows([{"text": "c"}])
+    rows.info = SimpleNamespace(download_checksums={f"hf://datasets/afmck/text8@{commit}/data/a.parquet": {}})
+    monkeypatch.setitem(sys.modules, "datasets", Hub(rows))
+    assert NamedDataset("text8").revision() == commit
+    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "c"}]))
+    assert NamedDataset("text8").revision() == "main"
+    _put(folder / "text8.txt", "a")
+    assert NamedDataset("text8").revision() is None
+
+
+class Rows(list[dict[str, str]]):
+    """Rows that know where they are from."""
+
+    info: SimpleNamespace

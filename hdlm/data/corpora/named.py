@@ -1,13 +1,16 @@
 """The data sets that the literature measures on, by the names that the published commands give them.
 
-A copy of your own comes first: `NAME/SPLIT.txt`, `NAME-SPLIT.txt`, `NAME.txt` or a folder `NAME/`, in the folder that
-the environment variable `HDLM_DATA_DIR` names (`.jsonl` and `.gz` will do as well). Where there is none, the
-`datasets` library fetches it from its hub.
+A copy of your own comes first: `NAME/PART.txt`, `NAME-PART.txt`, `NAME_PART.txt`, `NAME_raw_PART.txt`, `NAME.txt` or a
+folder `NAME/`, in the folder that the environment variable `HDLM_DATA_DIR` names (`.jsonl` and `.gz` will do as well,
+and `valid` for `validation`). Where there is none, the `datasets` library fetches it from its hub.
+
+The text is mended as the literature mends it before it measures; see `hdlm.data.detokenizers`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, Literal, final, get_args
 
 from hdlm.data.corpora.base import AbstractCorpus
 from hdlm.data.corpora.text_files import JSONLines, TextFiles
+from hdlm.data.detokenizers import DETOKENIZERS, detokenizer_of, mend_file
 
 __all__ = ["DATA_DIR", "NAMED", "HubDataset", "NamedDataset", "Part", "data_folder", "part_of"]
 
@@ -24,6 +28,8 @@ DATA_DIR = "HDLM_DATA_DIR"
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 CONVERTED = "refs/convert/parquet"
 """Where the hub keeps the data of a repository whose own loader is a program, which is never run."""
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+"""The commit in the address of a file that came from the hub, `hf://datasets/REPOSITORY@COMMIT/FILE`."""
 
 Part = Literal["train", "validation", "test"]
 
@@ -38,7 +44,8 @@ class HubDataset:
         config: Which of its configurations, if it has any.
         column: Where the text of a row is.
         parts: What the parts that it has are called there; a slice will do.
-        revision: Branch or commit.
+        revision: Commit, where one is known that has the data; else branch, and `NamedDataset.revision` says which
+            commit it stood for.
     """
 
     repository: str
@@ -54,16 +61,22 @@ def _papers(of: str) -> HubDataset:
     return HubDataset("armanc/scientific_papers", of, "article", revision=CONVERTED)
 
 
+_WIKITEXT = "b08601e04326c79dfdd32d625aee71d232d685c3"
+
 NAMED: Mapping[str, HubDataset] = MappingProxyType(
     {
         "ptb": HubDataset("ptb-text-only/ptb_text_only", "penn_treebank", "sentence", revision=CONVERTED),
-        "wikitext2": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1"),
-        "wikitext103": HubDataset("Salesforce/wikitext", "wikitext-103-raw-v1"),
+        "wikitext2": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", revision=_WIKITEXT),
+        "wikitext103": HubDataset("Salesforce/wikitext", "wikitext-103-raw-v1", revision=_WIKITEXT),
         "lambada": HubDataset("EleutherAI/lambada_openai", "default", parts={"test": "test"}),
         "lm1b": HubDataset(
             "billion-word-benchmark/lm1b", parts={"train": "train", "test": "test"}, revision=CONVERTED
         ),
-        "ag_news": HubDataset("fancyzhx/ag_news", parts={"train": "train", "test": "test"}),
+        "ag_news": HubDataset(
+            "fancyzhx/ag_news",
+            parts={"train": "train", "test": "test"},
+            revision="eb185aade064a813bc0b7f42de02595523103ca4",
+        ),
         "openwebtext-train": HubDataset(
             "Skylion007/openwebtext",
             parts=dict.fromkeys(get_args(Part), "train[:-100000]"),
@@ -109,6 +122,7 @@ class NamedDataset(AbstractCorpus):
         part: Which part; a data set that keeps only one aside, for validation or for test, gives that for both.
         folder: Where copies lie; None for none.
         cache: Where the `datasets` library keeps what it fetches; None for its own place.
+        detokenize: Whether to mend the text as the literature does; the text as it lies otherwise.
 
     Raises:
         ValueError: If the name is unknown.
@@ -118,10 +132,16 @@ class NamedDataset(AbstractCorpus):
     part: Part = "test"
     folder: Path | None = field(default_factory=data_folder)
     cache: Path | None = None
+    detokenize: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in NAMED:
             raise ValueError(f"there is no data set {self.name!r}; known: {', '.join(NAMED)}.")
+
+    @property
+    def detokenizer(self) -> str | None:
+        """What the text is mended with, by name; None where it is left as it is."""
+        return detokenizer_of(self.name) if self.detokenize else None
 
     def documents(self) -> Iterator[str]:
         copy = self.local_copy()
@@ -131,27 +151,55 @@ class NamedDataset(AbstractCorpus):
         lines = copy.name.removesuffix(".gz").endswith(".jsonl") or (
             copy.is_dir() and not any(copy.rglob("*.txt*"))
         )
-        yield from (JSONLines if lines else TextFiles)((str(copy),)).documents()
+        if lines:
+            yield from (self._mended(row) for row in JSONLines((str(copy),)).documents())
+            return
+        for text in TextFiles((str(copy),)).documents():
+            yield text if self.detokenizer is None else mend_file(self.detokenizer, text).strip(" ")
 
     def local_copy(self) -> Path | None:
         """The file or folder that stands for this part, if there is one."""
         if self.folder is None:
             return None
-        stems = (f"{self.name}/{self.part}", f"{self.name}-{self.part}", self.name)
+        parts = ("validation", "valid") if self.part == "validation" else (self.part,)
+        places = [f"{self.name}{between}{part}" for part in parts for between in ("/", "-", "_", "_raw_")]
+        stems = (*places, self.name)
         files = (self.folder / f"{stem}{ending}" for stem in stems for ending in ENDINGS)
         return next((path for path in (*files, self.folder / self.name) if path.exists()), None)
 
+    def revision(self) -> str | None:
+        """The commit of the hub that the text is from, by the addresses of the files; None for a copy of your own.
+
+        Where the `datasets` library does not say, it is the branch or commit that it was asked for.
+
+        Raises:
+            ValueError: If the data set cannot be had.
+        """
+        if self.local_copy() is not None:
+            return None
+        files = getattr(getattr(self._fetched(), "info", None), "download_checksums", None) or {}
+        commits = (_COMMIT.search(address) for address in files)
+        return next((found[1] for found in commits if found), NAMED[self.name].revision)
+
+    def _mended(self, row: str) -> str:
+        """A row; one that is mended keeps its line breaks, as in the literature."""
+        return row.strip() if self.detokenizer is None else DETOKENIZERS[self.detokenizer](row).strip(" ")
+
     def _from_hub(self) -> Iterator[str]:
+        column = NAMED[self.name].column
+        for row in self._fetched():
+            if str(row[column]).strip():
+                yield self._mended(str(row[column]))
+
+    def _fetched(self) -> Any:
+        """The rows of the hub, or an error that names both ways to supply them."""
         try:
-            rows = self._rows()
+            return self._rows()
         except ModuleNotFoundError as error:
             raise ValueError(self._absent("the package `datasets` is not installed")) from error
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(self._absent(f"the hub did not give it: {reason}")) from error
-        for row in rows:
-            if text := str(row[NAMED[self.name].column]).strip():
-                yield text
 
     def _rows(self) -> Any:
         import datasets
@@ -175,9 +223,13 @@ class NamedDataset(AbstractCorpus):
         return kept
 
     def _absent(self, reason: str) -> str:
-        where = f"in {self.folder}" if self.folder else f"(set {DATA_DIR} to the folder that has it)"
+        files = f"{self.name}.txt, {self.name}-{self.part}.txt, {self.name}_raw_{self.part}.txt, {self.name}.jsonl"
+        where = (
+            f"in {self.folder}"
+            if self.folder
+            else f"(set {DATA_DIR} or --data-dir to the folder that has it)"
+        )
         return (
-            f"the data set {self.name!r} is not here: there is no {self.name}.txt, {self.name}.jsonl or {self.name}/ "
-            f'{where}, and {reason}. Put a copy there, or fetch it with `pip install "hdlm[eval]"` where the hub '
-            "can be reached."
+            f"the data set {self.name!r} is not here: there is no {files} or {self.name}/ {where}, and {reason}. Put a "
+            'copy there, or fetch it with `pip install "hdlm[eval]"` where the hub can be reached.'
         )
