@@ -261,9 +261,9 @@ def test_what_cannot_be_resolved_stays_as_it_is(shared, tmp_path):
 def test_it_saves_itself_as_published(golden, tmp_path):
     golden.model.save_pretrained(tmp_path)
     again = smart_model_loader(tmp_path, device="cpu")[0]
-    saved, own = again.state_dict(), golden.model.state_dict()
-    assert saved.keys() == own.keys()
-    assert all(torch.equal(saved[name], own[name]) for name in own)
+    assert again.state_dict().keys() == golden.model.state_dict().keys()
+    saved = dict(again.named_parameters())
+    assert all(torch.equal(saved[name], own) for name, own in golden.model.named_parameters())
     torch.testing.assert_close(golden.call(model=again), golden.call(), **CLOSE)
     sent = golden.model.push_to_hub("me/mine", dry_run=True)
     assert sent.private
