@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import final
 
 from hdlm.atomic import replacing
 
-__all__ = ["Measurement", "table", "write_report"]
+__all__ = ["Measurement", "markdown_table", "number", "table", "write_report"]
 
 
 @final
@@ -46,13 +47,36 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
 
 def table(measurements: Sequence[Measurement]) -> str:
     """A Markdown table, one measurement a line."""
-    rows = [("model", "bits per byte", "perplexity per token"), *(m.cells() for m in measurements)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return markdown_table(
+        [("model", "bits per byte", "perplexity per token"), *(m.cells() for m in measurements)]
+    )
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its heading."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
     lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in escaped
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(lines)
+
+
+def number(value: float, error: float | None, *, sign: bool = False) -> str:
+    """A number as its error allows: two digits of the error, and the number as far.
+
+    Args:
+        value: The number.
+        error: Its standard error; None if unknown, 0 if it is exact.
+        sign: Whether a plus is written.
+    """
+    digits = 4
+    if error:
+        digits = min(max(1 - math.floor(math.log10(error)), 0), 12)
+    shown = f"{value:{'+' if sign else ''},.{digits}f}"
+    return f"{shown} ± {error:,.{digits}f}" if error else shown
 
 
 def write_report(path: Path, title: str, sections: Mapping[str, str]) -> None:

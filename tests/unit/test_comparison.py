@@ -1,0 +1,285 @@
+"""What may be compared is, with the right errors; what may not is refused, and the reason names the field."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hdlm.cli import main
+from hdlm.evaluation import LikelihoodResult
+from hdlm.evaluation.comparison import IncomparableError, compare
+
+WORDS, LETTERS = "a" * 64, "b" * 64
+
+
+def likelihood(estimates: tuple[float, ...] = (700.0, 710.0, 705.0, 701.0), seed: int = 0) -> dict[str, Any]:
+    result = LikelihoodResult(
+        estimates=estimates,
+        num_tokens=200,
+        num_bytes=800,
+        bound="absorbing",
+        estimator="count",
+        seed=seed,
+        num_windows=4,
+        stride=64,
+        hyperschedule="Block(length=64, width=16, num_levels=8)",
+        noise_schedule="Linear()",
+        context="block_causal",
+        active="full",
+    )
+    return common("likelihood") | {"seed": seed, "result": result.to_dict()}
+
+
+def generation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    metrics = {
+        "entropy": {"value": 4.0 + shift, "error": 0.03},
+        "distinct-1": {"value": 0.5, "error": None},
+        "generative perplexity": {"value": 40.0 + shift, "error": 0.4, "judge": "gpt2"},
+    }
+    settings = {"algorithm": "acs", "temperature": 1.0}
+    result = {
+        "settings": settings,
+        "num_samples": 50,
+        "length": 64,
+        "num_evaluations": 32,
+        "metrics": metrics,
+    }
+    return common("generation") | {"seed": seed, "result": result}
+
+
+def common(kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "model": "runs/a",
+        "weights": "averaged",
+        "weights_sha256": "c" * 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "versions": {"hdlm": "1", "torch": "2"},
+        "data": {
+            "name": "book",
+            "part": "test",
+            "sha256": "d" * 64,
+            "documents": 3,
+            "bytes": 800,
+            "detokenizer": None,
+        },
+        "tokenizer_sha256": WORDS,
+        "wall_seconds": 1.0,
+    }
+
+
+def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    other = copy.deepcopy(document)
+    at = other
+    *parents, last = path.split("/")
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    return other
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+
+
+PROTOCOL = [
+    (likelihood(), "data/sha256", "e" * 64, r"b: data\.sha256 is eeeeeeeeeeee…, and dddddddddddd… in a"),
+    (likelihood(), "data/bytes", 801, r"data\.bytes is 801, and 800 in a"),
+    (likelihood(), "data/detokenizer", "wikitext", r"data\.detokenizer is wikitext, and none in a"),
+    (likelihood(), "result/bound", "hybrid", "bound is hybrid, and absorbing in a"),
+    (likelihood(), "result/stride", 32, "stride is 32, and 64 in a"),
+    (likelihood(), "result/num_tokens", 199, "num_tokens is 199"),
+    (likelihood(), "result/num_windows", 5, "num_windows is 5"),
+    (likelihood(), "result/hyperschedule", "Block(length=32, width=16)", "window is 32, and 64 in a"),
+    (likelihood(), "result/within_documents", True, "within_documents is True, and False in a"),
+    (generation(), "kind", "likelihood", "kind is likelihood, and generation in a"),
+    (generation(), "result/num_samples", 51, "num_samples is 51, and 50 in a"),
+    (generation(), "result/length", 128, "length is 128, and 64 in a"),
+    (generation(), "result/settings/prompt", "Once", "prompt is Once"),
+    (generation(), "tokenizer_sha256", LETTERS, "tokenizer_sha256 is bbbbbbbbbbbb…"),
+    (
+        generation(),
+        "result/metrics/generative perplexity/judge",
+        "gpt2-large",
+        "judge is gpt2-large, and gpt2",
+    ),
+    (generation(), "result/metrics/entropy/unit", "bits", "entropy: unit is bits"),
+    (generation(), "result/definitions", {"entropy": "of words"}, "entropy: definition is of words"),
+    (generation(), "result/definitions", {"distinct-n": "of words"}, "distinct-1: definition is of words"),
+]
+
+
+@pytest.mark.parametrize(("document", "path", "value", "message"), PROTOCOL)
+def test_other_protocols_are_refused_and_named(document, path, value, message):
+    other = changed(document, path, value)
+    with pytest.raises(IncomparableError, match=message) as caught:
+        compare({"a": document, "b": other})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(IncomparableError):
+        compare({"a": document, "c": document, "b": other})
+    with pytest.raises(IncomparableError):
+        compare({"b": other, "a": document})
+
+
+def test_every_difference_is_named_at_once():
+    other = changed(changed(likelihood(), "result/bound", "hybrid"), "result/stride", 32)
+    with pytest.raises(IncomparableError, match=r"b: bound is hybrid.*; b: stride is 32.*; c: stride is 16"):
+        compare({"a": likelihood(), "b": other, "c": changed(likelihood(), "result/stride", 16)})
+
+
+FREE = ("model", "weights", "weights_sha256", "dtype", "device", "versions", "data/name", "wall_seconds")
+
+
+@pytest.mark.parametrize("path", FREE)
+@pytest.mark.parametrize("document", [likelihood(), generation()], ids=["likelihood", "generation"])
+def test_what_is_compared_may_differ(document, path):
+    assert compare({"a": document, "b": changed(document, path, None)}).cells
+
+
+@pytest.mark.parametrize("document", [likelihood(), generation()], ids=["likelihood", "generation"])
+@pytest.mark.parametrize("junk", ["", None, -1, float("nan"), [], {}, "text", 1e308, ...], ids=repr)
+def test_a_damaged_document_is_bad_input_never_a_crash(document, junk):
+    """Each place in turn is missing (...) or holds something else: a table comes out, or a `ValueError`."""
+    for path in leaves(document):
+        other = changed(document, "/".join(path), junk)
+        if junk is ...:
+            at = other
+            for parent in path[:-1]:
+                at = at[parent]
+            del at[path[-1]]
+        for pair in ({"a": document, "b": other}, {"a": other, "b": document}, {"a": other, "b": other}):
+            try:
+                found = compare(pair)
+            except ValueError:
+                continue
+            numbers = [cell.value for cells in found.cells.values() for cell in cells]
+            assert all(number is None or math.isfinite(number) for number in numbers), path
+
+
+def test_numbers_are_those_of_the_estimates():
+    """Whatever else a document claims about them."""
+    forged = changed(likelihood(), "result/perplexity", 1.0)
+    table = compare({"a": likelihood(), "b": forged})
+    result = LikelihoodResult.from_dict(likelihood()["result"])
+    assert table.cells["perplexity"][1].value == result.perplexity
+    assert table.cells["bits per byte"][1].error == result.bits_per_byte_error
+    assert not any(cell.significant for cells in table.cells.values() for cell in cells)
+
+
+def test_independent_errors_add_in_squares():
+    table = compare({"a": generation(), "b": generation(0.1, seed=1), "c": generation(0.06, seed=2)})
+    first, b, c = table.cells["entropy"]
+    assert first.difference is None
+    assert b.difference == pytest.approx(0.1)
+    assert b.difference_error == pytest.approx(math.hypot(0.03, 0.03))
+    assert (first.significant, b.significant, c.significant) == (False, True, False)
+    assert table.cells["distinct-1"][1].difference_error is None
+    assert not table.cells["distinct-1"][1].significant
+
+
+def test_the_error_of_a_difference_is_honest():
+    """Two models of the same worth differ by more than two standard errors as often as noise does."""
+    random = np.random.default_rng(0)
+    marked = 0
+    for seed in range(150):
+        ours, theirs = (tuple(random.normal(700, 3, 20)) for _ in range(2))
+        pair = {"a": likelihood(ours, seed=0), "b": likelihood(theirs, seed=1 + seed)}
+        marked += compare(pair, ("bits per byte",)).cells["bits per byte"][1].significant
+    assert 1 <= marked <= 18  # 5 % of 150, four standard deviations of the binomial more
+
+
+def test_the_same_noise_is_compared_replicate_by_replicate():
+    noise = np.random.default_rng(1).normal(0, 20, 16)
+    apart = np.random.default_rng(2).normal(1, 0.1, 16)
+    ours, theirs = tuple(700 + noise), tuple(700 + noise + apart)
+    paired = compare({"a": likelihood(ours), "b": likelihood(theirs)}).cells["bits per token"][1]
+    independent = compare({"a": likelihood(ours), "b": likelihood(theirs, seed=1)}).cells["bits per token"][1]
+    wanted = apart.std(ddof=1) / math.sqrt(16) / 200 / math.log(2)
+    assert paired.difference_error == pytest.approx(wanted, rel=1e-9)
+    assert paired.difference == pytest.approx(independent.difference)
+    assert paired.significant
+    assert not independent.significant
+
+
+def test_between_tokenizers_only_bytes_count():
+    letters = likelihood(seed=1)
+    letters["tokenizer_sha256"] = LETTERS
+    letters["result"] |= {"num_tokens": 800, "num_windows": 13}
+    table = compare({"a": likelihood(), "b": letters})
+    assert list(table.cells) == ["bits per byte"]
+    assert "bits per byte alone" in table.notes[0]
+    with pytest.raises(ValueError, match="not every result has perplexity"):
+        compare({"a": likelihood(), "b": letters}, ("perplexity",))
+    letters["result"]["num_bytes"] = None
+    with pytest.raises(IncomparableError, match="tokenizer_sha256 differs"):
+        compare({"a": likelihood(), "b": letters})
+
+
+def test_a_failure_stands_as_a_failure():
+    failed = changed(generation(), "result/metrics/generative perplexity", {"failed": "no judge here"})
+    for pair in ({"a": generation(), "b": failed}, {"b": failed, "a": generation()}):
+        cells = compare(pair).cells["generative perplexity"]
+        assert [cell.value for cell in cells].count(None) == 1
+        assert [cell.failed for cell in cells].count("no judge here") == 1
+        assert cells[1].difference is None
+
+
+def test_what_is_not_asked_for_may_differ():
+    other = changed(generation(1.0), "result/metrics/generative perplexity/judge", "gpt2-large")
+    assert list(compare({"a": generation(), "b": other}, ("entropy",)).cells) == ["entropy"]
+
+
+def test_exact_and_single_are_noted():
+    exact = changed(changed(likelihood(), "result/estimator", "exact"), "result/estimates", [700.0])
+    single = changed(likelihood(), "result/estimates", [700.0])
+    notes = compare({"a": likelihood(), "exact": exact, "single": single}).notes
+    assert any("upper bounds: exact" in note for note in notes)
+    assert any("nothing is marked: single" in note for note in notes)
+
+
+@pytest.fixture
+def results(tmp_path):
+    for name, document in {"a": generation(), "b": generation(1.0, seed=1)}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_the_command_prints_a_table_and_writes_it(results, capsys, monkeypatch):
+    monkeypatch.chdir(results)
+    assert main(["compare", "a", "b/results.json", "--markdown", "t.md", "--output", "t.png"]) == 0
+    printed = capsys.readouterr().out
+    assert "4.000 ± 0.030" in printed
+    assert "+1.000 ± 0.042 *" in printed
+    assert "| entropy " in (results / "t.md").read_text()
+    assert (results / "t.png").stat().st_size > 10_000
+    assert main(["compare", "a", "b", "--json", "--metric", "entropy"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["metrics"]["entropy"]["b"]["significant"] is True
+
+
+def test_the_command_refuses_in_one_line(results, capsys, monkeypatch):
+    monkeypatch.chdir(results)
+    (results / "b" / "results.json").write_text(json.dumps(changed(generation(), "result/length", 65)))
+    assert main(["compare", "a", "b", "--markdown", "t.md"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "b: length is 65, and 64 in a" in captured.err
+    assert not captured.out
+    assert not (results / "t.md").exists()
+    assert main(["compare", "a"]) == 2
+    assert main(["compare", "a", "a"]) == 2
+    assert main(["compare", "a", "missing"]) == 2
+    (results / "b" / "results.json").write_text("{}")
+    assert main(["compare", "a", "b"]) == 2
