@@ -84,9 +84,12 @@ def reading_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def open_checkpoint(args: argparse.Namespace, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load what `add_checkpoint` took down."""
+def open_checkpoint(
+    args: argparse.Namespace, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Load what `add_checkpoint` took down, in float32 unless another precision is asked for."""
     from hdlm.hub import load
 
     source = source_of(args.checkpoint)
-    return load(source, tokenizer=args.tokenizer, device=device, **reading_of(args))
+    options = reading_of(args) | ({} if dtype is None else {"dtype": dtype})
+    return load(source, tokenizer=args.tokenizer, device=device, **options)

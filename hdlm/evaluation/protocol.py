@@ -7,7 +7,7 @@ Its keys, all plain JSON:
     weights_sha256       of all tensors: name, type, shape and bytes, by name; `process` and `parameterization` in words
     dtype, device, seed  what was computed with
     versions             of hdlm, python, torch, numpy and tokenizers
-    data                 name, part, sha256 of the documents' text, documents, bytes, detokenizer; null if none
+    data                 name, part, sha256 of the documents' text, documents, bytes, words, detokenizer; or null
     tokenizer_sha256     of the text of its file
     result               `LikelihoodResult.to_dict()`, or what was written and how it was scored
     wall_seconds         how long it took, all runs together
@@ -60,6 +60,7 @@ _LIKELIHOOD = (
     "stride",
     "num_tokens",
     "num_windows",
+    "within_documents",
 )
 _GENERATION = ("settings", "num_samples", "length", "draw_dtype")
 _OWN: Mapping[str, tuple[str, ...]] = {"likelihood": _LIKELIHOOD, "generation": _GENERATION}
@@ -127,6 +128,7 @@ def describe_data(
         "sha256": text_sha256(documents),
         "documents": len(documents),
         "bytes": sum(len(document.encode()) for document in documents),
+        "words": sum(len(document.split()) for document in documents),
         "detokenizer": detokenizer,
     }
 

@@ -6,17 +6,16 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hdlm import hub
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.data import NAMED, NamedDataset, Tokenizer, corpus, find_tokenizer
+from hdlm.data import Tokenizer, find_tokenizer
+from hdlm.evaluation.plans import plan_of
+from hdlm.evaluation.text import find_text
 from hdlm.generation import tokenizer_of
-from hdlm.hyperschedule import AbstractHyperschedule, Table, flat
-from hdlm.published.likelihood import measurable
 from hdlm.published.model import pick_device
 
 __all__ = ["bar", "documents", "opened", "parser", "plan_of", "tokenizer_for", "write_json"]
@@ -74,26 +73,7 @@ def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer
 
 def documents(name: str, folder: Path | None) -> tuple[str, ...]:
     """Text of a data set, or of files."""
-    if name in NAMED and folder is not None:
-        return tuple(NamedDataset(name, folder=folder).documents())
-    return tuple(corpus(name).documents())
-
-
-def plan_of(checkpoint: Checkpoint, length: int) -> AbstractHyperschedule:
-    """The hyperschedule of a checkpoint on windows of some length, beginning in pure noise as a bound needs it.
-
-    Raises:
-        ValueError: If it has no such length.
-    """
-    if not checkpoint.hyperschedules:
-        return flat(length, length)
-    trained = measurable(checkpoint.hyperschedules[0])
-    if length == trained.length:
-        return trained
-    if isinstance(trained, Table):
-        raise ValueError(f"the checkpoint's hyperschedule has no other length than {trained.length}.")
-    width = {"width": min(trained.width, length)} if hasattr(trained, "width") else {}
-    return cast("AbstractHyperschedule", replace(cast("Any", trained), length=length, **width))
+    return tuple(find_text(name, folder=folder).corpus.documents())
 
 
 def write_json(path: Path, content: Any) -> None:

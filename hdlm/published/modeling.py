@@ -1,6 +1,8 @@
 """`hdlm/eval_modeling.py`: how well a model predicts text.
 
-It leaves `results.json`, in which every number stands beside what it takes to measure it again. What could not be
+It leaves `results.json`: for each data set the document of `hdlm.evaluation.protocol`, in which every number stands
+beside what it takes to measure it again. It is written as the work goes on; the same command takes it up after a kill.
+What could not be
 measured is in it with the reason, never as a number. The exit status is 0 unless a data set that was asked for could
 not be had: then it is 1, and everything else has been measured all the same.
 """
@@ -9,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.data import NAMED, TokenStream, tokenise
-from hdlm.evaluation import LikelihoodResult, Progress, evaluate
-from hdlm.published.evaluating import bar, documents, opened, parser, plan_of, tokenizer_for, write_json
-from hdlm.published.likelihood import bound_of
+from hdlm.data import NAMED, Tokenizer
+from hdlm.evaluation.measuring import BatchSize, Measuring
+from hdlm.evaluation.plans import plan_of
+from hdlm.evaluation.protocol import read
+from hdlm.evaluation.text import find_text, read_text
+from hdlm.published.evaluating import bar, opened, parser, tokenizer_for, write_json
 
 __all__ = ["eval_modeling"]
 
@@ -51,50 +55,54 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
     checkpoint = opened(args)
     tokenizer = tokenizer_for(args, checkpoint)
+    path = args.work_dir / "results.json"
+    before = read(path).get("datasets", {}) if path.is_file() else {}
     results: dict[str, Any] = {}
+
+    def keep(name: str, document: dict[str, Any]) -> None:
+        results[name] = document
+        write_json(path, {"checkpoint": str(args.checkpoint_path), "datasets": results})
+
     for name in dict.fromkeys(names):
         try:
-            text = tokenise(tokenizer, documents(name, args.data_dir))
-            results[name] = _measured(args, checkpoint, text, name).to_dict()
+            with bar(name) as show:
+                measuring = _measuring(args, checkpoint, tokenizer, name, show)
+                known = measuring.known(before[name]) if measuring.is_of(before.get(name)) else None
+                document = measuring.run(
+                    replicates=args.monte_carlo_timesteps,
+                    known=known,
+                    keep=lambda document, name=name: keep(name, document),  # type: ignore[misc]
+                )
+            keep(name, document)
         except (ValueError, OSError) as error:
-            results[name] = {"failed": " ".join(str(error).split())}
-    write_json(
-        args.work_dir / "results.json",
-        {
-            "checkpoint": str(args.checkpoint_path),
-            "weights": args.weights,
-            "part": "test, or what the data set keeps aside instead; text as it is, without detokenisation",
-            "datasets": results,
-        },
-    )
+            keep(name, {"failed": " ".join(str(error).split())})
     _print_table(results)
-    print(f"results: {args.work_dir / 'results.json'}")
+    print(f"results: {path}")
     return int(any("failed" in result for result in results.values()))
 
 
-def _measured(
-    args: argparse.Namespace, checkpoint: Checkpoint, text: TokenStream, name: str
-) -> LikelihoodResult:
-    with bar(name) as show:
-
-        def watch(progress: Progress) -> None:
-            show(progress.done, progress.total)
-
-        return evaluate(
-            checkpoint.denoiser,
-            text.tokens,
-            plan_of(checkpoint, args.length or checkpoint.length),
-            bound=args.bound or bound_of(checkpoint.denoiser.process),
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
-            num_bytes=text.num_bytes,
-            replicates=args.monte_carlo_timesteps,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            device=checkpoint.denoiser.device,
-            watch=watch,
-        )
+def _measuring(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    name: str,
+    show: Callable[[int, int], None],
+) -> Measuring:
+    source = find_text(name, folder=args.data_dir)
+    text = read_text(tokenizer, source.corpus.documents())
+    return Measuring(
+        checkpoint,
+        str(args.checkpoint_path),
+        text,
+        source.describe(text),
+        plan_of(checkpoint, args.length),
+        args.bound,
+        weights=args.weights,
+        tokenizer=tokenizer.to_json(),
+        seed=args.seed,
+        batch_size=BatchSize(args.batch_size),
+        watch=lambda progress: show(progress.done, progress.total),
+    )
 
 
 def _print_table(results: dict[str, Any]) -> None:
@@ -105,6 +113,7 @@ def _print_table(results: dict[str, Any]) -> None:
         if "failed" in result:
             print(f"{name:26} not computed: {result['failed']}")
             continue
+        result = result["result"]
         error = result["perplexity_error"]
         perplexity = f"{result['perplexity']:.3f}" + ("" if error is None else f" ± {error:.3f}")
         print(

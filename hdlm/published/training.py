@@ -25,11 +25,11 @@ from hdlm.checkpoint import Checkpoint, build, save_checkpoint
 from hdlm.data import NAMED, NamedDataset, Split, corpus
 from hdlm.evaluation import evaluate
 from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
+from hdlm.evaluation.plans import bound_of, measurable
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
 from hdlm.published.composition import Composed, compose
 from hdlm.published.config import Config
-from hdlm.published.likelihood import bound_of, measurable
 from hdlm.published.model import pick_device
 from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.training import MetricsLog, Recipe, Run, StepReport, Trainer, listening, prepare, progress_bar

@@ -157,7 +157,7 @@ def _results(folder: Path) -> Iterator[dict[str, object]]:
 def test_perplexity_of_published_weights(clone: Clone, command: str) -> None:
     printed = clone.bash(command)
     (result,) = _results(clone.folder / "logs")
-    measured = result["datasets"]["ptb"]  # type: ignore[index]
+    measured = result["datasets"]["ptb"]["result"]  # type: ignore[index]
     assert len(measured["estimates"]) == 100
     assert measured["perplexity_error"] > 0
     assert f"{measured['perplexity']:.3f}" in printed
@@ -189,7 +189,7 @@ def test_training_and_the_perplexity_of_its_checkpoint(clone: Clone, command: st
     (run / "checkpoints" / "checkpoint_2.pth").rename(run / "checkpoints" / "checkpoint_123456.pth")
     clone.bash(evaluation)
     (result,) = _results(clone.folder / "logs")
-    assert result["datasets"]["ptb"]["perplexity"] > 1  # type: ignore[index]
+    assert result["datasets"]["ptb"]["result"]["perplexity"] > 1  # type: ignore[index]
 
 
 @pytest.mark.slow

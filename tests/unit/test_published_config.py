@@ -310,7 +310,7 @@ def test_training_leaves_what_evaluation_opens(
         eval_modeling([*words, "--work_dir", "measured", "--dataset", "ptb", "--monte_carlo_timesteps", "3"])
         == 0
     )
-    result = json.loads(Path("measured", "results.json").read_text())["datasets"]["ptb"]
+    result = json.loads(Path("measured", "results.json").read_text())["datasets"]["ptb"]["result"]
     assert result["bound"] == ("hybrid" if "graph__type" in changes else "absorbing")
     assert len(result["estimates"]) == 3
     words_log = math.log(ours.vocabulary.num_words)
@@ -369,7 +369,7 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
     words = ["--checkpoint_path", str(run), "--work_dir", "out", "--monte_carlo_timesteps", "2"]
     assert eval_modeling([*words, "--datasets", "ptb", "lambada"]) == 1
     found = json.loads(Path("out", "results.json").read_text())["datasets"]
-    assert found["ptb"]["perplexity"] > 1
+    assert found["ptb"]["result"]["perplexity"] > 1
     assert "HDLM_DATA_DIR" in found["lambada"]["failed"] or "lambada.txt" in found["lambada"]["failed"]
     writing = ["--checkpoint_path", str(run), "--num_samples", "2", "--steps", "2", "--output_dir", "out"]
     assert eval_generation(writing) == 0
@@ -401,7 +401,7 @@ def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
         "5",
     ]
     assert eval_modeling([*words, "--valid_dataset", "ptb"]) == 0
-    found = json.loads(Path("out", "results.json").read_text())["datasets"]["ptb"]
+    found = json.loads(Path("out", "results.json").read_text())["datasets"]["ptb"]["result"]
     loaded = hub.load(run)
     from hdlm.data import corpus, tokenise
     from hdlm.generation import tokenizer_of
