@@ -191,6 +191,7 @@ def write(
     num: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
+    first_sequence: int = 0,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
 ) -> list[Passage]:
@@ -203,6 +204,7 @@ def write(
         num: How many passages, at least 1.
         batch_size: How many at a time; it changes no passage.
         seed: Of all randomness.
+        first_sequence: Index of the first: with 5, what a longer run has as its sixth.
         device: Where the model is.
         watch: Called after every generation step; a `Trace`, say.
 
@@ -219,6 +221,7 @@ def write(
         num=num,
         batch_size=batch_size,
         seed=seed,
+        first_sequence=first_sequence,
         device=device,
         watch=watch,
     )
@@ -236,6 +239,7 @@ def complete(
     num: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
+    first_sequence: int = 0,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
@@ -249,6 +253,7 @@ def complete(
         num: How many sequences, at least 1.
         batch_size: How many at a time; it changes no sequence.
         seed: Of all randomness.
+        first_sequence: Index of the first: with 5, what a longer run has as its sixth.
         device: Where the model is.
         watch: Called after every generation step.
 
@@ -267,6 +272,7 @@ def complete(
         num_sequences=num,
         batch_size=batch_size,
         seed=seed,
+        first_sequence=first_sequence,
         prompt=given if given.fixed.any() else None,
         transforms=settings.transforms(),
         noise_schedule=checkpoint.noise_schedule,

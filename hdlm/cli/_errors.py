@@ -16,6 +16,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "hydra": "train",
     "matplotlib": "view",
+    "mauve": "eval",
     "omegaconf": "train",
     "rich": "view",
     "starlette": "serve",

@@ -1,4 +1,4 @@
-"""Generative perplexity: what a language model of somebody else thinks of the text that was written.
+"""Generative perplexity: what another language model thinks of the text that was written.
 
     token-weighted   exp( sum of nats over all samples / sum of judged tokens )
     over samples     mean of exp( nats / judged tokens ) of each sample
@@ -21,10 +21,16 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
+from hdlm.checkpoint import Checkpoint
+from hdlm.data.tokenizer import Tokenizer
+from hdlm.evaluation.bounds import AbsorbingBound
 from hdlm.evaluation.metrics import Estimate, jackknife, mean
+from hdlm.hyperschedule import autoregressive
 
-__all__ = ["AbstractJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
+__all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
 
 
 @final
@@ -89,36 +95,112 @@ class TransformersJudge(AbstractJudge):
 
     @torch.no_grad()
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        found: list[Judgement] = []
+        for rows in self._batches(texts):
+            found += self._pass(rows)
+        return found
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """What it has in mind after each text: the last hidden state of the last token, as MAUVE wants it.
+
+        Raises:
+            ValueError: If there is no text, or one has no token, or is longer than it can read.
+        """
+        found: list[Tensor] = []
+        for rows in self._batches(texts):
+            if not all(rows):
+                raise ValueError(f"a text has no token that {self.name} could read: it is too short.")
+            last = torch.tensor([len(row) - 1 for row in rows])
+            hidden = self._model(input_ids=self._padded(rows), output_hidden_states=True).hidden_states[-1]
+            found.append(hidden[torch.arange(len(rows)), last].float().cpu())
+        if not found:
+            raise ValueError("there are no texts to read; give at least one.")
+        return torch.cat(found)
+
+    def _batches(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Tokens of the texts, a batch at a time."""
         begin = self._tokenizer.bos_token_id
         rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         rows = [row if begin is None else [begin, *row] for row in rows]
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        longest = max(map(len, rows), default=0)
-        if limit is not None and longest > limit:
-            raise ValueError(
-                f"the judge {self.name!r} reads {limit} tokens; a sample has {longest}. Write shorter samples."
-            )
-        found: list[Judgement] = []
-        for start in range(0, len(rows), self._batch_size):
-            found += self._pass(rows[start : start + self._batch_size])
-        return found
+        _check_fits(self.name, rows, getattr(self._model.config, "max_position_embeddings", None))
+        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
 
-    def _pass(self, rows: list[list[int]]) -> list[Judgement]:
+    def _padded(self, rows: list[list[int]]) -> Tensor:
         """One batch, padded behind, where causal attention sees no padding."""
-        longest = max(2, *map(len, rows))
-        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-        judged = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+        tokens = torch.zeros(len(rows), max(2, *map(len, rows)), dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-            judged[index, : max(0, len(row) - 1)] = True
-        tokens, judged = tokens.to(self._device), judged.to(self._device)
+        return tokens.to(self._device)
+
+    def _pass(self, rows: list[list[int]]) -> list[Judgement]:
+        tokens = self._padded(rows)
+        counts = [max(0, len(row) - 1) for row in rows]
+        judged = torch.arange(tokens.shape[1] - 1) < torch.tensor(counts)[:, None]
         logits = self._model(input_ids=tokens).logits[:, :-1].float()
         nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        nats = nats.view(judged.shape).double().masked_fill(~judged, 0.0).sum(1)
-        return [
-            Judgement(total, count)
-            for total, count in zip(nats.tolist(), judged.sum(1).tolist(), strict=True)
-        ]
+        nats = nats.view(judged.shape).double().masked_fill(~judged.to(nats.device), 0.0).sum(1)
+        return [Judgement(total, count) for total, count in zip(nats.tolist(), counts, strict=True)]
+
+
+@final
+class CheckpointJudge(AbstractJudge):
+    """A model of ours: its exact likelihood as a writer of one token after the other.
+
+    Args:
+        checkpoint: The model, on `device`; its noise must be able to mask everything.
+        tokenizer: Its tokenizer.
+        name: What to call it in a report.
+        device: Where it computes.
+        batch_size: Texts in a pass.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        name: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+    ) -> None:
+        self.name, self._checkpoint, self._tokenizer = name, checkpoint, tokenizer
+        self._device, self._batch_size = torch.device(device), batch_size
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        begin = self._tokenizer.vocabulary.bos
+        rows = [self._tokenizer.encode(text) if text else [] for text in texts]
+        rows = [row if begin is None else [begin, *row] for row in rows]
+        _check_fits(self.name, rows, self._checkpoint.length)
+        found = [Judgement(0.0, 0)] * len(rows)
+        for length in sorted({len(row) for row in rows if len(row) > 1}):
+            for some in _chunks([at for at, row in enumerate(rows) if len(row) == length], self._batch_size):
+                nats = self._pass(torch.tensor([rows[at] for at in some], device=self._device))
+                for at, total in zip(some, nats.tolist(), strict=True):
+                    found[at] = Judgement(total, length - 1)
+        return found
+
+    def _pass(self, tokens: Tensor) -> Tensor:
+        """Nats of all but the first token of each row, which is given."""
+        model, length = self._checkpoint, tokens.shape[1]
+        bound = AbsorbingBound(
+            model.denoiser, autoregressive(length), "exact", model.context, model.active, given=1
+        )
+        times = torch.zeros(len(tokens), bound.corruption.num_times, dtype=torch.float64)
+        draw = torch.zeros(len(tokens), length, dtype=torch.float64)
+        return bound(tokens, times.to(self._device), draw.to(self._device))
+
+
+def _chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _check_fits(name: str, rows: list[list[int]], limit: int | None) -> None:
+    longest = max(map(len, rows), default=0)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"the judge {name!r} reads {limit} tokens; a sample has {longest}. Write shorter samples."
+        )
 
 
 def generative_perplexity(

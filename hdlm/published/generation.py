@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from hdlm.atomic import replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
-from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
-from hdlm.evaluation.metrics import diversity
+from hdlm.evaluation.judge import AbstractJudge, TransformersJudge
+from hdlm.evaluation.scoring import DEFINITIONS, PERPLEXITY, score, score_tokens
 from hdlm.hyperschedule import flat
 from hdlm.published import samplers
 from hdlm.published.evaluating import bar, documents, parser, plan_of, tokenizer_for, write_json
@@ -36,12 +35,6 @@ LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
 }
 SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
 REFERENCES = ("ptb", "wikitext103", "lambada")
-DEFINITIONS = {
-    "entropy": "nats, of the token frequencies of a sample; mean over samples",
-    "distinct-n": "different n-grams of token ids over n-grams, all samples together",
-    "repetition-4": "1 - different 4-grams over 4-grams of a sample; mean over samples",
-    "generative perplexity": "exp(nats / tokens) over all samples, tokens and probabilities those of the judge",
-}
 
 
 def eval_generation(arguments: Sequence[str]) -> int:
@@ -56,8 +49,9 @@ def eval_generation(arguments: Sequence[str]) -> int:
     method, made = _samples(args, model, config, device, tokenizer.vocabulary.bos)
     rows = made.tolist()
     texts = [tokenizer.decode(row) for row in rows]
-    measured: dict[str, Any] = {name: asdict(value) for name, value in diversity(rows).items()}
-    failed = _judge(args, texts, device, measured)
+    name = args.judge or JUDGE
+    measured = score(rows, texts, {name: _judge(name, device, args.batch_size)})
+    failed = args.judge is not None and "failed" in measured[PERPLEXITY]
     references, missing = _references(args, tokenizer, made.shape)
     folder = args.output_dir
     write_json(
@@ -74,7 +68,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
             "seed": args.seed,
             "batch_size": args.batch_size,
             "metrics": measured,
-            "definitions": DEFINITIONS,
+            "definitions": dict(DEFINITIONS),
             "references": references,
         },
     )
@@ -191,18 +185,12 @@ def _from_scores(
     return write(model)
 
 
-def _judge(
-    args: argparse.Namespace, texts: list[str], device: torch.device, measured: dict[str, Any]
-) -> bool:
-    """Add generative perplexity to what has been measured, or why not; whether somebody asked for it in vain."""
+def _judge(name: str, device: torch.device, batch_size: int) -> AbstractJudge | str:
+    """Who judges perplexity, or why nobody does."""
     try:
-        judge = TransformersJudge(args.judge or JUDGE, device, args.batch_size)
-        found = generative_perplexity(judge, texts)
+        return TransformersJudge(name, device, batch_size)
     except (ValueError, ModuleNotFoundError) as error:
-        measured["generative perplexity"] = {"failed": " ".join(str(error).split())}
-        return args.judge is not None
-    measured.update({name: asdict(value) | {"judge": judge.name} for name, value in found.items()})
-    return False
+        return " ".join(str(error).split())
 
 
 def _references(
@@ -216,9 +204,9 @@ def _references(
         try:
             tokens = tokenise(tokenizer, documents(name, args.data_dir)).tokens
             rows = tokens[: len(tokens) // shape[1] * shape[1]].view(-1, shape[1])[: shape[0]].tolist()
-            found[name] = {"windows": len(rows)} | {
-                measure: asdict(value) for measure, value in diversity(rows).items()
-            }
+            if not rows:
+                raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {shape[1]}.")
+            found[name] = {"windows": len(rows), **score_tokens(rows)}
         except (ValueError, OSError) as error:
             found[name] = {"failed": " ".join(str(error).split())}
     return found, args.datasets is not None and any("failed" in one for one in found.values())
