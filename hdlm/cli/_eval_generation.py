@@ -197,22 +197,15 @@ class _Evaluation:
 
     def _text(self) -> Tensor | str:
         """Tokens of the reference, or why there are none."""
-        from hdlm.data import NAMED, NamedDataset, corpus, tokenise
-        from hdlm.data.corpora.named import part_of
-        from hdlm.evaluation.protocol import describe_data
+        from hdlm.evaluation.text import find_text, read_text
 
-        word, folder = self.args.reference, self.args.data_dir
-        name, _, part = word.partition(":")
         try:
-            if name in NAMED and folder is not None:
-                documents = tuple(NamedDataset(name, part_of(part or "test"), folder=folder).documents())
-            else:
-                documents = tuple(corpus(word).documents())
-            tokens = tokenise(self.tokenizer, documents).tokens
+            source = find_text(self.args.reference, folder=self.args.data_dir)
+            text = read_text(self.tokenizer, source.corpus.documents())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             return " ".join(str(error).split())
-        self.data = describe_data(word, part or "test" if name in NAMED else "all", documents)
-        return tokens.long()
+        self.data = source.describe(text)
+        return text.tokens
 
     def _others(self, text: Tensor | str) -> dict[str, list[list[int]] | str]:
         """Token ids of the reference and of the controls, or why there are none."""

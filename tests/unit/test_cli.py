@@ -146,7 +146,7 @@ def test_an_error_without_words_has_a_name():
 
 def test_extras_are_those_of_the_package(repository):
     text = (repository / "pyproject.toml").read_text()
-    names = {"hydra": "hydra-core", "yaml": "PyYAML"}
+    names = {"hydra": "hydra-core", "mauve": "mauve-text", "yaml": "PyYAML"}
     for package, extra in EXTRAS.items():
         listed = text.partition(f"\n{extra} = [")[2].partition("]\n")[0]
         assert f'"{names.get(package, package)}>=' in listed
