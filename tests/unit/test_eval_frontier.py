@@ -1,0 +1,189 @@
+"""The frontier: points with errors, kept as they are finished, and a picture in which names can be read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import hdlm.evaluation.frontier as frontier
+from hdlm.cli import main
+from hdlm.evaluation.judge import CheckpointJudge
+from hdlm.view.frontier import Curve, Point, draw_frontier
+
+MODEL = "kjv-epsilon-4m"
+SWEEP = [
+    "eval",
+    "frontier",
+    MODEL,
+    "--judge",
+    MODEL,
+    "--num",
+    "3",
+    "--length",
+    "12",
+    "--steps",
+    "2",
+    "--json",
+]
+TEMPERATURES = ["--temperature", "0.5", "1"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two samplers at two temperatures, beside real text."""
+    folder = tmp_path_factory.mktemp("frontier")
+    text = folder / "book.txt"
+    text.write_text("In the beginning God created the heaven and the earth. " * 30)
+    options = [*TEMPERATURES, "--algorithm", "original", "acs", "--reference", str(text)]
+    assert main([*SWEEP, *options, "--output", str(folder / "out")]) == 0
+    return folder
+
+
+def results(folder):
+    document = json.loads((folder / "results.json").read_text())
+    document.pop("wall_seconds")
+    return document
+
+
+def test_every_sampler_has_every_point(swept):
+    document = results(swept / "out")
+    assert [curve["algorithm"] for curve in document["curves"]] == ["original", "acs"]
+    for curve in document["curves"]:
+        assert [point["temperature"] for point in curve["points"]] == [0.5, 1.0]
+        for point in curve["points"]:
+            assert point["entropy"]["value"] > 0
+            assert point["generative perplexity"]["error"] > 0
+            assert point["generative perplexity"]["judge"] == MODEL
+            assert point["num_evaluations"] > 0
+    assert document["reference"]["entropy"]["value"] > 0
+    assert document["data"]["documents"] == 1
+    assert document["judge"] == MODEL
+    assert set(document["models"][MODEL]) >= {"weights", "weights_sha256", "dtype"}
+    report = (swept / "out" / "report.md").read_text()
+    assert report.count(f"| {MODEL} ") == 4
+    assert "real text" in report
+    assert "![generative perplexity over entropy](frontier.png)" in report
+    assert (swept / "out" / "frontier.png").stat().st_size > 10_000
+
+
+def test_points_are_those_of_hdlm_eval_generation(swept, capsys):
+    """The same samples and the same numbers as when they are measured alone."""
+    alone = ["eval", "generation", MODEL, "--judge", MODEL, "--num", "3", "--length", "12", "--steps", "2"]
+    assert main([*alone, "--algorithm", "original", "--temperature", "0.5", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["result"]["metrics"]
+    point = results(swept / "out")["curves"][0]["points"][0]
+    for measure in frontier.MEASURES:
+        assert point[measure] == pytest.approx(metrics[measure])
+
+
+def test_what_is_done_is_not_done_again(swept, monkeypatch, capsys):
+    before = results(swept / "out")
+    drawn = []
+
+    def counting(checkpoint, settings, **options):
+        drawn.append(settings.temperature)
+        return real(checkpoint, settings, **options)
+
+    real = frontier.draw_samples
+    monkeypatch.setattr(frontier, "draw_samples", counting)
+    again = [*SWEEP, "--algorithm", "original", "acs", "--reference", str(swept / "book.txt")]
+    assert main([*again, *TEMPERATURES, "--output", str(swept / "out")]) == 0
+    assert not drawn
+    assert results(swept / "out") == before
+    wider = [*SWEEP, "--algorithm", "original", "--temperature", "0.5", "0.8", "1"]
+    assert main([*wider, "--output", str(swept / "out")]) == 0
+    assert drawn == [0.8]
+
+
+def test_a_killed_sweep_goes_on_to_the_same_numbers(swept, tmp_path, monkeypatch):
+    def killed(checkpoint, settings, **options):
+        if settings.temperature == 1:
+            raise KeyboardInterrupt
+        return real(checkpoint, settings, **options)
+
+    real = frontier.draw_samples
+    command = [*SWEEP, *TEMPERATURES, "--algorithm", "acs", "--output", str(tmp_path)]
+    monkeypatch.setattr(frontier, "draw_samples", killed)
+    assert main(command) == 130
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(frontier, "draw_samples", real)
+    assert main(command) == 0
+    kept = [path for path in (tmp_path / "points").iterdir() if path.suffix == ".json"]
+    assert len(kept) == 2
+
+
+def test_a_failure_is_a_failure_and_is_tried_again(tmp_path, monkeypatch, capsys):
+    def speechless(self, texts):
+        raise ValueError("the judge has lost its voice.")
+
+    real = CheckpointJudge.judge
+    command = [*SWEEP, "--top-p", "0.9", "--algorithm", "original", "--output", str(tmp_path)]
+    monkeypatch.setattr(CheckpointJudge, "judge", speechless)
+    assert main(command) == 1
+    (point,) = results(tmp_path)["curves"][0]["points"]
+    assert point["top_p"] == 0.9
+    assert "lost its voice" in point["generative perplexity"]["failed"]
+    assert point["entropy"]["value"] > 0
+    assert "failed: the judge has lost its voice." in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "frontier.png").exists()
+    monkeypatch.setattr(CheckpointJudge, "judge", real)
+    assert main(command) == 0
+    assert (tmp_path / "frontier.png").exists()
+
+
+def test_too_little_real_text_is_a_failure(tmp_path):
+    (tmp_path / "short.txt").write_text("And God said.")
+    command = [*SWEEP, "--temperature", "1", "--reference", str(tmp_path / "short.txt")]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    assert "are needed, as many as samples" in results(tmp_path / "out")["reference"]["entropy"]["failed"]
+
+
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    output = ["--output", str(tmp_path / "out")]
+    nobody = [word if word != MODEL else "no-such-judge/here" for word in SWEEP[3:]]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main([*SWEEP[:3], *nobody, *TEMPERATURES, *output]) == 2
+    assert main([*SWEEP, "--temperature", "-1", *output]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "--judge no-such-judge/here" in lines[0]
+    with pytest.raises(SystemExit):
+        main([*SWEEP, *output])
+
+
+def test_models_of_other_words_are_not_put_in_one_picture(tmp_path, monkeypatch, capsys):
+    from hdlm.cli import _eval_frontier
+
+    real = _eval_frontier.open_checkpoint
+
+    def another(args, device):
+        checkpoint = real(type(args)(**{**vars(args), "checkpoint": MODEL}), device)
+        change = {"tokenizer": "{}"} if args.checkpoint == "words" else {"length": 7}
+        return checkpoint if args.checkpoint == MODEL else replace(checkpoint, **change)
+
+    monkeypatch.setattr(_eval_frontier, "open_checkpoint", another)
+    output = ["--output", str(tmp_path)]
+    assert main([*SWEEP[:3], "words", *SWEEP[3:], *TEMPERATURES, *output]) == 2
+    assert "different tokenizers" in capsys.readouterr().err
+
+
+def line(name: str, shift: float) -> Curve:
+    points = [Point(f"{t:g}", 2 + t + shift, 0.02, 10 * t + 5 + shift, 0.8) for t in (0.6, 0.8, 1.0)]
+    return Curve(name, points)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_many_curves_in_one_picture(tmp_path, suffix):
+    curves = [line(f"sampler {index}", index / 100) for index in range(8)]
+    reference = Point("book", 3.4, None, 12.0, None)
+    path = tmp_path / f"frontier.{suffix}"
+    draw_frontier([*curves, Curve("empty", [])], path, reference=reference, swept="top-p", judge="gpt2")
+    assert path.stat().st_size > 10_000
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing was measured"):
+        draw_frontier([Curve("empty", [])], tmp_path / "frontier.png")
