@@ -4,7 +4,8 @@
     over samples     mean of exp( nats / judged tokens ) of each sample
 
 The judge reads text with its own tokenizer. A token is judged when something stands before it: the judge's
-begin-of-sequence token where it has one, else the first token of a sample is given and not judged.
+begin-of-sequence token where it has one, else the first token of a sample is given and not judged. What is longer than
+the judge can read is read in windows that overlap by half or more; each token is judged once, in the first that has it.
 
 A text that repeats itself scores well, so the number means nothing without the entropy of the samples beside it
 (arXiv 2409.02908), and nothing at all across judges.
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ from hdlm.evaluation.metrics import Estimate, jackknife, mean
 from hdlm.hyperschedule import autoregressive
 
 __all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
+
+T = TypeVar("T")
 
 
 @final
@@ -58,11 +61,7 @@ class AbstractJudge(abc.ABC):
 
     @abc.abstractmethod
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
-        """What it makes of each text.
-
-        Raises:
-            ValueError: If a text is longer than it can read.
-        """
+        """What it makes of each text."""
 
 
 @final
@@ -95,36 +94,38 @@ class TransformersJudge(AbstractJudge):
 
     @torch.no_grad()
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
-        found: list[Judgement] = []
-        for rows in self._batches(texts):
-            found += self._pass(rows)
-        return found
+        return _judged(self._rows(texts), self._limit, self._batch_size, self._pass)
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """What it has in mind after each text: the last hidden state of the last token, as MAUVE wants it.
 
+        Of a text that is longer than it can read, it reads the beginning.
+
         Raises:
-            ValueError: If there is no text, or one has no token, or is longer than it can read.
+            ValueError: If there is no text, or one has no token.
         """
+        rows = [row[: self._limit] for row in self._rows(texts)]
+        if not rows or not all(rows):
+            raise ValueError(f"{self.name} has no features of nothing: give texts, none of them empty.")
         found: list[Tensor] = []
-        for rows in self._batches(texts):
-            if not all(rows):
-                raise ValueError(f"a text has no token that {self.name} could read: it is too short.")
-            last = torch.tensor([len(row) - 1 for row in rows])
-            hidden = self._model(input_ids=self._padded(rows), output_hidden_states=True).hidden_states[-1]
-            found.append(hidden[torch.arange(len(rows)), last].float().cpu())
-        if not found:
-            raise ValueError("there are no texts to read; give at least one.")
+        for some in _chunks(rows, self._batch_size):
+            last = torch.tensor([len(row) - 1 for row in some])
+            hidden = self._model(input_ids=self._padded(some), output_hidden_states=True).hidden_states[-1]
+            found.append(hidden[torch.arange(len(some)), last].float().cpu())
         return torch.cat(found)
 
-    def _batches(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        """Tokens of the texts, a batch at a time."""
+    @property
+    def _limit(self) -> int | None:
+        """Tokens that it can read."""
+        limit: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        return limit
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of the texts."""
         begin = self._tokenizer.bos_token_id
-        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        rows = [row if begin is None else [begin, *row] for row in rows]
-        _check_fits(self.name, rows, getattr(self._model.config, "max_position_embeddings", None))
-        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        rows = [self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        return [row if begin is None else [begin, *row] for row in rows]
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         """One batch, padded behind, where causal attention sees no padding."""
@@ -133,14 +134,16 @@ class TransformersJudge(AbstractJudge):
             tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
         return tokens.to(self._device)
 
-    def _pass(self, rows: list[list[int]]) -> list[Judgement]:
-        tokens = self._padded(rows)
-        counts = [max(0, len(row) - 1) for row in rows]
-        judged = torch.arange(tokens.shape[1] - 1) < torch.tensor(counts)[:, None]
+    def _pass(self, windows: list[_Window]) -> list[float]:
+        tokens = self._padded([window.tokens for window in windows])
+        place = torch.arange(1, tokens.shape[1])
+        judged = torch.stack([(place >= one.given) & (place < len(one.tokens)) for one in windows])
         logits = self._model(input_ids=tokens).logits[:, :-1].float()
         nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        nats = nats.view(judged.shape).double().masked_fill(~judged.to(nats.device), 0.0).sum(1)
-        return [Judgement(total, count) for total, count in zip(nats.tolist(), counts, strict=True)]
+        found: list[float] = (
+            nats.view(judged.shape).double().masked_fill(~judged.to(nats.device), 0.0).sum(1).tolist()
+        )
+        return found
 
 
 @final
@@ -171,36 +174,63 @@ class CheckpointJudge(AbstractJudge):
         begin = self._tokenizer.vocabulary.bos
         rows = [self._tokenizer.encode(text) if text else [] for text in texts]
         rows = [row if begin is None else [begin, *row] for row in rows]
-        _check_fits(self.name, rows, self._checkpoint.length)
-        found = [Judgement(0.0, 0)] * len(rows)
-        for length in sorted({len(row) for row in rows if len(row) > 1}):
-            for some in _chunks([at for at, row in enumerate(rows) if len(row) == length], self._batch_size):
-                nats = self._pass(torch.tensor([rows[at] for at in some], device=self._device))
-                for at, total in zip(some, nats.tolist(), strict=True):
-                    found[at] = Judgement(total, length - 1)
+        return _judged(rows, self._checkpoint.length, self._batch_size, self._pass)
+
+    def _pass(self, windows: list[_Window]) -> list[float]:
+        found = [0.0] * len(windows)
+        for length, given in sorted({(len(one.tokens), one.given) for one in windows}):
+            alike = [at for at, one in enumerate(windows) if (len(one.tokens), one.given) == (length, given)]
+            for at, nats in zip(alike, self._nats([windows[at].tokens for at in alike], given), strict=True):
+                found[at] = nats
         return found
 
-    def _pass(self, tokens: Tensor) -> Tensor:
-        """Nats of all but the first token of each row, which is given."""
-        model, length = self._checkpoint, tokens.shape[1]
+    def _nats(self, rows: list[list[int]], given: int) -> list[float]:
+        """Nats of rows of one length, without the first tokens, which are given."""
+        model, tokens = self._checkpoint, torch.tensor(rows, device=self._device)
         bound = AbsorbingBound(
-            model.denoiser, autoregressive(length), "exact", model.context, model.active, given=1
+            model.denoiser, autoregressive(tokens.shape[1]), "exact", model.context, model.active, given
         )
         times = torch.zeros(len(tokens), bound.corruption.num_times, dtype=torch.float64)
-        draw = torch.zeros(len(tokens), length, dtype=torch.float64)
-        return bound(tokens, times.to(self._device), draw.to(self._device))
+        draw = torch.zeros(tokens.shape, dtype=torch.float64)
+        found: list[float] = bound(tokens, times.to(self._device), draw.to(self._device)).tolist()
+        return found
 
 
-def _chunks(items: list[int], size: int) -> list[list[int]]:
+@final
+@dataclass(frozen=True)
+class _Window:
+    """Part of a text, as long as a judge can read, and how many of its first tokens are given."""
+
+    text: int
+    tokens: list[int]
+    given: int
+
+
+def _judged(
+    rows: list[list[int]], limit: int | None, size: int, nats: Callable[[list[_Window]], list[float]]
+) -> list[Judgement]:
+    """Judge rows of tokens, some windows at a time."""
+    totals = [0.0] * len(rows)
+    windows = [window for text, row in enumerate(rows) for window in _windows(text, row, limit or len(row))]
+    for some in _chunks(windows, size):
+        for window, found in zip(some, nats(some), strict=True):
+            totals[window.text] += found
+    return [Judgement(total, max(0, len(row) - 1)) for total, row in zip(totals, rows, strict=True)]
+
+
+def _windows(text: int, row: list[int], limit: int) -> Iterator[_Window]:
+    """Windows of a text in which every token but the first is new once."""
+    end = min(limit, len(row))
+    if end > 1:
+        yield _Window(text, row[:end], 1)
+    while end < len(row):
+        new = min(limit - limit // 2, len(row) - end)
+        end += new
+        yield _Window(text, row[end - limit : end], limit - new)
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _check_fits(name: str, rows: list[list[int]], limit: int | None) -> None:
-    longest = max(map(len, rows), default=0)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"the judge {name!r} reads {limit} tokens; a sample has {longest}. Write shorter samples."
-        )
 
 
 def generative_perplexity(

@@ -75,9 +75,26 @@ def test_a_model_of_transformers_judges_every_token(folder):
         assert judgement.nats == pytest.approx(float(loss) * judgement.num_tokens, rel=1e-5)
 
 
-def test_a_text_that_is_too_long_is_an_error(folder):
-    with pytest.raises(ValueError, match="reads 32 tokens"):
-        TransformersJudge(str(folder)).judge(["word " * 40])
+def test_a_long_text_is_read_in_windows_each_token_judged_once(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "In the beginning God created the heaven and the earth, and the earth was without form. " * 4
+    (found,) = TransformersJudge(str(folder), batch_size=2).judge([text])
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    ids = torch.tensor([tokenizer.bos_token_id, *tokenizer(text, verbose=False)["input_ids"]])
+    assert len(ids) > 64
+    assert found.num_tokens == len(ids) - 1
+    nats = 0.0
+    for at in range(1, len(ids)):
+        block = max(0, -(-(at + 1 - 32) // 16))  # of 16 new tokens, behind the first window of 32
+        end = min(32 + 16 * block, len(ids))
+        start = max(0, end - 32)
+        with torch.no_grad():
+            nats -= float(model(ids[None, start:at]).logits[0, -1].log_softmax(-1)[ids[at]])
+    assert found.nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_a_judge_that_cannot_be_had(monkeypatch):
