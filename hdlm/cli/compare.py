@@ -15,7 +15,6 @@ not compared: one line says what differs, and the exit status is 2. Between toke
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,10 @@ RESULTS = "results.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to compare, and where the table goes."""
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULT", help=f"a result, or the folder of a {RESULTS}"
+        "results",
+        nargs="+",
+        metavar="RESULT",
+        help=f"a result, or the folder of a {RESULTS}; RESULT:NAME is one data set of several",
     )
     parser.add_argument("--metric", nargs="+", default=[], help="what to compare (default: all they share)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown, too")
@@ -43,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     from hdlm.evaluation.comparison import compare
 
-    comparison = compare(_documents(args.results), tuple(args.metric))
+    documents = _documents(args.results)
+    comparison = compare(documents, tuple(args.metric))
     if args.markdown is not None:
-        _write_markdown(args.markdown, comparison)
+        _write_markdown(args.markdown, comparison, documents)
     if args.output is not None:
         _draw(args.output, comparison)
     if args.json:
@@ -55,16 +58,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _documents(paths: list[Path]) -> dict[str, dict[str, Any]]:
+def _documents(words: list[str]) -> dict[str, dict[str, Any]]:
     """Results by the names that tell them apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for word in words:
+        file, _, part = (word, "", "") if Path(word).exists() else word.rpartition(":")
+        path = Path(file or word)
+        name = str(path.parent if path.name == RESULTS and path.parent.name else path)
+        name += f":{part}" if file and part else ""
+        if name in found:
+            raise ValueError(f"{name} is given twice; give each result once.")
+        found[name] = _document(path / RESULTS if path.is_dir() else path, part if file else "")
+    return found
+
+
+def _document(path: Path, part: str) -> dict[str, Any]:
+    """One result; a file of the published command holds one for each data set."""
     from hdlm.evaluation.protocol import read
 
-    files = [path / RESULTS if path.is_dir() else path for path in paths]
-    names = [str(path.parent if path.name == RESULTS and path.parent.name else path) for path in files]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice; give each result once.")
-    return {name: read(path) for name, path in zip(names, files, strict=True)}
+    document = read(path)
+    parts = document.get("datasets")
+    if not isinstance(parts, dict):
+        if part:
+            raise ValueError(f"{path} is one result; leave :{part} out.")
+        return document
+    chosen = part or (next(iter(parts)) if len(parts) == 1 else "")
+    if not isinstance(parts.get(chosen), dict):
+        raise ValueError(
+            f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
+        )
+    found: dict[str, Any] = parts[chosen]
+    if "failed" in found:
+        raise ValueError(f"{path}: {chosen} was not measured: {found['failed']}")
+    return found
 
 
 def _cells(cell: Cell) -> tuple[str, str]:
@@ -115,15 +141,29 @@ def _footer(comparison: Comparison) -> tuple[str, ...]:
     return (f"An asterisk marks differences of more than {SIGNIFICANT:g} standard errors.", *comparison.notes)
 
 
-def _write_markdown(path: Path, comparison: Comparison) -> None:
+def _write_markdown(path: Path, comparison: Comparison, documents: dict[str, dict[str, Any]]) -> None:
     from hdlm.view.report import markdown_table, write_report
 
     common = markdown_table(
         [("in common", ""), *((key, str(value)) for key, value in comparison.protocol.items())]
     )
-    table = markdown_table([_heading(comparison), *_rows(comparison)])
-    sections = {"Numbers": table, "Notes": "\n".join(f"- {note}" for note in _footer(comparison))}
-    write_report(path, f"Comparison: {comparison.kind}", sections | {"Protocol": common})
+    sections = {
+        "Numbers": markdown_table([_heading(comparison), *_rows(comparison)]),
+        "Notes": "\n".join(f"- {note}" for note in _footer(comparison)),
+        "Results": "\n".join(f"- {name}: {_made(document)}" for name, document in documents.items()),
+        "Protocol": common,
+    }
+    write_report(path, f"Comparison: {comparison.kind}", sections)
+
+
+def _made(document: dict[str, Any]) -> str:
+    """What one result is of, and what it was made with beside the protocol, in a line."""
+    result = document["result"]
+    own = {key: document.get(key) for key in ("model", "weights", "weights_sha256", "dtype", "seed")}
+    own |= {key: result.get(key) for key in ("hyperschedule", "estimator", "replicates", "num_evaluations")}
+    settings = result.get("settings")
+    own |= settings if isinstance(settings, dict) else {}
+    return ", ".join(f"{key} `{value}`" for key, value in own.items() if value not in (None, ""))
 
 
 def _draw(path: Path, comparison: Comparison) -> None:

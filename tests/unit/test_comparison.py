@@ -263,6 +263,7 @@ def test_the_command_prints_a_table_and_writes_it(results, capsys, monkeypatch):
     assert "4.000 ± 0.030" in printed
     assert "+1.000 ± 0.042 *" in printed
     assert "| entropy " in (results / "t.md").read_text()
+    assert "algorithm `acs`" in (results / "t.md").read_text()
     assert (results / "t.png").stat().st_size > 10_000
     assert main(["compare", "a", "b", "--json", "--metric", "entropy"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -283,3 +284,20 @@ def test_the_command_refuses_in_one_line(results, capsys, monkeypatch):
     assert main(["compare", "a", "missing"]) == 2
     (results / "b" / "results.json").write_text("{}")
     assert main(["compare", "a", "b"]) == 2
+
+
+def test_a_file_of_several_data_sets(results, capsys, monkeypatch):
+    """As the published command writes it."""
+    monkeypatch.chdir(results)
+    failed = {"failed": "not here"}
+    both = {"checkpoint": "x", "datasets": {"ptb": generation(), "lambada": generation(1.0), "lm1b": failed}}
+    (results / "both.json").write_text(json.dumps(both))
+    (results / "one.json").write_text(json.dumps({"datasets": {"ptb": generation()}}))
+    assert main(["compare", "both.json:ptb", "both.json:lambada", "one.json", "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)["results"]
+    assert names == ["both.json:ptb", "both.json:lambada", "one.json"]
+    assert main(["compare", "a", "both.json"]) == 2
+    assert "with NAME of ptb, lambada, lm1b" in capsys.readouterr().err
+    assert main(["compare", "a", "both.json:lm1b"]) == 2
+    assert "lm1b was not measured: not here" in capsys.readouterr().err
+    assert main(["compare", "a", "b/results.json:ptb"]) == 2
