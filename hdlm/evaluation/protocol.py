@@ -2,7 +2,7 @@
 
 Its keys, all plain JSON:
 
-    kind                 "likelihood" or "generation"
+    kind                 "likelihood", "generation" or "harness"
     model                what the model was called; `weights`: "averaged", "raw", or "only" where there are no others
     weights_sha256       of all tensors: name, type, shape and bytes, by name; `process` and `parameterization` in words
     dtype, device, seed  what was computed with
@@ -46,7 +46,7 @@ __all__ = [
     "write",
 ]
 
-Kind = Literal["likelihood", "generation"]
+Kind = Literal["likelihood", "generation", "harness"]
 
 _MODEL = ("weights", "weights_sha256", "process", "parameterization", "dtype", "seed", "tokenizer_sha256")
 _DATA = ("part", "sha256", "documents", "bytes", "detokenizer")
