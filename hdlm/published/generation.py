@@ -1,14 +1,17 @@
 """`hdlm/eval_generation.py`: what text a model writes.
 
-It leaves `results.json`, in which every number stands beside what it takes to measure it again. What could not be
-measured is in it with the reason, never as a number. The exit status is 0 unless something that was asked for by name
-(a data set, a judge) could not be had: then it is 1, and everything else has been measured all the same.
+It leaves `results.json`, the document of `hdlm.evaluation.protocol`, in which every number stands beside what it takes
+to measure it again. What could not be measured is in it with the reason, never as a number. The exit status is 0 unless
+something that was asked for by name (a data set, a judge) could not be had: then it is 1, and everything else has been
+measured all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,12 @@ from torch import Tensor
 
 from hdlm.atomic import replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
+from hdlm.evaluation import protocol
 from hdlm.evaluation.judge import AbstractJudge, TransformersJudge
+from hdlm.evaluation.samples import DRAW_DTYPE
 from hdlm.evaluation.scoring import DEFINITIONS, PERPLEXITY, score, score_tokens
 from hdlm.hyperschedule import flat
+from hdlm.network import DDiT
 from hdlm.published import samplers
 from hdlm.published.evaluating import bar, documents, parser, plan_of, tokenizer_for, write_json
 from hdlm.published.model import AbstractPublishedModel, smart_model_loader
@@ -46,7 +52,9 @@ def eval_generation(arguments: Sequence[str]) -> int:
         args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
     )
     tokenizer = tokenizer_for(args, model.checkpoint)
+    calls, begin = _count_calls(model.checkpoint.network), time.perf_counter()
     method, made = _samples(args, model, config, device, tokenizer.vocabulary.bos)
+    seconds, num_calls = time.perf_counter() - begin, len(calls)
     rows = made.tolist()
     texts = [tokenizer.decode(row) for row in rows]
     name = args.judge or JUDGE
@@ -54,24 +62,31 @@ def eval_generation(arguments: Sequence[str]) -> int:
     failed = args.judge is not None and "failed" in measured[PERPLEXITY]
     references, missing = _references(args, tokenizer, made.shape)
     folder = args.output_dir
-    write_json(
-        folder / "results.json",
-        {
-            "checkpoint": str(args.checkpoint_path),
-            "weights": args.weights,
-            "num_samples": len(rows),
-            "length": made.shape[1],
-            "sampling_method": method,
-            "algorithm": args.algorithm,
-            "steps": args.steps,
-            "eta": args.eta,
-            "seed": args.seed,
-            "batch_size": args.batch_size,
-            "metrics": measured,
-            "definitions": dict(DEFINITIONS),
-            "references": references,
-        },
+    result = {
+        "settings": {name: getattr(args, name) for name in ("algorithm", "steps", "eta")}
+        | {"sampling_method": method},
+        "num_samples": len(rows),
+        "length": made.shape[1],
+        "num_evaluations": num_calls / math.ceil(len(rows) / args.batch_size),
+        "tokens_per_second": made.numel() / seconds,
+        "draw_dtype": DRAW_DTYPE,
+        "metrics": measured,
+        "references": references,
+        "controls": {},
+        "telemetry": None,
+        "definitions": dict(DEFINITIONS),
+    }
+    document = protocol.describe(
+        model.checkpoint,
+        str(args.checkpoint_path),
+        kind="generation",
+        result=result,
+        seed=args.seed,
+        weights=args.weights,
+        tokenizer=tokenizer.to_json(),
+        wall_seconds=time.perf_counter() - begin,
     )
+    protocol.write(folder / "results.json", document)
     if args.save_samples:
         both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
         write_json(folder / "samples.json", both)
@@ -83,6 +98,13 @@ def eval_generation(arguments: Sequence[str]) -> int:
         print(f"{name + ', entropy of as much text':42} {_shown(reference.get('entropy', reference))}")
     print(f"results: {folder}")
     return int(failed or missing)
+
+
+def _count_calls(network: DDiT) -> list[None]:
+    """A list that grows by one with every call of the network, each of which embeds its tokens once."""
+    calls: list[None] = []
+    network.vocab_embed.register_forward_hook(lambda *_: calls.append(None))
+    return calls
 
 
 def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -374,7 +374,9 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
     writing = ["--checkpoint_path", str(run), "--num_samples", "2", "--steps", "2", "--output_dir", "out"]
     assert eval_generation(writing) == 0
     assert eval_generation([*writing, "--judge", "nobody"]) == 1
-    metrics = json.loads(Path("out", "results.json").read_text())["metrics"]
+    result = json.loads(Path("out", "results.json").read_text())["result"]
+    assert result["num_evaluations"] >= 2
+    metrics = result["metrics"]
     assert "nobody" in metrics["generative perplexity"]["failed"]
     assert metrics["entropy"]["value"] > 0
     assert eval_generation([*writing, "--datasets", "lm1b"]) == 1
