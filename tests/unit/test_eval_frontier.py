@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 import hdlm.evaluation.frontier as frontier
 from hdlm.cli import main
+from hdlm.cli._registry import verbs
+from hdlm.cli.eval import kinds
 from hdlm.evaluation.judge import CheckpointJudge
 from hdlm.view.frontier import Curve, Point, draw_frontier
 
@@ -138,6 +142,17 @@ def test_too_little_real_text_is_a_failure(tmp_path):
     command = [*SWEEP, "--temperature", "1", "--reference", str(tmp_path / "short.txt")]
     assert main([*command, "--output", str(tmp_path / "out")]) == 1
     assert "are needed, as many as samples" in results(tmp_path / "out")["reference"]["entropy"]["failed"]
+
+
+def test_the_commands_of_the_page_exist(repository):
+    page = (repository / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = [line.split()[1:] for line in "".join(blocks).splitlines() if line.startswith("hdlm ")]
+    assert {command[1] for command in commands if command[0] == "eval"} == set(kinds())
+    for verb, *words in commands:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        verbs()[verb].load().add_arguments(parser)
+        parser.parse_args(words)
 
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
