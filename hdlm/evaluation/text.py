@@ -40,8 +40,10 @@ class Source:
     corpus: AbstractCorpus
 
     def describe(self, text: Text) -> dict[str, Any]:
-        """What the result says of the text."""
-        return describe_data(self.name, self.part, text.documents, self.detokenizer)
+        """What the result says of the text; of one from the hub, also which commit it is from."""
+        data = describe_data(self.name, self.part, text.documents, self.detokenizer)
+        commit = self.corpus.revision() if isinstance(self.corpus, NamedDataset) else None
+        return data if commit is None else {**data, "revision": commit}
 
 
 def find_text(

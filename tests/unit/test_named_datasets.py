@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hdlm.data import NAMED, NamedDataset, corpus
+from hdlm.evaluation.text import Text, find_text
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +162,9 @@ def test_the_hub_says_which_commit(folder: Path, monkeypatch: pytest.MonkeyPatch
     rows.info = SimpleNamespace(download_checksums={f"hf://datasets/afmck/text8@{commit}/data/a.parquet": {}})
     monkeypatch.setitem(sys.modules, "datasets", Hub(rows))
     assert NamedDataset("text8").revision() == commit
+    source = find_text("text8")
+    data = source.describe(Text(tuple(source.corpus.documents()), torch.zeros(1, dtype=torch.long), (1,)))
+    assert data["revision"] == commit
     monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "c"}]))
     assert NamedDataset("text8").revision() == "main"
     _put(folder / "text8.txt", "a")
