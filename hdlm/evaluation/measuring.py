@@ -74,8 +74,6 @@ class BatchSize:
                     f"memory does not suffice for a single window: {reason}. Use shorter windows (--length)."
                 )
             self.size //= 2
-            if torch.accelerator.is_available():
-                torch.accelerator.memory.empty_cache()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

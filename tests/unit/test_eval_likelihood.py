@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -306,3 +310,41 @@ def test_a_table_says_what_failed() -> None:
 def test_shares_are_everything_once(count: int) -> None:
     parts = [Processes(3, rank).share(count) for rank in range(3)]
     assert [number for first, size in parts for number in range(first, first + size)] == list(range(count))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(hdlm, model: Path, data: Path, tmp_path: Path) -> None:
+    words = [model, "--data", data, "--replicates", 5, "--device", "cpu", "--json"]
+    alone = json.loads(hdlm(*words)[1])[str(data)]["result"]["estimates"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "hdlm",
+        "eval",
+        "likelihood",
+        *map(str, words),
+        "--output",
+        tmp_path / "o",
+    ]
+    both = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        printed = [one.communicate(timeout=200)[0] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0]
+    assert printed[1] == ""
+    assert json.loads(printed[0])[str(data)]["result"]["estimates"] == pytest.approx(alone, rel=1e-6)
+    assert protocol.read(tmp_path / "o" / "results.json")["result"]["estimates"] == pytest.approx(alone)
