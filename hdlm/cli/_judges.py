@@ -51,11 +51,15 @@ def _judge(word: str, device: torch.device, batch_size: int) -> AbstractJudge:
 
 
 def _is_ours(word: str) -> bool:
-    """Whether a word names a checkpoint of hdlm: its config says so, or tells of a noise process."""
-    if word in shipped() and not Path(word).exists():
-        return True
-    config = Path(word) / "config.json"
+    """Whether a word names a checkpoint that `hdlm.load` opens: a model that ships, or a path to no model of theirs."""
+    path = Path(word)
+    if not path.exists():
+        return word in shipped()
+    config = path / "config.json"
     if not config.is_file():
-        return False
+        return True
+    from transformers import CONFIG_MAPPING
+
     found = json.loads(config.read_text(encoding="utf-8"))
-    return isinstance(found, dict) and (found.get("model_type") == "hdlm" or "process" in found)
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    return kind == "hdlm" or kind not in CONFIG_MAPPING
