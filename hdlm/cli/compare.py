@@ -98,7 +98,7 @@ def _cells(cell: Cell) -> tuple[str, str]:
     from hdlm.view.report import number
 
     if cell.value is None:
-        return f"failed: {cell.failed}", ""
+        return "failed", ""
     value = number(cell.value, cell.error)
     if cell.difference is None:
         return value, ""
@@ -138,7 +138,14 @@ def _print(comparison: Comparison) -> None:
 def _footer(comparison: Comparison) -> tuple[str, ...]:
     from hdlm.evaluation.comparison import SIGNIFICANT
 
-    return (f"An asterisk marks differences of more than {SIGNIFICANT:g} standard errors.", *comparison.notes)
+    failures = [
+        f"{metric} of {name} failed: {cell.failed}"
+        for metric, cells in comparison.cells.items()
+        for name, cell in zip(comparison.names, cells, strict=True)
+        if cell.value is None
+    ]
+    legend = f"An asterisk marks differences of more than {SIGNIFICANT:g} standard errors."
+    return (legend, *comparison.notes, *failures)
 
 
 def _write_markdown(path: Path, comparison: Comparison, documents: dict[str, dict[str, Any]]) -> None:

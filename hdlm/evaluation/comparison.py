@@ -282,7 +282,13 @@ def _metrics(document: Document, name: str) -> Mapping[str, Document]:
 def _drawn(document: Document, name: str) -> dict[str, Any]:
     """What samples have to have in common."""
     result = _mapping(document, "result", name)
-    fields = {key: _known(result, key, f"{name}: result") for key in ("num_samples", "length")}
+    length, given = _known(result, "length", f"{name}: result"), result.get("num_given", 0)
+    if not _is_number(length) or not _is_number(given):
+        raise ValueError(f"{name}: length and num_given must be numbers; got {length!r} and {given!r}.")
+    fields = {
+        "num_samples": _known(result, "num_samples", f"{name}: result"),
+        "tokens written": length - given,
+    }
     settings = result.get("settings")
     if isinstance(settings, Mapping):
         fields["prompt"] = settings.get("prompt") or ""

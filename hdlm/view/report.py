@@ -75,7 +75,7 @@ def number(value: float, error: float | None, *, sign: bool = False) -> str:
     digits = 4
     if error:
         digits = min(max(1 - math.floor(math.log10(error)), 0), 12)
-    shown = f"{value:{'+' if sign else ''},.{digits}f}"
+    shown = f"{value:{'+' if sign else ''}z,.{digits}f}"
     return f"{shown} ± {error:,.{digits}f}" if error else shown
 
 

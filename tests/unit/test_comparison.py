@@ -14,6 +14,7 @@ import pytest
 from hdlm.cli import main
 from hdlm.evaluation import LikelihoodResult
 from hdlm.evaluation.comparison import IncomparableError, compare
+from hdlm.view.report import number
 
 WORDS, LETTERS = "a" * 64, "b" * 64
 
@@ -105,7 +106,8 @@ PROTOCOL = [
     (likelihood(), "result/within_documents", True, "within_documents is True, and False in a"),
     (generation(), "kind", "likelihood", "kind is likelihood, and generation in a"),
     (generation(), "result/num_samples", 51, "num_samples is 51, and 50 in a"),
-    (generation(), "result/length", 128, "length is 128, and 64 in a"),
+    (generation(), "result/length", 128, "tokens written is 128, and 64 in a"),
+    (generation(), "result/num_given", 1, "tokens written is 63, and 64 in a"),
     (generation(), "result/settings/prompt", "Once", "prompt is Once"),
     (generation(), "tokenizer_sha256", LETTERS, "tokenizer_sha256 is bbbbbbbbbbbb…"),
     (
@@ -276,7 +278,7 @@ def test_the_command_refuses_in_one_line(results, capsys, monkeypatch):
     assert main(["compare", "a", "b", "--markdown", "t.md"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "b: length is 65, and 64 in a" in captured.err
+    assert "b: tokens written is 65, and 64 in a" in captured.err
     assert not captured.out
     assert not (results / "t.md").exists()
     assert main(["compare", "a"]) == 2
@@ -301,3 +303,44 @@ def test_a_file_of_several_data_sets(results, capsys, monkeypatch):
     assert main(["compare", "a", "both.json:lm1b"]) == 2
     assert "lm1b was not measured: not here" in capsys.readouterr().err
     assert main(["compare", "a", "b/results.json:ptb"]) == 2
+
+
+def test_numbers_are_written_as_their_errors_allow():
+    assert number(1.23456, 0.0321) == "1.235 ± 0.032"
+    assert number(1234.5, 25.0) == "1,234 ± 25"
+    assert number(-0.0001, 0.013, sign=True) == "+0.000 ± 0.013"
+    assert number(0.5, None) == number(0.5, 0.0) == "0.5000"
+
+
+def test_real_results(tmp_path, capsys):
+    """Of the commands that write them: the same model along two hyperschedules, and with overlapping windows."""
+    text = tmp_path / "book.txt"
+    text.write_text("In the beginning God created the heaven and the earth. " * 12)
+    model = ["kjv-epsilon-4m", "--length", "32", "--steps", "2"]
+    measure = ["eval", "likelihood", *model, "--data", str(text), "--replicates", "3"]
+    write = ["eval", "generation", *model, "--num", "3"]
+    runs = {
+        "slide": measure,
+        "flat": [*measure, "--hyperschedule", "flat", "--seed", "1"],
+        "overlapping": [*measure, "--stride", "16"],
+        "acs": write,
+        "original": [*write, "--algorithm", "original"],
+    }
+    for name, command in runs.items():
+        assert main([*command, "--output", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    names = {name: str(tmp_path / name) for name in runs}
+    assert main(["compare", names["slide"], names["flat"], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]["bits per byte"][names["flat"]]
+    documents = [
+        json.loads((tmp_path / name / "results.json").read_text())["result"] for name in ("slide", "flat")
+    ]
+    bits = [document["bits_per_byte"] for document in documents]
+    assert found["difference"] == pytest.approx(bits[1] - bits[0])
+    assert found["difference_error"] == pytest.approx(
+        math.hypot(*(document["bits_per_byte_error"] for document in documents))
+    )
+    assert main(["compare", names["acs"], names["original"]]) == 0
+    capsys.readouterr()
+    assert main(["compare", names["slide"], names["overlapping"]]) == 2
+    assert "stride is 16, and 32 in" in capsys.readouterr().err
