@@ -14,6 +14,7 @@ It needs `pip install "hdlm[harness]"`.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib
 import math
 import sys
@@ -146,7 +147,9 @@ def _task_manager(tasks: list[str], folder: Path | None) -> Any:
     include = None if folder is None else str(folder)
 
     def unknown(known: Any) -> list[str]:
-        return [task for task in tasks if not Path(task).is_file() and task not in known.all_tasks]
+        return [
+            task for task in tasks if not Path(task).is_file() and not fnmatch.filter(known.all_tasks, task)
+        ]
 
     own = manager(include_path=include, include_defaults=False)
     if not unknown(own):
