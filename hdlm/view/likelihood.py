@@ -173,7 +173,9 @@ def draw_replicates(document: Mapping[str, Any], output: Path, name: str) -> Non
         axes.scatter(counts, bits, s=12, color=MUTED, alpha=0.6, linewidths=0, label="one replicate")
         axes.plot(counts, means, color=SERIES[0], linewidth=1.8, label="mean so far")
         known = ~np.isnan(reach)
-        if known.any():
+        if known.sum() == 1:
+            axes.errorbar(counts[known], means[known], reach[known], color=SERIES[0], label="95% interval")
+        elif known.any():
             low, high = (means - reach)[known], (means + reach)[known]
             axes.fill_between(
                 counts[known], low, high, color=SERIES[0], alpha=0.15, linewidth=0, label="95% interval"
