@@ -6,11 +6,13 @@ right is better, and real text, where it is given, is the place to be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -102,9 +104,12 @@ def draw_frontier(
             )
             for point in curve.points:
                 _dot(axes, point, colour, marker)
-                if not place or len(drawn) <= MANY:
-                    left = place % 2 == 0
-                    _say(axes, point.label, point, (-5.0, 7.0) if left else (5.0, -7.0), colour, 7.0, left)
+                if len(drawn) > MANY:
+                    if not place:
+                        _say(axes, point.label, point, (-5.0, 7.0), colour, 7.0, True)
+                elif point is not _end(curve):
+                    above = _is_above(point, curve, drawn)
+                    _say(axes, point.label, point, (-5.0, 7.0) if above else (5.0, -7.0), colour, 7.0, above)
         if reference is not None:
             _dot(axes, reference, INK, "*", 10.0)
         axes.set_yscale("log")
@@ -119,10 +124,28 @@ def draw_frontier(
         if len(drawn) > MANY:
             axes.legend(loc="upper left", fontsize=8)
             drawn, colours = [], []
-        ends = [(curve.name, max(curve.points, key=lambda point: point.entropy)) for curve in drawn]
+        ends = [
+            (f"{_end(curve).label}  {curve.name}", _end(curve), _is_above(_end(curve), curve, drawn))
+            for curve in drawn
+        ]
         if reference is not None:
-            ends, colours = [*ends, (reference.label, reference)], [*colours, INK]
+            ends, colours = [*ends, (reference.label, reference, True)], [*colours, INK]
         _name_curves(drawing, axes, ends, colours)
+
+
+def _end(curve: Curve) -> Point:
+    """Where a curve is named."""
+    return max(curve.points, key=lambda point: point.entropy)
+
+
+def _is_above(point: Point, own: Curve, curves: Sequence[Curve]) -> bool:
+    """Whether a point lies above the middle of the other curves at its entropy, so that it is labelled there."""
+    heights = []
+    for curve in curves:
+        if curve is not own:
+            entropies, perplexities = _places(sorted(curve.points, key=lambda one: one.entropy))
+            heights.append(float(np.interp(point.entropy, entropies, np.log(perplexities))))
+    return not heights or math.log(point.perplexity) >= sum(heights) / len(heights)
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
@@ -182,18 +205,18 @@ def _few_decades(axes: Axes) -> None:
 
 
 def _name_curves(
-    drawing: Figure, axes: Axes, ends: Sequence[tuple[str, Point]], colours: Sequence[str]
+    drawing: Figure, axes: Axes, ends: Sequence[tuple[str, Point, bool]], colours: Sequence[str]
 ) -> None:
-    """Write each name to the right of its last point, and names apart from one another."""
+    """Write each name beside its last point, above or below it, and names apart from one another."""
     drawing.draw_without_rendering()
     scale = 72 / drawing.dpi
-    heights = [float(axes.transData.transform((p.entropy, p.perplexity))[1]) * scale for _, p in ends]
-    wanted = sorted(range(len(ends)), key=heights.__getitem__)
-    at = -float("inf")
-    for index in wanted:
-        at = max(heights[index], at + APART)
-        name, point = ends[index]
-        _say(axes, name, point, (8.0, 9 + at - heights[index]), colours[index], 8.5, False)
+    places = [float(axes.transData.transform((one.entropy, one.perplexity))[1]) * scale for _, one, _ in ends]
+    wanted = [place + (9.0 if end[2] else -9.0) for place, end in zip(places, ends, strict=True)]
+    at = -math.inf
+    for index in sorted(range(len(ends)), key=wanted.__getitem__):
+        at = max(wanted[index], at + APART)
+        name, point, _ = ends[index]
+        _say(axes, name, point, (7.0, at - places[index]), colours[index], 8.5, False)
 
 
 PERPLEXITY = "generative perplexity"
@@ -240,7 +263,7 @@ def frontier_table(document: Mapping[str, Any]) -> str:
                     f"{one[swept]:g}",
                     _cell(one["entropy"]),
                     _cell(one[PERPLEXITY]),
-                    f"{one['num_evaluations']:g}",
+                    f"{one['num_evaluations']:.4g}",
                 )
             )
     reference = document["reference"]
