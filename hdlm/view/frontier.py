@@ -232,9 +232,11 @@ def write_frontier(folder: Path, document: Mapping[str, Any]) -> None:
     """
     swept = document["swept"]
     one_model = len(document["models"]) == 1
+    short = {Path(name).name for name in document["models"]}
+    named = (lambda name: Path(name).name) if len(short) == len(document["models"]) else str
     curves = [
         Curve(
-            curve["algorithm"] if one_model else f"{Path(curve['model']).name}, {curve['algorithm']}",
+            curve["algorithm"] if one_model else f"{named(curve['model'])}, {curve['algorithm']}",
             [_point(f"{one[swept]:g}", one) for one in curve["points"] if _whole(one)],
         )
         for curve in document["curves"]
