@@ -4,7 +4,7 @@ CHECKPOINT is whatever `hdlm sample` takes, and so are the options of writing. E
 writer that repeats itself has a good perplexity. Controls are writers that know nothing, for comparison.
 
 Examples:
-  hdlm eval generation runs/first --num 100 --algorithm acs --eta 0.1 --output results/acs
+  hdlm eval generation runs/first --num 100 --algorithm acs --eta 0.1 --output results/acs     judged by gpt2-large
   hdlm eval generation runs/first --judge models/gpt2 --judge kjv-epsilon-4m --output results/judged
   hdlm eval generation runs/first --reference wikitext2 --controls repeat unigram shuffle data
   hdlm eval generation runs/first --num 1000 --judge models/gpt2 --mauve --reference book.txt --output results/mauve
@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._judges import add_judge, judges_of
+from hdlm.cli._judges import add_judge, judges_asked, judges_of
 from hdlm.cli._models import add_checkpoint, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import share_bar
@@ -123,7 +123,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, wanted in wants.items():
         if wanted and args.reference is None:
             raise ValueError(f"{option} needs real text: give --reference, a data set, file or folder.")
-    if args.mauve and not args.judge:
+    asked = judges_asked(args)
+    if args.mauve and not asked:
         raise ValueError("--mauve needs the features of a --judge in the format of transformers.")
     if args.save_samples and args.output is None:
         raise ValueError("--save-samples needs --output, the folder to write them to.")
@@ -155,7 +156,7 @@ class _Evaluation:
 
         reference = None if self.args.reference is None else self._text()
         self.samples = self.draw(self.settings, "samples.jsonl")
-        judges = judges_of(self.args.judge, self.device, JUDGED_AT_A_TIME)
+        judges = judges_of(judges_asked(self.args), self.device, JUDGED_AT_A_TIME)
         scores = self._scores(judges, reference)
         return {
             "settings": {**asdict(self.settings), "prompt": self.args.prompt},

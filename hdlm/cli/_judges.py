@@ -15,16 +15,33 @@ if TYPE_CHECKING:
     from hdlm.evaluation.judge import AbstractJudge
 
 
+USUAL, NOBODY = "gpt2-large", "none"
+"""Who judges unless somebody else is named, as the field has it; and the word for no judge."""
+
+
 def add_judge(parser: argparse._ActionsContainer) -> None:
-    """Add `--judge`, which may be given several times; read it with `judges_of`."""
+    """Add `--judge`, which may be given several times; read it with `judges_asked` and `judges_of`."""
     parser.add_argument(
         "--judge",
         action="append",
-        default=[],
         metavar="MODEL",
-        help="who judges perplexity: the folder or hub name of a causal language model (gpt2-large, say), or a "
-        "checkpoint of hdlm; may be given again",
+        help=f"who judges perplexity: the folder or hub name of a causal language model, or a checkpoint of hdlm; may "
+        f"be given again; {NOBODY} for nobody (default: {USUAL})",
     )
+
+
+def judges_asked(args: argparse.Namespace) -> list[str]:
+    """The words that `--judge` took down.
+
+    Raises:
+        ValueError: If nobody is asked, and somebody too.
+    """
+    words: list[str] = args.judge or [USUAL]
+    if words == [NOBODY]:
+        return []
+    if NOBODY in words:
+        raise ValueError(f"--judge {NOBODY} is for no judge at all; got {', '.join(words)}.")
+    return words
 
 
 def judges_of(words: list[str], device: torch.device, batch_size: int = 8) -> dict[str, AbstractJudge | str]:

@@ -26,12 +26,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from hdlm.checkpoint import Checkpoint, load_checkpoint
+from hdlm import hub
+from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.conditional import Conditional, split_text
 from hdlm.evaluation.plans import bound_of, plan_of
 from hdlm.evaluation.result import BoundName
@@ -273,7 +273,7 @@ def _harness_class() -> type:
         """A model of hdlm for `lm_eval`; see `hdlm.evaluation.harness`.
 
         Args:
-            checkpoint: The model, or the folder of one in hdlm's own format.
+            checkpoint: The model, or what `hdlm.load` opens: a folder, a file, a hub id.
             batch_size: Windows or canvases in a pass; None for the usual number.
             max_batch_size: Of no account: nothing is tried out.
             device: Where the model is; None for where its weights are.
@@ -290,7 +290,7 @@ def _harness_class() -> type:
             **options: Any,
         ) -> None:
             super().__init__()
-            opened = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
+            opened = checkpoint if isinstance(checkpoint, Checkpoint) else hub.load(checkpoint)
             if device is not None:
                 opened.denoiser.to(device)
             self._device = next(opened.network.parameters()).device

@@ -318,7 +318,7 @@ def test_real_results(tmp_path, capsys):
     text.write_text("In the beginning God created the heaven and the earth. " * 12)
     model = ["kjv-epsilon-4m", "--length", "32", "--steps", "2"]
     measure = ["eval", "likelihood", *model, "--data", str(text), "--replicates", "3"]
-    write = ["eval", "generation", *model, "--num", "3"]
+    write = ["eval", "generation", *model, "--num", "3", "--judge", "none"]
     runs = {
         "slide": measure,
         "flat": [*measure, "--hyperschedule", "flat", "--seed", "1"],

@@ -190,6 +190,7 @@ def test_a_package_that_is_missing_is_a_reason_and_no_number(monkeypatch) -> Non
 # --- samples that are kept
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_write_and_go_on_after_a_kill(checkpoint, tmp_path) -> None:
     keep = tmp_path / "samples.jsonl"
     done: list[int] = []
@@ -215,6 +216,7 @@ def test_samples_are_those_of_write_and_go_on_after_a_kill(checkpoint, tmp_path)
         draw_samples(checkpoint, SHORT, prompt="And [MASK] said", num=1)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved(checkpoint, monkeypatch) -> None:
     sizes: list[int] = []
 
@@ -307,6 +309,7 @@ def test_every_judge_has_its_own_line_and_a_failure_leaves_the_others(checkpoint
 # --- the command
 
 
+@pytest.mark.slow
 def test_the_command_writes_everything_and_goes_on(judge, real_text, tmp_path, capsys) -> None:
     pytest.importorskip("mauve")
     folder = tmp_path / "out"
@@ -362,7 +365,7 @@ def test_what_was_asked_for_in_vain_is_said_and_the_rest_is_kept(monkeypatch, tm
 
 
 def test_one_sample_is_measured_without_errors(capsys) -> None:
-    assert main(["eval", "generation", *WORDS, "--num", "1"]) == 0
+    assert main(["eval", "generation", *WORDS, "--num", "1", "--judge", "none"]) == 0
     printed = capsys.readouterr().out
     assert "entropy" in printed
     assert "at least two" in printed
@@ -374,7 +377,8 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
         (["--mauve", "--judge", "x"], "--mauve needs real text"),
         (["--controls", "repeat"], "--controls needs real text"),
         (["--infill", "0.5"], "--infill needs real text"),
-        (["--mauve", "--reference", "x"], "--mauve needs the features"),
+        (["--mauve", "--reference", "x", "--judge", "none"], "--mauve needs the features"),
+        (["--judge", "none", "--judge", "gpt2"], "--judge none is for no judge"),
         (["--save-samples"], "needs --output"),
         (["--batch-size", "none"], "--batch-size must be a whole number"),
         (["--infill", "2", "--reference", "x"], "a share in"),
@@ -383,6 +387,15 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
 def test_options_that_do_not_fit(options, message, capsys) -> None:
     assert main(["eval", "generation", MODEL, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_usual_judge_is_asked_and_missed_aloud(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert main(["eval", "generation", *WORDS, "--num", "1", "--json"]) == 1
+    metrics = json.loads(capsys.readouterr().out)["result"]["metrics"]
+    assert "gpt2-large" in metrics["generative perplexity"]["failed"]
+    assert metrics["entropy"]["value"] > 0
 
 
 def test_a_sample_survives_json() -> None:
