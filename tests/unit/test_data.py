@@ -61,7 +61,7 @@ def test_the_bible_is_in_chapters() -> None:
 def test_files_folders_and_globs(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_text("second")
-    (tmp_path / "deep" / "c.txt.gz").write_bytes(gzip.compress(b"third"))
+    (tmp_path / "deep" / "c.txt.gz").write_bytes(gzip.compress(b"third", mtime=0))
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "ignored.md").write_text("never")
     assert list(corpus(str(tmp_path)).documents()) == ["first", "second", "third"]
@@ -82,7 +82,7 @@ def test_json_lines(tmp_path: Path) -> None:
     [
         ("empty.txt", b"  \n", "no text"),
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
-        ("cut.txt.gz", gzip.compress(b"whole text here")[:-9], "gzip"),
+        ("cut.txt.gz", gzip.compress(b"whole text here", mtime=0)[:-9], "gzip"),
         ("fake.txt.gz", b"no gzip at all", "gzip"),
         ("bad.jsonl", b"{", "line 1"),
         ("other.jsonl", b'{"body": "x"}', "no text under 'text'"),
