@@ -1,7 +1,7 @@
 """GIDD's weights, process, bounds and steps, as its own code computed them (arXiv 2503.04482).
 
 Logits are compared at 1e-4, absolute and relative to their size. At one position of one row, (2, 15), recorded numbers
-differ from ours by 1.9e-4, on logits of up to 8, and by as much from our network in float64: it is their rounding. The
+differ from ours by 1.9e-4, on logits of up to 8, and by as much from our network in float64: rounding, most likely. The
 norms there divide by a variance near their epsilon, so that noise in the last place of the conditioning vector alone
 moves these logits by 1e-4, all along one direction, which is also that of the difference and of a change of `t`. The
 rotary tables have no part in it: with the published ones in place of ours nothing changes, and recorded numbers of
