@@ -14,7 +14,7 @@ from hdlm.data.corpora import (
     TextFiles,
     corpus,
 )
-from hdlm.data.packing import Split, TokenStream, Windows, split, tokenise
+from hdlm.data.packing import AbstractWindows, Split, TokenStream, Windows, split, tokenise
 from hdlm.data.pretrained_tokenizers import find_tokenizer
 from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 
@@ -23,6 +23,7 @@ __all__ = [
     "END_OF_TEXT",
     "NAMED",
     "AbstractCorpus",
+    "AbstractWindows",
     "Bigram",
     "JSONLines",
     "KingJamesBible",

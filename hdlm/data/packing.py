@@ -8,6 +8,7 @@ without having drawn those before it.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -19,7 +20,7 @@ from torch import Tensor
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.randomness import Randomness
 
-__all__ = ["Split", "TokenStream", "Windows", "split", "tokenise"]
+__all__ = ["AbstractWindows", "Split", "TokenStream", "Windows", "split", "tokenise"]
 
 _SHIFT, _SHUFFLE = 0x81, 0x82
 """Random streams of this module."""
@@ -101,9 +102,28 @@ def tokenise(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenStream:
     return TokenStream(torch.tensor(ids), sum(len(document.encode()) + 1 for document in documents))
 
 
+class AbstractWindows(abc.ABC):
+    """An endless, ordered supply of windows of equal length, any of which can be had at any time.
+
+    Attributes:
+        length: Tokens in a window.
+    """
+
+    length: int
+
+    @abc.abstractmethod
+    def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
+        """Windows number `first .. first + count - 1` of the endless order.
+
+        Args:
+            first: Number of windows before; `step * batch_size` at a step of training.
+            count: How many.
+        """
+
+
 @final
 @dataclass(frozen=True)
-class Windows:
+class Windows(AbstractWindows):
     """Window number `0, 1, 2, ..` of an endless sequence of epochs.
 
     Attributes:
@@ -130,12 +150,6 @@ class Windows:
         return -(-len(self.tokens) // self.length)
 
     def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
-        """Windows number `first .. first + count - 1` of the endless order.
-
-        Args:
-            first: Number of windows before; `step * batch_size` at a step of training.
-            count: How many.
-        """
         starts = torch.cat([self._starts(epoch)[low:high] for epoch, low, high in self._runs(first, count)])
         return self.tokens[(starts[:, None] + torch.arange(self.length)) % len(self.tokens)]
 

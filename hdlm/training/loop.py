@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hdlm.data import Windows
+from hdlm.data import AbstractWindows
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT
 from hdlm.objective import stratified_times
@@ -114,7 +114,7 @@ class Trainer:
         self,
         denoiser: Denoiser,
         mixture: Mixture,
-        windows: Windows,
+        windows: AbstractWindows,
         optimizer: OptimizerSettings,
         run: RunSettings,
         device: torch.device,

@@ -16,17 +16,7 @@ from typing import Any, final
 import torch
 
 from hdlm.checkpoint import Checkpoint, save_checkpoint
-from hdlm.data import (
-    Split,
-    Tokenizer,
-    TokenStream,
-    Windows,
-    corpus,
-    find_tokenizer,
-    split,
-    tokenise,
-    train_tokenizer,
-)
+from hdlm.data import Split, Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule
@@ -35,7 +25,8 @@ from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.loop import StepReport, Trainer, Watcher
 from hdlm.training.mixture import Mixture
-from hdlm.training.recipe import TRAINED_HERE, Recipe
+from hdlm.training.recipe import Recipe
+from hdlm.training.text import TrainingText, read_text
 from hdlm.training.watchers import Every, MetricsLog
 
 __all__ = ["Run", "prepare"]
@@ -51,18 +42,14 @@ class Run:
 
     Attributes:
         recipe: What was asked for.
-        tokenizer: Trained on the training text.
-        train: Tokens to learn from.
-        validation: Tokens that training never sees.
+        text: What is learnt from, and what is not.
         denoiser: The model; training changes it in place.
         mixture: Which noise at which step.
         device: Where training happens.
     """
 
     recipe: Recipe
-    tokenizer: Tokenizer
-    train: TokenStream
-    validation: TokenStream
+    text: TrainingText
     denoiser: Denoiser
     mixture: Mixture
     device: torch.device
@@ -85,6 +72,21 @@ class Run:
         )
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Trained on the training text, or what the recipe names."""
+        return self.text.tokenizer
+
+    @property
+    def train(self) -> TokenStream:
+        """Tokens to learn from."""
+        return self.text.train
+
+    @property
+    def validation(self) -> TokenStream:
+        """Tokens that training never sees."""
+        return self.text.validation
+
+    @property
     def noise_schedule(self) -> AbstractNoiseSchedule:
         """How fast noise comes."""
         return self.mixture.parts[0].corruption.noise_schedule
@@ -92,7 +94,7 @@ class Run:
     def trainer(self) -> Trainer:
         """What trains the denoiser, before its first step."""
         recipe = self.recipe
-        windows = Windows(self.train.tokens, recipe.data.context, recipe.run.seed)
+        windows = self.text.windows(recipe.data.context, recipe.run.seed)
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
 
     def execute(self, folder: Path, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
@@ -141,38 +143,21 @@ def prepare(
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
-    parts = _text(recipe) if text is None else text
-    tokenizer = _tokenizer(recipe, parts.train, start)
-    train, validation = tokenise(tokenizer, parts.train), tokenise(tokenizer, parts.validation)
-    say(
-        f"text: {len(train.tokens):,} tokens to learn from, {len(validation.tokens):,} to measure with; "
-        f"{tokenizer.vocabulary.num_words} words of {train.bytes_per_token:.2f} bytes"
-    )
+    read = read_text(recipe, say, start, text)
     torch.manual_seed(recipe.run.seed)
-    network = _network(recipe, tokenizer)
+    network = _network(recipe, read.tokenizer)
     if start is not None:
         _take_over(network, start)
     network.to(device)
-    process = _process(recipe, tokenizer.vocabulary.num_words)
+    process = _process(recipe, read.tokenizer.vocabulary.num_words)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
     return Run(
         recipe,
-        tokenizer,
-        train,
-        validation,
+        read,
         Denoiser(network, process, _parameterization(recipe)),
         Mixture.of(recipe, process),
         device,
     )
-
-
-def _text(recipe: Recipe) -> Split:
-    """Documents to learn from, and documents to measure with."""
-    data = recipe.data
-    documents = tuple(corpus(*data.corpus).documents())
-    if not data.validation_corpus:
-        return split(documents, data.validation)
-    return Split(documents, tuple(corpus(*data.validation_corpus).documents()))
 
 
 def _process(recipe: Recipe, num_words: int) -> AbstractNoiseProcess:
@@ -205,20 +190,6 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
             max_length=recipe.data.context,
         )
     )
-
-
-def _tokenizer(recipe: Recipe, documents: Sequence[str], start: Checkpoint | None) -> Tokenizer:
-    """That of the checkpoint to begin with, one that is found, or a new one."""
-    data = recipe.data
-    if start is not None and start.tokenizer is not None:
-        return Tokenizer.from_json(
-            start.tokenizer, "the tokenizer.json to begin with", start.vocabulary.num_words
-        )
-    if data.tokenizer != TRAINED_HERE:
-        return find_tokenizer(data.tokenizer, num_words=data.vocabulary)
-    if start is not None:
-        raise ValueError("the checkpoint to begin with has no tokenizer.json, so its ids mean nothing.")
-    return train_tokenizer(documents, data.vocabulary)
 
 
 def _take_over(network: DDiT, start: Checkpoint) -> None:
