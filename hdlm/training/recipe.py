@@ -40,10 +40,14 @@ __all__ = [
 ]
 
 OptimizerName = Literal["muon", "adamw"]
+DecayName = Literal["matrices", "all"]
+MuonScale = Literal["original", "match_rms_adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
 ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
 ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy"]
+MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
+"""Metadata of an option that may be another one when a run goes on: it changes no weight, but for rounding."""
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
 
@@ -232,7 +236,10 @@ class OptimizerSettings:
         matrix_rate: Peak learning rate of the matrices of the blocks.
         embedding_rate: Peak learning rate of the embedding.
         head_rate: Peak learning rate of the output layer, norms and biases.
-        weight_decay: Of matrices; norms, biases and embeddings have none.
+        weight_decay: Share of the learning rate that is taken off weights at each step; see `decay`.
+        decay: What decays: `"matrices"`, so no norm, no bias and no embedding; or `"all"`, as published.
+        muon_scale: How Muon scales the step of a matrix: `"original"` by its shape; `"match_rms_adamw"` so that rates and
+            decays found for AdamW will do.
         schedule: What follows the warm-up: a line or a cosine to `floor`, or nothing.
         warmup: Share of the run in which the rates rise to their peaks; a run may end before they get there.
         floor: Where the schedule ends, relative to the peak.
@@ -248,6 +255,8 @@ class OptimizerSettings:
     embedding_rate: float = 0.005
     head_rate: float = 0.005
     weight_decay: float = 0.0
+    decay: DecayName = "matrices"
+    muon_scale: MuonScale = "original"
     schedule: ScheduleName = "linear"
     warmup: float = 0.02
     floor: float = 0.0
@@ -295,25 +304,30 @@ class RunSettings:
         accumulation: Passes that an optimizer step is split into.
         precision: `"bf16"` autocast, `"no"`, or `"auto"`: bf16 where it is the faster one.
         compile: Whether the network is compiled, where there is a compiler.
-        save_every: Minutes between checkpoints.
+        save_every: Minutes between checkpoints; None for no such limit.
+        save_steps: Optimizer steps between checkpoints; None for no such limit.
+        keep: Checkpoints that are kept to go on from, the newest; the one with the best bound on validation text is
+            kept besides.
         seed: Seed of everything.
     """
 
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 8
-    accumulation: int = 1
+    accumulation: int = field(default=1, metadata=MAY_CHANGE)
     precision: Precision = "auto"
-    compile: bool = False
-    save_every: float = 2.0
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    save_every: float | None = field(default=2.0, metadata=MAY_CHANGE)
+    save_steps: int | None = field(default=None, metadata=MAY_CHANGE)
+    keep: int = field(default=2, metadata=MAY_CHANGE)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minutes"):
+        for name in ("steps", "minutes", "save_every", "save_steps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"run.{name}", "positive", value)
         require(self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None)
-        require(self.save_every > 0, "run.save_every", "positive", self.save_every)
+        require(self.keep > 0, "run.keep", "at least 1", self.keep)
         require(0 <= self.seed < 2**64, "run.seed", "in [0, 2^64)", self.seed)
         require(
             0 < self.accumulation <= self.batch_size and self.batch_size % self.accumulation == 0,
