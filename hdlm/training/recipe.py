@@ -238,8 +238,8 @@ class OptimizerSettings:
         head_rate: Peak learning rate of the output layer, norms and biases.
         weight_decay: Share of the learning rate that is taken off weights at each step; see `decay`.
         decay: What decays: `"matrices"`, so no norm, no bias and no embedding; or `"all"`, as published.
-        muon_scale: How Muon scales the step of a matrix: `"original"` by its shape; `"match_rms_adamw"` so that rates and
-            decays found for AdamW will do.
+        muon_scale: How Muon scales the step of a matrix: `"original"`, by its shape; `"match_rms_adamw"`, so that
+            rates and decays found for AdamW will do.
         schedule: What follows the warm-up: a line or a cosine to `floor`, or nothing.
         warmup: Share of the run in which the rates rise to their peaks; a run may end before they get there.
         floor: Where the schedule ends, relative to the peak.

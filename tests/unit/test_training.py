@@ -24,7 +24,6 @@ from hdlm.process import EpsilonHybrid
 from hdlm.training import (
     ExponentialMovingAverage,
     Mixture,
-    Muon,
     NextToken,
     Recipe,
     Run,
@@ -32,8 +31,6 @@ from hdlm.training import (
     StopRequest,
     choose_precision,
     listening,
-    make_optimizers,
-    orthogonalise,
     prepare,
 )
 from hdlm.training.loop import Trainer
@@ -238,46 +235,6 @@ def test_an_unknown_hyperschedule_is_named(text: Path) -> None:
 
 
 # -- optimizers and averages ----------------------------------------------------------------------------------
-
-
-def test_every_weight_has_one_optimizer(text: Path) -> None:
-    network = _run(text).denoiser.backbone
-    for name in ("muon", "adamw"):
-        optimizers = make_optimizers(network, OptimizerSettings(name=name))
-        moved = [id(w) for one in optimizers for group in one.param_groups for w in group["params"]]
-        assert sorted(moved) == sorted(map(id, network.parameters()))
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 24, 8), (2, 8, 32)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(matrices))
-    assert values.min() > 0.3
-    assert values.max() < 1.3
-    same = orthogonalise(matrices.flatten(0, 1)[: shape[1]][None])[0]
-    torch.testing.assert_close(same, orthogonalise(matrices)[0])
-
-
-def test_muon_agrees_with_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    start, gradients = torch.randn(8, 6, generator=generator), torch.randn(5, 8, 6, generator=generator)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
-    for parameter, optimizer in (
-        (ours, Muon([ours], **settings)),
-        (theirs, torch.optim.Muon([theirs], **settings)),
-    ):
-        for gradient in gradients:
-            parameter.grad = gradient.clone()
-            optimizer.step()
-    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)  # theirs computes in bfloat16
-
-
-def test_muon_is_for_matrices() -> None:
-    with pytest.raises(ValueError, match="matrices"):
-        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
-    with pytest.raises(ValueError, match="momentum"):
-        Muon([nn.Parameter(torch.zeros(3, 3))], lr=0.1, momentum=1.0)
 
 
 def test_the_average_is_the_one_written_down() -> None:
