@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["AbstractDenoiser", "Backbone", "Context", "Denoiser", "Guided", "Prediction"]
+__all__ = ["AbstractDenoiser", "Backbone", "Context", "Denoiser", "Guided", "Prediction", "Projection"]
 
 
 @final
@@ -45,6 +45,20 @@ class Context:
 
 @final
 @dataclass(frozen=True)
+class Projection:
+    """Raw outputs as what they are in networks: `rows(at) @ matrix.T + bias`.
+
+    Attributes:
+        rows: Gives the hidden vectors that speak of the flattened positions with the given indices.
+        parameters: Gives `matrix` and `bias`.
+    """
+
+    rows: Callable[[Int[Tensor, " n"]], Float[Tensor, "n h"]]
+    parameters: Callable[[], tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None]]
+
+
+@final
+@dataclass(frozen=True)
 class Prediction:
     """What a denoiser says of `x_t`, projected onto the vocabulary only where it is read.
 
@@ -54,6 +68,7 @@ class Prediction:
         tokens: `x_t`.
         noise: The noise fraction of each position.
         raw: Gives the raw outputs that speak of the positions with the given indices into the flattened `[b q]`.
+        projection: The two factors of `raw`, if it is the linear layer of one network.
     """
 
     process: AbstractNoiseProcess
@@ -61,11 +76,17 @@ class Prediction:
     tokens: Int[Tensor, "b q"]
     noise: Float[Tensor, "b q"]
     raw: Callable[[Int[Tensor, " n"]], Float[Tensor, "n v"]]
+    projection: Projection | None = None
 
     def log_clean(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """`log p(x_0 | x_t)` at the flattened positions `at`; minus infinity at the mask."""
         rows = self.tokens.flatten()[at], self.noise.flatten()[at]
         return self.parameterization.log_clean(self.process, self.raw(at), *rows)
+
+    def log_weights(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n words"]:
+        """`log p(x_0 | x_t)` over the words at the flattened positions `at`, up to a constant a row."""
+        rows = self.tokens.flatten()[at], self.noise.flatten()[at]
+        return self.parameterization.log_weights(self.process, self.raw(at), *rows)
 
     def log_score(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)` at the flattened positions `at`."""
@@ -96,6 +117,10 @@ class Backbone(Protocol):
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
         """The vocabulary projection, row by row."""
+        ...
+
+    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None]:
+        """The matrix and the bias of `head`."""
         ...
 
     def new_cache(self) -> Any:
@@ -177,14 +202,19 @@ class Denoiser(nn.Module, AbstractDenoiser):
         )
         length = tokens.shape[1]
 
-        def raw(at: Tensor) -> Tensor:
+        def rows(at: Tensor) -> Tensor:
             source = (
                 at - torch.minimum(at % length, torch.full_like(at, self.lookback)) if self.lookback else at
             )
-            rows: Tensor = self.backbone.head(hidden.flatten(0, 1)[source])
-            return rows
+            chosen: Tensor = hidden.flatten(0, 1)[source]
+            return chosen
 
-        return Prediction(self.process, self.parameterization, tokens, noise, raw)
+        def raw(at: Tensor) -> Tensor:
+            projected: Tensor = self.backbone.head(rows(at))
+            return projected
+
+        projection = Projection(rows, self.backbone.projection)
+        return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 
     def forward(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context | None = None

@@ -51,6 +51,11 @@ class AbstractParameterization(abc.ABC):
         """The raw output that speaks of position `i` stands at position `i - lookback`."""
         return 0
 
+    @property
+    def is_softmax(self) -> bool:
+        """Whether `log_clean` is the log-softmax of the words' raw outputs, whatever the noise."""
+        return False
+
     @abc.abstractmethod
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         """What the network is told at noise fraction `u`."""
@@ -64,6 +69,16 @@ class AbstractParameterization(abc.ABC):
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
         """`log p(x_0 | x_t)`, normalised over the words; minus infinity at the mask."""
+
+    def log_weights(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n words"]:
+        """`log p(x_0 | x_t)` over the words, up to a constant a row: all that a draw needs, and often for free."""
+        return self.log_clean(process, raw, x_t, u)[..., :-1]
 
     @abc.abstractmethod
     def log_score(

@@ -68,6 +68,17 @@ class Cavity(AbstractParameterization):
         others = cavity + (anywhere - evidence)[..., None].to(cavity.dtype)
         return others.scatter(-1, x_t[..., None], here[..., None].to(cavity.dtype))
 
+    def log_weights(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n words"]:
+        if (x_t == process.mask_id).all():
+            return Mean().log_weights(process, raw, x_t, u)
+        return self.log_clean(process, raw, x_t, u)[..., :-1]
+
     def log_score(
         self,
         process: AbstractNoiseProcess,

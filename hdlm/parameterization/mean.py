@@ -38,6 +38,10 @@ class Mean(AbstractParameterization):
                 f"`conditioning` must be one of {get_args(Conditioning)}; got {self.conditioning!r}."
             )
 
+    @property
+    def is_softmax(self) -> bool:
+        return True
+
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         match self.conditioning:
             case "none":
@@ -60,6 +64,15 @@ class Mean(AbstractParameterization):
         dtype = torch.promote_types(raw.dtype, torch.float32)
         log_p = torch.log_softmax(words, dim=-1, dtype=dtype)
         return torch.nn.functional.pad(log_p, (0, 1), value=-torch.inf)
+
+    def log_weights(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n words"]:
+        return raw[..., : process.num_words].to(torch.promote_types(raw.dtype, torch.float32))
 
     def log_score(
         self,

@@ -29,6 +29,10 @@ class Shifted(AbstractParameterization):
     def lookback(self) -> int:
         return 1 + self.inner.lookback
 
+    @property
+    def is_softmax(self) -> bool:
+        return self.inner.is_softmax
+
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         return self.inner.inputs(u)
 
@@ -40,6 +44,15 @@ class Shifted(AbstractParameterization):
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
         return self.inner.log_clean(process, raw, x_t, u)
+
+    def log_weights(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n words"]:
+        return self.inner.log_weights(process, raw, x_t, u)
 
     def log_score(
         self,

@@ -27,8 +27,8 @@ from hdlm.sampling.draws import draw_index
 
 __all__ = ["Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
 
-_ENTRIES = 2**24
-"""How many vocabulary entries are expanded to float64 at a time."""
+_ENTRIES = 2**23
+"""How many vocabulary entries are projected at a time."""
 _STREAMS = 16
 """Uniform numbers a step may have per position, and parts that a compound step may have."""
 
@@ -85,22 +85,31 @@ class Reading:
     def draw(self, where: Bool[Tensor, "b l"], uniform: Float[Tensor, "b l"]) -> Int[Tensor, " n"]:
         """Words drawn from `p(x_0 | x_t)` at the given positions, with one uniform number each."""
         numbers = uniform[where]
-        drawn = [draw_index(p, numbers[part]) for part, p in self._chunks(where)]
+        drawn = [
+            draw_index((log_w - log_w.amax(-1, keepdim=True)).exp_(), numbers[part])
+            for part, log_w in self._chunks(where)
+        ]
         return torch.cat(drawn) if drawn else numbers.long()
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
         stands = self.tokens[where][:, None]
-        found = [p.gather(1, stands[part])[:, 0] for part, p in self._chunks(where)]
+        found = [
+            (log_w.gather(1, stands[part])[:, 0] - log_w.logsumexp(-1)).double().exp()
+            for part, log_w in self._chunks(where)
+        ]
         return torch.cat(found) if found else stands[:, 0].double()
 
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Probabilities in float64, a few rows at a time."""
+        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
         row, column = where.nonzero(as_tuple=True)
         size = max(1, _ENTRIES // (self.prediction.process.num_words + 1))
         for begin in range(0, len(row), size):
             part = slice(begin, begin + size)
-            yield part, self._log_clean(row[part], column[part]).double().exp()
+            if self.transforms:
+                yield part, self._log_clean(row[part], column[part])[:, :-1]
+            else:
+                yield part, self.prediction.log_weights(self._flat(row[part], column[part]))
 
     def _log_clean(self, row: Tensor, column: Tensor) -> Tensor:
         log_p = self.prediction.log_clean(self._flat(row, column))

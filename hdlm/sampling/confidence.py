@@ -49,7 +49,7 @@ class ByConfidence:
         expected = torch.where(masked, 1 - move.still_masked, 0.0).sum(1, keepdim=True)
         count = (expected + move.uniform(_ROUND)[:, :1]).floor()
         log_p = move.reading.log_clean(masked)
-        drawn = draw_index(log_p.double().exp(), move.uniform(_MODEL)[masked])
+        drawn = draw_index(log_p.exp(), move.uniform(_MODEL)[masked])
         trust = torch.full_like(move.t, -torch.inf)
         trust[masked] = self._trust(log_p, drawn).to(trust.dtype)
         trust[masked & (move.still_masked == 0)] = torch.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hdlm.randomness import Randomness
 from hdlm.sampling import draw_index, draw_word
 
 
@@ -23,6 +24,40 @@ def test_the_tail_of_a_large_vocabulary_is_reached_where_float32_gumbel_noise_ca
     inside = 1 - tail / 2
     assert draw_index(weights, inside[None]).item() > 0
     assert draw_index(weights, (1 - 1.5 * tail)[None]).item() == 0
+
+
+def test_a_tail_in_float32_has_its_probability_where_float32_gumbel_noise_never_goes() -> None:
+    """50,000 words that are together drawn once in 10,000 times: half of the numbers of the last 1/5,000 hit them."""
+    words = 50_000
+    weights = torch.full((words + 1,), 2.0**-29, dtype=torch.float32)
+    weights[7] = 1.0
+    tail = (words * 2.0**-29) / (1 + words * 2.0**-29)
+    assert 9e-5 < tail < 1e-4
+    rows = torch.arange(4000)
+    last = 1 - 2 * tail * (1 - Randomness(3).uniform(rows, 0, torch.zeros_like(rows)))
+    order = torch.cat([torch.arange(7), torch.arange(8, words + 1), torch.tensor([7])]).flip(0)
+    drawn = order[draw_index(weights[order].expand(len(rows), -1), last)]
+    hits = drawn[drawn != 7]
+    assert abs(len(hits) - 2000) < 5 * 1000**0.5
+    expected = len(hits) / 20
+    chi_square = ((torch.histc(hits.double(), 20, 0, words) - expected) ** 2 / expected).sum()
+    assert chi_square < 60  # 19 degrees of freedom: p < 1e-5
+
+    loudest = -torch.log(-torch.log(torch.tensor(1 - 2.0**-24, dtype=torch.float64)))
+    needed = torch.tensor(2.0**29, dtype=torch.float64).log() - loudest
+    assert (-torch.exp(needed)).exp() < 1e-8 * tail  # the favourite's own noise would have to be below -3.4
+
+
+@pytest.mark.parametrize("size", [1, 5, 255, 256, 257, 600, 1024])
+def test_two_levels_are_one_sum(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(500, size, generator=generator, dtype=torch.float64)
+    weights[:, ::3] = 0.0
+    weights[:, -1] = 1.0
+    uniform = torch.rand(500, generator=generator, dtype=torch.float64)
+    cumulative = weights.cumsum(1)
+    direct = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    assert torch.equal(draw_index(weights, uniform), direct)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
