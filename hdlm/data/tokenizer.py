@@ -15,10 +15,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, final
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hdlm.data import _tokenizer_json as tokenizer_json
+from hdlm.data.corpora.base import Piece
 from hdlm.vocabulary import Vocabulary
 
 __all__ = ["END_OF_TEXT", "Place", "Tokenizer", "train_tokenizer"]
@@ -210,6 +213,32 @@ class Tokenizer:
             encoding.ids + end
             for encoding in self._backend.encode_batch(list(documents), add_special_tokens=False)
         ]
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[npt.NDArray[np.unsignedinteger]]:
+        """Tokens of each piece of some documents, and end-of-text behind each that is the last; encoded in parallel.
+
+        They are of the smallest type that holds every word: `word_type`.
+        """
+        begins = [piece.first or self._kind == "WordPiece" for piece in pieces]
+        batches = {
+            begin: iter(
+                backend.encode_batch_fast(
+                    [piece.text for piece, is_begin in zip(pieces, begins, strict=True) if is_begin is begin],
+                    add_special_tokens=False,
+                )
+            )
+            for begin, backend in ((True, self._backend), (False, self._as_it_is))
+        }
+        end = [self._end]
+        return [
+            np.array(next(batches[begin]).ids + (end if piece.last else []), dtype=self.word_type)
+            for piece, begin in zip(pieces, begins, strict=True)
+        ]
+
+    @property
+    def word_type(self) -> type[np.unsignedinteger]:
+        """The smallest unsigned integer that holds every word and has at least 16 bits."""
+        return np.uint16 if self.vocabulary.num_words <= 2**16 else np.uint32
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """Text of some tokens; special tokens are left out unless asked for.

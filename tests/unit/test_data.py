@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from hdlm.data import (
     tokenise,
     train_tokenizer,
 )
+from hdlm.data.corpora.base import pieces_of
 
 VERSES = (
     "In the beginning was the Word.",
@@ -75,6 +77,60 @@ def test_json_lines(tmp_path: Path) -> None:
     file.write_text("\n\n".join(map(json.dumps, rows)))
     assert list(corpus(str(file)).documents()) == ["one", "two"]
     assert list(JSONLines((str(file),), key="body").documents()) == ["1", "2"]
+    assert list(corpus(str(tmp_path), key="body").documents()) == ["1", "2"]
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress('{"text": "a\u2028b"}\n'.encode(), mtime=0))
+    assert list(corpus(str(tmp_path / "*.gz")).documents()) == ["a\u2028b"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'hdlm[data]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"document {number}" for number in range(700)]
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": texts, "number": range(700)}), file)
+    assert list(corpus(str(tmp_path)).documents()) == texts
+    for key, complaint in (("body", "it has: text, number"), ("number", "row 1 has no text")):
+        with pytest.raises(ValueError, match=complaint):
+            list(corpus(str(file), key=key).documents())
+    file.write_text("no table")
+    with pytest.raises(ValueError, match="no Parquet file"):
+        list(corpus(str(file)).documents())
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "rows.parquet").write_text("rows")
+    with pytest.raises(ValueError, match=r"hdlm\[data\]"):
+        list(corpus(str(tmp_path)).documents())
+
+
+PLACES = st.text(st.sampled_from("ab \n\t\r\x1c\x85\xa0\u3000.'1é"), max_size=40)
+
+
+@given(text=PLACES, longest=st.integers(1, 12), chunk=st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_pieces_join_to_the_document_and_to_its_tokens(
+    tokenizer: Tokenizer, text: str, longest: int, chunk: int
+) -> None:
+    pieces = list(pieces_of((text[at : at + chunk] for at in range(0, len(text), chunk)), longest))
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) <= longest
+    assert [piece.first for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    if all(piece.first or piece.text[0] in " \n\t\r" for piece in pieces):
+        ids = [id for piece in tokenizer.encode_pieces(pieces) for id in piece.tolist()]
+        assert ids == [*tokenizer.encode(text), tokenizer.vocabulary.eos]
+
+
+def test_a_long_file_passes_in_pieces(tmp_path: Path) -> None:
+    text = "word " * 60_000
+    (tmp_path / "long.txt").write_text(f" \n{text}\n\n")
+    found = corpus(str(tmp_path))
+    pieces = list(found.pieces())
+    assert len(pieces) == 5
+    assert "".join(piece.text for piece in pieces) == text.strip() == next(found.documents())
 
 
 @pytest.mark.parametrize(
@@ -101,9 +157,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         list(TextFiles((str(tmp_path / "nowhere.txt"),)).documents())
 
 
-def test_kinds_of_text_do_not_mix() -> None:
+def test_kinds_of_text_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixed"):
         corpus("a.txt", "b.jsonl")
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match="mixed"):
+        corpus(str(tmp_path))
     with pytest.raises(ValueError, match="kjv"):
         corpus()
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from hdlm.data.corpora.base import AbstractCorpus
+from hdlm.data.corpora.base import AbstractCorpus, First, Piece
 from hdlm.data.corpora.kjv import KingJamesBible
 from hdlm.data.corpora.named import DATA_DIR, NAMED, NamedDataset, Part, part_of
 from hdlm.data.corpora.pydoc_topics import PydocTopics
-from hdlm.data.corpora.text_files import JSONLines, TextFiles
+from hdlm.data.corpora.text_files import KINDS, JSONLines, Parquet, TextFiles, files_of
 
 __all__ = [
     "CORPORA",
     "DATA_DIR",
     "NAMED",
     "AbstractCorpus",
+    "First",
     "JSONLines",
     "KingJamesBible",
     "NamedDataset",
+    "Parquet",
     "Part",
+    "Piece",
     "PydocTopics",
     "TextFiles",
     "corpus",
@@ -31,16 +35,17 @@ CORPORA: Mapping[str, Callable[[], AbstractCorpus]] = MappingProxyType(
 """Corpora that need no files of yours."""
 
 
-def corpus(*names: str) -> AbstractCorpus:
+def corpus(*names: str, key: str = "text") -> AbstractCorpus:
     """The corpus that a user means: one name out of `CORPORA` or `NAMED`, or files, folders and globs.
 
     A part of a named data set is named behind a colon, `ptb:train`; without one it is the test part.
 
     Args:
         names: What the user wrote; all of one kind.
+        key: Where the text of a row is, in JSON lines and Parquet.
 
     Raises:
-        ValueError: If nothing is named, or JSON lines are mixed with plain text.
+        ValueError: If nothing is named, or plain text, JSON lines and Parquet are mixed.
     """
     if len(names) == 1 and names[0] in CORPORA:
         return CORPORA[names[0]]()
@@ -50,7 +55,22 @@ def corpus(*names: str) -> AbstractCorpus:
         raise ValueError(
             f"no text was named: give files, folders, globs, or one of {', '.join([*CORPORA, *NAMED])}."
         )
-    lines = [name.removesuffix(".gz").endswith(".jsonl") for name in names]
-    if any(lines) and not all(lines):
-        raise ValueError(f"JSON lines and plain text cannot be mixed in one corpus; got {', '.join(names)}.")
-    return JSONLines(names) if all(lines) else TextFiles(names)
+    kinds = {kind for name in names for kind in _kinds(name)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"plain text, JSON lines and Parquet cannot be mixed in one corpus; got {', '.join(names)}: name files of "
+            "one kind, by a glob if they lie in one folder."
+        )
+    return KINDS[kinds.pop()](names, key)
+
+
+def _kinds(name: str) -> set[tuple[str, ...]]:
+    """Of what kinds the files are that a source names, by their endings."""
+    text = next(iter(KINDS))
+    every = tuple(ending for kind in KINDS for ending in kind)
+    known = name.endswith(every)
+    if not known and (Path(name).is_dir() or any(mark in name for mark in "*?[")):
+        names = [path.name for path in files_of((name,), every)]
+    else:
+        names = [name]
+    return {next((kind for kind in KINDS if file.endswith(kind)), text) for file in names}

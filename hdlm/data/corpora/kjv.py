@@ -29,6 +29,9 @@ class KingJamesBible(AbstractCorpus):
             for _, chapter in itertools.groupby(verses, key=lambda verse: (verse["book"], verse["chapter"])):
                 yield " ".join(verse["text"] for verse in chapter)
 
+    def files(self) -> tuple[Path, ...]:
+        return (_verses(),)
+
 
 def _verses() -> Path:
     """The file of verses inside the installed package."""

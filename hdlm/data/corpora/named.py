@@ -144,18 +144,31 @@ class NamedDataset(AbstractCorpus):
         return detokenizer_of(self.name) if self.detokenize else None
 
     def documents(self) -> Iterator[str]:
-        copy = self.local_copy()
+        copy = self._copy()
         if copy is None:
             yield from self._from_hub()
-            return
+        elif isinstance(copy, JSONLines):
+            yield from (self._mended(row) for row in copy.documents())
+        else:
+            for text in copy.documents():
+                yield text if self.detokenizer is None else mend_file(self.detokenizer, text).strip(" ")
+
+    def files(self) -> tuple[Path, ...]:
+        copy = self._copy()
+        return () if copy is None else copy.files()
+
+    def version(self) -> str:
+        return self.revision() or ""
+
+    def _copy(self) -> JSONLines | TextFiles | None:
+        """What reads the local copy, if there is one."""
+        copy = self.local_copy()
+        if copy is None:
+            return None
         lines = copy.name.removesuffix(".gz").endswith(".jsonl") or (
             copy.is_dir() and not any(copy.rglob("*.txt*"))
         )
-        if lines:
-            yield from (self._mended(row) for row in JSONLines((str(copy),)).documents())
-            return
-        for text in TextFiles((str(copy),)).documents():
-            yield text if self.detokenizer is None else mend_file(self.detokenizer, text).strip(" ")
+        return JSONLines((str(copy),)) if lines else TextFiles((str(copy),))
 
     def local_copy(self) -> Path | None:
         """The file or folder that stands for this part, if there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pydoc_data.topics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from hdlm.data.corpora.base import AbstractCorpus
@@ -20,3 +21,6 @@ class PydocTopics(AbstractCorpus):
     def documents(self) -> Iterator[str]:
         for _, text in sorted(pydoc_data.topics.topics.items()):
             yield text.strip()
+
+    def files(self) -> tuple[Path, ...]:
+        return (Path(pydoc_data.topics.__file__),)

@@ -1,17 +1,25 @@
-"""Text of your own: files, folders and globs."""
+"""Text of your own: files, folders and globs of plain text, JSON lines or Parquet."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from types import MappingProxyType
+from typing import TextIO, cast, final
 
-from hdlm.data.corpora.base import AbstractCorpus
+from hdlm.data.corpora.base import AbstractCorpus, Piece, pieces_of
 
-__all__ = ["JSONLines", "TextFiles"]
+__all__ = ["KINDS", "JSONLines", "Parquet", "TextFiles", "files_of"]
+
+_TEXT, _LINES, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
+_CHUNK = 2**20
+_ROWS = 256
+"""Rows of a Parquet file in memory."""
 
 
 @final
@@ -26,11 +34,18 @@ class TextFiles(AbstractCorpus):
     sources: tuple[str, ...]
 
     def documents(self) -> Iterator[str]:
-        for path in _files(self.sources, (".txt", ".txt.gz")):
-            text = _read(path).strip()
-            if not text:
-                raise ValueError(f"{path} holds no text; leave it out, or give a file with text in it.")
-            yield text
+        for path in self.files():
+            yield "".join(_stripped(path))
+
+    def pieces(self) -> Iterator[Piece]:
+        for path in self.files():
+            yield from pieces_of(_stripped(path))
+
+    def files(self) -> tuple[Path, ...]:
+        return files_of(self.sources, _TEXT)
+
+    def parts(self) -> Sequence[AbstractCorpus]:
+        return [TextFiles((str(path),)) for path in self.files()]
 
 
 @final
@@ -47,10 +62,17 @@ class JSONLines(AbstractCorpus):
     key: str = "text"
 
     def documents(self) -> Iterator[str]:
-        for path in _files(self.sources, (".jsonl", ".jsonl.gz")):
-            for number, line in enumerate(_read(path).splitlines(), start=1):
-                if line.strip():
-                    yield self._text(line, f"{path}, line {number}")
+        for path in self.files():
+            with _reading(path) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield self._text(line, f"{path}, line {number}")
+
+    def files(self) -> tuple[Path, ...]:
+        return files_of(self.sources, _LINES)
+
+    def parts(self) -> Sequence[AbstractCorpus]:
+        return [replace(self, sources=(str(path),)) for path in self.files()]
 
     def _text(self, line: str, where: str) -> str:
         try:
@@ -63,8 +85,70 @@ class JSONLines(AbstractCorpus):
         return str(row[self.key])
 
 
-def _files(sources: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
-    """The files that the sources name, those of one folder or glob in alphabetical order."""
+@final
+@dataclass(frozen=True)
+class Parquet(AbstractCorpus):
+    """Parquet files, read by `pyarrow`; a document is what stands in one column of a row.
+
+    Attributes:
+        sources: Files, folders (all `*.parquet` below them) and globs.
+        key: The column.
+    """
+
+    sources: tuple[str, ...]
+    key: str = "text"
+
+    def documents(self) -> Iterator[str]:
+        for path in self.files():
+            yield from self._column(path)
+
+    def files(self) -> tuple[Path, ...]:
+        return files_of(self.sources, _PARQUET)
+
+    def parts(self) -> Sequence[AbstractCorpus]:
+        return [replace(self, sources=(str(path),)) for path in self.files()]
+
+    def _column(self, path: Path) -> Iterator[str]:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{path} is read by the package `pyarrow`: pip install 'hdlm[data]'.") from error
+        try:
+            file = parquet.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no Parquet file: {error}.") from error
+        with file:
+            columns = file.schema_arrow.names
+            if self.key not in columns:
+                raise ValueError(f"{path} has no column {self.key!r}; it has: {', '.join(columns)}.")
+            row = 0
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[self.key]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if not isinstance(text, str):
+                        raise ValueError(
+                            f"{path}, row {row} has no text under {self.key!r}, but {type(text).__name__}."
+                        )
+                    yield text
+
+
+KINDS: Mapping[tuple[str, ...], Callable[[tuple[str, ...], str], AbstractCorpus]] = MappingProxyType(
+    {_TEXT: lambda sources, key: TextFiles(sources), _LINES: JSONLines, _PARQUET: Parquet}
+)
+"""What reads files, by how their names end; the first reads those that end otherwise."""
+
+
+def files_of(sources: tuple[str, ...], endings: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files that some sources name, those of one folder or glob in alphabetical order.
+
+    Args:
+        sources: Files, folders and globs.
+        endings: Which files of a folder are meant.
+
+    Raises:
+        ValueError: If a source names none.
+    """
     found: list[Path] = []
     for source in sources:
         path = Path(source)
@@ -81,7 +165,7 @@ def _files(sources: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
                 f"no text at {source!r}: give a file, a folder of {'/'.join(endings)} files, or a glob."
             )
         found.extend(matches)
-    return found
+    return tuple(found)
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -90,11 +174,34 @@ def _matching(pattern: Path) -> list[Path]:
     return sorted(file for file in Path(pattern.anchor).glob(str(relative)) if file.is_file())
 
 
-def _read(path: Path) -> str:
-    raw = path.read_bytes()
+@contextmanager
+def _reading(path: Path) -> Iterator[TextIO]:
+    """A file of text, compressed or not; what may be wrong with it is an error that names it."""
     try:
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        with (
+            cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline="\n"))
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8", newline="\n")
+        ) as text:
+            yield text
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it first.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file: {error}.") from error
+
+
+def _stripped(path: Path) -> Iterator[str]:
+    """A file in chunks, without white space around it.
+
+    Raises:
+        ValueError: If there is nothing else in it.
+    """
+    blank, begun = "", False
+    with _reading(path) as text:
+        while chunk := text.read(_CHUNK):
+            chunk = blank + chunk if begun else chunk.lstrip()
+            kept = chunk.rstrip()
+            blank, begun = chunk[len(kept) :], begun or bool(kept)
+            yield kept
+    if not begun:
+        raise ValueError(f"{path} holds no text; leave it out, or give a file with text in it.")
