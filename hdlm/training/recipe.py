@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 from hdlm.attention import Active, Context
 from hdlm.training.tables import read, require
@@ -36,7 +36,9 @@ __all__ = [
     "ProcessSettings",
     "Recipe",
     "RunSettings",
+    "TrackerName",
     "WarmStartSettings",
+    "WatchSettings",
 ]
 
 OptimizerName = Literal["muon", "adamw"]
@@ -48,6 +50,7 @@ ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
 ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy"]
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 """Metadata of an option that may be another one when a run goes on: it changes no weight, but for rounding."""
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
 
@@ -345,6 +348,46 @@ class RunSettings:
 
 @final
 @dataclass(frozen=True)
+class WatchSettings:
+    """How a run is looked at; none of this changes a weight.
+
+    Attributes:
+        log_every: Optimizer steps that a line of metrics.jsonl is the mean of.
+        validate_every: Steps from one bound on validation text to the next; None for none.
+        validation_windows: Windows of validation text that it is measured on, from the first on.
+        replicates: Independent estimates of it; two or more give a standard error.
+        sample_every: Steps from one set of samples to the next; None for none.
+        samples: How many.
+        batch_size: Windows, and samples, at a time; it changes no number.
+        judge: Who gives samples a generative perplexity: a causal model of `transformers`; empty for nobody.
+        trackers: Who else is told the metrics: tensorboard, wandb, trackio.
+        project: What trackers file the run under.
+    """
+
+    log_every: int = field(default=10, metadata=MAY_CHANGE)
+    validate_every: int | None = field(default=None, metadata=MAY_CHANGE)
+    validation_windows: int = field(default=32, metadata=MAY_CHANGE)
+    replicates: int = field(default=2, metadata=MAY_CHANGE)
+    sample_every: int | None = field(default=None, metadata=MAY_CHANGE)
+    samples: int = field(default=4, metadata=MAY_CHANGE)
+    batch_size: int = field(default=16, metadata=MAY_CHANGE)
+    judge: str = field(default="", metadata=MAY_CHANGE)
+    trackers: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    project: str = field(default="hdlm", metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "validation_windows", "replicates", "samples", "batch_size"):
+            require(getattr(self, name) > 0, f"watch.{name}", "positive", getattr(self, name))
+        for name in ("validate_every", "sample_every"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"watch.{name}", "positive, or left out", value)
+        unknown = sorted(set(self.trackers) - set(get_args(TrackerName)))
+        require(not unknown, "watch.trackers", f"of {', '.join(get_args(TrackerName))}", unknown)
+        require(bool(self.project), "watch.project", "a name", self.project)
+
+
+@final
+@dataclass(frozen=True)
 class Recipe:
     """All of a run."""
 
@@ -356,6 +399,7 @@ class Recipe:
     warm_start: WarmStartSettings
     optimizer: OptimizerSettings
     run: RunSettings
+    watch: WatchSettings = WatchSettings()
     description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:

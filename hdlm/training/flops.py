@@ -1,0 +1,86 @@
+"""Arithmetic of training: how much a model needs, how much a device can do, and so the utilisation (MFU).
+
+    MFU = FLOPs that the model needs a second / peak FLOP/s of the device              (arXiv 2204.02311, appendix B)
+
+A product with a matrix of `n` weights takes `2 n` FLOPs forwards and twice as many backwards (arXiv 2001.08361), and
+attention `4 h` for each pair of query and key in each block, likewise. What is computed again (activation
+checkpointing) or need not be computed (masked pairs of a kernel that skips nothing) makes no difference: pairs count
+as in a dense canvas, where each position sees `l` others. In two streams both have `l` positions that see `l` others
+each, and only one goes on to the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+import torch
+
+from hdlm.network import DDiTConfig
+
+__all__ = ["peak_flops", "training_flops"]
+
+_PEAKS = (
+    (r"\bB200\b", 2250e12),
+    (r"\bH(100|200) NVL\b", 835e12),
+    (r"\bH100 PCIe\b", 756e12),
+    (r"\bH(100|200)\b", 989e12),
+    (r"\bA100\b", 312e12),
+    (r"\bA30\b", 165e12),
+    (r"\bA40\b", 149.7e12),
+    (r"\bL40S\b", 362e12),
+    (r"\bL4\b", 121e12),
+    (r"\bMI300X\b", 1307e12),
+    (r"\bRTX 4090\b", 165e12),
+    (r"\bRTX 3090\b", 71e12),
+)
+"""Names of GPUs, and their dense bfloat16 FLOP/s by the makers' data sheets; the first that fits counts."""
+_SIDE = 768
+"""Rows and columns of the matrices that measure a CPU."""
+_TRIES = 5
+
+
+def training_flops(config: DDiTConfig, length: int, *, two_stream: bool) -> float:
+    """FLOPs of one sequence, forwards and backwards.
+
+    Args:
+        config: The network.
+        length: Tokens of the sequence.
+        two_stream: Whether a clean copy goes beside it.
+    """
+    hidden = config.hidden_size
+    matrices = (4 + 2 * config.mlp_ratio) * hidden**2
+    if config.condition_blocks:
+        matrices += 6 * config.cond_dim * hidden
+    block = 2 * matrices + 4 * length * hidden
+    positions = length * (2 if two_stream else 1)
+    return 3.0 * (positions * config.num_blocks * block + length * 2 * hidden * config.vocab_size)
+
+
+def peak_flops(device: torch.device, *, bf16: bool = True) -> float | None:
+    """FLOP/s that a device can do: of a GPU by its name, in bfloat16; of a CPU as a product of matrices takes.
+
+    Args:
+        device: Which.
+        bf16: What a CPU is measured in: bfloat16 or float32.
+
+    Returns:
+        None for a device that is not known.
+    """
+    if device.type == "cpu":
+        return _measured(torch.bfloat16 if bf16 else torch.float32)
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for pattern, peak in _PEAKS if re.search(pattern, name)), None)
+
+
+def _measured(dtype: torch.dtype) -> float:
+    """The best of a few products of matrices."""
+    matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
+    seconds = []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - began)
+    return 2 * _SIDE**3 / min(seconds)
