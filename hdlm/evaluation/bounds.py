@@ -231,7 +231,7 @@ class HybridBound(AbstractBound):
     def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        objective = ScoreEntropy(chunk=_ROWS, floor=_HAIR)
+        objective = ScoreEntropy(_HAIR)
         path = objective(self.denoiser, self.corruption(x_0, times, draw)).sum(-1)
         off = prior_divergence(self.denoiser.process, self.noise_schedule)
         nats = path + off * max(x_0.shape[1] - self.num_given, 0)

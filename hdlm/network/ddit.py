@@ -137,6 +137,11 @@ class DDiT(nn.Module):
         projected: Tensor = self.output_layer.linear(hidden)
         return projected
 
+    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"]]:
+        """The matrix and the bias of `head`, for losses that never hold all of its output."""
+        linear = self.output_layer.linear
+        return linear.weight, linear.bias
+
     def new_cache(self) -> KVCache:
         """An empty cache for `features`."""
         return KVCache()

@@ -1,6 +1,6 @@
 """Objectives: what training minimises and evaluation reports, in nats per position. One file each."""
 
-from hdlm.objective.base import AbstractObjective
+from hdlm.objective.base import AbstractCost, AbstractObjective, CleanToken, Term
 from hdlm.objective.canvas import Canvas, Corruption
 from hdlm.objective.combination import Combination, CrossEntropy
 from hdlm.objective.cross_entropy import WeightedCrossEntropy
@@ -10,12 +10,15 @@ from hdlm.objective.times import stratified_times
 
 __all__ = [
     "NELBO",
+    "AbstractCost",
     "AbstractObjective",
     "Canvas",
+    "CleanToken",
     "Combination",
     "Corruption",
     "CrossEntropy",
     "ScoreEntropy",
+    "Term",
     "WeightedCrossEntropy",
     "prior_divergence",
     "stratified_times",

@@ -61,6 +61,14 @@ class Canvas:
         speaks = torch.arange(self.x_0.shape[1], device=self.x_0.device) >= denoiser.lookback
         return replace(self, measure=self.measure * speaks, steps=self.steps * speaks)
 
+    def to(self, device: torch.device) -> Canvas:
+        """The same on another device, but for who sees whom, which is where the network wants it."""
+        names = ("x_0", "x_t", "t", "s", "measure", "steps", "window")
+        moved: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name, values in moved.items():
+            moved[name] = values if values is None else values.to(device, non_blocking=True)
+        return replace(self, **moved)
+
     def predict(self, denoiser: AbstractDenoiser) -> Prediction:
         """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`.
 
@@ -75,11 +83,22 @@ class Canvas:
         both = denoiser.predict(tokens, noise, Context(positions=positions, attention=self.attention))
         stream = self._stream(denoiser.lookback).flatten()
 
-        def raw(at: Tensor) -> Tensor:
+        def there(at: Tensor) -> Tensor:
             row, place = at // self.num_clean, at % self.num_clean
-            return both.raw((2 * row + stream[at]) * self.num_clean + place)
+            return (2 * row + stream[at]) * self.num_clean + place
 
-        return Prediction(both.process, both.parameterization, self.x_t, self.t, raw)
+        projection = both.projection
+        if projection is not None:
+            of_both = projection.rows
+            projection = replace(projection, rows=lambda at: of_both(there(at)))
+        return Prediction(
+            both.process,
+            both.parameterization,
+            self.x_t,
+            self.t,
+            lambda at: both.raw(there(at)),
+            projection,
+        )
 
     def _stream(self, lookback: int) -> Int[Tensor, "b l"]:
         """Which stream speaks of each position: 0 for the clean one, 1 for the noisy one."""
@@ -129,7 +148,11 @@ class Corruption:
         return self._countdown.num_epochs if self.two_stream else 1
 
     def __call__(
-        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+        self,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+        device: torch.device | None = None,
     ) -> Canvas:
         """Noise a batch.
 
@@ -137,6 +160,7 @@ class Corruption:
             x_0: Clean tokens, as long as the hyperschedule.
             times: `num_times` numbers in [0, 1) for each sequence; see `stratified_times`.
             draw: One uniform number in [0, 1) for each position.
+            device: Where the network is, if elsewhere: who sees whom is made there.
 
         Raises:
             ValueError: If the sequences are not as long as the hyperschedule.
@@ -160,7 +184,7 @@ class Corruption:
             measure=torch.where(free, measure * self.noise_schedule.rate(within), 0.0),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
-            attention=self._attention(times),
+            attention=self._attention(times, x_0.device if device is None else device),
             window=self._packed_steps(times) if self.two_stream else None,
         )
 
@@ -193,16 +217,16 @@ class Corruption:
     def _countdown(self) -> AbstractCountdown:
         return cast("AbstractCountdown", self.hyperschedule)
 
-    def _attention(self, times: Tensor) -> Any:
+    def _attention(self, times: Tensor, device: torch.device) -> Any:
         """Who sees whom, shared by all rows where the times do not matter."""
         schedule = self.hyperschedule
         if self.two_stream:
             steps = self._packed_steps(times)
             shared = steps[0] if self._blocks_open_together else steps
-            return attention.two_stream(schedule, shared, self.context, self.active).on(times.device)
+            return attention.two_stream(schedule, shared, self.context, self.active).on(device)
         steps = (times[:, 0] * schedule.num_steps).long()
         shared = steps[0] if self._blocks_open_together and self._countdown.num_epochs == 1 else steps
-        return attention.generation(schedule, shared, self.context, self.active).on(times.device)
+        return attention.generation(schedule, shared, self.context, self.active).on(device)
 
     @cached_property
     def _blocks_open_together(self) -> bool:

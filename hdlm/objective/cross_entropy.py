@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser
-from hdlm.objective.base import AbstractObjective, clean_cross_entropy
+from hdlm.objective.base import AbstractObjective, CleanToken, Term
 from hdlm.objective.canvas import Canvas
 from hdlm.process import AbstractNoiseProcess
 
@@ -64,8 +63,5 @@ class WeightedCrossEntropy(AbstractObjective):
         of_masked = (1 / w.mask).clamp_max(self.max_weight)
         return torch.where(canvas.x_t == process.mask_id, of_masked, self.unmasked * share * per_visible)
 
-    def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
-        canvas = canvas.spoken(denoiser)
-        weight = canvas.measure * self.weights(denoiser.process, canvas)
-        loss = clean_cross_entropy(denoiser, canvas)
-        return torch.where(weight > 0, weight.to(loss.dtype) * loss, 0.0)
+    def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
+        return (Term(canvas.measure * self.weights(process, canvas), CleanToken()),)

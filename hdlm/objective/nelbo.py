@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser
+from hdlm.denoiser import Prediction
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
-from hdlm.objective.base import AbstractObjective
+from hdlm.objective.base import AbstractCost, AbstractObjective, Term
 from hdlm.objective.canvas import Canvas
 from hdlm.process import AbstractNoiseProcess
 
@@ -25,29 +25,25 @@ __all__ = ["NELBO", "prior_divergence"]
 
 @final
 @dataclass(frozen=True)
+class _StepDivergence(AbstractCost):
+    """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`."""
+
+    def __call__(self, prediction: Prediction, canvas: Canvas, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        x_0, x_t, s, t = (field.flatten()[at] for field in (canvas.x_0, canvas.x_t, canvas.s, canvas.t))
+        guess = prediction.log_clean(at).to(t.dtype).exp()
+        return _step_divergence(prediction.process, x_0, x_t, guess, s, t)
+
+
+@final
+@dataclass(frozen=True)
 class NELBO(AbstractObjective):
     """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of one step, weighted to be unbiased for the sum over all steps.
 
     Use it with `Corruption(continuous=False)`.
-
-    Attributes:
-        chunk: How many positions are expanded over the vocabulary at a time.
     """
 
-    chunk: int = 4096
-
-    def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
-        canvas = canvas.spoken(denoiser)
-        prediction, process = canvas.predict(denoiser), denoiser.process
-        flat = [field.flatten() for field in (canvas.x_0, canvas.x_t, canvas.s, canvas.t)]
-        parts = []
-        moving = ((canvas.steps > 0) & (canvas.s < canvas.t)).flatten().nonzero()[:, 0]
-        for at in moving.split(self.chunk):
-            x_0, x_t, s, t = (field[at] for field in flat)
-            guess = prediction.log_clean(at).to(t.dtype).exp()
-            parts.append(_step_divergence(process, x_0, x_t, guess, s, t))
-        divergence = torch.zeros_like(canvas.t).flatten().index_put((moving,), torch.cat(parts))
-        return canvas.steps * divergence.view(canvas.t.shape)
+    def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
+        return (Term(torch.where(canvas.s < canvas.t, canvas.steps, 0.0), _StepDivergence()),)
 
 
 def _step_divergence(

@@ -9,22 +9,29 @@ With reverse jumps `x_t -> y` at the forward rate `R(y -> x_t)` times the score 
 `sum s_y`, one `sum log s_y` over the vocabulary, and terms of size one. Integrated over the noise fraction this is the
 negative evidence lower bound; with the exact score it is the entropy of the data. With a mean
 parameterization and the absorbing process it is MDLM's weighted cross-entropy.
+
+The published code keeps the rates of the hybrid but takes the ratios of its two ends: at masks those of the absorbing
+process, at words those of the uniform one. Its loss is least elsewhere than at the true score; `ratios` has both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Prediction
-from hdlm.objective.base import AbstractObjective
+from hdlm.denoiser import Prediction
+from hdlm.objective.base import AbstractCost, AbstractObjective, Term
 from hdlm.objective.canvas import Canvas
+from hdlm.process import AbstractNoiseProcess, Weights
 
 __all__ = ["ScoreEntropy"]
+
+
+Ratios = Literal["exact", "published_code"]
 
 
 @final
@@ -33,58 +40,68 @@ class ScoreEntropy(AbstractObjective):
     """`measure * sum_y R(y -> x_t) [s_y - r_y log s_y + r_y log r_y - r_y]`.
 
     Attributes:
-        chunk: How many positions are expanded over the vocabulary at a time.
         floor: The noise fraction is kept this far from 0 and 1, where ratios are infinite.
+        ratios: `"exact"`, or those that the published gamma-hybrids were trained with (`"published_code"`).
     """
 
-    chunk: int = 4096
     floor: float = 1e-6
+    ratios: Ratios = "exact"
 
-    def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
-        canvas = canvas.spoken(denoiser)
-        prediction = canvas.predict(denoiser)
-        prediction = replace(prediction, noise=self._inner(prediction.noise))
-        rates = denoiser.process.rates(self._inner(canvas.t))
-        leaves = torch.where(
-            canvas.x_t == denoiser.process.mask_id, rates.mask, rates.uniform + rates.release
-        )
-        costly = ((canvas.measure > 0) & (leaves > 0)).flatten().nonzero()[:, 0]
-        parts = [self._at(prediction, canvas, at) for at in costly.split(self.chunk)]
-        entropy = torch.zeros_like(canvas.t).flatten().index_put((costly,), torch.cat(parts))
-        return canvas.measure * entropy.view(canvas.t.shape)
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < 0.5:
+            raise ValueError(f"`floor` must lie in (0, 0.5); got {self.floor}.")
+        if self.ratios not in get_args(Ratios):
+            raise ValueError(f"`ratios` must be one of {get_args(Ratios)}; got {self.ratios!r}.")
 
-    def _inner(self, u: Tensor) -> Tensor:
-        return u.clamp(self.floor, 1 - self.floor)
+    def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
+        rates = process.rates(canvas.t.clamp(self.floor, 1 - self.floor))
+        leaves = torch.where(canvas.x_t == process.mask_id, rates.mask, rates.uniform + rates.release)
+        cost = _Jumps(self.floor, self.ratios)
+        return (Term(torch.where(leaves > 0, canvas.measure, 0.0), cost),)
 
-    def _at(self, prediction: Prediction, canvas: Canvas, at: Tensor) -> Tensor:
+
+@final
+@dataclass(frozen=True)
+class _Jumps(AbstractCost):
+    """The sum over all jumps out of `x_t`; fields as in `ScoreEntropy`."""
+
+    floor: float
+    ratios: Ratios
+
+    def __call__(self, prediction: Prediction, canvas: Canvas, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         process = prediction.process
         n = process.num_words
         x_0, x_t = canvas.x_0.flatten()[at], canvas.x_t.flatten()[at]
-        u = self._inner(canvas.t.flatten()[at])
-        w, rates = process.weights(u), process.rates(u)
-        log_s = prediction.log_score(at).to(u.dtype)
-        own, true = x_t[:, None], x_0[:, None]
-        masked, kept = x_t == process.mask_id, x_t == x_0
+        u = canvas.t.flatten()[at].clamp(self.floor, 1 - self.floor)
+        inner = prediction.noise.clamp(self.floor, 1 - self.floor)
+        log_s = replace(prediction, noise=inner).log_score(at)
+        rates, masked, kept = process.rates(u), x_t == process.mask_id, x_t == x_0
+        w = self._weights(process, u, masked)
         # q(y | x_0) for y = x_0, for another word and for the mask, over q(x_t | x_0)
         here = torch.where(masked, w.mask, w.uniform / n + torch.where(kept, w.clean, 0.0))
         other, same, mask = w.uniform / n / here, (w.uniform / n + w.clean) / here, w.mask / here
         # words y != x_t
         words = log_s[:, :n]
-        log_words, sum_words = words.sum(-1), words.exp().sum(-1)
-        log_true = log_s.gather(1, true)[:, 0]
-        count = torch.where(masked, float(n), n - 1.0)
-        log_own = torch.where(masked, 0.0, log_s.gather(1, own)[:, 0])
-        sum_words = sum_words - torch.where(masked, 0.0, log_s.gather(1, own)[:, 0].exp())
-        log_words = log_words - log_own
+        log_own = torch.where(masked, 0.0, log_s.gather(1, x_t[:, None])[:, 0]).to(u.dtype)
+        log_true = log_s.gather(1, x_0[:, None])[:, 0].to(u.dtype)
+        sum_words = words.exp().sum(-1, dtype=u.dtype) - torch.where(masked, 0.0, log_own.exp())
+        log_words = words.sum(-1, dtype=u.dtype) - log_own
         bump = torch.where(kept, 0.0, same - other)
         cost = sum_words - _times(other, log_words) - _times(bump, log_true)
-        num_other = torch.where(kept, count, count - 1)
+        num_other = torch.where(masked, float(n), n - 1.0) - torch.where(kept, 0.0, 1.0)
         cost = cost + num_other * _negentropy(other) + torch.where(kept, 0.0, _negentropy(same))
         from_words = torch.where(masked, rates.mask, rates.uniform / n)
         # the mask, where noise releases it
-        log_mask = torch.where(rates.release > 0, log_s[:, n], 0.0)
+        log_mask = torch.where(rates.release > 0, log_s[:, n], 0.0).to(u.dtype)
         cost_mask = log_mask.exp() - mask * log_mask + _negentropy(mask)
         return from_words * cost + torch.where(masked, 0.0, rates.release / n) * cost_mask
+
+    def _weights(self, process: AbstractNoiseProcess, u: Tensor, masked: Tensor) -> Weights:
+        """The marginals that the ratios are of."""
+        if self.ratios == "exact":
+            return process.weights(u)
+        zero = torch.zeros_like(u)
+        return Weights(1 - u, torch.where(masked, zero, u), torch.where(masked, u, zero))
 
 
 def _negentropy(r: Tensor) -> Tensor:

@@ -107,8 +107,8 @@ def _objective(settings: ObjectiveSettings) -> AbstractObjective:
     if settings.type == "WeightedCrossEntropy":
         return WeightedCrossEntropy(settings.unmasked, max_weight=settings.max_weight)
     floor = max(1 / settings.max_weight, ScoreEntropy().floor)
-    terms: tuple[tuple[float, AbstractObjective], ...] = (
+    parts: tuple[tuple[float, AbstractObjective], ...] = (
         (settings.diffusion, ScoreEntropy(floor=floor)),
         (settings.cross_entropy, CrossEntropy()),
     )
-    return Combination(tuple(term for term in terms if term[0]))
+    return Combination(tuple(part for part in parts if part[0]))

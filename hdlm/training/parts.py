@@ -1,4 +1,4 @@
-"""The parts of a mixture: ways to turn a clean batch into a loss of each position."""
+"""The parts of a mixture: ways to turn a clean batch into a loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import Denoiser
 from hdlm.objective import AbstractObjective, Corruption
+from hdlm.objective.rows import cross_entropy
 
 __all__ = ["AbstractPart", "NextToken", "Noisy"]
 
@@ -38,8 +38,10 @@ class AbstractPart(abc.ABC):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
-    ) -> Float[Tensor, "b n"]:
-        """Loss in nats of each position that teaches.
+    ) -> Float[Tensor, ""]:
+        """Mean loss of a position, in nats.
+
+        What comes on the host is noised there, wherever the denoiser is: then nothing waits for the device.
 
         Args:
             denoiser: What learns.
@@ -76,8 +78,9 @@ class Noisy(AbstractPart):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
-    ) -> Float[Tensor, "b n"]:
-        return self.objective(denoiser, self.corruption(x_0, times, draw))
+    ) -> Float[Tensor, ""]:
+        device = denoiser.device
+        return self.objective.mean(denoiser, self.corruption(x_0, times, draw, device), device)
 
 
 @final
@@ -97,10 +100,12 @@ class NextToken(AbstractPart):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
-    ) -> Float[Tensor, "b n"]:
+    ) -> Float[Tensor, ""]:
+        x_0 = x_0.to(denoiser.device, non_blocking=True)
         before, after = x_0[:, :-1], x_0[:, 1:]
         position = torch.arange(before.shape[1], device=x_0.device)
         causal = position[None, None, :] <= position[None, :, None]
-        network = denoiser.backbone
-        logits = network.head(network.features(before, attention=causal))[..., : denoiser.process.num_words]
-        return F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="none").view_as(after)
+        rows = denoiser.backbone.features(before, attention=causal).flatten(0, 1)
+        share = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=x_0.device)
+        matrix, bias = denoiser.backbone.projection()
+        return cross_entropy(rows, matrix, bias, after.flatten(), share, denoiser.process.num_words)

@@ -284,25 +284,18 @@ def test_wrong_readings_are_found(fault, law):
     assert law in broken if law else not broken
 
 
-class Published(AbstractObjective):
-    """Score entropy with the ratios of a process that is not its own, as published (FAULTS 1)."""
-
-    def __call__(self, denoiser, canvas):
-        exact = ScoreEntropy()(denoiser, canvas)
-        prediction = canvas.predict(denoiser)
-        at = prediction.everywhere()
-        return exact + 0.1 * canvas.measure * prediction.log_score(at).exp()[:, 0].view(canvas.t.shape)
-
-
 class OneCanvasOnly(AbstractObjective):
-    def __call__(self, denoiser, canvas):
-        return NELBO()(denoiser, canvas) * (1.0 if canvas.num_clean else 1.1)
+    """Costs a tenth more on one canvas than in two streams."""
+
+    def terms(self, process, canvas):
+        factor = 1.0 if canvas.num_clean else 1.1
+        return tuple(replace(term, weight=factor * term.weight) for term in NELBO().terms(process, canvas))
 
 
 @pytest.mark.parametrize(
     ("objective", "laws"),
     [
-        (Published(), {"the_truth_is_the_best_answer", "wrong_answers_cost_more"}),
+        (ScoreEntropy(ratios="published_code"), {"the_truth_is_the_best_answer", "wrong_answers_cost_more"}),
         (OneCanvasOnly(), {"two_streams_are_one_canvas"}),
         (WeightedCrossEntropy(unmasked=1.0), {"the_truth_is_the_best_answer", "wrong_answers_cost_more"}),
     ],
