@@ -196,6 +196,7 @@ def save_checkpoint(
     checkpoint: Checkpoint,
     *,
     averaged: Mapping[str, Tensor] | None = None,
+    raw: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a checkpoint into a folder, over the one that was there.
@@ -204,17 +205,18 @@ def save_checkpoint(
         folder: Where; made if it does not exist.
         checkpoint: The model; without `averaged`, its weights are the ones to use.
         averaged: The weights to use; the model's own are then kept beside them, as `raw`.
+        raw: The model's own weights, where they are not in the model because processes share them.
         dtype: Precision of the weights to use; raw ones keep their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = checkpoint.network.state_dict()
+    own = checkpoint.network.state_dict() if raw is None else raw
     weights = {
         name: value.detach().to("cpu", dtype).contiguous() for name, value in (averaged or own).items()
     }
     _write(folder / _FILES["averaged"], save_tensors(weights))
     if averaged is not None:
-        raw = {name: value.detach().cpu().contiguous() for name, value in own.items()}
-        _write(folder / _FILES["raw"], save_tensors(raw))
+        kept = {name: value.detach().cpu().contiguous() for name, value in own.items()}
+        _write(folder / _FILES["raw"], save_tensors(kept))
     if checkpoint.tokenizer is not None:
         _write(folder / _TOKENIZER, checkpoint.tokenizer.encode())
     _write(folder / _CONFIG, (json.dumps(checkpoint.config(), indent=2) + "\n").encode())

@@ -96,7 +96,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
-    from hdlm.training import Recipe, listening, prepare, progress_bar
+    from hdlm.training import Recipe, Session, listening, prepare, progress_bar
     from hdlm.view.report import table
 
     began = time.perf_counter()
@@ -112,7 +112,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     with listening() as stop:
         rows = [*counted(prepared), measured(console, prepared, "network, untrained", replicates=2)]
         with progress_bar(console) as bar:
-            report = prepared.execute(args.output, stop, (bar,))
+            report = Session(prepared, args.output).execute(stop, (bar,))
     steps = report.step if report else 0
     if stop:
         console.print(f"stopped after {steps} steps; what has been learnt is kept")
@@ -183,8 +183,8 @@ def _write_up(
     folder: Path, prepared: Run, rows: list[Measurement], samples: dict[str, str], seconds: float
 ) -> None:
     """Draw the pictures and write the report."""
+    from hdlm.view.curves import RunMetrics, draw_curves
     from hdlm.view.hyperschedule import draw_hyperschedule
-    from hdlm.view.loss_curve import draw_loss
     from hdlm.view.report import table, write_report
 
     plan = _plan(prepared)
@@ -192,7 +192,7 @@ def _write_up(
     pictures = "![noise levels: positions from left to right, steps from top to bottom](hyperschedule.png)"
     metrics = folder / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
-        draw_loss(metrics, folder / "loss.png", names={"loss": "training"}, title="Training loss")
+        draw_curves([RunMetrics.read(metrics)], folder / "loss.png", title="Training loss", panels=())
         pictures = f"![training loss](loss.png)\n\n{pictures}"
     process = prepared.denoiser.process
     recipe = json.dumps(prepared.recipe.to_table(), indent=2)

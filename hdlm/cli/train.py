@@ -5,15 +5,20 @@ Examples:
   hdlm train --text kjv --output runs/kjv --recipe pretrained
   hdlm train --text sequel.txt --output runs/sequel --from runs/book --minutes 2
   hdlm train --text 'novels/*.txt' --output runs/novels --recipe my.toml --steps 2000 --seed 1
+  hdlm train --output runs/novels --resume
+  accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
 
 A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own.
-Ctrl-C stops after the current step and leaves a usable checkpoint.
+Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume goes on from there, to
+the bit on a CPU if steps limit the run. Exit status: 0 if the run ended, by itself or by Ctrl-C; 75 if SIGTERM or
+SIGUSR1 ended it before its time (start it again with --resume); 2 if it failed, and a line says why.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +27,13 @@ from hdlm.cli._models import ANY_MODEL, check_vacant, source_of
 from hdlm.cli._options import add_device, add_json, device_of, print_json
 
 if TYPE_CHECKING:
-    from hdlm.training import Recipe, StepReport
+    from rich.console import Console
+
+    from hdlm.checkpoint import Checkpoint
+    from hdlm.training import Recipe, StepReport, Unfinished
     from hdlm.view.report import Measurement
+
+_RECIPE = "demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the checkpoint and the metrics"
     )
-    parser.add_argument("--recipe", default="demo", help="name or TOML file (default: %(default)s)")
+    parser.add_argument("--recipe", help=f"name or TOML file (default: {_RECIPE})")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in the folder where it was saved last, or begin one if there is none",
+    )
     parser.add_argument(
         "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
     )
@@ -53,33 +68,42 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     from rich.console import Console
 
-    from hdlm.hub import load
-    from hdlm.training import listening, prepare, progress_bar
+    from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
     from hdlm.view.report import table
 
+    is_main = os.environ.get("RANK", "0") == "0"
+    console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
     device = device_of(args)
-    check_vacant(args.output)
-    recipe = recipe_of(args)
-    console = Console(stderr=args.json)
-    start = None if args.start is None else load(source_of(args.start))
-    prepared = prepare(
-        recipe, device, lambda line: console.print(line, highlight=False, soft_wrap=True), start
-    )
-    with listening() as stop, progress_bar(console) as bar:
-        report = prepared.execute(args.output, stop, (bar,))
-    steps = report.step if report else 0
+    found = _found(args, console, is_main=is_main)
+    recipe = recipe_of(args, found)
+    prepared = prepare(recipe, device, console.print, _start(args, found))
+    session = Session(prepared, args.output, found)
+    with listening() as stop, progress_bar(console, gauge=session.gauge) as bar:
+        report = session.execute(stop, (bar,))
+    steps = session.trainer.step
+    session.trainer.close()
+    if not is_main:
+        return PREEMPTED if stop.preempts else 0
     if stop.signal:
         console.print(f"stopped by {stop.signal.name} after {steps} steps; what has been learnt is kept")
-    rows = [*counted(prepared), measured(console, prepared, f"network, after {steps} steps", replicates=2)]
+    if stop.preempts:
+        console.print(f"checkpoint: {args.output}; go on with --resume")
+        return PREEMPTED
+    learnt = replace(prepared, denoiser=_saved(args.output, device))
+    rows = [*counted(prepared), measured(console, learnt, f"network, after {steps} steps", replicates=2)]
     if args.json:
         print_json(_result(args.output, report, rows))
     else:
-        console.print(f"{table(rows)}\n\ncheckpoint: {args.output}", highlight=False, soft_wrap=True)
+        console.print(f"{table(rows)}\n\ncheckpoint: {args.output}")
     return 0
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
+def recipe_of(args: argparse.Namespace, found: Unfinished | None = None) -> Recipe:
     """The recipe that `--recipe` names, changed as the other options say.
+
+    Args:
+        args: The options.
+        found: What to go on from: its recipe stands for `--recipe`, if that is left out.
 
     Raises:
         ValueError: If there is no such recipe, or an option does not suit it.
@@ -87,12 +111,21 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     from hdlm.package_data import recipes
     from hdlm.training import Recipe
 
-    path = Path(args.recipe)
+    changes = _changes(args)
+    if args.recipe is None and found is not None:
+        table = found.recipe.to_table()
+        return Recipe.from_table(table | {name: table[name] | given for name, given in changes.items()})
+    path = Path(args.recipe or _RECIPE)
     if path.suffix != ".toml":
-        path = recipes() / f"{args.recipe}.toml"
+        path = recipes() / f"{path}.toml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in recipes().glob("*.toml")))
             raise ValueError(f"there is no recipe {args.recipe!r}; known: {known}, or a TOML file of yours.")
+    return Recipe.load(path, changes)
+
+
+def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Options of a recipe that were given by hand, by table."""
     changes: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
     if args.text is not None:
         changes["data"]["corpus"] = args.text
@@ -102,7 +135,46 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         changes["run"].update(minutes=args.minutes, steps=None)
     if args.steps is not None:
         changes["run"].update(steps=args.steps, minutes=None)
-    return Recipe.load(path, changes)
+    return changes
+
+
+def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> Unfinished | None:
+    """What to go on from; None to begin.
+
+    Raises:
+        ValueError: If the folder cannot take the run.
+    """
+    from hdlm.training import unfinished
+    from hdlm.training.keeping import Shelf
+
+    if not args.resume:
+        if is_main and Shelf(args.output).steps():
+            raise ValueError(
+                f"--output {args.output} holds a run already: go on with it by --resume, or choose another folder."
+            )
+        if is_main:
+            check_vacant(args.output)
+        return None
+    found = unfinished(args.output, console.print)
+    if found is not None:
+        console.print(f"going on with {args.output} after {found.state.step} steps")
+    return found
+
+
+def _start(args: argparse.Namespace, found: Unfinished | None) -> Checkpoint | None:
+    """The model to begin with, if any."""
+    from hdlm.hub import load
+
+    if found is not None:
+        return found.checkpoint
+    return None if args.start is None else load(source_of(args.start))
+
+
+def _saved(folder: Path, device: Any) -> Any:
+    """The denoiser that a run has left."""
+    from hdlm.checkpoint import load_checkpoint
+
+    return load_checkpoint(folder, device).denoiser
 
 
 def _result(output: Path, report: StepReport | None, rows: list[Measurement]) -> dict[str, Any]:

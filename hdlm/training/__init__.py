@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hdlm.training.ema import ExponentialMovingAverage
-from hdlm.training.interrupt import StopRequest, listening
+from hdlm.training.interrupt import PREEMPTED, StopRequest, listening
 from hdlm.training.loop import StepReport, Trainer, Watcher
 from hdlm.training.mixture import Mixture
 from hdlm.training.muon import Muon, orthogonalise
@@ -12,9 +12,11 @@ from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
 from hdlm.training.run import Run, prepare
+from hdlm.training.session import Session, Unfinished, unfinished
 from hdlm.training.watchers import Every, MetricsLog, progress_bar
 
 __all__ = [
+    "PREEMPTED",
     "AbstractPart",
     "Every",
     "ExponentialMovingAverage",
@@ -25,9 +27,11 @@ __all__ = [
     "Noisy",
     "Recipe",
     "Run",
+    "Session",
     "StepReport",
     "StopRequest",
     "Trainer",
+    "Unfinished",
     "Watcher",
     "choose_precision",
     "listening",
@@ -35,4 +39,5 @@ __all__ = [
     "orthogonalise",
     "prepare",
     "progress_bar",
+    "unfinished",
 ]

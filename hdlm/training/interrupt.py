@@ -1,39 +1,69 @@
-"""Stopping politely: the first Ctrl-C or SIGTERM asks a loop to finish its step, the second Ctrl-C insists."""
+"""Stopping politely: the first signal asks a loop to finish its step and save, a later one insists.
+
+Schedulers announce the end of a job by SIGTERM or SIGUSR1, people by Ctrl-C (SIGINT). Launchers pass on signals that
+the whole group of processes has got already, so what comes within a second of the first signal is the same request.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["StopRequest", "listening"]
+__all__ = ["PREEMPTED", "StopRequest", "listening"]
+
+PREEMPTED = 75
+"""Exit status of a run that a scheduler stopped before its end: what `sysexits.h` calls EX_TEMPFAIL, try again."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SAME_REQUEST = 1.0
+"""Seconds."""
 
 
 @final
 class StopRequest:
-    """Whether somebody asked to stop, and how."""
+    """Whether somebody asked to stop, and how.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Tells seconds.
+
+    Attributes:
+        signal: The first signal; None if there was none.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal: signal.Signals | None = None
+        self._clock, self._first = clock, 0.0
 
     def __bool__(self) -> bool:
         """Whether to stop."""
         return self.signal is not None
 
+    @property
+    def preempts(self) -> bool:
+        """Whether it was a scheduler that asked, who will want to know that there is more to do."""
+        return self.signal in (signal.SIGTERM, signal.SIGUSR1)
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: If it is a later Ctrl-C.
+            SystemExit: If it is another later signal, with the status that a shell reports for it.
+        """
+        if self.signal is None:
+            self.signal, self._first = signal.Signals(number), self._clock()
+        elif self._clock() - self._first > _SAME_REQUEST:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM for the length of a block; only the main thread of a process may."""
+    """Catch SIGINT, SIGTERM and SIGUSR1 for the length of a block; only the main thread of a process may."""
     request = StopRequest()
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in _SIGNALS}
     try:
         yield request
     finally:

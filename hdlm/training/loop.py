@@ -3,7 +3,9 @@
     step n: part of the mixture -> windows -> times and draws -> canvas -> objective -> gradient -> weights, average
 
 Everything random in step `n` is a function of (seed, n), for the global batch, and each process and each pass of an
-accumulated step takes its own rows of it. The engine is `accelerate`; watchers look at each step and change nothing.
+accumulated step takes its own rows of it; what dropout drops also depends on which rows go together. The engine is
+`accelerate`; watchers look at each step and change nothing. Nothing in a step waits for an accelerator: what one step
+finds is read while the next one is under way.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -34,39 +37,115 @@ from hdlm.training.optimizers import make_optimizers, set_rates
 from hdlm.training.parts import AbstractPart
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import OptimizerSettings, RunSettings
+from hdlm.training.sharding import named_parameters, spread_like, whole
+from hdlm.training.state import TrainingState, gather_optimizers, spread_optimizers
 
 __all__ = ["StepReport", "Trainer", "Watcher"]
 
-_CORRUPTION = 0x91
-"""Random stream of this module."""
+_CORRUPTION, _DROPOUT = 0x91, 0x92
+"""Random streams of this module."""
 
 
 @final
-@dataclass(frozen=True)
 class StepReport:
     """What happened in one optimizer step.
 
+    An accelerator runs behind the program, so the loss and the norm of the gradient are read when somebody asks for
+    them, which waits for the device: watchers keep reports and read them when they have something to write.
+
     Attributes:
         step: Its number, from 1.
-        loss: Mean loss of a position of the global batch, in nats.
-        gradient_norm: Norm of the gradient before it was clipped.
         rate: Learning rate relative to its peak.
         tokens: Tokens that all steps so far have trained on.
-        seconds: Time since the run began.
+        seconds: Time since the run began, the same in all processes.
         progress: Share of the run that is done, in [0, 1].
     """
 
-    step: int
-    loss: float
-    gradient_norm: float
-    rate: float
-    tokens: int
-    seconds: float
-    progress: float
+    def __init__(
+        self,
+        *,
+        step: int,
+        loss: float | Tensor,
+        gradient_norm: float | Tensor,
+        rate: float,
+        tokens: int,
+        seconds: float,
+        progress: float,
+        wait: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.step, self.rate, self.tokens, self.seconds, self.progress = step, rate, tokens, seconds, progress
+        self._loss, self._gradient_norm, self._wait = loss, gradient_norm, wait
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a position of the global batch, in nats."""
+        self._wait()
+        return float(self._loss)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the gradient before it was clipped."""
+        self._wait()
+        return float(self._gradient_norm)
+
+    def check(self) -> None:
+        """Refuse to go on from what is not finite.
+
+        Raises:
+            ValueError: If the loss or the norm is not; it says at which step.
+        """
+        if not math.isfinite(self.loss) or not math.isfinite(self.gradient_norm):
+            raise ValueError(
+                f"training broke down at step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}. The "
+                "weights saved last are sound; lower the learning rates of the recipe's [optimizer] or set "
+                "`objective.max_weight`, and begin again with --from that folder."
+            )
 
 
 Watcher: TypeAlias = Callable[[StepReport], None]
 """Looks at each step: a progress bar, a log, a checkpoint every few minutes."""
+
+
+@final
+@dataclass(frozen=True)
+class _Batch:
+    """What one pass is about, on the host.
+
+    Attributes:
+        x_0: Clean tokens.
+        times: Stratified numbers in [0, 1).
+        draw: A uniform number in [0, 1) for each position.
+        seed: Of what dropout drops.
+    """
+
+    x_0: Int[Tensor, "b l"]
+    times: Float[Tensor, "b e"]
+    draw: Float[Tensor, "b l"]
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
+class _News:
+    """Numbers on their way from the device to the host.
+
+    Attributes:
+        values: Where they arrive.
+        wait: Returns when they have.
+    """
+
+    values: Tensor
+    wait: Callable[[], object]
+
+    @classmethod
+    def of(cls, values: Tensor) -> _News:
+        """Send numbers off."""
+        if values.device.type != "cuda":
+            return cls(values.cpu(), lambda: None)
+        arrived = torch.cuda.Event()
+        host = values.to("cpu", non_blocking=True)
+        arrived.record()
+        return cls(host, arrived.synchronize)
 
 
 @final
@@ -76,18 +155,12 @@ class _Loss(nn.Module):
     def __init__(self, denoiser: Denoiser, precision: str) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self._bf16 = precision == "bf16"
+        self.bf16 = precision == "bf16"
 
-    def forward(
-        self,
-        part: AbstractPart,
-        x_0: Int[Tensor, "b l"],
-        times: Float[Tensor, "b e"],
-        draw: Float[Tensor, "b l"],
-    ) -> Float[Tensor, ""]:
-        """Mean over all positions that teach."""
-        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self._bf16):
-            return part.loss(self.denoiser, x_0, times, draw).mean()
+    def forward(self, part: AbstractPart, batch: _Batch) -> Float[Tensor, ""]:
+        """Mean over all positions that teach; noise is made on the host, so nothing waits for the device."""
+        with torch.autocast(self.denoiser.device.type, torch.bfloat16, enabled=self.bf16):
+            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw)
 
 
 @final
@@ -120,24 +193,38 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self._mixture, self._windows, self._settings, self._run = mixture, windows, optimizer, run
-        self._randomness = Randomness(run.seed)
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        self._denoiser, self._randomness = denoiser, Randomness(run.seed)
+        self._accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                run.accumulation, sync_with_dataloader=False
+            ),
+        )
         self.precision = choose_precision(run.precision, device)
         self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
-        self.average = ExponentialMovingAverage(self._network, optimizer.ema)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
-        optimizers = make_optimizers(self._network, optimizer)
+        self._last: StepReport | None = None
+        self._votes = 0.0
+        self._unread: _News | None = None
+        self._memories = make_optimizers(self._network, optimizer)
         if run.compile and _has_compiler(device):
             self._network.features = torch.compile(self._network.features)
-        self._loss = self._accelerator.prepare(_Loss(denoiser, self.precision))
-        self._optimizers = [self._accelerator.prepare(one) for one in optimizers]
+        prepared = self._accelerator.prepare(_Loss(denoiser, self.precision), *self._memories)
+        self._loss, self._optimizers = prepared[0], list(prepared[1:])
+        self.average = ExponentialMovingAverage(self._network, optimizer.ema)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return bool(self._accelerator.is_main_process)
 
     def train(self, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
         """Run until the end, or until somebody asks to stop.
 
         Args:
             stop: Turns true when somebody asks.
-            watchers: Called after each step.
+            watchers: Called after each step, in every process.
 
         Returns:
             The report of the last step; None if there was none.
@@ -146,110 +233,221 @@ class Trainer:
             ValueError: If the loss is not finite any more.
         """
         self._loss.train()
+        self._accelerator.gradient_accumulation_steps = self._run.accumulation
         began = time.perf_counter() - self.seconds
-        report = None
+        before, self._last = None, None
         while not self._is_over(stop):
-            progress = self._run.progress(self.step, self.seconds)
-            part = self._mixture.at(self.step, progress)
-            rate = self._settings.rate(progress)
-            loss, norm = self._descend(part, rate)
-            self.step += 1
-            self.seconds = time.perf_counter() - began
-            self.sequences += part.batch_size
-            report = StepReport(
-                step=self.step,
-                loss=loss,
-                gradient_norm=norm,
-                rate=rate,
-                tokens=self.sequences * self._windows.length,
-                seconds=self.seconds,
-                progress=self._run.progress(self.step, self.seconds),
-            )
+            before, self._last = self._last, self._take_step(stop, began)
+            self._check(before)
             for watcher in watchers:
-                watcher(report)
+                watcher(self._last)
+        self.settle()
         self._loss.eval()
-        return report
+        return self._last
+
+    def settle(self) -> None:
+        """Wait until the device has done what it was asked to.
+
+        Raises:
+            ValueError: If the last step broke down, so that the weights must not be kept.
+        """
+        if self._last is not None:
+            self._last.check()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Give the denoiser its averaged weights, in evaluation mode, for the length of a block."""
+    def at_rest(self) -> Iterator[Denoiser | None]:
+        """Lend the denoiser with its averaged weights, in evaluation mode, for the length of a block.
+
+        Yields:
+            The denoiser, in the process that is to measure and to write; None in all others, which must take part.
+        """
+        self.settle()
         training = self._loss.training
         self._loss.eval()
         try:
-            with self.average.lent():
-                yield
+            if self._is_spread:
+                yield self._copy(self.average.state_dict())
+            else:
+                with self.average.lent():
+                    yield self._denoiser if self.is_main else None
         finally:
             self._loss.train(training)
 
+    def state(self) -> TrainingState:
+        """Everything that `restore` needs; all processes must ask."""
+        self.settle()
+        weights = {**self._network.state_dict(), **named_parameters(self._network)}
+        return TrainingState(
+            step=self.step,
+            sequences=self.sequences,
+            seconds=self.seconds,
+            ticks=self.average.ticks,
+            precision=self.precision,
+            device=self._accelerator.device.type,
+            processes=self._accelerator.num_processes,
+            weights={name: whole(value).cpu() for name, value in weights.items()},
+            average={name: value.cpu() for name, value in self.average.state_dict().items()},
+            optimizers=gather_optimizers(self._network, self._memories),
+            finished=self._run.progress(self.step, self.seconds) >= 1,
+            text=self._windows.fingerprint,
+        )
+
+    @torch.no_grad()
+    def restore(self, state: TrainingState) -> None:
+        """Go on where `state` was taken, on any number of processes.
+
+        Raises:
+            ValueError: If it is of another network, other optimizers or other text, or this runs under DeepSpeed.
+        """
+        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed keeps the memory of the optimizers to itself, so its runs cannot go on exactly; begin "
+                "another with --from, or use FSDP2 (configs/accelerate/fsdp.yaml)."
+            )
+        if state.text != self._windows.fingerprint:
+            raise ValueError(
+                "the text is not what the run began with, or its tokenizer is not, so its order is another: put them "
+                "back as they were, or begin another run with --from."
+            )
+        self.step, self.sequences, self.seconds = state.step, state.sequences, state.seconds
+        if self._run.precision == "auto" and state.device == self._accelerator.device.type:
+            self._set_precision(state.precision)
+        for name, parameter in named_parameters(self._network).items():
+            parameter.copy_(spread_like(state.weights[name], parameter))
+        self.average.restore(state.average, state.ticks)
+        spread_optimizers(self._network, self._memories, state.optimizers)
+
     def published_state(self) -> dict[str, Any]:
         """Everything that a `checkpoint_STEP.pth` of the published trainer holds, ready for `torch.save`."""
+        self.settle()
         average = self.average.state_dict()
+        names = list(named_parameters(self._network))
         return {
             "optimizer": [optimizer.state_dict() for optimizer in self._optimizers],
-            "model": {name: value.detach().cpu() for name, value in self._network.state_dict().items()},
+            "model": {name: whole(value).cpu() for name, value in self._network.state_dict().items()},
             "ema": {
                 "decay": self.average.decay,
                 "optimization_step": self.average.ticks,
-                "shadow_params": [average[name].cpu() for name, _ in self._network.named_parameters()],
+                "shadow_params": [average[name].cpu() for name in names],
             },
             "step": self.step,
         }
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Wait for all processes, and part from them."""
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
 
-    def _is_over(self, stop: StopRequest) -> bool:
-        """Whether the run has ended, or somebody asked any of the processes to stop: all agree."""
-        over = bool(stop) or self._run.progress(self.step, self.seconds) >= 1
-        if self._accelerator.num_processes == 1:
-            return over
-        votes = torch.tensor(float(over), device=self._accelerator.device)
-        everybody: Tensor = self._accelerator.reduce(votes, "sum")
-        return bool(everybody > 0)
+    @property
+    def _is_spread(self) -> bool:
+        """Whether each process has only a part of the weights."""
+        return any(hasattr(parameter, "full_tensor") for parameter in self._network.parameters())
 
-    def _descend(self, part: AbstractPart, rate: float) -> tuple[float, float]:
-        """One optimizer step; its loss and the norm of its gradient."""
+    def _set_precision(self, precision: str) -> None:
+        self.precision = precision
+        self._accelerator.unwrap_model(self._loss).bf16 = precision == "bf16"
+
+    def _copy(self, weights: Mapping[str, Tensor]) -> Denoiser | None:
+        """A whole denoiser, where there is something to do for it."""
+        if not self.is_main:
+            return None
+        network = DDiT(self._network.config)
+        network.load_state_dict(weights)
+        copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
+        return copy.to(self._accelerator.device).eval()
+
+    def _is_over(self, stop: StopRequest) -> bool:
+        """Whether the run has ended, or somebody asked to stop; all processes give the same answer."""
+        asked = bool(stop) if self._accelerator.num_processes == 1 else self._votes > 0
+        return asked or self._run.progress(self.step, self.seconds) >= 1
+
+    def _check(self, before: StepReport | None) -> None:
+        """Look at the newest step that can be looked at without waiting: on an accelerator, the one before the last."""
+        newest = self._last if self._accelerator.device.type == "cpu" else before
+        if newest is not None:
+            newest.check()
+
+    def _take_step(self, stop: StopRequest, began: float) -> StepReport:
+        """One optimizer step, and what is to be said of it."""
+        progress = self._run.progress(self.step, self.seconds)
+        part = self._mixture.at(self.step, progress)
+        rate = self._settings.rate(progress)
+        loss, norm = self._descend(part, rate)
+        self.step += 1
+        self.sequences += part.batch_size
+        news = self._share(loss, norm, bool(stop), time.perf_counter() - began)
+        return StepReport(
+            step=self.step,
+            loss=news.values[0],
+            gradient_norm=news.values[1],
+            rate=rate,
+            tokens=self.sequences * self._windows.length,
+            seconds=self.seconds,
+            progress=self._run.progress(self.step, self.seconds),
+            wait=news.wait,
+        )
+
+    def _descend(self, part: AbstractPart, rate: float) -> tuple[Tensor, Tensor]:
+        """Move the weights once; this process's mean loss, and the norm of the gradient of the global batch."""
         set_rates(self._optimizers, rate)
-        total = torch.zeros((), device=self._accelerator.device)
-        passes = list(self._passes(part))
-        for x_0, times, draw in passes:
-            loss = self._loss(part, x_0, times, draw) / len(passes)
-            self._accelerator.backward(loss)
-            total += loss.detach()
-        norm = float(self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.clip))
-        mean = float(self._accelerator.reduce(total, "mean"))
-        if not math.isfinite(mean) or not math.isfinite(norm):
-            raise ValueError(
-                f"training broke down at step {self.step + 1}: loss {mean}, gradient norm {norm}. The weights saved "
-                "last are sound; lower the learning rates of the recipe's [optimizer] or set `objective.max_weight`."
-            )
+        losses = []
+        for batch in self._passes(part):
+            with self._accelerator.accumulate(self._loss):
+                torch.manual_seed(batch.seed)
+                loss = self._loss(part, batch)
+                self._accelerator.backward(loss)
+                losses.append(loss.detach())
+        norm = self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.clip)
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
-        return mean, norm
+        return torch.stack(losses).mean(), whole(torch.as_tensor(norm, device=self._accelerator.device))
 
-    def _passes(self, part: AbstractPart) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Clean tokens, times and draws of each pass of this process in one optimizer step."""
-        device, length = self._accelerator.device, self._windows.length
-        times = stratified_times(self._randomness, self.step, part.batch_size, part.num_times)
-        pieces = self._accelerator.num_processes * self._run.accumulation
+    def _share(self, loss: Tensor, norm: Tensor, asked: bool, now: float) -> _News:
+        """Bring the loss and the norm to the host; let processes agree on the clock and on whether to stop.
+
+        An accelerator's answer is read one step later, when it has long been given.
+        """
+        if self._accelerator.num_processes == 1:
+            self.seconds = now
+            return _News.of(torch.stack([loss, norm]))
+        mine = torch.tensor([float(asked), now if self.is_main else 0.0], dtype=torch.float64)
+        if loss.device.type == "cuda":
+            mine = mine.pin_memory()
+        share = (loss / self._accelerator.num_processes).double()[None]
+        both = torch.cat([share, mine.to(loss.device, non_blocking=True)])
+        total = self._accelerator.reduce(both, "sum")
+        news = _News.of(torch.cat([total[:1], norm.double()[None], total[1:]]))
+        readable, self._unread = (news, None) if loss.device.type == "cpu" else (self._unread, news)
+        if readable is not None:
+            readable.wait()
+            self._votes, self.seconds = readable.values[2:].tolist()
+        return news
+
+    def _passes(self, part: AbstractPart) -> Iterator[_Batch]:
+        """What each pass of this process in one optimizer step is about."""
+        length, pieces = self._windows.length, self._accelerator.num_processes * self._run.accumulation
         if part.batch_size % pieces:
             raise ValueError(
                 f"`run.batch_size` must be divisible among {pieces} passes (processes times accumulation); "
                 f"got {part.batch_size}."
             )
-        size = part.batch_size // pieces
+        times = stratified_times(self._randomness, self.step, part.batch_size, part.num_times)
+        size, position = part.batch_size // pieces, torch.arange(length)[None]
         for turn in range(self._run.accumulation):
             start = (turn * self._accelerator.num_processes + self._accelerator.process_index) * size
             row = torch.arange(start, start + size)
-            draw = self._randomness.uniform(
-                row[:, None], self.step, torch.arange(length)[None], stream=_CORRUPTION
+            yield _Batch(
+                self._windows.batch(self.sequences + start, size),
+                times[start : start + size],
+                self._randomness.uniform(row[:, None], self.step, position, stream=_CORRUPTION),
+                int(2**53 * self._randomness.uniform(row[0], self.step, row[0] * 0, stream=_DROPOUT)),
             )
-            x_0 = self._windows.batch(self.sequences + start, size)
-            yield x_0.to(device), times[start : start + size].to(device), draw.to(device)
 
 
 def _has_compiler(device: torch.device) -> bool:

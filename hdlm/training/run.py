@@ -1,33 +1,27 @@
-"""A run: what a recipe makes of its text, from the tokenizer to the checkpoint.
+"""A run before its first step: what a recipe makes of its text, from the tokenizer to the trainer.
 
-    recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> training -> a folder
-
-The folder holds a checkpoint from the first moment on (of the untrained network), `metrics.jsonl`, and at the end the
-same with trained weights. Whoever stops a run early is left with the last of these.
+recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from hdlm.checkpoint import Checkpoint, save_checkpoint
+from hdlm.checkpoint import Checkpoint
 from hdlm.data import Split, Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
-from hdlm.training.interrupt import StopRequest
-from hdlm.training.loop import StepReport, Trainer, Watcher
+from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
 from hdlm.training.text import TrainingText, read_text
-from hdlm.training.watchers import Every, MetricsLog
 
 __all__ = ["Run", "prepare"]
 
@@ -96,31 +90,6 @@ class Run:
         recipe = self.recipe
         windows = self.text.windows(recipe.data.context, recipe.run.seed)
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
-
-    def execute(self, folder: Path, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
-        """Train, and leave a checkpoint and `metrics.jsonl` in a folder whatever happens.
-
-        Args:
-            folder: Where; made if it does not exist.
-            stop: Turns true when somebody asks to stop.
-            watchers: Called after each step, besides the log and the saving.
-
-        Returns:
-            The report of the last step; None if there was none. The denoiser has its average weights.
-        """
-        trainer = self.trainer()
-
-        def save(report: StepReport | None = None) -> None:
-            summary = {} if report is None else _summary(report)
-            save_checkpoint(folder, self.checkpoint(summary), averaged=trainer.average.state_dict())
-
-        save()
-        log = MetricsLog(folder / "metrics.jsonl")
-        report = trainer.train(stop, (log, Every(self.recipe.run.save_every, save), *watchers))
-        log.flush()
-        save(report)
-        trainer.average.give_to(self.denoiser.backbone)
-        return report
 
 
 def prepare(
@@ -202,7 +171,3 @@ def _take_over(network: DDiT, start: Checkpoint) -> None:
                 "change the recipe's [network] or [data]."
             )
     network.load_state_dict(start.network.state_dict())
-
-
-def _summary(report: StepReport) -> dict[str, Any]:
-    return {"steps": report.step, "tokens": report.tokens, "seconds": round(report.seconds, 1)}

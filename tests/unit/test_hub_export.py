@@ -33,7 +33,7 @@ from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
-from hdlm.training import Recipe, StopRequest, prepare
+from hdlm.training import Recipe, Session, StopRequest, prepare
 from hdlm.vocabulary import GPT2, Vocabulary
 from tests.tiny import tiny_denoiser
 
@@ -289,7 +289,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         "optimizer": {"name": "adamw", "matrix_rate": 0.01, "weight_decay": 0.02, "warmup": 0.2, "ema": 0.9},
         "run": {"steps": 10, "batch_size": 4, "precision": "no"},
     }
-    prepare(Recipe.from_table(recipe), torch.device("cpu")).execute(folder / "out", StopRequest())
+    Session(prepare(Recipe.from_table(recipe), torch.device("cpu")), folder / "out").execute(StopRequest())
     return hub.load(folder / "out")
 
 

@@ -27,6 +27,7 @@ from hdlm.training import (
     NextToken,
     Recipe,
     Run,
+    Session,
     StepReport,
     StopRequest,
     choose_precision,
@@ -72,7 +73,7 @@ def _run(text: Path, **changes: dict[str, Any]) -> Run:
 
 def _losses(run: Run, folder: Path) -> list[StepReport]:
     reports: list[StepReport] = []
-    run.execute(folder, StopRequest(), (reports.append,))
+    Session(run, folder).execute(StopRequest(), (reports.append,))
     return reports
 
 
@@ -120,7 +121,7 @@ def test_training_that_breaks_down_stops_and_says_where(text: Path, tmp_path: Pa
     with torch.no_grad():
         run.denoiser.backbone.vocab_embed.embedding.fill_(math.nan)
     with pytest.raises(ValueError, match="step 1: loss nan"):
-        run.execute(tmp_path, StopRequest())
+        Session(run, tmp_path).execute(StopRequest())
 
 
 def test_passes_must_divide_the_batch(text: Path, tmp_path: Path) -> None:
@@ -175,21 +176,28 @@ def test_an_interrupted_run_leaves_a_usable_folder(text: Path, tmp_path: Path, n
             os.kill(os.getpid(), number)
 
     with listening() as stop:
-        report = run.execute(tmp_path, stop, (interrupt,))
+        report = Session(run, tmp_path).execute(stop, (interrupt,))
     assert report is not None
     assert report.step == 12
     assert stop.signal == number
     assert load_checkpoint(tmp_path).training["steps"] == 12
 
 
-def test_the_second_ctrl_c_insists() -> None:
+def test_the_second_ctrl_c_insists_but_not_the_echo_of_the_first() -> None:
     before = signal.getsignal(signal.SIGINT)
     with listening() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            stop(signal.SIGINT, None)
     assert signal.getsignal(signal.SIGINT) is before
+    now = [0.0]
+    for number, way in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
+        request = StopRequest(lambda: now[0])
+        request(signal.SIGUSR1, None)
+        request(number, None)
+        now[0] += 1.5
+        with pytest.raises(way):
+            request(number, None)
+        assert request.signal == signal.SIGUSR1
 
 
 def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path) -> None:
@@ -197,7 +205,7 @@ def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path)
     program = (
         "import sys, json, torch; from pathlib import Path; from hdlm.training import *\n"
         "run = prepare(Recipe.from_table(json.loads(sys.argv[1])), torch.device('cpu'))\n"
-        "run.execute(Path(sys.argv[2]), StopRequest())"
+        "Session(run, Path(sys.argv[2])).execute(StopRequest())"
     )
     run = subprocess.Popen([sys.executable, "-c", program, json.dumps(table), str(tmp_path)])
     deadline = time.monotonic() + 120

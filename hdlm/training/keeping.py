@@ -1,0 +1,163 @@
+"""The checkpoints of a run, one folder for each step that is kept: written aside, renamed, and thrown away in turn.
+
+    RUN/training/step-00001200/    what `TrainingState` describes
+    RUN/training/best.json         which step had the best bound on validation text
+
+A folder is whole or not there, whatever moment the program dies at. The newest few are kept, and the best.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import final
+
+from hdlm.atomic import replacing
+from hdlm.training.state import STATE_FILES, TrainingState
+
+__all__ = ["Shelf", "publish"]
+
+_FOLDER, _PREFIX, _ASIDE, _BEST = "training", "step-", ".step-", "best.json"
+
+
+@final
+class Shelf:
+    """The kept checkpoints of a run.
+
+    Args:
+        run: The folder of the run.
+        keep: How many of the newest are kept.
+    """
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self._folder, self._keep = run / _FOLDER, keep
+
+    def steps(self) -> list[int]:
+        """Steps that are kept, in order."""
+        names = [path.name.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def place(self, step: int) -> Path:
+        """The folder of a step."""
+        return self._folder / f"{_PREFIX}{step:08d}"
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the best bound, and the bound; None if none was measured."""
+        try:
+            table = json.loads((self._folder / _BEST).read_text(encoding="utf-8"))
+            return int(table["step"]), float(table["bound"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Keep a step, and throw away what is too old; what was kept before is there until this one is whole.
+
+        Args:
+            step: Its number.
+            write: Fills a folder with it.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            OSError: If it cannot be written; nothing has been thrown away.
+        """
+        target, aside = self.place(step), self._folder / f"{_ASIDE}{step}"
+        self.clear()
+        try:
+            aside.mkdir(parents=True)
+            write(aside)
+            _to_disk(aside)
+            if target.exists():
+                target.rename(self._folder / f"{_ASIDE}{step}-old")
+            aside.rename(target)
+        finally:
+            self.clear()
+        self._prune()
+        return target
+
+    def offer(self, step: int, bound: float) -> bool:
+        """Note the bound of a step that is kept; it stays for as long as none is better.
+
+        Args:
+            step: Its number.
+            bound: In nats a token, say; less is better.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        best = self.best
+        if not math.isfinite(bound) or (best is not None and best[1] <= bound and best[0] != step):
+            return False
+        with replacing(self._folder / _BEST) as aside:
+            aside.write_text(json.dumps({"step": step, "bound": bound}) + "\n", encoding="utf-8")
+        self._prune()
+        return True
+
+    def newest(self, say: Callable[[str], object]) -> tuple[Path, TrainingState] | None:
+        """The newest checkpoint that is whole; None if none was ever kept.
+
+        Args:
+            say: Told of each one that is not whole.
+
+        Raises:
+            ValueError: If there are some, but none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.place(step), TrainingState.read(self.place(step))
+            except (ValueError, OSError) as error:
+                say(f"the checkpoint of step {step} cannot be used: {error}")
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints in {self._folder} is whole; begin anew in another folder, with --from "
+                f"{self._folder.parent} if its model.safetensors can be read."
+            )
+        return None
+
+    def rewind(self, step: int) -> None:
+        """Forget what came after a step, because the run goes on from there."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.place(later), ignore_errors=True)
+        if self.best is not None and self.best[0] > step:
+            (self._folder / _BEST).unlink()
+
+    def clear(self) -> None:
+        """Remove what a program that died left unfinished."""
+        for path in self._folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        """Throw away what is neither new enough nor the best."""
+        best = self.best
+        for step in self.steps()[: -self._keep]:
+            if best is None or step != best[0]:
+                shutil.rmtree(self.place(step), ignore_errors=True)
+
+
+def publish(source: Path, folder: Path) -> None:
+    """Put the model of a kept step into the folder of the run, file by file, without a copy where links can be made."""
+    for path in sorted(source.iterdir()):
+        if path.name in STATE_FILES:
+            continue
+        with replacing(folder / path.name) as aside:
+            aside.unlink()
+            try:
+                os.link(path, aside)
+            except OSError:
+                shutil.copyfile(path, aside)
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until files are on the disk, so that not even a loss of power can lose them."""
+    for path in folder.iterdir():
+        with path.open("rb") as file, suppress(OSError):
+            os.fsync(file.fileno())

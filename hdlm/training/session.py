@@ -1,0 +1,218 @@
+"""A run at work in its folder: it trains, keeps checkpoints as it goes, and goes on from one.
+
+    RUN/config.json, model.safetensors, raw.safetensors, tokenizer.json    the model as it was saved last
+    RUN/metrics.jsonl                                                      how it went
+    RUN/training/                                                          what to go on from: see `Shelf`
+
+The folder holds a model from the first moment on, untrained; whoever stops a run early is left with the last one saved.
+A run that goes on from a checkpoint takes the same steps, to the bit on a CPU, as one that was never stopped, if steps
+limit it. One that minutes limit goes on with the minutes that are left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hdlm.training.gauge import Gauge
+from hdlm.training.interrupt import StopRequest
+from hdlm.training.keeping import Shelf, publish
+from hdlm.training.loop import StepReport, Watcher
+from hdlm.training.recipe import Recipe
+from hdlm.training.run import Run
+from hdlm.training.state import TrainingState
+from hdlm.training.watchers import MetricsLog
+
+__all__ = ["Session", "Unfinished", "unfinished"]
+
+_METRICS, _CONFIG = "metrics.jsonl", "config.json"
+
+
+@final
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that stopped before its end.
+
+    Attributes:
+        recipe: What it was asked for.
+        state: Where it is.
+        checkpoint: Its model, with the weights of its last step; `prepare` begins with it.
+    """
+
+    recipe: Recipe
+    state: TrainingState
+    checkpoint: Checkpoint
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse to go on with another recipe, but for options that change no weight.
+
+        Raises:
+            ValueError: If they differ; it names the options.
+        """
+        other = list(_differences(self.recipe, recipe))
+        if other:
+            raise ValueError(
+                f"the run was begun with another recipe: {'; '.join(other)}. Go on with its own, or begin another "
+                "run in a folder of its own (--from this one takes its weights)."
+            )
+
+
+def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -> Unfinished | None:
+    """What a folder holds to go on from; None if there is nothing in it.
+
+    Args:
+        folder: That of the run.
+        say: Told of checkpoints that are damaged; the newest that is whole is taken.
+
+    Raises:
+        ValueError: If it holds something else than an unfinished run; it says what to do instead.
+    """
+    found = Shelf(folder).newest(say)
+    if found is None:
+        if (folder / _CONFIG).exists():
+            raise ValueError(
+                f"{folder} holds a model but nothing to go on from exactly (no training/ folder): begin another run "
+                f"with --from {folder}."
+            )
+        return None
+    place, state = found
+    if state.finished:
+        raise ValueError(
+            f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
+            f"--from {folder}."
+        )
+    checkpoint = load_checkpoint(place, weights="raw")
+    return Unfinished(Recipe.from_table(checkpoint.training["recipe"]), state, checkpoint)
+
+
+@final
+class Session:
+    """A run, its trainer and its folder; every process has one, and the main one writes.
+
+    Args:
+        run: What to do.
+        folder: Where; made if it does not exist.
+        found: What to go on from; None to begin.
+
+    Attributes:
+        trainer: What trains.
+        gauge: How fast it is.
+        log: Lines of `metrics.jsonl`.
+
+    Raises:
+        ValueError: If the run cannot go on from there.
+    """
+
+    def __init__(self, run: Run, folder: Path, found: Unfinished | None = None) -> None:
+        self._run, self._folder, self._settings = run, folder, run.recipe.run
+        self._shelf = Shelf(folder, self._settings.keep)
+        self.trainer = run.trainer()
+        self.gauge = Gauge.of(run.recipe, run.denoiser.backbone.config, run.mixture, run.device)
+        self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
+        self._saved: int | None = None
+        self._saved_at = 0.0
+        if found is not None:
+            self._go_on(found)
+
+    def execute(self, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
+        """Train, and leave a checkpoint and `metrics.jsonl` whatever happens.
+
+        Args:
+            stop: Turns true when somebody asks to stop.
+            watchers: Called after each step, in every process, before the saving.
+
+        Returns:
+            The report of the last step; None if there was none. The denoiser has its average weights.
+
+        Raises:
+            OSError: If the disk is full; the checkpoint before stays, and the message says of which step it is.
+            ValueError: If the loss is not finite any more.
+        """
+        logs = (self.log,) if self.trainer.is_main else ()
+        try:
+            if self._saved is None:
+                self.save()
+            report = self.trainer.train(stop, (*logs, *watchers, self._save_if_due))
+            if self.trainer.is_main:
+                self.log.flush()
+            self.save(report)
+        except OSError as error:
+            raise self._advised(error) from error
+        self.trainer.average.give_to(self._run.denoiser.backbone)
+        return report
+
+    def save(self, report: StepReport | None = None) -> None:
+        """Keep the run as it is now, unless it is kept already; every process must ask.
+
+        Args:
+            report: That of the last step, if there was one.
+        """
+        if self._saved == self.trainer.step:
+            return
+        state = self.trainer.state()
+        self._saved, self._saved_at = state.step, state.seconds
+        if not self.trainer.is_main:
+            return
+        summary = {} if report is None else _summary(report)
+
+        def write(folder: Path) -> None:
+            checkpoint = self._run.checkpoint(summary)
+            save_checkpoint(folder, checkpoint, averaged=state.average, raw=state.weights)
+            state.write(folder)
+
+        publish(self._shelf.put(state.step, write), self._folder)
+
+    def offer(self, report: StepReport, bound: float | None) -> None:
+        """Keep the run as it is now for as long as no other step has a better bound; every process must offer.
+
+        Args:
+            report: That of the last step.
+            bound: On validation text, less is better; None in processes that have not measured it.
+        """
+        self.save(report)
+        if self.trainer.is_main and bound is not None:
+            self._shelf.offer(report.step, bound)
+
+    def _save_if_due(self, report: StepReport) -> None:
+        steps, minutes = self._settings.save_steps, self._settings.save_every
+        by_steps = steps is not None and report.step % steps == 0
+        if by_steps or (minutes is not None and report.seconds - self._saved_at >= 60 * minutes):
+            self.save(report)
+
+    def _go_on(self, found: Unfinished) -> None:
+        found.check(self._run.recipe)
+        self.trainer.restore(found.state)
+        self._saved, self._saved_at = found.state.step, found.state.seconds
+        if self.trainer.is_main:
+            self._shelf.rewind(found.state.step)
+            self.log.rewind(found.state.step)
+
+    def _advised(self, error: OSError) -> OSError:
+        """The same, with what to do."""
+        steps = self._shelf.steps()
+        kept = (
+            f"what is kept is step {steps[-1]}: make room, and go on with --resume" if steps else "make room"
+        )
+        reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
+        return type(error)(error.errno, reason, str(error.filename or self._folder))
+
+
+def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
+    """Options that differ between two recipes, but for those that may."""
+    for option in dataclasses.fields(ours):
+        if option.metadata.get("may_change") or option.name == "description":
+            continue
+        one, other = getattr(ours, option.name), getattr(theirs, option.name)
+        dotted = f"{name}{option.name}"
+        if dataclasses.is_dataclass(one):
+            yield from _differences(one, other, f"{dotted}.")
+        elif one != other:
+            yield f"`{dotted}` was {one!r} and is {other!r}" if name else f"[{dotted}] is another"
+
+
+def _summary(report: StepReport) -> dict[str, Any]:
+    return {"steps": report.step, "tokens": report.tokens, "seconds": round(report.seconds, 1)}
