@@ -1,24 +1,50 @@
 """From the words behind `hdlm/train.py` to a table of options: hydra's composition, with errors that name the nearest.
 
     --config-name NAME [--config-dir DIR] [--cfg] [key=value ...]
+    --config-name NAME --multirun key=value,value ...                 every combination, one run after the other
+    --config-name NAME --multirun hydra/launcher=submitit_slurm ...   the same as jobs of SLURM, even if it is only one
 
-Hydra reads the files, follows their `defaults` and applies the overrides (`model=epsilon_tiny` chooses a file). It does
-not start the program: its folder and files are made by the run itself, once everything has been checked.
+Hydra reads the files, follows their `defaults` and applies the overrides (`model=epsilon_tiny` chooses a file). It
+starts programs only in a sweep; a run makes its folder and its files itself, once everything has been checked.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from hdlm import package_data
 from hdlm.atomic import replacing
+from hdlm.training.tables import nearest
 
-__all__ = ["Composed", "compose"]
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+__all__ = ["Composed", "Words", "compose", "composed_here", "sweep", "words_of"]
+
+
+@final
+@dataclass(frozen=True)
+class Words:
+    """A command line, read but not followed.
+
+    Attributes:
+        folder: Where configurations are.
+        name: Which of them.
+        overrides: The `key=value` words, in hydra's grammar.
+        shows: Whether the configuration is only to be shown.
+        sweeps: Whether several values of an option mean as many runs.
+    """
+
+    folder: Path
+    name: str
+    overrides: tuple[str, ...]
+    shows: bool = False
+    sweeps: bool = False
 
 
 @final
@@ -57,7 +83,7 @@ class Composed:
                 aside.write_text(text, encoding="utf-8")
 
 
-def compose(program: str, arguments: Sequence[str], summary: str) -> Composed | None:
+def words_of(program: str, arguments: Sequence[str], summary: str) -> Words:
     """Read the command line of a program that is configured by hydra.
 
     Args:
@@ -65,11 +91,8 @@ def compose(program: str, arguments: Sequence[str], summary: str) -> Composed | 
         arguments: The words behind it.
         summary: What it does.
 
-    Returns:
-        None if only the configuration was to be shown.
-
     Raises:
-        ValueError: If there is no such configuration, or an override names an option that there is not.
+        ValueError: If there is no such configuration.
     """
     parser = argparse.ArgumentParser(program, description=summary)
     parser.add_argument(
@@ -79,6 +102,9 @@ def compose(program: str, arguments: Sequence[str], summary: str) -> Composed | 
         "--config-dir", "-cd", "--config-path", "-cp", type=Path, help="folder of configurations"
     )
     parser.add_argument("--cfg", action="store_true", help="show the configuration and do nothing")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="one run for each combination of key=value,value"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options to change")
     args = parser.parse_intermixed_args(arguments)
     folder = (args.config_dir or package_data.configs()).absolute()
@@ -87,61 +113,134 @@ def compose(program: str, arguments: Sequence[str], summary: str) -> Composed | 
         raise ValueError(
             f"there is no configuration {name!r} in {folder}; known: {', '.join(_names(folder))}."
         )
-    composed = _composed(folder, name, tuple(args.overrides))
-    if args.cfg:
-        print(composed.text)
-        return None
-    return composed
+    return Words(folder, name, tuple(args.overrides), args.cfg, args.multirun)
+
+
+def compose(words: Words, known: Iterable[str] = ()) -> Composed:
+    """Let hydra make one configuration of a command line.
+
+    Args:
+        words: The command line.
+        known: Options that there are besides those of the file, which may be given without hydra's `+`.
+
+    Raises:
+        ValueError: If an override names an option that there is not, or hydra refuses it.
+    """
+    import hydra
+
+    with _hydra_errors(words.name):
+        overrides, parsed = _checked(words, tuple(known))
+        with hydra.initialize_config_dir(str(words.folder), version_base="1.3"):
+            whole = hydra.compose(words.name, overrides, return_hydra_config=True)
+        task = [override for override in parsed if not override.is_hydra_override()]
+        return _composed(
+            whole,
+            [str(override.input_line) for override in task],
+            [override.key_or_group for override in task],
+            Path(str(whole.hydra.run.dir)),
+        )
+
+
+def sweep(words: Words, known: Iterable[str], job: Callable[[Any], object]) -> None:
+    """Let hydra's sweeper and launcher carry out every run that a command line asks for.
+
+    Args:
+        words: The command line.
+        known: As for `compose`.
+        job: Called once for each run, by the launcher, with what hydra composed; see `composed_here`. A launcher of
+            jobs pickles it, so it is a function of a module.
+
+    Raises:
+        ValueError: If an override names an option that there is not, or hydra refuses it, or the launcher is missing.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra_errors(words.name):
+        overrides, _ = _checked(words, tuple(known))
+        version.setbase("1.3")
+        GlobalHydra.instance().clear()
+        try:
+            Hydra.create_main_hydra2(words.name, create_config_search_path(str(words.folder))).multirun(
+                words.name, job, [*overrides, "hydra.output_subdir=null"], with_log_configuration=False
+            )
+        finally:
+            GlobalHydra.instance().clear()
+
+
+def composed_here(config: Any) -> Composed:
+    """The same as `compose`, within a job of `sweep`.
+
+    Args:
+        config: What hydra gave to the job.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    hydra = HydraConfig.get()
+    words = [str(word) for word in hydra.overrides.task]
+    asked = [override.key_or_group for override in OverridesParser.create().parse_overrides(words)]
+    return _composed(config, words, asked, Path(str(hydra.runtime.output_dir)))
 
 
 def _names(folder: Path | None = None) -> list[str]:
     return sorted(file.stem for file in (folder or package_data.configs()).glob("*.yaml"))
 
 
-def _composed(folder: Path, name: str, overrides: tuple[str, ...]) -> Composed:
+@contextmanager
+def _hydra_errors(name: str) -> Iterator[None]:
+    """Hydra's complaints in one line, as ours.
+
+    Raises:
+        ValueError: In the place of what hydra raises.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"configuration {name}: {' '.join(str(error).split())}") from error
+
+
+def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Override]]:
+    """The overrides, with hydra's `++` before options that the file leaves out; and the same parsed.
+
+    Raises:
+        ValueError: If one of them names an option that there is not.
+    """
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.utils import setup_globals
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     setup_globals()
-    try:
-        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-            plain = hydra.compose(name)
-            parsed = OverridesParser.create().parse_overrides(list(overrides))
-            for override in parsed:
-                adds, group = override.is_add() or override.is_force_add(), folder / override.key_or_group
-                if not adds and not override.is_hydra_override() and not group.is_dir():
-                    _check_known(override.key_or_group, plain)
-            whole = hydra.compose(name, list(overrides), return_hydra_config=True)
-        task = [override for override in parsed if not override.is_hydra_override()]
-        run = Path(str(whole.hydra.run.dir))
-        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        table = OmegaConf.to_container(config, resolve=True)
-        text = OmegaConf.to_yaml(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"configuration {name}: {' '.join(str(error).split())}") from error
-    assert isinstance(table, dict)
-    return Composed(
-        {str(key): value for key, value in table.items()},
-        text,
-        tuple(str(override.input_line) for override in task),
-        tuple(override.key_or_group for override in task),
-        run,
-    )
+    with hydra.initialize_config_dir(str(words.folder), version_base="1.3"):
+        there = set(_options(OmegaConf.to_container(hydra.compose(words.name)), ""))
+    parsed = OverridesParser.create().parse_overrides(list(words.overrides))
+    overrides = []
+    for word, override in zip(words.overrides, parsed, strict=True):
+        option = override.key_or_group
+        adds, group = override.is_add() or override.is_force_add(), words.folder / option
+        ours = not override.is_hydra_override() and not group.is_dir()
+        if ours and not adds and option not in there and option not in known:
+            meant = nearest(option, sorted({*there, *known}))
+            raise ValueError(f"unknown option `{option}`; did you mean `{meant}`?")
+        overrides.append(f"++{word}" if ours and not adds and option not in there else word)
+    return overrides, parsed
 
 
-def _check_known(option: str, plain: Any) -> None:
-    """Refuse an override of an option that there is not."""
+def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> Composed:
+    """What hydra made, without its own table."""
     from omegaconf import OmegaConf
 
-    known = list(_options(OmegaConf.to_container(plain), ""))
-    if option in known:
-        return
-    nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown option `{option}`; did you mean `{nearest}`?")
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    table = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(table, dict)
+    named = {str(key): value for key, value in table.items()}
+    return Composed(named, OmegaConf.to_yaml(own), tuple(words), tuple(asked), folder)
 
 
 def _options(table: Any, name: str) -> list[str]:

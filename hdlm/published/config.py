@@ -2,22 +2,40 @@
 
 Every option either acts, or is refused with the name of what to use instead. `ONLY` lists those that have one value
 left; `Config.idle` those that mean nothing beside the other options: they may stand in a file, but not be asked for.
+What recipes have beyond the published options is set as `recipe.TABLE.OPTION`. `GOVERNED` says which of their options
+have a published name: under it they are set, and under it complaints about them come.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, final
 
-from hdlm.attention import Active, Context
+from hdlm import hyperschedule as hyperschedules
+from hdlm.checkpoint import build
 from hdlm.data.corpora import NAMED
-from hdlm.hub.cards.published import LOG_LINEAR_FLOOR
-from hdlm.training.tables import key_of, read, require
+from hdlm.network import DDiTConfig
+from hdlm.published.options import (
+    AnnealingOptions,
+    DataOptions,
+    EvalOptions,
+    ExperimentOptions,
+    GraphOptions,
+    ModelOptions,
+    NoiseOptions,
+    OptimOptions,
+    SamplingOptions,
+    TokenizerOptions,
+    TrainingOptions,
+)
+from hdlm.training import Recipe
+from hdlm.training.tables import key_of, options_of, read, require
 
-__all__ = ["ONLY", "Config", "Family"]
+__all__ = ["GOVERNED", "ONLY", "Config", "Family"]
 
 Family = Literal["epsilon_hybrid", "gamma_hybrid"]
 
@@ -26,7 +44,10 @@ FLOOR = 4e-5 / 3e-4
 
 ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
-        "reset_step_for_finetuning": (True, "a run counts its own steps from 0"),
+        "reset_step_for_finetuning": (
+            True,
+            "to go on with a run of ours, step and optimizer included, use training.resume=true",
+        ),
         "graph.report_all": (False, "metrics.jsonl in the run's folder has what is reported"),
         "graph.expanded_sigma": (
             True,
@@ -51,224 +72,50 @@ ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
 )
 """Options with one value left, and what to use instead of the others."""
 
-
-@final
-@dataclass(frozen=True)
-class TokenizerOptions:
-    """`tokenizer.*`: `tokens` words, and where the tokenizer is found (`train`: made from the text)."""
-
-    tokens: int
-    model: str = "gpt2"
-
-
-@final
-@dataclass(frozen=True)
-class TrainingOptions:
-    """`training.*`: sizes and frequencies in optimizer steps; `lr` is finetuning's."""
-
-    batch_size: int
-    n_iters: int
-    accum: int = 1
-    snapshot_freq: int = 5000
-    log_freq: int = 500
-    eval_freq: int = 5000
-    snapshot_freq_for_preemption: int = 5000
-    snapshot_sampling: bool = True
-    ema: float = 0.9999
-    warmup_iter: int = 0
-    weight: str | None = None
-    loss_type: Literal["hybrid", "standard"] | None = None
-    epsilon: float | None = None
-    unmasked: float | None = field(default=None, metadata={"key": "lambda"})
-    lr: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        frequencies = ("snapshot_freq", "log_freq", "eval_freq", "snapshot_freq_for_preemption")
-        for name in ("batch_size", "n_iters", "accum", *frequencies):
-            require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
-        require(self.warmup_iter >= 0, "training.warmup_iter", "at least 0", self.warmup_iter)
-        require(self.lr is None or self.lr > 0, "training.lr", "positive", self.lr)
-
-
-@final
-@dataclass(frozen=True)
-class DataOptions:
-    """`data.*`: names of data sets or places of text; `debug` takes the first thousand documents of each."""
-
-    train: str
-    valid: str
-    cache_dir: str | None = None
-    debug: bool = False
-
-
-@final
-@dataclass(frozen=True)
-class GraphOptions:
-    """`graph.*`: the process of the gamma family."""
-
-    type: Literal["QGamma", "absorb", "uniform"] = "QGamma"
-    gamma: float = 0.01
-    report_all: bool = False
-    expanded_sigma: bool = True
-
-    @property
-    def rate(self) -> float:
-        """Share of the uniform rate: absorption and uniform noise are the ends of the family."""
-        return {"QGamma": self.gamma, "absorb": 0.0, "uniform": 1.0}[self.type]
-
-
-@final
-@dataclass(frozen=True)
-class NoiseOptions:
-    """`noise.*`: how fast noise comes in the gamma family."""
-
-    type: Literal["loglinear", "geometric"] = "loglinear"
-    sigma_min: float = 1e-4
-    sigma_max: float = 10.0
-    ar_diffusion: bool = False
-    expanded_sigma: bool = True
-
-    @property
-    def schedule(self) -> dict[str, Any]:
-        """The same for a recipe."""
-        if self.type == "loglinear":
-            return {"type": "LogLinear", "floor": LOG_LINEAR_FLOOR}
-        return {"type": "Geometric", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
-
-
-@final
-@dataclass(frozen=True)
-class SamplingOptions:
-    """`sampling.*`: how snapshots of the gamma family are written."""
-
-    predictor: Literal["analytic", "euler"] = "analytic"
-    steps_per_level: int = 1
-    noise_removal: bool = True
-    strategy: str = "direct"
-    strategy_param: float = 0.9
-
-
-@final
-@dataclass(frozen=True)
-class AttentionOptions:
-    """`annealing.attention.*`: what settled and active positions see of one another."""
-
-    context_type: Context = "block_causal"
-    block_type: Active = "full"
-
-
-@final
-@dataclass(frozen=True)
-class AnnealingOptions:
-    """`annealing.*`: when each position is noisy."""
-
-    type: Literal["block", "simple", "hybrid", "none"]
-    width: int
-    tau: int
-    eval_tau: int | None = None
-    efficient: bool = False
-    steps_per_level: int | None = None
-    sampling_method: Literal["AR", "NAR", "SAR"] = "SAR"
-    sampling_eps: float = 1e-4
-    attention: AttentionOptions = field(default_factory=AttentionOptions)
-    match_inference: bool = True
-    diffusion_loss_weight: float | None = None
-    ce_loss_weight: float | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            self.sampling_method != "AR",
-            "annealing.sampling_method",
-            "NAR or SAR; autoregression is SAR with annealing.type=block annealing.width=1 annealing.tau=1",
-            self.sampling_method,
-        )
-        require(0 < self.sampling_eps < 0.5, "annealing.sampling_eps", "in (0, 0.5)", self.sampling_eps)
-        require(
-            not self.efficient or self.type in ("block", "none") or self.is_slide,
-            "annealing.efficient",
-            "false unless annealing.type is block, or simple with annealing.tau = annealing.width",
-            self.efficient,
-        )
-
-    @property
-    def is_slide(self) -> bool:
-        """Whether the published `simple` is a countdown, of which two streams can be made."""
-        return self.type == "simple" and self.tau == self.width
-
-    def hyperschedule(self, tau: int) -> dict[str, Any]:
-        """For a recipe, at some number of levels."""
-        if self.type == "none":
-            return {"type": "Block", "width": None, "num_levels": tau}
-        family = {"block": "Block", "simple": "PublishedSlide", "hybrid": "PublishedWave"}[self.type]
-        name = "Slide" if self.type == "simple" and tau == self.width else family
-        return {"type": name, "width": self.width, "num_levels": tau}
-
-
-@final
-@dataclass(frozen=True)
-class EvalOptions:
-    """`eval.*`: sequences in a pass of validation, and generative perplexity of the snapshots' samples."""
-
-    batch_size: int = 16
-    perplexity: bool = True
-    perplexity_batch_size: int = 16
-
-
-@final
-@dataclass(frozen=True)
-class OptimOptions:
-    """`optim.*`: AdamW, and how its rate rises and falls."""
-
-    lr: float
-    optimizer: Literal["AdamW", "Adam"] = "AdamW"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup: int = 0
-    grad_clip: float = 1.0
-    scheduler: Literal["cosine", "lambda", "linear"] = "cosine"
-
-    def __post_init__(self) -> None:
-        require(
-            self.grad_clip > 0, "optim.grad_clip", "positive (a large number clips nothing)", self.grad_clip
-        )
-        require(
-            self.optimizer == "AdamW" or self.weight_decay == 0,
-            "optim.weight_decay",
-            "0 with optim.optimizer=Adam; use AdamW",
-            self.weight_decay,
-        )
-
-
-@final
-@dataclass(frozen=True)
-class ExperimentOptions:
-    """`experiment.*`: names of the run's folders."""
-
-    name: str
-    wandb_project: str
-
-
-@final
-@dataclass(frozen=True)
-class ModelOptions:
-    """`model.*`: the network; None is what the checkpoint has, in finetuning."""
-
-    name: Literal["epsilon_hdlm", "gamma_hdlm"] | None = None
-    type: str = "ddit"
-    hidden_size: int | None = None
-    cond_dim: int | None = None
-    length: int | None = None
-    n_blocks: int | None = None
-    n_heads: int | None = None
-    dropout: float = 0.1
-    scale_by_sigma: bool | None = None
-    transformer_sigma_conditioning: bool | None = None
-    hybrid_sigma_embedding: bool | None = None
-    post_process_logits: bool | None = None
-    use_timestep_embedding: bool | None = None
+GOVERNED: Mapping[str, str] = MappingProxyType(
+    {
+        "data.corpus": "data.train",
+        "data.validation_corpus": "data.valid",
+        "data.validation": "data.valid",
+        "data.vocabulary": "tokenizer.tokens",
+        "data.tokenizer": "tokenizer.model",
+        "data.context": "model.length",
+        "network.hidden_size": "model.hidden_size",
+        "network.num_blocks": "model.n_blocks",
+        "network.num_heads": "model.n_heads",
+        "network.cond_dim": "model.cond_dim",
+        "network.dropout": "model.dropout",
+        "network.shifted": "type",
+        "network.told_noise": "model.use_timestep_embedding",
+        "network.blend": "model.hybrid_sigma_embedding",
+        "network.scale_by_sigma": "model.scale_by_sigma",
+        "network.context": "annealing.attention.context_type",
+        "network.active": "annealing.attention.block_type",
+        "process.type": "model_type",
+        "process.epsilon": "training.epsilon",
+        "process.gamma": "graph.gamma",
+        "process.noise_schedule": "noise.type",
+        "objective.unmasked": "training.lambda",
+        "objective.max_weight": "annealing.sampling_eps",
+        "objective.diffusion": "annealing.diffusion_loss_weight",
+        "objective.cross_entropy": "annealing.ce_loss_weight",
+        "optimizer.name": "optim.optimizer",
+        "optimizer.weight_decay": "optim.weight_decay",
+        "optimizer.schedule": "optim.scheduler",
+        "optimizer.clip": "optim.grad_clip",
+        "optimizer.ema": "training.ema",
+        "optimizer.beta1": "optim.beta1",
+        "optimizer.beta2": "optim.beta2",
+        "optimizer.eps": "optim.eps",
+        "run.steps": "training.n_iters",
+        "run.batch_size": "training.batch_size",
+        "run.accumulation": "gradient_accumulation_steps",
+        "run.seed": "training.seed",
+        "run.save_steps": "training.snapshot_freq_for_preemption",
+        "mixture": "annealing",
+    }
+)
+"""Options of a recipe, and the published ones that set them."""
 
 
 @final
@@ -280,6 +127,7 @@ class Config:
         ngpus: Processes that are expected; None for as many as there are.
         type: Whether outputs speak of their own position or of the next one.
         hf_model_id: What to finetune; None in training from nothing.
+        beyond: What recipes have beyond the published options, by table: `{"run": {"compile": True}}`.
     """
 
     model_type: Family
@@ -299,6 +147,13 @@ class Config:
     type: Literal["aligned", "shifted"] = "aligned"
     reset_step_for_finetuning: bool = True
     hf_model_id: str | None = None
+    beyond: Mapping[str, Any] = field(default_factory=dict, metadata={"key": "recipe"})
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Dotted names of everything that may be set, but for what a recipe has under a published name."""
+        beyond = (option for option in options_of(Recipe) if _governor(option) is None)
+        return (*options_of(cls), *(f"recipe.{option}" for option in beyond))
 
     @classmethod
     def read(cls, table: Mapping[str, Any], asked: Iterable[str] = ()) -> Config:
@@ -342,11 +197,33 @@ class Config:
                 value is None, option, f"left out with model_type={self.model_type}; {instead} has it", value
             )
         require(
-            self.training.accum == self.gradient_accumulation_steps,
+            self.training.accum in (None, self.gradient_accumulation_steps),
             "training.accum",
-            f"gradient_accumulation_steps, {self.gradient_accumulation_steps}",
+            f"left out, or gradient_accumulation_steps, {self.gradient_accumulation_steps}",
             self.training.accum,
         )
+        require(self.ngpus is None or self.ngpus > 0, "ngpus", "positive or null", self.ngpus)
+        own = "gamma_hdlm" if self.is_gamma else "epsilon_hdlm"
+        require(
+            self.model.name in (None, own),
+            "model.name",
+            f"{own} with model_type={self.model_type}",
+            self.model.name,
+        )
+        for option in self._beyond:
+            published = _governor(option)
+            if published is not None:
+                raise ValueError(f"`recipe.{option}` has a published name: use `{published}`.")
+
+    @property
+    def _beyond(self) -> list[str]:
+        """Dotted names of what is set beyond the published options."""
+        tables = self.beyond.items()
+        return [
+            f"{name}.{option}" if option else name
+            for name, options in tables
+            for option in (options if isinstance(options, Mapping) else ("",))
+        ]
 
     @property
     def is_gamma(self) -> bool:
@@ -361,19 +238,30 @@ class Config:
             found["training.warmup_iter"] = "with optim.scheduler=lambda use optim.warmup"
         else:
             found["optim.warmup"] = f"with optim.scheduler={self.optim.scheduler} use training.warmup_iter"
-        if self.hf_model_id is not None:
-            found["optim.lr"] = "in finetuning use training.lr"
-        else:
+        if self.hf_model_id is None:
             found["training.lr"] = "use optim.lr; training.lr is hdlm/finetune.py's"
+            found["reset_step_for_finetuning"] = "it is hdlm/finetune.py's"
+        elif self.training.lr is not None:
+            found["optim.lr"] = "in finetuning use training.lr"
         if self.annealing.type == "none":
             found["annealing.width"] = "annealing.type=none has one block as wide as model.length"
         if self.training.loss_type == "standard":
             for option in ("training.epsilon", "training.lambda"):
                 found[option] = "with training.loss_type=standard there are no wrong words; use hybrid"
+        if self.model.use_timestep_embedding is False:
+            found["model.cond_dim"] = "the network is told no noise; gamma_hybrid is"
+        return found | self._idle_of_samples() | self._idle_of_gamma()
+
+    def _idle_of_samples(self) -> dict[str, str]:
+        judged = ("eval.perplexity_batch_size",)
         if not self.training.snapshot_sampling:
-            for option in ("eval.perplexity", "eval.perplexity_batch_size", "annealing.sampling_method"):
-                found[option] = "it is about snapshots' samples: use training.snapshot_sampling=true"
-        return found | self._idle_of_gamma()
+            written = ("eval.perplexity", *judged, "annealing.sampling_method", "sampling.predictor")
+            return dict.fromkeys(
+                written, "it is about snapshots' samples: use training.snapshot_sampling=true"
+            )
+        if not self.eval.perplexity:
+            return dict.fromkeys(judged, "nobody judges the samples: use eval.perplexity=true")
+        return {}
 
     def _idle_of_gamma(self) -> dict[str, str]:
         if not self.is_gamma:
@@ -386,22 +274,39 @@ class Config:
             found["graph.gamma"] = "use graph.type=QGamma"
         return found
 
-    def recipe(self, precision: str = "auto") -> dict[str, Any]:
-        """The same as the table of a `hdlm.training.Recipe`.
+    def recipe(self, precision: str = "auto") -> Recipe:
+        """The same for our own training.
 
         Args:
             precision: What networks compute in, which published configurations leave to `accelerate`.
 
         Raises:
-            ValueError: If the network is not described in full.
+            ValueError: If the network is not described in full, or an option is out of range.
         """
-        training, optim, annealing = self.training, self.optim, self.annealing
+        table = self._table(precision)
+        for name, options in self.beyond.items():
+            table[name] = {**table.get(name, {}), **options} if isinstance(options, Mapping) else options
+        try:
+            recipe = Recipe.from_table(table)
+            shape = table["network"]
+            sizes = {
+                name: shape[name]
+                for name in ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
+            }
+            DDiTConfig(recipe.data.vocabulary + 1, **sizes, max_length=recipe.data.context)
+            for part in recipe.mixture:
+                build(hyperschedules, {**part.hyperschedule, "length": recipe.data.context})
+        except ValueError as error:
+            raise ValueError(self._in_published_words(str(error))) from error
+        return recipe
+
+    def _table(self, precision: str) -> dict[str, Any]:
+        """The recipe as a plain table, without what is beyond the published options."""
+        training, annealing = self.training, self.annealing
         length = self._shape("length")
         schedule = annealing.hyperschedule(annealing.tau)
         if annealing.type == "none":
             schedule["width"] = length
-        warmup = optim.warmup if optim.scheduler == "lambda" else training.warmup_iter
-        rate = training.lr if self.hf_model_id is not None and training.lr is not None else optim.lr
         return {
             "data": {
                 "corpus": (self._named(self.data.train, "train"),),
@@ -420,25 +325,50 @@ class Config:
                     "continuous": True,
                 }
             ],
-            "optimizer": {
-                "name": "adamw",
-                **dict.fromkeys(("matrix_rate", "embedding_rate", "head_rate"), rate),
-                "weight_decay": optim.weight_decay,
-                "schedule": {"lambda": "constant"}.get(optim.scheduler, optim.scheduler),
-                "floor": FLOOR if optim.scheduler == "cosine" else 0.0,
-                "warmup": warmup / training.n_iters,
-                "clip": optim.grad_clip,
-                "ema": training.ema,
-                **{name: getattr(optim, name) for name in ("beta1", "beta2", "eps")},
-            },
+            "optimizer": self._optimizer(),
             "run": {
                 "steps": training.n_iters,
                 "batch_size": training.batch_size,
-                "accumulation": training.accum,
+                "accumulation": self.gradient_accumulation_steps,
+                "save_steps": training.snapshot_freq_for_preemption,
                 "precision": precision,
                 "seed": training.seed,
             },
         }
+
+    def _optimizer(self) -> dict[str, Any]:
+        training, optim = self.training, self.optim
+        finetunes = self.hf_model_id is not None and training.lr is not None
+        warmup = optim.warmup if optim.scheduler == "lambda" else training.warmup_iter
+        return {
+            "name": "muon" if optim.optimizer == "Muon" else "adamw",
+            **dict.fromkeys(
+                ("matrix_rate", "embedding_rate", "head_rate"), training.lr if finetunes else optim.lr
+            ),
+            "muon_scale": "match_rms_adamw",
+            "weight_decay": optim.weight_decay,
+            "schedule": "constant" if optim.scheduler == "lambda" else optim.scheduler,
+            "floor": FLOOR if optim.scheduler == "cosine" else 0.0,
+            "warmup": warmup / training.n_iters,
+            "clip": optim.grad_clip,
+            "ema": training.ema,
+            **{name: getattr(optim, name) for name in ("beta1", "beta2", "eps")},
+        }
+
+    def _in_published_words(self, complaint: str) -> str:
+        """A complaint of a recipe or a network with every option under its published name."""
+        names = {f"`{option}`": f"`{published}`" for option, published in GOVERNED.items()}
+        rate = "training.lr" if self.hf_model_id is not None and self.training.lr is not None else "optim.lr"
+        names |= {f"`optimizer.{group}_rate`": f"`{rate}`" for group in ("matrix", "embedding", "head")}
+        names |= {f"`{own}`": f"`{GOVERNED[f'network.{own}']}`" for own in _OF_NETWORK}
+        names |= {"`width`": "`annealing.width`", "`num_levels`": "`annealing.tau`"}
+        tables = {f"`{table.name}" for table in dataclasses.fields(Recipe)}
+
+        def renamed(found: re.Match[str]) -> str:
+            beyond = f"`recipe.{found[0][1:]}" if found[0].partition(".")[0] in tables else found[0]
+            return names.get(found[0], beyond)
+
+        return re.sub(r"`\w+(\.\w+)*`", renamed, complaint)
 
     def found(self, num_words: int) -> dict[str, Any]:
         """Options and what they came to, for whoever reads the configuration of a finished run.
@@ -514,7 +444,7 @@ class Config:
         """The same with what `model` leaves out taken from a checkpoint.
 
         Args:
-            shape: Options of `model`, and `tokens`, as the checkpoint has them.
+            shape: Options of `model` as the checkpoint has them.
 
         Raises:
             ValueError: If an option that weights depend on is given otherwise.
@@ -531,6 +461,15 @@ class Config:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+_OF_NETWORK = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
+"""Options of a network whose complaints name them alone."""
+
+
+def _governor(option: str) -> str | None:
+    """The published option that sets one of a recipe, if any."""
+    return GOVERNED.get(option, GOVERNED.get(option.partition(".")[0]))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

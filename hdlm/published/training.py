@@ -28,7 +28,7 @@ from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
 from hdlm.evaluation.plans import bound_of, measurable
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
-from hdlm.published.composition import Composed, compose
+from hdlm.published.composition import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.config import Config
 from hdlm.published.model import pick_device
 from hdlm.sampling import Prompt, algorithm, sample
@@ -53,9 +53,54 @@ def finetune(arguments: Sequence[str]) -> int:
 
 
 def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bool) -> int:
-    composed = compose(program, arguments, summary)
-    if composed is None:
+    words, known = words_of(program, arguments, summary), Config.options()
+    if words.sweeps and not words.shows:
+        if _processes() > 1:
+            raise ValueError(
+                "--multirun starts its own processes: run it with `python`, not with `accelerate launch`."
+            )
+        sweep(words, known, _finetuning_job if finetunes else _training_job)
         return 0
+    composed = compose(words, known)
+    if words.shows:
+        print(composed.text)
+        return 0
+    _begin(composed, finetunes=finetunes)
+    return 0
+
+
+def _training_job(config: Any) -> None:
+    """One run of a sweep."""
+    _take_place()
+    _begin(composed_here(config), finetunes=False)
+
+
+def _finetuning_job(config: Any) -> None:
+    """One run of a sweep of finetuning."""
+    _take_place()
+    _begin(composed_here(config), finetunes=True)
+
+
+def _take_place() -> None:
+    """Tell accelerate which of how many processes this is, if a launcher of jobs has started several."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        place = TorchDistributedEnvironment()
+        if place.world_size > 1:
+            place.export(set_cuda_visible_devices=False)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _begin(composed: Composed, *, finetunes: bool) -> None:
+    """Check a configuration, and carry it out.
+
+    Raises:
+        ValueError: If it cannot be carried out, or not by this command, or not by so many processes.
+    """
     config = Config.read(composed.table, composed.asked)
     if finetunes != (config.hf_model_id is not None):
         raise ValueError(
@@ -63,16 +108,15 @@ def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bo
             if finetunes
             else f"`hf_model_id` is {config.hf_model_id!r}: use hdlm/finetune.py to begin with a model."
         )
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if config.ngpus not in (None, processes):
+    if config.ngpus not in (None, _processes()):
         raise ValueError(
-            f"`ngpus` is {config.ngpus}, but accelerate has started {processes}: leave ngpus=null, or choose another "
-            f"--config-file, or `accelerate launch --num_processes {config.ngpus}`."
+            f"`ngpus` is {config.ngpus}, but accelerate has started {_processes()}: leave ngpus=null, or choose "
+            f"another --config-file, or `accelerate launch --num_processes {config.ngpus}`."
         )
-    if rank == 0:
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if is_main:
         _check_vacant(composed.folder)
-    _carry_out(config, composed, is_main=rank == 0)
-    return 0
+    _carry_out(config, composed, is_main=is_main)
 
 
 def _check_vacant(folder: Path) -> None:
@@ -93,7 +137,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> None:
         start = hub.load(config.hf_model_id)
         config = _completed(config, start)
         console.print(f"finetuning {config.hf_model_id}")
-    recipe = Recipe.from_table(config.recipe(_precision()))
+    recipe = config.recipe(_precision())
     console.print(_plan(config, recipe, composed.folder))
     for option, reason in config.idle.items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
@@ -118,12 +162,12 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> None:
 
 
 def _precision() -> str:
-    """What `mixed_precision` of accelerate's configuration comes to here.
+    """What `mixed_precision` of accelerate's configuration comes to here; bf16 where it is faster, if there is none.
 
     Raises:
         ValueError: If it is a precision that there is not.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
     known = {"bf16": "auto", "no": "no"}
     if asked not in known:
         raise ValueError(f"`mixed_precision: {asked}` of accelerate is not known here; use bf16 or no.")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["key_of", "read", "require"]
+__all__ = ["key_of", "nearest", "options_of", "read", "require"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,35 @@ def require(condition: bool, option: str, expected: str, got: object) -> None:
 def key_of(option: dataclasses.Field[Any]) -> str:
     """What a field is called in a table."""
     return str(option.metadata.get("key", option.name))
+
+
+def nearest(option: str, known: Iterable[str]) -> str:
+    """What was meant by an option that there is not: one of its own name in another table, or the one spelt most alike.
+
+    Args:
+        option: Dotted name.
+        known: Dotted names of all options, at least one.
+    """
+    names = list(known)
+    last = option.rpartition(".")[2]
+    moved = [name for name in names if name.rpartition(".")[2] == last]
+    return difflib.get_close_matches(option, moved or names, n=1, cutoff=0.0)[0]
+
+
+def options_of(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options of a dataclass, and of the tables in it; lists of tables are one option.
+
+    Args:
+        cls: The dataclass.
+        prefix: What comes before each name, with its point.
+    """
+    hints = get_type_hints(cls)
+    for option in dataclasses.fields(cls):
+        yield f"{prefix}{key_of(option)}"
+        hint = hints[option.name]
+        for kind in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(kind) and get_origin(hint) is not tuple:
+                yield from options_of(kind, f"{prefix}{key_of(option)}.")
 
 
 def read(cls: type[T], table: object, name: str = "") -> T:
@@ -51,8 +80,8 @@ def read(cls: type[T], table: object, name: str = "") -> T:
     options = {key_of(option): option for option in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in options:
-            nearest = difflib.get_close_matches(str(key), options, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown option `{prefix}{key}`; did you mean `{prefix}{nearest}`?")
+            meant = nearest(str(key), options)
+            raise ValueError(f"unknown option `{prefix}{key}`; did you mean `{prefix}{meant}`?")
     hints = get_type_hints(cls)
     values = {}
     for key, option in options.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from hdlm import hub
 from hdlm.cli._errors import guarded
 from hdlm.evaluation import evaluate
 from hdlm.package_data import configs
-from hdlm.published.composition import Composed, compose
-from hdlm.published.config import ONLY, Config
+from hdlm.published.composition import Composed, compose, words_of
+from hdlm.published.config import GOVERNED, ONLY, Config
 from hdlm.published.generation import eval_generation
 from hdlm.published.modeling import eval_modeling
 from hdlm.published.training import finetune, train
 from hdlm.training import Recipe
+from hdlm.training.tables import options_of
 
 NAMES = ("epsilon_hdlm", "gamma_hdlm", "epsilon_finetune_from_hf", "gamma_finetune_from_hf")
 SHAPE = {
     "hidden_size": 8,
     "cond_dim": 8,
-    "length": 16,
+    "length": 256,
     "n_blocks": 1,
     "n_heads": 2,
     "transformer_sigma_conditioning": True,
@@ -37,9 +39,7 @@ SHAPE = {
 
 
 def _composed(*words: str) -> Composed:
-    composed = compose("program", words, "Does it.")
-    assert composed is not None
-    return composed
+    return compose(words_of("program", words, "Does it."), Config.options())
 
 
 def _config(*words: str) -> Config:
@@ -62,14 +62,14 @@ def test_shipped_configurations_make_recipes(name: str, ending: str) -> None:
             | dict.fromkeys([key for key, value in SHAPE.items() if value is True], False)
         )
         config = config.of_checkpoint(shape)
-    recipe = Recipe.from_table(config.recipe())
+    recipe = config.recipe()
     assert recipe.process.type == ("GammaHybrid" if "gamma" in name else "EpsilonHybrid")
     assert recipe.process.strength == 0.01
     assert Recipe.from_table(recipe.to_table()) == recipe
 
 
 def test_published_numbers_arrive() -> None:
-    recipe = Recipe.from_table(_config("-cn", "epsilon_hdlm").recipe())
+    recipe = _config("-cn", "epsilon_hdlm").recipe()
     assert (recipe.network.hidden_size, recipe.network.num_blocks, recipe.data.context) == (768, 12, 1024)
     assert (recipe.run.batch_size, recipe.run.steps, recipe.optimizer.ema) == (512, 10**6, 0.9999)
     assert (recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.clip) == (0.9, 0.95, 1.0)
@@ -90,7 +90,7 @@ def test_the_keys_are_those_of_published_runs(shared: Path, family: str) -> None
             return {name}
         return {one for key, value in table.items() for one in keys(value, f"{name}.{key}")}
 
-    assert keys(ours) == keys(published)
+    assert keys(ours) == keys(published)  # ours besides are given without hydra's `+`
 
 
 def test_every_shipped_option_is_known_to_be_one() -> None:
@@ -128,13 +128,21 @@ ACTING = [
     ("gamma_hdlm", "optim.warmup=100000", "optimizer.warmup", 0.1),
     ("gamma_hdlm", "model.hybrid_sigma_embedding=false", "network.blend", False),
     ("gamma_hdlm", "model.scale_by_sigma=false", "network.scale_by_sigma", False),
-    ("gamma_hdlm", "model=gamma_tiny", "network.hidden_size", 64),
+    ("gamma_hdlm", "model=gamma_tiny annealing.width=16", "network.hidden_size", 64),
+    ("gamma_hdlm", "type=shifted", "network.shifted", True),
+    ("epsilon_hdlm", "training.seed=3", "run.seed", 3),
+    ("epsilon_hdlm", "optim.optimizer=Muon", "optimizer.name", "muon"),
+    ("epsilon_hdlm", "optim.optimizer=Muon", "optimizer.matrix_rate", 3e-4),
+    ("epsilon_hdlm", "recipe.run.compile=true", "run.compile", True),
+    ("epsilon_hdlm", "recipe.optimizer.decay=all", "optimizer.decay", "all"),
+    ("epsilon_hdlm", "recipe.optimizer.floor=0.1", "optimizer.floor", 0.1),
+    ("epsilon_hdlm", "training.snapshot_freq_for_preemption=7", "run.save_steps", 7),
 ]
 
 
 @pytest.mark.parametrize(("name", "override", "option", "value"), ACTING)
 def test_options_act(name: str, override: str, option: str, value: object) -> None:
-    found: Any = Recipe.from_table(_config("-cn", name, override).recipe()).to_table()
+    found: Any = _config("-cn", name, *override.split()).recipe().to_table()
     for key in option.split("."):
         found = found[int(key) if key.isdecimal() else key]
     assert found == value
@@ -158,7 +166,7 @@ def test_annealing_is_a_hyperschedule(kind: str, tau: int, hyperschedule: dict[s
         "annealing.efficient=false",
     )
     words = tuple(word for word in words if kind != "none" or "width" not in word)
-    (part,) = Recipe.from_table(_config("-cn", "gamma_hdlm", *words).recipe()).mixture
+    (part,) = _config("-cn", "gamma_hdlm", *words).recipe().mixture
     assert part.hyperschedule == hyperschedule
 
 
@@ -185,20 +193,67 @@ FAULTS = [
     ("epsilon_hdlm", "model=huge", "model/huge"),
     ("epsilon_hdlm", "training.epsilon=", "training.epsilon|configuration"),
     ("delta_hdlm", "", "known: .*epsilon_hdlm"),
+    ("epsilon_hdlm", "training.grad_clip=2", "did you mean `optim.grad_clip`"),
+    ("epsilon_hdlm", "optim.beta1=1.5", r"`optim.beta1` must be in \[0, 1\)"),
+    ("epsilon_hdlm", "optim.lr=0", "`optim.lr` must be positive"),
+    ("epsilon_hdlm", "training.ema=1", "`training.ema` must be in"),
+    ("epsilon_hdlm", "training.epsilon=1", "`training.epsilon` must be in"),
+    ("epsilon_hdlm", "training.lambda=-1", "`training.lambda` must be at least 0"),
+    ("epsilon_hdlm", "gradient_accumulation_steps=7", "`gradient_accumulation_steps` must be a divisor of"),
+    ("epsilon_hdlm", "model.n_heads=7", "`model.hidden_size` must be an even multiple of `model.n_heads`"),
+    ("epsilon_hdlm", "model.dropout=1.5", "`model.dropout` must lie in"),
+    ("epsilon_hdlm", "annealing.width=2000", "`annealing.width` must lie in"),
+    ("epsilon_hdlm", "annealing.tau=0", "`annealing.tau` must be positive"),
+    ("epsilon_hdlm", "eval.batch_size=0", "`eval.batch_size` must be positive"),
+    ("epsilon_hdlm", "tokenizer.tokens=0", "`tokenizer.tokens` must be positive"),
+    ("epsilon_hdlm", "ngpus=0", "`ngpus` must be positive"),
+    ("epsilon_hdlm", "model.name=gamma_hdlm", "`model.name` must be epsilon_hdlm"),
+    ("epsilon_hdlm", "model.cond_dim=4", "`model.cond_dim` would not act"),
+    (
+        "epsilon_hdlm",
+        "eval.perplexity=false eval.perplexity_batch_size=3",
+        "`eval.perplexity_batch_size` would not",
+    ),
+    ("epsilon_hdlm", "training.snapshot_sampling=false annealing.sampling_method=NAR", "would not act"),
+    ("epsilon_hdlm", "reset_step_for_finetuning=true", "it is hdlm/finetune.py's"),
+    ("epsilon_hdlm", "recipe.run.complie=true", "did you mean `recipe.run.compile`"),
+    ("epsilon_hdlm", "+recipe.run.complie=true", "`recipe.run.complie`; did you mean `recipe.run.compile`"),
+    ("epsilon_hdlm", "+recipe.run.seed=1", "use `training.seed`"),
+    ("epsilon_hdlm", "+recipe.mixture=[]", "use `annealing`"),
+    ("epsilon_hdlm", "+recipe.data.context=8", "use `model.length`"),
+    ("epsilon_hdlm", "recipe.run.compile=3", "`recipe.run.compile` must be bool"),
+    ("gamma_hdlm", "graph.gamma=2", "`graph.gamma` must be in"),
+    ("gamma_hdlm", "noise.type=geometric noise.sigma_min=11", "`noise.sigma_min`"),
+    ("gamma_hdlm", "training.snapshot_sampling=false sampling.predictor=euler", "would not act"),
 ]
 
 
 @pytest.mark.parametrize(("name", "override", "complaint"), FAULTS)
 def test_faults_are_named(name: str, override: str, complaint: str) -> None:
-    words = ("--config-name", name, *([override] if override else []))
+    words = ("--config-name", name, *override.split())
     with pytest.raises(ValueError, match=complaint):
-        Recipe.from_table(_config(*words).recipe())
+        _config(*words).recipe()
+
+
+def test_what_has_a_published_name_is_an_option_of_recipes() -> None:
+    ours, published = set(options_of(Recipe)), set(options_of(Config))
+    assert set(GOVERNED) <= ours
+    assert set(GOVERNED.values()) <= published
+
+
+def test_an_option_that_the_file_leaves_out_needs_no_plus(tmp_path: Path) -> None:
+    text = (configs() / "epsilon_hdlm.yaml").read_text()
+    (tmp_path / "bare.yaml").write_text(text.replace("  accum: ${gradient_accumulation_steps}\n", ""))
+    shutil.copytree(configs() / "model", tmp_path / "model")
+    words = ("-cn", "bare", "-cd", str(tmp_path))
+    assert _config(*words, "gradient_accumulation_steps=4").recipe().run.accumulation == 4
+    assert _config(*words, "training.accum=8").training.accum == 8
 
 
 @pytest.mark.parametrize("option", ONLY)
 def test_what_has_one_value_left_says_what_to_use(option: str) -> None:
     only, instead = ONLY[option]
-    name = "gamma_hdlm" if option != "reset_step_for_finetuning" else "epsilon_hdlm"
+    name = "gamma_hdlm" if option != "reset_step_for_finetuning" else "epsilon_finetune_from_hf"
     other = json.dumps(not only if isinstance(only, bool) else 2 if isinstance(only, int) else "other")
     with pytest.raises(ValueError, match=f"`{re.escape(option)}` can only be .*{re.escape(instead)}"):
         _config("-cn", name, f"{option}={other}")

@@ -1,0 +1,263 @@
+"""The sections of a published configuration, as typed objects that refuse what is out of range.
+
+None is an option that is left out. What a recipe checks too is checked there alone: `Config.recipe` gives its
+complaints the published names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from hdlm.attention import Active, Context
+from hdlm.hub.cards.published import LOG_LINEAR_FLOOR
+from hdlm.training.tables import require
+
+__all__ = [
+    "AnnealingOptions",
+    "AttentionOptions",
+    "DataOptions",
+    "EvalOptions",
+    "ExperimentOptions",
+    "GraphOptions",
+    "ModelOptions",
+    "NoiseOptions",
+    "OptimOptions",
+    "SamplingOptions",
+    "TokenizerOptions",
+    "TrainingOptions",
+]
+
+
+@final
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """`tokenizer.*`: `tokens` words, and where the tokenizer is found (`train`: made from the text)."""
+
+    tokens: int
+    model: str = "gpt2"
+
+
+@final
+@dataclass(frozen=True)
+class TrainingOptions:
+    """`training.*`: sizes and frequencies in optimizer steps; `lr` is finetuning's, `seed` and `resume` are ours."""
+
+    batch_size: int
+    n_iters: int
+    accum: int | None = None
+    snapshot_freq: int = 5000
+    log_freq: int = 500
+    eval_freq: int = 5000
+    snapshot_freq_for_preemption: int = 5000
+    snapshot_sampling: bool = True
+    ema: float = 0.9999
+    warmup_iter: int = 0
+    weight: str | None = None
+    loss_type: Literal["hybrid", "standard"] | None = None
+    epsilon: float | None = None
+    unmasked: float | None = field(default=None, metadata={"key": "lambda"})
+    lr: float | None = None
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        frequencies = ("snapshot_freq", "log_freq", "eval_freq", "snapshot_freq_for_preemption")
+        for name in ("batch_size", "n_iters", *frequencies):
+            require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
+        require(self.warmup_iter >= 0, "training.warmup_iter", "at least 0", self.warmup_iter)
+
+
+@final
+@dataclass(frozen=True)
+class DataOptions:
+    """`data.*`: names of data sets or places of text; `debug` takes the first thousand documents of each."""
+
+    train: str
+    valid: str
+    cache_dir: str | None = None
+    debug: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class GraphOptions:
+    """`graph.*`: the process of the gamma family."""
+
+    type: Literal["QGamma", "absorb", "uniform"] = "QGamma"
+    gamma: float = 0.01
+    report_all: bool = False
+    expanded_sigma: bool = True
+
+    @property
+    def rate(self) -> float:
+        """Share of the uniform rate: absorption and uniform noise are the ends of the family."""
+        return {"QGamma": self.gamma, "absorb": 0.0, "uniform": 1.0}[self.type]
+
+
+@final
+@dataclass(frozen=True)
+class NoiseOptions:
+    """`noise.*`: how fast noise comes in the gamma family."""
+
+    type: Literal["loglinear", "geometric"] = "loglinear"
+    sigma_min: float = 1e-4
+    sigma_max: float = 10.0
+    ar_diffusion: bool = False
+    expanded_sigma: bool = True
+
+    def __post_init__(self) -> None:
+        ends = self.sigma_min, self.sigma_max
+        require(
+            0 < self.sigma_min < self.sigma_max, "noise.sigma_min", "below noise.sigma_max, above 0", ends
+        )
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The same for a recipe."""
+        if self.type == "loglinear":
+            return {"type": "LogLinear", "floor": LOG_LINEAR_FLOOR}
+        return {"type": "Geometric", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+
+
+@final
+@dataclass(frozen=True)
+class SamplingOptions:
+    """`sampling.*`: how snapshots of the gamma family are written."""
+
+    predictor: Literal["analytic", "euler"] = "analytic"
+    steps_per_level: int = 1
+    noise_removal: bool = True
+    strategy: str = "direct"
+    strategy_param: float = 0.9
+
+
+@final
+@dataclass(frozen=True)
+class AttentionOptions:
+    """`annealing.attention.*`: what settled and active positions see of one another."""
+
+    context_type: Context = "block_causal"
+    block_type: Active = "full"
+
+
+@final
+@dataclass(frozen=True)
+class AnnealingOptions:
+    """`annealing.*`: when each position is noisy."""
+
+    type: Literal["block", "simple", "hybrid", "none"]
+    width: int
+    tau: int
+    eval_tau: int | None = None
+    efficient: bool = False
+    steps_per_level: int | None = None
+    sampling_method: Literal["AR", "NAR", "SAR"] = "SAR"
+    sampling_eps: float = 1e-4
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
+    match_inference: bool = True
+    diffusion_loss_weight: float | None = None
+    ce_loss_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.sampling_method != "AR",
+            "annealing.sampling_method",
+            "NAR or SAR; autoregression is SAR with annealing.type=block annealing.width=1 annealing.tau=1",
+            self.sampling_method,
+        )
+        require(0 < self.sampling_eps < 0.5, "annealing.sampling_eps", "in (0, 0.5)", self.sampling_eps)
+        for name in ("width", "tau", "eval_tau"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"annealing.{name}", "positive", value)
+        require(
+            not self.efficient or self.type in ("block", "none") or self.is_slide,
+            "annealing.efficient",
+            "false unless annealing.type is block, or simple with annealing.tau = annealing.width",
+            self.efficient,
+        )
+
+    @property
+    def is_slide(self) -> bool:
+        """Whether the published `simple` is a countdown, of which two streams can be made."""
+        return self.type == "simple" and self.tau == self.width
+
+    def hyperschedule(self, tau: int) -> dict[str, Any]:
+        """For a recipe, at some number of levels."""
+        if self.type == "none":
+            return {"type": "Block", "width": None, "num_levels": tau}
+        family = {"block": "Block", "simple": "PublishedSlide", "hybrid": "PublishedWave"}[self.type]
+        name = "Slide" if self.type == "simple" and tau == self.width else family
+        return {"type": name, "width": self.width, "num_levels": tau}
+
+
+@final
+@dataclass(frozen=True)
+class EvalOptions:
+    """`eval.*`: sequences in a pass of validation, and generative perplexity of the snapshots' samples."""
+
+    batch_size: int = 16
+    perplexity: bool = True
+    perplexity_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "perplexity_batch_size"):
+            require(getattr(self, name) > 0, f"eval.{name}", "positive", getattr(self, name))
+
+
+@final
+@dataclass(frozen=True)
+class OptimOptions:
+    """`optim.*`: the optimizer, and how its rate rises and falls.
+
+    Muon is ours: it moves the matrices of the blocks, scaled so that a rate and a decay found for AdamW will do, and
+    AdamW moves the rest.
+    """
+
+    lr: float
+    optimizer: Literal["AdamW", "Adam", "Muon"] = "AdamW"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    grad_clip: float = 1.0
+    scheduler: Literal["cosine", "lambda", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "optim.warmup", "at least 0", self.warmup)
+        require(
+            self.optimizer != "Adam" or self.weight_decay == 0,
+            "optim.weight_decay",
+            "0 with optim.optimizer=Adam; use AdamW",
+            self.weight_decay,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """`experiment.*`: names of the run's folders."""
+
+    name: str
+    wandb_project: str
+
+
+@final
+@dataclass(frozen=True)
+class ModelOptions:
+    """`model.*`: the network; None is what the checkpoint has, in finetuning."""
+
+    name: Literal["epsilon_hdlm", "gamma_hdlm"] | None = None
+    type: str = "ddit"
+    hidden_size: int | None = None
+    cond_dim: int | None = None
+    length: int | None = None
+    n_blocks: int | None = None
+    n_heads: int | None = None
+    dropout: float = 0.1
+    scale_by_sigma: bool | None = None
+    transformer_sigma_conditioning: bool | None = None
+    hybrid_sigma_embedding: bool | None = None
+    post_process_logits: bool | None = None
+    use_timestep_embedding: bool | None = None
