@@ -195,7 +195,7 @@ def _seen(
 
 
 def _show_loss(args: argparse.Namespace) -> None:
-    from hdlm.view.loss_curve import draw_loss
+    from hdlm.view.curves import RunMetrics, draw_curves
 
-    draw_loss(args.metrics, args.output, names={"loss": "training", "validation_loss": "validation"})
+    draw_curves([RunMetrics.read(args.metrics)], args.output, title="Loss", panels=())
     _wrote(args.output)

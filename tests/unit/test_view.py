@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from hdlm.view.hyperschedule import (
     sampled_levels,
     sampled_steps,
 )
-from hdlm.view.loss_curve import draw_loss, read_series, running_mean
 from hdlm.view.palette import SETTLED, WORTHLESS, active_colours, level_colours, rgb
 from hdlm.view.replay import Change, Replay, changes, frames, play
 
@@ -159,46 +157,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     ):
         pass
     assert caught.value.filename.endswith("picture.png")
-
-
-@pytest.fixture
-def metrics(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    records = [{"step": step, "loss": 4.0 - step / 100} for step in range(1, 101)]
-    records += [{"step": 50, "validation_loss": 3.6}, {"step": 100, "validation_loss": 3.2}]
-    path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
-    return path
-
-
-def test_series_are_read_by_name(metrics):
-    series = read_series(metrics, ["loss", "validation_loss", "absent"])
-    assert list(series) == ["loss", "validation_loss"]
-    assert series["loss"][0].tolist() == list(range(1, 101))
-    assert series["validation_loss"][1].tolist() == [3.6, 3.2]
-
-
-def test_metrics_that_cannot_be_drawn(metrics, tmp_path):
-    with pytest.raises(ValueError, match="has no speed; it has loss, step, validation_loss"):
-        read_series(metrics, ["speed"])
-    metrics.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no JSON"):
-        read_series(metrics, ["loss"])
-    metrics.write_text("[1, 2]\n")
-    with pytest.raises(ValueError, match=r'metrics\.jsonl:1 has no "step"'):
-        read_series(metrics, ["loss"])
-
-
-def test_a_loss_curve_with_levels_to_compare(metrics, tmp_path):
-    names = {"loss": "training", "validation_loss": "validation"}
-    draw_loss(metrics, tmp_path / "loss.svg", names=names, levels={"unigram": 3.5})
-    assert (tmp_path / "loss.svg").stat().st_size > 1000
-
-
-def test_the_running_mean_is_unbiased_from_the_start():
-    assert running_mean(np.full(50, 3.0)) == pytest.approx(3.0)
-    steps = np.concatenate([np.zeros(500), np.ones(500)])
-    assert running_mean(steps)[499] == 0
-    assert running_mean(steps)[-1] == pytest.approx(1, abs=1e-3)
 
 
 STORY = Replay(
