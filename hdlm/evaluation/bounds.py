@@ -48,6 +48,8 @@ _CLEAN = 1 - 1e-5
 """Data that are cleaner than this need no reconstruction."""
 _ROWS = 1024
 """Positions whose distribution over the vocabulary is held at a time."""
+_PASSES = 4
+"""Passes of the network for a reconstruction, at most: more would buy less than as many more replicates."""
 _BISECTIONS = 60
 """Halvings of [0, 1]: more than float64 can tell apart."""
 
@@ -247,16 +249,47 @@ class HybridBound(AbstractBound):
         """Whether data are noisy at once."""
         return float(self.denoiser.process.weights(self._first).clean) < _CLEAN
 
-    def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
-        """`-log p(x_0 | y)` of each position in the last moment of its noise."""
+    @cached_property
+    def _endings(self) -> list[Int[Tensor, " cells"]]:
+        """For each time of a window, the cells of it in whose last moment the noise of some position ends."""
         schedule = self.hyperschedule
-        together = opens_together(schedule)
-        cells = schedule.num_levels if self.corruption.two_stream else schedule.num_steps
-        cell = torch.full_like(times, cells - 1) if together else (times * cells).floor()
-        canvas = self.corruption(x_0, (cell + 1) / cells - _HAIR, draw)
+        free = torch.arange(schedule.length) >= self.num_given
+        if not self.corruption.two_stream:
+            return [(schedule.settles[free] - 1).unique()]
+        plan = cast("AbstractCountdown", schedule)
+        starts, epochs = plan.starts, plan.epochs
+        every = range(self.corruption.num_times)
+        first = torch.stack([starts[epochs == epoch].amin() for epoch in every])
+        cells = (starts - first[epochs] - 1) % schedule.num_levels
+        return [cells[free & (epochs == epoch)].unique() for epoch in every]
+
+    def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
+        """`-log p(x_0 | y)` of each position in the last moment of its noise.
+
+        A pass is one cell of time for each epoch. Where there are more than `_PASSES` of them, that many are taken,
+        evenly spread from a random beginning, for all.
+        """
+        plan = self.hyperschedule
+        cells = plan.num_levels if self.corruption.two_stream else plan.num_steps
+        passes = [min(len(found), _PASSES) for found in self._endings]
+        total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+        for number in range(max(passes)):
+            ends, weight = torch.zeros_like(times), torch.zeros_like(times[0])
+            for epoch, (found, count) in enumerate(zip(self._endings, passes, strict=True)):
+                if number < count:
+                    weight[epoch] = len(found) / count
+                    at = ((times[:, epoch] + number) * weight[epoch]).long().clamp(max=len(found) - 1)
+                    ends[:, epoch] = (found.to(at.device)[at].double() + 1) / cells - _HAIR
+            total += self._ended(x_0, ends, draw, weight)
+        return total
+
+    def _ended(self, x_0: Tensor, times: Tensor, draw: Tensor, weight: Tensor) -> Tensor:
+        """Cross-entropy of the positions whose noise ends at these times, weighed by epoch."""
+        canvas = self.corruption(x_0, times, draw)
+        if self.corruption.two_stream:
+            weight = weight[cast("AbstractCountdown", self.hyperschedule).epochs.to(weight.device)]
         ends = (canvas.steps > 0) & (canvas.s <= self._first.to(canvas.s.device))
-        weight = torch.where(ends, 1.0 if together else canvas.steps, 0.0)
-        return _cross_entropy(canvas.predict(self.denoiser), x_0, weight)
+        return _cross_entropy(canvas.predict(self.denoiser), x_0, torch.where(ends, weight, 0.0))
 
 
 def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -10,14 +10,14 @@ import pytest
 import scipy.stats
 import torch
 
-from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.evaluation import LikelihoodResult, bounds, evaluate
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
 from hdlm.noise_schedule import Geometric
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification.enumeration import state_law
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
-from hdlm.verification.world import World, random_world
+from hdlm.verification.world import World, all_sequences, random_world
 
 WORLD = random_world(2, 3, seed=5, temperature=0.7)
 TEXT = WORLD.sequences.repeat_interleave((100 * WORLD.law).round().long(), 0).flatten()
@@ -149,6 +149,38 @@ def test_the_hybrid_bound_counts_the_replaced_words(
     assert p_value(measure(process, schedule, bound="hybrid", estimator=estimator), expected) > FAILURE_RATE
 
 
+def reconstruction(schedule: AbstractHyperschedule, process: AbstractNoiseProcess) -> float:
+    """`sum over i of E_y[ -log p(x_i | y) ]`, `y` the canvas when the noise of `i` ends, by enumeration."""
+    x, law, states = WORLD.sequences, WORLD.law, all_sequences(3, 3)
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for i, settles in enumerate(schedule.settles.tolist()):
+        end = (schedule.noise(settles) + 1e-12).clamp(max=1.0)
+        u = torch.where(schedule.levels(settles - 1) == 0, 0.0, end).expand(x.shape)
+        q = state_law(process, x, u, states)
+        joint = law[:, None] * q
+        same_word = (x[:, None, i] == x[None, :, i]).double()
+        right = (same_word @ joint) / joint.sum(0).clamp(min=1e-300)
+        total -= torch.xlogy(q, right).sum(-1)
+    return float(total[WORLD.index(TEXT.view(-1, 3))].sum())
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+@pytest.mark.parametrize("schedule", [Slide(3, 3, 6), as_table(Slide(3, 3, 6)), Wave(3, 2, 2)], ids=repr)
+def test_the_reconstruction_along_a_hyperschedule_is_that_of_every_position_at_its_end(
+    schedule: AbstractHyperschedule, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of the moments at which noise ends are taken; with all of them, only `y` is random."""
+    process = EpsilonHybrid(2, 0.3)
+    monkeypatch.setattr(bounds, "_PASSES", passes)
+    both = measure(process, schedule, bound="hybrid", replicates=24)
+    monkeypatch.setattr(bounds, "_CLEAN", 0.0)
+    path = measure(process, schedule, bound="hybrid", replicates=24)
+    apart = tuple(one - other for one, other in zip(both.estimates, path.estimates, strict=True))
+    result = replace(both, estimates=apart)
+    assert p_value(result, reconstruction(schedule, process)) > FAILURE_RATE
+    assert passes == 1 or result.standard_error < path.standard_error
+
+
 @pytest.mark.parametrize("schedule", [Slide(3, 2, 2), Wave(3, 2, 2)], ids=repr)
 @pytest.mark.parametrize("options", [{"bound": "hybrid"}, {"bound": "absorbing", "sharpness": 0.5}], ids=str)
 def test_two_streams_and_one_canvas_measure_the_same(
@@ -175,13 +207,18 @@ def test_noise_that_ends_early_costs_its_prior_and_noise_that_begins_late_its_re
         (Absorbing(2), {"estimator": "count", "sharpness": 0.5}),
         (GammaHybrid(2, 0.4), {"bound": "hybrid", "estimator": "stratified"}),
         (EpsilonHybrid(2, 0.3), {"bound": "hybrid", "estimator": "stratified"}),
+        pytest.param(
+            EpsilonHybrid(2, 0.3), {"bound": "hybrid", "schedule": Slide(3, 3, 6)}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
 def test_the_stated_error_is_honest(process: AbstractNoiseProcess, options: dict[str, object]) -> None:
     """Of many small evaluations, Student's 90% interval of five replicates holds the truth about 90% of the time."""
     size, level = 5, 0.9
-    big = measure(process, SCHEDULES[0], replicates=400, **options)
+    schedule = options.get("schedule", SCHEDULES[0])
+    rest = {key: value for key, value in options.items() if key != "schedule"}
+    big = measure(process, schedule, replicates=400, **rest)
     groups = torch.tensor(big.estimates).view(-1, size).tolist()
     small = [replace(big, estimates=tuple(group)) for group in groups]
     reach = scipy.stats.t.ppf((1 + level) / 2, size - 1)
