@@ -1,0 +1,203 @@
+"""Measures a model while it is trained, under its averaged weights: the bound on validation text, and what it writes.
+
+    metrics.jsonl      {"step", "validation", "validation_error", "bound", "validation_tokens"}     nats a token
+                       {"step", "entropy", "entropy_error", "distinct-1", ..., "generative perplexity", ...}
+    samples/STEP.txt   the samples
+
+Nothing here changes a weight or a random number of the run, and what cannot be measured is said, and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, final
+
+from hdlm.atomic import replacing
+from hdlm.denoiser import Denoiser
+from hdlm.evaluation.judge import AbstractJudge, TransformersJudge, generative_perplexity
+from hdlm.evaluation.likelihood import evaluate
+from hdlm.evaluation.metrics import Estimate, diversity
+from hdlm.evaluation.plans import bound_of, measurable
+from hdlm.evaluation.result import LikelihoodResult
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.sampling import Prompt, algorithm, sample
+from hdlm.training import Run, Session, StepReport
+from hdlm.training.recipe import WatchSettings
+
+__all__ = ["Observer", "Say"]
+
+_DIVIDER = "\n\n----\n\n"
+
+
+class Say(Protocol):
+    """Tells a person something."""
+
+    def __call__(self, line: str, /) -> object:
+        """One line."""
+
+
+@final
+class Observer:
+    """A watcher that measures; every process has one, and the main one does the work.
+
+    Args:
+        run: What is trained.
+        session: Its training.
+        folder: Where samples go.
+        say: Told what came out.
+        settings: When and how much; by default as the recipe says.
+        plan: The hyperschedule to measure along; by default the first that is trained.
+        writing: The one to write by; by default the same.
+        sampler: Name of the algorithm to write with; by default the ancestral one of the family.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        session: Session,
+        folder: Path,
+        say: Say,
+        *,
+        settings: WatchSettings | None = None,
+        plan: AbstractHyperschedule | None = None,
+        writing: AbstractHyperschedule | None = None,
+        sampler: str | None = None,
+    ) -> None:
+        self._run, self._session, self._folder, self._say = run, session, folder, say
+        self._settings = run.recipe.watch if settings is None else settings
+        self._plan = run.mixture.hyperschedules[0] if plan is None else plan
+        self._writing = self._plan if writing is None else writing
+        family = "analytic" if run.recipe.objective.type == "ScoreEntropy" else "original"
+        self._sampler = family if sampler is None else sampler
+        self._judge: AbstractJudge | None = None
+        self._nobody = not self._settings.judge
+        self._done: dict[str, int] = {}
+
+    def __call__(self, report: StepReport) -> None:
+        """Do what is due after this step."""
+        if _is_due(report.step, self._settings.validate_every):
+            self.validate(report)
+        if _is_due(report.step, self._settings.sample_every):
+            self.write(report)
+
+    def finish(self, report: StepReport) -> None:
+        """Measure the model of the last step, if it is not measured yet."""
+        if self._settings.validate_every is not None and self._done.get("validation") != report.step:
+            self.validate(report)
+        if self._settings.sample_every is not None and self._done.get("samples") != report.step:
+            self.write(report)
+
+    def validate(self, report: StepReport) -> None:
+        """Log the bound on validation text; the step is kept while no other has a better one."""
+        self._done["validation"] = report.step
+        bound = None
+        with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
+            if denoiser is not None:
+                bound = self._measured(denoiser, report)
+        self._session.offer(report, bound)
+
+    def write(self, report: StepReport) -> None:
+        """Write samples, and log how varied and how likely they are."""
+        self._done["samples"] = report.step
+        with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
+            if denoiser is None:
+                return
+            try:
+                tokens = self._generated(denoiser)
+            except ValueError as error:
+                self._say(f"step {report.step}: no samples: {error}")
+                return
+        texts = [self._run.tokenizer.decode(row) for row in tokens]
+        with replacing(self._folder / "samples" / f"{report.step}.txt") as aside:
+            aside.write_text(_DIVIDER.join(texts) + "\n", encoding="utf-8")
+        found = {**diversity(tokens), **self._judged(texts)}
+        self._session.log.write(step=report.step, **_flat(found))
+        perplexity = found.get("generative perplexity")
+        judged = "" if perplexity is None else f", generative perplexity {perplexity}"
+        self._say(f"step {report.step}: samples of entropy {found['entropy']}{judged}")
+
+    def _measured(self, denoiser: Denoiser, report: StepReport) -> float | None:
+        """The bound in nats a token, which is logged and told; None if it cannot be measured."""
+        try:
+            result = self._bound(denoiser)
+        except ValueError as error:
+            self._say(f"step {report.step}: no validation: {error}")
+            return None
+        nats, spread = result.nats_per_token, result.standard_error
+        estimate = Estimate(nats, None if spread is None else spread / result.num_tokens)
+        self._session.log.write(
+            step=report.step,
+            **_flat({"validation": estimate}),
+            bound=result.bound,
+            validation_tokens=result.num_tokens,
+        )
+        self._say(f"step {report.step}: validation {estimate} nats a token, at most")
+        return nats
+
+    def _bound(self, denoiser: Denoiser) -> LikelihoodResult:
+        corruption, settings = self._run.mixture.parts[0].corruption, self._settings
+        return evaluate(
+            denoiser,
+            self._run.validation.tokens[: settings.validation_windows * self._run.recipe.data.context],
+            measurable(self._plan),
+            bound=bound_of(denoiser.process),
+            noise_schedule=corruption.noise_schedule,
+            replicates=settings.replicates,
+            batch_size=settings.batch_size,
+            seed=self._run.recipe.run.seed,
+            context=corruption.context,
+            active=corruption.active,
+            device=denoiser.device,
+        )
+
+    def _generated(self, denoiser: Denoiser) -> list[list[int]]:
+        """Token ids of the samples."""
+        corruption, settings = self._run.mixture.parts[0].corruption, self._settings
+        first = self._run.tokenizer.vocabulary.bos
+        prompt = None
+        if first is not None and denoiser.lookback:
+            prompt = Prompt.prefix([first], self._writing.length)
+        made = sample(
+            denoiser,
+            self._writing,
+            algorithm(self._sampler, denoiser.process),
+            num_sequences=settings.samples,
+            batch_size=settings.batch_size,
+            seed=self._run.recipe.run.seed,
+            prompt=prompt,
+            noise_schedule=corruption.noise_schedule,
+            context=corruption.context,
+            active=corruption.active,
+            device=denoiser.device,
+        )
+        rows: list[list[int]] = made.tokens.tolist()
+        return rows
+
+    def _judged(self, texts: list[str]) -> dict[str, Estimate]:
+        """What the judge says; why there is none is said once."""
+        if self._nobody:
+            return {}
+        settings = self._settings
+        try:
+            if self._judge is None:
+                self._judge = TransformersJudge(settings.judge, self._run.device, settings.batch_size)
+            return generative_perplexity(self._judge, texts)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            self._nobody = True
+            self._say(f"no generative perplexity by {settings.judge}: {error}")
+            return {}
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _flat(found: Mapping[str, Estimate]) -> dict[str, float]:
+    """Numbers and their errors side by side, for a line of metrics."""
+    values = {}
+    for name, estimate in found.items():
+        values[name] = round(estimate.value, 5)
+        if estimate.error is not None:
+            values[f"{name}_error"] = round(estimate.error, 5)
+    return values
