@@ -23,6 +23,8 @@ from hdlm.training.watchers import Sink
 
 __all__ = ["tracking"]
 
+_SOURCES = {"tensorboard": '"hdlm[trackers]"', "wandb": '"hdlm[trackers]"'}
+"""What to install for a tracker, where it is not the package of its name."""
 _PATIENCE = 60.0
 """Seconds that the end of a run waits for a tracker."""
 
@@ -123,8 +125,7 @@ def _check(names: Sequence[str]) -> None:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name has no origin
             raise ValueError(
-                f"watch.trackers asks for {name}, which is not installed: pip install {name}, or "
-                'pip install "hdlm[trackers]" for all of them.'
+                f"watch.trackers asks for {name}, which is not installed: pip install {_SOURCES.get(name, name)}."
             )
 
 
