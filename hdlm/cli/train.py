@@ -6,6 +6,7 @@ Examples:
   hdlm train --text sequel.txt --output runs/sequel --from runs/book --minutes 2
   hdlm train --text 'novels/*.txt' --output runs/novels --recipe my.toml --steps 2000 --seed 1
   hdlm train --output runs/novels --resume
+  hdlm train --text kjv --output runs/kjv --steps 5000 --validate-every 500 --sample-every 1000 --tracker tensorboard
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
 
 A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import ANY_MODEL, check_vacant, source_of
-from hdlm.cli._options import add_device, add_json, device_of, print_json
+from hdlm.cli._options import add_device, add_json, at_least_one, device_of, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,15 +61,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
     length.add_argument("--steps", type=int, help="optimizer steps to train instead, repeatable to the bit")
     parser.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
+    _add_watching(parser)
     add_device(parser)
     add_json(parser)
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    """What looks at the run; all of it is in the folder, for `hdlm plot`."""
+    parser.add_argument(
+        "--validate-every",
+        type=at_least_one,
+        metavar="N",
+        help="measure the bound on validation text every N steps (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--sample-every",
+        type=at_least_one,
+        metavar="N",
+        help="write samples, and measure their entropy and repetition, every N steps (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--judge",
+        help="causal model of transformers that gives the samples a perplexity (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--tracker",
+        nargs="+",
+        choices=("tensorboard", "wandb", "trackio"),
+        help="who else is told the metrics; wandb works offline (default: the recipe's)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     from rich.console import Console
 
+    from hdlm.evaluation.during_training import Observer
     from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
+    from hdlm.training.trackers import check_trackers, tracking
     from hdlm.view.report import table
 
     is_main = os.environ.get("RANK", "0") == "0"
@@ -76,17 +106,24 @@ def run(args: argparse.Namespace) -> int:
     device = device_of(args)
     found = _found(args, console, is_main=is_main)
     recipe = recipe_of(args, found)
+    check_trackers(recipe.watch.trackers)
     prepared = prepare(recipe, device, console.print, _start(args, found))
     session = Session(prepared, args.output, found)
-    with listening() as stop, progress_bar(console, gauge=session.gauge) as bar:
-        report = session.execute(stop, (bar,))
+    observer = Observer(prepared, session, args.output, console.print)
+    with (
+        listening() as stop,
+        tracking(recipe, args.output, console.print) as sink,
+        progress_bar(console, gauge=session.gauge) as bar,
+    ):
+        session.log.tell(sink)
+        report = session.execute(stop, (bar, observer))
     steps = session.trainer.step
     session.trainer.close()
     if not is_main:
-        return PREEMPTED if stop.preempts else 0
+        return PREEMPTED if session.trainer.preempted else 0
     if stop.signal:
         console.print(f"stopped by {stop.signal.name} after {steps} steps; what has been learnt is kept")
-    if stop.preempts:
+    if session.trainer.preempted:
         console.print(f"checkpoint: {args.output}; go on with --resume")
         return PREEMPTED
     learnt = replace(prepared, denoiser=_saved(args.output, device))
@@ -126,7 +163,7 @@ def recipe_of(args: argparse.Namespace, found: Unfinished | None = None) -> Reci
 
 def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Options of a recipe that were given by hand, by table."""
-    changes: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
+    changes: dict[str, dict[str, Any]] = {"data": {}, "run": {}, "watch": {}}
     if args.text is not None:
         changes["data"]["corpus"] = args.text
     if args.seed is not None:
@@ -135,6 +172,9 @@ def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         changes["run"].update(minutes=args.minutes, steps=None)
     if args.steps is not None:
         changes["run"].update(steps=args.steps, minutes=None)
+    watch = {"validate_every": args.validate_every, "sample_every": args.sample_every}
+    watch |= {"judge": args.judge, "trackers": args.tracker}
+    changes["watch"] = {name: value for name, value in watch.items() if value is not None}
     return changes
 
 

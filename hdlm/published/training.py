@@ -4,42 +4,57 @@
                                       RUN/.hydra/                                           what was asked for
                                       RUN/checkpoints/checkpoint_STEP.pth                   the published layout
                                       RUN/metrics.jsonl, RUN/samples/STEP.txt               how it went
+                                      RUN/training/                                         what to go on from
 
-One process writes and speaks, however many train.
+`training.resume=true` goes on with the run in the folder, or begins one if there is none. The exit status is 75 if
+SIGTERM or SIGUSR1 ended a run before its time. One process writes and speaks, however many train.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from hdlm import hub
 from hdlm.atomic import replacing
-from hdlm.checkpoint import Checkpoint, build, save_checkpoint
-from hdlm.data import NAMED, NamedDataset, Split, corpus
-from hdlm.evaluation import evaluate
-from hdlm.evaluation.judge import TransformersJudge, generative_perplexity
-from hdlm.evaluation.plans import bound_of, measurable
+from hdlm.checkpoint import Checkpoint, build
+from hdlm.data import NAMED, AbstractCorpus, NamedDataset, corpus
+from hdlm.data.corpora import First, Part
+from hdlm.data.shards import Shards
+from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
 from hdlm.published.composition import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.config import Config
 from hdlm.published.model import pick_device
-from hdlm.sampling import Prompt, algorithm, sample
-from hdlm.training import MetricsLog, Recipe, Run, StepReport, Trainer, listening, prepare, progress_bar
+from hdlm.training import (
+    PREEMPTED,
+    Recipe,
+    Run,
+    Session,
+    StepReport,
+    Trainer,
+    listening,
+    prepare,
+    progress_bar,
+    unfinished,
+)
+from hdlm.training.text import Corpora
+from hdlm.training.trackers import tracking
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["finetune", "train"]
 
 _DEBUG = 1000
 """Documents that `data.debug` takes."""
-JUDGE = "gpt2-large"
-"""Who judges samples, as published."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -65,8 +80,7 @@ def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bo
     if words.shows:
         print(composed.text)
         return 0
-    _begin(composed, finetunes=finetunes)
-    return 0
+    return _begin(composed, finetunes=finetunes)
 
 
 def _training_job(config: Any) -> None:
@@ -95,8 +109,8 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _begin(composed: Composed, *, finetunes: bool) -> None:
-    """Check a configuration, and carry it out.
+def _begin(composed: Composed, *, finetunes: bool) -> int:
+    """Check a configuration, and carry it out; the answer is the exit status.
 
     Raises:
         ValueError: If it cannot be carried out, or not by this command, or not by so many processes.
@@ -114,9 +128,9 @@ def _begin(composed: Composed, *, finetunes: bool) -> None:
             f"another --config-file, or `accelerate launch --num_processes {config.ngpus}`."
         )
     is_main = int(os.environ.get("RANK", "0")) == 0
-    if is_main:
+    if is_main and not config.training.resume:
         _check_vacant(composed.folder)
-    _carry_out(config, composed, is_main=is_main)
+    return _carry_out(config, composed, is_main=is_main)
 
 
 def _check_vacant(folder: Path) -> None:
@@ -124,17 +138,20 @@ def _check_vacant(folder: Path) -> None:
     found = [name for name in ("config.json", ".hydra", "checkpoints") if (folder / name).exists()]
     if found:
         raise ValueError(
-            f"{folder} holds a run already ({', '.join(found)}): choose another experiment.name, or remove it."
+            f"{folder} holds a run already ({', '.join(found)}): go on with it by training.resume=true, choose another "
+            "experiment.name, or remove it."
         )
 
 
-def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> None:
+def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
+    """Begin a run, or go on with it, to its end; the answer is the exit status."""
     from rich.console import Console
 
     console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
-    start = None
+    found = unfinished(composed.folder, console.print) if config.training.resume else None
+    start = None if found is None else found.checkpoint
     if config.hf_model_id is not None:
-        start = hub.load(config.hf_model_id)
+        start = hub.load(config.hf_model_id) if start is None else start
         config = _completed(config, start)
         console.print(f"finetuning {config.hf_model_id}")
     recipe = config.recipe(_precision())
@@ -142,23 +159,39 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> None:
     for option, reason in config.idle.items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
             console.print(f"  not used: {option} ({reason})")
-    run = prepare(recipe, pick_device(None), console.print, start, _text(config))
-    trainer = run.trainer()
-    with listening() as stop, progress_bar(console) as bar:
-        if not is_main:
-            trainer.train(stop)
-        else:
-            composed.write(config.found(run.tokenizer.vocabulary.num_words))
-            keeper = _Keeper(config, run, trainer, composed.folder, console.print)
-            keeper.keep()
-            report = trainer.train(stop, (bar, keeper.log, keeper))
-            keeper.finish(report)
+    if found is not None:
+        console.print(f"going on after {found.state.step} steps")
+    run = prepare(recipe, pick_device(None), console.print, start, _text(config, recipe.data.key))
+    session = Session(run, composed.folder, found)
+    if is_main:
+        composed.write(config.found(run.tokenizer.vocabulary.num_words))
+    _train(config, run, session, composed.folder, console)
+    trainer = session.trainer
+    trainer.close()
+    console.print(f"checkpoint: {composed.folder}")
+    return PREEMPTED if trainer.preempted else 0
+
+
+def _train(config: Config, run: Run, session: Session, folder: Path, console: Console) -> None:
+    """Take all steps that are left, look at the model as often as asked, and keep it."""
+    trainer = session.trainer
+    observer, snapshots = (
+        _observer(config, run, session, folder, console),
+        _Snapshots(config, trainer, folder),
+    )
+    with (
+        listening() as stop,
+        progress_bar(console, gauge=session.gauge) as bar,
+        tracking(run.recipe, folder, console.print) if trainer.is_main else nullcontext(None) as sink,
+    ):
+        if sink is not None:
+            session.log.tell(sink)
+        session.execute(stop, (bar, observer, snapshots), (observer.finish, snapshots.finish))
     if stop.signal:
         console.print(
-            f"stopped by {stop.signal.name} after {trainer.step} steps; what has been learnt is kept"
+            f"stopped by {stop.signal.name} after {trainer.step} steps; what has been learnt is kept, and "
+            "training.resume=true goes on with it"
         )
-    console.print(f"checkpoint: {composed.folder}")
-    trainer.close()
 
 
 def _precision() -> str:
@@ -217,154 +250,76 @@ def _completed(config: Config, start: Checkpoint) -> Config:
     )
 
 
-def _text(config: Config) -> Split:
-    """Documents of `data.train` and `data.valid`."""
+def _text(config: Config, key: str) -> Corpora | None:
+    """Where `data.train` and `data.valid` come from; None if the recipe knows: a folder of shards."""
     data = config.data
+    if Shards.are_in(data.train):
+        return None
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
 
-    def documents(name: str, part: Any) -> tuple[str, ...]:
-        source = NamedDataset(name, part, cache=cache) if name in NAMED else corpus(name)
-        return tuple(islice(source.documents(), _DEBUG if data.debug else None))
+    def source(name: str, part: Part) -> AbstractCorpus:
+        found = NamedDataset(name, part, cache=cache) if name in NAMED else corpus(name, key=key)
+        return First(found, _DEBUG) if data.debug else found
 
-    return Split(documents(data.train, "train"), documents(data.valid, "validation"))
+    return Corpora(source(data.train, "train"), source(data.valid, "validation"))
 
 
 @final
-@dataclass
-class _Keeper:
-    """Watches a run: writes checkpoints and the log, measures, and shows what the model writes.
+@dataclass(frozen=True)
+class _Snapshots:
+    """Writes numbered checkpoints in the published layout; every process takes part.
 
     Attributes:
         config: What was asked for.
-        run: What is trained.
-        trainer: What trains it.
+        trainer: Whose weights.
         folder: Where to.
-        say: Told what a person should know.
-        log: Lines of `metrics.jsonl`.
-        judge: Who judges samples; None until somebody is needed, or if nobody can be had.
     """
 
     config: Config
-    run: Run
     trainer: Trainer
     folder: Path
-    say: Callable[[str], object]
-    log: MetricsLog = field(init=False)
-    judge: TransformersJudge | None = None
-    _nobody: bool = False
-
-    def __post_init__(self) -> None:
-        self.log = MetricsLog(self.folder / "metrics.jsonl", every=self.config.training.log_freq)
 
     def __call__(self, report: StepReport) -> None:
         """Do what is due after this step."""
-        training, step = self.config.training, report.step
-        if step % training.snapshot_freq_for_preemption == 0:
-            self.keep(report)
-        if step % training.eval_freq == 0:
-            self.measure(report)
-        if step % training.snapshot_freq == 0:
-            self.snapshot(report)
+        if report.step % self.config.training.snapshot_freq == 0:
+            self._write(report)
 
-    def finish(self, report: StepReport | None) -> None:
-        """Leave everything as of the last step."""
-        self.log.flush()
-        self.keep(report)
-        if report is not None and report.step % self.config.training.snapshot_freq:
-            self.snapshot(report)
+    def finish(self, report: StepReport) -> None:
+        """Leave one of the last step."""
+        if report.step % self.config.training.snapshot_freq:
+            self._write(report)
 
-    def keep(self, report: StepReport | None = None) -> None:
-        """Write our checkpoint over the last one."""
-        done = {} if report is None else {"steps": report.step, "tokens": report.tokens}
-        save_checkpoint(self.folder, self.run.checkpoint(done), averaged=self.trainer.average.state_dict())
-
-    def snapshot(self, report: StepReport) -> None:
-        """Write a numbered checkpoint in the published layout, and what the model writes by now."""
-        path = self.folder / "checkpoints" / f"checkpoint_{report.step}.pth"
-        with replacing(path) as aside:
-            torch.save(self.trainer.published_state(), aside)
-        if self.config.training.snapshot_sampling:
-            self.write_samples(report)
-
-    def measure(self, report: StepReport) -> None:
-        """Log the bound on some validation text, under the averaged weights."""
-        size, length = self.config.eval.batch_size, self.run.recipe.data.context
-        tokens = self.run.validation.tokens[: size * length]
-        corruption = self.run.mixture.parts[0].corruption
-        with self.trainer.at_rest():
-            result = evaluate(
-                self.run.denoiser,
-                tokens,
-                measurable(self._plan()),
-                bound=bound_of(self.run.denoiser.process),
-                noise_schedule=corruption.noise_schedule,
-                replicates=1,
-                batch_size=size,
-                seed=self.config.training.seed,
-                context=corruption.context,
-                active=corruption.active,
-                device=self.run.denoiser.device,
-            )
-        nats = round(result.nats_per_token, 5)
-        self.log.write(step=report.step, validation=nats, bound=result.bound, tokens=result.num_tokens)
-        self.say(f"step {report.step}: validation {result.nats_per_token:.3f} nats a token, at most")
-
-    def write_samples(self, report: StepReport) -> None:
-        """Write a few samples, and judge them."""
-        corruption, process = self.run.mixture.parts[0].corruption, self.run.denoiser.process
-        length, denoiser = self.run.recipe.data.context, self.run.denoiser
-        first = self.run.tokenizer.vocabulary.bos
-        begin = [] if first is None or not denoiser.lookback else [first]
-        names = {"analytic": "analytic", "euler": "euler"}
-        name = names[self.config.sampling.predictor] if self.config.sampling else "original"
-        nar = self.config.annealing.sampling_method == "NAR"
-        with self.trainer.at_rest():
-            made = sample(
-                denoiser,
-                flat(length, self._plan().num_levels) if nar else self._plan(),
-                algorithm(name, process),
-                num_sequences=_SAMPLES,
-                batch_size=self.config.eval.batch_size,
-                seed=self.config.training.seed,
-                prompt=Prompt.prefix(begin, length) if begin else None,
-                noise_schedule=corruption.noise_schedule,
-                context=corruption.context,
-                active=corruption.active,
-                device=denoiser.device,
-            )
-        texts = [self.run.tokenizer.decode(row) for row in made.tokens.tolist()]
-        with replacing(self.folder / "samples" / f"{report.step}.txt") as aside:
-            aside.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
-        if self.config.eval.perplexity and not self._nobody:
-            self._judge(report, texts)
-
-    def _judge(self, report: StepReport, texts: list[str]) -> None:
-        """Log the generative perplexity, or say once why it is not known."""
-        try:
-            size = self.config.eval.perplexity_batch_size
-            self.judge = self.judge or TransformersJudge(JUDGE, self.run.denoiser.device, size)
-        except ValueError as error:
-            self._nobody = True
-            self.say(f"generative perplexity is not computed (eval.perplexity=false asks for none): {error}")
-            return
-        found = generative_perplexity(self.judge, texts)
-        self.log.write(step=report.step, **{name: estimate.value for name, estimate in found.items()})
-
-    def _plan(self) -> AbstractHyperschedule:
-        """The hyperschedule to generate and to measure along, at `eval_tau` levels."""
-        from hdlm import hyperschedule
-
-        trained, levels = self.run.mixture.hyperschedules[0], self.config.annealing.eval_tau
-        if levels in (None, trained.num_levels):
-            return trained
-        assert levels is not None
-        shape = self.config.annealing.hyperschedule(levels)
-        width = trained.length if shape["width"] is None else shape["width"]
-        plan: AbstractHyperschedule = build(
-            hyperschedule, {**shape, "width": width, "length": trained.length}
-        )
-        return plan
+    def _write(self, report: StepReport) -> None:
+        state = self.trainer.published_state()
+        if self.trainer.is_main:
+            with replacing(self.folder / "checkpoints" / f"checkpoint_{report.step}.pth") as aside:
+                torch.save(state, aside)
 
 
-_SAMPLES = 4
-"""Samples of a snapshot."""
+def _observer(config: Config, run: Run, session: Session, folder: Path, console: Console) -> Observer:
+    """What measures along the published hyperschedule of evaluation, and writes by the published sampler."""
+    plan = _eval_plan(config, run)
+    nar = config.annealing.sampling_method == "NAR"
+    return Observer(
+        run,
+        session,
+        folder,
+        console.print,
+        plan=plan,
+        writing=flat(plan.length, plan.num_levels) if nar else plan,
+        sampler=config.sampling.predictor if config.sampling else "original",
+    )
+
+
+def _eval_plan(config: Config, run: Run) -> AbstractHyperschedule:
+    """The hyperschedule to generate and to measure along, at `eval_tau` levels."""
+    from hdlm import hyperschedule
+
+    trained, levels = run.mixture.hyperschedules[0], config.annealing.eval_tau
+    if levels in (None, trained.num_levels):
+        return trained
+    assert levels is not None
+    shape = config.annealing.hyperschedule(levels)
+    width = trained.length if shape["width"] is None else shape["width"]
+    plan: AbstractHyperschedule = build(hyperschedule, {**shape, "width": width, "length": trained.length})
+    return plan

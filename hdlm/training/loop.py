@@ -44,6 +44,8 @@ __all__ = ["StepReport", "Trainer", "Watcher"]
 
 _CORRUPTION, _DROPOUT = 0x91, 0x92
 """Random streams of this module."""
+_PREEMPTS = 2.0**20
+"""More than there are processes that could ask by Ctrl-C."""
 
 
 @final
@@ -215,6 +217,11 @@ class Trainer:
         self.average = ExponentialMovingAverage(self._network, optimizer.ema)
 
     @property
+    def preempted(self) -> bool:
+        """Whether a scheduler asked one of the processes to stop."""
+        return self._votes >= _PREEMPTS
+
+    @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return bool(self._accelerator.is_main_process)
@@ -362,8 +369,9 @@ class Trainer:
 
     def _is_over(self, stop: StopRequest) -> bool:
         """Whether the run has ended, or somebody asked to stop; all processes give the same answer."""
-        asked = bool(stop) if self._accelerator.num_processes == 1 else self._votes > 0
-        return asked or self._run.progress(self.step, self.seconds) >= 1
+        if self._accelerator.num_processes == 1:
+            self._votes = _vote(stop)
+        return self._votes > 0 or self._run.progress(self.step, self.seconds) >= 1
 
     def _check(self, before: StepReport | None) -> None:
         """Look at the newest step that can be looked at without waiting: on an accelerator, the one before the last."""
@@ -379,7 +387,7 @@ class Trainer:
         loss, norm = self._descend(part, rate)
         self.step += 1
         self.sequences += part.batch_size
-        news = self._share(loss, norm, bool(stop), time.perf_counter() - began)
+        news = self._share(loss, norm, stop, time.perf_counter() - began)
         return StepReport(
             step=self.step,
             loss=news.values[0],
@@ -408,7 +416,7 @@ class Trainer:
         self.average.update()
         return torch.stack(losses).mean(), whole(torch.as_tensor(norm, device=self._accelerator.device))
 
-    def _share(self, loss: Tensor, norm: Tensor, asked: bool, now: float) -> _News:
+    def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _News:
         """Bring the loss and the norm to the host; let processes agree on the clock and on whether to stop.
 
         An accelerator's answer is read one step later, when it has long been given.
@@ -416,7 +424,7 @@ class Trainer:
         if self._accelerator.num_processes == 1:
             self.seconds = now
             return _News.of(torch.stack([loss, norm]))
-        mine = torch.tensor([float(asked), now if self.is_main else 0.0], dtype=torch.float64)
+        mine = torch.tensor([_vote(stop), now if self.is_main else 0.0], dtype=torch.float64)
         if loss.device.type == "cuda":
             mine = mine.pin_memory()
         share = (loss / self._accelerator.num_processes).double()[None]
@@ -448,6 +456,11 @@ class Trainer:
                 self._randomness.uniform(row[:, None], self.step, position, stream=_CORRUPTION),
                 int(2**53 * self._randomness.uniform(row[0], self.step, row[0] * 0, stream=_DROPOUT)),
             )
+
+
+def _vote(stop: StopRequest) -> float:
+    """What a process says of stopping, so that the sum over all tells whether one asks, and whether one must."""
+    return _PREEMPTS if stop.preempts else float(bool(stop))
 
 
 def _has_compiler(device: torch.device) -> bool:

@@ -118,12 +118,16 @@ class Session:
         if found is not None:
             self._go_on(found)
 
-    def execute(self, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
+    def execute(
+        self, stop: StopRequest, watchers: Sequence[Watcher] = (), closing: Sequence[Watcher] = ()
+    ) -> StepReport | None:
         """Train, and leave a checkpoint and `metrics.jsonl` whatever happens.
 
         Args:
             stop: Turns true when somebody asks to stop.
             watchers: Called after each step, in every process, before the saving.
+            closing: Called after the last step, in every process, after the saving; a scheduler that ends the run has
+                no time for them.
 
         Returns:
             The report of the last step; None if there was none. The denoiser has its average weights.
@@ -140,6 +144,9 @@ class Session:
             if self.trainer.is_main:
                 self.log.flush()
             self.save(report)
+            if report is not None and not self.trainer.preempted:
+                for watcher in closing:
+                    watcher(report)
         except OSError as error:
             raise self._advised(error) from error
         self.trainer.average.give_to(self._run.denoiser.backbone)
@@ -195,7 +202,9 @@ class Session:
         """The same, with what to do."""
         steps = self._shelf.steps()
         kept = (
-            f"what is kept is step {steps[-1]}: make room, and go on with --resume" if steps else "make room"
+            f"what is kept is step {steps[-1]}: make room, and go on with --resume (training.resume=true)"
+            if steps
+            else "make room"
         )
         reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
         return type(error)(error.errno, reason, str(error.filename or self._folder))

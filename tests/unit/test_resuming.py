@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
+import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from hdlm.checkpoint import load_checkpoint
 from hdlm.training import (
     Recipe,
     Run,
@@ -20,6 +26,7 @@ from hdlm.training import (
     unfinished,
 )
 from hdlm.training.keeping import Shelf
+from tests.train_in_processes import carry_out
 
 CPU = torch.device("cpu")
 
@@ -92,3 +99,233 @@ def test_a_run_goes_on_to_the_bit(text: Path, tmp_path: Path, optimizer: str) ->
     assert [report.gradient_norm for report in pieces] == [report.gradient_norm for report in whole]
     assert [report.rate for report in pieces] == [report.rate for report in whole]
     _same(tmp_path / "whole", tmp_path / "pieces")
+
+
+def _no_dropout(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    """What dropout drops depends on which rows go together; all else is the same for any number of processes."""
+    return _table(text, network={"dropout": 0.0}, **changes)
+
+
+def _numbers(reports: list[StepReport]) -> list[list[float]]:
+    return [[report.loss, report.gradient_norm, report.rate] for report in reports]
+
+
+def _close(found: list[list[float]], expected: list[list[float]]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=2e-3)
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], rel=2e-4)
+
+
+def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None:
+    steps = {"steps": 12, "save_every": None, "save_steps": None, "accumulation": 1}
+    table = _no_dropout(text, run=steps)
+    one = _numbers(_execute(table, tmp_path / "one"))
+    accumulated = _no_dropout(text, run=steps | {"accumulation": 2})
+    _close(_numbers(_execute(_no_dropout(text, run=steps | {"accumulation": 4}), tmp_path / "four")), one)
+    begun = _numbers(_execute(accumulated, tmp_path / "begun by one", 5))
+    jobs = [
+        {"recipe": table, "folder": str(tmp_path / "two")},
+        {"recipe": accumulated, "folder": str(tmp_path / "two, two passes")},
+        {"recipe": table, "folder": str(tmp_path / "begun by one")},
+        {"recipe": table, "folder": str(tmp_path / "begun by two"), "stop": 5},
+    ]
+    two, passes, went_on, stopped = carry_out(jobs, tmp_path)
+    _close(two, one)
+    _close(passes, one)
+    _close(begun + went_on, one)
+    assert len(stopped) == 6, "the others are asked at the end of the next step"
+    _close(stopped + _numbers(_execute(accumulated, tmp_path / "begun by two")), one)
+    found = Shelf(tmp_path / "two").newest(pytest.fail)
+    assert found is not None
+    assert found[1].ticks == 12
+    weights, alone = (load_checkpoint(tmp_path / name).network.state_dict() for name in ("two", "one"))
+    for name, value in weights.items():
+        torch.testing.assert_close(value, alone[name], atol=5e-4, rtol=5e-3)
+
+
+# -- what is kept ---------------------------------------------------------------------------------------------
+
+
+def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
+    table = _table(text, run={"save_steps": 4, "keep": 2})
+    session = Session(_run(table), tmp_path)
+    bounds = {6: 3.0, 9: 2.0, 12: 2.5, 15: math.nan}
+
+    def measure(report: StepReport) -> None:
+        if report.step in bounds:
+            session.offer(report, bounds[report.step])
+
+    session.execute(StopRequest(), (measure,))
+    shelf = Shelf(tmp_path)
+    assert shelf.steps() == [9, 20, 24]
+    assert shelf.best == (9, 2.0)
+    assert load_checkpoint(shelf.place(9)).training["steps"] == 9
+    assert load_checkpoint(tmp_path).training["steps"] == 24
+    assert not list((tmp_path / "training").glob(".*"))
+
+
+def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> None:
+    _execute(_table(text), tmp_path, 5)
+    place = Shelf(tmp_path).place(5)
+    assert sorted(path.name for path in place.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "raw.safetensors",
+        "state.json",
+        "tokenizer.json",
+    ]
+    table = json.loads((place / "state.json").read_text())
+    assert (table["step"], table["ticks"], table["precision"], table["finished"]) == (5, 5, "no", False)
+    assert {"hdlm", "python", "torch", "accelerate"} <= table["versions"].keys()
+    assert (tmp_path / "model.safetensors").samefile(place / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("optimizer.safetensors", lambda content: content[: len(content) // 2]),
+        ("raw.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        ("state.json", lambda content: content[:100]),
+        ("model.safetensors", None),
+    ],
+    ids=["cut", "one bit", "cut json", "gone"],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    text: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None
+) -> None:
+    _execute(_table(text), tmp_path, 12)
+    shelf, said = Shelf(tmp_path), []
+    assert shelf.steps() == [10, 12]
+    file = shelf.place(12) / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    found = unfinished(tmp_path, said.append)
+    assert found is not None
+    assert found.state.step == 10
+    assert len(said) == 1
+    assert "step 12" in said[0]
+    assert name in said[0]
+    (shelf.place(10) / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        unfinished(tmp_path)
+
+
+def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> None:
+    table = _table(text, watch={"log_every": 1})
+    _execute(table, tmp_path, 12)
+    (Shelf(tmp_path).place(12) / "state.json").unlink()
+    _execute(table, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 25))
+
+
+# -- what goes wrong ------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_stops_a_run_and_takes_nothing_away(text: Path, tmp_path: Path) -> None:
+    table = _table(text)
+    whole = _execute(table, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report: StepReport) -> None:
+        if report.step == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+    try:
+        with pytest.raises(OSError, match="at step 10; what is kept is step 5: make room, and go on with"):
+            Session(_run(table), tmp_path / "full").execute(StopRequest(), (fill,))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Shelf(tmp_path / "full").steps() == [0, 5]
+    assert load_checkpoint(tmp_path / "full").training["steps"] == 5
+    assert not list((tmp_path / "full").rglob(".*"))
+    rest = _execute(table, tmp_path / "full")
+    assert [report.loss for report in rest] == [report.loss for report in whole[5:]]
+
+
+def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_path: Path) -> None:
+    session = Session(_run(_table(text)), tmp_path)
+    weights = session.trainer.average
+
+    def spoil(report: StepReport) -> None:
+        if report.step == 7:
+            with torch.no_grad():
+                for value in weights._module.parameters():
+                    value.fill_(math.inf)
+
+    with pytest.raises(ValueError, match=r"broke down at step 8: loss nan.*begin again with --from"):
+        session.execute(StopRequest(), (spoil,))
+    assert Shelf(tmp_path).steps() == [0, 5]
+    with pytest.raises(ValueError, match="step 8"):
+        session.save()
+
+
+def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Path, tmp_path: Path) -> None:
+    session = Session(_run(_table(text)), tmp_path)
+
+    class Dead:
+        length, fingerprint = 16, ""
+
+        def batch(self, first: int, count: int) -> Tensor:
+            raise ValueError("the worker that reads text died")
+
+    def kill(report: StepReport) -> None:
+        if report.step == 7:
+            session.trainer._windows = Dead()
+
+    with pytest.raises(ValueError, match="worker that reads text died"):
+        session.execute(StopRequest(), (kill,))
+    assert Shelf(tmp_path).steps() == [0, 5]
+    assert load_checkpoint(tmp_path).training["steps"] == 5
+
+
+# -- what cannot go on ----------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: Path) -> None:
+    table, folder = _table(text), tmp_path / "run"
+    _execute(table, folder, 3)
+    found = unfinished(folder)
+    assert found is not None
+    other = _table(text, optimizer={"matrix_rate": 0.5}, run={"keep": 5, "accumulation": 1, "seed": 3})
+    with pytest.raises(
+        ValueError, match=r"`optimizer\.matrix_rate` was 0\.02 and is 0\.5; `run\.seed` was 0"
+    ):
+        found.check(Recipe.from_table(other))
+    found.check(Recipe.from_table(_table(text, run={"keep": 5, "accumulation": 1})))
+    changed = tmp_path / "changed.txt"
+    changed.write_text(text.read_text() + "the end")
+    with pytest.raises(ValueError, match="corpus"):
+        found.check(Recipe.from_table(_table(changed)))
+    before = text.read_text()
+    try:
+        text.write_text(before.replace("cat", "cow", 1))
+        with pytest.raises(ValueError, match="the text is not what the run began with"):
+            Session(_run(table, found), folder, found)
+    finally:
+        text.write_text(before)
+
+
+def test_a_run_that_is_over_does_not_go_on(text: Path, tmp_path: Path) -> None:
+    _execute(_table(text, run={"steps": 3}), tmp_path / "over")
+    with pytest.raises(ValueError, match=r"come to its end, after 3 steps.*--from"):
+        unfinished(tmp_path / "over")
+    assert unfinished(tmp_path / "nothing") is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no training/ folder.*--from"):
+        unfinished(tmp_path / "model")
+
+
+def test_minutes_go_on_where_they_were(text: Path, tmp_path: Path) -> None:
+    table = _table(text, run={"steps": None, "minutes": 60.0})
+    _execute(table, tmp_path, 3)
+    found = unfinished(tmp_path)
+    assert found is not None
+    assert found.state.seconds > 0
+    session = Session(_run(table, found), tmp_path, found)
+    assert session.trainer.seconds == found.state.seconds
