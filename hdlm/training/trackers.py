@@ -18,10 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final, get_args
 
+from accelerate.state import PartialState
+
 from hdlm.training.recipe import Recipe, TrackerName
 from hdlm.training.watchers import Sink
 
-__all__ = ["tracking"]
+__all__ = ["check_trackers", "tracking"]
 
 _SOURCES = {"tensorboard": '"hdlm[trackers]"', "wandb": '"hdlm[trackers]"'}
 """What to install for a tracker, where it is not the package of its name."""
@@ -33,6 +35,8 @@ _PATIENCE = 60.0
 def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iterator[Sink]:
     """The trackers of a recipe, as one sink of `MetricsLog.tell`; the end of the block closes them.
 
+    Only the main process has any. To be called once there is a `Session`.
+
     Args:
         recipe: What to track, and what is noted as the settings of the run.
         folder: That of the run.
@@ -41,8 +45,8 @@ def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iter
     Raises:
         ValueError: If a tracker is unknown or not installed; the message says what to install.
     """
-    names = recipe.watch.trackers
-    _check(names)
+    names = recipe.watch.trackers if PartialState().is_main_process else ()
+    check_trackers(names)
     settings = _flat(recipe.to_table())
     trackers = [_Tracker(name, _opener(name, recipe.watch.project, folder, settings), say) for name in names]
 
@@ -55,6 +59,26 @@ def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iter
     finally:
         for tracker in trackers:
             tracker.close()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that there are not, before anything is done.
+
+    Args:
+        names: What a recipe asks for.
+
+    Raises:
+        ValueError: If one is unknown or not installed.
+    """
+    known = get_args(TrackerName)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no tracker {name!r}; known: {', '.join(known)}.")
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of this name has no origin
+            raise ValueError(
+                f"watch.trackers asks for {name}, which is not installed: pip install {_SOURCES.get(name, name)}."
+            )
 
 
 @final
@@ -110,23 +134,6 @@ class _Tracker:
 
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _check(names: Sequence[str]) -> None:
-    """Refuse trackers that there are not.
-
-    Raises:
-        ValueError: If one is unknown or not installed.
-    """
-    known = get_args(TrackerName)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no tracker {name!r}; known: {', '.join(known)}.")
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:  # a folder of this name has no origin
-            raise ValueError(
-                f"watch.trackers asks for {name}, which is not installed: pip install {_SOURCES.get(name, name)}."
-            )
 
 
 def _opener(name: str, project: str, folder: Path, settings: dict[str, Any]) -> Callable[[], Any]:
