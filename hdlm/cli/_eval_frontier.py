@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._judges import judges_of
 from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import share_bar
@@ -78,13 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sweep, draw, report."""
     from hdlm.evaluation.frontier import MEASURES, Sweep
+    from hdlm.evaluation.judges import judges_of
     from hdlm.evaluation.protocol import write
     from hdlm.view.frontier import frontier_table, write_frontier
 
     begin = time.perf_counter()
     device = device_of(args)
     models = _models(args)
-    (judge,) = judges_of([args.judge], device).values()
+    (judge,) = judges_of([args.judge], device, offline=args.offline).values()
     if isinstance(judge, str):
         raise ValueError(f"--judge {args.judge}: {judge}")
     folder = args.output / "points"

@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._judges import add_judge, judges_asked, judges_of
+from hdlm.cli._judges import add_judge, judges_asked
 from hdlm.cli._models import add_checkpoint, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import share_bar
@@ -151,12 +151,13 @@ class _Evaluation:
 
     def result(self) -> dict[str, Any]:
         """The `result` of the document."""
+        from hdlm.evaluation.judges import judges_of
         from hdlm.evaluation.samples import DRAW_DTYPE, num_evaluations, tokens_per_second
         from hdlm.evaluation.scoring import DEFINITIONS
 
         reference = None if self.args.reference is None else self._text()
         self.samples = self.draw(self.settings, "samples.jsonl")
-        judges = judges_of(judges_asked(self.args), self.device, JUDGED_AT_A_TIME)
+        judges = judges_of(judges_asked(self.args), self.device, JUDGED_AT_A_TIME, offline=self.args.offline)
         scores = self._scores(judges, reference)
         return {
             "settings": {**asdict(self.settings), "prompt": self.args.prompt},

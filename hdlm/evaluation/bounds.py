@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Prediction
-from hdlm.evaluation.result import Estimator
+from hdlm.evaluation.result import BoundName, Estimator
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
@@ -37,7 +37,10 @@ __all__ = [
     "AbsorbingBound",
     "AbstractBound",
     "HybridBound",
+    "bound_along",
+    "check_bound",
     "is_autoregressive",
+    "least_variance",
     "masking_fraction",
     "opens_together",
 ]
@@ -290,6 +293,46 @@ class HybridBound(AbstractBound):
             weight = weight[cast("AbstractCountdown", self.hyperschedule).epochs.to(weight.device)]
         ends = (canvas.steps > 0) & (canvas.s <= self._first.to(canvas.s.device))
         return _cross_entropy(canvas.predict(self.denoiser), x_0, torch.where(ends, weight, 0.0))
+
+
+def check_bound(bound: str) -> None:
+    """See that there is a bound of this name.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    if bound not in get_args(BoundName):
+        raise ValueError(f"`bound` must be one of {get_args(BoundName)}; got {bound!r}.")
+
+
+def bound_along(
+    denoiser: AbstractDenoiser,
+    hyperschedule: AbstractHyperschedule,
+    *,
+    bound: BoundName,
+    estimator: Estimator,
+    noise_schedule: AbstractNoiseSchedule,
+    context: attention.Context,
+    active: attention.Active,
+    given: int,
+) -> AbstractBound:
+    """The bound of a name, on windows as long as the hyperschedule; arguments are the attributes of the bounds.
+
+    Raises:
+        ValueError: As the bounds.
+    """
+    if bound == "absorbing":
+        return AbsorbingBound(denoiser, hyperschedule, estimator, context, active, given)
+    return HybridBound(denoiser, hyperschedule, estimator, noise_schedule, context, active, given)
+
+
+def least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> Estimator:
+    """The estimator of a bound with the least variance among those that fit."""
+    if bound == "hybrid":
+        return "stratified"
+    if is_autoregressive(hyperschedule):
+        return "exact"
+    return "count" if opens_together(hyperschedule) else "stratified"
 
 
 def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

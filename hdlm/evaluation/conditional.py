@@ -24,13 +24,7 @@ from torch import Tensor
 
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser
-from hdlm.evaluation.bounds import (
-    AbsorbingBound,
-    AbstractBound,
-    HybridBound,
-    is_autoregressive,
-    opens_together,
-)
+from hdlm.evaluation.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.result import BoundName, Estimator
 from hdlm.evaluation.windows import first_positions
 from hdlm.hyperschedule import AbstractHyperschedule
@@ -132,19 +126,12 @@ class Conditional:
         for name in ("replicates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        if self.bound not in ("absorbing", "hybrid"):
-            raise ValueError(f"`bound` must be 'absorbing' or 'hybrid'; got {self.bound!r}.")
+        check_bound(self.bound)
 
     @property
     def measured_by(self) -> Estimator:
         """The estimator, chosen if it was left open."""
-        if self.estimator is not None:
-            return self.estimator
-        if self.bound == "hybrid":
-            return "stratified"
-        if is_autoregressive(self.hyperschedule):
-            return "exact"
-        return "count" if opens_together(self.hyperschedule) else "stratified"
+        return self.estimator or least_variance(self.bound, self.hyperschedule)
 
     @torch.no_grad()
     def nats(
@@ -222,10 +209,15 @@ class Conditional:
 
     def _bound(self, length: int, given: int) -> AbstractBound:
         cut = first_positions(self.hyperschedule, length)
-        if self.bound == "absorbing":
-            return AbsorbingBound(self.denoiser, cut, self.measured_by, self.context, self.active, given)
-        return HybridBound(
-            self.denoiser, cut, self.measured_by, self.noise_schedule, self.context, self.active, given
+        return bound_along(
+            self.denoiser,
+            cut,
+            bound=self.bound,
+            estimator=self.measured_by,
+            noise_schedule=self.noise_schedule,
+            context=self.context,
+            active=self.active,
+            given=given,
         )
 
     def _times(

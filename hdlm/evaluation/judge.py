@@ -72,23 +72,32 @@ class TransformersJudge(AbstractJudge):
         source: Folder, or name on the hub.
         device: Where it computes.
         batch_size: Texts in a pass.
+        offline: Whether the hub must not be asked.
 
     Raises:
         ValueError: If there is no such model here and none can be had.
     """
 
-    def __init__(self, source: str, device: torch.device | str = "cpu", batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        source: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+        *,
+        offline: bool = False,
+    ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.name, self._device, self._batch_size = source, torch.device(device), batch_size
         try:
-            here = _is_here(source)
+            here = _is_here(source, offline=offline)
             tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
             model: Any = AutoModelForCausalLM.from_pretrained(source, local_files_only=here)
         except OSError as error:
             raise ValueError(
                 f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
-                "answers. Give the folder of a causal language model that is here."
+                f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
+                "that is here."
             ) from error
         self._tokenizer, self._model = tokenizer, model.to(self._device).eval()
 
@@ -268,7 +277,7 @@ def generative_perplexity(
     }
 
 
-def _is_here(source: str) -> bool:
+def _is_here(source: str, *, offline: bool) -> bool:
     """Whether nothing need be fetched; if something must, whether the hub answers is found out at once.
 
     Raises:
@@ -281,7 +290,7 @@ def _is_here(source: str) -> bool:
         huggingface_hub.try_to_load_from_cache(source, "config.json"), str
     ):
         return True
-    if constants.HF_HUB_OFFLINE:
+    if offline or constants.HF_HUB_OFFLINE:
         raise OSError("the hub was not asked (offline)")
     try:
         huggingface_hub.HfApi().model_info(source, timeout=_SECONDS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import final, get_args
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -18,13 +18,7 @@ from torch import Tensor, nn
 
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser
-from hdlm.evaluation.bounds import (
-    AbsorbingBound,
-    AbstractBound,
-    HybridBound,
-    is_autoregressive,
-    opens_together,
-)
+from hdlm.evaluation.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.result import BoundName, Estimator, LikelihoodResult
 from hdlm.evaluation.windows import Stack, first_positions, windows
 from hdlm.hyperschedule import AbstractHyperschedule
@@ -75,7 +69,8 @@ class Likelihood:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.denoiser, self.tokens, self.bound)
+        check_bound(self.bound)
+        _check(self.denoiser, self.tokens)
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
@@ -90,7 +85,7 @@ class Likelihood:
             num_tokens=len(self.tokens),
             num_bytes=self.num_bytes,
             bound=self.bound,
-            estimator=self.estimator or _least_variance(self.bound, self.hyperschedule),
+            estimator=self.estimator or least_variance(self.bound, self.hyperschedule),
             seed=self.seed,
             num_windows=sum(len(stack.tokens) for stack in self.stacks),
             stride=self.stride or self.hyperschedule.length,
@@ -128,18 +123,15 @@ class Likelihood:
     def _bound(self, stack: Stack) -> AbstractBound:
         """The bound on windows like these."""
         cut = first_positions(self.hyperschedule, stack.tokens.shape[1])
-        if self.bound == "absorbing":
-            return AbsorbingBound(
-                self.denoiser, cut, self.outline.estimator, self.context, self.active, stack.given
-            )
-        return HybridBound(
+        return bound_along(
             self.denoiser,
             cut,
-            self.outline.estimator,
-            self.noise_schedule,
-            self.context,
-            self.active,
-            stack.given,
+            bound=self.bound,
+            estimator=self.outline.estimator,
+            noise_schedule=self.noise_schedule,
+            context=self.context,
+            active=self.active,
+            given=stack.given,
         )
 
 
@@ -259,18 +251,7 @@ class _Passes:
             self._watch(Progress(self._done, len(self._replicates) * self._num_windows))
 
 
-def _least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> Estimator:
-    """The estimator of a bound with the least variance among those that fit."""
-    if bound == "hybrid":
-        return "stratified"
-    if is_autoregressive(hyperschedule):
-        return "exact"
-    return "count" if opens_together(hyperschedule) else "stratified"
-
-
-def _check(denoiser: AbstractDenoiser, tokens: Tensor, bound: str) -> None:
-    if bound not in get_args(BoundName):
-        raise ValueError(f"`bound` must be one of {get_args(BoundName)}; got {bound!r}.")
+def _check(denoiser: AbstractDenoiser, tokens: Tensor) -> None:
     words = denoiser.process.num_words
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < words:
         raise ValueError(

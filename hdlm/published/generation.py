@@ -1,9 +1,8 @@
 """`hdlm/eval_generation.py`: what text a model writes.
 
 It leaves `results.json`, the document of `hdlm.evaluation.protocol`, in which every number stands beside what it takes
-to measure it again. What could not be measured is in it with the reason, never as a number. The exit status is 0 unless
-something that was asked for by name (a data set, a judge) could not be had: then it is 1, and everything else has been
-measured all the same.
+to measure it again. What could not be measured is in it with the reason, never as a number, and then the exit status is
+1; everything else has been measured all the same.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from torch import Tensor
 from hdlm.atomic import replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
 from hdlm.evaluation import protocol
-from hdlm.evaluation.judge import AbstractJudge, TransformersJudge
+from hdlm.evaluation.judges import judges_of
 from hdlm.evaluation.samples import DRAW_DTYPE
-from hdlm.evaluation.scoring import DEFINITIONS, PERPLEXITY, score, score_tokens
+from hdlm.evaluation.scoring import DEFINITIONS, score, score_tokens
 from hdlm.hyperschedule import flat
 from hdlm.network import DDiT
 from hdlm.published import samplers
@@ -34,7 +33,7 @@ from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_
 
 __all__ = ["eval_generation"]
 
-JUDGE = "gpt2-large"
+JUDGE, NOBODY = "gpt2-large", "none"
 LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
     name: getattr(samplers, name)
     for name in ("full_diff", "semi_diff", "full_diff_shifted", "semi_diff_shifted")
@@ -57,9 +56,9 @@ def eval_generation(arguments: Sequence[str]) -> int:
     seconds, num_calls = time.perf_counter() - begin, len(calls)
     rows = made.tolist()
     texts = [tokenizer.decode(row) for row in rows]
-    name = args.judge or JUDGE
-    measured = score(rows, texts, {name: _judge(name, device, args.batch_size)})
-    failed = args.judge is not None and "failed" in measured[PERPLEXITY]
+    asked = [] if args.judge == NOBODY else [args.judge]
+    measured = score(rows, texts, judges_of(asked, device, args.batch_size))
+    failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
     references, missing = _references(args, tokenizer, made.shape)
     folder = args.output_dir
     result = {
@@ -133,7 +132,12 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--eta", type=float, default=0.01, help="strength of corrections (default: 0.01)")
     options.add_argument("--length", type=int, help="tokens in a sample (default: the model's context)")
     options.add_argument("--batch_size", type=int, default=16, help="samples at a time (default: 16)")
-    options.add_argument("--judge", help=f"who judges perplexity, a folder or hub name (default: {JUDGE})")
+    options.add_argument(
+        "--judge",
+        default=JUDGE,
+        help="who judges perplexity: folder or hub name of a causal language model, or a checkpoint of hdlm; "
+        f"{NOBODY} for nobody (default: {JUDGE})",
+    )
     options.add_argument(
         "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="for the results"
     )
@@ -205,14 +209,6 @@ def _from_scores(
         how, meta_schedule=plan, batch_dims=shape, seed=args.seed, first_sequence=first
     )
     return write(model)
-
-
-def _judge(name: str, device: torch.device, batch_size: int) -> AbstractJudge | str:
-    """Who judges perplexity, or why nobody does."""
-    try:
-        return TransformersJudge(name, device, batch_size)
-    except (ValueError, ModuleNotFoundError) as error:
-        return " ".join(str(error).split())
 
 
 def _references(

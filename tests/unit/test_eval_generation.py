@@ -11,10 +11,10 @@ import torch
 
 from hdlm.checkpoint import load_checkpoint
 from hdlm.cli import main
-from hdlm.cli._judges import judges_of
 from hdlm.cli._models import shipped
 from hdlm.evaluation import evaluate
 from hdlm.evaluation.judge import CheckpointJudge, TransformersJudge
+from hdlm.evaluation.judges import judges_of
 from hdlm.evaluation.mauve import FEWEST, mauve
 from hdlm.evaluation.metrics import Estimate
 from hdlm.evaluation.samples import Sample, draw_samples, num_evaluations, tokens_per_second

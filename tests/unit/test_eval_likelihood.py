@@ -26,6 +26,7 @@ from hdlm.evaluation.text import find_text, read_text
 from hdlm.generation import tokenizer_of
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
+from hdlm.published import modeling
 from hdlm.view.likelihood import interval, likelihood_table
 from tests.tiny import tiny_denoiser
 
@@ -126,6 +127,33 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
     assert done[4:] == [3, 4, 5, 6]
     assert parts["result"]["estimates"] == pytest.approx(whole["estimates"], rel=1e-6)
     assert parts["wall_seconds"] > kept["wall_seconds"]
+
+
+def test_the_published_command_loses_no_data_set_however_often_it_is_killed(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Some other words.")
+
+    def measured(replicates: int) -> dict[str, dict[str, object]]:
+        words = ["--checkpoint_path", model, "--work_dir", tmp_path / "w", "--datasets", data, other]
+        words += ["--device", "cpu", "--monte_carlo_timesteps", replicates]
+        assert modeling.eval_modeling([str(word) for word in words]) == 0
+        return json.loads((tmp_path / "w" / "results.json").read_text())["datasets"]
+
+    def killed(path: Path, content: object) -> None:
+        write_json(path, content)
+        raise KeyboardInterrupt
+
+    write_json, before = modeling.write_json, measured(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(modeling, "write_json", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                measured(3)
+    left = json.loads((tmp_path / "w" / "results.json").read_text())["datasets"]
+    assert left[str(other)] == before[str(other)]
+    assert len(measured(3)[str(other)]["result"]["estimates"]) == 3
 
 
 @pytest.mark.parametrize(

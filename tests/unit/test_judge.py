@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hdlm.evaluation.judge import AbstractJudge, Judgement, TransformersJudge, generative_perplexity
+from hdlm.evaluation.judges import judges_of
 from tests import gpt2
 
 
@@ -101,3 +102,10 @@ def test_a_judge_that_cannot_be_had(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot be had"):
         TransformersJudge("nobody/nothing")
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    (found,) = judges_of(["nobody/nothing"], torch.device("cpu"), offline=True).values()
+    assert "--offline" in found
