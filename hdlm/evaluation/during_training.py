@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from hdlm.atomic import replacing
 from hdlm.denoiser import Denoiser
@@ -30,6 +30,7 @@ __all__ = ["Observer", "Say"]
 _DIVIDER = "\n\n----\n\n"
 
 
+@runtime_checkable
 class Say(Protocol):
     """Tells a person something."""
 
