@@ -11,6 +11,7 @@ starts programs only in a sweep; a run makes its folder and its files itself, on
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 __all__ = ["Composed", "Words", "compose", "composed_here", "sweep", "words_of"]
+
+_QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")
+"""Runs of a sweep write their own files."""
 
 
 @final
@@ -164,7 +168,7 @@ def sweep(words: Words, known: Iterable[str], job: Callable[[Any], object]) -> N
         GlobalHydra.instance().clear()
         try:
             Hydra.create_main_hydra2(words.name, create_config_search_path(str(words.folder))).multirun(
-                words.name, job, [*overrides, "hydra.output_subdir=null"], with_log_configuration=False
+                words.name, job, [*overrides, *_QUIET], with_log_configuration=False
             )
         finally:
             GlobalHydra.instance().clear()
@@ -202,7 +206,9 @@ def _hydra_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"configuration {name}: {' '.join(str(error).split())}") from error
+        complaint = " ".join(str(error).split())
+        advice = ' (pip install "hdlm[slurm]")' if "submitit" in complaint else ""
+        raise ValueError(f"configuration {name}: {complaint}{advice}") from error
 
 
 def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Override]]:
@@ -211,14 +217,11 @@ def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Over
     Raises:
         ValueError: If one of them names an option that there is not.
     """
-    import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.utils import setup_globals
-    from omegaconf import OmegaConf
 
     setup_globals()
-    with hydra.initialize_config_dir(str(words.folder), version_base="1.3"):
-        there = set(_options(OmegaConf.to_container(hydra.compose(words.name)), ""))
+    there = _options_of(words.folder, words.name)
     parsed = OverridesParser.create().parse_overrides(list(words.overrides))
     overrides = []
     for word, override in zip(words.overrides, parsed, strict=True):
@@ -230,6 +233,16 @@ def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Over
             raise ValueError(f"unknown option `{option}`; did you mean `{meant}`?")
         overrides.append(f"++{word}" if ours and not adds and option not in there else word)
     return overrides, parsed
+
+
+@functools.cache
+def _options_of(folder: Path, name: str) -> frozenset[str]:
+    """Dotted names of what a configuration sets."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        return frozenset(_options(OmegaConf.to_container(hydra.compose(name)), ""))
 
 
 def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> Composed:

@@ -42,6 +42,9 @@ Family = Literal["epsilon_hybrid", "gamma_hybrid"]
 FLOOR = 4e-5 / 3e-4
 """Where the published cosine ends, relative to the peak it was published with."""
 
+JUDGE = "gpt2-large"
+"""Who judges samples, as published."""
+
 ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
         "reset_step_for_finetuning": (
@@ -80,6 +83,7 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "data.vocabulary": "tokenizer.tokens",
         "data.tokenizer": "tokenizer.model",
         "data.context": "model.length",
+        "data.cache": "data.cache_dir",
         "network.hidden_size": "model.hidden_size",
         "network.num_blocks": "model.n_blocks",
         "network.num_heads": "model.n_heads",
@@ -113,6 +117,12 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "run.seed": "training.seed",
         "run.save_steps": "training.snapshot_freq_for_preemption",
         "mixture": "annealing",
+        "watch.log_every": "training.log_freq",
+        "watch.validate_every": "training.eval_freq",
+        "watch.sample_every": "training.snapshot_freq",
+        "watch.batch_size": "eval.batch_size",
+        "watch.judge": "eval.perplexity",
+        "watch.project": "experiment.wandb_project",
     }
 )
 """Options of a recipe, and the published ones that set them."""
@@ -314,6 +324,7 @@ class Config:
                 "vocabulary": self.tokenizer.tokens,
                 "tokenizer": self.tokenizer.model,
                 "context": length,
+                "cache": self.data.cache_dir,
             },
             "network": self._network(),
             "process": self._process(),
@@ -331,8 +342,17 @@ class Config:
                 "batch_size": training.batch_size,
                 "accumulation": self.gradient_accumulation_steps,
                 "save_steps": training.snapshot_freq_for_preemption,
+                "save_every": None,
                 "precision": precision,
                 "seed": training.seed,
+            },
+            "watch": {
+                "log_every": training.log_freq,
+                "validate_every": training.eval_freq,
+                "sample_every": training.snapshot_freq if training.snapshot_sampling else None,
+                "batch_size": self.eval.batch_size,
+                "judge": JUDGE if self.eval.perplexity else "",
+                "project": self.experiment.wandb_project,
             },
         }
 

@@ -170,17 +170,6 @@ class AnnealingOptions:
         for name in ("width", "tau", "eval_tau"):
             value = getattr(self, name)
             require(value is None or value > 0, f"annealing.{name}", "positive", value)
-        require(
-            not self.efficient or self.type in ("block", "none") or self.is_slide,
-            "annealing.efficient",
-            "false unless annealing.type is block, or simple with annealing.tau = annealing.width",
-            self.efficient,
-        )
-
-    @property
-    def is_slide(self) -> bool:
-        """Whether the published `simple` is a countdown, of which two streams can be made."""
-        return self.type == "simple" and self.tau == self.width
 
     def hyperschedule(self, tau: int) -> dict[str, Any]:
         """For a recipe, at some number of levels."""

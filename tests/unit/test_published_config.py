@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,13 @@ import torch
 from hdlm import hub
 from hdlm.cli._errors import guarded
 from hdlm.evaluation import evaluate
+from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
 from hdlm.published.composition import Composed, compose, words_of
 from hdlm.published.config import GOVERNED, ONLY, Config
 from hdlm.published.generation import eval_generation
 from hdlm.published.modeling import eval_modeling
-from hdlm.published.training import finetune, train
+from hdlm.published.training import _take_place, finetune, train
 from hdlm.training import Recipe
 from hdlm.training.tables import options_of
 
@@ -98,6 +102,66 @@ def test_every_shipped_option_is_known_to_be_one() -> None:
         _config("--config-name", file.stem)
 
 
+SIZES = {
+    "tiny": {"epsilon": 6_582_546, "gamma": 6_617_170},
+    "small": {"epsilon": 49_281_746, "gamma": 51_114_450},
+    "base": {"epsilon": 162_246_482, "gamma": 169_429_074},
+    "large": {"epsilon": 405_141_586, "gamma": 424_212_818},
+}
+
+
+@pytest.mark.parametrize("family", ["epsilon", "gamma"])
+@pytest.mark.parametrize("size", SIZES)
+def test_presets_are_networks_of_their_sizes(size: str, family: str) -> None:
+    """With the words of GPT-2; the published base has 162M."""
+    config = _config("-cn", f"{family}_hdlm", f"model={family}_{size}", "annealing.width=8")
+    shape, told = config.recipe().network, family == "gamma"
+    sizes = (shape.hidden_size, shape.num_blocks, shape.num_heads, shape.cond_dim)
+    assert shape.told_noise is told
+    with torch.device("meta"):
+        switches = {"timestep_embedding": told, "condition_blocks": told}
+        network = DDiT(DDiTConfig(config.tokenizer.tokens + 1, *sizes, **switches))
+    assert sum(weight.numel() for weight in network.parameters()) == SIZES[size][family]
+
+
+@pytest.mark.parametrize("family", ["epsilon", "gamma"])
+def test_the_published_size_follows_from_the_key_table(family: str) -> None:
+    hidden, words, cond, gamma = 768, 50258, 128, family == "gamma"
+    block = 2 * hidden + 4 * hidden**2 + 8 * hidden**2 + 5 * hidden + gamma * 6 * hidden * (cond + 1)
+    told = gamma * (cond * 257 + cond * (cond + 1))
+    assert SIZES["base"][family] == words * hidden + 12 * block + told + hidden + words * (hidden + 1)
+
+
+@pytest.mark.parametrize("family", ["epsilon", "gamma"])
+def test_the_tiny_preset_is_for_processors(family: str) -> None:
+    recipe = _config("-cn", f"{family}_tiny", "data.train=a.txt", "data.valid=b.txt").recipe()
+    assert (recipe.data.tokenizer, recipe.run.accumulation) == ("train", 1)
+    assert recipe.run.steps * recipe.run.batch_size * recipe.data.context < 2e6
+
+
+ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8}
+
+
+@pytest.mark.parametrize("name", ACCELERATE)
+def test_accelerate_reads_its_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_args = pytest.importorskip("accelerate.commands.config.config_args")
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    file = configs() / "accelerate" / f"{name}.yaml"
+    read = config_args.load_config_from_file(str(file))
+    assert (read.num_processes, read.mixed_precision) == (ACCELERATE[name], "bf16")
+    monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda *_: True, raising=False)
+    args = launch_command_parser().parse_args(["--config-file", str(file), "hdlm/train.py"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.use_fsdp == (name == "fsdp")
+    if name == "fsdp":
+        assert (args.fsdp_version, args.fsdp_auto_wrap_policy) == (2, "TRANSFORMER_BASED_WRAP")
+        names = {type(module).__name__ for module in DDiT(DDiTConfig(5, 8, 1, 2)).modules()}
+        assert args.fsdp_transformer_layer_cls_to_wrap in names
+    files = {path.stem for path in (configs() / "accelerate").glob("*.yaml")}
+    assert files == set(ACCELERATE)
+
+
 # -- what acts ------------------------------------------------------------------------------------------------
 
 ACTING = [
@@ -132,6 +196,9 @@ ACTING = [
     ("gamma_hdlm", "type=shifted", "network.shifted", True),
     ("epsilon_hdlm", "training.seed=3", "run.seed", 3),
     ("epsilon_hdlm", "optim.optimizer=Muon", "optimizer.name", "muon"),
+    ("epsilon_hdlm", "annealing.type=hybrid", "mixture.0.two_stream", True),
+    ("epsilon_hdlm", "eval.perplexity=false", "watch.judge", ""),
+    ("epsilon_hdlm", "training.eval_freq=7", "watch.validate_every", 7),
     ("epsilon_hdlm", "optim.optimizer=Muon", "optimizer.matrix_rate", 3e-4),
     ("epsilon_hdlm", "recipe.run.compile=true", "run.compile", True),
     ("epsilon_hdlm", "recipe.optimizer.decay=all", "optimizer.decay", "all"),
@@ -185,7 +252,6 @@ FAULTS = [
     ("gamma_hdlm", "noise.sigma_min=0.1", "use noise.type=geometric"),
     ("epsilon_hdlm", "annealing.sampling_method=AR", "annealing.width=1"),
     ("epsilon_hdlm", "annealing.type=wave", "one of block, simple, hybrid, none"),
-    ("epsilon_hdlm", "annealing.type=hybrid", "annealing.efficient.*false"),
     ("epsilon_hdlm", "training.batch_size=many", "training.batch_size.*int.*many"),
     ("epsilon_hdlm", "training.accum=3", "training.accum.*gradient_accumulation_steps"),
     ("epsilon_hdlm", "model_type=delta", "epsilon_hybrid, gamma_hybrid"),
@@ -269,6 +335,56 @@ def test_a_network_must_be_that_of_the_checkpoint() -> None:
     config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
     with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
         config.of_checkpoint(SHAPE)
+
+
+# -- sweeps ---------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_a_run_for_each_combination(workplace: Path) -> None:
+    words = [f"{name}={value}" for name, value in (SMALL | TINY).items()]
+    assert (
+        train(["-cn", "epsilon_tiny", *words, "--multirun", "training.seed=1,2", "training.n_iters=1"]) == 0
+    )
+    folder = Path("exp_local", "wikitext2", "hdlm-experiments")
+    runs = [folder / f"epsilon-tiny-{number}" for number in range(2)]
+    for run, seed in zip(runs, (1, 2), strict=True):
+        assert f"seed: {seed}" in (run / ".hydra" / "config.yaml").read_text()
+        assert f"training.seed={seed}" in (run / ".hydra" / "overrides.yaml").read_text()
+    weights = [hub.load(run).network.state_dict()["vocab_embed.embedding"] for run in runs]
+    assert not torch.equal(*weights)
+
+
+def test_a_sweep_says_what_it_lacks(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("submitit") is None:
+        with pytest.raises(ValueError, match=r"hdlm\[slurm\]"):
+            train(["-cn", "epsilon_hdlm", "-m", "hydra/launcher=slurm"])
+    with pytest.raises(ValueError, match=r"did you mean `training\.n_iters`"):
+        train(["-cn", "epsilon_hdlm", "-m", "training.n_itesr=1,2"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="not with `accelerate launch`"):
+        train(["-cn", "epsilon_hdlm", "-m", "training.seed=1,2"])
+
+
+def test_a_job_takes_its_place_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What submitit says of a job of SLURM, here without it."""
+
+    class Place:
+        world_size = 2
+
+        def export(self, *, set_cuda_visible_devices: bool) -> None:
+            assert not set_cuda_visible_devices
+            exported.append(True)
+
+    exported: list[bool] = []
+    helpers = types.ModuleType("submitit.helpers")
+    monkeypatch.setattr(helpers, "TorchDistributedEnvironment", Place, raising=False)
+    monkeypatch.setitem(sys.modules, "submitit", types.ModuleType("submitit"))
+    monkeypatch.setitem(sys.modules, "submitit.helpers", helpers)
+    _take_place()
+    assert not exported
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    _take_place()
+    assert exported == [True]
 
 
 # -- from end to end ------------------------------------------------------------------------------------------
