@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from hdlm.network import Pass
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
 
@@ -83,11 +84,6 @@ class Prediction:
         rows = self.tokens.flatten()[at], self.noise.flatten()[at]
         return self.parameterization.log_clean(self.process, self.raw(at), *rows)
 
-    def log_weights(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n words"]:
-        """`log p(x_0 | x_t)` over the words at the flattened positions `at`, up to a constant a row."""
-        rows = self.tokens.flatten()[at], self.noise.flatten()[at]
-        return self.parameterization.log_weights(self.process, self.raw(at), *rows)
-
     def log_score(self, at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)` at the flattened positions `at`."""
         rows = self.tokens.flatten()[at], self.noise.flatten()[at]
@@ -96,6 +92,48 @@ class Prediction:
     def everywhere(self) -> Int[Tensor, " n"]:
         """The flattened indices of all positions."""
         return torch.arange(self.tokens.numel(), device=self.tokens.device)
+
+
+@final
+@dataclass(frozen=True)
+class Question:
+    """The arguments of `AbstractDenoiser.predict`.
+
+    Attributes:
+        tokens: `x_t`.
+        noise: Noise fraction of each position.
+        context: Positions, attention and cache.
+    """
+
+    tokens: Int[Tensor, "b q"]
+    noise: Float[Tensor, "b q"]
+    context: Context
+
+
+def joined(answers: Sequence[Prediction]) -> Prediction:
+    """Several answers of one denoiser as one: their flattened positions lie end to end, `[1 n]`."""
+    if len(answers) == 1:
+        return answers[0]
+    ends = torch.tensor([answer.tokens.numel() for answer in answers]).cumsum(0)
+    begins = [0, *ends.tolist()]
+
+    def raw(at: Tensor) -> Tensor:
+        part = torch.searchsorted(ends.to(at.device), at, right=True)
+        rows: Tensor | None = None
+        for number in part.unique().tolist():
+            own = part == number
+            found = answers[number].raw(at[own] - begins[number])
+            rows = found.new_empty(len(at), found.shape[1]) if rows is None else rows
+            rows[own] = found
+        return answers[0].raw(at) if rows is None else rows
+
+    return Prediction(
+        answers[0].process,
+        answers[0].parameterization,
+        torch.cat([answer.tokens.flatten() for answer in answers])[None],
+        torch.cat([answer.noise.flatten() for answer in answers])[None],
+        raw,
+    )
 
 
 class Backbone(Protocol):
@@ -113,6 +151,10 @@ class Backbone(Protocol):
         store: Any = None,
     ) -> Float[Tensor, "b q h"]:
         """Hidden vectors, just before the vocabulary projection."""
+        ...
+
+    def features_of_many(self, passes: Any) -> list[Tensor]:
+        """Hidden vectors of several `hdlm.network.Pass`, which have nothing to do with one another, in one go."""
         ...
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
@@ -141,6 +183,20 @@ class AbstractDenoiser(abc.ABC):
     def lookback(self) -> int:
         """How many positions before position `i` must be in the window for `i` to be predicted; shifted networks: 1."""
         return 0
+
+    @property
+    def packs(self) -> bool:
+        """Whether `predict_many` costs less than so many calls of `predict`."""
+        return False
+
+    @property
+    def timeless(self) -> bool:
+        """Whether the raw answer depends on the tokens alone, so that it holds as long as they do."""
+        return False
+
+    def predict_many(self, questions: Sequence[Question]) -> Prediction:
+        """The answers to several questions, end to end; one call of the network if it `packs`."""
+        return joined([self.predict(one.tokens, one.noise, one.context) for one in questions])
 
     @abc.abstractmethod
     def predict(
@@ -189,31 +245,57 @@ class Denoiser(nn.Module, AbstractDenoiser):
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
     ) -> Prediction:
-        told = self.parameterization.inputs(noise)
-        as_weights = next(self.parameters()).dtype
-        hidden = self.backbone.features(
-            tokens,
-            positions=context.positions,
-            condition=None if told.condition is None else told.condition.to(as_weights),
-            blend=None if told.blend is None else told.blend.to(as_weights),
-            attention=context.attention,
-            cache=context.cache,
-            store=context.store,
-        )
-        length = tokens.shape[1]
+        question = self._pass(Question(tokens, noise, context))
+        rest = question._asdict()
+        hidden = self.backbone.features(rest.pop("tokens"), **rest)
+        return self._read([Question(tokens, noise, context)], [hidden])
 
-        def rows(at: Tensor) -> Tensor:
-            source = (
-                at - torch.minimum(at % length, torch.full_like(at, self.lookback)) if self.lookback else at
-            )
-            chosen: Tensor = hidden.flatten(0, 1)[source]
-            return chosen
+    @property
+    def packs(self) -> bool:
+        return True
+
+    @property
+    def timeless(self) -> bool:
+        told = self.parameterization.inputs(torch.tensor([[0.25, 0.5]]))
+        return all(one is None or bool((one == one[0, 0]).all()) for one in (told.condition, told.blend))
+
+    def predict_many(self, questions: Sequence[Question]) -> Prediction:
+        if len(questions) == 1:
+            return self.predict(questions[0].tokens, questions[0].noise, questions[0].context)
+        return self._read(questions, self.backbone.features_of_many([self._pass(one) for one in questions]))
+
+    def _pass(self, question: Question) -> Pass:
+        """What the network is asked."""
+        told, context = self.parameterization.inputs(question.noise), question.context
+        as_weights = next(self.parameters()).dtype
+        return Pass(
+            question.tokens,
+            context.positions,
+            None if told.condition is None else told.condition.to(as_weights),
+            None if told.blend is None else told.blend.to(as_weights),
+            context.attention,
+            context.cache,
+            context.store,
+        )
+
+    def _read(self, questions: Sequence[Question], hidden: Sequence[Tensor]) -> Prediction:
+        """Hidden vectors as an answer, which is projected where it is read."""
+        rows = torch.cat([one.flatten(0, 1) for one in hidden])
+        widths = [(one.tokens.numel(), one.tokens.shape[1]) for one in questions]
+        columns = torch.cat([torch.arange(count, device=rows.device) % width for count, width in widths])
+        back = columns.clamp_max(self.lookback)
+
+        def of(at: Tensor) -> Tensor:
+            return rows[at - back[at]]
 
         def raw(at: Tensor) -> Tensor:
-            projected: Tensor = self.backbone.head(rows(at))
-            return projected
+            read: Tensor = self.backbone.head(of(at))
+            return read
 
-        projection = Projection(rows, self.backbone.projection)
+        shape = questions[0].tokens.shape if len(questions) == 1 else (1, -1)
+        tokens = torch.cat([one.tokens.flatten() for one in questions]).view(shape)
+        noise = torch.cat([one.noise.flatten() for one in questions]).view(shape)
+        projection = Projection(of, self.backbone.projection)
         return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 
     def forward(

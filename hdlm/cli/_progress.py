@@ -42,6 +42,6 @@ def steps_bar(what: str, *, shown: bool) -> Iterator[Callable[[Frame], None]]:
 
         def tick(frame: Frame) -> None:
             first = int(frame.sequence[0])
-            bar((frame.step + 1) / frame.num_steps, f"{what} from passage {first + 1}" if first else what)
+            bar(frame.share, f"{what} from passage {first + 1}" if first else what)
 
         yield tick

@@ -9,20 +9,34 @@ https://arxiv.org/abs/2310.16834.
 from __future__ import annotations
 
 import functools
-from typing import final
+from collections.abc import Sequence
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hdlm.network.attention import Attention, resolve
+from hdlm.network.attention import Attention, SharedMask, attend, resolve
 from hdlm.network.cache import KVCache, Store
 from hdlm.network.config import DDiTConfig
 from hdlm.network.layers import Block, Embedding, OutputLayer, TimestepEmbedding
-from hdlm.network.rotary import Rotary
+from hdlm.network.rotary import Rotary, Rotation
 
-__all__ = ["DDiT"]
+__all__ = ["DDiT", "Pass"]
+
+
+@final
+class Pass(NamedTuple):
+    """The arguments of `DDiT.features`, for one of several passes that are made together."""
+
+    tokens: Int[Tensor, "b q"]
+    positions: Int[Tensor, "#b q"] | None = None
+    condition: Float[Tensor, "#b #q"] | None = None
+    blend: Float[Tensor, "#b #q"] | None = None
+    attention: Attention = None
+    cache: KVCache | None = None
+    store: Store | None = None
 
 
 @final
@@ -123,7 +137,7 @@ class DDiT(nn.Module):
         x = self.vocab_embed(tokens, blend)
         for index, block in enumerate(self.blocks):
             if cache is not None:
-                x = block(x, told, rotation, mask, functools.partial(cache.write, index))
+                x = block(x, told, rotation, mask, functools.partial(_see, index, cache, mask))
             elif self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, told, rotation, mask, use_reentrant=False)
             else:
@@ -131,6 +145,37 @@ class DDiT(nn.Module):
         if cache is not None and store is not None:
             cache.keep(store, num_queries)
         return self.output_layer.normalise(x, told)
+
+    def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """Several passes in one: every weight is read once; each pass sees itself and its own cache only.
+
+        Args:
+            passes: The arguments of `features` for each. They may differ in all their sizes.
+
+        Returns:
+            What `features` says of each, `[b q h]`.
+        """
+        shapes = [(one.tokens.shape[0], one.tokens.shape[1]) for one in passes]
+        parts, rotations = [], []
+        for one, (rows, width) in zip(passes, shapes, strict=True):
+            kept = 0 if one.cache is None else len(one.cache)
+            positions = one.positions
+            if positions is None:
+                positions = torch.arange(kept, kept + width, device=one.tokens.device)[None]
+            mask, rotation = resolve(one.attention, self.rotary_emb(positions), width, kept + width)
+            parts.append(_Part(rows, width, one.cache, mask))
+            rotations.append(rotation)
+        told = self._told_many(passes, shapes)
+        x = torch.cat([self.vocab_embed(one.tokens, one.blend).flatten(0, 1) for one in passes])[None]
+        rotation = Rotation.join(rotations, shapes)
+        for index, block in enumerate(self.blocks):
+            x = block(x, told, rotation, None, functools.partial(_see_apart, index, parts))
+        for one, (_, width) in zip(passes, shapes, strict=True):
+            if one.cache is not None and one.store is not None:
+                one.cache.keep(one.store, width)
+        hidden = self.output_layer.normalise(x, told)[0]
+        split = hidden.split([rows * width for rows, width in shapes])
+        return [vectors.unflatten(0, shape) for vectors, shape in zip(split, shapes, strict=True)]
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
         """Project hidden states, of any selection of positions, onto the vocabulary."""
@@ -146,6 +191,18 @@ class DDiT(nn.Module):
         """An empty cache for `features`."""
         return KVCache()
 
+    def _told_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
+        """The conditioning vectors of several passes, end to end in one row."""
+        told = [self._told(one.condition) for one in passes]
+        if self.sigma_map is None:
+            return None
+        flat = [
+            one.expand(*shape, -1).flatten(0, 1)
+            for one, shape in zip(told, shapes, strict=True)
+            if one is not None
+        ]
+        return torch.cat(flat)[None]
+
     def _told(self, condition: Tensor | None) -> Tensor | None:
         """The conditioning vectors, or `None` for a network without conditioning."""
         if (condition is None) != (self.sigma_map is None):
@@ -155,3 +212,31 @@ class DDiT(nn.Module):
                 else "This network is told the noise: pass `condition`, one number per position."
             )
         return None if self.sigma_map is None or condition is None else self.sigma_map(condition)
+
+
+class _Part(NamedTuple):
+    """What one of several passes sees: `rows` sequences of `width` positions."""
+
+    rows: int
+    width: int
+    cache: KVCache | None
+    mask: SharedMask
+
+    def see(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend, in layer `index`, to what the cache holds and to one another; `[heads, rows width, d]` each."""
+        q, k, v = (one.unflatten(1, (self.rows, self.width)).transpose(0, 1) for one in (query, key, value))
+        if self.cache is not None:
+            k, v = self.cache.write(index, k, v)
+        return attend(q, k, v, self.mask).transpose(0, 1).flatten(1, 2)
+
+
+def _see(index: int, cache: KVCache, mask: SharedMask, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend to what the cache holds and to one another."""
+    return attend(query, *cache.write(index, key, value), mask)
+
+
+def _see_apart(index: int, parts: list[_Part], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same for passes that lie end to end in one row."""
+    sizes = [part.rows * part.width for part in parts]
+    heads = zip(*(one[0].split(sizes, 1) for one in (query, key, value)), strict=True)
+    return torch.cat([part.see(index, *own) for part, own in zip(parts, heads, strict=True)], 1)[None]

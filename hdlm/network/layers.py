@@ -20,10 +20,10 @@ from hdlm.network.attention import SharedMask, attend
 from hdlm.network.config import DDiTConfig
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Block", "Embedding", "Extend", "Modulation", "OutputLayer", "TimestepEmbedding"]
+__all__ = ["Block", "Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding"]
 
-Extend: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Puts what a cache holds before the current keys and values."""
+See: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the current queries, keys and values to what each query sees: attention, by way of caches."""
 
 _NORM_EPSILON = 1e-5
 
@@ -140,11 +140,11 @@ class Block(nn.Module):
         condition: Float[Tensor, "#b #q c"] | None,
         rotation: Rotation,
         attention: SharedMask,
-        extend: Extend | None = None,
+        see: See | None = None,
     ) -> Float[Tensor, "b q h"]:
-        """Add both branches to the residual stream."""
-        see, think = self._modulations(condition)
-        x = x + see.leave(self.dropout(self._attend(see.enter(self.norm1(x)), rotation, attention, extend)))
+        """Add both branches to the residual stream; `see`, if given, attends in the place of `attention`."""
+        look, think = self._modulations(condition)
+        x = x + look.leave(self.dropout(self._attend(look.enter(self.norm1(x)), rotation, attention, see)))
         return x + think.leave(self.dropout(self.mlp(think.enter(self.norm2(x)))))
 
     def _modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
@@ -154,15 +154,13 @@ class Block(nn.Module):
         return Modulation(*chunks[:3]), Modulation(*chunks[3:])
 
     def _attend(
-        self, x: Tensor, rotation: Rotation, attention: SharedMask, extend: Extend | None
+        self, x: Tensor, rotation: Rotation, attention: SharedMask, see: See | None
     ) -> Float[Tensor, "b q h"]:
         qkv = self.attn_qkv(x).unflatten(-1, (3, self.num_heads, -1))
         turning, value = qkv.split((2, 1), dim=2)
         query, key = (part.transpose(1, 2) for part in rotation(turning).unbind(2))
         value = value[:, :, 0].transpose(1, 2)
-        if extend is not None:
-            key, value = extend(key, value)
-        heads = attend(query, key, value, attention)
+        heads = attend(query, key, value, attention) if see is None else see(query, key, value)
         out: Tensor = self.attn_out(heads.transpose(1, 2).flatten(2))
         return out
 

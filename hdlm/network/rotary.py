@@ -6,7 +6,7 @@ https://arxiv.org/abs/2104.09864). Angles are computed afresh in every pass, fro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -33,6 +33,20 @@ class Rotation(NamedTuple):
         """
         seeing = torch.stack([~blind, torch.ones_like(blind)], dim=-1)[..., None, None]
         return Rotation(self.cos * seeing, self.sin * seeing)
+
+    @staticmethod
+    def join(rotations: Sequence[Rotation], shapes: Sequence[tuple[int, int]]) -> Rotation:
+        """Rotations of several passes, each `[b q]` as `shapes` says, end to end in one row."""
+        apart = max(rotation.cos.shape[2] for rotation in rotations)
+
+        def flat(table: Tensor, shape: tuple[int, int]) -> Tensor:
+            return table.expand(*shape, apart, -1, -1).flatten(0, 1)
+
+        pairs = list(zip(rotations, shapes, strict=True))
+        return Rotation(
+            torch.cat([flat(rotation.cos, shape) for rotation, shape in pairs])[None],
+            torch.cat([flat(rotation.sin, shape) for rotation, shape in pairs])[None],
+        )
 
     def __call__(self, pair: Float[Tensor, "b q 2 heads d"]) -> Float[Tensor, "b q 2 heads d"]:
         """Turn stacked queries and keys."""

@@ -17,13 +17,14 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Chain, Move, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Move, Reading, Step, Transform
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.draws import draw_index, draw_word
+from hdlm.sampling.engine import ApproximateCache, Engine, Finished, Frame, Stop, View
 from hdlm.sampling.first_hitting import FirstHitting
 from hdlm.sampling.gibbs import GibbsCorrection
-from hdlm.sampling.loop import Frame, Generation, sample
+from hdlm.sampling.loop import Generation, sample
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.remasking import (
     AbstractRemaskSchedule,
@@ -45,12 +46,16 @@ __all__ = [
     "AdaptiveCorrection",
     "Analytic",
     "Ancestral",
+    "Answer",
+    "ApproximateCache",
     "ByConfidence",
     "Cap",
     "Chain",
     "Change",
     "Confidence",
+    "Engine",
     "Euler",
+    "Finished",
     "FirstHitting",
     "Frame",
     "Generation",
@@ -66,11 +71,13 @@ __all__ = [
     "RepetitionPenalty",
     "Rescale",
     "Step",
+    "Stop",
     "Temperature",
     "TopK",
     "TopP",
     "Trace",
     "Transform",
+    "View",
     "algorithm",
     "draw_index",
     "draw_word",

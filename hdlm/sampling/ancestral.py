@@ -47,8 +47,9 @@ class Ancestral:
         model = leaves & (kind < law.stay + law.model)
         word = leaves & ~model & (kind < law.stay + law.model + law.uniform)
         mask = leaves & ~model & ~word
-        new = torch.where(word, draw_word(process.num_words, move.uniform(_WORD)), x)
-        new = torch.where(mask, process.mask_id, new)
+        new = torch.where(mask, process.mask_id, x)
+        if word.any():
+            new = torch.where(word, draw_word(process.num_words, move.uniform(_WORD)), new)
         if model.any():
             new[model] = move.reading.draw(model, move.uniform(_MODEL))
         return new

@@ -25,7 +25,7 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.sampling.draws import draw_index
 
-__all__ = ["Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
+__all__ = ["Answer", "Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
 
 _ENTRIES = 2**23
 """How many vocabulary entries are projected at a time."""
@@ -52,35 +52,52 @@ class Transform(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Reading:
-    """What the network says of one state of the canvas, read at chosen positions of `[b l]`.
+class Answer:
+    """A denoiser's answer, and where in it each position of the canvas is found.
 
     Attributes:
-        prediction: The denoiser's answer over its window.
-        window: Place in the window of each position of the canvas; -1 outside.
-        tokens: The canvas that was asked about.
-        transforms: Applied in order to `p(x_0 | x_t)` before it is used.
+        prediction: The answer.
+        place: Index into its flattened positions; -1 for what it does not speak of.
     """
 
     prediction: Prediction
-    window: Int[Tensor, " l"]
+    place: Int[Tensor, "b l"]
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """What the network says of one state of the canvas, read at chosen positions of `[b l]`.
+
+    The network is asked when somebody reads, and only about the sequences that are read.
+
+    Attributes:
+        answer: Gives an answer that speaks of the positions that are True.
+        tokens: The canvas that is asked about.
+        noise: The noise fraction of each position.
+        transforms: Applied in order to `p(x_0 | x_t)` before it is used.
+    """
+
+    answer: Callable[[Bool[Tensor, "b l"]], Answer]
     tokens: Int[Tensor, "b l"]
+    noise: Float[Tensor, "b l"]
     transforms: tuple[Transform, ...]
 
     def log_clean(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p(x_0 | x_t)`, transformed and normalised, in the order of `where.nonzero()`."""
         row, column = where.nonzero(as_tuple=True)
-        return self._log_clean(row, column)
+        return self._log_clean(self.answer(where), row, column)
 
     def log_score(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)`; by way of the transformed `p(x_0 | x_t)` if there are transforms."""
         row, column = where.nonzero(as_tuple=True)
-        at = self._flat(row, column)
+        told, answer = (self.tokens[row, column], self.noise[row, column]), self.answer(where)
+        prediction = answer.prediction
         if not self.transforms:
-            return self.prediction.log_score(at)
-        process, u = self.prediction.process, self.prediction.noise.flatten()[at]
-        clean = self._log_clean(row, column).to(u.dtype).exp()
-        return process.score_from_clean(self.tokens[row, column], clean, u).log()
+            raw = prediction.raw(answer.place[row, column])
+            return prediction.parameterization.log_score(prediction.process, raw, *told)
+        clean = self._log_clean(answer, row, column).to(self.noise.dtype).exp()
+        return prediction.process.score_from_clean(told[0], clean, told[1]).log()
 
     def draw(self, where: Bool[Tensor, "b l"], uniform: Float[Tensor, "b l"]) -> Int[Tensor, " n"]:
         """Words drawn from `p(x_0 | x_t)` at the given positions, with one uniform number each."""
@@ -103,22 +120,29 @@ class Reading:
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
         row, column = where.nonzero(as_tuple=True)
-        size = max(1, _ENTRIES // (self.prediction.process.num_words + 1))
+        if not len(row):
+            return
+        answer = self.answer(where)
+        prediction = answer.prediction
+        size = max(1, _ENTRIES // (prediction.process.num_words + 1))
         for begin in range(0, len(row), size):
             part = slice(begin, begin + size)
+            at = row[part], column[part]
             if self.transforms:
-                yield part, self._log_clean(row[part], column[part])[:, :-1]
+                yield part, self._log_clean(answer, *at)[:, :-1]
             else:
-                yield part, self.prediction.log_weights(self._flat(row[part], column[part]))
+                raw = prediction.raw(answer.place[at])
+                told = self.tokens[at], self.noise[at]
+                yield part, prediction.parameterization.log_weights(prediction.process, raw, *told)
 
-    def _log_clean(self, row: Tensor, column: Tensor) -> Tensor:
-        log_p = self.prediction.log_clean(self._flat(row, column))
+    def _log_clean(self, answer: Answer, row: Tensor, column: Tensor) -> Tensor:
+        prediction = answer.prediction
+        told = self.tokens[row, column], self.noise[row, column]
+        raw = prediction.raw(answer.place[row, column])
+        log_p = prediction.parameterization.log_clean(prediction.process, raw, *told)
         for transform in self.transforms:
             log_p = transform(log_p, self.tokens, row)
         return log_p.log_softmax(-1) if self.transforms else log_p
-
-    def _flat(self, row: Tensor, column: Tensor) -> Tensor:
-        return row * self.prediction.tokens.shape[1] + self.window[column]
 
 
 @final
@@ -135,7 +159,7 @@ class Move:
         ask: Asks the network about tokens at noise fractions; about the same two tensors only once.
         randomness: The run's random numbers.
         sequence: Index of each sequence in the run.
-        step: Index of the generation step.
+        step: Index of the generation step; one for all sequences, or one for each, `[b 1]`.
         stream: Which of the run's random streams this step may use.
         depth: How many compound steps this one is a part of.
     """
@@ -148,7 +172,7 @@ class Move:
     ask: Callable[[Tensor, Tensor], Reading]
     randomness: Randomness
     sequence: Int[Tensor, " b"]
-    step: int
+    step: int | Int[Tensor, "b 1"]
     stream: int = 0
     depth: int = 0
 

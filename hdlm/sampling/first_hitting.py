@@ -67,7 +67,9 @@ class FirstHitting:
         wrong: Float[Tensor, "b l"] = w.uniform / (w.clean + w.uniform)
         uniform = lifted & (asked.uniform(_KIND) < wrong)
         model = lifted & ~uniform
-        new = torch.where(uniform, draw_word(process.num_words, asked.uniform(_WORD)), x)
+        new = x.clone()
+        if uniform.any():
+            new[uniform] = draw_word(process.num_words, asked.uniform(_WORD)[uniform])
         if model.any():
             new[model] = asked.reading.draw(model, asked.uniform(_MODEL))
         return new

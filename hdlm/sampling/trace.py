@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from hdlm.sampling.loop import Frame
+from hdlm.sampling.engine import Frame
 
 __all__ = ["Change", "Trace"]
 
@@ -42,14 +42,13 @@ class Trace:
         mask_id: Id of the mask.
 
     Attributes:
-        changes: In order of steps, then sequences, then positions.
         start: First tokens of each sequence, by its index in the run.
         num_evaluations: Calls of the network.
     """
 
     def __init__(self, mask_id: int) -> None:
         self.mask_id = mask_id
-        self.changes: list[Change] = []
+        self._changes: list[Change] = []
         self.start: dict[int, list[int]] = {}
         self.num_evaluations = 0
 
@@ -62,7 +61,12 @@ class Trace:
         row, column = (frame.before != frame.after).nonzero(as_tuple=True)
         old, new = frame.before[row, column].tolist(), frame.after[row, column].tolist()
         for i, at, was, now in zip(row.tolist(), column.tolist(), old, new, strict=True):
-            self.changes.append(Change(frame.step, names[i], at, was, now, self._reason(was, now)))
+            self._changes.append(Change(frame.step, names[i], at, was, now, self._reason(was, now)))
+
+    @property
+    def changes(self) -> list[Change]:
+        """In order of steps, then sequences, then positions."""
+        return sorted(self._changes, key=lambda change: (change.step, change.sequence, change.position))
 
     def edits(self, sequence: int) -> list[tuple[int, int, int]]:
         """The changes of one sequence as (step, position, new token), in order."""

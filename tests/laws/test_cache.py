@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hdlm.denoiser import AbstractDenoiser
@@ -154,3 +154,23 @@ def test_seeds_and_batches(schedule, seed):
     assert torch.equal(whole[4:], draw(seed, 2, first=4, count=2))
     assert len(whole.unique(dim=0)) > 1
     assert not torch.equal(whole, draw(seed + 1, 6))
+
+
+@settings(max_examples=4, deadline=None, phases=(Phase.generate,))
+@given(
+    schedules(longest=6),
+    STEPS,
+    st.sampled_from(("causal", "block_causal", "full")),
+    st.sampled_from(("full", "causal")),
+    st.booleans(),
+)
+def test_sequences_at_their_own_pace_share_calls_and_change_nothing(schedule, step, context, active, shifted):
+    """Packed into one call behind caches of different lengths, each has the tokens it has alone without a cache."""
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
+    prompt = Prompt.prefix([1], schedule.length) if shifted else None
+    options = {"num_sequences": 4, "prompt": prompt, "context": context, "active": active}
+    alone = sample(denoiser, schedule, step, batch_size=1, use_cache=False, **options)
+    packed = sample(denoiser, schedule, step, batch_size=3, **options)
+    assert torch.equal(alone.tokens, packed.tokens)
+    assert torch.equal(alone.evaluations, packed.evaluations)
+    assert packed.num_evaluations <= alone.num_evaluations == int(alone.evaluations.sum())

@@ -41,6 +41,7 @@ from hdlm.randomness import Randomness
 from hdlm.sampling import (
     Analytic,
     Ancestral,
+    Answer,
     Euler,
     Frame,
     Move,
@@ -195,10 +196,11 @@ def score_network(shared) -> Denoiser:
 
 def move_of(step: Recorded, denoiser: AbstractDenoiser) -> Move:
     """The recorded step as ours: everybody sees everybody, prompts are without noise."""
-    window = torch.arange(step.x.shape[1])
+    place = torch.arange(step.x.numel()).view(step.x.shape)
 
     def ask(x: Tensor, u: Tensor) -> Reading:
-        return Reading(denoiser.predict(x, u, Context()), window, x, ())
+        answer = Answer(denoiser.predict(x, u, Context()), place)
+        return Reading(lambda where: answer, x, u, ())
 
     t, s = (noise.masked_fill(step.prompt, 0.0) for noise in (step.t, step.s))
     rows = torch.arange(len(step.x))
@@ -315,7 +317,7 @@ def test_the_same_words_are_written(case, network, monkeypatch):
             numbers = torch.full_like(step.choices[0], torch.nan)
             numbers[where] = from_gumbel(move.reading.log_clean(where), rows)
             words.append(numbers)
-            raw = move.reading.prediction.raw(where.flatten().nonzero()[:, 0])
+            raw = move.reading.answer(where).prediction.raw(where.flatten().nonzero()[:, 0])
             emitted[where] = gumbel_draw(raw, rows) == MASK
         tokens = replay(case, step, move, words, monkeypatch)
         assert torch.equal(torch.where(emitted, MASK, tokens), step.y)
@@ -380,7 +382,7 @@ def test_published_remdm_is_off_schedule(arrays):
 def frames(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, **options: Any) -> list[Frame]:
     """Every step of a hundred sequences of ours."""
     seen: list[Frame] = []
-    sample(denoiser, schedule, step, num_sequences=100, watch=seen.append, **options)
+    sample(denoiser, schedule, step, num_sequences=100, together=True, watch=seen.append, **options)
     return seen
 
 

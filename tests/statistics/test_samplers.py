@@ -21,6 +21,7 @@ from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
     Ancestral,
+    Answer,
     Cap,
     Chain,
     Euler,
@@ -295,7 +296,8 @@ def move_at(denoiser, x, u, seed=0):
     noise = torch.full(x.shape, u, dtype=torch.float64)
 
     def ask(tokens, at):
-        return Reading(denoiser.predict(tokens, at, Context()), torch.arange(x.shape[1]), tokens, ())
+        answer = Answer(denoiser.predict(tokens, at, Context()), torch.arange(x.numel()).view(x.shape))
+        return Reading(lambda where: answer, tokens, at, ())
 
     every = torch.ones_like(x, dtype=torch.bool)
     return Move(denoiser.process, x, noise, noise, every, ask, Randomness(seed), torch.arange(len(x)), 0)
