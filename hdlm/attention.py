@@ -254,7 +254,7 @@ def two_stream(
 
     Args:
         hyperschedule: when each position is noisy.
-        n: the step of each noisy position (`AbstractCountdown.packed_steps`), at least 0.
+        n: the step of each noisy position (`hdlm.hyperschedule.packing`); below 0 for one that takes no part.
         context: what clean positions see of one another.
         active: what noisy positions of one step see of one another.
 
@@ -265,11 +265,11 @@ def two_stream(
         ValueError: if `context` or `active` is no such choice.
     """
     ranking = _ranking(hyperschedule, context, n.device)
-    first = n * hyperschedule.length
-    slot = first + _places(hyperschedule.length, active, ranking.rank.device)
     nobody = torch.full_like(n, NOBODY)
+    first = (n * hyperschedule.length).clamp_min(0)
+    slot = torch.where(n < 0, nobody, first + _places(hyperschedule.length, active, ranking.rank.device))
     return Visibility(
-        query_rank=torch.cat([ranking.own.expand_as(n), ranking.settled_by(n)], dim=-1),
+        query_rank=torch.cat([ranking.own.expand_as(n), ranking.settled_by(n.clamp_min(-1))], dim=-1),
         key_rank=torch.cat([ranking.rank.expand_as(n), torch.full_like(n, NEVER)], dim=-1),
         query_first=torch.cat([torch.zeros_like(n), first], dim=-1),
         query_last=torch.cat([nobody, slot], dim=-1),

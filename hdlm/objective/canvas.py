@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
-from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
+from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, AbstractPacking, Packed, packing
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 
@@ -42,6 +42,7 @@ class Canvas:
         num_clean: How many clean tokens stand before the noisy ones in the network's input: 0, or `l`.
         attention: Who sees whom, as the network wants it.
         window: In two streams, the step of each noisy position: equal ones are noisy together.
+        rightwards: Whether each position becomes noisy, and settles, no earlier than the one before it.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -53,6 +54,7 @@ class Canvas:
     num_clean: int = 0
     attention: Any = None
     window: Int[Tensor, "b l"] | None = None
+    rightwards: bool = True
 
     def spoken(self, denoiser: AbstractDenoiser) -> Canvas:
         """The same without weight on the first positions, of which a shifted denoiser says nothing."""
@@ -74,9 +76,17 @@ class Canvas:
 
         A shifted denoiser speaks of a position from the one before it. In two streams that is the noisy one if both are
         noisy together, else the clean one, as in generation, where it has settled by then.
+
+        Raises:
+            ValueError: If it need not have settled: the clean one might have seen what is asked.
         """
         if not self.num_clean:
             return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
+        if denoiser.lookback and not self.rightwards:
+            raise ValueError(
+                "A shifted network in two streams speaks of a position from the clean one before it, but this "
+                "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
+            )
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
@@ -115,7 +125,7 @@ class Corruption:
 
     Attributes:
         process: How tokens are noised.
-        hyperschedule: When; two streams need a countdown.
+        hyperschedule: When.
         noise_schedule: How fast noise comes as a position's time runs from 0 to 1.
         two_stream: Which of the two layouts.
         continuous: Whether times fall anywhere between two levels (an objective in continuous time), or on the
@@ -135,17 +145,15 @@ class Corruption:
     active: attention.Active = "full"
     num_given: int = 0
 
-    def __post_init__(self) -> None:
-        if self.two_stream and not isinstance(self.hyperschedule, AbstractCountdown):
-            raise ValueError(
-                f"Two-stream training needs a hyperschedule that is a countdown; got {self.hyperschedule!r}. "
-                "Use two_stream=False, or a Block, Slide or Wave."
-            )
-
     @property
     def num_times(self) -> int:
         """How many times `__call__` wants for each sequence."""
-        return self._countdown.num_epochs if self.two_stream else 1
+        return self._packing.num_epochs if self.two_stream else 1
+
+    @property
+    def num_cells(self) -> int:
+        """Into how many equal parts [0, 1) is cut for a time to mean one step, of all that are active in it."""
+        return self._packing.num_cells if self.two_stream else self.hyperschedule.num_steps
 
     def __call__(
         self,
@@ -170,8 +178,10 @@ class Corruption:
             raise ValueError(
                 f"The hyperschedule is for sequences of {schedule.length} tokens; got {x_0.shape[1]}."
             )
-        find = self._two_stream_levels if self.two_stream else self._one_canvas_levels
-        later, now, measure, steps = find(times)
+        packed = self._packing(times) if self.two_stream else None
+        later, now, measure, steps = (
+            self._one_canvas_levels(times) if packed is None else self._two_stream_levels(packed)
+        )
         within = now / schedule.num_levels
         free = torch.arange(schedule.length, device=x_0.device) >= self.num_given
         t = torch.where(free, self.noise_schedule.fraction(within), 0.0)
@@ -184,20 +194,17 @@ class Corruption:
             measure=torch.where(free, measure * self.noise_schedule.rate(within), 0.0),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
-            attention=self._attention(times, x_0.device if device is None else device),
-            window=self._packed_steps(times) if self.two_stream else None,
+            attention=self._attention(times, packed, x_0.device if device is None else device),
+            window=None if packed is None else packed.steps,
+            rightwards=not self.two_stream or self._packing.rightwards,
         )
 
-    def _two_stream_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Level after the step, level now, measure and steps of each position, when every position is active."""
-        schedule = self._countdown
-        spread = times * schedule.num_levels
-        n = self._packed_steps(times)
-        now = (schedule.settles.to(n.device) - n).double()
-        if self.continuous:
-            now = now - (spread - spread.floor())[:, schedule.epochs.to(n.device)]
-        one = torch.ones_like(now)
-        return now.ceil() - 1, now, one, one * schedule.num_levels
+    def _two_stream_levels(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Level after the step, level now, measure and steps of each position, where each has a step of its own."""
+        drop = (packed.now - packed.then).double()
+        now = packed.now - drop * packed.within if self.continuous else packed.now.double()
+        measure = drop * packed.weight / self.hyperschedule.num_levels
+        return packed.then.double(), now, measure, (drop > 0) * packed.weight
 
     def _one_canvas_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same when the canvas is at one step of generation."""
@@ -210,22 +217,18 @@ class Corruption:
         measure = drop * schedule.num_steps / schedule.num_levels
         return later, now, measure, (drop > 0).double() * schedule.num_steps
 
-    def _packed_steps(self, times: Tensor) -> Tensor:
-        return self._countdown.packed_steps((times * self.hyperschedule.num_levels).long())
+    @cached_property
+    def _packing(self) -> AbstractPacking:
+        return packing(self.hyperschedule)
 
-    @property
-    def _countdown(self) -> AbstractCountdown:
-        return cast("AbstractCountdown", self.hyperschedule)
-
-    def _attention(self, times: Tensor, device: torch.device) -> Any:
+    def _attention(self, times: Tensor, packed: Packed | None, device: torch.device) -> Any:
         """Who sees whom, shared by all rows where the times do not matter."""
         schedule = self.hyperschedule
-        if self.two_stream:
-            steps = self._packed_steps(times)
-            shared = steps[0] if self._blocks_open_together else steps
+        if packed is not None:
+            shared = packed.steps[0] if self._blocks_open_together else packed.steps
             return attention.two_stream(schedule, shared, self.context, self.active).on(device)
         steps = (times[:, 0] * schedule.num_steps).long()
-        shared = steps[0] if self._blocks_open_together and self._countdown.num_epochs == 1 else steps
+        shared = steps[0] if self._blocks_open_together and len(schedule.settles.unique()) == 1 else steps
         return attention.generation(schedule, shared, self.context, self.active).on(device)
 
     @cached_property

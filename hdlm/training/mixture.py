@@ -18,6 +18,7 @@ from hdlm import noise_schedule as noise_schedules
 from hdlm.checkpoint import build
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.objective import (
+    NELBO,
     AbstractObjective,
     Combination,
     Corruption,
@@ -28,6 +29,7 @@ from hdlm.objective import (
 from hdlm.process import AbstractNoiseProcess
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.recipe import ObjectiveSettings, Recipe
+from hdlm.training.tables import require
 
 __all__ = ["Mixture"]
 
@@ -65,6 +67,12 @@ class Mixture:
         noise_schedule = build(noise_schedules, recipe.process.noise_schedule)
         parts = []
         for part in recipe.mixture:
+            require(
+                not (part.continuous and isinstance(objective, NELBO)),
+                "mixture.continuous",
+                "false with objective.type=NELBO, which is a sum over the hyperschedule's own steps",
+                part.continuous,
+            )
             hyperschedule = build(hyperschedules, {**part.hyperschedule, "length": length})
             corruption = Corruption(
                 process,
@@ -104,11 +112,16 @@ class Mixture:
 
 
 def _objective(settings: ObjectiveSettings) -> AbstractObjective:
-    if settings.type == "WeightedCrossEntropy":
-        return WeightedCrossEntropy(settings.unmasked, max_weight=settings.max_weight)
+    match settings.type:
+        case "WeightedCrossEntropy":
+            return WeightedCrossEntropy(
+                settings.unmasked, settings.unmasked_weight, max_weight=settings.max_weight
+            )
+        case "NELBO":
+            return NELBO()
     floor = max(1 / settings.max_weight, ScoreEntropy().floor)
     parts: tuple[tuple[float, AbstractObjective], ...] = (
-        (settings.diffusion, ScoreEntropy(floor=floor)),
+        (settings.diffusion, ScoreEntropy(floor, settings.score_entropy)),
         (settings.cross_entropy, CrossEntropy()),
     )
     return Combination(tuple(part for part in parts if part[0]))

@@ -47,10 +47,12 @@ MuonScale = Literal["original", "match_rms_adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
 ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
-ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy"]
+ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy", "NELBO"]
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 """Metadata of an option that may be another one when a run goes on: it changes no weight, but for rounding."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+Formula = Literal["paper", "published_code"]
+Ratios = Literal["exact", "published_code"]
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
 
@@ -61,12 +63,15 @@ class DataSettings:
     """The text.
 
     Attributes:
-        corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs.
+        corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs, or a folder of `hdlm tokenize`.
         vocabulary: Size of the tokenizer to train, or words that the one that is found must have.
         validation: Share of the text that is kept from training; of no account if there is other text to measure with.
         context: Tokens in a window.
         tokenizer: `"train"` for one made from the text, or where `hdlm.data.find_tokenizer` finds one.
         validation_corpus: Text to measure with, named as `corpus` is; empty for a share of the training text.
+        key: Where the text is, in JSON lines and Parquet.
+        cache: Folder where long text is tokenised once, into memory-mapped shards; short text stays in memory.
+        streaming: Whether text is read and tokenised anew whenever it is trained on, and never kept.
     """
 
     corpus: tuple[str, ...] = ("kjv",)
@@ -75,6 +80,9 @@ class DataSettings:
     context: int = 128
     tokenizer: str = TRAINED_HERE
     validation_corpus: tuple[str, ...] = ()
+    key: str = "text"
+    cache: str | None = field(default=None, metadata=MAY_CHANGE)
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
@@ -101,6 +109,8 @@ class NetworkSettings:
         scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
         context: What settled positions see of one another; see `hdlm.attention`.
         active: What active positions see of one another.
+        checkpoint_activations: Whether training computes each block again in the backward pass instead of keeping what
+            it computed: less memory for a third more time.
     """
 
     hidden_size: int = 256
@@ -114,6 +124,7 @@ class NetworkSettings:
     scale_by_sigma: bool = True
     context: Context = "block_causal"
     active: Active = "full"
+    checkpoint_activations: bool = field(default=False, metadata=MAY_CHANGE)
 
 
 @final
@@ -155,9 +166,12 @@ class ObjectiveSettings:
     """What is minimised.
 
     Attributes:
-        type: The paper's weighted cross-entropy, for outputs that are logits of the clean token; or the score entropy,
-            for outputs that are log scores.
+        type: The paper's weighted cross-entropy or the exact bound of the hyperschedule's own steps (`NELBO`), for
+            outputs that are logits of the clean token; or the score entropy, for outputs that are log scores.
         unmasked: Of the weighted cross-entropy: the paper's lambda.
+        unmasked_weight: Of the weighted cross-entropy: whether visible tokens weigh as in the paper, or as in the
+            published code with a hyperschedule.
+        score_entropy: Of the score entropy: exact, or with the ratios that the published gamma-hybrids were trained on.
         max_weight: Cap on the weights `1 / p` and `1 / (1 - p)`; noise fractions come no nearer to 0 and 1 than its
             inverse in the score entropy.
         diffusion: Of the score entropy: its weight.
@@ -166,6 +180,8 @@ class ObjectiveSettings:
 
     type: ObjectiveName = "WeightedCrossEntropy"
     unmasked: float = 0.1
+    unmasked_weight: Formula = "paper"
+    score_entropy: Ratios = "exact"
     max_weight: float = math.inf
     diffusion: float = 1.0
     cross_entropy: float = 0.0
@@ -175,6 +191,19 @@ class ObjectiveSettings:
         for name in ("diffusion", "cross_entropy", "unmasked"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"objective.{name}", "at least 0 and finite", value)
+        others = {
+            "unmasked_weight": (self.unmasked_weight == "paper", "WeightedCrossEntropy"),
+            "score_entropy": (self.score_entropy == "exact", "ScoreEntropy"),
+            "cross_entropy": (self.cross_entropy == 0, "ScoreEntropy"),
+            "diffusion": (self.diffusion == 1, "ScoreEntropy"),
+        }
+        for name, (left_out, owner) in others.items():
+            require(
+                left_out or self.type == owner,
+                f"objective.{name}",
+                f"left out with objective.type={self.type}; {owner} has it",
+                getattr(self, name),
+            )
         require(self.diffusion + self.cross_entropy > 0, "objective.diffusion", "positive", self.diffusion)
 
 

@@ -88,8 +88,7 @@ def expected_loss(
         world: Where data come from.
         nodes: Quadrature nodes between two steps, in continuous time; 1 is exact in discrete time.
     """
-    schedule = corruption.hyperschedule
-    cells = schedule.num_levels if corruption.two_stream else schedule.num_steps
+    cells = corruption.num_cells
     place, weight = quadrature(nodes)
     grid = (torch.arange(cells, dtype=torch.float64)[:, None] + place).flatten() / cells
     chosen = all_sequences(len(grid), corruption.num_times)

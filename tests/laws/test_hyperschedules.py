@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hdlm.hyperschedule as package
@@ -14,6 +15,7 @@ from hdlm.hyperschedule import (
     AbstractCountdown,
     AbstractHyperschedule,
     Block,
+    Packed,
     PublishedSlide,
     PublishedWave,
     Slide,
@@ -21,7 +23,9 @@ from hdlm.hyperschedule import (
     Wave,
     autoregressive,
     flat,
+    packing,
 )
+from hdlm.hyperschedule.packing import ABSENT
 
 LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
 
@@ -67,7 +71,7 @@ def test_every_public_hyperschedule_is_held_to_the_laws():
         if inspect.isfunction(item)
         or (issubclass(item, AbstractHyperschedule) and not inspect.isabstract(item))
     }
-    assert concrete == set(EXAMPLES)
+    assert concrete - {packing} == set(EXAMPLES)
 
 
 @given(ANY)
@@ -207,3 +211,70 @@ def draw_offsets(hyperschedule: AbstractCountdown, data: st.DataObject) -> torch
     one = st.integers(0, hyperschedule.num_levels - 1)
     size = hyperschedule.num_epochs
     return torch.tensor(data.draw(st.lists(one, min_size=size, max_size=size)))
+
+
+# --- two streams ---------------------------------------------------------------------------------------------
+
+
+FEW_PASSES = ANY.filter(lambda hyperschedule: packing(hyperschedule).num_cells <= 60)
+
+
+def every_pass(hyperschedule: AbstractHyperschedule) -> Packed:
+    """The passes that cells of times mean, one cell a row, the same in every epoch."""
+    passes = packing(hyperschedule)
+    times = (torch.arange(passes.num_cells, dtype=torch.float64) + 0.5) / passes.num_cells
+    return passes(times[:, None].expand(-1, passes.num_epochs))
+
+
+@settings(max_examples=25, deadline=None)
+@given(FEW_PASSES)
+def test_a_pass_is_made_of_whole_windows_of_generation(hyperschedule):
+    packed = every_pass(hyperschedule)
+    present = packed.steps != ABSENT
+    steps = packed.steps.clamp_min(0)
+    together = packed.steps[:, :, None] == packed.steps[:, None, :]
+    assert torch.equal(together[present], hyperschedule.regions(steps).active[present])
+    place = torch.arange(hyperschedule.length)
+    for level, later in ((packed.now, 0), (packed.then, 1)):
+        own = hyperschedule.levels(steps + later)[:, place, place]
+        assert torch.equal(level[present], own[present])
+
+
+@settings(max_examples=25, deadline=None)
+@given(FEW_PASSES)
+def test_weights_undo_how_often_a_step_is_taken(hyperschedule):
+    """Every active step of every position is in some pass, and is expected once: the marginal of levels is right."""
+    packed = every_pass(hyperschedule)
+    row, position = (packed.steps != ABSENT).nonzero().unbind(1)
+    assert not packed.weight[packed.steps == ABSENT].any()
+    expected = torch.zeros(hyperschedule.num_steps, hyperschedule.length, dtype=torch.float64)
+    cells = packed.steps[row, position], position
+    expected.index_put_(cells, packed.weight[row, position] / len(packed.steps), accumulate=True)
+    active = hyperschedule.regions(torch.arange(hyperschedule.num_steps)).active
+    torch.testing.assert_close(expected, active.double())
+
+
+@pytest.mark.parametrize(("width", "num_levels"), [(8, 8), (8, 2), (8, 4), (8, 3), (6, 2), (6, 3), (12, 6)])
+def test_a_published_slide_that_has_entered_tiles_where_its_stride_divides_its_width(width, num_levels):
+    hyperschedule = PublishedSlide(40, width, num_levels)
+    present = every_pass(hyperschedule).steps != ABSENT
+    assert bool(present[:, 2 * width :].all()) == (width % hyperschedule.stride == 0)
+    assert present.double().mean() > 1 - (hyperschedule.stride - 1) / width - 0.1
+
+
+def test_a_published_wave_never_tiles_but_trains_every_block():
+    """All windows of a block end where the block ends: a smaller one leaves settled positions that none covers."""
+    present = every_pass(PublishedWave(12, width=4, num_levels=3)).steps != ABSENT
+    blocks = present.view(-1, 3, 4)
+    assert not present.all()
+    assert blocks.any(-1).all()
+    assert torch.equal(blocks, blocks.cummax(-1).values)
+
+
+def test_passes_of_large_canvases_take_little():
+    begin = time.perf_counter()
+    for hyperschedule in (PublishedSlide(1024, 512, 256), PublishedWave(1024, 16, 64)):
+        passes = packing(hyperschedule)
+        packed = passes(torch.rand(4, passes.num_epochs, dtype=torch.float64))
+        assert (packed.steps != ABSENT).double().mean() > 0.8
+    assert time.perf_counter() - begin < 20

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
-from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, flat
+from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedWave, Slide, Wave, flat
 from hdlm.objective import NELBO, AbstractObjective, Corruption, ScoreEntropy
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.verification.exact import ExactDenoiser
@@ -108,7 +108,13 @@ def _processes() -> tuple[AbstractNoiseProcess, ...]:
 
 
 def _hyperschedules(length: int) -> tuple[AbstractHyperschedule, ...]:
-    return flat(length, 2), Block(length, 2, 2), Slide(length, 2, 2), Wave(length, 2, 2)
+    return (
+        flat(length, 2),
+        Block(length, 2, 2),
+        Slide(length, 2, 2),
+        Wave(length, 2, 2),
+        PublishedWave(length, 2, 2),
+    )
 
 
 def _world(process: AbstractNoiseProcess, trial: Trial) -> World:
