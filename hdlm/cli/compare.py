@@ -1,6 +1,6 @@
 """Put results of `hdlm eval` side by side: numbers with errors, differences, and which of them are more than noise.
 
-A result is a file that `hdlm eval likelihood` or `hdlm eval generation` wrote, or the folder in which it left its
+A result is a file that `hdlm eval likelihood`, `generation` or `harness` wrote, or the folder in which it left its
 results.json. Differences are to the first; * marks those of more than two standard errors.
 
 Examples:

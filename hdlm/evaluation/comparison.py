@@ -30,6 +30,8 @@ SIGNIFICANT = 2.0
 _AGAINST_TEXT = frozenset({"MAUVE", "mauve"})
 """Metrics of samples against a text, which must then be the same."""
 _ABSENT = object()
+_EXACT = "exact"
+"""The estimator that needs no replicates."""
 
 
 class IncomparableError(ValueError):
@@ -69,7 +71,7 @@ class Comparison:
     """Results that were made under one protocol.
 
     Attributes:
-        kind: `"likelihood"` or `"generation"`.
+        kind: `"likelihood"`, `"generation"` or `"harness"`.
         names: The results, the first is the one that the others are compared with.
         cells: By metric, one for each result.
         protocol: What they have in common.
@@ -116,6 +118,11 @@ def compare(documents: Mapping[str, Document], metrics: tuple[str, ...] = ()) ->
         raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
     kinds = {name: _field(document, "kind", name) for name, document in documents.items()}
     for name, kind in kinds.items():
+        if kind == "frontier":
+            raise ValueError(
+                f"{name} is a frontier, a picture of its own: put several models or samplers into one by giving "
+                "`hdlm eval frontier` all of them; points that are in its folder are not measured again."
+            )
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
     _check(_apart({name: {"kind": kind} for name, kind in kinds.items()}))
@@ -210,7 +217,7 @@ def _bits(result: LikelihoodResult) -> dict[str, Cell]:
 def _likelihood_notes(
     documents: Mapping[str, Document], results: Mapping[str, LikelihoodResult]
 ) -> list[str]:
-    exact = [name for name, result in results.items() if result.estimator == "exact"]
+    exact = [name for name, result in results.items() if result.estimator == _EXACT]
     notes = []
     if 0 < len(exact) < len(results):
         notes.append(f"exact, where the others are upper bounds: {', '.join(exact)}.")
@@ -334,7 +341,70 @@ def _sampling_notes(documents: Mapping[str, Document]) -> list[str]:
     return notes
 
 
-# === Both ===
+# === Tasks of lm_eval ===
+
+
+def _examinations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
+    measured = {name: _marks(document, name) for name, document in documents.items()}
+    chosen = _chosen(measured, metrics)
+    tasks = sorted({metric.split(": ")[0] for metric in chosen})
+    asked = {name: _asked(document, tasks, name) for name, document in documents.items()}
+    exact = [name for name, one in asked.items() if one["replicates"] == _EXACT]
+    noisy = {name: one for name, one in asked.items() if name not in exact}
+    some = {name: {**one, "replicates": "any"} for name, one in asked.items()} if exact else asked
+    _check(_apart(some) + (_apart(noisy) if exact and noisy else []))
+    cells = {}
+    for metric in chosen:
+        ours = [cells_of[metric] for cells_of in measured.values()]
+        errors = [
+            None if ours[0].error is None or cell.error is None else math.hypot(ours[0].error, cell.error)
+            for cell in ours
+        ]
+        cells[metric] = _row(ours, errors)
+    same = "questions are the same, so errors of differences, as if they were not, are too large rather than too small."
+    notes = [same, *_model_notes(documents)]
+    if exact and noisy:
+        notes.insert(0, f"exact, where the others are bounds: {', '.join(exact)}.")
+    return Comparison("harness", tuple(documents), cells, next(iter(some.values())), tuple(notes))
+
+
+def _marks(document: Document, name: str) -> dict[str, Cell]:
+    """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it."""
+    tasks = _mapping(_mapping(document, "result", name), "results", f"{name}: result")
+    found = {}
+    for task in tasks:
+        marks = _mapping(tasks, task, f"{name}: results")
+        for key, value in marks.items():
+            metric, comma, kept = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            label = f"{task}: {metric}" + ("" if kept == "none" else f" ({kept})")
+            if isinstance(value, Mapping):
+                found[label] = _measurement(value, f"{name}: {task}")
+            elif _is_number(value):
+                error = marks.get(f"{metric}_stderr,{kept}")
+                known = float(error) if _is_number(error) and error is not None else None
+                found[label] = Cell(float(value), known)
+    return found
+
+
+def _asked(document: Document, tasks: list[str], name: str) -> dict[str, Any]:
+    """What tests of two models have to have in common; how each writes and along which plan is its own."""
+    result = _mapping(document, "result", name)
+    how = _mapping(result, "protocol", f"{name}: result")
+    fields = {
+        "bound": how.get("bound"),
+        "replicates": _EXACT if how.get("estimator") == _EXACT else how.get("replicates"),
+        "limit": result.get("limit"),
+        "versions.lm_eval": _mapping(document, "versions", name).get("lm_eval"),
+    }
+    for key in ("versions", "n-shot", "n-samples", "higher_is_better"):
+        told = result.get(key)
+        fields |= {f"{task}: {key}": told.get(task) for task in tasks} if isinstance(told, Mapping) else {}
+    return fields
+
+
+# === All ===
 
 
 def _apart(fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -433,4 +503,5 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _KINDS: Mapping[str, Callable[[Mapping[str, Document], tuple[str, ...]], Comparison]] = {
     "likelihood": _likelihoods,
     "generation": _generations,
+    "harness": _examinations,
 }

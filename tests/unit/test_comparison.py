@@ -54,6 +54,19 @@ def generation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
     return common("generation") | {"seed": seed, "result": result}
 
 
+def harness(accuracy: float = 0.7) -> dict[str, Any]:
+    result = {
+        "protocol": {"bound": "absorbing", "estimator": "count", "replicates": 8},
+        "limit": None,
+        "results": {"who": {"alias": "who", "acc,none": accuracy, "acc_stderr,none": 0.03, "sample_len": 9}},
+        "versions": {"who": 1},
+        "n-shot": {"who": 0},
+        "n-samples": {"who": {"original": 9, "effective": 9}},
+        "higher_is_better": {"who": {"acc": True}},
+    }
+    return common("harness") | {"data": None, "result": result}
+
+
 def common(kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
@@ -95,6 +108,11 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 PROTOCOL = [
+    (harness(), "result/protocol/replicates", 4, "replicates is 4, and 8 in a"),
+    (harness(), "result/protocol/bound", "hybrid", "bound is hybrid, and absorbing in a"),
+    (harness(), "result/limit", 5, "limit is 5, and none in a"),
+    (harness(), "result/n-shot/who", 3, "who: n-shot is 3, and 0 in a"),
+    (harness(), "result/versions/who", 2, "who: versions is 2, and 1 in a"),
     (likelihood(), "data/sha256", "e" * 64, r"b: data\.sha256 is eeeeeeeeeeee…, and dddddddddddd… in a"),
     (likelihood(), "data/bytes", 801, r"data\.bytes is 801, and 800 in a"),
     (likelihood(), "data/detokenizer", "wikitext", r"data\.detokenizer is wikitext, and none in a"),
@@ -344,3 +362,25 @@ def test_real_results(tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", names["slide"], names["overlapping"]]) == 2
     assert "stride is 16, and 32 in" in capsys.readouterr().err
+
+
+def test_marks_of_tasks_are_compared_with_their_errors() -> None:
+    found = compare({"a": harness(), "b": harness(0.9)})
+    first, second = found.cells["who: acc"]
+    assert (first.value, first.error) == (0.7, 0.03)
+    assert second.difference == pytest.approx(0.2)
+    assert second.difference_error == pytest.approx(math.hypot(0.03, 0.03))
+    assert list(found.cells) == ["who: acc"]
+
+
+def test_exact_marks_are_compared_with_those_of_any_number_of_replicates() -> None:
+    exact = changed(harness(), "result/protocol/estimator", "exact")
+    assert "exact, where the others are bounds: a." in compare({"a": exact, "b": harness()}).notes
+    fewer = changed(harness(), "result/protocol/replicates", 4)
+    with pytest.raises(IncomparableError, match="replicates is 4, and 8 in b"):
+        compare({"a": exact, "b": harness(), "c": fewer})
+
+
+def test_frontiers_are_put_into_one_picture_elsewhere() -> None:
+    with pytest.raises(ValueError, match="hdlm eval frontier"):
+        compare({"a": common("frontier"), "b": common("frontier")})
