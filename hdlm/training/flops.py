@@ -69,7 +69,7 @@ def peak_flops(device: torch.device, *, bf16: bool = True) -> float | None:
     """
     if device.type == "cpu":
         return _measured(torch.bfloat16 if bf16 else torch.float32)
-    if device.type != "cuda":
+    if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for pattern, peak in _PEAKS if re.search(pattern, name)), None)

@@ -142,7 +142,7 @@ class Gauge:
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
+    if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return None

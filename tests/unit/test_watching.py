@@ -1,0 +1,226 @@
+"""What looks at a run: speed, the log, trackers, and measurements while it goes. None of it changes a weight."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from hdlm.checkpoint import load_checkpoint
+from hdlm.evaluation import during_training
+from hdlm.evaluation.during_training import Observer
+from hdlm.network import DDiT, DDiTConfig
+from hdlm.training import (
+    MetricsLog,
+    Recipe,
+    Run,
+    Session,
+    StepReport,
+    StopRequest,
+    prepare,
+    progress_bar,
+    trackers,
+)
+from hdlm.training.flops import peak_flops, training_flops
+from hdlm.training.gauge import Gauge
+from hdlm.training.recipe import WatchSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("text") / "rhyme.txt"
+    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
+
+    def make(**watch: Any) -> Run:
+        table = {
+            "data": {"corpus": [str(file)], "vocabulary": 270, "context": 16, "validation": 0.1},
+            "network": {"hidden_size": 16, "num_blocks": 1, "num_heads": 2, "dropout": 0.1},
+            "mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}],
+            "run": {"steps": 6, "batch_size": 2, "precision": "no"},
+            "watch": {"log_every": 2, **watch},
+        }
+        return prepare(Recipe.from_table(table), CPU)
+
+    return make
+
+
+def _report(step: int, seconds: float | None = None, loss: float = 1.0) -> StepReport:
+    return StepReport(
+        step=step,
+        loss=loss,
+        gradient_norm=1.0,
+        rate=0.5,
+        tokens=32 * step,
+        seconds=2.0 * step if seconds is None else seconds,
+        progress=step / 6,
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_flops_are_those_of_the_matrices_and_of_attention() -> None:
+    config = DDiTConfig(300, 32, 2, 2, cond_dim=8, timestep_embedding=True, condition_blocks=True)
+    network = DDiT(config)
+    weights = sum(
+        weight.numel() for block in network.blocks for weight in block.parameters() if weight.dim() == 2
+    )
+    head = config.vocab_size * config.hidden_size
+    attention = 12 * config.num_blocks * config.hidden_size * 64
+    one = training_flops(config, 64, two_stream=False)
+    assert one == 64 * (6 * (weights + head) + attention)
+    assert training_flops(config, 64, two_stream=True) == 64 * (2 * (6 * weights + attention) + 6 * head)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_peaks_are_known_by_name_or_left_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+
+
+def test_the_peak_of_a_processor_is_measured() -> None:
+    peak = peak_flops(CPU, bf16=False)
+    assert peak is not None
+    assert 1e8 < peak < 1e14
+
+
+def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any) -> None:
+    run = run_of()
+    config = run.denoiser.backbone.config
+    flops = training_flops(config, 16, two_stream=True)
+    gauge = Gauge(config, run.mixture, 16, CPU, peak=flops, rate=0.02, steps=6)
+    assert gauge.read().tokens_per_second is None
+    for step in (1, 2, 2, 3):
+        gauge(_report(step))
+    reading = gauge.read()
+    assert reading.tokens_per_second == 16
+    assert reading.utilisation == pytest.approx(1.0)  # two sequences in two seconds
+    assert reading.learning_rate == 0.01
+    assert reading.memory is not None
+    assert reading.memory > 2**24
+    gauge._idle = 6.0
+    gauge(_report(4, seconds=14.0))
+    assert gauge.read().tokens_per_second == 16
+
+
+def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log, told = MetricsLog(path, 2), []
+    log.tell(told.append)
+    for step in range(1, 6):
+        log(_report(step, loss=float(step)))
+    log.write(step=4, validation=2.0)
+    with path.open("a") as file:
+        file.write('{"step": 1, "lo')
+    assert [line["loss"] for line in told if "loss" in line] == [1.5, 3.5]
+    log.rewind(3)
+    assert [line["step"] for line in _lines(path)] == [2]
+    log(_report(4))
+    assert [(line["step"], line["loss"]) for line in _lines(path)] == [(2, 1.5), (4, 1.0)]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_what_is_known(run_of: Any, terminal: bool) -> None:
+    run = run_of()
+    gauge = Gauge(run.denoiser.backbone.config, run.mixture, 16, CPU, peak=1e12, rate=0.02, steps=6)
+    out = io.StringIO()
+    with progress_bar(Console(file=out, force_terminal=terminal, width=160), every=0.0, gauge=gauge) as bar:
+        for step in range(1, 7):
+            bar(_report(step))
+    for word in ("step 6/6", "loss 1.000", "16 tokens/s", "MFU 0%", "GB", "lr 0.01", "0:00 left"):
+        assert word in out.getvalue()
+
+
+def test_a_run_is_measured_and_not_changed(
+    run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*arguments: object) -> None:
+        raise OSError("there is no such model")
+
+    monkeypatch.setattr(during_training, "TransformersJudge", nobody)
+    run, told = run_of(validate_every=2, sample_every=3, samples=2, judge="no/such-judge"), []
+    session = Session(run, tmp_path / "watched")
+    observer = Observer(run, session, tmp_path / "watched", told.append)
+    report = session.execute(StopRequest(), (observer,))
+    assert report is not None
+    observer.finish(report)
+    Session(run_of(), tmp_path / "alone").execute(StopRequest())
+    ours, theirs = (load_checkpoint(tmp_path / name).network.state_dict() for name in ("watched", "alone"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    lines = _lines(tmp_path / "watched" / "metrics.jsonl")
+    bounds = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in bounds] == [2, 4, 6]
+    assert all(0 < line["validation_error"] < line["validation"] for line in bounds)
+    assert [line["step"] for line in lines if "entropy" in line] == [3, 6]
+    assert sorted(path.name for path in (tmp_path / "watched" / "samples").iterdir()) == ["3.txt", "6.txt"]
+    assert sum("no generative perplexity by no/such-judge" in line for line in told) == 1
+    best = json.loads((tmp_path / "watched" / "training" / "best.json").read_text())
+    assert best["bound"] == pytest.approx(min(line["validation"] for line in bounds), abs=1e-5)
+
+
+class _Fake:
+    """A tracker of accelerate's kind, which the network fails after a line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int | None, dict[str, Any]]] = []
+        self.closed = False
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if len(self.lines) == 1:
+            raise ConnectionError("no route to host")
+        self.lines.append((step, values))
+
+    def finish(self) -> None:
+        self.closed = True
+
+
+def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
+    run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, told = _Fake(), []
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
+    monkeypatch.setattr(trackers, "_opener", lambda *arguments: lambda: fake)
+    run = run_of(trackers=["wandb"])
+    session = Session(run, tmp_path)
+    with trackers.tracking(run.recipe, tmp_path, told.append) as sink:
+        session.log.tell(sink)
+        report = session.execute(StopRequest())
+    assert report is not None
+    assert report.step == 6
+    assert [line["step"] for line in _lines(tmp_path / "metrics.jsonl")] == [2, 4, 6]
+    ((step, values),) = fake.lines
+    assert step == 2
+    assert "loss" in values
+    assert told == [told[0]]
+    assert "wandb gets no more metrics, and training goes on: ConnectionError: no route to host" in told[0]
+
+
+def test_trackers_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"asks for wandb, which is not installed: pip install \"hdlm\[trackers\]\""
+    ):
+        trackers.check_trackers(["wandb"])
+    with pytest.raises(ValueError, match="there is no tracker 'tensorbord'"):
+        trackers.check_trackers(["tensorbord"])
+    with pytest.raises(ValueError, match=r"`watch\.trackers` must be of tensorboard, wandb, trackio"):
+        WatchSettings(trackers=("tensorbord",))
