@@ -12,16 +12,15 @@ the chain from there on. Every step is on some chain, so every position is train
 is taken with probability `chains through n / chains`, whose inverse is its weight.
 
 A countdown does better: one step of every position is congruent to any given phase, so that windows tile the sequence
-and all steps have the probability `1 / T`. So does the published `simple` where its stride divides its width, once it has
-entered; else up to `stride - 1` positions between two windows wait for another pass. The published `hybrid` cannot
-tile: from its step `T - 1` on a block has settled positions on its left, and all windows of a block end where the block
-ends, so no other window of the block covers these. They are left out of the pass, as generation leaves them alone.
+and all steps have the probability `1 / T`. So does the published `simple` where its stride divides its width, once it
+is on the canvas; else up to `stride - 1` positions between two windows wait for another pass. The published `hybrid`
+cannot tile: from its step `T - 1` on a block has settled positions on its left, and all windows of a block end where
+the block ends, so no other window of it covers these. They are left out of the pass, as generation leaves them alone.
 """
 
 from __future__ import annotations
 
 import abc
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -64,12 +63,12 @@ class AbstractPacking(abc.ABC):
 
     Attributes:
         num_epochs: Groups of positions that choose their steps independently.
-        num_cells: Into how many equal parts [0, 1) is cut for a time to mean one chain, in every epoch.
+        num_cells: Into how many equal parts the time of each epoch is cut: one for each of its chains.
         rightwards: Whether each position becomes active, and settles, no earlier than the one before it.
     """
 
     num_epochs: int
-    num_cells: int
+    num_cells: tuple[int, ...]
     rightwards: bool
 
     @abc.abstractmethod
@@ -94,12 +93,13 @@ class _Phases(AbstractPacking):
 
     def __init__(self, countdown: AbstractCountdown) -> None:
         self._countdown = countdown
-        self.num_epochs, self.num_cells = countdown.num_epochs, countdown.num_levels
+        self.num_epochs = countdown.num_epochs
+        self.num_cells = (countdown.num_levels,) * countdown.num_epochs
         self.rightwards = _rises(countdown.starts)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         plan = self._countdown
-        spread = times * self.num_cells
+        spread = times * plan.num_levels
         steps = plan.packed_steps(spread.long())
         now = plan.settles.to(steps.device) - steps
         within = (spread - spread.floor())[..., plan.epochs.to(steps.device)]
@@ -117,7 +117,7 @@ class _Chains(AbstractPacking):
         self._epochs = _epochs(self._starts, self._settles)
         self.num_epochs = int(self._epochs.max()) + 1
         self._chains = [self._chains_of(epoch) for epoch in range(self.num_epochs)]
-        self.num_cells = math.lcm(*(len(chains) for chains, _ in self._chains))
+        self.num_cells = tuple(len(chains) for chains, _ in self._chains)
         self.rightwards = _rises(self._starts) and _rises(self._settles)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
@@ -127,8 +127,7 @@ class _Chains(AbstractPacking):
                 f"got shape {tuple(times.shape)}."
             )
         device, epochs = times.device, self._epochs.to(times.device)
-        counts = torch.tensor([len(chains) for chains, _ in self._chains], device=device)
-        spread = (times * counts)[..., epochs]
+        spread = (times * torch.tensor(self.num_cells, device=device))[..., epochs]
         chain, position = spread.long(), torch.arange(len(epochs), device=device)
         steps, now, then = (table[chain, position] for table in self._levels.to(device))
         weight = self._weights.to(device)[chain, position].to(times.dtype)

@@ -151,9 +151,9 @@ class Corruption:
         return self._packing.num_epochs if self.two_stream else 1
 
     @property
-    def num_cells(self) -> int:
-        """Into how many equal parts [0, 1) is cut for a time to mean one step, of all that are active in it."""
-        return self._packing.num_cells if self.two_stream else self.hyperschedule.num_steps
+    def num_cells(self) -> tuple[int, ...]:
+        """Into how many equal parts [0, 1) is cut for each of the times, one for each step or chain of steps."""
+        return self._packing.num_cells if self.two_stream else (self.hyperschedule.num_steps,)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective, Canvas, Corruption
 from hdlm.process import AbstractNoiseProcess
 from hdlm.verification.enumeration import bayes, state_law, states
-from hdlm.verification.world import World, all_sequences
+from hdlm.verification.world import World
 
 __all__ = ["every_canvas", "expected_loss", "nelbo_by_hand", "quadrature"]
 
@@ -88,11 +88,13 @@ def expected_loss(
         world: Where data come from.
         nodes: Quadrature nodes between two steps, in continuous time; 1 is exact in discrete time.
     """
-    cells = corruption.num_cells
     place, weight = quadrature(nodes)
-    grid = (torch.arange(cells, dtype=torch.float64)[:, None] + place).flatten() / cells
-    chosen = all_sequences(len(grid), corruption.num_times)
-    times, weights = grid[chosen], (weight.repeat(cells) / cells)[chosen].prod(-1)
+    grids, shares = [], []
+    for cells in corruption.num_cells:
+        grids.append((torch.arange(cells, dtype=torch.float64)[:, None] + place).flatten() / cells)
+        shares.append(weight.repeat(cells) / cells)
+    times = torch.cartesian_prod(*grids).view(-1, len(grids))
+    weights = torch.cartesian_prod(*shares).view(-1, len(grids)).prod(-1)
     total = torch.zeros(world.length, dtype=torch.float64)
     size = max(1, _ROWS // (len(world.law) * (world.num_words + 1) ** world.length))
     for some, theirs in zip(times.split(size), weights.split(size), strict=True):

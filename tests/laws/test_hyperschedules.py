@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 
 import pytest
@@ -216,13 +217,18 @@ def draw_offsets(hyperschedule: AbstractCountdown, data: st.DataObject) -> torch
 # --- two streams ---------------------------------------------------------------------------------------------
 
 
-FEW_PASSES = ANY.filter(lambda hyperschedule: packing(hyperschedule).num_cells <= 60)
+def cells_of(hyperschedule: AbstractHyperschedule) -> int:
+    return math.lcm(*packing(hyperschedule).num_cells)
+
+
+FEW_PASSES = ANY.filter(lambda hyperschedule: cells_of(hyperschedule) <= 60)
 
 
 def every_pass(hyperschedule: AbstractHyperschedule) -> Packed:
     """The passes that cells of times mean, one cell a row, the same in every epoch."""
     passes = packing(hyperschedule)
-    times = (torch.arange(passes.num_cells, dtype=torch.float64) + 0.5) / passes.num_cells
+    cells = cells_of(hyperschedule)
+    times = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     return passes(times[:, None].expand(-1, passes.num_epochs))
 
 
