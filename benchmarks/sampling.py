@@ -1,23 +1,43 @@
-"""Generation along a block hyperschedule: the key-value cache, and what correction costs."""
+"""Generation: what each optimisation of the sampler is worth, beside the published loop and the machine's limits.
+
+    python -m benchmarks.sampling                                  the base size of the published networks
+    python -m benchmarks.sampling --hidden 64 --blocks 2 --heads 2 --words 500 --length 64 --steps 16 32   a smoke test
+
+One run, one network with random weights, float32. `plain` is the published loop: at every step all positions are
+computed, projected onto the vocabulary, and drawn with float64 Gumbel noise. Each further row switches one thing on.
+Calls that are alike are timed once or twice and not a thousand times: seconds are those of the timed calls, times the
+number of calls of the whole run, which is counted exactly (it does not depend on the network). All rows have the law
+of the plain loop; the rows from the cache on have its random numbers, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
 
 import torch
+from torch import Tensor
 
 from benchmarks.timing import Benchmark
-from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, sample
+from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, flat, sample
+from hdlm.denoiser import AbstractDenoiser, Prediction
+from hdlm.denoiser import Context as Asked
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.sampling import Ancestral, Engine, FirstHitting, Move, Prompt, Step, View
 
 NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
 
 def benchmarks() -> Iterator[Benchmark]:
     """Two sequences from a small untrained network."""
-    torch.manual_seed(0)
-    network = DDiT(DDiTConfig(vocab_size=NUM_WORDS + 1, hidden_size=128, num_blocks=4, num_heads=4))
-    process = EpsilonHybrid(NUM_WORDS, epsilon=0.01)
-    denoiser = Denoiser(network.eval(), process, Mean())
+    denoiser = _denoiser(DDiTConfig(vocab_size=NUM_WORDS + 1, hidden_size=128, num_blocks=4, num_heads=4))
     for name, use_cache in (("original", False), ("original", True), ("acs", True), ("first_hitting", True)):
         yield _generation(denoiser, name, use_cache)
 
@@ -30,3 +50,306 @@ def _generation(denoiser: Denoiser, name: str, use_cache: bool) -> Benchmark:
         BATCH * LENGTH,
         "tokens",
     )
+
+
+@final
+@dataclass(frozen=True)
+class Way:
+    """A way to sample.
+
+    Attributes:
+        name: What it adds to the way before it.
+        asks_always: Whether the network is asked in steps that change nothing.
+        use_cache: Whether settled positions are computed once.
+        together: Whether sequences wait for one another.
+        first_hitting: Whether masks fall one at a time.
+    """
+
+    name: str
+    asks_always: bool = False
+    use_cache: bool = False
+    together: bool = True
+    first_hitting: bool = False
+
+    def step(self, num_words: int) -> Step:
+        """The step that the engine takes."""
+        walk = Absorbing(num_words)
+        if self.first_hitting:
+            return FirstHitting(walk)
+        return _AskAlways(Ancestral(walk)) if self.asks_always else Ancestral(walk)
+
+
+@final
+@dataclass(frozen=True)
+class _AskAlways:
+    """Asks the network whether or not anything will be read."""
+
+    inner: Step
+
+    def __call__(self, x: Tensor, move: Move) -> Tensor:
+        move.reading.answer(move.moving)
+        return self.inner(x, move)
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        task: What is generated.
+        batch: How many sequences at a time.
+        way: How.
+        calls: Calls of the network for the batch (NFE).
+        calls_of_a_sequence: Those that a sequence takes part in, on average.
+        timed: How many calls were timed.
+        seconds: For a sequence, by extrapolation: time of a call, times calls, over the batch.
+        tokens_per_second: Of the batch.
+        limit: What the roofline allows for a call, over its time.
+        ratio: Time of the plain loop over this.
+    """
+
+    task: str
+    batch: int
+    way: str
+    calls: int
+    calls_of_a_sequence: float
+    timed: int
+    seconds: float
+    tokens_per_second: float
+    limit: float
+    ratio: float
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """What the machine can do, measured: operations and bytes a second."""
+
+    operations: float
+    bandwidth: float
+
+    def seconds(self, config: DDiTConfig, tokens: int, keys: int, rows: int) -> float:
+        """The least time of a call: `tokens` see `keys` each, and `rows` are projected; weights are read once."""
+        width = config.hidden_size
+        body = config.num_blocks * (4 + 2 * config.mlp_ratio) * width**2
+        head = config.vocab_size * width if rows else 0
+        operations = (
+            2 * body * tokens + 4 * tokens * keys * width * config.num_blocks + 2 * head * max(rows, 1)
+        )
+        return max(operations / self.operations, 4 * (body + head) / self.bandwidth)
+
+
+@final
+class _Free(AbstractDenoiser):
+    """Answers at no cost, to count calls."""
+
+    process = Absorbing(2)
+
+    @property
+    def packs(self) -> bool:
+        return True
+
+    def predict(self, tokens: Tensor, noise: Tensor, context: Asked) -> Prediction:
+        return Prediction(self.process, Mean(), tokens, noise, lambda at: torch.zeros(len(at), 3))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sampling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, default in (("hidden", 768), ("blocks", 12), ("heads", 12), ("words", 50_257), ("width", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=1024, help="positions (default: %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[128, 512, 1024], help="of full diffusion")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default: 1 8")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
+    args = parser.parse_args()
+    config = DDiTConfig(args.words + 1, args.hidden, args.blocks, args.heads, max_length=args.length)
+    machine, denoiser = _machine(), _denoiser(config)
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; measured {machine.operations / 1e9:.0f} "
+        f"GFLOP/s and {machine.bandwidth / 1e9:.1f} GB/s\n\n| task | batch | way | NFE of the batch | NFE of a "
+        "sequence | calls timed | s a sequence | tokens/s | limit / time | times plain |\n"
+        + "|---" * 10
+        + "|"
+    )
+    rows: list[Row] = []
+    for batch in args.batch:
+        plain = _seconds(lambda: _plain_step(denoiser, batch, args.length), 2 if batch == 1 else 1)  # noqa: B023
+        for steps in args.steps:
+            rows += _full(denoiser, machine, args.length, steps, batch, plain)
+        rows += _blocks(denoiser, machine, args.length, args.width, batch, plain)
+    if args.json is not None:
+        numbers = {"machine": dataclasses.asdict(machine), "rows": [dataclasses.asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _full(
+    denoiser: Denoiser, machine: Machine, length: int, steps: int, batch: int, plain: float
+) -> Iterator[Row]:
+    """Full diffusion: everything is computed whenever the network is asked."""
+    schedule = flat(length, steps)
+    task = f"full diffusion, {steps} steps"
+    ways = [
+        Way("words are read only where they change", asks_always=True),
+        Way("+ steps that change nothing are skipped"),
+    ]
+    ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
+    ways += [Way("first-hitting instead", together=False, first_hitting=True)] if steps > length // 2 else []
+    lift = max(1, length * batch // steps)
+    at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
+    yield _row(
+        task, batch, "plain", (steps, steps), 2 if batch == 1 else 1, plain, at_best, plain * steps, length
+    )
+    for way in ways:
+        timed = 2 if batch == 1 else 1
+        calls = _count(schedule, way, batch)
+        seconds = _time(denoiser, schedule, way, batch, None, batch == 1, timed)
+        asked = length * batch if way.together else round(length * batch * calls[1] / calls[0])
+        at_best = machine.seconds(denoiser.backbone.config, asked, length, lift)
+        yield _row(task, batch, way.name, calls, timed, seconds, at_best, plain * steps, length)
+
+
+def _blocks(
+    denoiser: Denoiser, machine: Machine, length: int, width: int, batch: int, plain: float
+) -> Iterator[Row]:
+    """Semi-autoregressive: blocks of `width`, as many steps a block; timed behind a quarter, a half, three quarters."""
+    schedule = Block(length, width, width)
+    steps, task = schedule.num_steps, f"blocks of {width}, {width} steps each"
+    ways = [
+        Way("words are read only where they change", asks_always=True),
+        Way("+ exact cache", asks_always=True, use_cache=True),
+        Way("+ steps that change nothing are skipped", use_cache=True),
+    ]
+    ways += [Way("+ each sequence at its own pace", use_cache=True, together=False)] if batch > 1 else []
+    at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
+    yield _row(task, batch, "plain", (steps, steps), 1, plain, at_best, plain * steps, length)
+    for way in ways:
+        places = (length // 4, length // 2, 3 * length // 4) if way.use_cache else (length // 2,)
+        timed = min(width, _count(Block(2 * width, width, width), way, batch)[0] // 2) if way.use_cache else 1
+        seconds = statistics.mean(
+            _time(denoiser, schedule, way, batch, Prompt.prefix([1] * place, length), True, timed)
+            for place in places
+        )
+        calls = _count(schedule, way, batch)
+        asked = round(width * batch * (1 if way.together else calls[1] / calls[0]))
+        asked = asked if way.use_cache else asked + batch * length // 2
+        at_best = machine.seconds(denoiser.backbone.config, asked, length // 2, max(1, asked // width))
+        yield _row(task, batch, way.name, calls, timed * len(places), seconds, at_best, plain * steps, length)
+
+
+def _row(
+    task: str,
+    batch: int,
+    way: str,
+    calls: tuple[int, float],
+    timed: int,
+    of_a_call: float,
+    at_best: float,
+    plain: float,
+    length: int,
+) -> Row:
+    """One line, printed as soon as it is known."""
+    total = of_a_call * calls[0]
+    row = Row(
+        task,
+        batch,
+        way,
+        *calls,
+        timed,
+        total / batch,
+        batch * length / total,
+        at_best / of_a_call,
+        plain / total,
+    )
+    cells = [row.task, row.batch, row.way, row.calls, f"{row.calls_of_a_sequence:.0f}", row.timed]
+    cells += [f"{row.seconds:.3g}", f"{row.tokens_per_second:.3g}", f"{row.limit:.2f}", f"{row.ratio:.1f}"]
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+    return row
+
+
+@torch.no_grad()
+def _time(
+    denoiser: AbstractDenoiser,
+    schedule: AbstractHyperschedule,
+    way: Way,
+    batch: int,
+    prompt: Prompt | None,
+    warm: bool,
+    calls: int,
+) -> float:
+    """Seconds from call to call, behind the first (which reads the prompt), with all that lies between."""
+    engine = _engine(denoiser, schedule, way, batch, prompt)
+    while engine.num_evaluations < warm:
+        engine.advance()
+    begin, before = time.perf_counter(), engine.num_evaluations
+    while engine.num_evaluations < before + calls and len(engine):
+        engine.advance()
+    return (time.perf_counter() - begin) / (engine.num_evaluations - before)
+
+
+@torch.no_grad()
+def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, float]:
+    """Calls of the network for a batch, and those of a sequence."""
+    engine = _engine(_Free(), schedule, way, batch, None)
+    of_a_sequence: list[int] = []
+    while len(engine):
+        of_a_sequence += [one.num_evaluations for one in engine.advance()]
+    return engine.num_evaluations, statistics.mean(of_a_sequence)
+
+
+def _engine(
+    denoiser: AbstractDenoiser, schedule: AbstractHyperschedule, way: Way, batch: int, prompt: Prompt | None
+) -> Engine:
+    engine = Engine(denoiser, schedule, way.step(denoiser.process.num_words), view=View(use_cache=way.use_cache))
+    given = {} if prompt is None else {"tokens": prompt.tokens, "fixed": prompt.fixed}
+    engine.add(torch.arange(batch), **given, together=way.together)
+    return engine
+
+
+@torch.no_grad()
+def _plain_step(denoiser: Denoiser, batch: int, length: int) -> Tensor:
+    """One step of the published loop: everything computed, projected, and drawn by float64 Gumbel noise, row by row."""
+    words = denoiser.process.num_words
+    x = torch.full((batch, length), words)
+    hidden = denoiser.backbone.features(x)
+    lifted = torch.rand(batch, length) < 0.01
+    drawn = []
+    for row in hidden:
+        p = denoiser.backbone.head(row)[:, :words].double().softmax(-1)
+        noise = 1e-10 - (torch.rand_like(p) + 1e-10).log()
+        drawn.append((p / noise).argmax(-1))
+    return torch.where(lifted, torch.stack(drawn), x)
+
+
+def _denoiser(config: DDiTConfig) -> Denoiser:
+    """Random weights everywhere: fresh networks have an output layer of zeros."""
+    torch.manual_seed(0)
+    network = DDiT(config).eval().requires_grad_(False)
+    torch.nn.init.normal_(network.output_layer.linear.weight, std=0.02)
+    return Denoiser(network, EpsilonHybrid(config.vocab_size - 1, epsilon=0.01), Mean())
+
+
+def _seconds(work: Callable[[], object], runs: int) -> float:
+    """The shortest of some runs."""
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _machine() -> Machine:
+    """A large product of matrices, and a large sum."""
+    a, b, large = torch.randn(512, 768), torch.randn(768, 3072), torch.ones(2**26)
+    operations = 2 * 512 * 768 * 3072 / _seconds(lambda: a @ b, 8)
+    return Machine(operations, 4 * len(large) / _seconds(large.sum, 5))
+
+
+if __name__ == "__main__":
+    main()
