@@ -8,8 +8,10 @@ Examples:
   hdlm train --output runs/novels --resume
   hdlm train --text kjv --output runs/kjv --steps 5000 --validate-every 500 --sample-every 1000 --tracker tensorboard
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
+  hdlm train --config epsilon_tiny data.train=book.txt data.valid=other.txt
 
-A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own.
+A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own. --config is
+the published way to say the same: `hdlm/train.py --config-name`, or hdlm/finetune.py with `hf_model_id`.
 Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume goes on from there, to
 the bit on a CPU if steps limit the run. Exit status: 0 if the run ended, by itself or by Ctrl-C; 75 if SIGTERM or
 SIGUSR1 ended it before its time (start it again with --resume); 2 if it failed, and a line says why.
@@ -35,6 +37,22 @@ if TYPE_CHECKING:
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
+_PUBLISHED = {
+    "text": "data.train=TEXT",
+    "output": "experiment.name=NAME or hydra.run.dir=FOLDER",
+    "recipe": "recipe.TABLE.OPTION=VALUE",
+    "resume": "training.resume=true",
+    "start": "hf_model_id=CHECKPOINT of a finetuning configuration",
+    "minutes": "recipe.run.minutes=MINUTES",
+    "steps": "training.n_iters=STEPS",
+    "seed": "training.seed=SEED",
+    "validate_every": "training.eval_freq=STEPS",
+    "sample_every": "training.snapshot_freq=STEPS",
+    "judge": "eval.perplexity=true",
+    "tracker": "recipe.watch.trackers=[TRACKER]",
+    "json": "metrics.jsonl in the run's folder",
+}
+"""What the options are called with `--config`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="files, folders, globs (text or .jsonl), or a corpus: kjv, pydoc_topics (default: the recipe's)",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the checkpoint and the metrics"
-    )
+    parser.add_argument("--output", type=Path, help="folder for the checkpoint and the metrics")
     parser.add_argument("--recipe", help=f"name or TOML file (default: {_RECIPE})")
     parser.add_argument(
         "--resume",
@@ -62,8 +78,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", type=int, help="optimizer steps to train instead, repeatable to the bit")
     parser.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
     _add_watching(parser)
+    _add_configuration(parser)
     add_device(parser)
     add_json(parser)
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    """The published way: a configuration in the place of everything else."""
+    parser.add_argument(
+        "--config", metavar="NAME", help="published configuration instead, and any key=value behind it"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="of --config (default: those of the package)")
+    parser.add_argument("--cfg", action="store_true", help="of --config: show it and do nothing")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="of --config: one run for each combination of values"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of --config: options to change")
+
+
+def _configured(args: argparse.Namespace) -> int:
+    """What `hdlm/train.py` does with the same words.
+
+    Raises:
+        ValueError: If an option of recipes is given besides.
+    """
+    from hdlm.published.training import configured
+
+    for name, option in _PUBLISHED.items():
+        if getattr(args, name) not in (None, False):
+            flag = "from" if name == "start" else name.replace("_", "-")
+            raise ValueError(f"--{flag} is for recipes; with --config use {option}")
+    words = ["--config-name", args.config, *args.overrides]
+    words += [] if args.config_dir is None else ["--config-dir", args.config_dir]
+    return configured([*words, *(["--cfg"] * args.cfg), *(["--multirun"] * args.multirun)])
 
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +140,27 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and say what came of it."""
+    """Train, and say what came of it.
+
+    Raises:
+        ValueError: If the options do not go together.
+    """
+    if args.config is not None:
+        return _configured(args)
+    if args.overrides or args.cfg or args.multirun or args.config_dir is not None:
+        raise ValueError(f"{' '.join(args.overrides) or 'this'} needs --config NAME; recipes are TOML files.")
+    if args.output is None:
+        raise ValueError("--output must say which folder to train into.")
+    return _trained(args)
+
+
+def _trained(args: argparse.Namespace) -> int:
+    """Train as a recipe says."""
     from rich.console import Console
 
     from hdlm.evaluation.during_training import Observer
     from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
+    from hdlm.training.finetuning import changes
     from hdlm.training.trackers import check_trackers, tracking
     from hdlm.view.report import table
 
@@ -107,7 +170,11 @@ def run(args: argparse.Namespace) -> int:
     found = _found(args, console, is_main=is_main)
     recipe = recipe_of(args, found)
     check_trackers(recipe.watch.trackers)
-    prepared = prepare(recipe, device, console.print, _start(args, found))
+    start = _start(args, found)
+    prepared = prepare(recipe, device, console.print, start)
+    if start is not None and found is None:
+        for line in changes(start, prepared.checkpoint()):
+            console.print(f"  {line}")
     session = Session(prepared, args.output, found)
     observer = Observer(prepared, session, args.output, console.print)
     with (

@@ -13,7 +13,7 @@ SIGTERM or SIGUSR1 ended a run before its time. One process writes and speaks, h
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +45,14 @@ from hdlm.training import (
     progress_bar,
     unfinished,
 )
+from hdlm.training.finetuning import changes
 from hdlm.training.text import Corpora
 from hdlm.training.trackers import tracking
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["finetune", "train"]
+__all__ = ["configured", "finetune", "train"]
 
 _DEBUG = 1000
 """Documents that `data.debug` takes."""
@@ -67,14 +68,19 @@ def finetune(arguments: Sequence[str]) -> int:
     return _main("hdlm/finetune.py", arguments, "Train a model further.", finetunes=True)
 
 
-def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bool) -> int:
+def configured(arguments: Sequence[str]) -> int:
+    """Train as a configuration says, from nothing or from its `hf_model_id`; the answer is the exit status."""
+    return _main("hdlm train", arguments, "Train as a configuration says.", finetunes=None)
+
+
+def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bool | None) -> int:
     words, known = words_of(program, arguments, summary), Config.options()
     if words.sweeps and not words.shows:
         if _processes() > 1:
             raise ValueError(
                 "--multirun starts its own processes: run it with `python`, not with `accelerate launch`."
             )
-        sweep(words, known, _finetuning_job if finetunes else _training_job)
+        sweep(words, known, _JOBS[finetunes])
         return 0
     composed = compose(words, known)
     if words.shows:
@@ -83,16 +89,22 @@ def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bo
     return _begin(composed, finetunes=finetunes)
 
 
-def _training_job(config: Any) -> None:
+def _job(config: Any, *, finetunes: bool | None = None) -> None:
     """One run of a sweep."""
     _take_place()
-    _begin(composed_here(config), finetunes=False)
+    _begin(composed_here(config), finetunes=finetunes)
+
+
+def _training_job(config: Any) -> None:
+    _job(config, finetunes=False)
 
 
 def _finetuning_job(config: Any) -> None:
-    """One run of a sweep of finetuning."""
-    _take_place()
-    _begin(composed_here(config), finetunes=True)
+    _job(config, finetunes=True)
+
+
+_JOBS: dict[bool | None, Callable[[Any], None]] = {None: _job, False: _training_job, True: _finetuning_job}
+"""Functions of this module, which a launcher of jobs can pickle."""
 
 
 def _take_place() -> None:
@@ -109,14 +121,14 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _begin(composed: Composed, *, finetunes: bool) -> int:
+def _begin(composed: Composed, *, finetunes: bool | None) -> int:
     """Check a configuration, and carry it out; the answer is the exit status.
 
     Raises:
         ValueError: If it cannot be carried out, or not by this command, or not by so many processes.
     """
     config = Config.read(composed.table, composed.asked)
-    if finetunes != (config.hf_model_id is not None):
+    if finetunes not in (None, config.hf_model_id is not None):
         raise ValueError(
             "`hf_model_id` must say what to finetune; hdlm/train.py begins with nothing."
             if finetunes
@@ -162,6 +174,9 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     if found is not None:
         console.print(f"going on after {found.state.step} steps")
     run = prepare(recipe, pick_device(None), console.print, start, _text(config, recipe.data.key))
+    if start is not None and found is None:
+        for line in changes(start, run.checkpoint()):
+            console.print(f"  {line}")
     session = Session(run, composed.folder, found)
     if is_main:
         composed.write(config.found(run.tokenizer.vocabulary.num_words))

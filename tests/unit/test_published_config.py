@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hdlm import hub
+from hdlm.cli import main
 from hdlm.cli._errors import guarded
 from hdlm.evaluation import evaluate
 from hdlm.network import DDiT, DDiTConfig
@@ -335,6 +336,35 @@ def test_a_network_must_be_that_of_the_checkpoint() -> None:
     config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
     with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
         config.of_checkpoint(SHAPE)
+
+
+# -- hdlm train --config --------------------------------------------------------------------------------------
+
+
+def test_hdlm_train_is_the_same_thing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{name}={value}" for name, value in (SMALL | TINY | {"training.n_iters": 1}).items()]
+    assert train(["--config-name", "epsilon_tiny", *words, "experiment.name=one"]) == 0
+    assert main(["train", "--config", "epsilon_tiny", *words, "experiment.name=two"]) == 0
+    folder = Path("exp_local", "wikitext2", "hdlm-experiments")
+    one, two = (hub.load(folder / name).network.state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    again = ["-cn", "epsilon_finetune_from_hf", f"hf_model_id={folder / 'one'}", *words]
+    assert main(["train", "--config", *again[1:], "experiment.name=three"]) == 0
+    assert "finetuning" in capsys.readouterr().out
+
+
+def test_hdlm_train_says_what_its_options_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, complaint in (
+        (["--config", "epsilon_hdlm", "--steps", "3"], "training.n_iters=STEPS"),
+        (["--config", "epsilon_hdlm", "--from", "x"], "--from is for recipes; with --config use hf_model_id"),
+        (["optim.lr=3"], "needs --config"),
+        (["--text", "x"], "--output must say"),
+        (["--config", "epsilon_hdlm", "optim.rl=3"], "did you mean `optim.lr`"),
+    ):
+        assert main(["train", *words]) == 2
+        assert complaint in capsys.readouterr().err
+    assert main(["train", "--config", "gamma_hdlm", "--cfg"]) == 0
+    assert "gamma_hybrid" in capsys.readouterr().out
 
 
 # -- sweeps ---------------------------------------------------------------------------------------------------

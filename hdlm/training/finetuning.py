@@ -1,0 +1,108 @@
+"""Finetuning: what it means that a network is trained on as something else than it was.
+
+Weights carry over as they are; what they are asked changes with the process, the meaning of the outputs, the
+hyperschedule and who sees whom. Autoregression is a hyperschedule too: a network of next-token prediction is one that
+has met windows of width 1 alone, and with shifted outputs it says at the first step what it said before.
+"""
+
+from __future__ import annotations
+
+from hdlm.checkpoint import Checkpoint, describe
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.hyperschedule.base import Windowed
+from hdlm.parameterization import AbstractParameterization, Shifted
+from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+
+__all__ = ["changes"]
+
+
+def changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
+    """A line for each thing that the network is asked otherwise than before, and what that means for it.
+
+    Args:
+        before: The model that training begins with.
+        after: The same weights, as they are to be trained.
+    """
+    old, new = before.denoiser, after.denoiser
+    found = [
+        _process(old.process, new.process),
+        _outputs(old.parameterization, new.parameterization),
+        _hyperschedules(before.hyperschedules, after.hyperschedules),
+    ]
+    if (before.context, before.active) != (after.context, after.active):
+        found.append(
+            f"attention {before.context}/{before.active} -> {after.context}/{after.active}: positions see others than "
+            "those that the network has learnt to look at"
+        )
+    if after.length > before.length:
+        found.append(f"context {before.length} -> {after.length}: it has never seen positions so far apart")
+    if describe(before.noise_schedule) != describe(after.noise_schedule):
+        found.append("noise comes at another pace: only how often each noise is met changes")
+    return tuple(line for line in found if line)
+
+
+def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
+    """What another process or another strength means."""
+    if type(old) is not type(new):
+        return f"process {type(old).__name__} -> {type(new).__name__}: noise of another kind than the network has met"
+    strengths = _strength(old), _strength(new)
+    if strengths[0] == strengths[1]:
+        return ""
+    name = "epsilon" if isinstance(new, EpsilonHybrid) else "gamma"
+    if strengths[0] == 0:
+        meaning = "the network has never seen wrong words: it trusts every visible one and must learn not to"
+    elif strengths[1] == 0:
+        meaning = "there are no wrong words any more: it will unlearn to correct them"
+    else:
+        more = "more" if strengths[1] > strengths[0] else "fewer"
+        meaning = f"{more} of the visible words are wrong than it has learnt to expect"
+    return f"{name} {strengths[0]:g} -> {strengths[1]:g}: {meaning}"
+
+
+def _strength(process: AbstractNoiseProcess) -> float:
+    if isinstance(process, EpsilonHybrid):
+        return process.epsilon
+    return process.gamma if isinstance(process, GammaHybrid) else 0.0
+
+
+def _outputs(old: AbstractParameterization, new: AbstractParameterization) -> str:
+    """What another reading of the outputs means."""
+    was, is_now = isinstance(old, Shifted), isinstance(new, Shifted)
+    if was != is_now:
+        there, here = ("next", "own") if was else ("own", "next")
+        return (
+            f"outputs spoke of the {there} position and shall speak of their {here}: all of them are unlearnt first "
+            f"(type={'shifted' if was else 'aligned'} keeps them)"
+        )
+    kinds = [type(one.inner if isinstance(one, Shifted) else one).__name__ for one in (old, new)]
+    if kinds[0] != kinds[1]:
+        return f"outputs {kinds[0]} -> {kinds[1]}: they mean something else, so they are unlearnt first"
+    return ""
+
+
+def _hyperschedules(old: tuple[AbstractHyperschedule, ...], new: tuple[AbstractHyperschedule, ...]) -> str:
+    """What other hyperschedules mean."""
+    seen = [_named(one) for one in old]
+    fresh = [_named(one) for one in new if _named(one) not in seen]
+    if not old or not fresh:
+        return ""
+    autoregressive = all(one.num_levels == 1 and _width(one) == 1 for one in old)
+    meaning = (
+        "it has predicted next words alone and has never seen a mask"
+        if autoregressive
+        else "other positions are noisy together than it has met"
+    )
+    return f"hyperschedule {', '.join(dict.fromkeys(seen))} -> {', '.join(dict.fromkeys(fresh))}: {meaning}"
+
+
+def _width(hyperschedule: AbstractHyperschedule) -> int:
+    return hyperschedule.width if isinstance(hyperschedule, Windowed) else hyperschedule.length
+
+
+def _named(hyperschedule: AbstractHyperschedule) -> str:
+    """A hyperschedule without its length, which is the context's."""
+    fields = {
+        name: value for name, value in describe(hyperschedule).items() if name not in ("type", "length")
+    }
+    numbers = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, int))
+    return f"{type(hyperschedule).__name__} ({numbers})"
