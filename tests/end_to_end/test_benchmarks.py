@@ -33,16 +33,49 @@ def test_every_topic_is_measured(repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_path: Path) -> None:
-    size = (
-        "--hidden 16 --blocks 1 --heads 2 --words 50 --length 32 --width 8 --steps 8 32 --batch 1 2".split()
-    )
+    size = [
+        "--hidden",
+        "16",
+        "--blocks",
+        "1",
+        "--heads",
+        "2",
+        "--words",
+        "50",
+        "--length",
+        "32",
+        "--width",
+        "8",
+        "--steps",
+        "8",
+        "32",
+        "--batch",
+        "1",
+        "2",
+    ]
     numbers = tmp_path / "numbers.json"
     command = [sys.executable, "-m", "benchmarks.sampling", *size, "--json", str(numbers)]
     measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert measured.returncode == 0, measured.stderr
     rows = json.loads(numbers.read_text())["rows"]
     assert {row["batch"] for row in rows} == {1, 2}
-    assert all(row["seconds"] > 0 and 0 < row["limit"] for row in rows)
+    assert all(row["seconds"] > 0 and row["limit"] > 0 for row in rows)
     assert min(row["calls"] for row in rows if row["way"] == "plain") == 8
     skipped = [row for row in rows if row["way"].startswith("+ steps") and row["task"].startswith("blocks")]
     assert all(row["calls_of_a_sequence"] < 32 for row in skipped)
+
+
+@pytest.mark.slow
+def test_a_step_of_training_is_measured(repository: Path, tmp_path: Path) -> None:
+    """Plain and ours: the same taught positions, and the same loss but for the mask, which no token ever is."""
+    numbers = tmp_path / "numbers.json"
+    sizes = "--length 32 --blocks 1 --hidden 16 --heads 2 --vocabulary 300 --width 8 --steps 1".split()
+    names = ["plain, two streams", "+ attention kernel", "+ loss in pieces"]
+    command = [sys.executable, "-m", "benchmarks.train", *sizes, "--only", *names, "--json", str(numbers)]
+    measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert measured.returncode == 0, measured.stderr
+    results = json.loads(numbers.read_text())["results"]
+    assert [result["name"] for result in results] == names
+    assert all(result["taught"] == 32 for result in results)
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+    assert results[2]["loss"] == pytest.approx(results[1]["loss"], rel=1e-2)
