@@ -3,20 +3,24 @@
 Documents, each closed by end-of-text, are joined into one stream of tokens; windows of equal length tile it. The stream
 is a ring: the last window of an epoch is filled up from the stream's beginning, so no remainder is ever dropped. Every
 epoch shifts the tiling and shuffles it anew, both as functions of (seed, epoch), so the batch of any step is known
-without having drawn those before it.
+without having drawn those before it. Tokens may stay in their files; what is read and held is one batch.
 """
 
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hdlm.data.mapped import MappedTokens, Tokens
+from hdlm.data.order import shuffled
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.randomness import Randomness
 
@@ -107,9 +111,15 @@ class AbstractWindows(abc.ABC):
 
     Attributes:
         length: Tokens in a window.
+        fingerprint: Different for different text, tokenizers, lengths and seeds.
     """
 
     length: int
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Different for different text, tokenizers, lengths and seeds: who resumes asks whether it is the same."""
 
     @abc.abstractmethod
     def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
@@ -132,7 +142,7 @@ class Windows(AbstractWindows):
         seed: Seed of the order.
     """
 
-    tokens: Int[Tensor, " n"]
+    tokens: Tokens
     length: int
     seed: int
 
@@ -149,9 +159,23 @@ class Windows(AbstractWindows):
         """Windows in an epoch: as many as cover every token at least once."""
         return -(-len(self.tokens) // self.length)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        text = (
+            self.tokens.fingerprint
+            if isinstance(self.tokens, MappedTokens)
+            else hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+        )
+        return hashlib.sha256(f"{text} {self.length} {self.seed}".encode()).hexdigest()
+
     def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
-        starts = torch.cat([self._starts(epoch)[low:high] for epoch, low, high in self._runs(first, count)])
-        return self.tokens[(starts[:, None] + torch.arange(self.length)) % len(self.tokens)]
+        starts = torch.cat([self._starts(*run) for run in self._runs(first, count)])
+        return torch.stack([self._window(start) for start in (starts % len(self.tokens)).tolist()])
+
+    def _window(self, start: int) -> Int[Tensor, " l"]:
+        window = self.tokens[start : start + self.length]
+        missing = self.length - len(window)
+        return torch.cat([window, self.tokens[:missing]]) if missing else window
 
     def _runs(self, first: int, count: int) -> list[tuple[int, int, int]]:
         """The wanted windows as runs `(epoch, from, to)` within epochs."""
@@ -161,10 +185,9 @@ class Windows(AbstractWindows):
             for epoch in range(first // size, (stop - 1) // size + 1)
         ]
 
-    def _starts(self, epoch: int) -> Int[Tensor, " windows"]:
-        """Where the windows of an epoch begin, in the epoch's order."""
-        randomness, zero = Randomness(self.seed), torch.zeros(1, dtype=torch.long)
-        shift = (randomness.uniform(zero, epoch, zero, stream=_SHIFT) * self.length).long()
-        window = torch.arange(len(self))
-        order = randomness.uniform(torch.zeros_like(window), epoch, window, stream=_SHUFFLE).argsort()
-        return order * self.length + shift
+    def _starts(self, epoch: int, low: int, high: int) -> Int[Tensor, " windows"]:
+        """Where the windows at some places of an epoch begin."""
+        zero = torch.zeros(1, dtype=torch.long)
+        shift = (Randomness(self.seed).uniform(zero, epoch, zero, stream=_SHIFT) * self.length).long()
+        windows = shuffled(self.seed, epoch, len(self), torch.arange(low, high), _SHUFFLE)
+        return windows * self.length + shift

@@ -56,6 +56,11 @@ class AbstractCorpus(abc.ABC):
         """The files that the text is in, if it is in files."""
         return ()
 
+    def size(self) -> int | None:
+        """Bytes of the files; None if the text is not in files."""
+        files = self.files()
+        return sum(path.stat().st_size for path in files) if files else None
+
     def version(self) -> str:
         """Which text it is, where no files say so."""
         return ""

@@ -1,0 +1,110 @@
+"""Tokenise text once, into memory-mapped shards to train on.
+
+Examples:
+  hdlm tokenize texts/ -o shards --tokenizer gpt2 --validation 0.01
+  hdlm tokenize 'dump/*.jsonl.gz' -o shards --key body --tokenizer train --vocabulary 8192
+  hdlm train --text shards --output runs/big
+
+Whoever is stopped, or killed, goes on with the same command. Documents are set aside for validation by a hash of their
+text: the same ones whatever else there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdlm.cli._options import add_json, print_json
+
+if TYPE_CHECKING:
+    from hdlm.data import AbstractCorpus, Tokenizer
+
+_WORDS = 4096
+"""Size of a tokenizer to train, unless given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to tokenise, with what, and where to."""
+    parser.add_argument(
+        "source", nargs="+", help="files, folders, globs (text, .jsonl, .parquet), or a corpus by name"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        help="a tokenizer.json, a folder, a name of the hub (gpt2), or `train`: made from a sample of the text",
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, help=f"words of the tokenizer; of one to train, {_WORDS} unless given"
+    )
+    parser.add_argument(
+        "--key", default="text", help="where the text is, in JSON lines and Parquet (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="part to set aside to measure with, up to 0.5 (default: none)",
+    )
+    parser.add_argument(
+        "--renew", action="store_true", help="replace shards of another text or tokenizer that are there"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenise, and say what came of it."""
+    from rich.console import Console
+
+    from hdlm.cli._progress import share_bar
+    from hdlm.data import corpus
+    from hdlm.data.shards import write_shards
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    text = corpus(*args.source, key=args.key)
+    size = text.size() or 0
+    tokenizer = _tokenizer(args, text)
+    with share_bar("tokenising", shown=console.is_terminal) as bar:
+        shards = write_shards(
+            text,
+            tokenizer,
+            args.output,
+            share=args.validation,
+            renew=args.renew,
+            say=console.print,
+            watch=lambda now: bar(
+                min(1.0, now.characters / max(size, now.characters)), f"{now.tokens / 1e6:,.1f}M tokens"
+            ),
+        )
+    shards.verify()
+    train, validation = (shards.manifest.count(side) for side in ("train", "validation"))
+    if args.json:
+        print_json(
+            {
+                "folder": str(args.output),
+                "shards": len(shards.manifest.shards),
+                "dtype": shards.manifest.dtype,
+                "train": vars(train),
+                "validation": vars(validation),
+            }
+        )
+        return 0
+    for name, count in (("to learn from", train), ("set aside", validation)):
+        print(f"{name:>13}: {count.documents:,} documents, {count.tokens:,} tokens, {count.bytes:,} bytes")
+    print(f"{args.output}: {len(shards.manifest.shards)} shards of {shards.manifest.dtype}")
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace, text: AbstractCorpus) -> Tokenizer:
+    """The one that is asked for; one that is to be trained and has been, if only the rest of the shards is missing."""
+    from hdlm.data import find_tokenizer, train_tokenizer
+    from hdlm.data.encoding import SAMPLE, sample_of
+    from hdlm.data.shards import Shards
+
+    if args.tokenizer != "train":
+        return find_tokenizer(args.tokenizer, num_words=args.vocabulary)
+    if Shards.are_in(args.output) and not args.renew:
+        return find_tokenizer(args.output)
+    return train_tokenizer(sample_of(text, SAMPLE, args.validation), args.vocabulary or _WORDS)

@@ -1,0 +1,162 @@
+"""Pieces of text to tokens: in parallel, in order, and with a few batches in memory at a time.
+
+Text that is set aside to measure with is chosen by its own characters: whether a document is set aside depends neither
+on the order of the documents nor on the others, and equal documents are on the same side. A document of more than 1 Mi
+characters is set aside in stretches of as many, each a document of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hdlm.data.corpora.base import AbstractCorpus, Piece
+from hdlm.data.packing import TokenStream
+from hdlm.data.tokenizer import Tokenizer
+
+__all__ = ["SAMPLE", "STRETCH", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides"]
+
+Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
+
+STRETCH = 16
+"""Pieces of a long document that are set aside together."""
+SAMPLE = 2**25
+"""Characters of text that a tokenizer is trained on."""
+_BATCH = 2**21
+"""Characters that are encoded together."""
+_MOST = 4096
+"""Pieces that are encoded together."""
+_THREADS = 2
+"""One encodes, on all cores, while the other hands over."""
+
+
+class Sided(NamedTuple):
+    """A piece, and on which side it is.
+
+    Attributes:
+        piece: The text; `last` also where the next piece of the document is on the other side.
+        aside: Whether it is kept from training.
+    """
+
+    piece: Piece
+    aside: bool
+
+
+def sides(pieces: Iterable[Piece], share: float) -> Iterator[Sided]:
+    """Say of each piece on which side it is.
+
+    Args:
+        pieces: The text.
+        share: Part to set aside, in [0, 0.5].
+
+    Raises:
+        ValueError: If `share` is out of range.
+    """
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"`validation` must lie in [0, 0.5]; got {share}.")
+    before: Sided | None = None
+    number, aside = 0, False
+    for piece in pieces:
+        number = 0 if piece.first else number + 1
+        if number % STRETCH == 0:
+            aside = _lot(piece.text, b"aside") < share
+        if before is not None:
+            parted = before.piece.last or before.aside != aside
+            yield Sided(before.piece._replace(last=parted), before.aside)
+        before = Sided(piece, aside)
+    if before is not None:
+        yield before
+
+
+def _lot(text: str, purpose: bytes) -> float:
+    """A number in [0, 1) that a text draws."""
+    digest = hashlib.blake2b(text.encode(), digest_size=6, person=purpose).digest()
+    return int.from_bytes(digest) / 2**48
+
+
+def encoded(tokenizer: Tokenizer, pieces: Iterable[Sided]) -> Iterator[tuple[Sided, Ids]]:
+    """Each piece with its tokens, in order."""
+    batches = _batches(iter(pieces))
+    waiting: deque[tuple[list[Sided], Future[list[Ids]]]] = deque()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise") as threads:
+        while True:
+            for batch in islice(batches, _THREADS - len(waiting)):
+                waiting.append((batch, threads.submit(_encode, tokenizer, batch)))
+            if not waiting:
+                return
+            done, ids = waiting.popleft()
+            yield from zip(done, ids.result(), strict=True)
+
+
+def _encode(tokenizer: Tokenizer, batch: list[Sided]) -> list[Ids]:
+    return tokenizer.encode_pieces([sided.piece for sided in batch])
+
+
+def _batches(pieces: Iterator[Sided]) -> Iterator[list[Sided]]:
+    batch: list[Sided] = []
+    size = 0
+    for sided in pieces:
+        batch.append(sided)
+        size += len(sided.piece.text)
+        if size >= _BATCH or len(batch) == _MOST:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def head_of(
+    corpus: AbstractCorpus, tokenizer: Tokenizer, most: int, share: float = 0.0, *, aside: bool = False
+) -> TokenStream:
+    """The first tokens of one side of a corpus, in memory; no more of it is read than they need.
+
+    Args:
+        corpus: The text.
+        tokenizer: What makes tokens of it.
+        most: About how many tokens: the piece that reaches the number is the last.
+        share: Part that is set aside.
+        aside: Which side.
+
+    Raises:
+        ValueError: If there is nothing on this side.
+    """
+    rows: list[Ids] = []
+    tokens = num_bytes = 0
+    chosen = (sided for sided in sides(corpus.pieces(), share) if sided.aside is aside)
+    for (piece, _), ids in encoded(tokenizer, chosen):
+        rows.append(ids)
+        tokens += len(ids)
+        num_bytes += len(piece.text.encode()) + piece.last
+        if tokens >= most:
+            break
+    if not rows:
+        side = f"the {share:.1%} of the text that is set aside for validation" if aside else "the text"
+        raise ValueError(f"{side} holds no document: give more text, or data.validation_corpus.")
+    return TokenStream(torch.from_numpy(np.concatenate(rows).astype(np.int64)), num_bytes)
+
+
+def sample_of(corpus: AbstractCorpus, characters: int, share: float = 0.0) -> Iterator[str]:
+    """Pieces of the training side of a corpus, drawn from all of it where its size is known.
+
+    Args:
+        corpus: The text.
+        characters: About how many in all.
+        share: Part that is set aside.
+    """
+    size = corpus.size()
+    rate = 1.0 if size is None else min(1.0, 1.1 * characters / max(size, 1))
+    taken = 0
+    for piece, aside in sides(corpus.pieces(), share):
+        if not aside and _lot(piece.text, b"sample") < rate:
+            yield piece.text
+            taken += len(piece.text)
+        if taken >= characters:
+            return

@@ -1,0 +1,64 @@
+"""Orders that are known without having been walked: which window comes when is a function of (seed, epoch, place).
+
+Up to `SORTED` windows are put in order by sorting one random number each. More than that are put in order by a
+Feistel network of four rounds on their numbers (Luby and Rackoff, *How to construct pseudorandom permutations from
+pseudorandom functions*, 1988): a permutation of `[0, 2^bits)`, which is walked until it lands below `size` (Black and
+Rogaway, *Ciphers with arbitrary finite domains*, 2002). Its memory and time are those of the places that are asked for.
+
+    l <- l xor f(r),  r <- r xor f(l),  ..        f: Philox with key `seed` at counter (half, epoch, round, stream)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.randomness import Randomness, philox
+
+__all__ = ["SORTED", "permutation", "shuffled"]
+
+SORTED = 2**20
+"""The longest order that is sorted."""
+_ROUNDS = 4
+_LOW = 0xFFFFFFFF
+
+
+def shuffled(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
+    """What stands at some places of a random order of `0 .. size - 1`.
+
+    Args:
+        seed: Seed of all orders.
+        epoch: Which of them, in [0, 2^32).
+        size: How many things are put in order.
+        places: Which places are asked for, in [0, size).
+        stream: What the order is for.
+    """
+    if size <= SORTED:
+        return permutation(seed, epoch, size, stream)[places]
+    found = _feistel(seed, epoch, size, places, stream)
+    while (outside := found >= size).any():
+        found[outside] = _feistel(seed, epoch, size, found[outside], stream)
+    return found
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int, stream: int) -> Int[Tensor, " size"]:
+    """A whole random order, by sorting; see `shuffled`."""
+    place = torch.arange(size)
+    return Randomness(seed).uniform(torch.zeros_like(place), epoch, place, stream=stream).argsort()
+
+
+def _feistel(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
+    """A permutation of the numbers that have as many bits as `size - 1`."""
+    bits = (size - 1).bit_length()
+    widths = (bits // 2, bits - bits // 2)
+    halves = [places & ((1 << widths[0]) - 1), places >> widths[0]]
+    for number in range(_ROUNDS):
+        mine, other = number % 2, 1 - number % 2
+        counter = (halves[other], torch.tensor(epoch), torch.tensor(number), torch.tensor(stream))
+        random = philox(counter, (seed & _LOW, seed >> 32))[0]
+        halves[mine] = halves[mine] ^ (random & ((1 << widths[mine]) - 1))
+    return halves[0] | (halves[1] << widths[0])

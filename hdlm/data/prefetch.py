@@ -1,0 +1,81 @@
+"""The next batches are made in a thread of their own while the network computes."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeAlias, final
+
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.data.packing import AbstractWindows
+
+__all__ = ["Prefetch"]
+
+_Key: TypeAlias = tuple[int, int]
+
+
+@final
+class Prefetch(AbstractWindows):
+    """Windows that are made ahead of time: say which will be wanted, and go on.
+
+        with Prefetch(windows) as windows:
+            windows.expect(0, 8)
+            windows.expect(8, 8)
+            windows.batch(0, 8)
+
+    One thread makes them, one batch after the other in the order of `expect`. What goes wrong there is raised by
+    `batch`, in the thread that asks. A batch that nobody expected is made when it is asked for; what was expected
+    before one that is asked for, and was not asked for itself, is dropped.
+
+    Args:
+        windows: Where they come from; nobody else may use it meanwhile.
+    """
+
+    def __init__(self, windows: AbstractWindows) -> None:
+        self._windows = windows
+        self.length = windows.length
+        self._expected: dict[_Key, Future[Tensor]] = {}
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+
+    @property
+    def fingerprint(self) -> str:
+        return self._windows.fingerprint
+
+    def expect(self, first: int, count: int) -> None:
+        """Have a batch made; see `batch`. Nothing happens if it is expected already.
+
+        Raises:
+            ValueError: If this was closed.
+        """
+        if self._closed:
+            raise ValueError("these windows were closed; nothing can be read from them.")
+        if (first, count) not in self._expected:
+            self._expected[first, count] = self._thread.submit(self._windows.batch, first, count)
+
+    def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
+        for key in [key for key in self._expected if key[0] < first]:
+            self._expected.pop(key).cancel()
+        self.expect(first, count)
+        try:
+            return self._expected.pop((first, count)).result()
+        except (OSError, RuntimeError, MemoryError, SystemExit) as error:
+            raise ValueError(
+                f"the text of windows {first} to {first + count - 1} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """Give up what is expected, and end the thread."""
+        self._closed = True
+        self._thread.shutdown(cancel_futures=True)
+        self._expected.clear()
+
+    def __enter__(self) -> Prefetch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,309 @@
+"""Text that is tokenised once: shards, their manifest, what happens to those who are killed, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hdlm.cli import main
+from hdlm.data import Tokenizer, Windows, corpus, tokenise, train_tokenizer
+from hdlm.data.corpora.base import Piece, pieces_of
+from hdlm.data.encoding import encoded, head_of, sample_of, sides
+from hdlm.data.mapped import MappedTokens
+from hdlm.data.order import shuffled
+from hdlm.data.shards import Manifest, Shards, write_shards
+
+DOCUMENTS = tuple(
+    f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
+)
+SHARD = 600
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(DOCUMENTS, 300)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS))
+    return file
+
+
+@pytest.fixture
+def write(tokenizer: Tokenizer, text: Path, tmp_path: Path) -> Callable[..., Shards]:
+    def written(**options) -> Shards:
+        options = {"shard_tokens": SHARD, **options}
+        return write_shards(corpus(str(text)), tokenizer, tmp_path / "shards", **options)
+
+    return written
+
+
+# -- what is in them ------------------------------------------------------------------------------------------
+
+
+def test_shards_hold_the_tokens_of_the_text(write, tokenizer, tmp_path) -> None:
+    shards = write()
+    whole = tokenise(tokenizer, DOCUMENTS)
+    assert torch.equal(shards.tokens("train")[:], whole.tokens)
+    count = shards.manifest.count("train")
+    assert (count.documents, count.tokens, count.bytes) == (200, len(whole.tokens), whole.num_bytes)
+    assert len(shards.manifest.shards) > 3
+    assert np.load(tmp_path / "shards" / "00000.npy").dtype == np.uint16
+    assert shards.tokenizer().to_json() == tokenizer.to_json()
+    with pytest.raises(ValueError, match="no document is set aside"):
+        shards.head("validation", 10)
+
+
+def test_a_share_is_set_aside_by_the_text_of_its_documents(write, tokenizer) -> None:
+    shards = write(share=0.2)
+    parts = {side: shards.tokens(side)[:].tolist() for side in ("train", "validation")}
+    found = {side: set(tokenizer.documents(ids)) for side, ids in parts.items()}
+    assert found["train"] | found["validation"] == set(DOCUMENTS)
+    assert not found["train"] & found["validation"]
+    assert 20 <= len(found["validation"]) <= 60
+    again = sides([Piece(document, True, True) for document in reversed(DOCUMENTS)], 0.2)
+    assert {piece.text for piece, aside in again if aside} == found["validation"]
+
+
+def test_a_long_document_is_set_aside_in_stretches(tokenizer) -> None:
+    text = " ".join(DOCUMENTS)
+    pieces = list(pieces_of([text], 16))
+    sided = list(sides(pieces, 0.3))
+    assert "".join(piece.text for piece, _ in sided) == text
+    assert {aside for _, aside in sided} == {False, True}
+    for (piece, aside), (_, other) in itertools.pairwise(sided):
+        assert piece.last == (aside != other)
+    assert sided[-1].piece.last
+
+
+def test_one_side_can_be_had_without_the_rest(text, tokenizer, write) -> None:
+    shards = write(share=0.2)
+    for side in ("train", "validation"):
+        head = head_of(corpus(str(text)), tokenizer, 10**6, 0.2, aside=side == "validation")
+        assert torch.equal(head.tokens, shards.tokens(side)[:])
+        assert head.num_bytes == shards.manifest.count(side).bytes == shards.head(side, 10**6).num_bytes
+    assert len(head_of(corpus(str(text)), tokenizer, 30).tokens) < 10**4
+
+
+def test_a_sample_is_drawn_from_all_of_the_text(text) -> None:
+    sample = list(sample_of(corpus(str(text)), 2000))
+    assert 1000 < sum(map(len, sample)) < 2100
+    assert set(sample) & set(DOCUMENTS[100:])
+
+
+def test_encoding_is_in_order_in_batches_of_any_size(tokenizer, monkeypatch) -> None:
+    pieces = [Piece(document, True, True) for document in DOCUMENTS]
+    monkeypatch.setattr("hdlm.data.encoding._MOST", 7)
+    ids = [row.tolist() for _, row in encoded(tokenizer, sides(pieces, 0.0))]
+    assert ids == tokenizer.encode_documents(DOCUMENTS)
+
+
+# -- going on -------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hdlm.data import Tokenizer, corpus
+from hdlm.data.shards import write_shards
+
+folder = Path(sys.argv[1])
+calls = 0
+def watch(progress):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tokenizer = Tokenizer.load(folder / "tokenizer.json")
+write_shards(corpus(str(folder / "text.jsonl")), tokenizer, folder / "shards", share=0.2, shard_tokens=600, watch=watch)
+"""
+
+
+def test_whoever_is_killed_goes_on_behind_the_last_shard(text, tokenizer, tmp_path, write) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "150"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    folder = tmp_path / "shards"
+    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("0*.npy")}
+    manifest = Manifest.read(folder)
+    assert manifest.shards
+    assert not manifest.complete
+    with pytest.raises(ValueError, match="not finished"):
+        Shards.open(folder)
+    lines: list[str] = []
+    shards = write(share=0.2, say=lines.append)
+    assert lines == [f"going on behind {len(manifest.shards)} shards that are there"]
+    assert before.items() <= {file.name: file.stat().st_mtime_ns for file in folder.glob("0*.npy")}.items()
+    fresh = write_shards(corpus(str(text)), tokenizer, tmp_path / "fresh", share=0.2, shard_tokens=SHARD)
+    for side in ("train", "validation"):
+        assert torch.equal(shards.tokens(side)[:], fresh.tokens(side)[:])
+    assert shards.manifest == fresh.manifest
+
+
+def test_what_is_there_is_not_made_again(write, monkeypatch) -> None:
+    first = write()
+    monkeypatch.setattr("hdlm.data.shards.encoded", None)
+    assert write().manifest == first.manifest
+
+
+def test_a_shard_that_is_cut_off_is_seen_and_made_anew(write, tmp_path) -> None:
+    whole = write()
+    file = tmp_path / "shards" / "00001.npy"
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 2)
+    with pytest.raises(ValueError, match=r"00001\.npy is missing or cut off"):
+        Shards.open(tmp_path / "shards")
+    lines: list[str] = []
+    assert write(say=lines.append).manifest == whole.manifest
+    assert lines[0].startswith("00001.npy is missing or cut off")
+    file.write_bytes(file.read_bytes()[:-2] + b"\xff\xff")
+    with pytest.raises(ValueError, match="damaged"):
+        Shards.open(tmp_path / "shards").verify()
+
+
+def test_shards_of_something_else_are_refused_or_replaced(write, text, tokenizer, tmp_path) -> None:
+    folder = tmp_path / "shards"
+    before = write().manifest
+    other = train_tokenizer(DOCUMENTS, 290)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        write_shards(corpus(str(text)), other, folder)
+    with pytest.raises(ValueError, match=r"0 of it is set aside, not 0\.1"):
+        write(share=0.1)
+    with pytest.raises(ValueError, match="made by another tokenizer"):
+        Shards.open(folder).check(other, "mine")
+    os.utime(text, ns=(1, 1))
+    assert write().manifest == before
+    text.write_text(text.read_text().replace("beginning", "ending"))
+    with pytest.raises(ValueError, match=r"source has changed: .*text\.jsonl"):
+        write()
+    renewed = write(renew=True)
+    assert renewed.manifest != before
+    assert "ending" in tokenizer.decode(renewed.tokens("train")[:10].tolist())
+
+
+def test_folders_that_hold_something_else_are_left_alone(write, tmp_path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="something else"):
+        write()
+    (tmp_path / "shards" / "thesis.tex").unlink()
+    for content, complaint in (("{", "cannot be used"), ('{"format": 7}', "format 7")):
+        (tmp_path / "shards" / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=complaint):
+            write()
+    assert write(renew=True).manifest.complete
+
+
+# -- windows of them ------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) > 4),
+    start=st.integers(0, 40),
+    stop=st.integers(0, 40),
+)
+@settings(max_examples=25, deadline=None)
+def test_mapped_tokens_read_like_one_row(sizes, start, stop) -> None:
+    row = torch.arange(sum(sizes))
+    mapped = MappedTokens([part.numpy().astype(np.uint16) for part in row.split(sizes)], "x")
+    assert len(mapped) == len(row)
+    assert torch.equal(mapped[start:stop], row[start:stop])
+    assert torch.equal(Windows(mapped, 4, 1).batch(start, 5), Windows(row, 4, 1).batch(start, 5))
+
+
+@pytest.mark.parametrize(
+    ("size", "seed", "epoch"), [(1, 0, 0), (2, 5, 1), (3, 0, 2), (64, 0, 0), (129, 2**64 - 1, 3)]
+)
+def test_long_orders_are_orders_too(size, seed, epoch, monkeypatch) -> None:
+    monkeypatch.setattr("hdlm.data.order.SORTED", 0)
+    parts = torch.arange(size).split(50)
+    order = torch.cat([shuffled(seed, epoch, size, part, 1) for part in parts])
+    assert order.sort().values.tolist() == list(range(size))
+
+
+def test_a_long_order_is_random_and_takes_no_memory() -> None:
+    size = 10**12
+    began = time.perf_counter()
+    order = shuffled(3, 0, size, torch.arange(2000), 1)
+    assert time.perf_counter() - began < 1
+    assert order.unique().numel() == 2000
+    assert abs(float(order.double().mean()) / size - 0.5) < 4 * 0.2887 / 2000**0.5
+    assert abs(float(torch.corrcoef(torch.stack([order[1:], order[:-1]]).double())[0, 1])) < 4 / 2000**0.5
+    assert not torch.equal(order, shuffled(3, 1, size, torch.arange(2000), 1))
+
+
+def test_fingerprints_tell_texts_apart(write, tmp_path) -> None:
+    tokens = write().tokens("train")
+    same = Windows(Shards.open(tmp_path / "shards").tokens("train"), 8, 0)
+    assert Windows(tokens, 8, 0).fingerprint == same.fingerprint
+    others = [
+        Windows(tokens, 9, 0),
+        Windows(tokens, 8, 1),
+        Windows(tokens[:-1], 8, 0),
+        Windows(tokens[:], 8, 0),
+    ]
+    assert len({windows.fingerprint for windows in [same, *others]}) == 5
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+
+def test_the_command(text, tokenizer, tmp_path, capsys) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    words = ["tokenize", str(text), "-o", str(tmp_path / "out"), "--validation", "0.1"]
+    assert main([*words, "--tokenizer", str(tmp_path / "tokenizer.json"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["train"]["documents"] + printed["validation"]["documents"] == len(DOCUMENTS)
+    assert main([*words, "--tokenizer", "train"]) == 0
+    assert "1 shards of uint16" in capsys.readouterr().out
+    assert main(["tokenize", str(text), "-o", str(tmp_path / "out"), "--tokenizer", "train"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+GIGABYTE = """
+import resource, sys
+from hdlm.cli import main
+
+status = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+def test_a_gigabyte_in_bounded_memory(tmp_path: Path) -> None:
+    """About 6 minutes on a quiet core; the 1 GiB is the Bible 260 times."""
+    chapters = list(corpus("kjv").documents())
+    bible = "".join(json.dumps({"text": chapter}) + "\n" for chapter in chapters)
+    copies = -(-(2**30) // len(bible))
+    with (tmp_path / "big.jsonl").open("w") as file:
+        for _ in range(copies):
+            file.write(bible)
+    tokenizer = train_tokenizer(chapters, 4096)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    words = ["tokenize", str(tmp_path / "big.jsonl"), "-o", str(tmp_path / "shards"), "--validation", "0.01"]
+    words += ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", GIGABYTE, *words], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) < 1024, "MiB at the peak"
+    shards = Shards.open(tmp_path / "shards")
+    once = tokenise(tokenizer, chapters)
+    counts = [shards.manifest.count(side) for side in ("train", "validation")]
+    assert sum(count.tokens for count in counts) == copies * len(once.tokens)
+    assert sum(count.bytes for count in counts) == copies * once.num_bytes
