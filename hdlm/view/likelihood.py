@@ -190,4 +190,4 @@ def draw_replicates(document: Mapping[str, Any], output: Path, name: str) -> Non
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
         only_ticks(axes)
-        axes.legend(loc="best")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
