@@ -1,0 +1,109 @@
+"""docs/training.md: its tables are those of the recipe classes, and its commands are commands.
+
+Run as a program, it writes the tables: `python tests/unit/test_training_guide.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from hdlm.package_data import configs
+from hdlm.published.composition import compose, words_of
+from hdlm.published.config import Config
+from hdlm.training import Recipe
+from hdlm.training.tables import key_of
+
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
+MARK = "<!-- The tables below"
+
+
+def _settings() -> dict[str, Any]:
+    """The class of each table of a recipe."""
+    hints = get_type_hints(Recipe)
+    kinds = {name: next(iter(get_args(hint)), hint) for name, hint in hints.items()}
+    return {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+
+
+def _rows(settings: Any) -> dict[str, tuple[str, str]]:
+    """Default and meaning of each option, the latter out of the docstring."""
+    listed = settings.__doc__.partition("Attributes:")[2]
+    meanings = dict(re.findall(r"^        (\w+): (.*(?:\n            .*)*)", listed, flags=re.M))
+    rows = {}
+    for option in dataclasses.fields(settings):
+        default = option.default
+        if option.default_factory is not dataclasses.MISSING:
+            default = option.default_factory()
+        shown = "required" if default is dataclasses.MISSING else f"`{default!r}`"
+        rows[key_of(option)] = (shown, " ".join(meanings.get(option.name, "").split()))
+    return rows
+
+
+def _tables() -> str:
+    lines = []
+    for name, settings in _settings().items():
+        title = f"[[{name}]]" if name == "mixture" else f"[{name}]"
+        lines += [f"### `{title}`", "", "| option | default | meaning |", "|---|---|---|"]
+        rows = _rows(settings).items()
+        lines += [f"| `{option}` | {default} | {meaning} |" for option, (default, meaning) in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _commands() -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.S)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("name", _settings())
+def test_the_tables_are_those_of_the_recipe_classes(name: str) -> None:
+    parts = GUIDE.read_text(encoding="utf-8").split("\n### ")
+    (section,) = (part for part in parts if part.startswith((f"`[{name}]`", f"`[[{name}]]`")))
+    written = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, flags=re.M))
+    expected = _rows(_settings()[name])
+    assert written == {option: default for option, (default, _) in expected.items()}, "see the docstring"
+    undocumented = [option for option, (_, meaning) in expected.items() if not meaning]
+    assert not undocumented
+
+
+def _published(words: list[str]) -> None:
+    """The arguments of hdlm/train.py are those of a configuration that can be read."""
+    read = words_of("guide", words, "")
+    launch = [word for word in read.overrides if word.startswith(("hydra/", "hydra."))]
+    for word in launch:
+        name = word.removeprefix("hydra/launcher=")
+        assert word.startswith("hydra.") or (configs() / "hydra" / "launcher" / f"{name}.yaml").is_file()
+    plain = [re.sub(r",.*", "", word) for word in read.overrides if word not in launch]
+    composed = compose(dataclasses.replace(read, overrides=tuple(plain)), Config.options())
+    config = Config.read(composed.table, composed.asked)
+    if config.hf_model_id is None:
+        config.recipe()
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_its_commands_are_commands(words: list[str]) -> None:
+    if words[0] == "accelerate":
+        assert (GUIDE.parents[1] / words[3]).is_file()
+        words = words[5:] if words[4] == "-m" else ["python", *words[4:]]
+    if words[0] == "python":
+        assert words[1] in ("hdlm/train.py", "hdlm/finetune.py")
+        return _published(words[2:])
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"hdlm.cli.{words[1]}").add_arguments(parser)
+    args = parser.parse_args(words[2:])
+    if getattr(args, "config", None) is not None:
+        _published(["--config-name", args.config, *args.overrides])
+    return None
+
+
+if __name__ == "__main__":
+    text = GUIDE.read_text(encoding="utf-8")
+    head, mark, rest = text.partition(MARK)
+    GUIDE.write_text(f"{head}{mark}{rest.splitlines()[0]}\n\n{_tables()}", encoding="utf-8")
