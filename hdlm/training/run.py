@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.data import Split, Tokenizer, TokenStream
+from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule
@@ -21,7 +21,7 @@ from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
-from hdlm.training.text import TrainingText, read_text
+from hdlm.training.text import Corpora, TrainingText, read_text
 
 __all__ = ["Run", "prepare"]
 
@@ -97,7 +97,7 @@ def prepare(
     device: torch.device,
     say: Callable[[str], None] = lambda line: None,
     start: Checkpoint | None = None,
-    text: Split | None = None,
+    text: Corpora | None = None,
 ) -> Run:
     """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
 
@@ -107,7 +107,7 @@ def prepare(
         say: Told in a line what has been done.
         start: Where to begin: its tokenizer and its weights. What they mean (process, parameterization, hyperschedules)
             is the recipe's to say.
-        text: What to learn from and to measure with, if it has been read already.
+        text: Where the text comes from, if not as the recipe says.
 
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
@@ -124,7 +124,7 @@ def prepare(
         recipe,
         read,
         Denoiser(network, process, _parameterization(recipe)),
-        Mixture.of(recipe, process),
+        Mixture.of(recipe, process, read.tokenizer.vocabulary.eos),
         device,
     )
 
@@ -146,7 +146,7 @@ def _parameterization(recipe: Recipe) -> AbstractParameterization:
 
 def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
     shape = recipe.network
-    return DDiT(
+    network = DDiT(
         DDiTConfig(
             vocab_size=tokenizer.vocabulary.size,
             hidden_size=shape.hidden_size,
@@ -159,6 +159,8 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
             max_length=recipe.data.context,
         )
     )
+    network.checkpoint_activations = shape.checkpoint_activations
+    return network
 
 
 def _take_over(network: DDiT, start: Checkpoint) -> None:

@@ -1,0 +1,117 @@
+"""The same text from memory, from shards, from the cache and from a stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hdlm.cli import main
+from hdlm.data import train_tokenizer
+from hdlm.data.streaming import StreamedWindows
+from hdlm.training import Recipe
+from hdlm.training.text import TrainingText, read_text
+
+DOCUMENTS = tuple(
+    f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = "".join(json.dumps({"body": document}) + "\n" for document in DOCUMENTS)
+    (tmp_path / "text.jsonl").write_text(rows)
+    (tmp_path / "tokenizer.json").write_text(train_tokenizer(DOCUMENTS, 300).to_json())
+    (tmp_path / "other.jsonl").write_text('{"body": "And the word was made flesh."}\n')
+    return tmp_path
+
+
+def _read(folder: Path, lines: list[str] | None = None, **data: Any) -> TrainingText:
+    table = {
+        "corpus": [str(folder / "text.jsonl")],
+        "key": "body",
+        "tokenizer": str(folder / "tokenizer.json"),
+        "vocabulary": 300,
+        "validation": 0.2,
+        "context": 16,
+        **data,
+    }
+    part = {"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}
+    recipe = Recipe.from_table({"data": table, "run": {"steps": 1}, "mixture": [part]})
+    return read_text(recipe, (lines if lines is not None else []).append)
+
+
+@pytest.fixture
+def everything_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hdlm.training.text._SHORT", 0)
+
+
+def test_the_cache_gives_the_batches_of_memory(folder: Path, everything_is_long: None) -> None:
+    other = {"validation_corpus": [str(folder / "other.jsonl")]}
+    memory, lines = _read(folder, **other), list[str]()
+    cached = _read(folder, lines, cache=str(folder / "cache"), **other)
+    assert torch.equal(memory.windows(16, 3).batch(0, 300), cached.windows(16, 3).batch(0, 300))
+    assert torch.equal(memory.validation.tokens, cached.validation.tokens)
+    assert memory.validation.num_bytes == cached.validation.num_bytes
+    assert memory.train.num_bytes == cached.train.num_bytes
+    assert lines[0].startswith(f"text: tokenised once, in {folder}/cache/hdlm-")
+    (shard,) = (folder / "cache").rglob("*.npy")
+    before = shard.stat().st_mtime_ns
+    _read(folder, cache=str(folder / "cache"), **other)
+    assert shard.stat().st_mtime_ns == before
+    (folder / "text.jsonl").write_text('{"body": "all is new"}\n' * 9)
+    renewed = _read(folder, lines, cache=str(folder / "cache"), **other)
+    assert "source has changed" in lines[-2]
+    assert renewed.tokenizer.decode(renewed.source[:9].tolist()).startswith("all")
+
+
+def test_short_text_stays_in_memory(folder: Path) -> None:
+    _read(folder, cache=str(folder / "cache"))
+    assert not (folder / "cache").exists()
+
+
+def test_text_too_long_for_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hdlm.training.text._LONG", 1000)
+    with pytest.raises(ValueError, match=r"data\.cache.*hdlm tokenize.*data\.streaming"):
+        _read(folder)
+    assert isinstance(_read(folder, streaming=True).windows(16, 0), StreamedWindows)
+
+
+def test_all_ways_set_the_same_documents_aside(folder: Path, everything_is_long: None) -> None:
+    out = folder / "shards"
+    words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body", "--validation", "0.2"]
+    assert main([*words, "--tokenizer", str(folder / "tokenizer.json")]) == 0
+    ways = [
+        _read(folder, corpus=[str(out)]),
+        _read(folder, corpus=[str(out)], tokenizer="train"),
+        _read(folder, cache=str(folder / "cache")),
+        _read(folder, streaming=True),
+    ]
+    for text in ways:
+        assert torch.equal(text.validation.tokens, ways[0].validation.tokens)
+        assert torch.equal(text.train.tokens, ways[0].train.tokens)
+        rows = text.windows(16, 0).batch(0, 2)
+        assert rows.shape == (2, 16)
+    aside = set(ways[0].tokenizer.documents(ways[0].validation.tokens.tolist()))
+    assert aside
+    assert not aside & set(ways[0].tokenizer.documents(ways[0].train.tokens.tolist()))
+
+
+def test_shards_of_another_tokenizer_are_refused(folder: Path) -> None:
+    out = folder / "shards"
+    words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body"]
+    assert main([*words, "--tokenizer", "train", "--vocabulary", "280"]) == 0
+    with pytest.raises(ValueError, match="made by another tokenizer"):
+        _read(folder, corpus=[str(out)])
+    with pytest.raises(ValueError, match="no document is set aside"):
+        _read(folder, corpus=[str(out)], tokenizer="train")
+    other = [str(folder / "other.jsonl")]
+    assert len(_read(folder, corpus=[str(out)], tokenizer="train", validation_corpus=other).validation.tokens)
+
+
+def test_a_tokenizer_is_trained_on_a_sample(folder: Path, everything_is_long: None) -> None:
+    for way in ({"cache": str(folder / "cache")}, {"streaming": True}):
+        assert _read(folder, tokenizer="train", **way).tokenizer.vocabulary.num_words == 300
