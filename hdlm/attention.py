@@ -47,6 +47,9 @@ DENSE_LIMIT = 2**18
 """Pairs of queries and keys up to which a dense mask is cheaper than a block mask."""
 
 
+_RANKS = ("query_rank", "key_rank", "query_first", "query_last", "key_slot")
+
+
 @dataclass(frozen=True)
 class Visibility:
     """Who may look at whom, as ranks and slots (int64); leading axes are shared by rows that agree.
@@ -57,6 +60,8 @@ class Visibility:
         query_first: first slot of company that each query sees.
         query_last: last slot of company that each query sees; below `query_first` for none.
         key_slot: slot of each key as company, `NOBODY` for none.
+        query_document: document of each query, which sees nobody of another; None if there is only one.
+        key_document: document of each key.
     """
 
     query_rank: Int[Tensor, "*b q"]
@@ -64,18 +69,32 @@ class Visibility:
     query_first: Int[Tensor, "*b q"]
     query_last: Int[Tensor, "*b q"]
     key_slot: Int[Tensor, "*b k"]
+    query_document: Int[Tensor, "#*b q"] | None = None
+    key_document: Int[Tensor, "#*b k"] | None = None
+
+    def within(self, document: Int[Tensor, "b n"]) -> Visibility:
+        """The same inside each document, and nothing across: text that is packed into one window stays apart.
+
+        Args:
+            document: that of each position, which is query and key; any numbers.
+        """
+        fields = {name: getattr(self, name) for name in _RANKS}
+        shared = {name: values.expand(len(document), -1) for name, values in fields.items()}
+        return Visibility(**shared, query_document=document, key_document=document)
 
     def dense(self) -> Bool[Tensor, "*b q k"]:
         """The mask itself, True where the query may look at the key."""
         rank, slot = self.key_rank[..., None, :], self.key_slot[..., None, :]
         context = rank <= self.query_rank[..., None]
         company = (self.query_first[..., None] <= slot) & (slot <= self.query_last[..., None])
-        return context | company
+        if self.query_document is None or self.key_document is None:
+            return context | company
+        return (context | company) & (self.query_document[..., None] == self.key_document[..., None, :])
 
     @property
     def is_everything(self) -> bool:
         """Whether every query sees every key as context, so that no mask is needed."""
-        return bool(self.key_rank.max() <= self.query_rank.min())
+        return self.query_document is None and bool(self.key_rank.max() <= self.query_rank.min())
 
     def select(
         self, query_index: Int[Tensor, "*c p"] | None, key_index: Int[Tensor, "*c r"] | None
@@ -92,6 +111,8 @@ class Visibility:
             query_first=_take(self.query_first, query_index),
             query_last=_take(self.query_last, query_index),
             key_slot=_take(self.key_slot, key_index),
+            query_document=None if self.query_document is None else _take(self.query_document, query_index),
+            key_document=None if self.key_document is None else _take(self.key_document, key_index),
         )
 
     def on(self, device: torch.device) -> Bool[Tensor, "#b q k"] | BlockMask | None:
@@ -117,6 +138,8 @@ class Visibility:
             self.query_first.to(device),
             self.query_last.to(device),
             self.key_slot.to(device),
+            None if self.query_document is None else self.query_document.to(device),
+            None if self.key_document is None else self.key_document.to(device),
         )
 
     def mask_mod(self) -> MaskMod:
@@ -137,7 +160,9 @@ class Visibility:
             slot = self.key_slot[k]
             company = (self.query_first[q] <= slot) & (slot <= self.query_last[q])
             context = self.key_rank[k] <= self.query_rank[q]
-            return context | company
+            if self.query_document is None or self.key_document is None:
+                return context | company
+            return (context | company) & (self.query_document[q] == self.key_document[k])
 
         return mask
 
@@ -180,6 +205,8 @@ class Visibility:
             query_first=extremes(self.query_first, 0),
             query_last=extremes(self.query_last, NOBODY),
             key_slot=extremes(self.key_slot, NOBODY),
+            query_document=None if self.query_document is None else extremes(self.query_document, NOBODY),
+            key_document=None if self.key_document is None else extremes(self.key_document, NOBODY),
         )
 
 
@@ -199,20 +226,32 @@ class _Blocks:
     query_first: _Extremes
     query_last: _Extremes
     key_slot: _Extremes
+    query_document: _Extremes | None
+    key_document: _Extremes | None
 
     def possible(self) -> Bool[Tensor, "*b qb kb"]:
         """Whether the extremes leave room for a pair that sees."""
         context = self.key_rank.least[..., None, :] <= self.query_rank.most[..., None]
         begins = self.query_first.least[..., None] <= self.key_slot.most[..., None, :]
         ends = self.key_slot.least[..., None, :] <= self.query_last.most[..., None]
-        return context | (begins & ends)
+        if self.query_document is None or self.key_document is None:
+            return context | (begins & ends)
+        query, key = self.query_document, self.key_document
+        meet = (key.least[..., None, :] <= query.most[..., None]) & (
+            query.least[..., None] <= key.most[..., None, :]
+        )
+        return (context | (begins & ends)) & meet
 
     def certain(self) -> Bool[Tensor, "*b qb kb"]:
         """Whether the extremes leave no room for a pair that does not see."""
         context = self.key_rank.most[..., None, :] <= self.query_rank.least[..., None]
         begins = self.query_first.most[..., None] <= self.key_slot.least[..., None, :]
         ends = self.key_slot.most[..., None, :] <= self.query_last.least[..., None]
-        return context | (begins & ends)
+        if self.query_document is None or self.key_document is None:
+            return context | (begins & ends)
+        query, key = self.query_document, self.key_document
+        one = (query.least == query.most)[..., None] & (key.least == key.most)[..., None, :]
+        return (context | (begins & ends)) & one & (query.least[..., None] == key.least[..., None, :])
 
 
 def generation(

@@ -22,7 +22,7 @@ from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Abstrac
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["Canvas", "Corruption"]
+__all__ = ["Canvas", "Corruption", "documents"]
 
 
 @final
@@ -134,6 +134,9 @@ class Corruption:
         active: What active positions see of one another.
         num_given: How many of the first positions stay clean and teach nothing: 1 for a shifted network, which says
             nothing of the first.
+        document_end: The token that ends a document, if documents in one window are not to see one another; None if
+            they are. Positions stay those of the window: rotary attention knows distances only. Inside a noisy window
+            the boundary shows, which generation has yet to write: it is meant for short documents, packed.
     """
 
     process: AbstractNoiseProcess
@@ -144,6 +147,7 @@ class Corruption:
     context: attention.Context = "block_causal"
     active: attention.Active = "full"
     num_given: int = 0
+    document_end: int | None = None
 
     @property
     def num_times(self) -> int:
@@ -194,7 +198,7 @@ class Corruption:
             measure=torch.where(free, measure * self.noise_schedule.rate(within), 0.0),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
-            attention=self._attention(times, packed, x_0.device if device is None else device),
+            attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
             rightwards=not self.two_stream or self._packing.rightwards,
         )
@@ -221,15 +225,20 @@ class Corruption:
     def _packing(self) -> AbstractPacking:
         return packing(self.hyperschedule)
 
-    def _attention(self, times: Tensor, packed: Packed | None, device: torch.device) -> Any:
-        """Who sees whom, shared by all rows where the times do not matter."""
+    def _visibility(self, x_0: Tensor, times: Tensor, packed: Packed | None) -> attention.Visibility:
+        """Who sees whom, shared by all rows where neither times nor documents matter."""
         schedule = self.hyperschedule
         if packed is not None:
             shared = packed.steps[0] if self._blocks_open_together else packed.steps
-            return attention.two_stream(schedule, shared, self.context, self.active).on(device)
-        steps = (times[:, 0] * schedule.num_steps).long()
-        shared = steps[0] if self._blocks_open_together and len(schedule.settles.unique()) == 1 else steps
-        return attention.generation(schedule, shared, self.context, self.active).on(device)
+            seen = attention.two_stream(schedule, shared, self.context, self.active)
+        else:
+            steps = (times[:, 0] * schedule.num_steps).long()
+            shared = steps[0] if self._blocks_open_together and len(schedule.settles.unique()) == 1 else steps
+            seen = attention.generation(schedule, shared, self.context, self.active)
+        if self.document_end is None:
+            return seen
+        own = documents(x_0, self.document_end)
+        return seen.within(own if packed is None else own.repeat(1, 2))
 
     @cached_property
     def _blocks_open_together(self) -> bool:
@@ -242,3 +251,14 @@ class Corruption:
             0, epochs, starts, "amin"
         )
         return bool((first[epochs] == starts).all())
+
+
+def documents(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b l"]:
+    """Document of each token, counted from 0: how many documents have ended before it.
+
+    Args:
+        tokens: Clean tokens.
+        end: The token that ends a document, and belongs to it.
+    """
+    ends = (tokens == end).long()
+    return ends.cumsum(-1) - ends

@@ -52,16 +52,26 @@ class Mixture:
     warm_share: float = 0.0
 
     @classmethod
-    def of(cls, recipe: Recipe, process: AbstractNoiseProcess) -> Mixture:
+    def of(cls, recipe: Recipe, process: AbstractNoiseProcess, end: int | None = None) -> Mixture:
         """The mixture of a recipe.
 
         Args:
             recipe: What to do.
             process: How tokens are noised.
+            end: The token that ends a document, if the tokenizer has one.
 
         Raises:
-            ValueError: If a hyperschedule is unknown or does not fit the context.
+            ValueError: If a hyperschedule is unknown or does not fit the context, or documents are to be kept apart
+                that nothing ends.
         """
+        apart = recipe.network.separate_documents
+        require(
+            not apart or end is not None,
+            "network.separate_documents",
+            "false with a tokenizer that has no token for the end of a document",
+            apart,
+        )
+        document_end = end if apart else None
         length, batch_size = recipe.data.context, recipe.run.batch_size
         objective = _objective(recipe.objective)
         noise_schedule = build(noise_schedules, recipe.process.noise_schedule)
@@ -83,10 +93,12 @@ class Mixture:
                 context=recipe.network.context,
                 active=recipe.network.active,
                 num_given=int(recipe.network.shifted),
+                document_end=document_end,
             )
             parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
         warm = recipe.warm_start
-        return cls(tuple(parts), NextToken(batch_size * warm.batch_scale) if warm.share else None, warm.share)
+        first = NextToken(batch_size * warm.batch_scale, document_end) if warm.share else None
+        return cls(tuple(parts), first, warm.share)
 
     @property
     def hyperschedules(self) -> tuple[AbstractHyperschedule, ...]:

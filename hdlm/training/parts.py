@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hdlm.denoiser import Denoiser
 from hdlm.objective import AbstractObjective, Corruption
+from hdlm.objective.canvas import documents
 from hdlm.objective.rows import cross_entropy
 
 __all__ = ["AbstractPart", "NextToken", "Noisy"]
@@ -90,9 +91,14 @@ class NextToken(AbstractPart):
 
     One causal pass over clean text in which every position teaches costs half of a two-stream pass and says about
     twice as much. What a network so learns of words and contexts it keeps when it turns to noise.
+
+    Attributes:
+        batch_size: As above.
+        document_end: As of `Corruption`.
     """
 
     batch_size: int
+    document_end: int | None = None
 
     def loss(
         self,
@@ -105,6 +111,9 @@ class NextToken(AbstractPart):
         before, after = x_0[:, :-1], x_0[:, 1:]
         position = torch.arange(before.shape[1], device=x_0.device)
         causal = position[None, None, :] <= position[None, :, None]
+        if self.document_end is not None:
+            own = documents(before, self.document_end)
+            causal = causal & (own[:, None, :] == own[:, :, None])
         rows = denoiser.backbone.features(before, attention=causal).flatten(0, 1)
         share = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=x_0.device)
         matrix, bias = denoiser.backbone.projection()

@@ -109,6 +109,7 @@ class NetworkSettings:
         scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
         context: What settled positions see of one another; see `hdlm.attention`.
         active: What active positions see of one another.
+        separate_documents: Whether documents that share a window of training see nothing of one another.
         checkpoint_activations: Whether training computes each block again in the backward pass instead of keeping what
             it computed: less memory for a third more time.
     """
@@ -124,6 +125,7 @@ class NetworkSettings:
     scale_by_sigma: bool = True
     context: Context = "block_causal"
     active: Active = "full"
+    separate_documents: bool = False
     checkpoint_activations: bool = field(default=False, metadata=MAY_CHANGE)
 
 

@@ -69,9 +69,10 @@ def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_pa
 def test_a_step_of_training_is_measured(repository: Path, tmp_path: Path) -> None:
     """Plain and ours: the same taught positions, and the same loss but for the mask, which no token ever is."""
     numbers = tmp_path / "numbers.json"
-    sizes = "--length 32 --blocks 1 --hidden 16 --heads 2 --vocabulary 300 --width 8 --steps 1".split()
+    sizes = {"length": 32, "blocks": 1, "hidden": 16, "heads": 2, "vocabulary": 300, "width": 8, "steps": 1}
     names = ["plain, two streams", "+ attention kernel", "+ loss in pieces"]
-    command = [sys.executable, "-m", "benchmarks.train", *sizes, "--only", *names, "--json", str(numbers)]
+    given = [f"--{name}={size}" for name, size in sizes.items()]
+    command = [sys.executable, "-m", "benchmarks.train", *given, "--only", *names, "--json", str(numbers)]
     measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert measured.returncode == 0, measured.stderr
     results = json.loads(numbers.read_text())["results"]

@@ -19,6 +19,7 @@ from hdlm.hyperschedule import (
     autoregressive,
     flat,
 )
+from hdlm.objective import documents
 
 CONTEXTS, ACTIVES = ("full", "causal", "block_causal"), ("full", "causal")
 RIGHT_TO_LEFT = Table(torch.tensor([[2, 2, 2, 2], [2, 2, 1, 1], [2, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]))
@@ -218,3 +219,19 @@ def test_unknown_choices_are_named():
         _check_choice("context", "blocks", Context)
     with pytest.raises(ValueError, match="`active` must be one of full, causal; got 'none'"):
         _check_choice("active", "none", Active)
+
+
+def test_documents_are_walls():
+    """In every form of the mask, with blocks that lie in one document, in two, and across."""
+    hyperschedule = Block(32, width=8, num_levels=2)
+    steps = hyperschedule.packed_steps(torch.tensor([0, 1, 1, 0]))
+    tokens = torch.randint(0, 9, (2, 32), generator=torch.Generator().manual_seed(0))
+    own = documents(tokens, 0).repeat(1, 2)
+    assert own[0, : 1 + tokens[0].tolist().index(0)].eq(0).all()
+    seen = two_stream(hyperschedule, steps)
+    apart = seen.within(own)
+    assert torch.equal(apart.dense(), seen.dense() & (own[:, :, None] == own[:, None, :]))
+    assert_block_mask_is_dense(apart, 8)
+    picked = torch.tensor([40, 3, 17])
+    assert torch.equal(apart.select(picked, None).dense(), apart.dense()[:, picked])
+    assert not generation(flat(4, 2), 1).within(torch.tensor([[0, 0, 1, 1]])).is_everything

@@ -10,15 +10,19 @@ import torch
 
 import hdlm.noise_schedule as module
 from hdlm.noise_schedule import (
+    LINEAR,
     AbstractNoiseSchedule,
+    Composed,
     ConstantRate,
     Cosine,
     CosinePower,
     Geometric,
+    Interpolated,
     Linear,
     Logarithmic,
     LogLinear,
     Power,
+    time_grid,
     total_noise,
 )
 from hdlm.verification import Trial, laws_of
@@ -32,6 +36,8 @@ EXAMPLES: dict[type[AbstractNoiseSchedule], tuple[AbstractNoiseSchedule, ...]] =
     Logarithmic: (Logarithmic(),),
     ConstantRate: (ConstantRate(), ConstantRate(1e-3, 7.0)),
     Geometric: (Geometric(), Geometric(1e-3, 1.0)),
+    Interpolated: (Interpolated((1.0,)), Interpolated((0.1, 0.15, 0.9, 1.0))),
+    Composed: (Composed(LogLinear(5e-3), Cosine()), Composed(Geometric(), Interpolated((0.3, 1.0)))),
 }
 ALL = [pytest.param(schedule, id=repr(schedule)) for family in EXAMPLES.values() for schedule in family]
 LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Linear())]
@@ -79,3 +85,25 @@ def test_definitions():
 def test_bad_parameters_are_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 10, 49])
+def test_a_grid_visits_its_own_times(steps):
+    """To the bit, at as many steps as it has times; at others it goes along straight lines."""
+    values = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:] ** 1.7
+    grid = Interpolated(tuple(values.tolist()))
+    assert torch.equal(grid.fraction(torch.arange(1, steps + 1).double() / steps), values)
+    halfway = grid.fraction((torch.arange(steps).double() + 0.5) / steps)
+    torch.testing.assert_close(halfway, (values + torch.cat([torch.zeros(1), values[:-1]])) / 2)
+
+
+def test_a_grid_may_be_written():
+    assert time_grid("uniform") == LINEAR
+    assert time_grid("cosine") == Cosine()
+    assert time_grid("power:0.5") == Power(0.5)
+    assert time_grid("0.2,0.6,1") == Interpolated((0.2, 0.6, 1.0))
+    for text in ("", "cosine:2", "power", "power:-1", "0.5,0.2,1", "0,1", "0.5", "0.5,nan,1", "sine"):
+        with pytest.raises(ValueError, match=r"grid must be|grid needs"):
+            time_grid(text)
+    with pytest.raises(ValueError, match="must begin at 0 and end at 1"):
+        Composed(LINEAR, LogLinear(0.1))

@@ -235,3 +235,27 @@ def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
             loss = objective(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH)))
             assert (loss[:, 0] == 0).all()
             assert two_stream == bool((loss[:, 1:] != 0).any())
+
+
+@pytest.mark.parametrize("two_stream", [False, True], ids=["one canvas", "two streams"])
+def test_documents_in_one_window_are_as_if_alone(two_stream, numbers):
+    """What a network says of one document does not depend on the others that share its window."""
+    end, cut = 0, LENGTH // 2
+    x_0 = torch.randint(1, WORDS, (2, LENGTH), generator=numbers)
+    x_0[:, cut - 1] = end
+    x_0[1, cut:] = x_0[0, cut:]
+    process = Absorbing(WORDS)
+    times, draw = uniform(numbers, 1, LENGTH // 2), uniform(numbers, 1, LENGTH)
+    denoiser = tiny_denoiser(process)
+    answers = []
+    for document_end in (None, end):
+        corruption = Corruption(
+            process, Block(LENGTH, 2, 3), two_stream=two_stream, document_end=document_end
+        )
+        late = torch.full_like(times, 0.99) if not two_stream else times
+        canvas = corruption(x_0, late[:, : corruption.num_times].repeat(2, 1), draw.repeat(2, 1))
+        prediction = canvas.predict(denoiser)
+        answers.append(prediction.log_clean(prediction.everywhere()).view(2, LENGTH, -1)[:, cut:])
+    (mixed, mixed_too), (apart, apart_too) = answers
+    assert not torch.allclose(mixed[..., :WORDS], mixed_too[..., :WORDS])
+    torch.testing.assert_close(apart, apart_too, **TIGHT)
