@@ -15,7 +15,7 @@
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
-from hdlm.sampling.algorithms import ALGORITHMS, algorithm
+from hdlm.sampling.algorithms import ALGORITHMS, EXACT, algorithm
 from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Answer, Chain, Move, Reading, Step, Transform
 from hdlm.sampling.confidence import ByConfidence
@@ -42,6 +42,7 @@ from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK,
 
 __all__ = [
     "ALGORITHMS",
+    "EXACT",
     "AbstractRemaskSchedule",
     "AdaptiveCorrection",
     "Analytic",

@@ -15,7 +15,7 @@ from hdlm.sampling.gibbs import GibbsCorrection
 from hdlm.sampling.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
 from hdlm.sampling.scores import Analytic, Euler
 
-__all__ = ["ALGORITHMS", "algorithm"]
+__all__ = ["ALGORITHMS", "EXACT", "algorithm"]
 
 Builder = Callable[[AbstractNoiseProcess, float], Step]
 
@@ -42,6 +42,17 @@ ALGORITHMS: dict[str, Builder] = {
     "confidence": lambda process, eta: ByConfidence(),
 }
 """Name to builder; a builder takes the denoiser's process and `eta`, the strength of corrections."""
+
+
+EXACT = {
+    "original": "exact as steps get small",
+    "exact": "exact as steps get small",
+    "gibbs": "exact one word at a time, as steps get small",
+    "analytic": "exact as steps get small",
+    "euler": "exact as steps get small",
+    "first_hitting": "exact in any number of steps",
+}
+"""What is exact about the law of an algorithm; those that are not here are heuristics."""
 
 
 def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> Step:

@@ -325,8 +325,9 @@ class Engine:
         row = 0
         for number in groups:
             group = self._groups[number]
-            if int(settled[row]) > group.checked:
-                group.checked = int(settled[row])
+            known = int(settled[row : row + group.size].sum())
+            if known > group.checked:
+                group.checked = known
                 begin = int(self._rows([number])[0])
                 for index in range(group.size):
                     if group.kept[index] is None:

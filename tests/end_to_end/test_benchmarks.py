@@ -33,7 +33,7 @@ def test_every_topic_is_measured(repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_path: Path) -> None:
-    size = [
+    small = [
         "--hidden",
         "16",
         "--blocks",
@@ -46,13 +46,8 @@ def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_pa
         "32",
         "--width",
         "8",
-        "--steps",
-        "8",
-        "32",
-        "--batch",
-        "1",
-        "2",
     ]
+    size = [*small, "--steps", "8", "32", "--batch", "1", "2"]
     numbers = tmp_path / "numbers.json"
     command = [sys.executable, "-m", "benchmarks.sampling", *size, "--json", str(numbers)]
     measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)

@@ -1,0 +1,140 @@
+"""The engine: sequences that come and go, each at its own pace, and what a watcher and a stop see of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import Block, Slide, autoregressive, flat
+from hdlm.process import Absorbing, EpsilonHybrid
+from hdlm.sampling import (
+    AdaptiveCorrection,
+    Analytic,
+    Ancestral,
+    ApproximateCache,
+    Chain,
+    Engine,
+    Finished,
+    Frame,
+    Prompt,
+    View,
+    sample,
+)
+from tests.tiny import tiny_denoiser
+
+WORDS, LENGTH = 7, 8
+CORRECTED = Chain((Ancestral(), AdaptiveCorrection(0.5)))
+
+
+def model() -> Denoiser:
+    return tiny_denoiser(EpsilonHybrid(WORDS, 0.2))
+
+
+def drain(engine: Engine) -> list[Finished]:
+    done: list[Finished] = []
+    with torch.no_grad():
+        while len(engine):
+            done += engine.advance()
+    return done
+
+
+def test_who_comes_later_is_none_the_worse() -> None:
+    """A server's view: requests of three lengths arrive while others are under way."""
+    denoiser, schedule = model(), Block(LENGTH, 2, 3)
+    engine = Engine(denoiser, schedule, CORRECTED, seed=4)
+    done = []
+    with torch.no_grad():
+        for sequence, length in enumerate((8, 5, 2)):
+            engine.add(torch.tensor([sequence]), length=length)
+            for _ in range(3):
+                done += engine.advance()
+    done += drain(engine)
+    assert sorted(len(one.tokens) for one in done) == [2, 5, 8]
+    for one in done:
+        alone = sample(denoiser, Block(one.length, 2, 3), CORRECTED, seed=4, first_sequence=one.sequence)
+        assert torch.equal(one.tokens, alone.tokens[0])
+    with pytest.raises(ValueError, match=r"lie in \[1, 8\]"):
+        engine.add(torch.tensor([0]), length=9)
+
+
+@pytest.mark.parametrize("schedule", [Block(LENGTH, 2, 3), autoregressive(LENGTH)], ids=str)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, together: bool) -> None:
+    def stop(tokens: Tensor) -> int | None:
+        found = (tokens == 5).nonzero()
+        return int(found[0]) + 1 if len(found) else None
+
+    whole, ended = (
+        sample(model(), schedule, CORRECTED, num_sequences=5, seed=1, stop=how, together=together)
+        for how in (None, stop)
+    )
+    for tokens, cut, length in zip(whole.tokens, ended.tokens, ended.lengths.tolist(), strict=True):
+        assert length == (stop(tokens) or LENGTH)
+        assert torch.equal(cut[:length], tokens[:length])
+        assert (cut[length:] == cut[length - 1]).all()
+    assert int(ended.lengths.min()) < LENGTH
+    assert int(ended.evaluations.sum()) < int(whole.evaluations.sum()) or together
+
+
+def test_what_a_watcher_is_told_is_settled_stays() -> None:
+    frames: list[Frame] = []
+    done = sample(model(), Slide(LENGTH, 3, 4), CORRECTED, num_sequences=3, batch_size=2, watch=frames.append)
+    for frame in frames:
+        for sequence, tokens, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
+            assert torch.equal(tokens[:settled], done.tokens[sequence, :settled])
+    shares = [frame.share for frame in frames]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert {int(settled) for frame in frames for settled in frame.settled} > {1, LENGTH}
+
+
+def test_own_pace_saves_calls() -> None:
+    denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), flat(LENGTH, 24)
+    own, step = (
+        sample(denoiser, schedule, Ancestral(), num_sequences=3, together=how) for how in (None, True)
+    )
+    assert torch.equal(own.tokens, step.tokens)
+    assert own.num_evaluations < step.num_evaluations
+    assert int(own.evaluations.max()) <= LENGTH < int(step.evaluations.max())
+
+
+def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> None:
+    """The analytic step reads every mask at every step, and mostly lifts none of them."""
+    schedule = flat(LENGTH, 40)
+    unchanged = sample(tiny_denoiser(Absorbing(WORDS)), schedule, Analytic(), seed=2)
+    assert unchanged.num_evaluations <= LENGTH
+
+
+def test_an_approximate_cache_is_that_and_says_how_far_it_is_off() -> None:
+    """Refreshed at every call it is exact; else logits deviate, the more the longer it is not refreshed."""
+    denoiser, schedule = model(), Block(LENGTH, 2, 2)
+    prompt = Prompt.prefix([1, 2, 3], LENGTH)
+    exact, fresh, stale = (
+        _log_p(denoiser, schedule, prompt, how)
+        for how in (None, ApproximateCache(refresh=1), ApproximateCache())
+    )
+    torch.testing.assert_close(fresh, exact, atol=1e-10, rtol=0)
+    divergence = (exact.exp() * (exact - stale))[..., :-1].sum(-1)
+    assert divergence.min() > -1e-12
+    assert divergence.max() > 1e-6
+    with pytest.raises(ValueError, match="context='full'"):
+        View(approximate=ApproximateCache())
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        ApproximateCache(refresh=0)
+
+
+def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: ApproximateCache | None) -> Tensor:
+    """What the network says of the last block of a text that is written otherwise, word for word."""
+    said = []
+
+    def step(x: Tensor, move) -> Tensor:
+        log_p = move.reading.log_clean(move.moving)
+        if int(move.step.max()) >= schedule.num_steps - 2:
+            said.append(log_p)
+        masked = move.moving & (move.x == WORDS) & (move.s == 0)
+        return torch.where(masked, torch.arange(LENGTH) % WORDS, x)
+
+    sample(denoiser, schedule, step, prompt=prompt, context="full", approximate=how)
+    return torch.stack(said)
