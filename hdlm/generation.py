@@ -7,23 +7,27 @@ for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", s
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
+from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.sampling import (
+    ApproximateCache,
     Frame,
     Generation,
     MinP,
     Prompt,
     RepetitionPenalty,
+    Stop,
     Temperature,
     TopK,
     TopP,
@@ -32,7 +36,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["BLANK", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
+__all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 """What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
@@ -133,6 +137,63 @@ class Settings:
 
 @final
 @dataclass(frozen=True)
+class Ending:
+    """Where a passage may end before its canvas is full.
+
+    Attributes:
+        at_end_of_text: Behind the first token of the checkpoint's that ends a text.
+        strings: Before the first of these in what is written.
+
+    Raises:
+        ValueError: If a string is empty.
+    """
+
+    at_end_of_text: bool = False
+    strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise ValueError("A string to stop at must not be empty.")
+
+    def stop(self, tokenizer: Tokenizer, given: int) -> Stop | None:
+        """The same for the tokens behind the first `given`; None if nothing ends a passage.
+
+        Raises:
+            ValueError: If the tokenizer has no token that ends a text, and one is asked for.
+        """
+        end = tokenizer.vocabulary.eos
+        if self.at_end_of_text and end is None:
+            raise ValueError("The checkpoint's tokenizer has no token that ends a text: nothing to stop at.")
+        if not self.at_end_of_text and not self.strings:
+            return None
+
+        def stop(tokens: Tensor) -> int | None:
+            ids: list[int] = tokens[given:].tolist()
+            found = [ids.index(end) + 1] if self.at_end_of_text and end is not None and end in ids else []
+            if self._begins(tokenizer.decode(ids)) is not None:
+                found.append(
+                    bisect.bisect_left(
+                        range(len(ids)),
+                        True,
+                        key=lambda k: self._begins(tokenizer.decode(ids[:k])) is not None,
+                    )
+                )
+            return given + min(found) if found else None
+
+        return stop
+
+    def cut(self, text: str, prompt: str) -> str:
+        """Text without the string that it stopped at, and what follows."""
+        begins = self._begins(text[len(prompt) :])
+        return text if begins is None else text[: len(prompt) + begins]
+
+    def _begins(self, text: str) -> int | None:
+        places = [text.find(string) for string in self.strings]
+        return min((place for place in places if place >= 0), default=None)
+
+
+@final
+@dataclass(frozen=True)
 class Passage:
     """A text that was written.
 
@@ -140,13 +201,15 @@ class Passage:
         text: The words, the prompt included; documents are separated by a newline.
         tokens: Their ids, the special ones included.
         given: How many tokens of it were given.
-        num_evaluations: Calls of the network for the batch that this passage was in.
+        num_evaluations: Calls of the network for all passages that were written with it.
+        evaluations: Those that this passage took part in.
     """
 
     text: str
     tokens: tuple[int, ...]
     given: int
     num_evaluations: int
+    evaluations: int
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
@@ -192,6 +255,8 @@ def write(
     batch_size: int | None = None,
     seed: int = 0,
     first_sequence: int = 0,
+    ending: Ending = Ending(),
+    approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
 ) -> list[Passage]:
@@ -205,6 +270,8 @@ def write(
         batch_size: How many at a time; it changes no passage.
         seed: Of all randomness.
         first_sequence: Index of the first: with 5, what a longer run has as its sixth.
+        ending: Where passages may end before the canvas is full.
+        approximate: See `hdlm.sampling.ApproximateCache`.
         device: Where the model is.
         watch: Called after every generation step; a `Trace`, say.
 
@@ -213,6 +280,10 @@ def write(
     """
     tokenizer = tokenizer_of(checkpoint)
     given, plan = _given(checkpoint, tokenizer, prompt, settings)
+    num_given = int(given.fixed.sum())
+    stop = ending.stop(tokenizer, num_given)
+    if stop is not None and BLANK.search(prompt):
+        raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
     done = complete(
         checkpoint,
         given,
@@ -222,12 +293,18 @@ def write(
         batch_size=batch_size,
         seed=seed,
         first_sequence=first_sequence,
+        stop=stop,
+        approximate=approximate,
         device=device,
         watch=watch,
     )
-    rows: list[list[int]] = done.tokens.tolist()
-    num_given = int(given.fixed.sum())
-    return [Passage(_text(ids, tokenizer), tuple(ids), num_given, done.num_evaluations) for ids in rows]
+    start = _text(given.tokens[0, :num_given].tolist(), tokenizer)
+    passages = []
+    for tokens, length, evaluations in zip(done.tokens, done.lengths, done.evaluations, strict=True):
+        ids = tokens[: int(length)].tolist()
+        text = ending.cut(_text(ids, tokenizer), start)
+        passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, int(evaluations)))
+    return passages
 
 
 def complete(
@@ -240,6 +317,8 @@ def complete(
     batch_size: int | None = None,
     seed: int = 0,
     first_sequence: int = 0,
+    stop: Stop | None = None,
+    approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
@@ -254,6 +333,8 @@ def complete(
         batch_size: How many at a time; it changes no sequence.
         seed: Of all randomness.
         first_sequence: Index of the first: with 5, what a longer run has as its sixth.
+        stop: Where sequences may end before the canvas is full.
+        approximate: See `hdlm.sampling.ApproximateCache`.
         device: Where the model is.
         watch: Called after every generation step.
 
@@ -278,6 +359,8 @@ def complete(
         noise_schedule=checkpoint.noise_schedule,
         context=checkpoint.context,
         active=checkpoint.active,
+        approximate=approximate,
+        stop=stop,
         device=device,
         watch=watch,
     )

@@ -9,6 +9,8 @@ Examples:
   hdlm sample runs/first --infill "The [MASK] of the [MASK:3] was great."
   hdlm sample runs/first --hyperschedule flat --steps 64 --length 64
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
+  hdlm sample runs/first --prompt "In the beginning" --stream --stop "."
+  hdlm sample runs/first --num 8 --batch-size 4 --explain
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
@@ -28,7 +30,8 @@ from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
 
 if TYPE_CHECKING:
-    from hdlm.generation import Passage, Settings
+    from hdlm.checkpoint import Checkpoint
+    from hdlm.generation import Ending, Passage, Settings
     from hdlm.sampling import Frame, Trace
 
 
@@ -46,6 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_device(parser)
     add_json(parser)
+    fast = parser.add_argument_group("how fast (what is exact is on by default)")
+    fast.add_argument(
+        "--explain",
+        action="store_true",
+        help="say which fast paths were taken, which were exact, and the NFE",
+    )
+    fast.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    fast.add_argument("--stop-at-end", action="store_true", help="end at the token that ends a text")
+    fast.add_argument(
+        "--approximate-cache",
+        type=at_least_one,
+        metavar="K",
+        help="for networks that see both ways: remember settled text, compute all anew every K calls (changes logits)",
+    )
+    parser.add_argument("--stream", action="store_true", help="print text as it settles")
     parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
     parser.add_argument(
         "--trace", action="store_true", help="with --json: every change, its step and its reason"
@@ -94,21 +112,27 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def run(args: argparse.Namespace) -> int:
     """Write and print."""
-    from hdlm.generation import BLANK, write
-    from hdlm.sampling import Trace
+    from hdlm.generation import BLANK, Ending, write
+    from hdlm.sampling import ApproximateCache, Trace
 
     if args.infill is not None and not BLANK.search(args.infill):
         raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
     if args.trace and not args.json:
         raise ValueError("--trace is part of what --json prints: add --json, or look at --replay.")
+    if args.stream and (args.num > 1 or args.json or args.replay):
+        raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
     device = device_of(args)
     checkpoint = open_checkpoint(args, device)
     trace = Trace(checkpoint.vocabulary.mask_id)
-    with steps_bar("writing", shown=not args.json and sys.stderr.isatty()) as tick:
+    ending = Ending(args.stop_at_end, tuple(args.stop))
+    stream = _Stream(checkpoint, ending, args.prompt) if args.stream else None
+    with steps_bar("writing", shown=not (args.json or args.stream) and sys.stderr.isatty()) as tick:
 
         def watch(frame: Frame) -> None:
             if args.replay or args.trace:
                 trace(frame)
+            if stream is not None:
+                stream(frame)
             tick(frame)
 
         passages = write(
@@ -118,11 +142,18 @@ def run(args: argparse.Namespace) -> int:
             num=args.num,
             batch_size=args.batch_size,
             seed=args.seed,
+            ending=ending,
+            approximate=ApproximateCache(args.approximate_cache) if args.approximate_cache else None,
             device=device,
             watch=watch,
         )
+    if args.explain:
+        print(explanation(checkpoint, args, passages), file=sys.stderr)
     if args.json:
         print_json(_document(args, passages, trace))
+        return 0
+    if stream is not None:
+        print()
         return 0
     if args.replay:
         show({f"{args.algorithm}, seed {args.seed}": replay_of(checkpoint, trace, 0)})
@@ -143,6 +174,62 @@ def _document(args: argparse.Namespace, passages: list[Passage], trace: Trace) -
         "seed": args.seed,
         "settings": asdict(settings_of(args)),
         "num_evaluations": passages[0].num_evaluations,
-        "passages": [{"text": p.text, "tokens": p.tokens, "given": p.given} for p in passages],
+        "passages": [
+            {"text": p.text, "tokens": p.tokens, "given": p.given, "num_evaluations": p.evaluations}
+            for p in passages
+        ],
         **changes,
     }
+
+
+def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list[Passage]) -> str:
+    """Which fast paths were taken, which of them were exact, and the number of function evaluations."""
+    from statistics import mean
+
+    from hdlm.generation import planned
+    from hdlm.sampling import EXACT
+
+    infilling = args.infill is not None
+    length = len(passages[0].tokens) if infilling else args.length or checkpoint.length
+    plan = planned(checkpoint, settings_of(args), length, infilling=infilling)
+    if checkpoint.context != "full":
+        cache = f"settled positions are computed once: exact, as context is {checkpoint.context}"
+    elif args.approximate_cache:
+        cache = (
+            f"settled positions are remembered for {args.approximate_cache} calls: APPROXIMATE, logits change"
+        )
+    else:
+        cache = "none, as settled positions see later ones; --approximate-cache K trades exactness for speed"
+    pace = "each sequence goes at its own pace, all share calls of the network: exact"
+    apart = len(passages) > 1 and args.batch_size != 1 and not args.guidance
+    evaluations = mean(passage.evaluations for passage in passages)
+    lines = {
+        "law": f"{args.algorithm}, {EXACT.get(args.algorithm, 'a heuristic')}",
+        "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
+        "draws": "float64 sums in two levels: exact down to the tail",
+        "skips": "the network is not asked in steps that read nothing: exact",
+        "cache": cache,
+        "batch": pace if apart else "one sequence at a time, or all in step",
+        "NFE": f"{passages[0].num_evaluations} calls for {len(passages)}; {evaluations:.1f} a sequence, of "
+        f"{plan.num_steps} steps",
+    }
+    return "\n".join(f"{name:>6}: {text}" for name, text in lines.items())
+
+
+class _Stream:
+    """A watcher that prints what has settled."""
+
+    def __init__(self, checkpoint: Checkpoint, ending: Ending, prompt: str) -> None:
+        from hdlm.generation import tokenizer_of
+
+        self._ending, self._prompt = ending, prompt.strip()
+        self._tokenizer, self._printed = tokenizer_of(checkpoint), ""
+
+    def __call__(self, frame: Frame) -> None:
+        """Print what is new."""
+        ids = frame.after[0, : int(frame.settled[0])].tolist()
+        text = "\n".join(document.strip() for document in self._tokenizer.documents(ids))
+        text = self._ending.cut(text, self._prompt)
+        if text.startswith(self._printed) and not text.endswith("\ufffd"):
+            print(text[len(self._printed) :], end="", flush=True)
+            self._printed = text
