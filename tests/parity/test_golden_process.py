@@ -123,14 +123,14 @@ def test_the_published_inverse_is_ours_for_one_kind_of_noise_only(graph):
     assert worst < 1e-5 if graph.name in RIGHT else worst > 0.01
 
 
-def score_entropy(graph: Graph) -> Tensor:
+def score_entropy(graph: Graph, objective: ScoreEntropy | None = None) -> Tensor:
     """Ours, per unit of total noise, of the published log scores."""
     x_0, x, sigma = graph["x0"], graph["x"], graph["sigma"].double()
     u = -torch.expm1(-sigma)
     canvas = Canvas(x_0, x, t=u, s=u, measure=1 - u, steps=u)
     raw = graph.states(graph["log_score"].double())
     denoiser = FixedAnswer(graph.process, LogScore(scale_by_sigma=False), raw)
-    return ScoreEntropy()(denoiser, canvas)
+    return (objective or ScoreEntropy())(denoiser, canvas)
 
 
 def test_score_entropy_is_exact(graph):
@@ -146,6 +146,14 @@ def test_the_published_score_entropy_is_ours_for_one_kind_of_noise_only(graph):
     both = exact.isfinite() & published.isfinite() & graph["exact_score_entropy_f64"].isfinite()
     worst = float((exact - published)[both].abs().max())
     assert worst < 1e-3 if graph.name in RIGHT else worst > 50
+
+
+def test_the_published_score_entropy_by_option(graph):
+    """FAULTS 1, kept as an option: the rates of the hybrid with the ratios of its two ends."""
+    found, published = score_entropy(graph, ScoreEntropy(ratios="published_code")), graph["score_entropy"]
+    both = found.isfinite() & published.isfinite()
+    assert both.double().mean() > 0.4
+    torch.testing.assert_close(found[both], published.double()[both], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 0.1])

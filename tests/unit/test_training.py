@@ -354,6 +354,12 @@ RECIPE_FAULTS = [
     ({"optimizer": {"matrix_rate": -1}}, r"optimizer\.matrix_rate"),
     ({"process": {"epsilon": 1}}, r"process\.epsilon"),
     ({"warm_start": {"share": 1}}, r"warm_start\.share"),
+    ({"objective": {"type": "NELBO", "score_entropy": "published_code"}}, r"score_entropy.*ScoreEntropy has"),
+    (
+        {"objective": {"type": "ScoreEntropy", "unmasked_weight": "published_code"}},
+        r"unmasked_weight.*WeightedCrossEntropy has",
+    ),
+    ({"objective": {"cross_entropy": 0.5}}, r"objective\.cross_entropy"),
     ({"run": {"steps": "many"}}, r"run\.steps.*int.*many"),
     ({"run": {"compile": 1}}, r"run\.compile.*bool.*1"),
     ({"data": {"corpus": [1]}}, r"data\.corpus.*names"),
