@@ -1,7 +1,7 @@
 """Runs of several processes, as a program: `python tests/train_in_processes.py JOBS`, once for each RANK.
 
 A job is a table: the `recipe`, the `folder`, a step to `stop` after (0 for none; the process with the highest rank is
-the one that is asked to), and a file for what was `reported`.
+the one that is asked to), whether weights are `spread` over the processes, and a file for what was `reported`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
 
-from hdlm.training import Recipe, Session, StepReport, StopRequest, prepare, unfinished
+from hdlm.checkpoint import load_checkpoint
+from hdlm.training import Recipe, Session, StepReport, StopRequest, loop, prepare, unfinished
 
 LIMIT = 240
 
@@ -50,6 +54,8 @@ def carry_out(jobs: list[dict[str, Any]], folder: Path, processes: int = 2) -> l
 
 def _work(job: dict[str, Any]) -> None:
     folder, stop, reports = Path(job["folder"]), StopRequest(), []
+    if job.get("spread"):
+        _spread()
     found = unfinished(folder)
     start = None if found is None else found.checkpoint
     run = prepare(Recipe.from_table(job["recipe"]), torch.device("cpu"), start=start)
@@ -62,9 +68,36 @@ def _work(job: dict[str, Any]) -> None:
             stop(signal.SIGTERM, None)
 
     session.execute(stop, (watch,))
-    if session.trainer.is_main:
+    trainer = session.trainer
+    trainer.wait()
+    saved = load_checkpoint(folder).network.state_dict()
+    spread = any(isinstance(weight, DTensor) for weight in run.denoiser.parameters())
+    assert spread == job.get("spread", False)
+    with trainer.at_rest() as denoiser:
+        assert (denoiser is not None) == trainer.is_main
+        if denoiser is not None:
+            weights = denoiser.backbone.state_dict()
+            assert all(torch.equal(weights[name], value) for name, value in saved.items())
+    if trainer.is_main:
         Path(job["reported"]).write_text(json.dumps(reports))
-    session.trainer.wait()
+    trainer.wait()
+
+
+def _spread() -> None:
+    """Have FSDP2 on processors, which `accelerate` only turns on where each process has an accelerator."""
+
+    def make(**options: Any) -> accelerate.Accelerator:
+        made = accelerate.Accelerator(**options)
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Block"],
+            cpu_ram_efficient_loading=False,
+        )
+        made.state.distributed_type = DistributedType.FSDP
+        return made
+
+    loop.Accelerator = make
 
 
 if __name__ == "__main__":

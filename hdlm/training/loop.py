@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm.data import AbstractWindows
+from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT
 from hdlm.objective import stratified_times
@@ -243,11 +244,12 @@ class Trainer:
         self._accelerator.gradient_accumulation_steps = self._run.accumulation
         began = time.perf_counter() - self.seconds
         before, self._last = None, None
-        while not self._is_over(stop):
-            before, self._last = self._last, self._take_step(stop, began)
-            self._check(before)
-            for watcher in watchers:
-                watcher(self._last)
+        with Prefetch(self._windows) as windows:
+            while not self._is_over(stop):
+                before, self._last = self._last, self._take_step(windows, stop, began)
+                self._check(before)
+                for watcher in watchers:
+                    watcher(self._last)
         self.settle()
         self._loss.eval()
         return self._last
@@ -379,12 +381,13 @@ class Trainer:
         if newest is not None:
             newest.check()
 
-    def _take_step(self, stop: StopRequest, began: float) -> StepReport:
+    def _take_step(self, windows: Prefetch, stop: StopRequest, began: float) -> StepReport:
         """One optimizer step, and what is to be said of it."""
         progress = self._run.progress(self.step, self.seconds)
         part = self._mixture.at(self.step, progress)
         rate = self._settings.rate(progress)
-        loss, norm = self._descend(part, rate)
+        self._expect(part, windows)
+        loss, norm = self._descend(part, rate, windows)
         self.step += 1
         self.sequences += part.batch_size
         news = self._share(loss, norm, stop, time.perf_counter() - began)
@@ -399,11 +402,11 @@ class Trainer:
             wait=news.wait,
         )
 
-    def _descend(self, part: AbstractPart, rate: float) -> tuple[Tensor, Tensor]:
+    def _descend(self, part: AbstractPart, rate: float, windows: Prefetch) -> tuple[Tensor, Tensor]:
         """Move the weights once; this process's mean loss, and the norm of the gradient of the global batch."""
         set_rates(self._optimizers, rate)
         losses = []
-        for batch in self._passes(part):
+        for batch in self._passes(part, windows):
             with self._accelerator.accumulate(self._loss):
                 torch.manual_seed(batch.seed)
                 loss = self._loss(part, batch)
@@ -437,25 +440,35 @@ class Trainer:
             self._votes, self.seconds = readable.values[2:].tolist()
         return news
 
-    def _passes(self, part: AbstractPart) -> Iterator[_Batch]:
+    def _passes(self, part: AbstractPart, windows: Prefetch) -> Iterator[_Batch]:
         """What each pass of this process in one optimizer step is about."""
-        length, pieces = self._windows.length, self._accelerator.num_processes * self._run.accumulation
-        if part.batch_size % pieces:
-            raise ValueError(
-                f"`run.batch_size` must be divisible among {pieces} passes (processes times accumulation); "
-                f"got {part.batch_size}."
-            )
         times = stratified_times(self._randomness, self.step, part.batch_size, part.num_times)
-        size, position = part.batch_size // pieces, torch.arange(length)[None]
-        for turn in range(self._run.accumulation):
-            start = (turn * self._accelerator.num_processes + self._accelerator.process_index) * size
+        position = torch.arange(windows.length)[None]
+        for start, size in self._rows(part):
             row = torch.arange(start, start + size)
             yield _Batch(
-                self._windows.batch(self.sequences + start, size),
+                windows.batch(self.sequences + start, size),
                 times[start : start + size],
                 self._randomness.uniform(row[:, None], self.step, position, stream=_CORRUPTION),
                 int(2**53 * self._randomness.uniform(row[0], self.step, row[0] * 0, stream=_DROPOUT)),
             )
+
+    def _expect(self, part: AbstractPart, windows: Prefetch) -> None:
+        """Have the text of the next step read while this one, of `part`, is under way."""
+        first, step = self.sequences + part.batch_size, self.step + 1
+        for start, size in self._rows(self._mixture.at(step, self._run.progress(step, self.seconds))):
+            windows.expect(first + start, size)
+
+    def _rows(self, part: AbstractPart) -> list[tuple[int, int]]:
+        """Where in the global batch the rows of each pass of this process begin, and how many they are."""
+        processes, turns = self._accelerator.num_processes, self._run.accumulation
+        if part.batch_size % (processes * turns):
+            raise ValueError(
+                f"`run.batch_size` must be divisible among {processes * turns} passes (processes times accumulation); "
+                f"got {part.batch_size}."
+            )
+        size = part.batch_size // (processes * turns)
+        return [((turn * processes + self._accelerator.process_index) * size, size) for turn in range(turns)]
 
 
 def _vote(stop: StopRequest) -> float:

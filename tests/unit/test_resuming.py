@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import resource
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hdlm.__main__ import main
 from hdlm.checkpoint import load_checkpoint
 from hdlm.training import (
     Recipe,
@@ -103,7 +108,7 @@ def test_a_run_goes_on_to_the_bit(text: Path, tmp_path: Path, optimizer: str) ->
 
 def _no_dropout(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     """What dropout drops depends on which rows go together; all else is the same for any number of processes."""
-    return _table(text, network={"dropout": 0.0}, **changes)
+    return _table(text, **{"network": {"dropout": 0.0}, **changes})
 
 
 def _numbers(reports: list[StepReport]) -> list[list[float]]:
@@ -142,6 +147,40 @@ def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None
     weights, alone = (load_checkpoint(tmp_path / name).network.state_dict() for name in ("two", "one"))
     for name, value in weights.items():
         torch.testing.assert_close(value, alone[name], atol=5e-4, rtol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_fsdp_takes_the_same_steps_and_goes_on_from_any_checkpoint(
+    text: Path, tmp_path: Path, optimizer: str
+) -> None:
+    """`accelerate` turns FSDP on only where each process has an accelerator; all behind that switch runs here."""
+    table = _no_dropout(text, optimizer={"name": optimizer}, run={"steps": 12, "save_every": None})
+    one = _numbers(_execute(table, tmp_path / "one"))
+    begun = _numbers(_execute(table, tmp_path / "begun by one", 5))
+    jobs = [
+        {"recipe": table, "folder": str(tmp_path / "spread"), "spread": True, "stop": 5},
+        {"recipe": table, "folder": str(tmp_path / "begun by one"), "spread": True},
+        {"recipe": table, "folder": str(tmp_path / "spread"), "spread": True, "stop": 8},
+    ]
+    first, went_on, then = carry_out(jobs, tmp_path)
+    _close(begun + went_on, one)
+    _close(first + then + _numbers(_execute(table, tmp_path / "spread")), one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_gamma_hybrids(text: Path, tmp_path: Path) -> None:
+    table = _no_dropout(
+        text,
+        network={"dropout": 0.0, "told_noise": True, "blend": True},
+        process={"type": "GammaHybrid", "gamma": 0.1, "noise_schedule": {"type": "LogLinear"}},
+        objective={"type": "ScoreEntropy", "max_weight": 1e4},
+        warm_start={"share": 0.0},
+        run={"steps": 8},
+    )
+    one = _numbers(_execute(table, tmp_path / "one"))
+    [two] = carry_out([{"recipe": table, "folder": str(tmp_path / "two")}], tmp_path)
+    _close(two, one)
 
 
 # -- what is kept ---------------------------------------------------------------------------------------------
@@ -329,3 +368,108 @@ def test_minutes_go_on_where_they_were(text: Path, tmp_path: Path) -> None:
     assert found.state.seconds > 0
     session = Session(_run(table, found), tmp_path, found)
     assert session.trainer.seconds == found.state.seconds
+
+
+# -- real processes -------------------------------------------------------------------------------------------
+
+_RECIPE = """
+[data]
+corpus = {text}
+vocabulary = 270
+context = 16
+validation = 0.1
+[network]
+hidden_size = 16
+num_blocks = 1
+num_heads = 2
+dropout = 0.1
+[[mixture]]
+hyperschedule = {{ type = "Block", width = 4, num_levels = 4 }}
+[optimizer]
+name = "{optimizer}"
+[run]
+steps = {steps}
+batch_size = 4
+accumulation = 2
+precision = "no"
+save_steps = 3
+[watch]
+log_every = 1
+"""
+
+
+def _recipe(text: Path, folder: Path, steps: int, optimizer: str = "muon") -> Path:
+    file = folder / f"{optimizer}-{steps}.toml"
+    file.write_text(_RECIPE.format(text=json.dumps([str(text)]), steps=steps, optimizer=optimizer))
+    return file
+
+
+def _begin(recipe: Path, output: Path) -> subprocess.Popen[str]:
+    """`hdlm train --resume` in a process of its own."""
+    words = ["train", "--recipe", recipe, "--output", output, "--resume"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "hdlm", *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for(process: subprocess.Popen[str], log: Path, steps: int) -> bool:
+    """Wait until a run has logged so many steps; False if it ends before."""
+    deadline = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.is_file() and len(log.read_bytes().splitlines()) >= steps:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.slow
+def test_a_scheduler_stops_a_run_and_starts_it_again(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, output = _recipe(text, tmp_path, 150), tmp_path / "run"
+    process = _begin(recipe, output)
+    assert _wait_for(process, output / "metrics.jsonl", 5)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+    assert "stopped by SIGTERM" in out
+    assert "--resume" in out
+    stopped = Shelf(output).steps()[-1]
+    assert load_checkpoint(output).training["steps"] == stopped
+    assert main(["train", "--recipe", str(recipe), "--output", str(output)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", "--output", str(output), "--resume", "--steps", "9"]) == 2
+    assert "`run.steps` was 150 and is 9" in capsys.readouterr().err
+    table = Recipe.load(recipe).to_table()
+    rest, whole = _execute(table, output), _execute(table, tmp_path / "whole")
+    assert [report.loss for report in rest] == [report.loss for report in whole[stopped:]]
+    _same(output, tmp_path / "whole")
+    assert main(["train", "--output", str(output), "--resume"]) == 2
+    assert "come to its end, after 150 steps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    text: Path, tmp_path: Path, optimizer: str
+) -> None:
+    recipe, output = _recipe(text, tmp_path, 120, optimizer), tmp_path / "run"
+    chance, kills, log = random.Random(optimizer), 0, output / "metrics.jsonl"
+    while True:
+        process = _begin(recipe, output)
+        before = len(log.read_bytes().splitlines()) if log.is_file() else 0
+        if not _wait_for(process, log, before + chance.randrange(5, 25)):
+            break
+        time.sleep(0.05 * chance.random())
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert kills >= 3
+    _execute(Recipe.load(recipe).to_table(), tmp_path / "whole")
+    _same(output, tmp_path / "whole")
+    assert [json.loads(line).get("step") for line in log.read_text().splitlines()] == list(range(1, 121))
