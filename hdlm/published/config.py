@@ -320,7 +320,7 @@ class Config:
         return {
             "data": {
                 "corpus": (self._named(self.data.train, "train"),),
-                "validation_corpus": (self._named(self.data.valid, "validation"),),
+                "validation_corpus": self._validation(),
                 "vocabulary": self.tokenizer.tokens,
                 "tokenizer": self.tokenizer.model,
                 "context": length,
@@ -455,6 +455,11 @@ class Config:
             }
         unmasked = 0.0 if self.training.loss_type == "standard" else _or(self.training.unmasked, 1.0)
         return {"type": "WeightedCrossEntropy", "max_weight": cap, "unmasked": unmasked}
+
+    def _validation(self) -> tuple[str, ...]:
+        """None of its own where it comes with the training text: a folder of shards has set some aside."""
+        train, valid = self.data.train, self.data.valid
+        return () if valid == train and valid not in NAMED else (self._named(valid, "validation"),)
 
     @staticmethod
     def _named(name: str, part: str) -> str:

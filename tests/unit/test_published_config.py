@@ -183,6 +183,7 @@ ACTING = [
     ("epsilon_hdlm", "+training.seed=3", "run.seed", 3),
     ("epsilon_hdlm", "tokenizer.model=train", "data.tokenizer", "train"),
     ("epsilon_hdlm", "data.train=book.txt", "data.corpus", ("book.txt",)),
+    ("epsilon_hdlm", "data.train=shards data.valid=shards", "data.validation_corpus", ()),
     ("epsilon_hdlm", "data.valid=ptb", "data.validation_corpus", ("ptb:validation",)),
     ("gamma_hdlm", "graph.gamma=0.3", "process.gamma", 0.3),
     ("gamma_hdlm", "graph.type=absorb", "process.gamma", 0.0),
