@@ -11,10 +11,12 @@
 | `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
+| `ByThreshold`, `ByEntropy` | as many words a call as are sure | heuristic |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
+from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.algorithms import ALGORITHMS, EXACT, algorithm
 from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Answer, Chain, Move, Reading, Step, Transform
@@ -50,6 +52,8 @@ __all__ = [
     "Answer",
     "ApproximateCache",
     "ByConfidence",
+    "ByEntropy",
+    "ByThreshold",
     "Cap",
     "Chain",
     "Change",

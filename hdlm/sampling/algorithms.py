@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from hdlm.process import Absorbing, AbstractNoiseProcess
+from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Chain, Step, words_wait
 from hdlm.sampling.confidence import ByConfidence
@@ -40,8 +41,11 @@ ALGORITHMS: dict[str, Builder] = {
     "euler": lambda process, eta: Euler(),
     "first_hitting": lambda process, eta: FirstHitting(_walk(process)),
     "confidence": lambda process, eta: ByConfidence(),
+    "threshold": lambda process, eta: ByThreshold(1 - eta),
+    "entropy": lambda process, eta: ByEntropy(eta),
 }
-"""Name to builder; a builder takes the denoiser's process and `eta`, the strength of corrections."""
+"""Name to builder; a builder takes the denoiser's process and `eta`: the strength of corrections, or how unsure a word
+may be that is written."""
 
 
 EXACT = {
@@ -61,7 +65,8 @@ def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> St
     Args:
         name: One of `ALGORITHMS`.
         process: The denoiser's process.
-        eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any.
+        eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any; for `threshold` and
+            `entropy`, 1 minus the threshold, and the bound in nats.
 
     Raises:
         ValueError: If the name is unknown or `eta` out of range.

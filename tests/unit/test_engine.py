@@ -8,12 +8,15 @@ from torch import Tensor
 
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import Block, Slide, autoregressive, flat
+from hdlm.parameterization import Mean
 from hdlm.process import Absorbing, EpsilonHybrid
 from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
     Ancestral,
     ApproximateCache,
+    ByEntropy,
+    ByThreshold,
     Chain,
     Engine,
     Finished,
@@ -22,7 +25,7 @@ from hdlm.sampling import (
     View,
     sample,
 )
-from tests.tiny import tiny_denoiser
+from tests.tiny import FixedAnswer, tiny_denoiser
 
 WORDS, LENGTH = 7, 8
 CORRECTED = Chain((Ancestral(), AdaptiveCorrection(0.5)))
@@ -138,3 +141,25 @@ def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: Approximate
 
     sample(denoiser, schedule, step, prompt=prompt, context="full", approximate=how)
     return torch.stack(said)
+
+
+@pytest.mark.parametrize(
+    ("one_at_a_time", "all_at_once"),
+    [(ByThreshold(1.0), ByThreshold(0.0)), (ByEntropy(0.0), ByEntropy(99.0))],
+)
+def test_adaptive_decoding_asks_as_often_as_it_is_unsure(one_at_a_time, all_at_once) -> None:
+    denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), Block(LENGTH, 4, 1)
+    slow, fast = (sample(denoiser, schedule, step, num_sequences=3) for step in (one_at_a_time, all_at_once))
+    assert slow.evaluations.tolist() == [LENGTH] * 3
+    assert fast.evaluations.tolist() == [2] * 3
+    assert (torch.cat([slow.tokens, fast.tokens]) < WORDS).all()
+
+
+def test_a_bound_on_entropy_is_kept() -> None:
+    """Entropies 0.1, 0.2 and 0.5: with a bound of 0.1 the second goes with the first, with 0.3 all go."""
+    coins = {0.1: 0.0203, 0.2: 0.0492, 0.5: 0.1997}
+    odds = torch.tensor([[share, 1 - share] for share in coins.values()], dtype=torch.float64)
+    raw = torch.cat([odds.log(), torch.full((3, 1), -torch.inf)], 1)
+    for bound, calls in ((0.05, 3), (0.11, 2), (0.31, 1)):
+        told = FixedAnswer(Absorbing(2), Mean(), raw)
+        assert sample(told, flat(3, 1), ByEntropy(bound)).num_evaluations == calls

@@ -1,0 +1,98 @@
+"""Adaptive parallel decoding: as many words at once as the model is sure of, so that easy text takes few calls.
+
+Heuristics: words written together are drawn as if they were independent, which is nearly true where the model is sure,
+and their order is the model's and not that of the noise. Every call writes at least one word in each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.sampling.base import Move, require_masks
+from hdlm.sampling.draws import draw_index
+
+__all__ = ["ByEntropy", "ByThreshold"]
+
+_MODEL = 0
+_Sure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class ByThreshold:
+    """Writes every word whose probability reaches a threshold, and the likeliest in any case (Fast-dLLM, 2505.22618).
+
+    All masks of a move are written in it, however small its share of the schedule: use few, large moves.
+
+    Attributes:
+        threshold: In [0, 1]; 1 writes one word at a time (but what is certain), 0 all at once.
+    """
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` of confidence must lie in [0, 1]; got {self.threshold}.")
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        return _write(x, move, self._sure)
+
+    def _sure(self, log_p: Float[Tensor, "n v"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        best = torch.full(masked.shape, -torch.inf, dtype=log_p.dtype, device=masked.device)
+        best[masked] = log_p.amax(-1)
+        return (masked & (best.exp() >= self.threshold)) | _first(best, masked)
+
+
+@final
+@dataclass(frozen=True)
+class ByEntropy:
+    """Writes the words of least entropy as long as what they might say of one another is bounded (2505.24857).
+
+    The entropies of all but the largest among them add up to at most `bound`, which bounds their mutual information.
+
+    Attributes:
+        bound: In nats, at least 0; 0 writes one word at a time.
+    """
+
+    bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bound < float("inf"):
+            raise ValueError(f"`bound` of the entropy must lie in [0, inf); got {self.bound}.")
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        return _write(x, move, self._sure)
+
+    def _sure(self, log_p: Float[Tensor, "n v"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        entropy = torch.full(masked.shape, torch.inf, dtype=log_p.dtype, device=masked.device)
+        entropy[masked] = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+        ordered, order = entropy.sort(dim=1, stable=True)
+        before = ordered.cumsum(1) - ordered
+        within = torch.zeros_like(masked).scatter(1, order, before.nan_to_num(torch.inf) <= self.bound)
+        return (within & masked) | _first(-entropy, masked)
+
+
+def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]:
+    """Ask and write until no mask of the move is left."""
+    require_masks(move.process, "Adaptive decoding")
+    asked = replace(move, x=x)
+    while asked.masked.any():
+        masked = asked.masked
+        log_p = asked.reading.log_clean(masked)
+        chosen = sure(log_p, masked)
+        new = asked.x.clone()
+        new[chosen] = draw_index(log_p[chosen[masked]].exp(), move.uniform(_MODEL)[chosen])
+        asked = replace(asked, x=new)
+    return asked.x
+
+
+def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    """The mask of the greatest score in each sequence that has one."""
+    best = score.masked_fill(~masked, -torch.inf).argmax(1, keepdim=True)
+    return masked & torch.zeros_like(masked).scatter(1, best, True)
