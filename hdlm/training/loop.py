@@ -143,7 +143,7 @@ class _News:
     @classmethod
     def of(cls, values: Tensor) -> _News:
         """Send numbers off."""
-        if values.device.type != "cuda":
+        if not values.is_cuda:
             return cls(values.cpu(), lambda: None)
         arrived = torch.cuda.Event()
         host = values.to("cpu", non_blocking=True)
@@ -428,7 +428,7 @@ class Trainer:
             self.seconds = now
             return _News.of(torch.stack([loss, norm]))
         mine = torch.tensor([_vote(stop), now if self.is_main else 0.0], dtype=torch.float64)
-        if loss.device.type == "cuda":
+        if loss.is_cuda:
             mine = mine.pin_memory()
         share = (loss / self._accelerator.num_processes).double()[None]
         both = torch.cat([share, mine.to(loss.device, non_blocking=True)])
