@@ -20,6 +20,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
+from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
 from hdlm.sampling import (
     ApproximateCache,
     Frame,
@@ -54,7 +55,8 @@ class Settings:
         hyperschedule: `"autoregressive"`, `"flat"`, `"block"`, `"slide"` or `"wave"`; by default the one that the
             checkpoint lists first, or the widest one for infilling.
         width: Positions that are written together.
-        steps: Steps that each position takes from noise to word.
+        steps: Steps that each position takes from noise to word; by default as many as the grid lists.
+        grid: When they are; see `hdlm.noise_schedule.time_grid`. Evenly spread by default.
         length: Positions on the canvas, at most the context of the network.
         temperature: See `Temperature`; 1 leaves the model as it is.
         top_k: See `TopK`.
@@ -69,6 +71,7 @@ class Settings:
     hyperschedule: str | None = None
     width: int | None = None
     steps: int | None = None
+    grid: str | None = None
     length: int | None = None
     temperature: float = 1.0
     top_k: int | None = None
@@ -92,6 +95,10 @@ class Settings:
             chosen.append(MinP(self.min_p))
         return tuple(chosen)
 
+    def noise(self, trained: AbstractNoiseSchedule) -> AbstractNoiseSchedule:
+        """The noise schedule to write along: the trained one, at the times of the grid."""
+        return trained if self.grid is None else Composed(trained, time_grid(self.grid))
+
     def plan(self, trained: tuple[AbstractHyperschedule, ...], length: int) -> AbstractHyperschedule:
         """The hyperschedule to write along.
 
@@ -102,7 +109,9 @@ class Settings:
         Raises:
             ValueError: If the name is unknown, or a width or a number of steps is out of range.
         """
-        unused = {"autoregressive": ("width", "steps"), "flat": ("width",)}.get(self.hyperschedule or "", ())
+        unused = {"autoregressive": ("width", "steps", "grid"), "flat": ("width",)}.get(
+            self.hyperschedule or "", ()
+        )
         for name in unused:
             if getattr(self, name) is not None:
                 raise ValueError(
@@ -116,7 +125,9 @@ class Settings:
         model = trained[0] if trained else None
         if self.hyperschedule is None and isinstance(model, Table):
             return self._as_it_is(model, length)
-        steps = self.steps if self.steps is not None else getattr(model, "num_levels", None)
+        grid = None if self.grid is None else time_grid(self.grid)
+        listed = len(grid.values) if isinstance(grid, Interpolated) else getattr(model, "num_levels", None)
+        steps = self.steps if self.steps is not None else listed
         if steps is None or (model is None and self.hyperschedule is None):
             raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
         if self.hyperschedule == "flat":
@@ -356,7 +367,7 @@ def complete(
         first_sequence=first_sequence,
         prompt=given if given.fixed.any() else None,
         transforms=settings.transforms(),
-        noise_schedule=checkpoint.noise_schedule,
+        noise_schedule=settings.noise(checkpoint.noise_schedule),
         context=checkpoint.context,
         active=checkpoint.active,
         approximate=approximate,

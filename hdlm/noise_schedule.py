@@ -4,11 +4,16 @@ A noise process is a function of `u` alone (`hdlm.process`); a schedule says whe
 `fraction(t)` rises with `t` from (about) 0 to (about) 1. The *total noise* is `sigma = -log(1 - u)`, so for the
 processes that speak of rates (SEDD, gamma-hybrid) `u = 1 - exp(-sigma)`, and for those that speak of masking
 probabilities (MDLM, epsilon-hybrid) `u = 1 - alpha`.
+
+A *time grid* of a sampler is such a map too: it sends the even steps `k / K` to the times that are visited instead. To
+write with few steps that are not evenly spread, sample along `Composed(trained, grid)`: what changes is when steps
+happen, and nothing else.
 """
 
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from dataclasses import dataclass
 from typing import final
@@ -20,14 +25,17 @@ from torch import Tensor
 __all__ = [
     "LINEAR",
     "AbstractNoiseSchedule",
+    "Composed",
     "ConstantRate",
     "Cosine",
     "CosinePower",
     "Geometric",
+    "Interpolated",
     "Linear",
     "LogLinear",
     "Logarithmic",
     "Power",
+    "time_grid",
     "total_noise",
 ]
 
@@ -253,6 +261,109 @@ class Geometric(AbstractNoiseSchedule):
 
     def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return torch.log(total_noise(u) / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+
+@final
+@dataclass(frozen=True)
+class Interpolated(AbstractNoiseSchedule):
+    """Given values at even times, `u(k / K) = values[k - 1]`, and straight lines between them.
+
+    Attributes:
+        values: `K` numbers that rise from above 0 to exactly 1.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ends = [0.0, *self.values]
+        if len(ends) < 2 or ends[-1] != 1 or not all(a < b for a, b in itertools.pairwise(ends)):
+            raise ValueError(
+                f"A grid needs numbers that rise from above 0 to exactly 1, as 0.2,0.6,1; got {list(self.values)}."
+            )
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self._line(t, self._times(t), self._values(t))
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        times, values = self._times(t), self._values(t)
+        part = self._part(t, times)
+        return (values[part + 1] - values[part]) / (times[part + 1] - times[part])
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self._line(u, self._values(u), self._times(u))
+
+    def _times(self, like: Tensor) -> Tensor:
+        count = torch.arange(len(self.values) + 1, dtype=like.dtype, device=like.device)
+        return count / len(self.values)
+
+    def _values(self, like: Tensor) -> Tensor:
+        return torch.tensor([0.0, *self.values], dtype=like.dtype, device=like.device)
+
+    def _part(self, at: Tensor, knots: Tensor) -> Tensor:
+        """Which piece each number lies in; a knot begins its piece."""
+        return (torch.searchsorted(knots, at.contiguous(), right=True) - 1).clamp(0, len(self.values) - 1)
+
+    def _line(self, at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+        part = self._part(at, knots)
+        return torch.lerp(
+            values[part], values[part + 1], (at - knots[part]) / (knots[part + 1] - knots[part])
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Composed(AbstractNoiseSchedule):
+    """`u(t) = outer(inner(t))`: the noise of `outer` at the times of the grid `inner`.
+
+    Attributes:
+        outer: How fast noise came in training.
+        inner: The grid, from [0, 1] onto [0, 1].
+    """
+
+    outer: AbstractNoiseSchedule
+    inner: AbstractNoiseSchedule
+
+    def __post_init__(self) -> None:
+        ends = self.inner.fraction(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        if not torch.allclose(ends, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-12):
+            raise ValueError(
+                f"A grid must begin at 0 and end at 1; {self.inner!r} goes from {float(ends[0])} to {float(ends[1])}."
+            )
+
+    def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.outer.fraction(self.inner.fraction(t))
+
+    def rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.outer.rate(self.inner.fraction(t)) * self.inner.rate(t)
+
+    def time(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.inner.time(self.outer.time(u))
+
+
+def time_grid(text: str) -> AbstractNoiseSchedule:
+    """The time grid that a text describes.
+
+    Args:
+        text: `"uniform"`; `"cosine"`, which begins with small steps (MaskGIT, arXiv 2202.04200); `"power:P"`, which
+            visits `(k / K)^P`; or the times themselves after 0, as `"0.2,0.6,1"`, which other numbers of steps follow
+            along straight lines.
+
+    Raises:
+        ValueError: If it describes none.
+    """
+    name, _, exponent = text.partition(":")
+    try:
+        if name in ("uniform", "cosine") and not exponent:
+            return LINEAR if name == "uniform" else Cosine()
+        if name == "power":
+            return Power(float(exponent))
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"a grid must be uniform, cosine, power:P with P above 0, or times that rise to 1, as 0.2,0.6,1; "
+            f"got {text!r}."
+        ) from None
+    return Interpolated(numbers)
 
 
 def _check_floor(floor: float) -> None:

@@ -83,6 +83,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--width", type=at_least_one, help="positions that are written together")
     how.add_argument("--steps", type=at_least_one, help="steps that a position takes from noise to word")
     how.add_argument(
+        "--grid",
+        metavar="GRID",
+        help="when the steps are: uniform (default), cosine, power:P, times as 0.2,0.6,1, or a file of `hdlm tune`",
+    )
+    how.add_argument(
         "--length", type=at_least_one, help="positions on the canvas (default: the model's context)"
     )
     how.add_argument(
@@ -107,7 +112,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     from hdlm.generation import Settings
 
-    return Settings(**{option.name: getattr(args, option.name) for option in fields(Settings)})
+    values = {option.name: getattr(args, option.name) for option in fields(Settings)}
+    if args.grid is not None:
+        from hdlm.evaluation.grids import grid_text
+
+        values["grid"] = grid_text(args.grid, args.steps)
+    return Settings(**values)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,179 @@
+"""Few-step grids: the best there is on a profile, the same text in the end, and files that hold them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from hdlm import EpsilonHybrid, Settings, flat, sample
+from hdlm.cli import main
+from hdlm.denoiser import Context
+from hdlm.evaluation import grids
+from hdlm.evaluation.grids import Profile, grid_text
+from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
+from hdlm.process import Absorbing
+from hdlm.sampling import Ancestral, FirstHitting
+from hdlm.verification import ExactDenoiser, agreeing_world, chain, text_law
+
+MODEL = "kjv-epsilon-4m"
+WORLD = agreeing_world(3, 3)
+EVEN = torch.arange(1, 5, dtype=torch.float64) / 4
+
+
+SMALL = agreeing_world(2, 2)
+
+
+def law(world, steps, grid, process):
+    """What is written, by summing over all canvases."""
+    schedule = Composed(LINEAR, grid)
+    plan = flat(world.length, steps)
+    (*_, last) = chain(ExactDenoiser(world, process), plan, noise_schedule=schedule)
+    return text_law(last, world.num_words, world.length)
+
+
+@pytest.mark.parametrize("process", [Absorbing(2), EpsilonHybrid(2, 0.2)], ids=repr)
+@pytest.mark.parametrize("grid", [Cosine(), Power(0.5), Power(2.0), Interpolated((0.3, 0.4, 1.0))], ids=repr)
+def test_every_grid_comes_to_the_same_text_in_many_steps(grid, process):
+    """A grid says when steps happen, not what is written."""
+    even, few, many = (
+        law(SMALL, steps, one, process) for steps, one in ((30, LINEAR), (2, grid), (30, grid))
+    )
+    few_off, off = (few - even).abs().sum(), (many - even).abs().sum()
+    assert off < 0.05
+    assert off < few_off / 3
+
+
+@pytest.mark.parametrize("step", [Ancestral(), FirstHitting()], ids=repr)
+def test_the_even_grid_is_what_there_was(step):
+    """Token for token, named or listed."""
+    denoiser = ExactDenoiser(WORLD, Absorbing(3))
+    plain = sample(denoiser, flat(3, 4), step, num_sequences=50, noise_schedule=LogLinear(1e-3)).tokens
+    for grid in (time_grid("uniform"), Interpolated(tuple(EVEN.tolist()))):
+        noise = Composed(LogLinear(1e-3), grid)
+        found = sample(denoiser, flat(3, 4), step, num_sequences=50, noise_schedule=noise).tokens
+        assert torch.equal(found, plain)
+
+
+def test_settings_have_a_grid():
+    settings = Settings(hyperschedule="flat", grid="0.2,0.6,1")
+    assert settings.plan((), 8) == flat(8, 3)
+    assert settings.noise(LogLinear(1e-3)) == Composed(LogLinear(1e-3), Interpolated((0.2, 0.6, 1.0)))
+    assert Settings().noise(LINEAR) is LINEAR
+    with pytest.raises(ValueError, match="`grid` means nothing"):
+        Settings(hyperschedule="autoregressive", grid="cosine").plan((), 8)
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Few enough candidates to try all grids."""
+    monkeypatch.setattr(grids, "_CANDIDATES", 12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 12])
+def test_no_grid_is_better(coarse, steps):
+    generator = torch.Generator().manual_seed(steps)
+    curve = torch.rand(1, 9, generator=generator, dtype=torch.float64).cumsum(1)
+    profile = Profile(curve)
+    inner = itertools.combinations(range(1, 12), steps - 1)
+    least = min(profile.gap([*(place / 12 for place in places), 1.0]).value for places in inner)
+    best = profile.best(steps)
+    assert len(best) == steps
+    assert best[-1] == 1
+    assert profile.gap(best).value == pytest.approx(least, abs=1e-12)
+
+
+def test_the_gap_is_what_the_steps_cost():
+    """One step costs the last value less the mean; a flat profile costs nothing however it is gone along."""
+    curve = torch.tensor([[1.0, 2.0, 4.0, 5.0]])
+    assert Profile(curve).gap([1.0]).value == pytest.approx(5 - 3)
+    assert Profile(torch.full((2, 6), 3.0)).gap([0.25, 0.5, 1.0]).value == pytest.approx(0, abs=1e-12)
+    many = [k / 256 for k in range(1, 257)]
+    assert 0 < Profile(curve).gap(many).value < 0.01
+
+
+@pytest.mark.parametrize("grid", [(1.0,), (0.5, 1.0), (0.25, 0.5, 0.75, 1.0)], ids=str)
+def test_the_gap_bounds_how_far_the_text_is_off(grid):
+    """On a world whose profile is known exactly, for its ancestral sampler."""
+    process = Absorbing(3)
+    denoiser = ExactDenoiser(WORLD, process)
+    nats = 3 * Profile(exact_profile(denoiser)).gap(grid).value
+    drawn = law(WORLD, len(grid), Interpolated(grid), process)
+    data = WORLD.law
+    off = torch.xlogy(data, data / drawn).nan_to_num().sum()
+    assert 0 < float(off) <= nats + 1e-9
+
+
+def exact_profile(denoiser):
+    """Nats a token by the number of masks: an expectation over all texts and all ways to mask."""
+    texts = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    data = WORLD.law
+    found = []
+    for count in (1, 2, 3):
+        costs = []
+        for masked in itertools.combinations(range(3), count):
+            x = texts.clone()
+            x[:, masked] = 3
+            noise = torch.where(x == 3, 0.5, 0.0).double()
+            prediction = denoiser.predict(x, noise, Context())
+            log_p = prediction.log_clean(prediction.everywhere()).view(27, 3, -1)
+            own = log_p.gather(2, texts[..., None])[..., 0][:, masked].mean(1)
+            costs.append(-(data * own.nan_to_num(neginf=0.0)).sum())
+        found.append(torch.stack(costs).mean())
+    return torch.stack(found)[None]
+
+
+def test_chance_does_not_make_a_profile_fall():
+    values = torch.tensor([5.0, 1.0, 2.0, 4.0, 3.0]).double()
+    found = grids._rising(values)
+    torch.testing.assert_close(found, torch.tensor([13 / 6, 13 / 6, 13 / 6, 31 / 9, 31 / 9]).double())
+
+
+def test_a_file_of_grids(tmp_path):
+    path = tmp_path / "grids.json"
+    path.write_text("[0.2, 0.6, 1]")
+    assert grid_text(str(path), None) == grid_text(str(path), 3) == "0.2,0.6,1.0"
+    path.write_text('{"grids": {"2": [0.5, 1], "3": [0.2, 0.6, 1]}}')
+    assert grid_text(str(path), 2) == "0.5,1.0"
+    for steps in (None, 4):
+        with pytest.raises(ValueError, match=r"grids of 2, 3 steps: choose one by --steps"):
+            grid_text(str(path), steps)
+    for wrong in ("{}", "7", '{"grids": {"2": 1}}', "not JSON"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="has no grids"):
+            grid_text(str(path), 2)
+    assert grid_text("cosine", 4) == "cosine"
+    assert main(["sample", MODEL, "--grid", str(tmp_path / "none.json")]) == 2
+
+
+def test_a_grid_is_learned_and_used(tmp_path, capsys):
+    text, file = tmp_path / "text.txt", tmp_path / "grids.json"
+    text.write_text(
+        "And the LORD said unto Moses, Speak unto the children of Israel, and say unto them. " * 9
+    )
+    tune = ["tune", MODEL, "--data", str(text), "--length", "16", "--steps", "2", "4", "-o", str(file)]
+    assert main(tune) == 0
+    assert "learned" in capsys.readouterr().out
+    document = json.loads(file.read_text())
+    assert [len(document["grids"][steps]) for steps in ("2", "4")] == [2, 4]
+    assert len(document["profile"]) == 15
+    assert set(document["gaps"]["4"]) == {"uniform", "cosine", "learned"}
+    again = [
+        "sample",
+        MODEL,
+        "--hyperschedule",
+        "flat",
+        "--length",
+        "16",
+        "--json",
+        "--algorithm",
+        "original",
+    ]
+    assert main([*again, "--steps", "4", "--grid", str(file)]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["grid"] == ",".join(map(str, document["grids"]["4"]))
+    assert main([*again, "--steps", "3", "--grid", str(file)]) == 2
+    assert "grids of 2, 4 steps" in capsys.readouterr().err
+    assert main([*tune, "--length", "400"]) == 2
