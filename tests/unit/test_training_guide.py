@@ -68,7 +68,9 @@ def test_the_tables_are_those_of_the_recipe_classes(name: str) -> None:
     (section,) = (part for part in parts if part.startswith((f"`[{name}]`", f"`[[{name}]]`")))
     written = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, flags=re.M))
     expected = _rows(_settings()[name])
-    assert written == {option: default for option, (default, _) in expected.items()}, "see the docstring"
+    assert written == {option: default for option, (default, _) in expected.items()}, (
+        "`python tests/unit/test_training_guide.py` writes them"
+    )
     undocumented = [option for option, (_, meaning) in expected.items() if not meaning]
     assert not undocumented
 
