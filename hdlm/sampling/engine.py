@@ -343,14 +343,19 @@ class Engine:
             if int(self._n[own[0]]) < group.end and None in group.kept:
                 staying.append(number)
                 continue
-            for row, kept in zip(own.tolist(), group.kept, strict=True):
-                length = group.length if kept is None else kept
-                tokens = self._x[row, : group.length].clone()
-                if (tokens[:length] >= self._denoiser.process.num_words).any():
-                    raise RuntimeError(
-                        f"{self._step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
-                    )
-                done.append(Finished(int(self._sequence[row]), tokens, length, group.evaluations))
+            lengths = [group.length if kept is None else kept for kept in group.kept]
+            tokens = self._x[own, : group.length]
+            counts = self._positions[: group.length] < torch.tensor(lengths, device=own.device)[:, None]
+            if (counts & (tokens >= self._denoiser.process.num_words)).any():
+                raise RuntimeError(
+                    f"{self._step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
+                )
+            done += [
+                Finished(sequence, row, length, group.evaluations)
+                for sequence, row, length in zip(
+                    self._sequence[own].tolist(), tokens.unbind(), lengths, strict=True
+                )
+            ]
         if done:
             left = self._rows(staying)
             self._x, self._n, self._fixed = self._x[left], self._n[left], self._fixed[left]
