@@ -43,7 +43,6 @@ class Generation:
     evaluations: Int[Tensor, " n"]
 
 
-@torch.no_grad()
 def sample(
     denoiser: AbstractDenoiser,
     hyperschedule: AbstractHyperschedule,
@@ -116,18 +115,26 @@ def sample(
         watch=watch,
     )
     together = not denoiser.packs if together is None else together
-    done: list[Finished] = []
-    begin = 0
-    while begin < num_sequences or len(engine):
-        room = (0 if len(engine) else size) if together else size - len(engine)
-        rows = torch.arange(begin, min(begin + room, num_sequences), device=device)
-        if len(rows):
-            tokens, fixed = _rows_of(prompt, rows)
-            engine.add(rows + first_sequence, tokens=tokens, fixed=fixed, together=together)
-            begin += len(rows)
-            engine.awaited = num_sequences - begin
-        done += engine.advance()
+    rows = torch.arange(num_sequences, device=device)
+    with torch.no_grad():
+        done = _drive(engine, rows, first_sequence, prompt, size, together)
     return _in_order(done, engine.num_evaluations)
+
+
+def _drive(
+    engine: Engine, rows: Int[Tensor, " n"], first: int, prompt: Prompt | None, size: int, together: bool
+) -> list[Finished]:
+    """Keep the engine full until all sequences are finished."""
+    done: list[Finished] = []
+    while len(rows) or len(engine):
+        room = (0 if len(engine) else size) if together else size - len(engine)
+        batch, rows = rows[:room], rows[room:]
+        if len(batch):
+            tokens, fixed = _rows_of(prompt, batch)
+            engine.add(batch + first, tokens=tokens, fixed=fixed, together=together)
+            engine.awaited = len(rows)
+        done += engine.advance()
+    return done
 
 
 def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
