@@ -1,0 +1,46 @@
+"""`hdlm sample`: it says how fast it was and what was exact, streams, and stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hdlm.cli import main
+
+MODEL = ["sample", "kjv-epsilon-4m", "--prompt", "And the LORD said", "--length", "24"]
+
+
+def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*MODEL, "--num", "2", "--explain", "--json", "--steps", "2"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    evaluations = [passage["num_evaluations"] for passage in document["passages"]]
+    assert (
+        f"NFE: {document['num_evaluations']} calls for 2; {sum(evaluations) / 2:.1f} a sequence" in said.err
+    )
+    assert "acs, a heuristic" in said.err
+    assert "own pace" in said.err
+
+
+def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) -> None:
+    options = [*MODEL, "--steps", "2", "--stop", "e"]
+    assert main(options) == 0
+    plain = capsys.readouterr().out
+    assert plain.startswith("And the LORD said")
+    assert "e" not in plain.removeprefix("And the LORD said")
+    assert main([*options, "--stream"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stream", "--json"], "--stream prints one passage"),
+        (["--stop", ""], "must not be empty"),
+        (["--approximate-cache", "3"], "there is an exact one"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: list[str], message: str, capsys) -> None:
+    assert main([*MODEL, *options]) == 2
+    assert message in capsys.readouterr().err
