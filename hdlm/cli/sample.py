@@ -11,6 +11,9 @@ Examples:
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
   hdlm sample runs/first --prompt "In the beginning" --stream --stop "."
   hdlm sample runs/first --num 8 --batch-size 4 --explain
+  hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command goes on after a kill
+  accelerate launch --cpu --num_processes 2 -m hdlm sample runs/first --num 1000 -o samples.jsonl --device cpu
+  hdlm sample runs/first --hyperschedule flat --steps 8 --grid cosine
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
@@ -22,12 +25,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import add_checkpoint, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
+from hdlm.cli._sample_many import write_many
 
 if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint
@@ -42,7 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--prompt", default="", help="text to begin with")
     text.add_argument("--infill", help="text with gaps: [MASK] is one token, [MASK:5] five")
     parser.add_argument(
-        "--num", type=at_least_one, default=1, help="how many passages (default: %(default)s)"
+        "--num",
+        "--num-sequences",
+        type=at_least_one,
+        default=1,
+        help="how many passages (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines, kept as they come; the command goes on with it",
     )
     parser.add_argument("--batch-size", type=at_least_one, help="how many at a time (default: all)")
     add_settings(parser)
@@ -121,7 +137,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write and print."""
+    """Write and print; or keep in a file."""
+    if args.output is not None:
+        return write_many(args, settings_of(args))
     from hdlm.generation import BLANK, Ending, write
     from hdlm.sampling import ApproximateCache, Trace
 

@@ -1,13 +1,17 @@
-"""Several processes, started by `accelerate launch`, share replicates out and put their estimates together again."""
+"""Several processes, started by `accelerate launch`, share work out and put what they found together again."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, final
 
 __all__ = ["ALONE", "Processes"]
+
+_PATIENCE = timedelta(days=30)
+"""How long one process waits for the others, who may have been given longer work."""
 
 
 @final
@@ -34,7 +38,7 @@ class Processes:
             return ALONE, None
         from accelerate import PartialState
 
-        state = PartialState(cpu=cpu)
+        state = PartialState(cpu=cpu, timeout=_PATIENCE)
         return cls(state.num_processes, state.process_index), state.device
 
     @property
@@ -56,6 +60,13 @@ class Processes:
         found: list[Any] = [None] * self.count
         distributed.all_gather_object(found, list(own))
         return tuple(number for numbers in found for number in numbers)
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.barrier()
 
 
 ALONE = Processes()

@@ -1,15 +1,19 @@
-"""Samples for an evaluation: written batch by batch, kept on the disk as they come, gone on with after a kill.
+"""Many samples: written batch by batch, kept on the disk as they come, gone on with after a kill, by many processes.
 
-Sample `k` is a function of the seed and `k`, so neither the batch size nor an interruption changes it. The file is one
-JSON object a line: first what the samples were made with, then the samples in order.
+Sample `k` is a function of the seed and `k`: neither the batch size, nor the number of processes, nor an interruption
+changes it. The file is one JSON object a line: first what the samples were made with, then the samples, each with its
+`index`. A line is added for each as it comes, and a last line that was cut short by a kill is dropped. Of several
+processes each has a part of its own beside the file; the parts are put together, in order, when all are done.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +21,7 @@ import torch
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
+from hdlm.evaluation.processes import ALONE, Processes
 from hdlm.evaluation.protocol import weights_sha256
 from hdlm.evaluation.telemetry import revisions
 from hdlm.generation import BLANK, Settings, write
@@ -56,9 +61,10 @@ class Sample:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sample:
-        """What `asdict` gave, once it has been JSON."""
+        """What `asdict` gave, once it has been JSON, with or without an index."""
         steps = {kind: {int(k): v for k, v in one.items()} for kind, one in values["revisions"].items()}
-        return cls(**{**values, "revisions": steps})
+        rest = {name: value for name, value in values.items() if name != "index"}
+        return cls(**{**rest, "revisions": steps})
 
 
 def draw_samples(
@@ -71,6 +77,7 @@ def draw_samples(
     seed: int = 0,
     device: torch.device | str = "cpu",
     keep: Path | None = None,
+    processes: Processes = ALONE,
     watch: Callable[[int, Frame], None] | None = None,
 ) -> list[Sample]:
     """Write samples, or go on where another run stopped.
@@ -84,10 +91,12 @@ def draw_samples(
         seed: Of all randomness.
         device: Where the model is.
         keep: The file they are kept in, and read from if it is there.
-        watch: Told how many samples are done, and every step of those at work.
+        processes: Who else writes at the same time, each its share; they need a file.
+        watch: Told how many samples are not left to this process, and every step of those at work.
 
     Raises:
-        ValueError: If the prompt has gaps, a setting is out of range, or the file has samples that were made otherwise.
+        ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, or the file has
+            samples that were made otherwise.
     """
     if BLANK.search(prompt):
         raise ValueError("samples to be scored continue a prompt: it must have no [MASK].")
@@ -97,24 +106,42 @@ def draw_samples(
         "seed": seed,
         "weights_sha256": weights_sha256(checkpoint.network),
     }
-    found = _kept(keep, made_with) if keep is not None else []
-    size = batch_size or (16 if torch.device(device).type == "cpu" else 64)
-    while len(found) < num:
+    if keep is None and processes.count > 1:
+        raise ValueError("several processes need a file to put their samples together: give `keep`.")
+    kept = None if keep is None else _Kept(keep, made_with, processes.rank)
+    found = {} if kept is None else kept.read()
+    unit = size = batch_size or (16 if torch.device(device).type == "cpu" else 64)
+    turn = processes.count, processes.rank
+    left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]
+    while left:
+        some = _run_of(left, size)
+        begun = num - len(left)
         try:
-            found = found + _batch(
-                checkpoint, prompt, settings, len(found), min(size, num - len(found)), seed, device, watch
+            new = _batch(
+                checkpoint,
+                prompt,
+                settings,
+                some,
+                seed,
+                device,
+                None if watch is None else partial(watch, begun),
             )
         except torch.OutOfMemoryError:
             if batch_size is not None or size == 1:
                 raise
             size //= 2
             continue
-        if keep is not None:
-            with replacing(keep) as aside:
-                lines = [made_with, *(asdict(sample) for sample in found)]
-                text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-                aside.write_text(text + "\n", encoding="utf-8")
-    return found[:num]
+        if kept is not None:
+            kept.add(new)
+        found |= new
+        left = left[len(some) :]
+    if kept is not None:
+        processes.wait()
+        if processes.is_main:
+            kept.put_together()
+        processes.wait()
+        found = kept.read() if processes.count > 1 else found
+    return [found[index] for index in range(num)]
 
 
 def num_evaluations(samples: list[Sample]) -> float:
@@ -127,63 +154,136 @@ def tokens_per_second(samples: list[Sample]) -> float:
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 
 
+def _run_of(left: Sequence[int], most: int) -> range:
+    """The first of them that follow one another."""
+    count = 1
+    while count < min(most, len(left)) and left[count] == left[0] + count:
+        count += 1
+    return range(left[0], left[0] + count)
+
+
 def _batch(
     checkpoint: Checkpoint,
     prompt: str,
     settings: Settings,
-    first: int,
-    size: int,
+    indices: range,
     seed: int,
     device: torch.device | str,
-    watch: Callable[[int, Frame], None] | None,
-) -> list[Sample]:
+    watch: Callable[[Frame], None] | None,
+) -> dict[int, Sample]:
     trace = Trace(checkpoint.vocabulary.mask_id)
 
     def seen(frame: Frame) -> None:
         trace(frame)
         if watch is not None:
-            watch(first, frame)
+            watch(frame)
 
-    begin = time.perf_counter()
+    begin, size = time.perf_counter(), len(indices)
     passages = write(
-        checkpoint, prompt, settings, num=size, seed=seed, first_sequence=first, device=device, watch=seen
+        checkpoint,
+        prompt,
+        settings,
+        num=size,
+        seed=seed,
+        first_sequence=indices.start,
+        device=device,
+        watch=seen,
     )
     seconds = (time.perf_counter() - begin) / size
     taken_back = [change for change in trace.changes if change.reason != "unmasked"]
-    return [
-        Sample(
+    return {
+        index: Sample(
             one.text,
             list(one.tokens),
             one.given,
             one.num_evaluations,
             seconds,
-            revisions(taken_back, first + index),
+            revisions(taken_back, index),
         )
-        for index, one in enumerate(passages)
-    ]
+        for index, one in zip(indices, passages, strict=True)
+    }
 
 
-def _kept(path: Path, made_with: Mapping[str, Any]) -> list[Sample]:
-    """Samples of an earlier run.
+@final
+@dataclass(frozen=True)
+class _Kept:
+    """The file of samples, and the parts beside it.
 
-    Raises:
-        ValueError: If it made them otherwise, or the file is something else.
+    Attributes:
+        path: The file.
+        made_with: What its samples are made with.
+        rank: Which process this is; 0 adds to the file itself.
     """
-    if not path.exists():
-        return []
-    try:
-        first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [Sample.from_dict(one) for one in rest]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is no file of samples ({error}): remove it, or choose another folder."
-        ) from error
-    if first != made_with:
-        apart = [
-            name for name in made_with if not isinstance(first, dict) or first.get(name) != made_with[name]
+
+    path: Path
+    made_with: Mapping[str, Any]
+    rank: int
+
+    def read(self) -> dict[int, Sample]:
+        """Samples of this and earlier runs, by index.
+
+        Raises:
+            ValueError: If they were made otherwise, or a file is something else.
+        """
+        found: dict[int, Sample] = {}
+        for path in [self.path, *self._parts]:
+            found |= self._samples(path) if path.exists() else {}
+        return found
+
+    def add(self, new: Mapping[int, Sample]) -> None:
+        """Add samples, behind the last line that is whole."""
+        path = self.path if self.rank == 0 else self.path.with_name(f"{self.path.name}.part-{self.rank}")
+        if not path.exists():
+            self._write(path, {})
+        with path.open("r+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+            file.seek(whole)
+            for index, sample in new.items():
+                file.write(_line({"index": index, **asdict(sample)}))
+                file.flush()
+
+    def put_together(self) -> None:
+        """All samples in the file itself, in order, and no parts."""
+        parts = self._parts
+        if parts:
+            self._write(self.path, dict(sorted(self.read().items())))
+        for part in parts:
+            part.unlink()
+
+    @property
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
+
+    def _write(self, path: Path, samples: Mapping[int, Sample]) -> None:
+        lines = [
+            self.made_with,
+            *({"index": index, **asdict(sample)} for index, sample in samples.items()),
         ]
-        raise ValueError(
-            f"{path} has samples that were made otherwise ({', '.join(apart)} differ): remove it, or choose another "
-            "folder."
-        )
-    return found
+        with replacing(path) as aside:
+            aside.write_bytes(b"".join(map(_line, lines)))
+
+    def _samples(self, path: Path) -> dict[int, Sample]:
+        *lines, _ = path.read_bytes().split(b"\n")
+        try:
+            first, *rest = [json.loads(line) for line in lines]
+            found = {int(one["index"]): Sample.from_dict(one) for one in rest}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is no file of samples ({error}): remove it, or choose another place."
+            ) from error
+        if first != self.made_with:
+            apart = [
+                name
+                for name, value in self.made_with.items()
+                if not isinstance(first, dict) or first.get(name) != value
+            ]
+            raise ValueError(
+                f"{path} has samples that were made otherwise ({', '.join(apart)} differ): remove it, or choose "
+                "another place."
+            )
+        return found
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

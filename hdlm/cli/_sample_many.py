@@ -1,0 +1,73 @@
+"""`hdlm sample --output FILE`: many passages, kept as they come, by one process or more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from hdlm.cli._models import open_checkpoint
+from hdlm.cli._options import device_of
+from hdlm.cli._progress import share_bar
+
+if TYPE_CHECKING:
+    from hdlm.generation import Settings
+    from hdlm.sampling import Frame
+
+SINGLE = (
+    "infill",
+    "json",
+    "trace",
+    "replay",
+    "stream",
+    "explain",
+    "stop",
+    "stop_at_end",
+    "approximate_cache",
+)
+"""Options that are for passages that are printed."""
+
+
+def write_many(args: argparse.Namespace, settings: Settings) -> int:
+    """Write passages into the file, or go on where another run stopped.
+
+    Raises:
+        ValueError: If an option is for passages that are printed, or the file has samples that were made otherwise.
+    """
+    from hdlm.evaluation.processes import Processes
+    from hdlm.evaluation.samples import draw_samples, num_evaluations, tokens_per_second
+
+    for name in SINGLE:
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for passages that are printed: leave --output out."
+            )
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder; give the name of a file, as samples.jsonl.")
+    processes, own_device = Processes.launched(cpu=args.device == "cpu")
+    device = device_of(args) if own_device is None else own_device
+    checkpoint = open_checkpoint(args, device)
+    with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
+
+        def watch(done: int, frame: Frame) -> None:
+            size = min(args.batch_size or 1, args.num - done)
+            bar((done + frame.share * size) / args.num, f"writing passage {done + 1} of {args.num}")
+
+        samples = draw_samples(
+            checkpoint,
+            settings,
+            prompt=args.prompt,
+            num=args.num,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            device=device,
+            keep=args.output,
+            processes=processes,
+            watch=watch,
+        )
+    if processes.is_main:
+        print(
+            f"{args.output}: {len(samples)} passages; {num_evaluations(samples):.1f} calls of the network a batch, "
+            f"{tokens_per_second(samples):.0f} tokens a second in each process"
+        )
+    return 0

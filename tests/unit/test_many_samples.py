@@ -1,0 +1,166 @@
+"""Many samples: the same by index whatever the batch, the processes and the kills; nothing torn, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hdlm import Settings, load_checkpoint, write
+from hdlm.cli import main
+from hdlm.evaluation.processes import Processes
+from hdlm.evaluation.samples import draw_samples
+from hdlm.package_data import pretrained
+
+MODEL = "kjv-epsilon-4m"
+SHORT = Settings(algorithm="original", hyperschedule="flat", steps=3, length=8)
+OPTIONS = [
+    "--algorithm",
+    "original",
+    "--hyperschedule",
+    "flat",
+    "--steps",
+    "3",
+    "--length",
+    "8",
+    "--seed",
+    "3",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load_checkpoint(pretrained() / MODEL)
+
+
+@pytest.fixture(scope="module")
+def wanted(checkpoint):
+    """What each index must hold."""
+    return [list(one.tokens) for one in write(checkpoint, "", SHORT, num=7, seed=3)]
+
+
+def indices(path: Path) -> list[int]:
+    return [json.loads(line)["index"] for line in path.read_bytes().split(b"\n")[1:-1]]
+
+
+def tokens(samples):
+    return [one.tokens for one in samples]
+
+
+def test_a_torn_line_is_written_again(checkpoint, wanted, tmp_path):
+    keep = tmp_path / "samples.jsonl"
+    draw_samples(checkpoint, SHORT, num=4, seed=3, batch_size=2, keep=keep)
+    whole = keep.read_bytes()
+    for cut in (1, 5, 60):
+        keep.write_bytes(whole[:-cut])
+        found = draw_samples(checkpoint, SHORT, num=5, seed=3, batch_size=3, keep=keep)
+        assert tokens(found) == wanted[:5]
+        assert indices(keep) == [0, 1, 2, 3, 4]
+    kept = keep.stat().st_mtime_ns
+    assert tokens(draw_samples(checkpoint, SHORT, num=5, seed=3, keep=keep)) == wanted[:5]
+    assert keep.stat().st_mtime_ns == kept, "what is there is not touched"
+
+
+def test_processes_share_and_another_number_of_them_goes_on(checkpoint, wanted, tmp_path, monkeypatch):
+    """One after the other here; what each leaves is what it would leave beside the others."""
+    keep = tmp_path / "samples.jsonl"
+    monkeypatch.setattr(Processes, "wait", lambda processes: None)
+    with pytest.raises(KeyError):  # the others have not written theirs
+        draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=2, keep=keep, processes=Processes(3, 1))
+    part = tmp_path / "samples.jsonl.part-1"
+    assert indices(part) == [2, 3]
+    assert not keep.exists()
+    with pytest.raises(KeyError):
+        draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=2, keep=keep, processes=Processes(3, 0))
+    assert indices(keep) == [0, 1, 2, 3, 6]
+    assert not part.exists()
+    found = draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=5, keep=keep)
+    assert tokens(found) == wanted
+    assert sorted(indices(keep)) == list(range(7))
+    with pytest.raises(ValueError, match="need a file"):
+        draw_samples(checkpoint, SHORT, num=1, processes=Processes(2, 0))
+
+
+def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
+    keep = tmp_path / "samples.jsonl"
+    command = ["sample", MODEL, *OPTIONS, "--num-sequences", "2", "--device", "cpu", "-o", str(keep)]
+    assert main(command) == 0
+    assert f"{keep}: 2 passages" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"made otherwise \(settings, seed differ\)"):
+        draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
+    assert main([*command, "--prompt", "And"]) == 2
+    assert main([*command, "--stop", "."]) == 2
+    assert "leave --output out" in capsys.readouterr().err
+    keep.write_text("my diary")
+    assert main(command) == 2
+    assert keep.read_text() == "my diary"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(wanted, tmp_path, repository):
+    keep = tmp_path / "samples.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "hdlm",
+        "sample",
+        MODEL,
+        *OPTIONS,
+        "--batch-size",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    command += ["-o", str(keep)]
+    running = subprocess.Popen([*command, "--num", "5000"], cwd=repository, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not keep.exists() or keep.read_bytes().count(b"\n") < 4:
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    there = keep.read_bytes().count(b"\n") - 1
+    assert 3 <= there < 5000
+    again = subprocess.run(
+        [*command, "--num", str(there + 2)], cwd=repository, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    lines = [json.loads(line) for line in keep.read_bytes().split(b"\n")[1:-1]]
+    assert [line["index"] for line in lines] == list(range(there + 2))
+    assert [line["tokens"] for line in lines[:3]] == wanted[:3]
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(wanted, tmp_path, repository):
+    pytest.importorskip("accelerate")
+    keep = tmp_path / "samples.jsonl"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    sampling = ["-m", "hdlm", "sample", MODEL, *OPTIONS, "--num", "7", "--batch-size", "2", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *sampling, "-o", str(keep)], cwd=repository, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("7 passages") == 1
+    lines = [json.loads(line) for line in keep.read_bytes().split(b"\n")[1:-1]]
+    assert [line["index"] for line in lines] == list(range(7))
+    assert [line["tokens"] for line in lines] == wanted
+    assert list(tmp_path.iterdir()) == [keep]
