@@ -305,7 +305,9 @@ def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, 
 def _engine(
     denoiser: AbstractDenoiser, schedule: AbstractHyperschedule, way: Way, batch: int, prompt: Prompt | None
 ) -> Engine:
-    engine = Engine(denoiser, schedule, way.step(denoiser.process.num_words), view=View(use_cache=way.use_cache))
+    engine = Engine(
+        denoiser, schedule, way.step(denoiser.process.num_words), view=View(use_cache=way.use_cache)
+    )
     given = {} if prompt is None else {"tokens": prompt.tokens, "fixed": prompt.fixed}
     engine.add(torch.arange(batch), **given, together=way.together)
     return engine
