@@ -5,6 +5,7 @@ Examples:
   hdlm train --text kjv --output runs/kjv --recipe pretrained
   hdlm train --text sequel.txt --output runs/sequel --from runs/book --minutes 2
   hdlm train --text 'novels/*.txt' --output runs/novels --recipe my.toml --steps 2000 --seed 1
+  hdlm train --text sequel.txt --output runs/same --from runs/book --keep-optimizer --steps 500
   hdlm train --output runs/novels --resume
   hdlm train --text kjv --output runs/kjv --steps 5000 --validate-every 500 --sample-every 1000 --tracker tensorboard
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
@@ -43,6 +44,7 @@ _PUBLISHED = {
     "recipe": "recipe.TABLE.OPTION=VALUE",
     "resume": "training.resume=true",
     "start": "hf_model_id=CHECKPOINT of a finetuning configuration",
+    "keep_optimizer": "reset_step_for_finetuning=false of a finetuning configuration",
     "minutes": "recipe.run.minutes=MINUTES",
     "steps": "training.n_iters=STEPS",
     "seed": "training.seed=SEED",
@@ -72,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
+    )
+    parser.add_argument(
+        "--keep-optimizer",
+        action="store_true",
+        help="of --from RUN: begin with what its optimizers remember as well; steps begin at 0",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
@@ -151,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{' '.join(args.overrides) or 'this'} needs --config NAME; recipes are TOML files.")
     if args.output is None:
         raise ValueError("--output must say which folder to train into.")
+    if args.keep_optimizer and args.start is None:
+        raise ValueError("--keep-optimizer needs --from, the folder of the run whose optimizers remember.")
     return _trained(args)
 
 
@@ -160,7 +169,7 @@ def _trained(args: argparse.Namespace) -> int:
 
     from hdlm.evaluation.during_training import Observer
     from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
-    from hdlm.training.finetuning import changes
+    from hdlm.training.finetuning import changes, memory_of
     from hdlm.training.trackers import check_trackers, tracking
     from hdlm.view.report import table
 
@@ -176,6 +185,8 @@ def _trained(args: argparse.Namespace) -> int:
         for line in changes(start, prepared.checkpoint()):
             console.print(f"  {line}")
     session = Session(prepared, args.output, found)
+    if args.keep_optimizer and found is None:
+        session.trainer.inherit(memory_of(args.start, console.print))
     observer = Observer(prepared, session, args.output, console.print)
     with (
         listening() as stop,

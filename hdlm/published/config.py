@@ -47,10 +47,6 @@ JUDGE = "gpt2-large"
 
 ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
-        "reset_step_for_finetuning": (
-            True,
-            "to go on with a run of ours, step and optimizer included, use training.resume=true",
-        ),
         "graph.report_all": (False, "metrics.jsonl in the run's folder has what is reported"),
         "graph.expanded_sigma": (
             True,

@@ -45,7 +45,7 @@ from hdlm.training import (
     progress_bar,
     unfinished,
 )
-from hdlm.training.finetuning import changes
+from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.text import Corpora
 from hdlm.training.trackers import tracking
 
@@ -178,6 +178,8 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
         for line in changes(start, run.checkpoint()):
             console.print(f"  {line}")
     session = Session(run, composed.folder, found)
+    if found is None and config.hf_model_id is not None and not config.reset_step_for_finetuning:
+        session.trainer.inherit(memory_of(config.hf_model_id, console.print), keep_step=True)
     if is_main:
         composed.write(config.found(run.tokenizer.vocabulary.num_words))
     _train(config, run, session, composed.folder, console)

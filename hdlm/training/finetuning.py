@@ -7,13 +7,37 @@ has met windows of width 1 alone, and with shifted outputs it says at the first 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.hyperschedule.base import Windowed
 from hdlm.parameterization import AbstractParameterization, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.training.keeping import Shelf
+from hdlm.training.state import TrainingState
 
-__all__ = ["changes"]
+__all__ = ["changes", "memory_of"]
+
+
+def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> TrainingState:
+    """What the optimizers of another run remember, with the weights that belong to it; see `Trainer.inherit`.
+
+    Args:
+        run: Its folder.
+        say: Told of checkpoints that are damaged; the newest that is whole is taken.
+
+    Raises:
+        ValueError: If it is no run that was trained here.
+    """
+    found = Shelf(Path(run)).newest(say)
+    if found is None:
+        raise ValueError(
+            f"{run} has no memory of its optimizers (no training/ folder), which only folders of runs that were "
+            "trained here have: let them begin anew."
+        )
+    return found[1]
 
 
 def changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:

@@ -308,11 +308,6 @@ class Trainer:
         Raises:
             ValueError: If it is of another network, other optimizers or other text, or this runs under DeepSpeed.
         """
-        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise ValueError(
-                "DeepSpeed keeps the memory of the optimizers to itself, so its runs cannot go on exactly; begin "
-                "another with --from, or use FSDP2 (configs/accelerate/fsdp.yaml)."
-            )
         if state.text != self._windows.fingerprint:
             raise ValueError(
                 "the text is not what the run began with, or its tokenizer is not, so its order is another: put them "
@@ -321,10 +316,27 @@ class Trainer:
         self.step, self.sequences, self.seconds = state.step, state.sequences, state.seconds
         if self._run.precision == "auto" and state.device == self._accelerator.device.type:
             self._set_precision(state.precision)
-        for name, parameter in named_parameters(self._network).items():
-            parameter.copy_(spread_like(state.weights[name], parameter))
-        self.average.restore(state.average, state.ticks)
-        spread_optimizers(self._network, self._memories, state.optimizers)
+        self._remember(state)
+
+    @torch.no_grad()
+    def inherit(self, state: TrainingState, *, keep_step: bool = False) -> None:
+        """Begin with the weights of another run, their average and what its optimizers remember; the text is another.
+
+        Args:
+            state: Where that run is.
+            keep_step: Whether its steps count, so that the learning rate goes on from there; else they begin at 0.
+
+        Raises:
+            ValueError: If it is of another network or other optimizers, if no step would be left, or this runs under
+                DeepSpeed.
+        """
+        if keep_step and self._run.progress(state.step, 0.0) >= 1:
+            raise ValueError(
+                f"the run to go on from has taken {state.step} steps and they count, so none of the {self._run.steps} "
+                "is left: give more, or let them begin at 0."
+            )
+        self._remember(state)
+        self.step = state.step if keep_step else 0
 
     def published_state(self) -> dict[str, Any]:
         """Everything that a `checkpoint_STEP.pth` of the published trainer holds, ready for `torch.save`."""
@@ -350,6 +362,18 @@ class Trainer:
         """Wait for all processes, and part from them."""
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
+
+    def _remember(self, state: TrainingState) -> None:
+        """Take weights, average and the memory of the optimizers over."""
+        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed keeps the memory of the optimizers to itself, so its runs cannot go on exactly; begin "
+                "another with --from, or use FSDP2 (configs/accelerate/fsdp.yaml)."
+            )
+        for name, parameter in named_parameters(self._network).items():
+            parameter.copy_(spread_like(state.weights[name], parameter))
+        self.average.restore(state.average, state.ticks)
+        spread_optimizers(self._network, self._memories, state.optimizers)
 
     @property
     def _is_spread(self) -> bool:

@@ -114,7 +114,10 @@ class NextToken(AbstractPart):
         if self.document_end is not None:
             own = documents(before, self.document_end)
             causal = causal & (own[:, None, :] == own[:, :, None])
-        rows = denoiser.backbone.features(before, attention=causal).flatten(0, 1)
+        told = denoiser.parameterization.inputs(torch.zeros(before.shape, device=x_0.device))
+        rows = denoiser.backbone.features(
+            before, condition=told.condition, blend=told.blend, attention=causal
+        ).flatten(0, 1)
         share = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=x_0.device)
         matrix, bias = denoiser.backbone.projection()
         return cross_entropy(rows, matrix, bias, after.flatten(), share, denoiser.process.num_words)

@@ -65,7 +65,8 @@ def test_the_result_is_a_table_for_people(text: Path, recipe: Path, tmp_path: Pa
 
 def test_a_run_can_begin_with_another(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     _train(text, recipe, tmp_path / "first")
-    assert _train(text, recipe, tmp_path / "second", "--from", str(tmp_path / "first"), "--steps", "1") == 0
+    begin = ["--from", str(tmp_path / "first"), "--keep-optimizer", "--steps", "1"]
+    assert _train(text, recipe, tmp_path / "second", *begin) == 0
     vocabularies = [
         json.loads((tmp_path / run / "config.json").read_text())["vocabulary"] for run in ("first", "second")
     ]
@@ -86,6 +87,7 @@ MISTAKES = {
     "an unknown recipe": (["--recipe", "soufflé"], "known: demo"),
     "no time": (["--minutes", "0"], "run.minutes"),
     "negative steps": (["--steps", "-4"], "run.steps"),
+    "optimizers of nobody": (["--keep-optimizer"], "--keep-optimizer needs --from"),
     "an unknown device": (["--device", "abacus"], "--device must be"),
     "a start that is none": (["--from", "nowhere"], "nowhere"),
     "too large a seed": (["--seed", "-1"], "seed"),

@@ -321,10 +321,9 @@ def test_an_option_that_the_file_leaves_out_needs_no_plus(tmp_path: Path) -> Non
 @pytest.mark.parametrize("option", ONLY)
 def test_what_has_one_value_left_says_what_to_use(option: str) -> None:
     only, instead = ONLY[option]
-    name = "gamma_hdlm" if option != "reset_step_for_finetuning" else "epsilon_finetune_from_hf"
     other = json.dumps(not only if isinstance(only, bool) else 2 if isinstance(only, int) else "other")
     with pytest.raises(ValueError, match=f"`{re.escape(option)}` can only be .*{re.escape(instead)}"):
-        _config("-cn", name, f"{option}={other}")
+        _config("-cn", "gamma_hdlm", f"{option}={other}")
 
 
 @pytest.mark.parametrize("option", ["use_timestep_embedding", "transformer_sigma_conditioning"])
@@ -547,6 +546,11 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     assert not torch.allclose(weights[0], weights[2], atol=1e-2)
     with pytest.raises(ValueError, match="epsilon_finetune_from_hf"):
         finetune(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
+    with pytest.raises(ValueError, match="none of the 2 is left"):
+        finetune([*common, "reset_step_for_finetuning=false", "experiment.name=none"])
+    on = ["reset_step_for_finetuning=false", "training.n_iters=5", "experiment.name=on"]
+    assert finetune([*common, *on]) == 0
+    assert hub.load(run.with_name("on")).training["steps"] == 5
     again = hub.load(moved_run / "checkpoints" / "checkpoint_2.pth", config=moved_run)
     assert torch.equal(again.network.state_dict()["output_layer.linear.weight"], weights[2])
 

@@ -30,6 +30,7 @@ from hdlm.training import (
     prepare,
     unfinished,
 )
+from hdlm.training.finetuning import memory_of
 from hdlm.training.keeping import Shelf
 from tests.train_in_processes import carry_out
 
@@ -175,7 +176,7 @@ def test_two_processes_train_gamma_hybrids(text: Path, tmp_path: Path) -> None:
         network={"dropout": 0.0, "told_noise": True, "blend": True},
         process={"type": "GammaHybrid", "gamma": 0.1, "noise_schedule": {"type": "LogLinear"}},
         objective={"type": "ScoreEntropy", "max_weight": 1e4},
-        warm_start={"share": 0.0},
+        warm_start={"share": 0.3},
         run={"steps": 8},
     )
     one = _numbers(_execute(table, tmp_path / "one"))
@@ -473,3 +474,27 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     _execute(Recipe.load(recipe).to_table(), tmp_path / "whole")
     _same(output, tmp_path / "whole")
     assert [json.loads(line).get("step") for line in log.read_text().splitlines()] == list(range(1, 121))
+
+
+def test_finetuning_may_begin_with_what_the_optimizers_remember(text: Path, tmp_path: Path) -> None:
+    """The same weights, average and moments on other text; steps begin at 0, or go on."""
+    table = _table(text, run={"steps": 4, "save_steps": None}, network={"dropout": 0.0})
+    _execute(table, tmp_path / "first")
+    memory = memory_of(str(tmp_path / "first"))
+    other = _table(text, run={"steps": 6, "seed": 1}, data={"context": 12})
+    other["mixture"] = [{"hyperschedule": {"type": "Slide", "width": 4, "num_levels": 4}}]
+    start = load_checkpoint(tmp_path / "first")
+    for keep_step, step in ((False, 0), (True, 4)):
+        trainer = prepare(Recipe.from_table(other), CPU, start=start).trainer()
+        trainer.inherit(memory, keep_step=keep_step)
+        state = trainer.state()
+        assert (state.step, state.sequences, state.ticks) == (step, 0, memory.ticks)
+        for name in ("weights", "average", "optimizers"):
+            mine, theirs = getattr(state, name), getattr(memory, name)
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+        assert trainer.train(StopRequest()).step == 6
+    with pytest.raises(ValueError, match=r"has taken 4 steps and they count, so none of the 4 is left"):
+        prepare(Recipe.from_table(table), CPU, start=start).trainer().inherit(memory, keep_step=True)
+    with pytest.raises(ValueError, match=r"no training/ folder"):
+        memory_of(str(tmp_path))

@@ -228,6 +228,21 @@ def test_shares_hold_over_every_stretch_of_steps(text: Path) -> None:
         assert chosen[mixture.parts[0]] == pytest.approx(30, abs=2)
 
 
+def test_a_network_that_is_told_the_noise_has_a_warm_start_too(text: Path) -> None:
+    """There is no noise, so it is told what it is told of settled words; next words are as likely as all others."""
+    run = _run(
+        text,
+        network={"told_noise": True, "blend": True},
+        process={"type": "GammaHybrid", "gamma": 0.1, "noise_schedule": {"type": "LogLinear"}},
+        objective={"type": "ScoreEntropy", "max_weight": 1e4},
+        warm_start={"share": 0.9},
+    )
+    windows = run.text.windows(run.recipe.data.context, 0).batch(0, 4)
+    unused = torch.zeros(windows.shape)
+    loss = NextToken(4).loss(run.denoiser, windows, unused[:, :1], unused)
+    assert loss.item() == pytest.approx(math.log(run.tokenizer.vocabulary.num_words), abs=0.01)
+
+
 def test_the_warm_start_comes_first(text: Path) -> None:
     mixture = _run(text, warm_start={"share": 0.3, "batch_scale": 3}).mixture
     assert mixture.at(0, 0.0) == mixture.at(9, 0.29) == NextToken(12)
