@@ -20,10 +20,12 @@ from hdlm.hyperschedule import (
 )
 from hdlm.noise_schedule import (
     AbstractNoiseSchedule,
+    Composed,
     ConstantRate,
     Cosine,
     CosinePower,
     Geometric,
+    Interpolated,
     Linear,
     Logarithmic,
     LogLinear,
@@ -76,6 +78,8 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
         Logarithmic(),
         ConstantRate(),
         Geometric(),
+        Interpolated((0.1, 0.4, 1.0)),
+        Composed(LogLinear(), Cosine()),
     ):
         yield "noise_schedule", repr(schedule), schedule
     for process in (

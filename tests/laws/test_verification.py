@@ -348,7 +348,7 @@ def test_verify_prints_a_table(capsys):
     assert main(["verify", "noise_schedule"]) == 0
     printed = capsys.readouterr().out
     assert "time inverts the fraction" in printed
-    assert "24 of 24 laws hold" in printed
+    assert "30 of 30 laws hold" in printed
 
 
 def test_verify_takes_a_class_of_the_users(tmp_path, monkeypatch, capsys):

@@ -70,10 +70,12 @@ def the_bound_is_what_the_steps_cost(process: AbstractNoiseProcess, trial: Trial
 
 
 def the_bound_is_above_the_entropy(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """The bound of every hyperschedule is at least the entropy of the data."""
+    """The bound of every hyperschedule that begins at pure noise is at least the entropy of the data."""
     world = _world(process, trial)
     excess = [
-        nelbo_by_hand(process, schedule, world) - world.entropy for schedule in _hyperschedules(world.length)
+        nelbo_by_hand(process, schedule, world) - world.entropy
+        for schedule in _hyperschedules(world.length)
+        if bool((schedule.levels(0) == schedule.num_levels).all())
     ]
     return error(torch.tensor(excess, dtype=torch.float64).clamp_max(0), 0.0, 1e-9)
 
