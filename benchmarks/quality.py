@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -32,11 +32,13 @@ from hdlm.evaluation.scoring import PERPLEXITY, pieces, text_of
 from hdlm.evaluation.text import Text, read_text
 from hdlm.generation import tokenizer_of
 from hdlm.package_data import pretrained
+from hdlm.sampling import ApproximateCache
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number
 
 MODEL, HELD_OUT = "kjv-epsilon-4m", 0.025
+FULL = "blocks of 16 that see later ones"
 EXACT, REAL = "exact: one at a time (first-hitting)", "real text, held out"
 AT_A_TIME = 16
 MARKERS = "osD^vP*X"
@@ -79,10 +81,19 @@ class Bench:
     length: int
     seed: int
 
-    def point(self, mode: str, settings: Settings) -> Point:
-        """Write and judge."""
+    def point(self, mode: str, settings: Settings, cache: ApproximateCache | None = None) -> Point:
+        """Write and judge; where the mode says so, as networks with full attention do."""
+        model = replace(self.checkpoint, context="full") if mode.startswith(FULL) else self.checkpoint
         begin = time.perf_counter()
-        passages = write(self.checkpoint, "", settings, num=self.num, batch_size=AT_A_TIME, seed=self.seed)
+        passages = write(
+            model,
+            "",
+            settings,
+            num=self.num,
+            batch_size=AT_A_TIME,
+            seed=self.seed,
+            approximate=cache,
+        )
         seconds = (time.perf_counter() - begin) / self.num
         rows = [list(one.tokens[one.given :]) for one in passages]
         nfe = mean([float(one.evaluations) for one in passages])
@@ -127,6 +138,19 @@ def modes(
     return found + [("entropy bound (heuristic)", flat("entropy", 1, eta=eta)) for eta in thresholds]
 
 
+def approximate_modes(length: int) -> list[tuple[str, Settings, ApproximateCache | None]]:
+    """What the approximate cache costs, in blocks of which settled ones look at all that is settled.
+
+    The model was trained to look back only, so only the difference to the first of them means anything.
+    """
+    blocks = Settings("original", 0.0, "block", width=min(16, length), steps=8, length=length)
+    return [
+        (f"{FULL}, recomputed", blocks, None),
+        (f"{FULL}, approximate cache", blocks, ApproximateCache()),
+        (f"{FULL}, approximate cache, refreshed every 4 calls", blocks, ApproximateCache(4)),
+    ]
+
+
 def table(points: Sequence[Point]) -> str:
     """Markdown, by mode."""
     rows = [["mode", "NFE", "generative perplexity", "token entropy (nats)", "ms a sequence"]]
@@ -139,6 +163,7 @@ def table(points: Sequence[Point]) -> str:
 
 def draw(points: Sequence[Point], output: Path) -> None:
     """Both numbers over NFE, with bars of two standard errors; real text and exact sampling are lines."""
+    points = [one for one in points if not one.mode.startswith(FULL)]
     names = list(dict.fromkeys(one.mode for one in points if one.mode not in (EXACT, REAL)))
     with figure(9.6, 4.6, output) as drawing:
         both = drawing.subplots(1, 2)
@@ -161,6 +186,7 @@ def draw(points: Sequence[Point], output: Path) -> None:
                     label=name,
                 )
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:.0f}")
             axes.set_xlabel("function evaluations of a sequence (NFE)")
             axes.grid(color=RULE, linewidth=0.6)
             axes.set_axisbelow(True)
@@ -181,11 +207,12 @@ def measured(options: argparse.Namespace) -> list[Point]:
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
     text = read_text(tokenizer_of(checkpoint), held_out, length * bench.num * 2)
     points = [bench.real(text)]
-    todo = modes(length, steps, bench.learned(text, steps), thresholds)
+    todo = [(*one, None) for one in modes(length, steps, bench.learned(text, steps), thresholds)]
+    todo += approximate_modes(length)
     with share_bar("measuring", shown=True) as bar:
-        for done, (mode, settings) in enumerate(todo):
-            bar(done / len(todo), mode)
-            points.append(bench.point(mode, settings))
+        for done, one in enumerate(todo):
+            bar(done / len(todo), one[0])
+            points.append(bench.point(*one))
     return points
 
 
