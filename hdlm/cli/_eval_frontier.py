@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     written = first["length"] - first["num_given"]
     reference = None if text is None else sweep.reference(one, text, written)
     document = _document(args, models) | {
+        **judge.noted,
         "data": data,
         "curves": curves,
         "reference": reference,
@@ -150,13 +151,15 @@ def _curves(args: argparse.Namespace, sweep: Sweep, models: dict[str, Checkpoint
     values = sorted(set(values))
     algorithms = list(dict.fromkeys(args.algorithm))
     total = len(models) * len(algorithms) * len(values)
-    done = 0
+    done = begun = 0
     curves = []
     with share_bar("writing", shown=not args.json and sys.stderr.isatty()) as bar:
 
         def watch(written: int, frame: Frame) -> None:
-            share = (written + (frame.step + 1) / frame.num_steps * len(frame.sequence)) / args.num
-            bar((done + min(share, 1)) / total, f"point {done + 1} of {total}")
+            nonlocal begun
+            begun = max(begun, int(frame.sequence.max()) + 1)
+            share = (written + frame.share * (begun - written)) / args.num
+            bar((done + share) / total, f"point {done + 1} of {total}")
 
         for model, checkpoint in models.items():
             for algorithm in algorithms:
@@ -164,7 +167,7 @@ def _curves(args: argparse.Namespace, sweep: Sweep, models: dict[str, Checkpoint
                 for value in values:
                     settings = replace(_settings(args, algorithm), **{name: value})
                     points.append({name: value, **sweep.point(checkpoint, settings, watch)})
-                    done += 1
+                    done, begun = done + 1, 0
                 curves.append({"model": model, "algorithm": algorithm, "points": points})
     return curves
 
@@ -196,7 +199,6 @@ def _document(args: argparse.Namespace, models: dict[str, Checkpoint]) -> dict[s
     return {
         "kind": "frontier",
         "swept": "temperature" if args.top_p is None else "top_p",
-        "judge": args.judge,
         "num_samples": args.num,
         "length": args.length or next(iter(models.values())).length,
         "prompt": args.prompt,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.data import Tokenizer
-    from hdlm.evaluation.judge import AbstractJudge
+    from hdlm.evaluation.judge import AbstractJudge, TransformersJudge
     from hdlm.evaluation.samples import Sample
     from hdlm.generation import Settings
     from hdlm.sampling import Frame
@@ -123,8 +123,11 @@ def _check(args: argparse.Namespace) -> None:
     for option, wanted in wants.items():
         if wanted and args.reference is None:
             raise ValueError(f"{option} needs real text: give --reference, a data set, file or folder.")
-    asked = judges_asked(args)
-    if args.mauve and not asked:
+    if args.reference is not None and Path(args.reference).name in ("model", *CONTROLS):
+        raise ValueError(
+            f"--reference {args.reference}: results have something else of this name; rename it."
+        )
+    if args.mauve and not judges_asked(args):
         raise ValueError("--mauve needs the features of a --judge in the format of transformers.")
     if args.save_samples and args.output is None:
         raise ValueError("--save-samples needs --output, the folder to write them to.")
@@ -180,10 +183,13 @@ class _Evaluation:
 
         args, size = self.args, self.args.batch_size
         with share_bar("writing", shown=self.shown) as bar:
+            begun = 0
 
             def watch(done: int, frame: Frame) -> None:
-                step = (frame.step + 1) / frame.num_steps * len(frame.sequence)
-                bar((done + step) / args.num, f"writing sample {done + 1} of {args.num}")
+                nonlocal begun
+                begun = max(begun, int(frame.sequence.max()) + 1)
+                share = (done + frame.share * (begun - done)) / args.num
+                bar(share, f"writing sample {done + 1} of {args.num}")
 
             return draw_samples(
                 self.checkpoint,
@@ -242,7 +248,7 @@ class _Evaluation:
         self, judges: dict[str, AbstractJudge | str], text: Tensor | str | None
     ) -> dict[str, dict[str, Any]]:
         """Scores of the model, the reference and the controls."""
-        from hdlm.evaluation.scoring import score, score_mauve, text_of
+        from hdlm.evaluation.scoring import score, text_of
 
         rows: dict[str, list[list[int]] | str] = {"model": [one.written for one in self.samples]}
         rows |= {} if text is None else self._others(text)
@@ -259,22 +265,36 @@ class _Evaluation:
                     scores[name] = {"entropy": {"failed": found}}
                 else:
                     scores[name] = score(found, words[name], judges)
-            if not self.args.mauve:
-                return scores
-            judge, features = _features(judges)
-            for name in scores:
-                bar(0.95, f"MAUVE of {name}")
-                if features is None or self.args.reference not in words:
-                    why = (
-                        "no judge has features: give a causal language model in the format of transformers first"
-                        if features is None
-                        else f"there is no reference: {rows[self.args.reference]}"
-                    )
-                    scores[name]["MAUVE"] = {"failed": why}
-                elif name in words and name != self.args.reference:
-                    reference = words[self.args.reference]
-                    scores[name] |= score_mauve(words[name], reference, features, self.args.seed, judge)
+            if self.args.mauve:
+                bar(0.95, "MAUVE")
+                for name, similarity in self._mauve(judges, rows, words).items():
+                    scores[name] |= similarity
         return scores
+
+    def _mauve(
+        self,
+        judges: dict[str, AbstractJudge | str],
+        rows: dict[str, list[list[int]] | str],
+        words: dict[str, list[str]],
+    ) -> dict[str, dict[str, Any]]:
+        """MAUVE of the model and of the controls against the reference, or why there is none."""
+        from hdlm.evaluation.scoring import score_mauve
+
+        judge, name = _featured(judges), self.args.reference
+        if judge is None:
+            why = "no judge has features: give a causal language model in the format of transformers first"
+        elif name not in words:
+            why = f"there is no reference: {rows[name]}"
+        else:
+            remembered = lru_cache(maxsize=8)(judge.features)
+            return {
+                other: score_mauve(
+                    found, words[name], lambda texts: remembered(tuple(texts)), self.args.seed, judge
+                )
+                for other, found in words.items()
+                if other != name
+            }
+        return {other: {"MAUVE": {"failed": why}} for other in rows}
 
     def _telemetry(self, judges: dict[str, AbstractJudge | str], text: Tensor | str | None) -> dict[str, Any]:
         """What correction did; in real text with gaps, and at other strengths, if asked for."""
@@ -327,22 +347,17 @@ class _Evaluation:
                     share=self.args.infill,
                     seed=self.args.seed,
                     device=self.device,
-                    watch=lambda frame: bar((frame.step + 1) / frame.num_steps, "filling in"),
+                    watch=lambda frame: bar(frame.share, "filling in"),
                 )
 
         return {**found, "infilling": attempt(("gaps",), measure)}
 
 
-def _features(judges: dict[str, AbstractJudge | str]) -> tuple[str, Any]:
-    """The first judge that has features, and what gives them; texts that come again are not read again."""
+def _featured(judges: dict[str, AbstractJudge | str]) -> TransformersJudge | None:
+    """The first judge that has features."""
     from hdlm.evaluation.judge import TransformersJudge
 
-    able = [(name, judge) for name, judge in judges.items() if isinstance(judge, TransformersJudge)]
-    if not able:
-        return "", None
-    name, judge = able[0]
-    remembered = lru_cache(maxsize=8)(judge.features)
-    return name, lambda texts: remembered(tuple(texts))
+    return next((judge for judge in judges.values() if isinstance(judge, TransformersJudge)), None)
 
 
 def _has_failed(result: Any) -> bool:

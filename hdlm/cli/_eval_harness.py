@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import importlib
 import math
 import sys
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         wall_seconds=time.monotonic() - start,
     )
     document["versions"]["lm_eval"] = importlib.import_module("lm_eval").__version__
-    table: str = importlib.import_module("lm_eval.utils").make_table(found)
+    document["result"]["questions_sha256"] = _questions(found["samples"])
+    table = _table(document)
     if args.output is not None:
         _write(args.output, document, table)
     if args.json:
@@ -130,7 +132,6 @@ def _examined(
         num_fewshot=args.num_fewshot,
         limit=args.limit,
         bootstrap_iters=_RESAMPLES,
-        log_samples=False,
     )
     return found, model.examinee.protocol()
 
@@ -161,6 +162,32 @@ def _task_manager(tasks: list[str], folder: Path | None) -> Any:
             "that lm_eval has (`lm-eval ls tasks` lists them)."
         )
     return every
+
+
+def _questions(samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Hash of what each task asked: its documents, as they were put, with their answers."""
+    parts = ("doc_hash", "prompt_hash", "target_hash")
+    return {
+        task: hashlib.sha256(" ".join(str(one[part]) for one in asked for part in parts).encode()).hexdigest()
+        for task, asked in samples.items()
+    }
+
+
+def _table(document: dict[str, Any]) -> str:
+    """Marks of every task, as Markdown."""
+    from hdlm.evaluation.comparison import marks
+    from hdlm.view.report import markdown_table, number
+
+    result = document["result"]
+    rows = [("task", "metric", "value ± standard error", "better", "shots", "questions")]
+    for label, cell in marks(document, document["model"]).items():
+        task, _, metric = label.partition(": ")
+        value = f"failed: {cell.failed}" if cell.value is None else number(cell.value, cell.error)
+        higher = (result["higher_is_better"] or {}).get(task, {}).get(metric.partition(" ")[0])
+        better = {True: "higher", False: "lower"}.get(higher, "")
+        asked = (result["n-samples"] or {}).get(task, {}).get("effective", "")
+        rows.append((task, metric, value, better, str((result["n-shot"] or {}).get(task, "")), str(asked)))
+    return markdown_table(rows)
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """Put results of `hdlm eval` side by side: numbers with errors, differences, and which of them are more than noise.
 
-A result is a file that `hdlm eval likelihood`, `generation` or `harness` wrote, or the folder in which it left its
-results.json. Differences are to the first; * marks those of more than two standard errors.
+A result is a file that `hdlm eval likelihood`, `generation`, `harness` or `frontier` wrote, or the folder in which it
+left its results.json. Differences are to the first; * marks those of more than two standard errors. Frontiers become
+one table and one picture, a curve for each.
 
 Examples:
   hdlm compare results/mdlm results/hdlm
   hdlm compare results/*/results.json --markdown table.md --output table.png
   hdlm compare results/acs results/original --metric entropy "generative perplexity"
+  hdlm compare frontiers/mdlm frontiers/hdlm --output both.png
 
 Numbers that were made under different protocols (another text, bound, window, judge, number or length of samples) are
 not compared: one line says what differs, and the exit status is 2. Between tokenizers, bits per byte alone are.
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.evaluation.comparison import compare
 
     documents = _documents(args.results)
+    if any(document.get("kind") == "frontier" for document in documents.values()):
+        return _overlay(args, documents)
     comparison = compare(documents, tuple(args.metric))
     if args.markdown is not None:
         _write_markdown(args.markdown, comparison, documents)
@@ -55,6 +59,25 @@ def run(args: argparse.Namespace) -> int:
         print_json(comparison.to_dict())
     else:
         _print(comparison)
+    return 0
+
+
+def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> int:
+    """Frontiers in one table and one picture."""
+    from hdlm.evaluation.comparison import overlay
+    from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
+
+    if args.metric:
+        raise ValueError("--metric is of no use for frontiers: each is of its two metrics.")
+    document = overlay(documents)
+    if args.output is not None:
+        draw_document(document, args.output)
+    if args.markdown is not None:
+        write_frontier_report(args.markdown, document)
+    if args.json:
+        print_json(document)
+    else:
+        print(frontier_table(document))
     return 0
 
 

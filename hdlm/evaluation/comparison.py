@@ -21,7 +21,7 @@ from typing import Any, final
 
 from hdlm.evaluation.result import LikelihoodResult
 
-__all__ = ["SIGNIFICANT", "Cell", "Comparison", "IncomparableError", "compare"]
+__all__ = ["SIGNIFICANT", "Cell", "Comparison", "IncomparableError", "compare", "marks", "overlay"]
 
 Document = Mapping[str, Any]
 
@@ -118,11 +118,6 @@ def compare(documents: Mapping[str, Document], metrics: tuple[str, ...] = ()) ->
         raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
     kinds = {name: _field(document, "kind", name) for name, document in documents.items()}
     for name, kind in kinds.items():
-        if kind == "frontier":
-            raise ValueError(
-                f"{name} is a frontier, a picture of its own: put several models or samplers into one by giving "
-                "`hdlm eval frontier` all of them; points that are in its folder are not measured again."
-            )
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
     _check(_apart({name: {"kind": kind} for name, kind in kinds.items()}))
@@ -303,9 +298,10 @@ def _drawn(document: Document, name: str) -> dict[str, Any]:
 
 
 def _scored(document: Document, entry: Document, metric: str, name: str) -> dict[str, Any]:
-    """What one metric was measured with: its judge and whatever else is written beside the number."""
+    """What one metric was measured with: its judge, by its weights, and whatever else stands beside the number."""
     definitions = document["result"].get("definitions")
-    fields = {f"{metric}: {key}": entry[key] for key in entry if key not in _NUMBERS}
+    called = {"judge"} if "judge_sha256" in entry else set()
+    fields = {f"{metric}: {key}": entry[key] for key in entry if key not in _NUMBERS | called}
     if metric in _AGAINST_TEXT:
         data = _mapping(document, "data", name)
         fields |= {f"{metric}: data.sha256": _known(data, "sha256", f"{name}: data")}
@@ -345,7 +341,7 @@ def _sampling_notes(documents: Mapping[str, Document]) -> list[str]:
 
 
 def _examinations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
-    measured = {name: _marks(document, name) for name, document in documents.items()}
+    measured = {name: marks(document, name) for name, document in documents.items()}
     chosen = _chosen(measured, metrics)
     tasks = sorted({metric.split(": ")[0] for metric in chosen})
     asked = {name: _asked(document, tasks, name) for name, document in documents.items()}
@@ -368,13 +364,21 @@ def _examinations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -
     return Comparison("harness", tuple(documents), cells, next(iter(some.values())), tuple(notes))
 
 
-def _marks(document: Document, name: str) -> dict[str, Cell]:
-    """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it."""
+def marks(document: Document, name: str) -> dict[str, Cell]:
+    """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it.
+
+    Args:
+        document: What `hdlm eval harness` wrote.
+        name: What to call it.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     tasks = _mapping(_mapping(document, "result", name), "results", f"{name}: result")
     found = {}
     for task in tasks:
-        marks = _mapping(tasks, task, f"{name}: results")
-        for key, value in marks.items():
+        numbers = _mapping(tasks, task, f"{name}: results")
+        for key, value in numbers.items():
             metric, comma, kept = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
@@ -382,7 +386,7 @@ def _marks(document: Document, name: str) -> dict[str, Cell]:
             if isinstance(value, Mapping):
                 found[label] = _measurement(value, f"{name}: {task}")
             elif _is_number(value):
-                error = marks.get(f"{metric}_stderr,{kept}")
+                error = numbers.get(f"{metric}_stderr,{kept}")
                 known = float(error) if _is_number(error) and error is not None else None
                 found[label] = Cell(float(value), known)
     return found
@@ -398,10 +402,85 @@ def _asked(document: Document, tasks: list[str], name: str) -> dict[str, Any]:
         "limit": result.get("limit"),
         "versions.lm_eval": _mapping(document, "versions", name).get("lm_eval"),
     }
-    for key in ("versions", "n-shot", "n-samples", "higher_is_better"):
+    for key in ("versions", "n-shot", "n-samples", "higher_is_better", "questions_sha256"):
         told = result.get(key)
         fields |= {f"{task}: {key}": told.get(task) for task in tasks} if isinstance(told, Mapping) else {}
     return fields
+
+
+# === Frontiers ===
+
+
+def overlay(documents: Mapping[str, Document]) -> dict[str, Any]:
+    """Frontiers as one: the document of a sweep that measured all their curves.
+
+    Args:
+        documents: Documents of `hdlm eval frontier` by name, two or more.
+
+    Raises:
+        IncomparableError: If they were made under different protocols; every field that differs is named.
+        ValueError: If there are fewer than two, or one is no frontier.
+    """
+    if len(documents) < 2:
+        raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
+    _check(_apart({name: {"kind": _field(document, "kind", name)} for name, document in documents.items()}))
+    _check(_apart({name: _swept(document, name) for name, document in documents.items()}))
+    texts = {name: _text(one, name) for name, one in documents.items() if one["reference"] is not None}
+    _check(_apart(texts) if texts else [])
+    every = list(documents.values())
+    common = {
+        key: value
+        for key, value in every[0]["settings"].items()
+        if all(one["settings"].get(key, _ABSENT) == value for one in every)
+    }
+    models: dict[str, Any] = {}
+    curves = []
+    for name, one in documents.items():
+        own = {key: value for key, value in one["settings"].items() if key not in common}
+        called = {model: name if len(one["models"]) == 1 else f"{name}: {model}" for model in one["models"]}
+        models |= {called[model]: {**entry, "settings": own} for model, entry in one["models"].items()}
+        curves += [{**curve, "model": called[curve["model"]]} for curve in one["curves"]]
+    with_text = documents[next(iter(texts or documents))]
+    return {
+        **every[0],
+        "settings": common,
+        "models": models,
+        "curves": curves,
+        **{key: with_text[key] for key in ("data", "reference")},
+        **{key: _joined([one[key] for one in every]) for key in ("seed", "device")},
+        "wall_seconds": sum(one["wall_seconds"] for one in every),
+        "versions": {
+            key: _joined([one["versions"].get(key) for one in every]) for key in every[0]["versions"]
+        },
+    }
+
+
+def _swept(document: Document, name: str) -> dict[str, Any]:
+    """What frontiers have to have in common to be in one picture."""
+    fields = {key: _field(document, key, name) for key in ("swept", "num_samples", "prompt", "definitions")}
+    for key in ("models", "settings", "versions"):
+        _mapping(document, key, name)
+    for key in ("data", "reference", "seed", "device", "wall_seconds"):
+        _field(document, key, name)
+    try:
+        points = [point for curve in _field(document, "curves", name) for point in curve["points"]]
+        written = sorted({point["length"] - point["num_given"] for point in points})
+        for point in points:
+            for measure in ("entropy", "generative perplexity"):
+                _measurement(point[measure], f"{name}: {measure}")
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{name} is no frontier of `hdlm eval`: a point of it lacks {error}.") from error
+    return fields | {
+        "judge": document.get("judge_sha256", document.get("judge")),
+        "tokens written": _joined(written),
+        "tokenizer_sha256": _known(document, "tokenizer_sha256", name),
+    }
+
+
+def _joined(values: list[Any]) -> Any:
+    """What all say, or all that they say."""
+    told = list(dict.fromkeys(map(str, values)))
+    return values[0] if len(told) == 1 else ", ".join(told)
 
 
 # === All ===

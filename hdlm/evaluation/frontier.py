@@ -91,7 +91,7 @@ class Sweep:
             "tokenizer": checkpoint.tokenizer,
             "hdlm": protocol.versions()["hdlm"],
         }
-        scored_with = drawn_with | {"num": self.num, "judge": self.judge.name}
+        scored_with = drawn_with | {"num": self.num, **self.judge.noted}
         kept = self.folder / f"{_name(scored_with)}.json"
         if kept.exists():
             return protocol.read(kept)
@@ -132,7 +132,7 @@ class Sweep:
         return attempt((MEASURES[0],), lambda: {MEASURES[0]: diversity(rows)[MEASURES[0]]}) | attempt(
             (PERPLEXITY,),
             lambda: {PERPLEXITY: generative_perplexity(self.judge, texts)[PERPLEXITY]},
-            judge=self.judge.name,
+            **self.judge.noted,
         )
 
 

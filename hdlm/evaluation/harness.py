@@ -200,9 +200,10 @@ class Examinee:
                 f"a task asks for {', '.join(strange)}, which this model does not know; it knows "
                 f"{', '.join(sorted(_OPTIONS))}."
             )
-        if not options.get("do_sample", options.get("temperature", 0) > 0) or options.get("temperature") == 0:
+        asked = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        if not options.get("do_sample", asked.get("temperature", 0) > 0) or asked.get("temperature") == 0:
             return replace(self._settings, top_k=1, top_p=None, min_p=None, temperature=1.0)
-        return replace(self._settings, **{name: options[name] for name in _SAMPLING if name in options})
+        return replace(self._settings, **asked)
 
     def _written(self, requests: Sequence[tuple[str, Mapping[str, Any]]], settings: Settings) -> list[str]:
         """What is written behind some contexts in one way."""

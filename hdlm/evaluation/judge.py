@@ -29,6 +29,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.evaluation.bounds import AbsorbingBound
 from hdlm.evaluation.metrics import Estimate, jackknife, mean
+from hdlm.evaluation.protocol import weights_sha256
 from hdlm.hyperschedule import autoregressive
 
 __all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
@@ -54,10 +55,17 @@ class AbstractJudge(abc.ABC):
     """A language model that gives text a probability.
 
     Attributes:
-        name: What to call it in a report: numbers of different judges must not be compared.
+        name: What to call it in a report.
+        sha256: Hash of its weights: numbers of different judges must not be compared.
     """
 
     name: str
+    sha256: str
+
+    @property
+    def noted(self) -> dict[str, str]:
+        """What stands beside every number of this judge."""
+        return {"judge": self.name, "judge_sha256": self.sha256}
 
     @abc.abstractmethod
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
@@ -100,6 +108,7 @@ class TransformersJudge(AbstractJudge):
                 "that is here."
             ) from error
         self._tokenizer, self._model = tokenizer, model.to(self._device).eval()
+        self.sha256 = weights_sha256(model)
 
     @torch.no_grad()
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
@@ -177,6 +186,7 @@ class CheckpointJudge(AbstractJudge):
     ) -> None:
         self.name, self._checkpoint, self._tokenizer = name, checkpoint, tokenizer
         self._device, self._batch_size = torch.device(device), batch_size
+        self.sha256 = weights_sha256(checkpoint.network)
 
     @torch.no_grad()
     def judge(self, texts: Sequence[str]) -> list[Judgement]:

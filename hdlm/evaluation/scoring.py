@@ -95,7 +95,7 @@ def score(
         if isinstance(judge, str):
             found[label] = {"failed": judge, "judge": name}
             continue
-        judged = attempt((PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), judge=name)
+        judged = attempt((PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), **judge.noted)
         found |= {key.replace(PERPLEXITY, label): value for key, value in judged.items()}
     return found
 
@@ -105,7 +105,7 @@ def score_mauve(
     reference: Sequence[str],
     features: Callable[[Sequence[str]], Tensor],
     seed: int,
-    judge: str,
+    judge: AbstractJudge,
 ) -> Scores:
     """MAUVE of texts.
 
@@ -114,12 +114,12 @@ def score_mauve(
         reference: Real text of the same length, at least as many pieces.
         features: From texts to the features of a judge.
         seed: Of the clustering.
-        judge: Its name.
+        judge: Whose they are.
     """
     return attempt(
         ("MAUVE",),
         lambda: {"MAUVE": mauve(features(texts), features(reference), seed=seed)},
-        judge=judge,
+        **judge.noted,
     )
 
 

@@ -21,7 +21,15 @@ from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number, write_report
 
-__all__ = ["Curve", "Point", "draw_frontier", "frontier_table", "write_frontier"]
+__all__ = [
+    "Curve",
+    "Point",
+    "draw_document",
+    "draw_frontier",
+    "frontier_table",
+    "write_frontier",
+    "write_frontier_report",
+]
 
 APART = 11.0
 """Points (1/72 inch) that labels keep from one another."""
@@ -230,6 +238,27 @@ def write_frontier(folder: Path, document: Mapping[str, Any]) -> None:
         folder: Where to.
         document: The document that `hdlm eval frontier` writes.
     """
+    drawn = _is_drawable(document)
+    if drawn:
+        draw_document(document, folder / PICTURE)
+    write_frontier_report(folder / "report.md", document, PICTURE if drawn else "")
+
+
+def _is_drawable(document: Mapping[str, Any]) -> bool:
+    """Whether any point of it was measured."""
+    return any(_whole(point) for curve in document["curves"] for point in curve["points"])
+
+
+def draw_document(document: Mapping[str, Any], output: Path) -> None:
+    """Draw what was measured.
+
+    Args:
+        document: The document that `hdlm eval frontier` writes, or several in one.
+        output: The picture; its suffix names the format.
+
+    Raises:
+        ValueError: If nothing was measured.
+    """
     swept = document["swept"]
     one_model = len(document["models"]) == 1
     short = {Path(name).name for name in document["models"]}
@@ -245,11 +274,19 @@ def write_frontier(folder: Path, document: Mapping[str, Any]) -> None:
     data = None
     if reference is not None and _whole(reference):
         data = _point(Path(document["data"]["name"]).name, reference)
-    what, judge = swept.replace("_", "-"), Path(document["judge"]).name
-    there = any(curve.points for curve in curves)
-    if there:
-        draw_frontier(curves, folder / PICTURE, reference=data, swept=what, judge=judge)
-    write_report(folder / "report.md", f"Frontier over {what}", _sections(document, there))
+    judge = Path(document["judge"]).name
+    draw_frontier(curves, output, reference=data, swept=swept.replace("_", "-"), judge=judge)
+
+
+def write_frontier_report(path: Path, document: Mapping[str, Any], picture: str = "") -> None:
+    """Write the report, as Markdown.
+
+    Args:
+        path: The file; it is whole or not there.
+        document: As for `draw_document`.
+        picture: What the report calls the picture; empty if there is none.
+    """
+    write_report(path, f"Frontier over {document['swept'].replace('_', '-')}", _sections(document, picture))
 
 
 def frontier_table(document: Mapping[str, Any]) -> str:
@@ -275,22 +312,23 @@ def frontier_table(document: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
-def _sections(document: Mapping[str, Any], drawn: bool) -> dict[str, str]:
+def _sections(document: Mapping[str, Any], picture: str) -> dict[str, str]:
     models = "\n".join(
         f"- {name}: {one['weights']} weights, sha256 `{one['weights_sha256']}`, {one['dtype']}"
+        + "".join(f", {key} {value}" for key, value in one.get("settings", {}).items())
         for name, one in document["models"].items()
     )
     settings = [f"{name} {value}" for name, value in document["settings"].items() if value is not None]
     versions = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
-    picture = f"![{PERPLEXITY} over entropy]({PICTURE})\n\n" if drawn else ""
+    shown = f"![{PERPLEXITY} over entropy]({picture})\n\n" if picture else ""
     definitions = {name: document["definitions"][name] for name in ("entropy", PERPLEXITY)}
     return {
-        "Points": f"{picture}{frontier_table(document)}\n\nAfter ± stands the standard error by the jackknife over "
+        "Points": f"{shown}{frontier_table(document)}\n\nAfter ± stands the standard error by the jackknife over "
         "samples; bars in the picture are two of them. A curve is better than another where it is lower at the same "
         "entropy.",
         "How": f"{document['num_samples']} samples of {document['length']} tokens a point, judged by "
-        f"{document['judge']}; {', '.join(settings)}; seed {document['seed']}, drawn in {document['draw_dtype']} on "
-        f"{document['device']}; {versions}\n\n{models}",
+        f"{document['judge']}; {''.join(f'{one}, ' for one in settings)}seed {document['seed']}, drawn in "
+        f"{document['draw_dtype']} on {document['device']}; {versions}\n\n{models}",
         "Definitions": "\n".join(f"- {name}: {text}" for name, text in definitions.items()),
     }
 

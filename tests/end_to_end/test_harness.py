@@ -113,8 +113,10 @@ def test_the_command_takes_names_of_a_folder(tasks: Path) -> None:
     assert 0.5 < marks["verses"]["bits_per_byte,none"] < 8
     assert 0 <= marks["goes_on"]["exact_match,none"] <= 1
     assert (document["kind"], document["result"]["protocol"]["replicates"]) == ("harness", 64)
-    assert "|who" in done.stdout
-    assert "|who" in (output / "report.md").read_text()
+    for text in (done.stdout, (output / "report.md").read_text()):
+        assert "| task " in text
+        assert "| who " in text
+    assert set(document["result"]["questions_sha256"]) == set(TASKS)
 
 
 def test_the_command_takes_files(tasks: Path) -> None:
@@ -124,6 +126,10 @@ def test_the_command_takes_files(tasks: Path) -> None:
     document = json.loads(done.stdout)
     assert document["result"]["n-samples"]["who"]["effective"] == 2
     assert document["result"]["protocol"]["estimator"] == "exact"
+    first = document["result"]["questions_sha256"]
+    (tasks / "who.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS[1:]))
+    done = run([*asked, "--device", "cpu", "--limit", "2", "--hyperschedule", "autoregressive"], tasks)
+    assert json.loads(done.stdout)["result"]["questions_sha256"] != first
 
 
 def test_a_task_that_is_not_there_is_one_clear_line(tasks: Path) -> None:

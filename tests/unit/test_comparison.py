@@ -13,7 +13,7 @@ import pytest
 
 from hdlm.cli import main
 from hdlm.evaluation import LikelihoodResult
-from hdlm.evaluation.comparison import IncomparableError, compare
+from hdlm.evaluation.comparison import IncomparableError, compare, overlay
 from hdlm.view.report import number
 
 WORDS, LETTERS = "a" * 64, "b" * 64
@@ -63,6 +63,7 @@ def harness(accuracy: float = 0.7) -> dict[str, Any]:
         "n-shot": {"who": 0},
         "n-samples": {"who": {"original": 9, "effective": 9}},
         "higher_is_better": {"who": {"acc": True}},
+        "questions_sha256": {"who": WORDS},
     }
     return common("harness") | {"data": None, "result": result}
 
@@ -112,6 +113,7 @@ PROTOCOL = [
     (harness(), "result/protocol/bound", "hybrid", "bound is hybrid, and absorbing in a"),
     (harness(), "result/limit", 5, "limit is 5, and none in a"),
     (harness(), "result/n-shot/who", 3, "who: n-shot is 3, and 0 in a"),
+    (harness(), "result/questions_sha256/who", LETTERS, "who: questions_sha256 is bbbb"),
     (harness(), "result/versions/who", 2, "who: versions is 2, and 1 in a"),
     (likelihood(), "data/sha256", "e" * 64, r"b: data\.sha256 is eeeeeeeeeeee…, and dddddddddddd… in a"),
     (likelihood(), "data/bytes", 801, r"data\.bytes is 801, and 800 in a"),
@@ -381,6 +383,94 @@ def test_exact_marks_are_compared_with_those_of_any_number_of_replicates() -> No
         compare({"a": exact, "b": harness(), "c": fewer})
 
 
-def test_frontiers_are_put_into_one_picture_elsewhere() -> None:
-    with pytest.raises(ValueError, match="hdlm eval frontier"):
-        compare({"a": common("frontier"), "b": common("frontier")})
+def frontier(temperatures: tuple[float, ...] = (0.5, 1.0), **changes: Any) -> dict[str, Any]:
+    points = [
+        {
+            "temperature": temperature,
+            "entropy": {"value": 3 + temperature, "error": 0.1},
+            "generative perplexity": {"value": 9 * temperature, "error": 0.4, "judge": "gpt2"},
+            "length": 64,
+            "num_given": 1,
+            "num_evaluations": 16,
+        }
+        for temperature in temperatures
+    ]
+    return common("frontier") | {
+        "swept": "temperature",
+        "num_samples": 8,
+        "length": 64,
+        "prompt": "",
+        "judge": "gpt2",
+        "judge_sha256": WORDS,
+        "seed": 0,
+        "draw_dtype": "float64",
+        "settings": {"eta": 0.05, "steps": None},
+        "definitions": {"entropy": "of tokens", "generative perplexity": "of the judge"},
+        "models": {"runs/a": {"weights": "only", "weights_sha256": LETTERS, "dtype": "float32"}},
+        "curves": [{"model": "runs/a", "algorithm": "acs", "points": points}],
+        "reference": {name: points[0][name] for name in ("entropy", "generative perplexity")},
+        **changes,
+    }
+
+
+def test_frontiers_become_one() -> None:
+    strong = frontier((0.8,), settings={"eta": 0.3, "steps": None}, seed=1, reference=None, data=None)
+    found = overlay({"f/strong": strong, "f/weak": frontier()})
+    assert [(curve["model"], len(curve["points"])) for curve in found["curves"]] == [
+        ("f/strong", 1),
+        ("f/weak", 2),
+    ]
+    assert found["settings"] == {"steps": None}
+    assert found["models"]["f/strong"]["settings"] == {"eta": 0.3}
+    assert found["reference"] == frontier()["reference"]
+    assert found["data"]["name"] == "book"
+    assert found["seed"] == "1, 0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge_sha256": LETTERS}, "b: judge is bbbbbbbbbbbb…, and aaaaaaaaaaaa… in a"),
+        ({"num_samples": 9}, "num_samples is 9, and 8 in a"),
+        ({"swept": "top_p"}, "swept is top_p, and temperature in a"),
+        ({"prompt": "Once"}, "prompt is Once"),
+        ({"tokenizer_sha256": LETTERS}, "tokenizer_sha256 is bbbb"),
+        ({"kind": "generation"}, "kind is generation, and frontier in a"),
+        ({"definitions": {}}, "definitions is {}"),
+        ({"data": common("")["data"] | {"sha256": LETTERS}}, r"data\.sha256 is bbbb"),
+    ],
+)
+def test_frontiers_of_other_protocols_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(IncomparableError, match=message):
+        overlay({"a": frontier(), "b": frontier(**changes)})
+
+
+def test_frontiers_of_samples_of_another_length_are_refused() -> None:
+    longer = frontier()
+    for point in longer["curves"][0]["points"]:
+        point["length"] = 65
+    with pytest.raises(IncomparableError, match="tokens written is 64, and 63 in a"):
+        overlay({"a": frontier(), "b": longer})
+
+
+def test_the_command_draws_frontiers(tmp_path, capsys) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps(frontier()))
+    files = [str(tmp_path / f"{name}.json") for name in "ab"]
+    report, picture = tmp_path / "both.md", tmp_path / "both.png"
+    assert main(["compare", *files, "--markdown", str(report), "--output", str(picture)]) == 0
+    assert capsys.readouterr().out.count("| acs ") == 4
+    assert report.read_text().count("| acs ") == 4
+    assert picture.stat().st_size > 10_000
+    assert main(["compare", *files, "--metric", "entropy"]) == 2
+    assert main(["compare", files[0]]) == 2
+    assert "at least two" in capsys.readouterr().err
+
+
+def test_a_judge_is_known_by_its_weights() -> None:
+    """The same folder may hold another model later, and the same model lie elsewhere."""
+    judge = "result/metrics/generative perplexity/judge"
+    one = changed(generation(), f"{judge}_sha256", WORDS)
+    compare({"a": one, "b": changed(one, judge, "models/gpt2")})
+    with pytest.raises(IncomparableError, match="judge_sha256 is bbbb"):
+        compare({"a": one, "b": changed(one, f"{judge}_sha256", LETTERS)})
