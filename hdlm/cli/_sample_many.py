@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hdlm.generation import Settings
     from hdlm.sampling import Frame
 
+LIKELY = 16
+"""Passages at a time where nobody says how many: only the bar goes by it."""
 SINGLE = (
     "infill",
     "json",
@@ -50,7 +52,7 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
 
         def watch(done: int, frame: Frame) -> None:
-            size = min(args.batch_size or 1, args.num - done)
+            size = min(args.batch_size or LIKELY, args.num - done)
             bar((done + frame.share * size) / args.num, f"writing passage {done + 1} of {args.num}")
 
         samples = draw_samples(
