@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -197,42 +197,43 @@ def draw(points: Sequence[Point], output: Path) -> None:
         drawing.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def measured(options: argparse.Namespace) -> list[Point]:
-    """All points."""
+def measured(options: argparse.Namespace) -> Iterator[Point]:
+    """All points, one after the other."""
     checkpoint = load_checkpoint(pretrained() / MODEL)
     length, steps, thresholds = checkpoint.length, (4, 8, 16, 32), (0.1, 0.3, 0.6)
     if options.quick:
         length, steps, thresholds = 24, (2, 4), (0.3,)
-    bench = Bench(checkpoint, options.num or (4 if options.quick else 64), length, options.seed)
+    bench = Bench(checkpoint, options.num or (4 if options.quick else 32), length, options.seed)
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
     text = read_text(tokenizer_of(checkpoint), held_out, length * bench.num * 2)
-    points = [bench.real(text)]
+    yield bench.real(text)
     todo = [(*one, None) for one in modes(length, steps, bench.learned(text, steps), thresholds)]
     todo += approximate_modes(length)
     with share_bar("measuring", shown=True) as bar:
         for done, one in enumerate(todo):
             bar(done / len(todo), one[0])
-            points.append(bench.point(*one))
-    return points
+            yield bench.point(*one)
 
 
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--num", type=int, help="samples a point (default: 64)")
+    parser.add_argument("--num", type=int, help="samples a point (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="short and few: whether it works")
     options = parser.parse_args()
-    points = measured(options)
-    document: dict[str, Any] = {
-        "model": MODEL,
-        "judge": f"{MODEL}, its own exact autoregressive likelihood",
-        "versions": protocol.versions(),
-        "threads": torch.get_num_threads(),
-        "points": [asdict(point) for point in points],
-    }
-    protocol.write(options.output / "quality.json", document)
+    points: list[Point] = []
+    for point in measured(options):
+        points.append(point)
+        document: dict[str, Any] = {
+            "model": MODEL,
+            "judge": f"{MODEL}, its own exact autoregressive likelihood",
+            "versions": protocol.versions(),
+            "threads": torch.get_num_threads(),
+            "points": [asdict(one) for one in points],
+        }
+        protocol.write(options.output / "quality.json", document)
     (options.output / "quality.md").write_text(table(points) + "\n", encoding="utf-8")
     draw(points, options.output / "quality.png")
     print(table(points))
