@@ -93,3 +93,12 @@ def open_checkpoint(
     source = source_of(args.checkpoint)
     options = reading_of(args) | ({} if dtype is None else {"dtype": dtype})
     return load(source, tokenizer=args.tokenizer, device=device, **options)
+
+
+def open_fast(args: argparse.Namespace, device: torch.device | str) -> Checkpoint:
+    """Load what `add_checkpoint` took down, to write with, in the precision of `--dtype`, compiled with `--compile`."""
+    import torch
+
+    checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
+    checkpoint.network.speed_up(compiled=args.compile)
+    return checkpoint

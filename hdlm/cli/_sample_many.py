@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from hdlm.cli._models import open_checkpoint
+from hdlm.cli._models import open_fast
 from hdlm.cli._options import device_of
 from hdlm.cli._progress import share_bar
 
@@ -48,7 +48,7 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
         raise ValueError(f"--output {args.output} is a folder; give the name of a file, as samples.jsonl.")
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
     device = device_of(args) if own_device is None else own_device
-    checkpoint = open_checkpoint(args, device)
+    checkpoint = open_fast(args, device)
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
 
         def watch(done: int, frame: Frame) -> None:

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._models import add_checkpoint, open_checkpoint
+from hdlm.cli._models import add_checkpoint, open_fast
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
@@ -78,6 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         metavar="K",
         help="for networks that see both ways: remember settled text, compute all anew every K calls (changes logits)",
+    )
+    fast.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of the weights; bfloat16 halves what is read, and changes logits (default: %(default)s)",
+    )
+    fast.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network first, up to a minute: for long runs",
     )
     parser.add_argument("--stream", action="store_true", help="print text as it settles")
     parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
@@ -150,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
     device = device_of(args)
-    checkpoint = open_checkpoint(args, device)
+    checkpoint = open_fast(args, device)
     trace = Trace(checkpoint.vocabulary.mask_id)
     ending = Ending(args.stop_at_end, tuple(args.stop))
     stream = _Stream(checkpoint, ending, args.prompt) if args.stream else None
@@ -228,12 +239,15 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
         )
     else:
         cache = "none, as settled positions see later ones; --approximate-cache K trades exactness for speed"
+    precision = "exact" if args.dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"
     apart = len(passages) > 1 and args.batch_size != 1 and not args.guidance
     evaluations = mean(passage.evaluations for passage in passages)
     lines = {
         "law": f"{args.algorithm}, {EXACT.get(args.algorithm, 'a heuristic')}",
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
+        "weights": f"{args.dtype}: {precision}",
+        "passes": "compiled: exact" if args.compile else "not compiled; --compile is for long runs",
         "draws": "float64 sums in two levels: exact down to the tail",
         "skips": "the network is not asked in steps that read nothing: exact",
         "cache": cache,
@@ -241,7 +255,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
         "NFE": f"{passages[0].num_evaluations} calls for {len(passages)}; {evaluations:.1f} a sequence, of "
         f"{plan.num_steps} steps",
     }
-    return "\n".join(f"{name:>6}: {text}" for name, text in lines.items())
+    return "\n".join(f"{name:>7}: {text}" for name, text in lines.items())
 
 
 class _Stream:

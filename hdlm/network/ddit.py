@@ -9,8 +9,10 @@ https://arxiv.org/abs/2310.16834.
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +25,7 @@ from hdlm.network.config import DDiTConfig
 from hdlm.network.layers import Block, Embedding, OutputLayer, TimestepEmbedding
 from hdlm.network.rotary import Rotary, Rotation
 
-__all__ = ["DDiT", "Pass"]
+__all__ = ["DDiT", "Pass", "has_compiler"]
 
 
 @final
@@ -187,6 +189,31 @@ class DDiT(nn.Module):
         linear = self.output_layer.linear
         return linear.weight, linear.bias
 
+    def speed_up(self, *, compiled: bool = False) -> None:
+        """Make ready for generation; it changes no number but by rounding.
+
+        On a CPU the matrix of `head` is laid out by columns, which a product with one to some dozens of rows reads
+        twice as fast, and with many rows no slower.
+
+        Args:
+            compiled: Compile the blocks, all but attention, which takes up to a minute at the first passes.
+
+        Raises:
+            ValueError: If they are to be compiled, and there is no compiler.
+        """
+        weight = self.output_layer.linear.weight
+        if weight.device.type == "cpu":
+            weight.data = weight.data.t().contiguous().t()
+        if not compiled:
+            return
+        if not has_compiler(weight.device):
+            raise ValueError(
+                "There is no C++ compiler (g++, or what the environment variable CXX names) to compile the network "
+                "with: install one, or leave compilation out."
+            )
+        for block in self.blocks:
+            cast("Block", block).compile_parts()
+
     def new_cache(self) -> KVCache:
         """An empty cache for `features`."""
         return KVCache()
@@ -212,6 +239,11 @@ class DDiT(nn.Module):
                 else "This network is told the noise: pass `condition`, one number per position."
             )
         return None if self.sigma_map is None or condition is None else self.sigma_map(condition)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs: on a CPU, a C++ compiler."""
+    return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class _Part(NamedTuple):

@@ -144,8 +144,14 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b q h"]:
         """Add both branches to the residual stream; `see`, if given, attends in the place of `attention`."""
         look, think = self._modulations(condition)
-        x = x + look.leave(self.dropout(self._attend(look.enter(self.norm1(x)), rotation, attention, see)))
-        return x + think.leave(self.dropout(self.mlp(think.enter(self.norm2(x)))))
+        query, key, value = self._ask(x, look, rotation)
+        heads = attend(query, key, value, attention) if see is None else see(query, key, value)
+        return self._think(x, heads, look, think)
+
+    def compile_parts(self) -> None:
+        """Compile what lies before and behind attention: the same two graphs for every block, cache and batch."""
+        for name in ("_ask", "_think"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
         if self.adaLN_modulation is None:
@@ -153,16 +159,17 @@ class Block(nn.Module):
         chunks = self.adaLN_modulation(condition).chunk(6, dim=-1)
         return Modulation(*chunks[:3]), Modulation(*chunks[3:])
 
-    def _attend(
-        self, x: Tensor, rotation: Rotation, attention: SharedMask, see: See | None
-    ) -> Float[Tensor, "b q h"]:
-        qkv = self.attn_qkv(x).unflatten(-1, (3, self.num_heads, -1))
+    def _ask(self, x: Tensor, look: Modulation, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, `[b heads q d]`."""
+        qkv = self.attn_qkv(look.enter(self.norm1(x))).unflatten(-1, (3, self.num_heads, -1))
         turning, value = qkv.split((2, 1), dim=2)
         query, key = (part.transpose(1, 2) for part in rotation(turning).unbind(2))
-        value = value[:, :, 0].transpose(1, 2)
-        heads = attend(query, key, value, attention) if see is None else see(query, key, value)
-        out: Tensor = self.attn_out(heads.transpose(1, 2).flatten(2))
-        return out
+        return query, key, value[:, :, 0].transpose(1, 2)
+
+    def _think(self, x: Tensor, heads: Tensor, look: Modulation, think: Modulation) -> Tensor:
+        """Add what the heads saw, and what the feed-forward network makes of it."""
+        x = x + look.leave(self.dropout(self.attn_out(heads.transpose(1, 2).flatten(2))))
+        return x + think.leave(self.dropout(self.mlp(think.enter(self.norm2(x)))))
 
 
 @final

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +35,33 @@ def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) 
     assert "e" not in plain.removeprefix("And the LORD said")
     assert main([*options, "--stream"]) == 0
     assert capsys.readouterr().out == plain
+
+
+def test_precision_and_compilation_are_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [*MODEL[:-1], "8", "--steps", "1", "--explain"]
+    assert main([*few, "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("And the LORD said")
+    assert "weights: bfloat16: APPROXIMATE" in said.err
+    assert "not compiled" in said.err
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main([*few, "--compile"]) == 2
+    assert "no C++ compiler" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+def test_compiling_changes_no_word() -> None:
+    """In a process of its own, without the shape checks of the tests, which Dynamo would have to look into."""
+    options = [*MODEL[:-1], "12", "--num", "2", "--steps", "2", "--seed", "3", "--explain", "--device", "cpu"]
+    plain, compiled = (
+        subprocess.run(
+            [sys.executable, "-m", "hdlm", *options, *more], capture_output=True, text=True, check=True
+        )
+        for more in ([], ["--compile"])
+    )
+    assert compiled.stdout == plain.stdout
+    assert "compiled: exact" in compiled.stderr
 
 
 @pytest.mark.parametrize(
