@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hdlm.hyperschedule as package
@@ -224,6 +224,10 @@ def cells_of(hyperschedule: AbstractHyperschedule) -> int:
 FEW_PASSES = ANY.filter(lambda hyperschedule: cells_of(hyperschedule) <= 60)
 
 
+MERGING = Table(torch.tensor([[3, 2, 1], [2, 2, 1], [1, 2, 1], [0, 1, 1], [0, 0, 0]]))
+"""Steps 0 and 1 both go on with step 3, which therefore is in two of three passes."""
+
+
 def every_pass(hyperschedule: AbstractHyperschedule) -> Packed:
     """The passes that cells of times mean, one cell a row, the same in every epoch."""
     passes = packing(hyperschedule)
@@ -248,6 +252,8 @@ def test_a_pass_is_made_of_whole_windows_of_generation(hyperschedule):
 
 @settings(max_examples=25, deadline=None)
 @given(FEW_PASSES)
+@example(MERGING)
+@example(PublishedSlide(20, width=8, num_levels=3))
 def test_weights_undo_how_often_a_step_is_taken(hyperschedule):
     """Every active step of every position is in some pass, and is expected once: the marginal of levels is right."""
     packed = every_pass(hyperschedule)

@@ -21,10 +21,11 @@ from hdlm.hyperschedule import (
 )
 from hdlm.hyperschedule.packing import ABSENT
 from hdlm.noise_schedule import LogLinear
-from hdlm.objective import NELBO, Corruption, ScoreEntropy, WeightedCrossEntropy
+from hdlm.objective import NELBO, Canvas, Corruption, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid, Uniform
-from tests.tiny import tiny_denoiser
+from hdlm.verification.enumeration import generator_matrix
+from tests.tiny import FixedAnswer, tiny_denoiser
 
 BATCH, LENGTH, WORDS = 5, 8, 6
 MASK = WORDS
@@ -169,6 +170,7 @@ PACKED = [
     Slide(LENGTH, 4, 4),
     Wave(LENGTH, 4, 3),
     PublishedSlide(LENGTH, 5, 3),
+    PublishedSlide(LENGTH, 4, 2),
     PublishedWave(LENGTH, 4, 3),
     autoregressive(LENGTH),
     flat(LENGTH, 3),
@@ -200,6 +202,25 @@ def test_two_streams_are_one_pass_a_window(hyperschedule, shifted, x_0, numbers)
             torch.testing.assert_close(packed[b, speaks], alone.log_clean(speaks.nonzero()[:, 0]), **TIGHT)
             compared += speaks
     assert (compared[denoiser.lookback :] > (0 if ABSENT in steps else BATCH - 1)).all()
+
+
+@pytest.mark.parametrize("x_t", range(4), ids=["kept", "other word", "other word too", "mask"])
+def test_the_published_score_entropy_has_ratios_of_two_ends(x_t):
+    """`sum_y R(y -> x_t) [s - r log s + r log r - r]`: the hybrid's R; at masks absorbing r, at words uniform r."""
+    words, x_0, u = 3, torch.zeros(1, 1, dtype=torch.long), torch.tensor(0.4, dtype=torch.float64)
+    hybrid = GammaHybrid(words, 0.3)
+    scores = torch.tensor([0.3, 1.7, 0.6, 2.1], dtype=torch.float64)
+    law = [1 - u, 0 * u, 0 * u, u] if x_t == words else [1 - 2 * u / 3, u / 3, u / 3, 0 * u]
+    rates = generator_matrix(hybrid, hybrid.rates(u))
+    expected = 0.0
+    for y in set(range(words + 1)) - {x_t}:
+        s, r = scores[y], law[y] / law[x_t]
+        expected += rates[x_t, y] * (s - r * s.log() + torch.xlogy(r, r) - r)
+    x, noise, one = torch.tensor([[x_t]]), u.expand(1, 1), torch.ones(1, 1, dtype=torch.float64)
+    canvas = Canvas(x_0, x, t=noise, s=noise, measure=one, steps=one)
+    denoiser = FixedAnswer(hybrid, LogScore(scale_by_sigma=False), scores.log())
+    found = ScoreEntropy(ratios="published_code")(denoiser, canvas)
+    torch.testing.assert_close(found.squeeze(), expected, **TIGHT)
 
 
 def test_a_shifted_network_may_not_look_ahead_of_the_order(x_0, numbers):
