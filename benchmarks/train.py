@@ -249,9 +249,9 @@ def scaling(options: argparse.Namespace, peak: float, say: Callable[[str], None]
     say("\n| processes | length | batch | s | tokens/s | peak memory of a process | MFU |")
     say("|---|---|---|---|---|---|---|")
     results = []
-    for processes in options.processes:
-        for length in options.lengths:
-            for batch in options.batches:
+    for processes in options.processes or [1]:
+        for length in options.lengths or [options.length]:
+            for batch in options.batches or [options.batch]:
                 found = in_a_process(options, OURS, processes, length=length, batch=batch)
                 results.append({**found, "processes": processes, "length": length, "batch": batch})
                 say(
@@ -275,8 +275,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--also", nargs="*", default=[], choices=OPTIONAL, help="measure these too")
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="measure these, in this order")
     parser.add_argument("--scaling", action="store_true", help="a table over sizes instead")
-    for option in ("lengths", "batches", "processes"):
-        parser.add_argument(f"--{option}", type=int, nargs="+", default=[1], metavar="N")
+    for option, default in {"lengths": "--length", "batches": "--batch", "processes": "1"}.items():
+        parser.add_argument(
+            f"--{option}", type=int, nargs="+", metavar="N", help=f"of --scaling; default {default}"
+        )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
     parser.add_argument("--one", choices=list(VARIANTS), help=argparse.SUPPRESS)
     return parser
