@@ -119,7 +119,8 @@ class Step(nn.Module):
                 return self.objective.mean(self.denoiser, canvas, device)
             canvas = canvas.to(device)
             prediction = canvas.predict(self.denoiser)
-            logits = prediction.raw(prediction.everywhere()).float()
+            words = self.denoiser.process.num_words
+            logits = prediction.raw(prediction.everywhere()).float()[:, :words]
         nats = -F.log_softmax(logits, -1).gather(-1, canvas.x_0.flatten()[:, None])[:, 0]
         weight = (canvas.measure * self.objective.weights(self.denoiser.process, canvas)).flatten()
         return (weight.to(nats.dtype) * nats).mean()

@@ -62,7 +62,7 @@ def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_step_of_training_is_measured(repository: Path, tmp_path: Path) -> None:
-    """Plain and ours: the same taught positions, and the same loss but for the mask, which no token ever is."""
+    """Plain and ours: the same taught positions, and the same loss."""
     numbers = tmp_path / "numbers.json"
     sizes = {"length": 32, "blocks": 1, "hidden": 16, "heads": 2, "vocabulary": 300, "width": 8, "steps": 1}
     names = ["plain, two streams", "+ attention kernel", "+ loss in pieces"]
@@ -74,4 +74,4 @@ def test_a_step_of_training_is_measured(repository: Path, tmp_path: Path) -> Non
     assert [result["name"] for result in results] == names
     assert all(result["taught"] == 32 for result in results)
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
-    assert results[2]["loss"] == pytest.approx(results[1]["loss"], rel=1e-2)
+    assert results[2]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
