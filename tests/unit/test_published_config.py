@@ -474,8 +474,10 @@ WHOLE: dict[str, object] = {
     ("family", "changes"),
     [
         ("epsilon", {}),
-        ("epsilon", WHOLE),
-        ("gamma", {"annealing__type": "simple", "annealing__eval_tau": 2}),
+        pytest.param("epsilon", WHOLE, marks=pytest.mark.slow),
+        pytest.param(
+            "gamma", {"annealing__type": "simple", "annealing__eval_tau": 2}, marks=pytest.mark.slow
+        ),
         (
             "gamma",
             {"graph__type": "uniform", "sampling__predictor": "euler", "annealing__efficient": "false"},

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from hdlm.__main__ import main
 from hdlm.checkpoint import load_checkpoint
+from hdlm.data import AbstractWindows
 from hdlm.training import (
     Recipe,
     Run,
@@ -123,6 +125,7 @@ def _close(found: list[list[float]], expected: list[list[float]]) -> None:
     assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], rel=2e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None:
     steps = {"steps": 12, "save_every": None, "save_steps": None, "accumulation": 1}
     table = _no_dropout(text, run=steps)
@@ -306,17 +309,21 @@ def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_p
 
 def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Path, tmp_path: Path) -> None:
     session = Session(_run(_table(text)), tmp_path)
+    windows, dead = session.trainer._windows, threading.Event()
 
-    class Dead:
-        length, fingerprint = 16, ""
+    class Mortal(AbstractWindows):
+        length, fingerprint = windows.length, windows.fingerprint
 
         def batch(self, first: int, count: int) -> Tensor:
-            raise ValueError("the worker that reads text died")
+            if dead.is_set():
+                raise ValueError("the worker that reads text died")
+            return windows.batch(first, count)
 
     def kill(report: StepReport) -> None:
-        if report.step == 7:
-            session.trainer._windows = Dead()
+        if report.step == 6:
+            dead.set()
 
+    session.trainer._windows = Mortal()
     with pytest.raises(ValueError, match="worker that reads text died"):
         session.execute(StopRequest(), (kill,))
     assert Shelf(tmp_path).steps() == [0, 5]
