@@ -1,7 +1,7 @@
 """Generation: what each optimisation of the sampler is worth, beside the published loop and the machine's limits.
 
     python -m benchmarks.sampling                                  the base size of the published networks
-    python -m benchmarks.sampling --hidden 64 --blocks 2 --heads 2 --words 500 --length 64 --steps 16 32   a smoke test
+    python -m benchmarks.sampling --quick                          a smoke test of a small size
 
 One run, one network with random weights, float32. `plain` is the published loop: at every step all positions are
 computed, projected onto the vocabulary, and drawn with float64 Gumbel noise. Each further row switches one thing on.
@@ -32,6 +32,7 @@ from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import Ancestral, Engine, FirstHitting, Move, Prompt, Step, View
 
+_BY_COLUMNS = "+ the head's matrix laid out by columns"
 NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
 
@@ -63,6 +64,7 @@ class Way:
         use_cache: Whether settled positions are computed once.
         together: Whether sequences wait for one another.
         first_hitting: Whether masks fall one at a time.
+        by_columns: Whether the matrix of the head is laid out by columns (`DDiT.speed_up`).
     """
 
     name: str
@@ -70,6 +72,7 @@ class Way:
     use_cache: bool = False
     together: bool = True
     first_hitting: bool = False
+    by_columns: bool = False
 
     def step(self, num_words: int) -> Step:
         """The step that the engine takes."""
@@ -167,7 +170,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[128, 512, 1024], help="of full diffusion")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default: 1 8")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
+    parser.add_argument(
+        "--budget", type=float, default=480, help="seconds after which no row is begun (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a small network, few steps: does it run?")
     args = parser.parse_args()
+    if args.quick:
+        args.hidden, args.blocks, args.heads, args.words = 64, 2, 2, 500
+        args.length, args.steps, args.batch = 64, [16, 64], [1, 3]
     config = DDiTConfig(args.words + 1, args.hidden, args.blocks, args.heads, max_length=args.length)
     machine, denoiser = _machine(), _denoiser(config)
     print(
@@ -178,14 +188,25 @@ def main() -> None:
         + "|"
     )
     rows: list[Row] = []
-    for batch in args.batch:
-        plain = _seconds(lambda: _plain_step(denoiser, batch, args.length), 2 if batch == 1 else 1)  # noqa: B023
-        for steps in args.steps:
-            rows += _full(denoiser, machine, args.length, steps, batch, plain)
-        rows += _blocks(denoiser, machine, args.length, args.width, batch, plain)
+    begin = time.perf_counter()
+    for row in _rows(args, denoiser, machine):
+        rows.append(row)
+        if time.perf_counter() - begin > args.budget:
+            print(f"Stopped: --budget {args.budget:g} s are over, and rows may be missing.", flush=True)
+            break
     if args.json is not None:
         numbers = {"machine": dataclasses.asdict(machine), "rows": [dataclasses.asdict(row) for row in rows]}
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _rows(args: argparse.Namespace, denoiser: Denoiser, machine: Machine) -> Iterator[Row]:
+    """All lines, each measured when it is asked for."""
+    for batch in args.batch:
+        _lay_out(denoiser, by_columns=False)
+        plain = _seconds(lambda: _plain_step(denoiser, batch, args.length), 2 if batch == 1 else 1)  # noqa: B023
+        yield from _blocks(denoiser, machine, args.length, args.width, batch, plain)
+        for steps in args.steps:
+            yield from _full(denoiser, machine, args.length, steps, batch, plain)
 
 
 def _full(
@@ -199,7 +220,12 @@ def _full(
         Way("+ steps that change nothing are skipped"),
     ]
     ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
-    ways += [Way("first-hitting instead", together=False, first_hitting=True)] if steps > length // 2 else []
+    ways += [dataclasses.replace(ways[-1], name=_BY_COLUMNS, by_columns=True)]
+    ways += (
+        [Way("first-hitting instead", together=False, first_hitting=True, by_columns=True)]
+        if steps > length // 2
+        else []
+    )
     lift = max(1, length * batch // steps)
     at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
     yield _row(
@@ -226,6 +252,7 @@ def _blocks(
         Way("+ steps that change nothing are skipped", use_cache=True),
     ]
     ways += [Way("+ each sequence at its own pace", use_cache=True, together=False)] if batch > 1 else []
+    ways += [dataclasses.replace(ways[-1], name=_BY_COLUMNS, by_columns=True)]
     at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
     yield _row(task, batch, "plain", (steps, steps), 1, plain, at_best, plain * steps, length)
     for way in ways:
@@ -274,7 +301,7 @@ def _row(
 
 @torch.no_grad()
 def _time(
-    denoiser: AbstractDenoiser,
+    denoiser: Denoiser,
     schedule: AbstractHyperschedule,
     way: Way,
     batch: int,
@@ -283,6 +310,7 @@ def _time(
     calls: int,
 ) -> float:
     """Seconds from call to call, behind the first (which reads the prompt), with all that lies between."""
+    _lay_out(denoiser, by_columns=way.by_columns)
     engine = _engine(denoiser, schedule, way, batch, prompt)
     while engine.num_evaluations < warm:
         engine.advance()
@@ -334,6 +362,14 @@ def _denoiser(config: DDiTConfig) -> Denoiser:
     network = DDiT(config).eval().requires_grad_(False)
     torch.nn.init.normal_(network.output_layer.linear.weight, std=0.02)
     return Denoiser(network, EpsilonHybrid(config.vocab_size - 1, epsilon=0.01), Mean())
+
+
+def _lay_out(denoiser: Denoiser, *, by_columns: bool) -> None:
+    """The matrix of the head by columns, as `hdlm sample` has it, or by rows."""
+    weight = denoiser.backbone.output_layer.linear.weight
+    weight.data = weight.data.contiguous()
+    if by_columns:
+        denoiser.backbone.speed_up()
 
 
 def _seconds(work: Callable[[], object], runs: int) -> float:

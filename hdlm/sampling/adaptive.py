@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.sampling.base import Move, require_masks
-from hdlm.sampling.draws import draw_index
+from hdlm.sampling.base import Move, Reading, require_masks
 
 __all__ = ["ByEntropy", "ByThreshold"]
 
 _MODEL = 0
-_Sure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_Sure: TypeAlias = Callable[[Reading, Tensor], Tensor]
 
 
 @final
@@ -43,9 +42,9 @@ class ByThreshold:
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _write(x, move, self._sure)
 
-    def _sure(self, log_p: Float[Tensor, "n v"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-        best = torch.full(masked.shape, -torch.inf, dtype=log_p.dtype, device=masked.device)
-        best[masked] = log_p.amax(-1)
+    def _sure(self, reading: Reading, masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        best = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=masked.device)
+        best[masked] = reading.each(masked, lambda log_p: log_p.amax(-1)).double()
         return (masked & (best.exp() >= self.threshold)) | _first(best, masked)
 
 
@@ -69,9 +68,10 @@ class ByEntropy:
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _write(x, move, self._sure)
 
-    def _sure(self, log_p: Float[Tensor, "n v"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-        entropy = torch.full(masked.shape, torch.inf, dtype=log_p.dtype, device=masked.device)
-        entropy[masked] = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+    def _sure(self, reading: Reading, masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        entropy = torch.full(masked.shape, torch.inf, dtype=torch.float64, device=masked.device)
+        found = reading.each(masked, lambda log_p: torch.special.entr(log_p.exp()).sum(-1))
+        entropy[masked] = found.double()
         ordered, order = entropy.sort(dim=1, stable=True)
         before = ordered.cumsum(1) - ordered
         within = torch.zeros_like(masked).scatter(1, order, before.nan_to_num(torch.inf) <= self.bound)
@@ -84,10 +84,9 @@ def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]
     asked = replace(move, x=x)
     while asked.masked.any():
         masked = asked.masked
-        log_p = asked.reading.log_clean(masked)
-        chosen = sure(log_p, masked)
+        chosen = sure(asked.reading, masked)
         new = asked.x.clone()
-        new[chosen] = draw_index(log_p[chosen[masked]].exp(), move.uniform(_MODEL)[chosen])
+        new[chosen] = asked.reading.draw(chosen, move.uniform(_MODEL))
         asked = replace(asked, x=new)
     return asked.x
 

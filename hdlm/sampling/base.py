@@ -117,6 +117,15 @@ class Reading:
         ]
         return torch.cat(found) if found else stands[:, 0].double()
 
+    def each(
+        self, where: Bool[Tensor, "b l"], of: Callable[[Float[Tensor, "n v"]], Float[Tensor, " n"]]
+    ) -> Float[Tensor, " n"]:
+        """A number for each of the given positions, of `log p(x_0 | x_t)` over the words; at least one position.
+
+        Unlike `log_clean`, it never holds more than a few rows.
+        """
+        return torch.cat([of(log_w.log_softmax(-1)) for _, log_w in self._chunks(where)])
+
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
         row, column = where.nonzero(as_tuple=True)

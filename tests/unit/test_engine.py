@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,3 +167,48 @@ def test_a_bound_on_entropy_is_kept() -> None:
     for bound, calls in ((0.05, 3), (0.11, 2), (0.31, 1)):
         told = FixedAnswer(Absorbing(2), Mean(), raw)
         assert sample(told, flat(3, 1), ByEntropy(bound)).num_evaluations == calls
+
+
+_LONG = """
+import resource, sys
+import torch
+from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, flat
+from hdlm.sampling import AdaptiveCorrection, Ancestral, ByEntropy, Chain, Engine
+
+length, words, split = 8192, 40_000, 4096
+network = DDiT(DDiTConfig(words + 1, 64, 2, 4, max_length=length)).eval()
+denoiser = Denoiser(network, EpsilonHybrid(words, epsilon=0.01), Mean())
+schedule = flat(length, 4) if sys.argv[1] == "flat" else Block(length, 64, 4)
+engine = Engine(denoiser, schedule, eval(sys.argv[2]))
+given = (torch.arange(length) < split)[None] if sys.argv[1] == "block" else torch.zeros(1, length, dtype=torch.bool)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.no_grad():
+    engine.add(torch.arange(1), tokens=torch.ones(1, length, dtype=torch.long), fixed=given)
+    while engine.num_evaluations < 4 and len(engine):
+        engine.advance()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "step"),
+    [
+        ("flat", "Chain((Ancestral(), AdaptiveCorrection(0.05)))"),
+        ("flat", "ByEntropy(9e9)"),
+        ("block", "Ancestral()"),
+    ],
+)
+def test_eight_thousand_positions_in_bounded_memory(schedule: str, step: str) -> None:
+    """Below one integer a pair of positions (512 MiB), far below one number a position and word (1250 MiB).
+
+    What is freed goes back at once, so that what is measured is what lives, and not what the C library hoards.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _LONG, schedule, step],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 420
