@@ -65,13 +65,13 @@ def test_prompts_stay_and_words_come(name: str, schedule: AbstractHyperschedule)
 def test_cache_and_batches_change_no_token(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     step = algorithm(name, model.process, 0.3)
-    once = sample(model, schedule, step, num_sequences=5, seed=4, prompt=PROMPT)
+    once = sample(model, schedule, step, num_sequences=3, seed=4, prompt=PROMPT)
     apart = sample(
-        model, schedule, step, num_sequences=5, seed=4, prompt=PROMPT, batch_size=2, use_cache=False
+        model, schedule, step, num_sequences=3, seed=4, prompt=PROMPT, batch_size=2, use_cache=False
     )
-    later = sample(model, schedule, step, num_sequences=2, seed=4, prompt=PROMPT, first_sequence=3)
+    later = sample(model, schedule, step, num_sequences=1, seed=4, prompt=PROMPT, first_sequence=2)
     assert torch.equal(once.tokens, apart.tokens)
-    assert torch.equal(once.tokens[3:], later.tokens)
+    assert torch.equal(once.tokens[2:], later.tokens)
 
 
 @pytest.mark.parametrize("schedule", [Block(LENGTH, 4, 2), autoregressive(LENGTH)], ids=str)
