@@ -198,7 +198,8 @@ def test_json_has_a_fixed_form(hdlm, model):
     result = json.loads(out)
     assert result.keys() == {"checkpoint", "seed", "settings", "num_evaluations", "passages"}
     assert (result["checkpoint"], result["seed"], result["settings"]["eta"]) == (str(model), 4, 0.2)
-    assert [passage.keys() for passage in result["passages"]] == [{"text", "tokens", "given"}] * 2
+    fields = {"text", "tokens", "given", "num_evaluations"}
+    assert [passage.keys() for passage in result["passages"]] == [fields] * 2
 
 
 def test_randomness_is_the_seed_and_nothing_else(hdlm, model):
@@ -344,7 +345,7 @@ def _is_one_line(err: str, *parts: str) -> None:
         ("--infill no-gap", ("--infill needs a gap", "[MASK:5]")),
         ("--infill [MASK:99]", ("text with its gaps", f"between 1 and {CONTEXT}", "got 101")),
         ("--infill [MASK] --prompt the", ("--prompt: not allowed with argument --infill",)),
-        ("--num 0", ("argument --num: must be a whole number, at least 1; got '0'",)),
+        ("--num 0", ("argument --num/--num-sequences: must be a whole number, at least 1; got '0'",)),
         ("--steps -3", ("argument --steps: must be a whole number, at least 1; got '-3'",)),
         ("--batch-size few", ("argument --batch-size: must be a whole number, at least 1; got 'few'",)),
         ("--seed -1", ("`seed` must lie in [0, 2^64)", "got -1")),
