@@ -15,7 +15,8 @@ from typing import Protocol, final, runtime_checkable
 
 from hdlm.atomic import replacing
 from hdlm.denoiser import Denoiser
-from hdlm.evaluation.judge import AbstractJudge, TransformersJudge, generative_perplexity
+from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
+from hdlm.evaluation.judges import judges_of
 from hdlm.evaluation.likelihood import evaluate
 from hdlm.evaluation.metrics import Estimate, diversity
 from hdlm.evaluation.plans import bound_of, measurable
@@ -71,7 +72,7 @@ class Observer:
         self._writing = self._plan if writing is None else writing
         family = "analytic" if run.recipe.objective.type == "ScoreEntropy" else "original"
         self._sampler = family if sampler is None else sampler
-        self._judge: AbstractJudge | None = None
+        self._judge: AbstractJudge | str | None = None
         self._nobody = not self._settings.judge
         self._done: dict[str, int] = {}
 
@@ -112,7 +113,8 @@ class Observer:
         texts = [self._run.tokenizer.decode(row) for row in tokens]
         with replacing(self._folder / "samples" / f"{report.step}.txt") as aside:
             aside.write_text(_DIVIDER.join(texts) + "\n", encoding="utf-8")
-        found = {**diversity(tokens), **self._judged(texts)}
+        written = [row[self._given :] for row in tokens]
+        found = {**diversity(written), **self._judged(texts)}
         self._session.log.write(step=report.step, **_flat(found))
         perplexity = found.get("generative perplexity")
         judged = "" if perplexity is None else f", generative perplexity {perplexity}"
@@ -156,9 +158,7 @@ class Observer:
         """Token ids of the samples."""
         corruption, settings = self._run.mixture.parts[0].corruption, self._settings
         first = self._run.tokenizer.vocabulary.bos
-        prompt = None
-        if first is not None and denoiser.lookback:
-            prompt = Prompt.prefix([first], self._writing.length)
+        prompt = Prompt.prefix([first], self._writing.length) if first is not None and self._given else None
         made = sample(
             denoiser,
             self._writing,
@@ -175,19 +175,27 @@ class Observer:
         rows: list[list[int]] = made.tokens.tolist()
         return rows
 
+    @property
+    def _given(self) -> int:
+        """Tokens at the beginning of samples that nobody wrote: shifted networks are given the first one."""
+        lookback = self._run.denoiser.lookback
+        return lookback if self._run.tokenizer.vocabulary.bos is not None else 0
+
     def _judged(self, texts: list[str]) -> dict[str, Estimate]:
         """What the judge says; why there is none is said once."""
         if self._nobody:
             return {}
         settings = self._settings
-        try:
-            if self._judge is None:
-                self._judge = TransformersJudge(settings.judge, self._run.device, settings.batch_size)
-            return generative_perplexity(self._judge, texts)
-        except (ValueError, OSError, ModuleNotFoundError) as error:
-            self._nobody = True
-            self._say(f"no generative perplexity by {settings.judge}: {error}")
-            return {}
+        if self._judge is None:
+            self._judge = judges_of([settings.judge], self._run.device, settings.batch_size)[settings.judge]
+        if not isinstance(self._judge, str):
+            try:
+                return generative_perplexity(self._judge, texts)
+            except ValueError as error:
+                self._judge = str(error)
+        self._nobody = True
+        self._say(f"no generative perplexity by {settings.judge}: {self._judge}")
+        return {}
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig
-from hdlm.network.ddit import DDiT, Pass
+from hdlm.network.ddit import DDiT, Pass, has_compiler
 
-__all__ = ["DDiT", "DDiTConfig", "KVCache", "Pass"]
+__all__ = ["DDiT", "DDiTConfig", "KVCache", "Pass", "has_compiler"]

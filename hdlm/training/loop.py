@@ -11,8 +11,6 @@ finds is read while the next one is under way.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 from hdlm.data import AbstractWindows
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT
+from hdlm.network import DDiT, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.ema import ExponentialMovingAverage
@@ -211,7 +209,7 @@ class Trainer:
         self._votes = 0.0
         self._unread: _News | None = None
         self._memories = make_optimizers(self._network, optimizer)
-        if run.compile and _has_compiler(device):
+        if run.compile and has_compiler(device):
             self._network.features = torch.compile(self._network.features)
         prepared = self._accelerator.prepare(_Loss(denoiser, self.precision), *self._memories)
         self._loss, self._optimizers = prepared[0], list(prepared[1:])
@@ -498,8 +496,3 @@ class Trainer:
 def _vote(stop: StopRequest) -> float:
     """What a process says of stopping, so that the sum over all tells whether one asks, and whether one must."""
     return _PREEMPTS if stop.preempts else float(bool(stop))
-
-
-def _has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: on a CPU, a C++ compiler."""
-    return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None

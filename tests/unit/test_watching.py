@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation import during_training
+from hdlm.evaluation import judges
 from hdlm.evaluation.during_training import Observer
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.training import (
@@ -156,7 +156,7 @@ def test_a_run_is_measured_and_not_changed(
     def nobody(*arguments: object) -> None:
         raise OSError("there is no such model")
 
-    monkeypatch.setattr(during_training, "TransformersJudge", nobody)
+    monkeypatch.setattr(judges, "TransformersJudge", nobody)
     run, told = run_of(validate_every=2, sample_every=3, samples=2, judge="no/such-judge"), []
     session = Session(run, tmp_path / "watched")
     observer = Observer(run, session, tmp_path / "watched", told.append)
