@@ -153,7 +153,7 @@ def test_progress_says_what_is_known(run_of: Any, terminal: bool) -> None:
 def test_a_run_is_measured_and_not_changed(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody(*arguments: object) -> None:
+    def nobody(*arguments: object, offline: bool) -> None:
         raise OSError("there is no such model")
 
     monkeypatch.setattr(judges, "TransformersJudge", nobody)
