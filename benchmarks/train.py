@@ -17,7 +17,6 @@ its inverse bounds what any optimisation could still gain here.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import resource
@@ -297,7 +296,8 @@ def main() -> None:
         raise SystemExit(f"the peak of {device} is not known to hdlm.training.flops: MFU means nothing.")
     config = config_of(options)
     print(
-        f"{dataclasses.asdict(config)}\nlength {options.length}, batch {options.batch}; {device}, "
+        f"{config.num_blocks} blocks of {config.hidden_size}, {config.vocab_size} rows; "
+        f"length {options.length}, batch {options.batch}; {device}, "
         f"{torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in products of matrices; "
         f"a sequence needs {training_flops(config, options.length, two_stream=False) / 1e9:,.0f} GFLOP on one canvas, "
         f"{training_flops(config, options.length, two_stream=True) / 1e9:,.0f} in two streams\n"
