@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    judges = judges_asked(args)
     wants = {"--mauve": args.mauve, "--controls": args.controls, "--infill": args.infill is not None}
     for option, wanted in wants.items():
         if wanted and args.reference is None:
@@ -127,7 +128,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--reference {args.reference}: results have something else of this name; rename it."
         )
-    if args.mauve and not judges_asked(args):
+    if args.mauve and not judges:
         raise ValueError("--mauve needs the features of a --judge in the format of transformers.")
     if args.save_samples and args.output is None:
         raise ValueError("--save-samples needs --output, the folder to write them to.")

@@ -170,10 +170,13 @@ def test_a_bound_on_entropy_is_kept() -> None:
 
 
 _LONG = """
-import resource, sys
+import sys
 import torch
 from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, flat
 from hdlm.sampling import AdaptiveCorrection, Ancestral, ByEntropy, Chain, Engine
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 
 length, words, split = 8192, 40_000, 4096
 network = DDiT(DDiTConfig(words + 1, 64, 2, 4, max_length=length)).eval()
@@ -181,12 +184,12 @@ denoiser = Denoiser(network, EpsilonHybrid(words, epsilon=0.01), Mean())
 schedule = flat(length, 4) if sys.argv[1] == "flat" else Block(length, 64, 4)
 engine = Engine(denoiser, schedule, eval(sys.argv[2]))
 given = (torch.arange(length) < split)[None] if sys.argv[1] == "block" else torch.zeros(1, length, dtype=torch.bool)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 with torch.no_grad():
     engine.add(torch.arange(1), tokens=torch.ones(1, length, dtype=torch.long), fixed=given)
     while engine.num_evaluations < 4 and len(engine):
         engine.advance()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
 
 
