@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -159,5 +158,5 @@ def publish(source: Path, folder: Path) -> None:
 def _to_disk(folder: Path) -> None:
     """Wait until files are on the disk, so that not even a loss of power can lose them."""
     for path in folder.iterdir():
-        with path.open("rb") as file, suppress(OSError):
+        with path.open("r+b") as file:
             os.fsync(file.fileno())
