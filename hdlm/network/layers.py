@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hdlm.network.attention import SharedMask, attend
 from hdlm.network.config import DDiTConfig
+from hdlm.network.packed import Linear
 from hdlm.network.rotary import Rotation
 
 __all__ = ["Block", "Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding"]
@@ -118,14 +119,12 @@ class Block(nn.Module):
         width, inner = config.hidden_size, config.mlp_ratio * config.hidden_size
         self.num_heads = config.num_heads
         self.norm1 = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attn_out = nn.Linear(width, width, bias=False)
+        self.attn_qkv = Linear(width, 3 * width, bias=False)
+        self.attn_out = Linear(width, width, bias=False)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width)
-        )
+        self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(approximate="tanh"), Linear(inner, width))
         self.dropout = nn.Dropout(config.dropout)
-        self.adaLN_modulation = nn.Linear(config.cond_dim, 6 * width) if config.condition_blocks else None
+        self.adaLN_modulation = Linear(config.cond_dim, 6 * width) if config.condition_blocks else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -184,8 +183,8 @@ class OutputLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.norm_final = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.linear = nn.Linear(width, config.vocab_size)
-        self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * width) if config.condition_output else None
+        self.linear = Linear(width, config.vocab_size)
+        self.adaLN_modulation = Linear(config.cond_dim, 2 * width) if config.condition_output else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -27,7 +27,7 @@ from hdlm.sampling.draws import draw_index
 
 __all__ = ["Answer", "Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
 
-_ENTRIES = 2**23
+_ENTRIES = 2**22
 """How many vocabulary entries are projected at a time."""
 _STREAMS = 16
 """Uniform numbers a step may have per position, and parts that a compound step may have."""
