@@ -214,6 +214,11 @@ class AbstractDenoiser(abc.ABC):
         """An empty cache for `Context.cache`, or None if this denoiser keeps none."""
         return None
 
+    def retain(self, cache: Any, places: Int[Tensor, " n"]) -> None:
+        """Keep only these of the positions in a cache, by their place in it, in this order."""
+        if cache is not None:
+            cache.retain(places)
+
 
 @final
 class Denoiser(nn.Module, AbstractDenoiser):
@@ -345,6 +350,10 @@ class Guided(AbstractDenoiser):
 
     def new_cache(self) -> tuple[Any, Any]:
         return self.inner.new_cache(), self.inner.new_cache()
+
+    def retain(self, cache: tuple[Any, Any], places: Int[Tensor, " n"]) -> None:
+        for one in cache:
+            self.inner.retain(one, places)
 
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context

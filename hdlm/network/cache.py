@@ -99,6 +99,17 @@ class KVCache:
             tensor[:, :, start:end] = tensor[:, :, start : start + num_current][:, :, chosen]
         self._length = end
 
+    def retain(self, places: Int[Tensor, " n"]) -> None:
+        """Keep only these of the kept positions, in this order; what stays in its place is not copied.
+
+        Args:
+            places: Indices into the kept positions, each at most once.
+        """
+        moved = (places != torch.arange(len(places), device=places.device)).nonzero()[:, 0]
+        for tensor in (tensor for pair in self._layers for tensor in pair):
+            tensor[:, :, moved] = tensor[:, :, places[moved]]
+        self._length = len(places)
+
     def select(self, rows: Int[Tensor, " n"] | Bool[Tensor, " b"]) -> None:
         """Keep only these sequences of the batch, in this order (an index may repeat)."""
         self._layers = [(keys[rows], values[rows]) for keys, values in self._layers]

@@ -71,6 +71,11 @@ class Memory:
         chosen = slice(store) if isinstance(store, int) else store
         self._keys = self.before(current.select(slice(None), chosen))
 
+    def retain(self, places: Tensor) -> None:
+        """Keep only these of the remembered positions, in this order."""
+        if self._keys is not None:
+            self._keys = self._keys.select(slice(None), places)
+
     def select(self, rows: Tensor) -> None:
         """Keep only these sequences of the batch, in this order."""
         if self._keys is not None:

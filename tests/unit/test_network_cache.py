@@ -112,6 +112,20 @@ def test_rows_may_leave_change_places_and_repeat(rows):
     assert_same(network(tokens[rows, 5:], cache=cache), whole[rows])
 
 
+@pytest.mark.parametrize("places", [[0, 3, 1], [2], [4, 3, 2, 1, 0], []])
+@torch.no_grad()
+def test_positions_may_be_forgotten_and_change_places(places):
+    network, tokens, cache = NETWORKS[torch.float64], random_tokens(), KVCache(7)
+    network(tokens[:, :5], cache=cache, store=5)
+    keys = torch.tensor([place in places for place in range(5)])
+    seen = torch.cat([keys, torch.ones(7, dtype=torch.bool)]).expand(1, 7, 12)
+    own = torch.arange(5, 12)[None]
+    wanted = network(tokens[:, 5:], positions=own, attention=seen, cache=cache)
+    cache.retain(torch.tensor(places, dtype=torch.long))
+    assert len(cache) == len(places)
+    assert_same(network(tokens[:, 5:], positions=own, cache=cache), wanted)
+
+
 @torch.no_grad()
 def test_cleared_it_starts_anew():
     network, tokens, cache = NETWORKS[torch.float64], random_tokens(), KVCache()
