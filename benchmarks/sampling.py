@@ -3,8 +3,9 @@
     python -m benchmarks.sampling                                  the base size of the published networks
     python -m benchmarks.sampling --quick                          a smoke test of a small size
 
-One run, one network with random weights, float32. `plain` is the published loop: at every step all positions are
-computed, projected onto the vocabulary, and drawn with float64 Gumbel noise. Each further row switches one thing on.
+One run, one network with random weights, float32; a row in bfloat16 where the machine multiplies it faster. `plain` is
+the published loop: at every step all positions are computed, projected onto the vocabulary, and drawn with float64
+Gumbel noise. Each further row switches one thing on.
 Calls that are alike are timed once or twice and not a thousand times: seconds are those of the timed calls, times the
 number of calls of the whole run, which is counted exactly (it does not depend on the network). All rows have the law
 of the plain loop; the rows from the cache on have its random numbers, too.
@@ -32,13 +33,15 @@ from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import Ancestral, Engine, FirstHitting, Move, Prompt, Step, View
 
-_BY_COLUMNS = "+ the head's matrix laid out by columns"
+_PACKED = "+ weights packed for few rows"
+_BFLOAT16 = "+ weights in bfloat16"
 NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
 
 def benchmarks() -> Iterator[Benchmark]:
     """Two sequences from a small untrained network."""
-    denoiser = _denoiser(DDiTConfig(vocab_size=NUM_WORDS + 1, hidden_size=128, num_blocks=4, num_heads=4))
+    config = DDiTConfig(vocab_size=NUM_WORDS + 1, hidden_size=128, num_blocks=4, num_heads=4)
+    denoiser = _Network(config).made_for(_PLAIN)
     for name, use_cache in (("original", False), ("original", True), ("acs", True), ("first_hitting", True)):
         yield _generation(denoiser, name, use_cache)
 
@@ -64,7 +67,8 @@ class Way:
         use_cache: Whether settled positions are computed once.
         together: Whether sequences wait for one another.
         first_hitting: Whether masks fall one at a time.
-        by_columns: Whether the matrix of the head is laid out by columns (`DDiT.speed_up`).
+        packed: Whether the network has been made ready by `DDiT.speed_up`.
+        dtype: Precision of the weights.
     """
 
     name: str
@@ -72,7 +76,8 @@ class Way:
     use_cache: bool = False
     together: bool = True
     first_hitting: bool = False
-    by_columns: bool = False
+    packed: bool = False
+    dtype: torch.dtype = torch.float32
 
     def step(self, num_words: int) -> Step:
         """The step that the engine takes."""
@@ -127,12 +132,26 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Machine:
-    """What the machine can do, measured: operations and bytes a second."""
+    """What the machine can do, measured.
 
+    Attributes:
+        device: Where.
+        operations: A second, in products of float32 matrices.
+        in_bfloat16: The same of bfloat16.
+        bandwidth: Bytes a second that are read.
+    """
+
+    device: str
     operations: float
+    in_bfloat16: float
     bandwidth: float
 
-    def seconds(self, config: DDiTConfig, tokens: int, keys: int, rows: int) -> float:
+    @property
+    def low_precision_pays(self) -> bool:
+        """Whether there are units for bfloat16."""
+        return self.in_bfloat16 > 1.5 * self.operations
+
+    def seconds(self, config: DDiTConfig, tokens: int, keys: int, rows: int, way: Way) -> float:
         """The least time of a call: `tokens` see `keys` each, and `rows` are projected; weights are read once."""
         width = config.hidden_size
         body = config.num_blocks * (4 + 2 * config.mlp_ratio) * width**2
@@ -140,7 +159,11 @@ class Machine:
         operations = (
             2 * body * tokens + 4 * tokens * keys * width * config.num_blocks + 2 * head * max(rows, 1)
         )
-        return max(operations / self.operations, 4 * (body + head) / self.bandwidth)
+        speed = self.operations if way.dtype == torch.float32 else self.in_bfloat16
+        return max(operations / speed, way.dtype.itemsize * (body + head) / self.bandwidth)
+
+
+_PLAIN = Way("plain")
 
 
 @final
@@ -169,6 +192,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024, help="positions (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[128, 512, 1024], help="of full diffusion")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default: 1 8")
+    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
     parser.add_argument(
         "--budget", type=float, default=480, help="seconds after which no row is begun (default: %(default)s)"
@@ -179,17 +203,18 @@ def main() -> None:
         args.hidden, args.blocks, args.heads, args.words = 64, 2, 2, 500
         args.length, args.steps, args.batch = 64, [16, 64], [1, 3]
     config = DDiTConfig(args.words + 1, args.hidden, args.blocks, args.heads, max_length=args.length)
-    machine, denoiser = _machine(), _denoiser(config)
+    machine, network = _machine(args.device), _Network(config, args.device)
     print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; measured {machine.operations / 1e9:.0f} "
-        f"GFLOP/s and {machine.bandwidth / 1e9:.1f} GB/s\n\n| task | batch | way | NFE of the batch | NFE of a "
+        f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; measured "
+        f"{machine.operations / 1e9:.0f} GFLOP/s ({machine.in_bfloat16 / 1e9:.0f} in bfloat16) and "
+        f"{machine.bandwidth / 1e9:.1f} GB/s\n\n| task | batch | way | NFE of the batch | NFE of a "
         "sequence | calls timed | s a sequence | tokens/s | limit / time | times plain |\n"
         + "|---" * 10
         + "|"
     )
     rows: list[Row] = []
     begin = time.perf_counter()
-    for row in _rows(args, denoiser, machine):
+    for row in _rows(args, network, machine):
         rows.append(row)
         if time.perf_counter() - begin > args.budget:
             print(f"Stopped: --budget {args.budget:g} s are over, and rows may be missing.", flush=True)
@@ -199,18 +224,18 @@ def main() -> None:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-def _rows(args: argparse.Namespace, denoiser: Denoiser, machine: Machine) -> Iterator[Row]:
+def _rows(args: argparse.Namespace, network: _Network, machine: Machine) -> Iterator[Row]:
     """All lines, each measured when it is asked for."""
     for batch in args.batch:
-        _lay_out(denoiser, by_columns=False)
+        denoiser = network.made_for(_PLAIN)
         plain = _seconds(lambda: _plain_step(denoiser, batch, args.length), 2 if batch == 1 else 1)  # noqa: B023
-        yield from _blocks(denoiser, machine, args.length, args.width, batch, plain)
+        yield from _blocks(network, machine, args.length, args.width, batch, plain)
         for steps in args.steps:
-            yield from _full(denoiser, machine, args.length, steps, batch, plain)
+            yield from _full(network, machine, args.length, steps, batch, plain)
 
 
 def _full(
-    denoiser: Denoiser, machine: Machine, length: int, steps: int, batch: int, plain: float
+    network: _Network, machine: Machine, length: int, steps: int, batch: int, plain: float
 ) -> Iterator[Row]:
     """Full diffusion: everything is computed whenever the network is asked."""
     schedule = flat(length, steps)
@@ -220,28 +245,26 @@ def _full(
         Way("+ steps that change nothing are skipped"),
     ]
     ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
-    ways += [dataclasses.replace(ways[-1], name=_BY_COLUMNS, by_columns=True)]
-    ways += (
-        [Way("first-hitting instead", together=False, first_hitting=True, by_columns=True)]
-        if steps > length // 2
-        else []
-    )
+    ways += _prepared(ways[-1], machine)
+    if steps > length // 2:
+        hitting = {"name": "first-hitting instead", "first_hitting": True, "together": False}
+        ways += [dataclasses.replace(ways[-1], **hitting)]
     lift = max(1, length * batch // steps)
-    at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
+    at_best = machine.seconds(network.config, length * batch, length, length * batch, _PLAIN)
     yield _row(
         task, batch, "plain", (steps, steps), 2 if batch == 1 else 1, plain, at_best, plain * steps, length
     )
     for way in ways:
         timed = 2 if batch == 1 else 1
         calls = _count(schedule, way, batch)
-        seconds = _time(denoiser, schedule, way, batch, None, batch == 1, timed)
+        seconds = _time(network, schedule, way, batch, None, batch == 1, timed)
         asked = length * batch if way.together else round(length * batch * calls[1] / calls[0])
-        at_best = machine.seconds(denoiser.backbone.config, asked, length, lift)
+        at_best = machine.seconds(network.config, asked, length, lift, way)
         yield _row(task, batch, way.name, calls, timed, seconds, at_best, plain * steps, length)
 
 
 def _blocks(
-    denoiser: Denoiser, machine: Machine, length: int, width: int, batch: int, plain: float
+    network: _Network, machine: Machine, length: int, width: int, batch: int, plain: float
 ) -> Iterator[Row]:
     """Semi-autoregressive: blocks of `width`, as many steps a block; timed behind a quarter, a half, three quarters."""
     schedule = Block(length, width, width)
@@ -252,21 +275,28 @@ def _blocks(
         Way("+ steps that change nothing are skipped", use_cache=True),
     ]
     ways += [Way("+ each sequence at its own pace", use_cache=True, together=False)] if batch > 1 else []
-    ways += [dataclasses.replace(ways[-1], name=_BY_COLUMNS, by_columns=True)]
-    at_best = machine.seconds(denoiser.backbone.config, length * batch, length, length * batch)
+    ways += _prepared(ways[-1], machine)
+    at_best = machine.seconds(network.config, length * batch, length, length * batch, _PLAIN)
     yield _row(task, batch, "plain", (steps, steps), 1, plain, at_best, plain * steps, length)
     for way in ways:
         places = (length // 4, length // 2, 3 * length // 4) if way.use_cache else (length // 2,)
         timed = min(width, _count(Block(2 * width, width, width), way, batch)[0] // 2) if way.use_cache else 1
         seconds = statistics.mean(
-            _time(denoiser, schedule, way, batch, Prompt.prefix([1] * place, length), True, timed)
+            _time(network, schedule, way, batch, Prompt.prefix([1] * place, length), True, timed)
             for place in places
         )
         calls = _count(schedule, way, batch)
         asked = round(width * batch * (1 if way.together else calls[1] / calls[0]))
         asked = asked if way.use_cache else asked + batch * length // 2
-        at_best = machine.seconds(denoiser.backbone.config, asked, length // 2, max(1, asked // width))
+        at_best = machine.seconds(network.config, asked, length // 2, max(1, asked // width), way)
         yield _row(task, batch, way.name, calls, timed * len(places), seconds, at_best, plain * steps, length)
+
+
+def _prepared(way: Way, machine: Machine) -> list[Way]:
+    """The same with the network made ready, and in bfloat16 where that pays."""
+    ready = dataclasses.replace(way, name=_PACKED, packed=True)
+    lower = dataclasses.replace(ready, name=_BFLOAT16, dtype=torch.bfloat16)
+    return ([ready] if machine.device == "cpu" else []) + ([lower] if machine.low_precision_pays else [])
 
 
 def _row(
@@ -301,7 +331,7 @@ def _row(
 
 @torch.no_grad()
 def _time(
-    denoiser: Denoiser,
+    network: _Network,
     schedule: AbstractHyperschedule,
     way: Way,
     batch: int,
@@ -310,13 +340,15 @@ def _time(
     calls: int,
 ) -> float:
     """Seconds from call to call, behind the first (which reads the prompt), with all that lies between."""
-    _lay_out(denoiser, by_columns=way.by_columns)
-    engine = _engine(denoiser, schedule, way, batch, prompt)
+    denoiser = network.made_for(way)
+    engine = _engine(denoiser, schedule, way, batch, prompt, network.device)
     while engine.num_evaluations < warm:
         engine.advance()
+    _wait(network.device)
     begin, before = time.perf_counter(), engine.num_evaluations
     while engine.num_evaluations < before + calls and len(engine):
         engine.advance()
+    _wait(network.device)
     return (time.perf_counter() - begin) / (engine.num_evaluations - before)
 
 
@@ -331,23 +363,27 @@ def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, 
 
 
 def _engine(
-    denoiser: AbstractDenoiser, schedule: AbstractHyperschedule, way: Way, batch: int, prompt: Prompt | None
+    denoiser: AbstractDenoiser,
+    schedule: AbstractHyperschedule,
+    way: Way,
+    batch: int,
+    prompt: Prompt | None,
+    device: str = "cpu",
 ) -> Engine:
-    engine = Engine(
-        denoiser, schedule, way.step(denoiser.process.num_words), view=View(use_cache=way.use_cache)
-    )
-    given = {} if prompt is None else {"tokens": prompt.tokens, "fixed": prompt.fixed}
-    engine.add(torch.arange(batch), **given, together=way.together)
+    step, view = way.step(denoiser.process.num_words), View(use_cache=way.use_cache)
+    engine = Engine(denoiser, schedule, step, view=view, device=device)
+    given = {} if prompt is None else {"tokens": prompt.tokens.to(device), "fixed": prompt.fixed.to(device)}
+    engine.add(torch.arange(batch, device=device), **given, together=way.together)
     return engine
 
 
 @torch.no_grad()
 def _plain_step(denoiser: Denoiser, batch: int, length: int) -> Tensor:
     """One step of the published loop: everything computed, projected, and drawn by float64 Gumbel noise, row by row."""
-    words = denoiser.process.num_words
-    x = torch.full((batch, length), words)
+    words, device = denoiser.process.num_words, denoiser.device
+    x = torch.full((batch, length), words, device=device)
     hidden = denoiser.backbone.features(x)
-    lifted = torch.rand(batch, length) < 0.01
+    lifted = torch.rand(batch, length, device=device) < 0.01
     drawn = []
     for row in hidden:
         p = denoiser.backbone.head(row)[:, :words].double().softmax(-1)
@@ -356,20 +392,41 @@ def _plain_step(denoiser: Denoiser, batch: int, length: int) -> Tensor:
     return torch.where(lifted, torch.stack(drawn), x)
 
 
-def _denoiser(config: DDiTConfig) -> Denoiser:
-    """Random weights everywhere: fresh networks have an output layer of zeros."""
-    torch.manual_seed(0)
-    network = DDiT(config).eval().requires_grad_(False)
-    torch.nn.init.normal_(network.output_layer.linear.weight, std=0.02)
-    return Denoiser(network, EpsilonHybrid(config.vocab_size - 1, epsilon=0.01), Mean())
+@final
+class _Network:
+    """One network with random weights, made ready for each way once.
+
+    Fresh networks have an output layer of zeros, so that one is drawn too.
+    """
+
+    def __init__(self, config: DDiTConfig, device: str = "cpu") -> None:
+        torch.manual_seed(0)
+        self.config, self.device = config, device
+        self._first = DDiT(config).eval().requires_grad_(False)
+        torch.nn.init.normal_(self._first.output_layer.linear.weight, std=0.02)
+        self._first = self._first.to(device)
+        self._made: dict[tuple[object, ...], Denoiser] = {}
+
+    def made_for(self, way: Way) -> Denoiser:
+        """The network as a way wants it; all in float32 share their weights."""
+        kind = way.packed, way.dtype
+        if kind not in self._made:
+            with torch.device("meta"):
+                network = DDiT(self.config).eval()
+            network.load_state_dict(self._first.state_dict(), assign=True)
+            network.rotary_emb = self._first.rotary_emb
+            network = network.requires_grad_(False).to(way.dtype)
+            if way.packed:
+                network.speed_up()
+            process = EpsilonHybrid(self.config.vocab_size - 1, epsilon=0.01)
+            self._made[kind] = Denoiser(network, process, Mean())
+        return self._made[kind]
 
 
-def _lay_out(denoiser: Denoiser, *, by_columns: bool) -> None:
-    """The matrix of the head by columns, as `hdlm sample` has it, or by rows."""
-    weight = denoiser.backbone.output_layer.linear.weight
-    weight.data = weight.data.contiguous()
-    if by_columns:
-        denoiser.backbone.speed_up()
+def _wait(device: str) -> None:
+    """Until an accelerator has done what it was given."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def _seconds(work: Callable[[], object], runs: int) -> float:
@@ -382,11 +439,18 @@ def _seconds(work: Callable[[], object], runs: int) -> float:
     return min(times)
 
 
-def _machine() -> Machine:
-    """A large product of matrices, and a large sum."""
-    a, b, large = torch.randn(512, 768), torch.randn(768, 3072), torch.ones(2**26)
-    operations = 2 * 512 * 768 * 3072 / _seconds(lambda: a @ b, 8)
-    return Machine(operations, 4 * len(large) / _seconds(large.sum, 5))
+def _machine(device: str) -> Machine:
+    """Large products of matrices, and a large sum."""
+    rows = 512 if device == "cpu" else 8192
+    large = torch.ones(2**26, device=device)
+
+    def operations(dtype: torch.dtype) -> float:
+        a = torch.randn(rows, 768, device=device, dtype=dtype)
+        b = torch.randn(768, 3072, device=device, dtype=dtype)
+        return 2 * rows * 768 * 3072 / _seconds(lambda: (a @ b, _wait(device)), 8)
+
+    bandwidth = 4 * len(large) / _seconds(lambda: (large.sum(), _wait(device)), 5)
+    return Machine(device, operations(torch.float32), operations(torch.bfloat16), bandwidth)
 
 
 if __name__ == "__main__":
