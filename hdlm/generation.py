@@ -178,7 +178,7 @@ class Ending:
         if not self.at_end_of_text and not self.strings:
             return None
 
-        def stop(tokens: Tensor) -> int | None:
+        def stop(_: int, tokens: Tensor) -> int | None:
             ids: list[int] = tokens[given:].tolist()
             found = [ids.index(end) + 1] if self.at_end_of_text and end is not None and end in ids else []
             if self._begins(tokenizer.decode(ids)) is not None:

@@ -12,8 +12,9 @@ What it answers, with `bos` (what ends a document, where nothing else begins one
                            if it takes the likeliest word each time, from left to right (`Conditional.greedy`)
     loglikelihood_rolling  the same of a whole text, every token in one window
     generate_until         what the sampler writes behind the context, on a canvas as long as the model's context, up to
-                           the end of the document, a stop string, or `max_gen_toks`; unless a task samples, every
-                           draw takes the likeliest word (which positions are written first stays random)
+                           the end of the document, a stop string, or `max_gen_toks`, behind which no more is asked
+                           of the network; unless a task samples, every draw takes the likeliest word (which positions
+                           are written first stays random)
 
 A context that does not fit is cut on its left. Asking for the class imports `lm_eval` and registers the name "hdlm"
 there; `Examinee` is the same without `lm_eval`.
@@ -217,6 +218,10 @@ class Examinee:
             rooms.append(room)
         rows = [Prompt.prefix(ids, length) for ids in prompts]
         given = Prompt(torch.cat([row.tokens for row in rows]), torch.cat([row.fixed for row in rows]))
+
+        def read(row: int, tokens: list[int]) -> tuple[str, bool]:
+            return self._read(tokens, len(prompts[row]), rooms[row], requests[row][1].get("until"))
+
         done = complete(
             self._checkpoint,
             given,
@@ -225,17 +230,15 @@ class Examinee:
             num=len(rows),
             batch_size=self.measure.batch_size,
             seed=self.measure.seed,
+            stop=lambda row, tokens: len(tokens) if read(row, tokens.tolist())[1] else None,
             device=self.measure.device,
         )
-        return [
-            self._cut(tokens, len(ids), room, options.get("until"))
-            for tokens, ids, room, (_, options) in zip(
-                done.tokens.tolist(), prompts, rooms, requests, strict=True
-            )
-        ]
+        return [read(row, tokens)[0] for row, tokens in enumerate(done.tokens.tolist())]
 
-    def _cut(self, tokens: list[int], given: int, room: int, until: str | Sequence[str] | None) -> str:
-        """The text behind what was given, up to whatever ends it first."""
+    def _read(
+        self, tokens: list[int], given: int, room: int, until: str | Sequence[str] | None
+    ) -> tuple[str, bool]:
+        """The text behind what was given, up to whatever ends it first, and whether something does."""
         known = self._checkpoint.vocabulary
         written = tokens[given : given + room]
         ends = [at for at, token in enumerate(written) if token in (known.eos, known.bos)]
@@ -244,7 +247,8 @@ class Examinee:
         whole = self._tokenizer.decode([*tokens[:given], *written], keep_special=True)
         text = whole.removeprefix(before) if whole.startswith(before) else self._tokenizer.decode(written)
         stops = [until] if isinstance(until, str) else until or ()
-        return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+        at = min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))
+        return text[:at], bool(ends) or at < len(text) or len(tokens) >= given + room
 
 
 def __getattr__(name: str) -> Any:

@@ -29,8 +29,8 @@ from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
 
 __all__ = ["ApproximateCache", "Engine", "Finished", "Frame", "Stop", "View"]
 
-Stop = Callable[[Int[Tensor, " p"]], int | None]
-"""Told the finished beginning of a sequence, says how many of its tokens to keep if it ends there, else None."""
+Stop = Callable[[int, Int[Tensor, " p"]], int | None]
+"""Told the index of a sequence in the run and its finished beginning, says how many tokens to keep if it ends there."""
 
 _PRIOR = 2**32 - 1
 """The random stream of the noise in which generation begins."""
@@ -331,7 +331,8 @@ class Engine:
                 begin = int(self._rows([number])[0])
                 for index in range(group.size):
                     if group.kept[index] is None:
-                        group.kept[index] = stop(self._x[begin + index, : int(settled[row + index])])
+                        own = self._x[begin + index, : int(settled[row + index])]
+                        group.kept[index] = stop(int(self._sequence[begin + index]), own)
             row += group.size
 
     def _leave(self) -> list[Finished]:

@@ -69,16 +69,29 @@ def test_who_comes_later_is_none_the_worse() -> None:
 @pytest.mark.parametrize("schedule", [Block(LENGTH, 2, 3), autoregressive(LENGTH)], ids=str)
 @pytest.mark.parametrize("together", [False, True])
 def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, together: bool) -> None:
-    def stop(tokens: Tensor) -> int | None:
+    asked: set[int] = set()
+
+    def stop(sequence: int, tokens: Tensor) -> int | None:
+        asked.add(sequence)
         found = (tokens == 5).nonzero()
         return int(found[0]) + 1 if len(found) else None
 
     whole, ended = (
-        sample(model(), schedule, CORRECTED, num_sequences=5, seed=1, stop=how, together=together)
+        sample(
+            model(),
+            schedule,
+            CORRECTED,
+            num_sequences=5,
+            first_sequence=3,
+            seed=1,
+            stop=how,
+            together=together,
+        )
         for how in (None, stop)
     )
+    assert asked == set(range(3, 8))
     for tokens, cut, length in zip(whole.tokens, ended.tokens, ended.lengths.tolist(), strict=True):
-        assert length == (stop(tokens) or LENGTH)
+        assert length == (stop(0, tokens) or LENGTH)
         assert torch.equal(cut[:length], tokens[:length])
         assert (cut[length:] == cut[length - 1]).all()
     assert int(ended.lengths.min()) < LENGTH

@@ -12,9 +12,10 @@ import torch
 from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.evaluation import evaluate, harness
 from hdlm.evaluation.harness import Examinee
-from hdlm.generation import Settings, tokenizer_of
+from hdlm.generation import Settings, complete, tokenizer_of
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import pretrained
+from hdlm.sampling import Generation
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,31 @@ def test_text_ends_where_it_is_told(exact: Examinee) -> None:
     assert whole.startswith(short)
     assert len(short) < len(whole)
     assert "the" not in empty
+
+
+def test_nothing_is_written_behind_the_end(
+    exact: Examinee, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request ends where it ends, also where all are written in one batch behind contexts of other lengths."""
+    requests = [
+        ("And the LORD", {"max_gen_toks": 24}),
+        ("And it came to pass, that", {"max_gen_toks": 5}),
+        ("Now", {"max_gen_toks": 24, "until": ["e"]}),
+    ]
+    alone = [exact.generate_until([request]) for request in requests]
+    finished: list[Generation] = []
+
+    def completed(*args: Any, **options: Any) -> Generation:
+        finished.append(complete(*args, **options))
+        return finished[-1]
+
+    monkeypatch.setattr(harness, "complete", completed)
+    assert exact.generate_until(requests) == [text for (text,) in alone]
+    (done,) = finished
+    calls = done.evaluations.tolist()
+    assert max(calls) <= 24 < checkpoint.length
+    assert calls[1] == 5
+    assert calls[2] < calls[0]
 
 
 def test_what_a_model_does_not_know_is_refused(exact: Examinee) -> None:
