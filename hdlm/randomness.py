@@ -7,8 +7,10 @@ The function is Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from functools import cached_property
+from typing import TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -28,12 +30,15 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high << 16) | (low & 0xFFFF)) & _LOW
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+_Key: TypeAlias = tuple[int, int] | tuple[Tensor, Tensor]
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[Tensor, ...]:
     """Philox4x32 with 10 rounds.
 
     Args:
         counter: Four broadcastable int64 tensors with values in [0, 2^32).
-        key: Two integers in [0, 2^32).
+        key: Two integers in [0, 2^32), or int64 tensors of them that broadcast with the counter.
 
     Returns:
         Four int64 tensors of the broadcast shape, with independent values in [0, 2^32).
@@ -51,17 +56,41 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 @final
 @dataclass(frozen=True)
 class Randomness:
-    """All random numbers of a run.
+    """All random numbers of a run, or of several.
 
     Attributes:
-        seed: Any integer in [0, 2^64).
+        seed: Any integer in [0, 2^64); or one for each row of `sequence`, which is then `[b 1]`.
     """
 
-    seed: int
+    seed: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"`seed` must lie in [0, 2^64); got {self.seed}.")
+        for seed in self._seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"`seed` must lie in [0, 2^64); got {seed}.")
+
+    @staticmethod
+    def of_rows(seeds: Sequence[int]) -> Randomness:
+        """The random numbers of rows with a seed each; sooner had where all are the same."""
+        return Randomness(seeds[0] if len(set(seeds)) == 1 else tuple(seeds))
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    @cached_property
+    def _halves(self) -> tuple[Int[Tensor, "b 1"], Int[Tensor, "b 1"]]:
+        """Low and high 32 bits of the seeds of rows."""
+        return (
+            torch.tensor([seed & _LOW for seed in self._seeds], dtype=torch.long)[:, None],
+            torch.tensor([seed >> 32 for seed in self._seeds], dtype=torch.long)[:, None],
+        )
+
+    def _key(self, device: torch.device) -> _Key:
+        if not isinstance(self.seed, tuple):
+            return self.seed & _LOW, self.seed >> 32
+        low, high = self._halves
+        return low.to(device), high.to(device)
 
     def uniform(
         self,
@@ -81,5 +110,5 @@ class Randomness:
         device = position.device
         steps = torch.as_tensor(step, device=device)
         purpose = torch.tensor(stream, device=device)
-        high, low, _, _ = philox((position, steps, sequence, purpose), (self.seed & _LOW, self.seed >> 32))
+        high, low, _, _ = philox((position, steps, sequence, purpose), self._key(device))
         return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53

@@ -23,10 +23,11 @@ from hdlm.sampling.base import Answer, Chain, Move, Reading, Step, Transform
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.draws import draw_index, draw_word
-from hdlm.sampling.engine import ApproximateCache, Engine, Finished, Frame, Stop, View
+from hdlm.sampling.engine import Engine, Finished, Frame, Stop
 from hdlm.sampling.first_hitting import FirstHitting
 from hdlm.sampling.gibbs import GibbsCorrection
 from hdlm.sampling.loop import Generation, sample
+from hdlm.sampling.memory import ApproximateCache, View
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.remasking import (
     AbstractRemaskSchedule,

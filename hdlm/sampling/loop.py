@@ -19,7 +19,8 @@ from hdlm.denoiser import AbstractDenoiser
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.sampling.base import Step, Transform
-from hdlm.sampling.engine import ApproximateCache, Engine, Finished, Frame, Stop, View
+from hdlm.sampling.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.memory import ApproximateCache, View
 from hdlm.sampling.prompt import Prompt
 
 __all__ = ["Generation", "sample"]
@@ -35,12 +36,14 @@ class Generation:
         num_evaluations: Calls of the network, each for a batch (NFE).
         lengths: How many tokens of each sequence count; all, if nothing stopped it.
         evaluations: Calls that each sequence took part in (NFE of a sequence).
+        computed: Positions of each sequence that these calls have computed in all.
     """
 
     tokens: Int[Tensor, "n l"]
     num_evaluations: int
     lengths: Int[Tensor, " n"]
     evaluations: Int[Tensor, " n"]
+    computed: Int[Tensor, " n"]
 
 
 def sample(
@@ -84,7 +87,8 @@ def sample(
         active: What active positions see of one another.
         use_cache: Keep keys and values of settled positions; exact, so it changes no logit. `context="full"`, in
             which settled positions look at later ones, has none.
-        approximate: A cache for `context="full"` that does change logits.
+        approximate: A cache that does change logits: of settled positions for `context="full"`, or of all positions.
+            Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
         stop: Where sequences may end before the canvas is full.
         together: Whether the sequences of a batch make every step at the same time. By default only where the denoiser
             does not pack questions; else each goes at its own pace, which changes no token and saves calls.
@@ -148,6 +152,7 @@ def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
         num_evaluations,
         lengths,
         torch.tensor([one.num_evaluations for one in done]),
+        torch.tensor([one.num_computed for one in done]),
     )
 
 

@@ -1,0 +1,246 @@
+"""What the network remembers of some sequences, and what it computes when it is asked: a *window* of positions.
+
+A position whose keys and values are kept is computed again only if somebody reads the answer there, or its token has
+changed since. What is kept, and for how long, is a matter of the `View`:
+
+| | kept | computed anew | logits |
+|---|---|---|---|
+| exact cache | what has settled, where its view never changes | never | those of no cache |
+| approximate, `active=False` | what has settled, though its view grows | every `refresh` calls | change |
+| approximate, `active=True` | everything | every `refresh` calls, and once it has settled | change |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.attention import Active, Context, generation
+from hdlm.denoiser import AbstractDenoiser, Prediction, Question
+from hdlm.denoiser import Context as Asked
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.sampling.base import Answer
+
+__all__ = ["ApproximateCache", "Memory", "View"]
+
+
+@final
+@dataclass(frozen=True)
+class ApproximateCache:
+    """Remember positions although what they see has changed since they were computed. A heuristic: logits change.
+
+    Settled positions keep the keys and values of the call after which they settled, where `context` is `"full"` and
+    their view grows (the prefix cache of Fast-dLLM, arXiv 2505.22618).
+
+    With `active`, those that are still being written keep theirs as well, in any context: a call computes only the
+    positions that are read and those whose token has changed (the dual cache of Fast-dLLM; dKV-Cache, 2505.15781;
+    dLLM-Cache, 2506.06295). That is what saves time where all positions are written together.
+
+    Attributes:
+        refresh: Everything whose view has changed is computed anew at every so many calls (at least 1, which is
+            exact); None for never.
+        active: Whether positions that are still being written are remembered too.
+    """
+
+    refresh: int | None = None
+    active: bool = False
+
+    def __post_init__(self) -> None:
+        if self.refresh is not None and self.refresh < 1:
+            raise ValueError(f"`refresh` of an approximate cache must be at least 1; got {self.refresh}.")
+
+
+@final
+@dataclass(frozen=True)
+class View:
+    """Who sees whom, and what is remembered.
+
+    Attributes:
+        context: What settled positions see of one another.
+        active: What active positions see of one another.
+        use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. Where settled
+            positions look at later ones (`context` is `"full"`), it is not done.
+        approximate: What is remembered beyond that.
+    """
+
+    context: Context = "block_causal"
+    active: Active = "full"
+    use_cache: bool = True
+    approximate: ApproximateCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.approximate is None:
+            return
+        if not self.use_cache:
+            raise ValueError("An approximate cache is a cache: leave `use_cache` on, or `approximate` out.")
+        if self.lasts and not self.approximate.active:
+            raise ValueError(
+                "An approximate cache of settled positions is for context='full'; with "
+                f"context={self.context!r} there is an exact one: leave `approximate` out, or remember active "
+                "positions too (active=True)."
+            )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a cache, exact or not."""
+        return self.use_cache and (self.lasts or self.approximate is not None)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what a settled position sees never changes."""
+        return self.context != "full"
+
+    @property
+    def keeps_active(self) -> bool:
+        """Whether positions that are still being written are remembered."""
+        return self.approximate is not None and self.approximate.active
+
+    def forgets(self, calls: int) -> bool:
+        """Whether all that is not exact is to be computed anew after so many calls."""
+        every = None if self.approximate is None else self.approximate.refresh
+        return every is not None and calls % every == 0
+
+
+@final
+class Memory:
+    """What is remembered of sequences that are always at the same step, whose windows are the same.
+
+    Args:
+        denoiser: Who is asked.
+        hyperschedule: When each position is noisy.
+        view: Who sees whom, and what is remembered.
+        size: How many sequences.
+        length: How many of their positions there are.
+        device: Where their tokens live.
+
+    Attributes:
+        num_evaluations: How often the network was asked about them.
+        num_computed: How many positions of each sequence it has computed in all.
+    """
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        hyperschedule: AbstractHyperschedule,
+        view: View,
+        *,
+        size: int,
+        length: int,
+        device: torch.device,
+    ) -> None:
+        self.num_evaluations, self.num_computed = 0, 0
+        self._denoiser, self._hyperschedule, self._view = denoiser, hyperschedule, view
+        self._timeless = denoiser.timeless
+        self._beyond = torch.arange(hyperschedule.length, device=device) >= length
+        self._cache: Any = denoiser.new_cache() if view.remembers else None
+        self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions as the cache has them
+        self._kept = torch.zeros_like(self._beyond)
+        self._for_ever = torch.zeros_like(self._beyond)
+        self._tokens = torch.full((size, hyperschedule.length), -1, device=device)  # as they were computed
+        self._state = (-1, -1)
+        self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
+        self._answer: Answer | None = None
+
+    def recall(self, n: Int[Tensor, ""], x: Int[Tensor, "g l"]) -> Answer | None:
+        """The last answer, if it still holds: a network told no time, the same tokens, and the same in view."""
+        if self._answer is None or not self._timeless:
+            return None
+        same = self._state == _counts(*self._regions(n)) and torch.equal(x, self._tokens)
+        return self._answer if same else None
+
+    def question(
+        self, n: Int[Tensor, ""], x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
+    ) -> Question:
+        """What to ask the network, so that its answer, which is for `hear`, speaks of the positions that are read.
+
+        A shifted network reads position `i` off position `i - 1`: that one is computed with it, and remembered for
+        ever only when `i` is settled.
+
+        Args:
+            n: Steps done.
+            x: Tokens.
+            u: Noise fractions.
+            read: The positions that will be read.
+        """
+        settled, absent = self._regions(n)
+        again = (x != self._tokens).any(0) | self._with_those_before(read.any(0))
+        if self._view.lasts:
+            again |= settled & ~self._for_ever
+        if self._view.forgets(self.num_evaluations):
+            again |= ~self._for_ever
+        chosen = ~absent & (again | ~self._kept)
+        self._forget(self._kept & chosen)
+        window = chosen.nonzero()[:, 0]
+        seen = generation(self._hyperschedule, n, self._view.context, self._view.active)
+        attention = seen.select(window, torch.cat([self._order, window])).on(x.device)
+        store = self._keep(window, chosen, settled) if self._view.remembers else None
+        self._expect(x, window, chosen, absent)
+        self._state = _counts(settled, absent)
+        return Question(x[:, window], u[:, window], Asked(window[None], attention, self._cache, store))
+
+    def hear(self, prediction: Prediction, begin: int) -> Answer:
+        """The answer to the last question, which begins somewhere in what the network says."""
+        self._answer = Answer(prediction, torch.where(self._place < 0, -1, self._place + begin))
+        return self._answer
+
+    def _regions(self, n: Int[Tensor, ""]) -> tuple[Bool[Tensor, " l"], Bool[Tensor, " l"]]:
+        """Which positions are settled, and which are not there."""
+        regions = self._hyperschedule.regions(n)
+        return regions.settled, regions.worthless | self._beyond
+
+    def _forget(self, positions: Bool[Tensor, " l"]) -> None:
+        """Take positions out of the cache; the last ones that stay fill the gaps."""
+        gone = positions[self._order]
+        stay = len(gone) - int(gone.sum())
+        if stay == len(gone):
+            return
+        places = torch.arange(len(gone), device=gone.device)
+        places[:stay][gone[:stay]] = places[stay:][~gone[stay:]]
+        self._denoiser.retain(self._cache, places[:stay])
+        self._order = self._order[places[:stay]]
+        self._kept &= ~positions
+
+    def _keep(
+        self, window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"], settled: Bool[Tensor, " l"]
+    ) -> Int[Tensor, " n"]:
+        """Note which positions of a window will be remembered; their places in it."""
+        done = settled.clone()
+        for ahead in range(1, self._denoiser.lookback + 1):
+            done[:-ahead] &= settled[ahead:]
+        keep = chosen if self._view.keeps_active else chosen & done
+        store = keep[window].nonzero()[:, 0]
+        self._order = torch.cat([self._order, window[store]])
+        self._kept |= keep
+        if self._view.lasts:
+            self._for_ever |= chosen & done
+        return store
+
+    def _expect(
+        self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"], absent: Tensor
+    ) -> None:
+        """Note what is asked; there is no answer where a shifted network misses the position before."""
+        spoken = chosen.clone()
+        for behind in range(1, self._denoiser.lookback + 1):
+            spoken[behind:] &= (chosen | absent)[:-behind]
+        place = torch.arange(x.shape[0] * len(window), device=x.device).view(-1, len(window))
+        self._place = x.new_full(x.shape, -1)
+        self._place[:, window] = torch.where(spoken[window], place, -1)
+        self._tokens = x.clone()
+        self.num_evaluations += 1
+        self.num_computed += len(window)
+
+    def _with_those_before(self, read: Bool[Tensor, " l"]) -> Bool[Tensor, " l"]:
+        """The same, and the positions off which a shifted network reads them."""
+        found = read.clone()
+        for behind in range(1, self._denoiser.lookback + 1):
+            found[:-behind] |= read[behind:]
+        return found
+
+
+def _counts(settled: Bool[Tensor, " l"], absent: Bool[Tensor, " l"]) -> tuple[int, int]:
+    """How many positions are settled and how many are not there: neither ever goes back."""
+    return int(settled.sum()), int(absent.sum())

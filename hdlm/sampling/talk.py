@@ -1,0 +1,133 @@
+"""The questions of one step, put to the network for several sequences in one call.
+
+Steps ask when they want to read, and only about sequences that are read; a sequence whose last answer still holds is
+not asked about. If only some have a question, the others are sent ahead alone (`QuietError`): so they meet again when
+all of them have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hdlm.denoiser import AbstractDenoiser, Prediction, joined
+from hdlm.sampling.base import Answer, Reading, Transform
+from hdlm.sampling.memory import Memory
+
+__all__ = ["QuietError", "Speaker", "Talk"]
+
+
+class QuietError(Exception):
+    """Raised to let sequences go on for which the network need not be asked.
+
+    Attributes:
+        quiet: Their places among the speakers.
+    """
+
+    def __init__(self, quiet: list[int]) -> None:
+        super().__init__(f"{len(quiet)} speakers have no question")
+        self.quiet = quiet
+
+
+@final
+@dataclass(frozen=True)
+class Speaker:
+    """Sequences that are at the same step.
+
+    Attributes:
+        memory: What is remembered of them.
+        size: How many they are.
+        step: Steps done.
+    """
+
+    memory: Memory
+    size: int
+    step: Int[Tensor, ""]
+
+
+@final
+class Talk:
+    """The questions of one step of some sequences.
+
+    Args:
+        denoiser: Who is asked.
+        speakers: The sequences, in the order of their rows.
+        transforms: Applied to what is read.
+
+    Attributes:
+        num_evaluations: Calls of the network so far.
+    """
+
+    def __init__(
+        self, denoiser: AbstractDenoiser, speakers: Sequence[Speaker], transforms: tuple[Transform, ...]
+    ) -> None:
+        self.num_evaluations = 0
+        self._denoiser, self._speakers, self._transforms = denoiser, speakers, transforms
+        self._patient = len(speakers) > 1
+        self._last: tuple[Tensor, Tensor, Reading] | None = None
+
+    def ask(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
+        """What the network will say of tokens at noise fractions; about the same two tensors it is asked once."""
+        if self._last is not None and self._last[0] is x and self._last[1] is u:
+            return self._last[2]
+        pairs = zip(self._speakers, self._split(x), strict=True)
+        recalled = enumerate(one.memory.recall(one.step, tokens) for one, tokens in pairs)
+        found = {place: answer for place, answer in recalled if answer is not None}
+
+        def answer(where: Bool[Tensor, "b l"]) -> Answer:
+            self._find(x, u, where, found)
+            return self._together(found, where)
+
+        reading = Reading(answer, x, u, self._transforms)
+        self._last = (x, u, reading)
+        return reading
+
+    def _find(self, x: Tensor, u: Tensor, where: Tensor, found: dict[int, Answer]) -> None:
+        """Have an answer for every speaker that is read, which speaks of all positions that are or were read."""
+        wanted = self._split(where)
+        missing = [
+            place
+            for place, own in enumerate(wanted)
+            if own.any() and (place not in found or bool((own & (found[place].place < 0)).any()))
+        ]
+        if not missing:
+            return
+        if self._patient and len(missing) < len(self._speakers):
+            raise QuietError([place for place in range(len(self._speakers)) if place not in missing])
+        self._patient = False
+        tokens, noise = self._split(x), self._split(u)
+        questions = []
+        for place in missing:
+            one, read = self._speakers[place], wanted[place]
+            read = read | (found[place].place >= 0) if place in found else read
+            questions.append(one.memory.question(one.step, tokens[place], noise[place], read))
+        prediction = self._denoiser.predict_many(questions)
+        self.num_evaluations += 1
+        begin = 0
+        for place, question in zip(missing, questions, strict=True):
+            found[place] = self._speakers[place].memory.hear(prediction, begin)
+            begin += question.tokens.numel()
+
+    def _together(self, found: dict[int, Answer], where: Tensor) -> Answer:
+        """The answers to those who are read as one."""
+        wanted = [place for place, own in enumerate(self._split(where)) if own.any()]
+        predictions: list[Prediction] = []
+        for place in wanted:
+            if not any(found[place].prediction is one for one in predictions):
+                predictions.append(found[place].prediction)
+        begins = torch.tensor([0, *(one.tokens.numel() for one in predictions)]).cumsum(0).tolist()
+        offsets = {id(one): begin for one, begin in zip(predictions, begins[:-1], strict=True)}
+        index = torch.full_like(where, -1, dtype=torch.long)
+        own = self._split(index)
+        for place in wanted:
+            own[place].copy_(found[place].place + offsets[id(found[place].prediction)])
+        return Answer(joined(predictions), index)
+
+    def _split(self, values: Tensor) -> list[Tensor]:
+        """By speaker."""
+        return list(values.split([one.size for one in self._speakers]))
