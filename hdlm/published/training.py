@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -47,7 +46,7 @@ from hdlm.training import (
 )
 from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.text import Corpora
-from hdlm.training.trackers import tracking
+from hdlm.training.trackers import check_trackers, tracking
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,6 +166,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
         config = _completed(config, start)
         console.print(f"finetuning {config.hf_model_id}")
     recipe = config.recipe(_precision())
+    check_trackers(recipe.watch.trackers)
     console.print(_plan(config, recipe, composed.folder))
     for option, reason in config.idle.items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
@@ -199,10 +199,9 @@ def _train(config: Config, run: Run, session: Session, folder: Path, console: Co
     with (
         listening() as stop,
         progress_bar(console, gauge=session.gauge) as bar,
-        tracking(run.recipe, folder, console.print) if trainer.is_main else nullcontext(None) as sink,
+        tracking(run.recipe, folder, console.print) as sink,
     ):
-        if sink is not None:
-            session.log.tell(sink)
+        session.log.tell(sink)
         session.execute(stop, (bar, observer, snapshots), (observer.finish, snapshots.finish))
     if stop.signal:
         console.print(

@@ -5,12 +5,14 @@ All are of the last minute, without what was spent on looking at the model.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -28,6 +30,8 @@ __all__ = ["Gauge", "Reading"]
 
 _WINDOW = 60.0
 """Seconds that speed is the mean of."""
+_STATUS = Path("/proc/self/status")
+"""What Linux says of this process."""
 
 
 @final
@@ -144,6 +148,11 @@ class Gauge:
 def _peak_memory(device: torch.device) -> int | None:
     if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
+    if (
+        _STATUS.is_file()
+    ):  # what `getrusage` says on Linux begins with the peak of the program that started this one
+        kib = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        return 1024 * int(kib[1]) if kib else None
     if sys.platform == "win32":
         return None
     import resource

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, final
 
 from accelerate.state import PartialState
 
-from hdlm.training.recipe import Recipe, TrackerName
+from hdlm.training.recipe import Recipe
 from hdlm.training.watchers import Sink
 
 __all__ = ["check_trackers", "tracking"]
@@ -35,18 +35,14 @@ _PATIENCE = 60.0
 def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iterator[Sink]:
     """The trackers of a recipe, as one sink of `MetricsLog.tell`; the end of the block closes them.
 
-    Only the main process has any. To be called once there is a `Session`.
+    Only the main process has any. To be called once there is a `Session`, and after `check_trackers`.
 
     Args:
         recipe: What to track, and what is noted as the settings of the run.
         folder: That of the run.
-        say: Told where to look, and what goes wrong.
-
-    Raises:
-        ValueError: If a tracker is unknown or not installed; the message says what to install.
+        say: Told what goes wrong.
     """
     names = recipe.watch.trackers if PartialState().is_main_process else ()
-    check_trackers(names)
     settings = _flat(recipe.to_table())
     trackers = [_Tracker(name, _opener(name, recipe.watch.project, folder, settings), say) for name in names]
 
@@ -62,18 +58,15 @@ def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iter
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that there are not, before anything is done.
+    """Refuse trackers that are not installed, before anything is done.
 
     Args:
         names: What a recipe asks for.
 
     Raises:
-        ValueError: If one is unknown or not installed.
+        ValueError: If one is not; the message says what to install.
     """
-    known = get_args(TrackerName)
     for name in names:
-        if name not in known:
-            raise ValueError(f"there is no tracker {name!r}; known: {', '.join(known)}.")
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name has no origin
             raise ValueError(
@@ -83,7 +76,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @final
 class _Tracker:
-    """One tracker, in a thread of its own.
+    """One tracker, in a thread of its own, which keeps no program from ending.
 
     Args:
         name: What it is called.
@@ -93,43 +86,40 @@ class _Tracker:
 
     def __init__(self, name: str, begin: Callable[[], Any], say: Callable[[str], object]) -> None:
         self._name, self._say = name, say
-        self._pool = ThreadPoolExecutor(1, f"hdlm-{name}")
-        self._work: list[Future[Any]] = []
+        self._thread = ThreadPool(1)
+        self._error: BaseException | None = None
         self._failed = False
-        self._begun = self._pool.submit(begin)
-        self._work.append(self._begun)
+        self._begun = self._do(begin)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Pass a line of metrics on."""
-        self._look()
-        if self._failed:
+        if not self._works():
             return
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         step = int(numbers.pop("step"))
-        self._work.append(self._pool.submit(lambda: self._begun.result().log(numbers, step=step)))
+        self._do(lambda: self._begun.get().log(numbers, step=step))
 
     def close(self) -> None:
         """Wait for it to finish, but not for ever."""
-        if not self._failed:
-            last = self._pool.submit(lambda: self._begun.result().finish())
-            self._work.append(last)
-            try:
-                last.exception(_PATIENCE)
-            except TimeoutError:
-                self._failed = True
+        if self._works():
+            last = self._do(lambda: self._begun.get().finish())
+            last.wait(_PATIENCE)
+            if self._works() and not last.ready():
                 self._say(f"{self._name} has not finished after {_PATIENCE:.0f} s; it is left behind")
-        self._look()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.terminate()
 
-    def _look(self) -> None:
-        """Say what went wrong in the thread, the first time that something did."""
-        done = [work for work in self._work if work.done()]
-        self._work = [work for work in self._work if not work.done()]
-        for work in done:
-            error = work.exception()
-            if error is not None and not self._failed:
-                self._failed = True
-                self._say(f"{self._name} gets no more metrics, and training goes on: {_line(error)}")
+    def _do(self, work: Callable[[], Any]) -> AsyncResult[Any]:
+        return self._thread.apply_async(work, error_callback=self._note)
+
+    def _note(self, error: BaseException) -> None:
+        self._error = self._error or error
+
+    def _works(self) -> bool:
+        """Whether nothing has gone wrong in the thread; what has is said the first time."""
+        if self._error is not None and not self._failed:
+            self._failed = True
+            self._say(f"{self._name} gets no more metrics, and training goes on: {_line(self._error)}")
+        return not self._failed
 
 
 def _line(error: BaseException) -> str:
