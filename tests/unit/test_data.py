@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,26 @@ def test_json_lines(tmp_path: Path) -> None:
     assert list(corpus(str(tmp_path), key="body").documents()) == ["1", "2"]
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress('{"text": "a\u2028b"}\n'.encode(), mtime=0))
     assert list(corpus(str(tmp_path / "*.gz")).documents()) == ["a\u2028b"]
+
+
+@pytest.mark.parametrize("pack", [bytes, lambda raw: gzip.compress(raw, mtime=0)])
+def test_files_of_other_systems_are_the_same_text(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    ending = "" if pack is bytes else ".gz"
+    rows = '{"text": "one\\ntwo"}\n{"text": "three"}\n'
+    for name, text in (("a.txt", "one\ntwo"), ("b.jsonl", rows)):
+        file = tmp_path / f"{name}{ending}"
+        file.write_bytes(pack(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()))
+        assert next(corpus(str(file)).documents()) == "one\ntwo"
+        assert next(corpus(str(file)).pieces()).text == "one\ntwo"
+
+
+def test_half_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
+    documents = corpus(str(file)).documents()
+    assert next(documents) == "\U0001f600"
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 has half of a surrogate pair under 'text'"):
+        next(documents)
 
 
 def test_parquet(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ __all__ = ["KINDS", "JSONLines", "Parquet", "TextFiles", "files_of"]
 
 _TEXT, _LINES, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
 _CHUNK = 2**20
+_LONE = re.compile("[\ud800-\udfff]")
+"""What JSON can say and UTF-8 cannot."""
 _ROWS = 256
 """Rows of a Parquet file in memory."""
 
@@ -82,7 +85,12 @@ class JSONLines(AbstractCorpus):
         if not isinstance(row, dict) or not isinstance(row.get(self.key), str):
             keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{where} has no text under {self.key!r}; it has: {keys}.")
-        return str(row[self.key])
+        text = str(row[self.key])
+        if _LONE.search(text):
+            raise ValueError(
+                f"{where} has half of a surrogate pair under {self.key!r}: mend or leave out this line."
+            )
+        return text
 
 
 @final
@@ -176,12 +184,15 @@ def _matching(pattern: Path) -> list[Path]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[TextIO]:
-    """A file of text, compressed or not; what may be wrong with it is an error that names it."""
+    """A file of text, compressed or not; what may be wrong with it is an error that names it.
+
+    A byte-order mark is no text, and the line ends of other systems become those of this one.
+    """
     try:
         with (
-            cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline="\n"))
+            cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
             if path.suffix == ".gz"
-            else path.open(encoding="utf-8", newline="\n")
+            else path.open(encoding="utf-8-sig")
         ) as text:
             yield text
     except UnicodeDecodeError as error:
