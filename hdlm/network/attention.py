@@ -16,14 +16,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
 
+from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Attention", "SharedMask", "attend", "resolve"]
+__all__ = ["Attention", "SharedMask", "attend", "open_blind", "resolve"]
 
 Attention: TypeAlias = Bool[Tensor, "#b q k"] | BlockMask | None
 """Who may attend whom, as callers say it."""
 
-SharedMask: TypeAlias = Bool[Tensor, "#b 1 q k"] | BlockMask | None
+SharedMask: TypeAlias = Bool[Tensor, "#b 1 q k"] | Pieces | BlockMask | None
 """The same, as the layers use it: no row is empty, heads broadcast."""
 
 
@@ -32,9 +33,9 @@ def resolve(
 ) -> tuple[SharedMask, Rotation]:
     """Prepare a mask once for all layers.
 
-    A query that may attend nobody attends everybody equally: its row is opened and its query silenced.
+    A query that may attend nobody attends everybody equally: see `open_blind`.
     A `BlockMask` is left to its kernel (there, such a query reads zeros), except on a CPU, where
-    FlexAttention has no backward pass and the mask is made dense.
+    FlexAttention has no backward pass: there the mask is made dense and, if much of it is empty, cut into pieces.
 
     Args:
         attention: Who may attend whom.
@@ -64,6 +65,15 @@ def resolve(
             return attention, rotation
         rows = attention.shape[0]
         attention = create_mask(attention.mask_mod, rows, 1, num_queries, num_keys, device="cpu")[:, 0]
+    mask, rotation = open_blind(attention, rotation)
+    whole = mask.device.type != "cpu" or torch.compiler.is_compiling()
+    return mask if whole else cut(mask), rotation
+
+
+def open_blind(
+    attention: Bool[Tensor, "#b q k"], rotation: Rotation
+) -> tuple[Bool[Tensor, "#b 1 q k"], Rotation]:
+    """A mask without empty rows: a query that may attend nobody sees everybody, and is silenced."""
     blind = ~attention.any(dim=-1)
     return (attention | blind[..., None])[:, None], rotation.silence(blind)
 
@@ -77,6 +87,8 @@ def attend(
     """Attend with the kernel that the kind of mask asks for."""
     if isinstance(attention, BlockMask):
         return _flex()(query, key, value, block_mask=attention)
+    if isinstance(attention, Pieces):
+        return attention.attend(query, key, value, F.scaled_dot_product_attention)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attention)
 
 

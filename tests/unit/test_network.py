@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.network.attention import attend, resolve
+from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotary
 
 SMALL = {"vocab_size": 13, "hidden_size": 32, "num_blocks": 2, "num_heads": 4, "cond_dim": 8}
@@ -114,6 +115,64 @@ def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
     torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
     everybody = value.mean(2).expand(3, 2, 4) if rows == 1 else value[:1].mean(2)
     torch.testing.assert_close(outputs[0][: 3 if rows == 1 else 1, :, 2], everybody, **EXACT)
+
+
+def two_streams(length: int, width: int) -> Tensor:
+    """Clean blocks see themselves and earlier ones; noisy ones see themselves and earlier clean ones."""
+    block = torch.arange(length) // width
+    earlier, same = block[:, None] > block, block[:, None] == block
+    return torch.cat(
+        [
+            torch.cat([earlier | same, torch.zeros_like(same)], 1),
+            torch.cat([earlier, same], 1),
+        ]
+    )[None]
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_masks_are_cut_into_pieces_that_mean_the_same(monkeypatch, size):
+    monkeypatch.setattr("hdlm.network.pieces._SIZE", size)
+    torch.manual_seed(3)
+    ragged = torch.zeros(2, 30, 50, dtype=torch.bool)
+    ragged[:, :11, 2:6] = ragged[0, :11, 31:34] = ragged[:, 11:, 41:] = True
+    ragged[1, :, 44:] &= torch.rand(30, 6) < 0.5
+    ragged[1, 20:, 17] = True
+    for mask, pieces in (
+        (two_streams(16, 4), True),
+        (ragged, True),
+        (torch.rand(1, 20, 20) < 0.9, False),
+    ):
+        query, key, value = (
+            torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True)
+            for n in (mask.shape[1], mask.shape[2], mask.shape[2])
+        )
+        whole = cut(mask[:, None])
+        assert isinstance(whole, Pieces) == pieces
+        found = attend(query, key, value, whole)
+        expected = naive(query, key, value, mask)
+        torch.testing.assert_close(found, expected, **EXACT)
+        inputs = query, key, value
+        for one, other in zip(
+            torch.autograd.grad(found.pow(2).sum(), inputs),
+            torch.autograd.grad(expected.pow(2).sum(), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_two_streams_are_cut_and_nothing_else_is_computed():
+    pairs = 0
+
+    def count(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
+        nonlocal pairs
+        pairs += query.shape[2] * key.shape[2]
+        return query
+
+    mask, _ = resolve(two_streams(1024, 16), Rotary(4)(torch.arange(2048)[None]), 2048, 2048)
+    vectors = torch.zeros(1, 1, 2048, 4)
+    assert isinstance(mask, Pieces)
+    mask.attend(vectors, vectors, vectors, count)
+    assert pairs <= 0.4 * 2048**2  # a quarter is seen
 
 
 def test_block_masks_mean_what_dense_masks_mean():
