@@ -13,12 +13,11 @@ from hdlm import hub
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, find_tokenizer
-from hdlm.evaluation.plans import plan_of
 from hdlm.evaluation.text import find_text
 from hdlm.generation import tokenizer_of
 from hdlm.published.model import pick_device
 
-__all__ = ["bar", "documents", "opened", "parser", "plan_of", "tokenizer_for", "write_json"]
+__all__ = ["bar", "check_counts", "documents", "opened", "parser", "tokenizer_for", "write_json"]
 
 
 def parser(program: str, summary: str) -> argparse.ArgumentParser:
@@ -38,6 +37,18 @@ def parser(program: str, summary: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     return parser
+
+
+def check_counts(args: argparse.Namespace, *options: str) -> None:
+    """See that counts are positive, before anything is done.
+
+    Raises:
+        ValueError: If one that is given is not.
+    """
+    for option in options:
+        given = getattr(args, option)
+        if given is not None and given < 1:
+            raise ValueError(f"--{option} must be at least 1; got {given}.")
 
 
 def opened(args: argparse.Namespace) -> Checkpoint:

@@ -24,16 +24,18 @@ from hdlm.evaluation import protocol
 from hdlm.evaluation.judges import judges_of
 from hdlm.evaluation.samples import DRAW_DTYPE
 from hdlm.evaluation.scoring import DEFINITIONS, score, score_tokens
-from hdlm.hyperschedule import flat
+from hdlm.generation import Settings
+from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.network import DDiT
 from hdlm.published import samplers
-from hdlm.published.evaluating import bar, documents, parser, plan_of, tokenizer_for, write_json
-from hdlm.published.model import AbstractPublishedModel, smart_model_loader
+from hdlm.published.evaluating import bar, check_counts, documents, parser, tokenizer_for, write_json
+from hdlm.published.model import AbstractPublishedModel, option, smart_model_loader
 from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
 
 __all__ = ["eval_generation"]
 
 JUDGE, NOBODY = "gpt2-large", "none"
+STEPS = 128
 LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
     name: getattr(samplers, name)
     for name in ("full_diff", "semi_diff", "full_diff_shifted", "semi_diff_shifted")
@@ -41,33 +43,37 @@ LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
 SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
 REFERENCES = ("ptb", "wikitext103", "lambada")
 
+Writer = Callable[[AbstractPublishedModel, int, int], Tensor]
+"""Writes some samples with a model, the first of which has this index."""
+
 
 def eval_generation(arguments: Sequence[str]) -> int:
     """Write samples and measure them; the answer is the exit status."""
     args = _generation_arguments(arguments)
     print(f"writing {args.num_samples} samples with {args.checkpoint_path}", file=sys.stderr)
     family = "auto" if args.family == "auto" else f"{args.family.removesuffix('_hybrid')}_hybrid"
-    model, config, device, _, _ = smart_model_loader(
+    model, config, device, _, trained = smart_model_loader(
         args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
     )
     tokenizer = tokenizer_for(args, model.checkpoint)
     calls, begin = _count_calls(model.checkpoint.network), time.perf_counter()
-    method, made = _samples(args, model, config, device, tokenizer.vocabulary.bos)
+    settings, made = _samples(args, model, config, trained.hyperschedule, tokenizer.vocabulary.bos)
     seconds, num_calls = time.perf_counter() - begin, len(calls)
+    given = _num_given(settings["sampling_method"])
     rows = made.tolist()
     texts = [tokenizer.decode(row) for row in rows]
     asked = [] if args.judge == NOBODY else [args.judge]
-    measured = score(rows, texts, judges_of(asked, device, args.batch_size))
+    measured = score([row[given:] for row in rows], texts, judges_of(asked, device, args.batch_size))
     failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
-    references, missing = _references(args, tokenizer, made.shape)
+    references, missing = _references(args, tokenizer, len(rows), made.shape[1] - given)
     folder = args.output_dir
     result = {
-        "settings": {name: getattr(args, name) for name in ("algorithm", "steps", "eta")}
-        | {"sampling_method": method},
+        "settings": settings,
         "num_samples": len(rows),
         "length": made.shape[1],
+        "num_given": given,
         "num_evaluations": num_calls / math.ceil(len(rows) / args.batch_size),
-        "tokens_per_second": made.numel() / seconds,
+        "tokens_per_second": made[:, given:].numel() / seconds,
         "draw_dtype": DRAW_DTYPE,
         "metrics": measured,
         "references": references,
@@ -116,7 +122,9 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options.add_argument("--num_samples", type=int, default=100, help="default: 100")
     options.add_argument(
-        "--steps", type=int, default=128, help="from noise to text; of a block (default: 128)"
+        "--steps",
+        type=int,
+        help=f"from noise to text; of a block (default: {STEPS}; for SAR, as the model was trained)",
     )
     options.add_argument(
         "--datasets",
@@ -143,9 +151,7 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options.add_argument("--save_samples", action="store_true", help="write the samples too")
     args = options.parse_args(arguments)
-    for option in ("num_samples", "steps", "batch_size"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option} must be at least 1; got {getattr(args, option)}.")
+    check_counts(args, "num_samples", "steps", "batch_size", "length")
     return args
 
 
@@ -153,10 +159,10 @@ def _samples(
     args: argparse.Namespace,
     model: AbstractPublishedModel,
     config: Any,
-    device: torch.device,
+    trained: AbstractHyperschedule,
     first_word: int | None,
-) -> tuple[str, Tensor]:
-    """The method, and the samples that it gives."""
+) -> tuple[dict[str, Any], Tensor]:
+    """How samples are written, and the samples."""
     scores = config.model_type == "gamma_hybrid"
     usual = "SAR" if scores else "full_diff_shifted" if model.denoiser.lookback else "full_diff"
     method = args.sampling_method or usual
@@ -164,55 +170,70 @@ def _samples(
         kind, known = ("gamma", SCORE_METHODS) if scores else ("epsilon", LOGIT_METHODS)
         raise ValueError(f"--sampling_method {method} is not for {kind}-hybrids; use {' or '.join(known)}.")
     length = args.length or model.checkpoint.length
-    begins = method.endswith("shifted") and first_word is not None
-    prompt = torch.tensor([[first_word]], device=device) if begins else None
+    if scores:
+        settings, write = _from_scores(args, method, config, trained, length)
+    else:
+        settings, write = _from_logits(args, method, first_word, length)
     made = []
     with bar("writing") as show:
         for first in range(0, args.num_samples, args.batch_size):
             size = min(args.batch_size, args.num_samples - first)
-            if scores:
-                made.append(_from_scores(args, method, model, config, (size, length), first))
-            else:
-                made.append(
-                    LOGIT_METHODS[method](
-                        model,
-                        prompt=prompt,
-                        batch_size=size,
-                        alg=args.algorithm or "original",
-                        steps=args.steps,
-                        context_length=length,
-                        device=device,
-                        eta=args.eta,
-                        seed=args.seed,
-                        first_sequence=first,
-                    )
-                )
+            made.append(write(model, size, first))
             show(first + size, args.num_samples)
-    return method, torch.cat(made).cpu()
+    return {"sampling_method": method, "eta": args.eta, **settings}, torch.cat(made).cpu()
+
+
+def _num_given(method: str) -> int:
+    """How many tokens at the beginning nobody wrote: a shifted model is given the first."""
+    return int(method.endswith("shifted"))
+
+
+def _from_logits(
+    args: argparse.Namespace, method: str, first_word: int | None, length: int
+) -> tuple[dict[str, Any], Writer]:
+    """How an epsilon-hybrid writes."""
+    algorithm, steps = args.algorithm or "original", args.steps or STEPS
+    begins = _num_given(method) and first_word is not None
+
+    def write(model: AbstractPublishedModel, size: int, first: int) -> Tensor:
+        return LOGIT_METHODS[method](
+            model,
+            prompt=torch.tensor([[first_word]]) if begins else None,
+            batch_size=size,
+            alg=algorithm,
+            steps=steps,
+            context_length=length,
+            eta=args.eta,
+            seed=args.seed,
+            first_sequence=first,
+        )
+
+    return {"algorithm": algorithm, "steps": steps}, write
 
 
 def _from_scores(
-    args: argparse.Namespace,
-    method: str,
-    model: AbstractPublishedModel,
-    config: Any,
-    shape: tuple[int, int],
-    first: int,
-) -> Tensor:
-    """Samples of a gamma-hybrid; NAR writes the whole canvas at once, SAR along the model's hyperschedule."""
+    args: argparse.Namespace, method: str, config: Any, trained: AbstractHyperschedule, length: int
+) -> tuple[dict[str, Any], Writer]:
+    """How a gamma-hybrid writes: NAR the whole canvas at once, SAR along the model's hyperschedule."""
     from omegaconf import OmegaConf
 
     asked = {} if args.algorithm is None else {"sampling": {"algorithm": args.algorithm, "eta": args.eta}}
-    plan = flat(shape[1], args.steps) if method == "NAR" else plan_of(model.checkpoint, shape[1])
     how = OmegaConf.merge(config, asked)
-    write = SCORE_METHODS[method](
-        how, meta_schedule=plan, batch_dims=shape, seed=args.seed, first_sequence=first
-    )
-    return write(model)
+    plan: AbstractHyperschedule = flat(length, args.steps or STEPS)
+    if method == "SAR":
+        plan = Settings(steps=args.steps).plan((trained,), length)
+
+    def write(model: AbstractPublishedModel, size: int, first: int) -> Tensor:
+        return SCORE_METHODS[method](
+            how, meta_schedule=plan, batch_dims=(size, length), seed=args.seed, first_sequence=first
+        )(model)
+
+    predictor = option(how, "sampling.predictor", "analytic")
+    return {"algorithm": option(how, "sampling.algorithm", predictor), "steps": plan.num_levels}, write
 
 
 def _references(
-    args: argparse.Namespace, tokenizer: Tokenizer, shape: torch.Size
+    args: argparse.Namespace, tokenizer: Tokenizer, num: int, length: int
 ) -> tuple[dict[str, Any], bool]:
     """The same measures of as much text of data sets; and whether one that was asked for is missing."""
     folder = {} if args.data_dir is None else {"folder": args.data_dir}
@@ -221,9 +242,9 @@ def _references(
     for name in here if args.datasets is None else args.datasets:
         try:
             tokens = tokenise(tokenizer, documents(name, args.data_dir)).tokens
-            rows = tokens[: len(tokens) // shape[1] * shape[1]].view(-1, shape[1])[: shape[0]].tolist()
+            rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
             if not rows:
-                raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {shape[1]}.")
+                raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")
             found[name] = {"windows": len(rows), **score_tokens(rows)}
         except (ValueError, OSError) as error:
             found[name] = {"failed": " ".join(str(error).split())}

@@ -21,7 +21,7 @@ from hdlm.evaluation.measuring import BatchSize, Measuring
 from hdlm.evaluation.plans import plan_of
 from hdlm.evaluation.protocol import read
 from hdlm.evaluation.text import find_text, read_text
-from hdlm.published.evaluating import bar, opened, parser, tokenizer_for, write_json
+from hdlm.published.evaluating import bar, check_counts, opened, parser, tokenizer_for, write_json
 
 __all__ = ["eval_modeling"]
 
@@ -49,6 +49,7 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     options.add_argument("--ngpus", type=int, choices=(1,), default=1, help="evaluation runs on one device")
     options.add_argument("--single_gpu", action="store_true", help="as it always is")
     args = options.parse_args(arguments)
+    check_counts(args, "batch_size", "length", "monte_carlo_timesteps")
     names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
     if not names:
         raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")

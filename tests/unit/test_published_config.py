@@ -19,6 +19,7 @@ from hdlm import hub
 from hdlm.cli import main
 from hdlm.cli._errors import guarded
 from hdlm.evaluation import evaluate
+from hdlm.evaluation.metrics import token_entropy
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
 from hdlm.published.composition import Composed, compose, words_of
@@ -524,6 +525,20 @@ def test_training_leaves_what_evaluation_opens(
     assert eval_generation([*words, *writing]) == 0
     samples = json.loads(Path("logs", "eval_generation", "samples.json").read_text())
     assert [len(one["tokens"]) for one in samples] == [16] * 3
+    wrote = json.loads(Path("logs", "eval_generation", "results.json").read_text())["result"]
+    shifted = "type" in changes
+    assert wrote["num_given"] == shifted
+    assert wrote["settings"]["steps"] == 4
+    usual = "original" if family == "epsilon" else changes.get("sampling__predictor", "analytic")
+    assert wrote["settings"]["algorithm"] == usual
+    entropies = [token_entropy(one["tokens"][shifted:]) for one in samples]
+    assert wrote["metrics"]["entropy"]["value"] == pytest.approx(sum(entropies) / 3)
+    if family == "gamma":
+        writing.remove("--steps")
+        writing.remove("4")
+        assert eval_generation([*words, *writing]) == 0
+        wrote = json.loads(Path("logs", "eval_generation", "results.json").read_text())["result"]
+        assert wrote["settings"]["steps"] == published.hyperschedules[0].num_levels
 
 
 def test_a_run_is_never_overwritten(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -590,6 +605,10 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
     assert "nobody" in metrics["generative perplexity"]["failed"]
     assert metrics["entropy"]["value"] > 0
     assert eval_generation([*writing, "--datasets", "lm1b"]) == 1
+    with pytest.raises(ValueError, match="--monte_carlo_timesteps must be at least 1; got 0"):
+        eval_modeling([*words, "--dataset", "ptb", "--monte_carlo_timesteps", "0"])
+    with pytest.raises(ValueError, match="--length must be at least 1; got 0"):
+        eval_generation([*writing, "--length", "0"])
     with pytest.raises(ValueError, match=r"--sampling_method NAR.*full_diff"):
         eval_generation([*writing, "--sampling_method", "NAR"])
 
