@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import Block
-from hdlm.network import DDiT, DDiTConfig, layers
+from hdlm.network import DDiT, DDiTConfig, attention, layers
 from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
@@ -54,6 +54,7 @@ class Variant:
     name: str
     two_stream: bool = True
     kernel: bool = True
+    pieces: bool = True
     rows: bool = True
     fused: bool = True
     bf16: bool = False
@@ -61,13 +62,14 @@ class Variant:
     again: bool = False
 
 
-PLAIN = {"kernel": False, "rows": False, "fused": False}
+PLAIN = {"kernel": False, "pieces": False, "rows": False, "fused": False}
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("plain, one canvas", two_stream=False, **PLAIN),
         Variant("plain, two streams", **PLAIN),
-        Variant("+ attention kernel", rows=False, fused=False),
+        Variant("+ attention kernel", pieces=False, rows=False, fused=False),
+        Variant("+ nothing where the mask is empty", rows=False, fused=False),
         Variant("+ loss in pieces", fused=False),
         Variant("+ fused AdamW"),
         Variant("+ torch.compile", compile=True),
@@ -81,11 +83,11 @@ OPTIONAL = ("+ torch.compile", "+ bf16")
 """Only where there is a compiler, or units for bf16; or if they are asked for."""
 
 
-def explicit(query: Tensor, key: Tensor, value: Tensor, attention: Tensor | None) -> Tensor:
+def explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention by its formula: `[b heads q k]` scores, and as many probabilities."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if attention is not None:
-        scores = scores.masked_fill(~attention, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ value
 
 
@@ -108,6 +110,8 @@ class Step(nn.Module):
             network.features = torch.compile(network.features)
         if not variant.kernel:
             layers.attend = explicit  # type: ignore[assignment]
+        if not variant.pieces:
+            attention.cut = lambda mask: mask  # type: ignore[assignment]
 
     def forward(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
         """Mean loss of a position."""
@@ -198,6 +202,7 @@ def in_a_process(
     command = [sys.executable, "-m", "benchmarks.train", "--one", name]
     command += [word for option in shape for word in (f"--{option}", str(given[option]))]
     environment = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port())}
+    environment |= {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}
     running = [
         subprocess.Popen(
             command,
