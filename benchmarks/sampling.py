@@ -8,7 +8,7 @@ the published loop: at every step all positions are computed, projected onto the
 Gumbel noise. Each further row switches one thing on.
 Calls that are alike are timed once or twice and not a thousand times: seconds are those of the timed calls, times the
 number of calls of the whole run, which is counted exactly (it does not depend on the network). All rows have the law
-of the plain loop; the rows from the cache on have its random numbers, too.
+of the plain loop but those that are called approximate; the rows from the cache on have its random numbers, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -31,10 +31,21 @@ from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Me
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.sampling import Ancestral, Engine, FirstHitting, Move, Prompt, Step, View
+from hdlm.sampling import (
+    Ancestral,
+    ApproximateCache,
+    Engine,
+    Finished,
+    FirstHitting,
+    Move,
+    Prompt,
+    Step,
+    View,
+)
 
 _PACKED = "+ weights packed for few rows"
 _BFLOAT16 = "+ weights in bfloat16"
+_REFRESH = 8
 NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
 
@@ -67,6 +78,7 @@ class Way:
         use_cache: Whether settled positions are computed once.
         together: Whether sequences wait for one another.
         first_hitting: Whether masks fall one at a time.
+        approximate: What is remembered beyond what may be.
         packed: Whether the network has been made ready by `DDiT.speed_up`.
         dtype: Precision of the weights.
     """
@@ -76,6 +88,7 @@ class Way:
     use_cache: bool = False
     together: bool = True
     first_hitting: bool = False
+    approximate: ApproximateCache | None = None
     packed: bool = False
     dtype: torch.dtype = torch.float32
 
@@ -246,19 +259,24 @@ def _full(
     ]
     ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
     ways += _prepared(ways[-1], machine)
+    remembers = {"use_cache": True, "approximate": ApproximateCache(_REFRESH, active=True)}
+    ways += [
+        dataclasses.replace(
+            ways[-1], name=f"approximate cache, refreshed every {_REFRESH} calls", **remembers
+        )
+    ]
     if steps > length // 2:
-        hitting = {"name": "first-hitting instead", "first_hitting": True, "together": False}
-        ways += [dataclasses.replace(ways[-1], **hitting)]
+        hitting = {"name": "first-hitting instead, exact", "first_hitting": True, "together": False}
+        ways += [dataclasses.replace(ways[-2], **hitting)]
     lift = max(1, length * batch // steps)
     at_best = machine.seconds(network.config, length * batch, length, length * batch, _PLAIN)
     yield _row(
         task, batch, "plain", (steps, steps), 2 if batch == 1 else 1, plain, at_best, plain * steps, length
     )
     for way in ways:
-        timed = 2 if batch == 1 else 1
-        calls = _count(schedule, way, batch)
+        timed = (2 if batch == 1 else 1) if way.approximate is None else 2 * _REFRESH
+        *calls, asked = _count(schedule, way, batch)
         seconds = _time(network, schedule, way, batch, None, batch == 1, timed)
-        asked = length * batch if way.together else round(length * batch * calls[1] / calls[0])
         at_best = machine.seconds(network.config, asked, length, lift, way)
         yield _row(task, batch, way.name, calls, timed, seconds, at_best, plain * steps, length)
 
@@ -285,10 +303,8 @@ def _blocks(
             _time(network, schedule, way, batch, Prompt.prefix([1] * place, length), True, timed)
             for place in places
         )
-        calls = _count(schedule, way, batch)
-        asked = round(width * batch * (1 if way.together else calls[1] / calls[0]))
-        asked = asked if way.use_cache else asked + batch * length // 2
-        at_best = machine.seconds(network.config, asked, length // 2, max(1, asked // width), way)
+        *calls, asked = _count(schedule, way, batch)
+        at_best = machine.seconds(network.config, asked, length // 2, batch, way)
         yield _row(task, batch, way.name, calls, timed * len(places), seconds, at_best, plain * steps, length)
 
 
@@ -303,7 +319,7 @@ def _row(
     task: str,
     batch: int,
     way: str,
-    calls: tuple[int, float],
+    calls: Sequence[float],
     timed: int,
     of_a_call: float,
     at_best: float,
@@ -353,13 +369,14 @@ def _time(
 
 
 @torch.no_grad()
-def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, float]:
-    """Calls of the network for a batch, and those of a sequence."""
+def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, float, int]:
+    """Calls of the network for a batch, those of a sequence, and how many positions one computes."""
     engine = _engine(_Free(), schedule, way, batch, None)
-    of_a_sequence: list[int] = []
+    done: list[Finished] = []
     while len(engine):
-        of_a_sequence += [one.num_evaluations for one in engine.advance()]
-    return engine.num_evaluations, statistics.mean(of_a_sequence)
+        done += engine.advance()
+    positions = sum(one.num_computed for one in done) / engine.num_evaluations
+    return engine.num_evaluations, statistics.mean(one.num_evaluations for one in done), round(positions)
 
 
 def _engine(
@@ -370,7 +387,8 @@ def _engine(
     prompt: Prompt | None,
     device: str = "cpu",
 ) -> Engine:
-    step, view = way.step(denoiser.process.num_words), View(use_cache=way.use_cache)
+    step = way.step(denoiser.process.num_words)
+    view = View(use_cache=way.use_cache, approximate=way.approximate)
     engine = Engine(denoiser, schedule, step, view=view, device=device)
     given = {} if prompt is None else {"tokens": prompt.tokens.to(device), "fixed": prompt.fixed.to(device)}
     engine.add(torch.arange(batch, device=device), **given, together=way.together)
