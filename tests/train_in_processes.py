@@ -1,7 +1,7 @@
-"""Runs of several processes, as a program: `python tests/train_in_processes.py JOBS`, once for each RANK.
+"""Runs of several processes, as a program: `accelerate launch --config-file ... tests/train_in_processes.py JOBS`.
 
 A job is a table: the `recipe`, the `folder`, a step to `stop` after (0 for none; the process with the highest rank is
-the one that is asked to), whether weights are `spread` over the processes, and a file for what was `reported`.
+the one that is asked to), the `engine` that the launcher should have set up, and a file for what was `reported`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,28 @@ from typing import Any
 
 import accelerate
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.training import Recipe, Session, StepReport, StopRequest, loop, prepare, unfinished
+from hdlm.training import Recipe, Session, StepReport, StopRequest, engine, prepare, unfinished
 
 LIMIT = 240
+ROOT = Path(__file__).parents[1]
 
 
-def carry_out(jobs: list[dict[str, Any]], folder: Path, processes: int = 2) -> list[list[list[float]]]:
-    """Start so many processes, wait for them, and return what each job reported: loss, norm and rate of each step."""
+def carry_out(
+    jobs: list[dict[str, Any]], folder: Path, config: str = "multi2.yaml", *options: str
+) -> list[list[list[float]]]:
+    """Launch two processes, wait for them, and return what each job reported: loss, norm and rate of each step.
+
+    Args:
+        jobs: What to do, one after the other.
+        folder: For files that tell them.
+        config: Out of configs/accelerate.
+        options: Of the launcher, besides.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,26 +46,24 @@ def carry_out(jobs: list[dict[str, Any]], folder: Path, processes: int = 2) -> l
     for number, job in enumerate(jobs):
         job["reported"] = str(folder / f"reported-{number}.json")
     told.write_text(json.dumps(jobs))
-    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(told)],
-            env=os.environ
-            | {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-        )
-        for rank in range(processes)
-    ]
+    words = ["--config-file", ROOT / "configs" / "accelerate" / config, "--num_processes", 2, *options]
+    words += ["--main_process_port", port, "--num_cpu_threads_per_process", 1, __file__, told]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     try:
-        assert [process.wait(LIMIT) for process in started] == [0] * processes
+        assert process.wait(LIMIT) == 0
     finally:
-        for process in started:
-            process.kill()
+        process.terminate()
+        process.wait()
     return [json.loads(Path(job["reported"]).read_text()) for job in jobs]
 
 
 def _work(job: dict[str, Any]) -> None:
     folder, stop, reports = Path(job["folder"]), StopRequest(), []
-    if job.get("spread"):
+    asked = job.get("engine", "MULTI_CPU")
+    if asked == "FSDP":
         _spread()
     found = unfinished(folder)
     start = None if found is None else found.checkpoint
@@ -71,8 +80,8 @@ def _work(job: dict[str, Any]) -> None:
     trainer = session.trainer
     trainer.wait()
     saved = load_checkpoint(folder).network.state_dict()
-    spread = any(isinstance(weight, DTensor) for weight in run.denoiser.parameters())
-    assert spread == job.get("spread", False)
+    assert trainer._accelerator.distributed_type == DistributedType(asked), asked
+    assert any(isinstance(weight, DTensor) for weight in run.denoiser.parameters()) == (asked == "FSDP")
     with trainer.at_rest() as denoiser:
         assert (denoiser is not None) == trainer.is_main
         if denoiser is not None:
@@ -84,20 +93,16 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def _spread() -> None:
-    """Have FSDP2 on processors, which `accelerate` only turns on where each process has an accelerator."""
+    """Have FSDP2 on processors as the launcher's file says; `accelerate` only turns it on for accelerators."""
 
     def make(**options: Any) -> accelerate.Accelerator:
         made = accelerate.Accelerator(**options)
-        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Block"],
-            cpu_ram_efficient_loading=False,
-        )
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         made.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return made
 
-    loop.Accelerator = make
+    engine.Accelerator = make
 
 
 if __name__ == "__main__":

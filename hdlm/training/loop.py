@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -30,14 +28,15 @@ from hdlm.network import DDiT, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.ema import ExponentialMovingAverage
+from hdlm.training.engine import agreed_precision, make_engine
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.mixture import Mixture
 from hdlm.training.optimizers import make_optimizers, set_rates
 from hdlm.training.parts import AbstractPart
-from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 from hdlm.training.sharding import named_parameters, spread_like, whole
 from hdlm.training.state import TrainingState, gather_optimizers, spread_optimizers
+from hdlm.training.zero import is_zero, set_weight
 
 __all__ = ["StepReport", "Trainer", "Watcher"]
 
@@ -195,14 +194,8 @@ class Trainer:
     ) -> None:
         self._mixture, self._windows, self._settings, self._run = mixture, windows, optimizer, run
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
-        self._accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                run.accumulation, sync_with_dataloader=False
-            ),
-        )
-        self.precision = choose_precision(run.precision, device)
+        self._accelerator = make_engine(optimizer, run, device)
+        self.precision = agreed_precision(run.precision, device)
         self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
@@ -304,7 +297,7 @@ class Trainer:
         """Go on where `state` was taken, on any number of processes.
 
         Raises:
-            ValueError: If it is of another network, other optimizers or other text, or this runs under DeepSpeed.
+            ValueError: If it is of another network, other optimizers or other text.
         """
         if state.text != self._windows.fingerprint:
             raise ValueError(
@@ -325,8 +318,7 @@ class Trainer:
             keep_step: Whether its steps count, so that the learning rate goes on from there; else they begin at 0.
 
         Raises:
-            ValueError: If it is of another network or other optimizers, if no step would be left, or this runs under
-                DeepSpeed.
+            ValueError: If it is of another network or other optimizers, or if no step would be left.
         """
         if keep_step and self._run.progress(state.step, 0.0) >= 1:
             raise ValueError(
@@ -363,13 +355,10 @@ class Trainer:
 
     def _remember(self, state: TrainingState) -> None:
         """Take weights, average and the memory of the optimizers over."""
-        if self._accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise ValueError(
-                "DeepSpeed keeps the memory of the optimizers to itself, so its runs cannot go on exactly; begin "
-                "another with --from, or use FSDP2 (configs/accelerate/fsdp.yaml)."
-            )
         for name, parameter in named_parameters(self._network).items():
             parameter.copy_(spread_like(state.weights[name], parameter))
+            if is_zero(parameter):
+                set_weight(parameter, state.weights[name])
         self.average.restore(state.average, state.ticks)
         spread_optimizers(self._network, self._memories, state.optimizers)
 
