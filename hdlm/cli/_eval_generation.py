@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hdlm.evaluation.judge import AbstractJudge, TransformersJudge
     from hdlm.evaluation.samples import Sample
     from hdlm.generation import Settings
+    from hdlm.process import AbstractNoiseProcess
     from hdlm.sampling import Frame
 
 CONTROLS = ("repeat", "unigram", "shuffle", "data")
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     device = device_of(args)
     checkpoint = open_checkpoint(args, device)
+    _check_sweep(args, checkpoint.denoiser.process)
     evaluation = _Evaluation(args, checkpoint, tokenizer_of(checkpoint), device)
     result = evaluation.result()
     document = describe(
@@ -139,6 +141,21 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--batch-size {error}, or auto.") from error
     if args.infill is not None and not 0 < args.infill <= 1:
         raise ValueError(f"--infill is a share in (0, 1]; got {args.infill}.")
+
+
+def _check_sweep(args: argparse.Namespace, process: AbstractNoiseProcess) -> None:
+    """See that the sampler can have every strength that is asked for."""
+    from hdlm.sampling import ALGORITHMS, algorithm
+
+    if not args.eta_sweep:
+        return
+    for eta in args.eta_sweep:
+        algorithm(args.algorithm, process, eta)
+    with_eta = [name for name in ALGORITHMS if algorithm(name, process, 0.0) != algorithm(name, process, 1.0)]
+    if args.algorithm not in with_eta:
+        raise ValueError(
+            f"--eta-sweep: eta means nothing to the sampler {args.algorithm!r}; it does to {', '.join(with_eta)}."
+        )
 
 
 class _Evaluation:

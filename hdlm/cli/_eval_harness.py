@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take the tests and print the marks."""
     from hdlm.evaluation import harness, protocol
+    from hdlm.evaluation.comparison import marks
 
     _ = harness.HDLM  # says at once if `lm_eval` is not here
     device = device_of(args)
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(table)
         print(", ".join(f"{name}: {value}" for name, value in how.items()))
-    return 0
+    return int(any(mark.value is None for mark in marks(document, args.checkpoint).values()))
 
 
 def _examined(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +23,13 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation import protocol
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.metrics import diversity
-from hdlm.evaluation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
+from hdlm.evaluation.samples import (
+    Sample,
+    draw_samples,
+    drawn_with,
+    num_evaluations,
+    tokens_per_second,
+)
 from hdlm.evaluation.scoring import PERPLEXITY, attempt, pieces, text_of
 from hdlm.evaluation.text import Text
 from hdlm.generation import Settings, tokenizer_of
@@ -76,23 +82,9 @@ class Sweep:
         Returns:
             Entropy and generative perplexity, each with its error or the reason why there is none, and the price.
         """
-        drawn_with = {
-            "settings": asdict(settings),
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "weights_sha256": protocol.weights_sha256(checkpoint.network),
-            "process": repr(checkpoint.denoiser.process),
-            "parameterization": repr(checkpoint.denoiser.parameterization),
-            "hyperschedules": repr(checkpoint.hyperschedules),
-            "noise_schedule": repr(checkpoint.noise_schedule),
-            "visibility": [checkpoint.context, checkpoint.active],
-            "length": checkpoint.length,
-            "dtype": str(next(checkpoint.network.parameters()).dtype),
-            "tokenizer": checkpoint.tokenizer,
-            "hdlm": protocol.versions()["hdlm"],
-        }
-        scored_with = drawn_with | {"num": self.num, **self.judge.noted}
-        kept = self.folder / f"{_name(scored_with)}.json"
+        drawn = drawn_with(checkpoint, settings, self.prompt, self.seed)
+        scored = drawn | {"num": self.num, **self.judge.noted}
+        kept = self.folder / f"{_name(scored)}.json"
         if kept.exists():
             return protocol.read(kept)
         samples = draw_samples(
@@ -103,7 +95,7 @@ class Sweep:
             batch_size=self.batch_size,
             seed=self.seed,
             device=self.device,
-            keep=self.folder / f"{_name(drawn_with)}.jsonl",
+            keep=self.folder / f"{_name(drawn)}.jsonl",
             watch=watch,
         )
         found = self._scores([one.written for one in samples], [one.text for one in samples]) | _price(

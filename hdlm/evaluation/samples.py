@@ -9,6 +9,7 @@ processes each has a part of its own beside the file; the parts are put together
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,13 @@ import torch
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
+from hdlm.evaluation import protocol
 from hdlm.evaluation.processes import ALONE, Processes
-from hdlm.evaluation.protocol import weights_sha256
 from hdlm.evaluation.telemetry import revisions
 from hdlm.generation import BLANK, Settings, write
 from hdlm.sampling import Frame, Trace
 
-__all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "num_evaluations", "tokens_per_second"]
+__all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "drawn_with", "num_evaluations", "tokens_per_second"]
 
 DRAW_DTYPE = "float64"
 """What `hdlm.sampling.draws` draws in, always."""
@@ -100,14 +101,9 @@ def draw_samples(
     """
     if BLANK.search(prompt):
         raise ValueError("samples to be scored continue a prompt: it must have no [MASK].")
-    made_with = {
-        "settings": asdict(settings),
-        "prompt": prompt,
-        "seed": seed,
-        "weights_sha256": weights_sha256(checkpoint.network),
-    }
     if keep is None and processes.count > 1:
         raise ValueError("several processes need a file to put their samples together: give `keep`.")
+    made_with = drawn_with(checkpoint, settings, prompt, seed)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     found = {} if kept is None else kept.read()
     unit = size = batch_size or (16 if torch.device(device).type == "cpu" else 64)
@@ -142,6 +138,25 @@ def draw_samples(
         processes.wait()
         found = kept.read() if processes.count > 1 else found
     return [found[index] for index in range(num)]
+
+
+def drawn_with(checkpoint: Checkpoint, settings: Settings, prompt: str = "", seed: int = 0) -> dict[str, Any]:
+    """All that samples depend on, ready for JSON; arguments as in `draw_samples`."""
+    return {
+        "settings": asdict(settings),
+        "prompt": prompt,
+        "seed": seed,
+        "weights_sha256": protocol.weights_sha256(checkpoint.network),
+        "process": repr(checkpoint.denoiser.process),
+        "parameterization": repr(checkpoint.denoiser.parameterization),
+        "hyperschedules": repr(checkpoint.hyperschedules),
+        "noise_schedule": repr(checkpoint.noise_schedule),
+        "visibility": [checkpoint.context, checkpoint.active],
+        "length": checkpoint.length,
+        "dtype": str(next(checkpoint.network.parameters()).dtype),
+        "tokenizer_sha256": hashlib.sha256(str(checkpoint.tokenizer).encode()).hexdigest(),
+        "hdlm": protocol.versions()["hdlm"],
+    }
 
 
 def num_evaluations(samples: list[Sample]) -> float:

@@ -349,6 +349,35 @@ def test_the_command_writes_everything_and_goes_on(judge, real_text, tmp_path, c
     assert json.loads(capsys.readouterr().out)["result"] == result
 
 
+@pytest.mark.slow
+def test_other_strengths_correct_more_and_are_kept_apart(real_text, tmp_path, capsys) -> None:
+    words = [
+        "eval",
+        "generation",
+        *WORDS,
+        "--num",
+        "3",
+        "--judge",
+        "none",
+        "--reference",
+        real_text,
+        "--json",
+    ]
+    words += ["--infill", "0.5", "--eta-sweep", "0", "1", "--output", str(tmp_path)]
+    assert main(words) == 0
+    telemetry = json.loads(capsys.readouterr().out)["result"]["telemetry"]
+    none, most = telemetry["eta_sweep"]
+    assert (none["eta"], most["eta"]) == (0, 1)
+    assert 0 == none["corrected"]["value"] < telemetry["corrected"]["value"] < most["corrected"]["value"]
+    assert none["infilling"]["gaps"] == most["infilling"]["gaps"]
+    assert none["entropy"]["value"] > 0
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {
+        "samples.jsonl",
+        "samples-eta-0.jsonl",
+        "samples-eta-1.jsonl",
+    }
+
+
 def test_what_was_asked_for_in_vain_is_said_and_the_rest_is_kept(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     short = tmp_path / "short.txt"
@@ -380,6 +409,8 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
         (["--mauve", "--reference", "x", "--judge", "none"], "--mauve needs the features"),
         (["--judge", "none", "--judge", "gpt2"], "--judge none is for no judge"),
         (["--save-samples"], "needs --output"),
+        (["--algorithm", "original", "--eta-sweep", "0.1"], "eta means nothing to the sampler 'original'"),
+        (["--eta-sweep", "0.1", "2"], "`eta` must lie in [0, 1]; got 2.0"),
         (["--batch-size", "none"], "--batch-size must be a whole number"),
         (["--infill", "2", "--reference", "x"], "a share in"),
     ],

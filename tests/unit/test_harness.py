@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 from typing import Any
 
 import pytest
 import torch
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint
+from hdlm.cli import _eval_harness, main
 from hdlm.evaluation import evaluate, harness
 from hdlm.evaluation.harness import Examinee
 from hdlm.generation import Settings, complete, tokenizer_of
@@ -117,6 +119,27 @@ def test_nothing_is_written_behind_the_end(
     assert max(calls) <= 24 < checkpoint.length
     assert calls[1] == 5
     assert calls[2] < calls[0]
+
+
+@pytest.mark.parametrize("mark", [0.5, math.nan])
+def test_a_mark_that_is_no_number_is_a_failure(
+    mark: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command around `lm_eval`, which is not here, with what it would have found."""
+    row = {"doc_hash": "a", "prompt_hash": "b", "target_hash": "c"}
+    found = {
+        "results": {"who": {"alias": "who", "acc,none": mark, "acc_stderr,none": 0.1}},
+        "higher_is_better": {"who": {"acc": True}},
+        "samples": {"who": [row]},
+    }
+    monkeypatch.setitem(sys.modules, "lm_eval", types.SimpleNamespace(__version__="0"))
+    monkeypatch.setitem(vars(harness), "HDLM", None)
+    monkeypatch.setattr(_eval_harness, "_examined", lambda *_: (found, {"bound": "absorbing"}))
+    command = ["eval", "harness", "kjv-epsilon-4m", "--tasks", "who", "--device", "cpu"]
+    assert main(command) == math.isnan(mark)
+    printed = capsys.readouterr().out
+    assert "higher" in printed
+    assert ("failed: not a finite number" if math.isnan(mark) else "0.50 ± 0.10") in printed
 
 
 def test_what_a_model_does_not_know_is_refused(exact: Examinee) -> None:

@@ -17,6 +17,7 @@ from hdlm import Settings, load_checkpoint, write
 from hdlm.cli import main
 from hdlm.evaluation.processes import Processes
 from hdlm.evaluation.samples import draw_samples
+from hdlm.noise_schedule import Cosine
 from hdlm.package_data import pretrained
 
 MODEL = "kjv-epsilon-4m"
@@ -95,6 +96,14 @@ def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
     assert f"{keep}: 2 passages" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"made otherwise \(settings, seed differ\)"):
         draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
+    with pytest.raises(ValueError, match=r"made otherwise \(noise_schedule, tokenizer_sha256 differ\)"):
+        draw_samples(
+            replace(checkpoint, noise_schedule=Cosine(), tokenizer=f"{checkpoint.tokenizer} "),
+            SHORT,
+            num=2,
+            seed=3,
+            keep=keep,
+        )
     assert main([*command, "--prompt", "And"]) == 2
     assert main([*command, "--stop", "."]) == 2
     assert "leave --output out" in capsys.readouterr().err
