@@ -18,6 +18,8 @@ __all__ = ["Linear"]
 
 _FEW = 128
 """Up to so many rows the copy is used."""
+_LARGE = 2**21
+"""Matrices of fewer bytes stay near the core: they are not copied."""
 _TYPICAL = 16
 """The number of rows that its blocks are chosen for."""
 
@@ -35,10 +37,9 @@ class Linear(nn.Linear):
     _packs = False
 
     def pack(self) -> None:
-        """Use a copy of the weight for products with few rows; without effect off the CPU, or without oneDNN."""
-        self._packs = torch.backends.mkldnn.is_available() and hasattr(
-            torch.ops.mkldnn, "_reorder_linear_weight"
-        )
+        """Use a copy of a large weight for products with few rows; without effect off the CPU, or without oneDNN."""
+        known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        self._packs = known and self.weight.nbytes > _LARGE
 
     def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """Multiply."""

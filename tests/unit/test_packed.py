@@ -15,6 +15,11 @@ from hdlm.network.packed import Linear
 NEAR = {"atol": 1e-5, "rtol": 1e-5}
 
 
+@pytest.fixture(autouse=True)
+def small_matrices_are_large(monkeypatch):
+    monkeypatch.setattr("hdlm.network.packed._LARGE", 0)
+
+
 def packed(bias: bool = True) -> Linear:
     torch.manual_seed(0)
     layer = Linear(48, 80, bias=bias)
@@ -82,6 +87,15 @@ def test_copies_are_neither_saved_nor_copied():
         torch.save(layer, file := io.BytesIO())
         file.seek(0)
         torch.testing.assert_close(torch.load(file, weights_only=False)(x), expected, rtol=0, atol=0)
+
+
+def test_small_matrices_are_left_alone(monkeypatch, copies_read):
+    layer = packed()
+    monkeypatch.setattr("hdlm.network.packed._LARGE", layer.weight.nbytes)
+    layer.pack()
+    with torch.no_grad():
+        layer(torch.randn(3, 48))
+    assert not copies_read
 
 
 @pytest.mark.parametrize("told", [False, True])
