@@ -15,7 +15,8 @@ from hdlm.data.corpora import (
     TextFiles,
     corpus,
 )
-from hdlm.data.packing import AbstractWindows, Split, TokenStream, Windows, split, tokenise
+from hdlm.data.encoding import tokenise
+from hdlm.data.packing import AbstractWindows, Split, TokenStream, Windows, split
 from hdlm.data.pretrained_tokenizers import find_tokenizer
 from hdlm.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 

@@ -8,6 +8,7 @@ characters is set aside in stretches of as many, each a document of its own.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from hdlm.data.corpora.base import AbstractCorpus, Piece
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["SAMPLE", "STRETCH", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides"]
+__all__ = ["SAMPLE", "STRETCH", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides", "tokenise"]
 
 Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
 
@@ -128,19 +129,42 @@ def head_of(
     Raises:
         ValueError: If there is nothing on this side.
     """
+    chosen = (sided for sided in sides(corpus.pieces(), share) if sided.aside is aside)
+    found = _joined(encoded(tokenizer, chosen), most)
+    if found is None:
+        side = f"the {share:.1%} of the text that is set aside for validation" if aside else "the text"
+        raise ValueError(f"{side} holds no document: give more text, or data.validation_corpus.")
+    return found
+
+
+def tokenise(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenStream:
+    """Join documents into one stream, in memory.
+
+    Args:
+        tokenizer: What makes tokens of them.
+        documents: Whole documents.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    whole = (Sided(Piece(document, first=True, last=True), aside=False) for document in documents)
+    found = _joined(encoded(tokenizer, whole))
+    if found is None:
+        raise ValueError("there are no documents to tokenise.")
+    return found
+
+
+def _joined(pieces: Iterable[tuple[Sided, Ids]], most: int = sys.maxsize) -> TokenStream | None:
+    """The first pieces as one stream; None if there is none."""
     rows: list[Ids] = []
     tokens = num_bytes = 0
-    chosen = (sided for sided in sides(corpus.pieces(), share) if sided.aside is aside)
-    for (piece, _), ids in encoded(tokenizer, chosen):
+    for (piece, _), ids in pieces:
         rows.append(ids)
         tokens += len(ids)
         num_bytes += len(piece.text.encode()) + piece.last
         if tokens >= most:
             break
-    if not rows:
-        side = f"the {share:.1%} of the text that is set aside for validation" if aside else "the text"
-        raise ValueError(f"{side} holds no document: give more text, or data.validation_corpus.")
-    return TokenStream(torch.from_numpy(np.concatenate(rows).astype(np.int64)), num_bytes)
+    return TokenStream(torch.from_numpy(np.concatenate(rows, dtype=np.int64)), num_bytes) if rows else None
 
 
 def sample_of(corpus: AbstractCorpus, characters: int, share: float = 0.0) -> Iterator[str]:

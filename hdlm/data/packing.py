@@ -21,10 +21,9 @@ from torch import Tensor
 
 from hdlm.data.mapped import MappedTokens, Tokens
 from hdlm.data.order import shuffled
-from hdlm.data.tokenizer import Tokenizer
 from hdlm.randomness import Randomness
 
-__all__ = ["AbstractWindows", "Split", "TokenStream", "Windows", "split", "tokenise"]
+__all__ = ["AbstractWindows", "Split", "TokenStream", "Windows", "split"]
 
 _SHIFT, _SHUFFLE = 0x81, 0x82
 """Random streams of this module."""
@@ -94,18 +93,6 @@ class TokenStream:
         return self.num_bytes / len(self.tokens)
 
 
-def tokenise(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenStream:
-    """Join documents into one stream.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if not documents:
-        raise ValueError("there are no documents to tokenise.")
-    ids = [id for document in tokenizer.encode_documents(documents) for id in document]
-    return TokenStream(torch.tensor(ids), sum(len(document.encode()) + 1 for document in documents))
-
-
 class AbstractWindows(abc.ABC):
     """An endless, ordered supply of windows of equal length, any of which can be had at any time.
 
@@ -164,7 +151,7 @@ class Windows(AbstractWindows):
         text = (
             self.tokens.fingerprint
             if isinstance(self.tokens, MappedTokens)
-            else hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+            else hashlib.sha256(self.tokens.numpy().data).hexdigest()
         )
         return hashlib.sha256(f"{text} {self.length} {self.seed}".encode()).hexdigest()
 

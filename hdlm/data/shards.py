@@ -363,10 +363,12 @@ def write_shards(
         wanted = Manifest(source, _hash_of(tokenizer), tokenizer.word_type.__name__, share)
         manifest = _kept(folder, known, wanted, renew, say)
         if not manifest.complete:
-            with replacing(folder / _TOKENIZER) as aside:
-                aside.write_text(tokenizer.to_json(), encoding="utf-8")
+            _clear(folder, manifest, tokenizer)
             writer = _Writer(folder, manifest, shard_tokens, watch)
             writer.write(encoded(tokenizer, writer.missing(sides(corpus.pieces(), share))))
+            if (change := source.difference(Source.of(corpus, source))) is not None:
+                raise ValueError(f"while {folder} was made {change}; say --renew to tokenise it anew.")
+            writer.finish()
         return Shards.open(folder)
 
 
@@ -389,7 +391,7 @@ def _known(folder: Path, renew: bool, say: Callable[[str], None]) -> Manifest | 
 def _kept(
     folder: Path, known: Manifest | None, wanted: Manifest, renew: bool, say: Callable[[str], None]
 ) -> Manifest:
-    """What of a folder can be kept, as a manifest; everything else is removed from it."""
+    """What of a folder can be kept, as a manifest."""
     shards: list[Shard] = []
     if known is not None and (difference := known.difference(wanted)) is not None:
         if not renew:
@@ -406,12 +408,17 @@ def _kept(
         if known.complete and len(shards) == len(known.shards):
             return known
         say(f"going on behind {len(shards)} shards that are there")
-    kept = dataclasses.replace(wanted, shards=tuple(shards))
+    return dataclasses.replace(wanted, shards=tuple(shards))
+
+
+def _clear(folder: Path, kept: Manifest, tokenizer: Tokenizer) -> None:
+    """Make a folder hold what is kept and nothing else; whoever finds the manifest finds the tokenizer."""
+    with replacing(folder / _TOKENIZER) as aside:
+        aside.write_text(tokenizer.to_json(), encoding="utf-8")
     kept.write(folder)
     for file in folder.glob("*.npy"):
-        if file.name not in {shard.file for shard in shards}:
+        if file.name not in {shard.file for shard in kept.shards}:
             file.unlink()
-    return kept
 
 
 @final
@@ -446,7 +453,7 @@ class _Writer:
                 yield sided
 
     def write(self, pieces: Iterable[tuple[Sided, Ids]]) -> None:
-        """Write all that is missing."""
+        """Write shards of all that is missing."""
         for sided, ids in pieces:
             self._add(sided, ids)
             if sum(count.tokens for count in self.counts.values()) >= self.most:
@@ -454,6 +461,9 @@ class _Writer:
         self._close()
         if not self.manifest.shards:
             raise ValueError("there are no documents to tokenise.")
+
+    def finish(self) -> None:
+        """Say that nothing is missing any more."""
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         self.manifest.write(self.folder)
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hdlm.data import (
     Unigram,
     Windows,
     corpus,
+    encoding,
     split,
     tokenise,
     train_tokenizer,
@@ -264,6 +266,19 @@ def test_documents_end_with_the_end_token(tokenizer: Tokenizer) -> None:
     assert ends[-1] == len(stream.tokens) - 1
     assert stream.num_bytes == sum(len(verse.encode()) + 1 for verse in VERSES)
     assert tokenizer.decode(stream.tokens[: ends[0]].tolist()) == VERSES[0]
+
+
+def test_text_in_memory_takes_few_bytes_a_token(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_BATCH", 2**15)
+    documents = VERSES * 4000
+    tracemalloc.start()
+    stream = tokenise(tokenizer, documents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert stream.tokens.dtype == torch.int64
+    assert peak < 40 * len(stream.tokens)  # a list of Python's numbers takes more
 
 
 @given(size=st.integers(5, 60), length=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 3))

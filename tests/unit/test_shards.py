@@ -24,7 +24,7 @@ from hdlm.data.corpora.base import Piece, pieces_of
 from hdlm.data.encoding import encoded, head_of, sample_of, sides
 from hdlm.data.mapped import MappedTokens
 from hdlm.data.order import shuffled
-from hdlm.data.shards import Manifest, Shards, write_shards
+from hdlm.data.shards import Manifest, Progress, Shards, write_shards
 
 DOCUMENTS = tuple(
     f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
@@ -153,6 +153,32 @@ def test_whoever_is_killed_goes_on_behind_the_last_shard(text, tokenizer, tmp_pa
     for side in ("train", "validation"):
         assert torch.equal(shards.tokens(side)[:], fresh.tokens(side)[:])
     assert shards.manifest == fresh.manifest
+
+
+def test_whoever_is_killed_before_the_first_shard_leaves_a_tokenizer(
+    write, tokenizer, tmp_path, monkeypatch
+) -> None:
+    def dies(manifest: Manifest, folder: Path) -> None:
+        assert Tokenizer.load(folder / "tokenizer.json").to_json() == tokenizer.to_json()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert len(write().tokens("train")) > 0
+
+
+def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
+    def grows(progress: Progress) -> None:
+        if progress.tokens > SHARD:
+            text.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(9)))
+
+    with pytest.raises(ValueError, match=r"was made its source has changed: .*text\.jsonl"):
+        write(watch=grows, shard_tokens=10**6)
+    with pytest.raises(ValueError, match="holds another text"):
+        write()
+    assert write(renew=True).manifest.complete
 
 
 def test_what_is_there_is_not_made_again(write, monkeypatch) -> None:

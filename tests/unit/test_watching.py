@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation import judges
+from hdlm.evaluation import during_training, judges
 from hdlm.evaluation.during_training import Observer
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.training import (
@@ -177,6 +177,25 @@ def test_a_run_is_measured_and_not_changed(
     assert sum("no generative perplexity by no/such-judge" in line for line in told) == 1
     best = json.loads((tmp_path / "watched" / "training" / "best.json").read_text())
     assert best["bound"] == pytest.approx(min(line["validation"] for line in bounds), abs=1e-5)
+
+
+@pytest.mark.parametrize("where", ["evaluate", "sample", "judges_of"])
+def test_memory_that_does_not_suffice_to_measure_stops_nothing(
+    run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("not that much")
+
+    monkeypatch.setattr(during_training, where, large)
+    run, told = run_of(validate_every=6, sample_every=6, samples=2, judge="large"), []
+    session = Session(run, tmp_path)
+    report = session.execute(StopRequest(), (Observer(run, session, tmp_path, told.append),))
+    assert report is not None
+    assert report.step == 6
+    assert sum("not that much" in line for line in told) == 1
+    lines = _lines(tmp_path / "metrics.jsonl")
+    assert any("validation" in line for line in lines) == (where != "evaluate")
+    assert any("entropy" in line for line in lines) == (where != "sample")
 
 
 class _Fake:
