@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
+import torch
+
 from hdlm.atomic import replacing
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
@@ -29,6 +31,8 @@ from hdlm.training.recipe import WatchSettings
 __all__ = ["Observer", "Say"]
 
 _DIVIDER = "\n\n----\n\n"
+_FAILURES = (ValueError, OverflowError, torch.OutOfMemoryError)
+"""Of a measurement; training has the memory that it needs, and goes on."""
 
 
 @runtime_checkable
@@ -107,7 +111,7 @@ class Observer:
                 return
             try:
                 tokens = self._generated(denoiser)
-            except ValueError as error:
+            except _FAILURES as error:
                 self._say(f"step {report.step}: no samples: {error}")
                 return
         texts = [self._run.tokenizer.decode(row) for row in tokens]
@@ -124,7 +128,7 @@ class Observer:
         """The bound in nats a token, which is logged and told; None if it cannot be measured."""
         try:
             result = self._bound(denoiser)
-        except ValueError as error:
+        except _FAILURES as error:
             self._say(f"step {report.step}: no validation: {error}")
             return None
         nats, spread = result.nats_per_token, result.standard_error
@@ -186,13 +190,15 @@ class Observer:
         if self._nobody:
             return {}
         settings = self._settings
-        if self._judge is None:
-            self._judge = judges_of([settings.judge], self._run.device, settings.batch_size)[settings.judge]
-        if not isinstance(self._judge, str):
-            try:
+        try:
+            if self._judge is None:
+                self._judge = judges_of([settings.judge], self._run.device, settings.judge_batch_size)[
+                    settings.judge
+                ]
+            if not isinstance(self._judge, str):
                 return generative_perplexity(self._judge, texts)
-            except ValueError as error:
-                self._judge = str(error)
+        except _FAILURES as error:
+            self._judge = str(error)
         self._nobody = True
         self._say(f"no generative perplexity by {settings.judge}: {self._judge}")
         return {}

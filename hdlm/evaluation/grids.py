@@ -122,7 +122,10 @@ def measured_profile(
     seed: int = 0,
     watch: Callable[[float], None] | None = None,
 ) -> Profile:
-    """Measure a profile; the same masks fall in all windows' turns, so that the curve is smooth.
+    """Measure a profile.
+
+    What is masked in a window at one count is masked at all that are higher, so that its curve is smooth. Blocks that
+    are shorter than the others have as large a share masked.
 
     Args:
         checkpoint: The model, on the device of the windows.
