@@ -174,7 +174,7 @@ class Engine:
         tokens: Int[Tensor, "#b l"] | None = None,
         fixed: Bool[Tensor, "#b l"] | None = None,
         length: int | None = None,
-        seed: int | Int[Tensor, " b"] | None = None,
+        seed: int | Int[Tensor, " seeds"] | None = None,
         together: bool = False,
     ) -> None:
         """Let sequences in.
@@ -263,6 +263,8 @@ class Engine:
             except QuietError as found:
                 self._go([groups[place] for place in found.quiet])
                 return
+            finally:
+                talk.end()
             self.num_evaluations += talk.num_evaluations
         self._x[rows], self._n[rows] = new, n + 1
         if self._watch is not None or self._stop is not None:

@@ -87,6 +87,10 @@ class Talk:
         self._last = (x, u, reading)
         return reading
 
+    def end(self) -> None:
+        """Forget the last question: it knows this talk, and a cycle would keep caches until garbage is collected."""
+        self._last = None
+
     def _find(self, x: Tensor, u: Tensor, where: Tensor, found: dict[int, Answer]) -> None:
         """Have an answer for every speaker that is read, which speaks of all positions that are or were read."""
         wanted = self._split(where)
