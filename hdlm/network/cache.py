@@ -6,6 +6,7 @@ kept instead of being computed again. The cache is exact: it changes no logit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias, final
 
 import torch
@@ -42,6 +43,29 @@ class KVCache:
     def __len__(self) -> int:
         """Number of positions kept."""
         return self._length
+
+    @property
+    def num_rows(self) -> int | None:
+        """Sequences of the batch; `None` before the first pass."""
+        return self._layers[0][0].shape[0] if self._layers else None
+
+    def lies_in(self, memory: Tensor) -> bool:
+        """Whether its keys and values are a part of that memory."""
+        own = [keys.untyped_storage().data_ptr() for keys, _ in self._layers[:1]]
+        return own == [memory.untyped_storage().data_ptr()]
+
+    def move(
+        self, layers: Sequence[tuple[Float[Tensor, "b heads c d"], Float[Tensor, "b heads c d"]]]
+    ) -> None:
+        """Use other memory from now on, with what is kept.
+
+        Args:
+            layers: Memory for the keys and values of each layer, of at least as many positions as are kept.
+        """
+        for old, new in zip(self._layers, layers, strict=bool(self._layers)):
+            for source, target in zip(old, new, strict=True):
+                target[:, :, : self._length] = source[:, :, : self._length]
+        self._layers = list(layers)
 
     def write(
         self, layer: int, key: Float[Tensor, "b heads q d"], value: Float[Tensor, "b heads q d"]

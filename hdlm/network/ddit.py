@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Sequence
-from typing import NamedTuple, cast, final
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,24 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from hdlm.network.attention import Attention, SharedMask, attend, resolve
 from hdlm.network.cache import KVCache, Store
 from hdlm.network.config import DDiTConfig
-from hdlm.network.layers import Block, Embedding, OutputLayer, TimestepEmbedding
+from hdlm.network.layers import Block, Embedding, OutputLayer, See, TimestepEmbedding
 from hdlm.network.packed import Linear
+from hdlm.network.passes import Pass
 from hdlm.network.rotary import Rotary, Rotation
+from hdlm.network.static import StaticBatch
 
-__all__ = ["DDiT", "Pass", "has_compiler"]
-
-
-@final
-class Pass(NamedTuple):
-    """The arguments of `DDiT.features`, for one of several passes that are made together."""
-
-    tokens: Int[Tensor, "b q"]
-    positions: Int[Tensor, "#b q"] | None = None
-    condition: Float[Tensor, "#b #q"] | None = None
-    blend: Float[Tensor, "#b #q"] | None = None
-    attention: Attention = None
-    cache: KVCache | None = None
-    store: Store | None = None
+__all__ = ["DDiT", "has_compiler"]
 
 
 @final
@@ -54,7 +43,10 @@ class DDiT(nn.Module):
     Attributes:
         config: As given.
         checkpoint_activations: Recompute every block in the backward pass instead of keeping its activations.
+        static: What makes the passes that fit into static buffers, if `speed_up` was told to.
     """
+
+    static: StaticBatch | None = None
 
     def __init__(self, config: DDiTConfig) -> None:
         super().__init__()
@@ -132,10 +124,11 @@ class DDiT(nn.Module):
             raise ValueError(
                 "`store` says what a cache keeps, but there is no `cache`: pass one, or leave `store` out."
             )
-        num_queries, num_cached = tokens.shape[1], 0 if cache is None else len(cache)
-        if positions is None:
-            positions = torch.arange(num_cached, num_cached + num_queries, device=tokens.device)[None]
-        mask, rotation = resolve(attention, self.rotary_emb(positions), num_queries, num_cached + num_queries)
+        one = Pass(tokens, positions, condition, blend, attention, cache, store)
+        if self.static is not None and self.static.takes([one]):
+            return self.static([one])[0]
+        num_queries = tokens.shape[1]
+        mask, rotation = resolve(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
         told = self._told(condition)
         x = self.vocab_embed(tokens, blend)
         for index, block in enumerate(self.blocks):
@@ -158,26 +151,22 @@ class DDiT(nn.Module):
         Returns:
             What `features` says of each, `[b q h]`.
         """
+        if self.static is not None and self.static.takes(passes):
+            return self.static(passes)
         shapes = [(one.tokens.shape[0], one.tokens.shape[1]) for one in passes]
         parts, rotations = [], []
         for one, (rows, width) in zip(passes, shapes, strict=True):
-            kept = 0 if one.cache is None else len(one.cache)
-            positions = one.positions
-            if positions is None:
-                positions = torch.arange(kept, kept + width, device=one.tokens.device)[None]
-            mask, rotation = resolve(one.attention, self.rotary_emb(positions), width, kept + width)
+            mask, rotation = resolve(one.attention, self.rotary_emb(one.places), width, one.num_keys)
             parts.append(_Part(rows, width, one.cache, mask))
             rotations.append(rotation)
         told = self._told_many(passes, shapes)
         x = torch.cat([self.vocab_embed(one.tokens, one.blend).flatten(0, 1) for one in passes])[None]
         rotation = Rotation.join(rotations, shapes)
-        for index, block in enumerate(self.blocks):
-            x = block(x, told, rotation, None, functools.partial(_see_apart, index, parts))
+        hidden = self._through(x, told, rotation, lambda layer: functools.partial(_see_apart, layer, parts))
         for one, (_, width) in zip(passes, shapes, strict=True):
             if one.cache is not None and one.store is not None:
                 one.cache.keep(one.store, width)
-        hidden = self.output_layer.normalise(x, told)[0]
-        split = hidden.split([rows * width for rows, width in shapes])
+        split = hidden[0].split([rows * width for rows, width in shapes])
         return [vectors.unflatten(0, shape) for vectors, shape in zip(split, shapes, strict=True)]
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
@@ -190,24 +179,28 @@ class DDiT(nn.Module):
         linear = self.output_layer.linear
         return linear.weight, linear.bias
 
-    def speed_up(self, *, compiled: bool = False) -> None:
-        """Make ready for generation; it changes no number but by rounding.
+    def speed_up(self, *, compiled: bool = False, slots: int = 0) -> None:
+        """Make ready for generation, there and as precise as it is now; it changes no number but by rounding.
 
         On a CPU every weight that multiplies is kept a second time, in a layout that few rows read faster: see
         `hdlm.network.packed`.
 
         Args:
             compiled: Compile the blocks, all but attention, which takes up to a minute at the first passes.
+            slots: For how many sequences at a time to reserve static buffers, in which short passes behind caches are
+                one pass of fixed shape, recorded as CUDA graphs where there is CUDA; 0 for none. For accelerators,
+                which pay for every kernel; see `hdlm.network.static`.
 
         Raises:
-            ValueError: If they are to be compiled, and there is no compiler.
+            ValueError: If they are to be compiled and there is no compiler, or `slots` is negative.
         """
+        weight = self.output_layer.linear.weight
+        self.static = StaticBatch(self.config, weight, slots, self.rotary_emb, self._body) if slots else None
         for layer in self.output_layer.modules() if compiled else self.modules():
             if isinstance(layer, Linear):
                 layer.pack()
         if not compiled:
             return
-        weight = self.output_layer.linear.weight
         if not has_compiler(weight.device):
             raise ValueError(
                 "There is no C++ compiler (g++, or what the environment variable CXX names) to compile the network "
@@ -216,9 +209,31 @@ class DDiT(nn.Module):
         for block in self.blocks:
             cast("Block", block).compile_parts()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the static buffers, which are bound to these very weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "static"}
+
     def new_cache(self) -> KVCache:
         """An empty cache for `features`."""
         return KVCache()
+
+    def _body(
+        self,
+        tokens: Tensor,
+        rotation: Rotation,
+        condition: Tensor | None,
+        blend: Tensor | None,
+        see: Callable[[int], See],
+    ) -> Tensor:
+        """All but positions and `head`; layer `i` attends by `see(i)`."""
+        return self._through(self.vocab_embed(tokens, blend), self._told(condition), rotation, see)
+
+    def _through(
+        self, x: Tensor, told: Tensor | None, rotation: Rotation, see: Callable[[int], See]
+    ) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            x = block(x, told, rotation, None, see(index))
+        return self.output_layer.normalise(x, told)
 
     def _told_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
         """The conditioning vectors of several passes, end to end in one row."""

@@ -1,0 +1,418 @@
+"""Static buffers change nothing: sequences in slots are answered as they are one after the other.
+
+What a CUDA graph does is done on the CPU by `Tape`: it writes down every kernel that runs while it records, and replays
+those very kernels on those very tensors. Whatever would be lost to a graph (a length that Python read, a shape, a
+tensor that is no buffer) is lost to the tape, and a host that waits for a number is an error in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hdlm.denoiser import Denoiser, Guided
+from hdlm.hyperschedule import Block, Slide, Wave, autoregressive
+from hdlm.network import DDiT, DDiTConfig, KVCache, Pass, static
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.sampling import AdaptiveCorrection, Analytic, Ancestral, ApproximateCache, Chain, Prompt, sample
+from tests.tiny import tiny_denoiser
+
+WORDS, CONTEXT = 11, 40
+CORRECTED = Chain((Ancestral(), AdaptiveCorrection(0.5)))
+EXACT = {"atol": 1e-12, "rtol": 0}
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph for the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+        self.num_replays = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host waits for a number"
+        assert "nonzero" not in str(func), "the shape depends on a number"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        for func, args, kwargs, out in self.calls:
+            given = {_storage(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and _storage(old) not in given:
+                    old.copy_(new)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextlib.contextmanager
+def taped(*networks: DDiT):
+    """Have networks record as they do on CUDA, on tapes."""
+    tapes = []
+
+    class Stream:
+        def wait_stream(self, other) -> None:
+            pass
+
+    def new_tape() -> Tape:
+        tapes.append(Tape())
+        return tapes[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "current_stream", Stream)
+        patch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+        patch.setattr(torch.cuda, "CUDAGraph", new_tape)
+        patch.setattr(torch.cuda, "graph", lambda tape: tape)
+        for network in networks:
+            network.static.records = True
+        yield tapes
+
+
+@pytest.fixture(autouse=True)
+def _small_shapes(monkeypatch) -> None:
+    """So that small tests meet several shapes."""
+    monkeypatch.setattr(static, "_NARROWEST", 2)
+    monkeypatch.setattr(static, "_WIDEST", 16)
+    monkeypatch.setattr(static, "_NEAREST", 8)
+
+
+def random_network(told: bool = False, dtype: torch.dtype = torch.float64) -> DDiT:
+    torch.manual_seed(0)
+    switches = dict.fromkeys(("timestep_embedding", "condition_blocks", "condition_output"), told)
+    network = DDiT(DDiTConfig(WORDS, 32, 2, 4, cond_dim=8, max_length=CONTEXT, **switches))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network.to(dtype).eval()
+
+
+def pair(slots: int, told: bool = False) -> tuple[DDiT, DDiT]:
+    """The same network, with slots and without."""
+    fast = random_network(told)
+    fast.speed_up(slots=slots)
+    return fast, random_network(told)
+
+
+@st.composite
+def questions(draw, told: bool):
+    """What a sequence asks next: a width, and how the arguments are made."""
+    width = draw(st.integers(1, 6))
+    chosen = draw(st.lists(st.sampled_from(range(width)), unique=True, max_size=width))
+    stores = (None, len(chosen), torch.tensor(chosen, dtype=torch.long), torch.arange(width) < len(chosen))
+    return {
+        "width": width,
+        "store": draw(st.sampled_from(stores)),
+        "masked": draw(st.booleans()),
+        "placed": draw(st.booleans()),
+        "blended": draw(st.booleans()),
+        "told": draw(st.sampled_from([1, width])) if told else None,
+        "seed": draw(st.integers(0, 999)),
+    }
+
+
+def made(question, cache: KVCache) -> Pass:
+    generator = torch.Generator().manual_seed(question["seed"])
+    width, num_keys = question["width"], len(cache) + question["width"]
+    visible = torch.rand(1, width, num_keys, generator=generator) < 0.4  # some queries may attend nobody
+    share = {"generator": generator, "dtype": torch.float64}
+    return Pass(
+        torch.randint(WORDS, (1, width), generator=generator),
+        torch.randint(100, (1, width), generator=generator) if question["placed"] else None,
+        None if question["told"] is None else 5 * torch.rand(1, question["told"], **share),
+        torch.rand(1, width, **share) if question["blended"] else None,
+        visible if question["masked"] else None,
+        cache,
+        question["store"],
+    )
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.booleans(), st.booleans())
+@torch.no_grad()
+def test_any_sequences_in_any_order(data, told, on_tape) -> None:
+    """Three slots, and sequences that come, ask now and then, and go."""
+    fast, plain = pair(3, told)
+    caches = []
+    with taped(fast) if on_tape else contextlib.nullcontext():
+        for call in range(1, 6):
+            if len(caches) == 3 and data.draw(st.booleans()):
+                del caches[data.draw(st.integers(0, 2))]
+            while len(caches) < 3:
+                caches.append((fast.new_cache(), plain.new_cache()))
+            asking = data.draw(st.lists(st.sampled_from(range(3)), unique=True, min_size=1))
+            asked = [(data.draw(questions(told)), *caches[number]) for number in asking]
+            found = fast.features_of_many([made(question, cache) for question, cache, _ in asked])
+            expected = plain.features_of_many([made(question, cache) for question, _, cache in asked])
+            assert fast.static.num_calls == call
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, **EXACT)
+            assert [len(own) for own, _ in caches] == [len(other) for _, other in caches]
+
+
+@torch.no_grad()
+def test_one_pass_is_made_there_too() -> None:
+    fast, plain = pair(2)
+    cache, other = fast.new_cache(), plain.new_cache()
+    for begin in (0, 3):
+        tokens = torch.arange(begin, begin + 3)[None]
+        found = fast.features(tokens, cache=cache, store=2)
+        torch.testing.assert_close(found, plain.features(tokens, cache=other, store=2), **EXACT)
+    assert fast.static.num_calls == 2
+    assert len(cache) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -1e30])
+def test_nothing_leaks_from_padding_other_slots_and_those_who_were_there(poison: float) -> None:
+    """What stands in scratch and in other slots has no weight, and who moves in finds zeros, even for a NaN."""
+    fast, plain = pair(2)
+    memory = fast.static._memory
+    memory.fill_(poison)  # of those who were there
+    cache, neighbour, other = fast.new_cache(), fast.new_cache(), plain.new_cache()
+    for width in (5, 2, 3, 1):
+        tokens = torch.arange(width)[None]
+        found = fast.features_of_many([Pass(tokens, cache=cache, store=1), Pass(tokens, cache=neighbour)])[0]
+        torch.testing.assert_close(found, plain.features(tokens, cache=other, store=1), **EXACT)
+        if torch.tensor(poison).isfinite():
+            memory[:, :, 0, :, len(cache) :] = poison
+        memory[:, :, 1] = poison
+    del neighbour
+    newcomer = fast.new_cache()
+    tokens = torch.arange(3)[None]
+    torch.testing.assert_close(fast.features(tokens, cache=newcomer), plain.features(tokens), **EXACT)
+    assert fast.static.num_calls == 5
+
+
+@torch.no_grad()
+def test_a_shape_is_recorded_once_and_replayed() -> None:
+    fast, _ = pair(2)
+    caches = [fast.new_cache(), fast.new_cache()]
+    with taped(fast) as tapes:
+        for width in (2, 1, 3, 2, 4):  # shapes: 2, 2, 4, 2, 4 queries, 8 or 16 places
+            tokens = torch.arange(width)[None]
+            fast.features_of_many([Pass(tokens, cache=cache, store=width) for cache in caches])
+    assert fast.static.shapes == ((2, 8), (4, 8), (4, 16))
+    assert [tape.num_replays for tape in tapes] == [3, 1, 1]
+    kernels = {len(tape.calls) for tape in tapes}
+    fast.speed_up(slots=8)
+    with taped(fast) as tapes:
+        fast.features_of_many([Pass(torch.ones(1, 2, dtype=torch.long), cache=KVCache()) for _ in range(8)])
+    assert kernels == {len(tapes[0].calls)}, "a pass has as many kernels for eight sequences as for two"
+
+
+def _wide(fast: DDiT, cache: KVCache) -> list[Pass]:
+    return [Pass(torch.ones(1, 17, dtype=torch.long), cache=cache)]
+
+
+def _rows(fast: DDiT, cache: KVCache) -> list[Pass]:
+    return [Pass(torch.ones(3, 4, dtype=torch.long), cache=KVCache())]
+
+
+def _block_mask(fast: DDiT, cache: KVCache) -> list[Pass]:
+    mask = create_block_mask(lambda b, h, q, k: q >= 0, None, None, 3, 3 + len(cache), device="cpu")
+    return [Pass(torch.ones(1, 3, dtype=torch.long), attention=mask, cache=cache)]
+
+
+def _no_cache(fast: DDiT, cache: KVCache) -> list[Pass]:
+    return [Pass(torch.ones(1, 3, dtype=torch.long)), Pass(torch.ones(1, 3, dtype=torch.long), cache=cache)]
+
+
+def _twice(fast: DDiT, cache: KVCache) -> list[Pass]:
+    return [Pass(torch.full((1, 3), token), cache=cache) for token in (1, 2)]
+
+
+def _crowd(fast: DDiT, cache: KVCache) -> list[Pass]:
+    return [Pass(torch.ones(1, 3, dtype=torch.long), cache=one) for one in (cache, KVCache(), KVCache())]
+
+
+def _beyond(fast: DDiT, cache: KVCache) -> list[Pass]:
+    for _ in range(5):
+        fast.features(torch.ones(1, 7, dtype=torch.long), cache=cache, store=7)
+    return [Pass(torch.ones(1, 7, dtype=torch.long), cache=cache)]
+
+
+def _selected(fast: DDiT, cache: KVCache) -> list[Pass]:
+    cache.select(torch.tensor([0, 0]))
+    return [Pass(torch.ones(2, 3, dtype=torch.long), cache=cache)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("passes", [_wide, _rows, _block_mask, _no_cache, _twice, _crowd, _beyond, _selected])
+def test_what_does_not_fit_goes_the_ordinary_way_and_comes_back(passes) -> None:
+    """A long prompt, several rows, a block mask, no cache, the same cache twice, too many sequences or positions."""
+    fast, plain = pair(2)
+    cache, start = fast.new_cache(), torch.tensor([[4, 2, 7]])
+    fast.features(start, cache=cache, store=torch.tensor([2, 0]))
+    asked = passes(fast, cache)
+    calls = fast.static.num_calls
+    found = fast.features_of_many([one._replace(cache=copy.deepcopy(one.cache)) for one in asked])
+    again = fast.features_of_many(asked)
+    assert fast.static.num_calls == calls
+    for one, other in zip(found, plain.features_of_many(asked), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+    for one, other in zip(found, again, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+    if passes not in (_beyond, _selected):
+        back = Pass(torch.tensor([[1, 5]]), cache=cache)
+        moved = plain.features(back.tokens, cache=copy.deepcopy(cache))
+        torch.testing.assert_close(fast.features_of_many([back])[0], moved, **EXACT)
+        assert fast.static.num_calls == calls + 1
+
+
+@torch.no_grad()
+def test_a_prompt_moves_in_and_forgotten_positions_do_not_come_back() -> None:
+    fast, plain = pair(1)
+    cache, other = fast.new_cache(), plain.new_cache()
+    for network, own in ((fast, cache), (plain, other)):
+        network.features(torch.arange(20)[None] % WORDS, cache=own, store=20)
+        own.retain(torch.tensor([3, 1, 2, 7]))
+    assert fast.static.num_calls == 0
+    for _ in range(2):
+        tokens = torch.tensor([[1, 2, 3]])
+        found = fast.features(tokens, cache=cache, store=torch.tensor([2, 1]))
+        expected = plain.features(tokens, cache=other, store=torch.tensor([2, 1]))
+        torch.testing.assert_close(found, expected, **EXACT)
+        for own in (cache, other):
+            own.retain(torch.arange(len(own) - 2).flip(0))
+    assert fast.static.num_calls == 2
+
+
+@torch.no_grad()
+def test_outgrown_it_leaves_its_slot_to_others() -> None:
+    fast, plain = pair(1)
+    cache, other, tokens = fast.new_cache(), plain.new_cache(), torch.ones(1, 16, dtype=torch.long)
+    for _ in range(4):
+        found = fast.features(tokens, cache=cache, store=16)
+        torch.testing.assert_close(found, plain.features(tokens, cache=other, store=16), **EXACT)
+    assert fast.static.num_calls == 2
+    fast.features(tokens, cache=KVCache())
+    assert fast.static.num_calls == 3
+
+
+def test_refusals() -> None:
+    fast, _ = pair(1)
+    with pytest.raises(ValueError, match="no_grad"):
+        fast.features(torch.ones(1, 3, dtype=torch.long), cache=KVCache())
+    with pytest.raises(ValueError, match="at least 1, one for each sequence at a time; got -1"):
+        fast.speed_up(slots=-1)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"positions of this pass; got 4"):
+        fast.features(torch.ones(1, 3, dtype=torch.long), cache=KVCache(), store=4)
+    fast.speed_up()
+    assert fast.static is None
+
+
+@torch.no_grad()
+def test_copies_and_moved_weights_have_no_static_buffers() -> None:
+    fast, plain = pair(1)
+    assert copy.deepcopy(fast).static is None
+    fast.float().double()
+    tokens = torch.tensor([[1, 2]])
+    torch.testing.assert_close(
+        fast.features(tokens, cache=KVCache()), plain.features(tokens), atol=1e-5, rtol=0
+    )
+    assert fast.static.num_calls == 0
+
+
+SCHEDULES = [autoregressive(9), Block(12, 4, 2), Slide(9, 4, 2), Wave(9, 3, 2)]
+DENOISERS = {
+    "epsilon": lambda: tiny_denoiser(EpsilonHybrid(WORDS, 0.2)),
+    "shifted": lambda: tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean())),
+    "gamma": lambda: tiny_denoiser(GammaHybrid(WORDS, 0.3), LogScore(blend_rate=0.5), conditioned=True),
+}
+
+
+def with_slots(denoiser: Denoiser, slots: int) -> Denoiser:
+    denoiser.backbone.speed_up(slots=slots)
+    return denoiser
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*(("epsilon", one) for one in SCHEDULES), ("shifted", SCHEDULES[1]), ("gamma", SCHEDULES[3])],
+    ids=str,
+)
+def test_a_whole_run_writes_the_same(name: str, schedule: Block) -> None:
+    """At their own pace, with stops, and newcomers in the slots of those that are done; every call is static."""
+    step = Analytic() if name == "gamma" else CORRECTED
+    prompt = Prompt.prefix([1, 2], schedule.length)
+
+    def stop(sequence: int, tokens: Tensor) -> int | None:
+        return 6 if len(tokens) > 5 and sequence == 0 else None
+
+    options = {"num_sequences": 3, "batch_size": 2, "prompt": prompt, "stop": stop, "context": "causal"}
+    plain = sample(DENOISERS[name](), schedule, step, **options)
+    denoiser = with_slots(DENOISERS[name](), 2)
+    with taped(denoiser.backbone) as tapes:
+        fast = sample(denoiser, schedule, step, **options)
+    assert torch.equal(plain.tokens, fast.tokens)
+    assert torch.equal(plain.lengths, fast.lengths)
+    assert fast.lengths.tolist() == [6, schedule.length, schedule.length]
+    served = denoiser.backbone.static
+    assert served.num_calls == fast.num_evaluations == plain.num_evaluations
+    assert len(tapes) == len(served.shapes) < fast.num_evaluations
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"approximate": ApproximateCache(refresh=2), "context": "full"}, 1.0),
+        ({"approximate": ApproximateCache(active=True)}, 1.0),
+        ({"use_cache": False}, 0.0),
+        ({"together": True}, 0.0),
+        ({"together": True, "batch_size": 1}, 1.0),
+    ],
+    ids=str,
+)
+def test_ways_to_write(options, share) -> None:
+    """Approximate caches fit; what has no cache, and rows that go in step, do not."""
+    schedule = Block(8, 4, 2)
+    options = {"num_sequences": 2, "batch_size": 2, "seed": 3} | options
+    plain = sample(DENOISERS["epsilon"](), schedule, CORRECTED, **options)
+    denoiser = with_slots(DENOISERS["epsilon"](), 2)
+    fast = sample(denoiser, schedule, CORRECTED, **options)
+    assert torch.equal(plain.tokens, fast.tokens)
+    assert denoiser.backbone.static.num_calls == share * fast.num_evaluations
+
+
+@pytest.mark.parametrize(("slots", "served"), [(1, 1), (2, 2)])
+def test_guidance_takes_a_slot_for_each_of_its_two_caches(slots: int, served: int) -> None:
+    schedule = Block(16, 4, 2)
+    prompt = Prompt.prefix([1, 2], 16)
+    plain, static_ = DENOISERS["epsilon"](), with_slots(DENOISERS["epsilon"](), slots)
+    found = [
+        sample(Guided(one, prompt.fixed, 0.7), schedule, CORRECTED, prompt=prompt) for one in (plain, static_)
+    ]
+    assert torch.equal(found[0].tokens, found[1].tokens)
+    assert static_.backbone.static.num_calls == served * found[1].num_evaluations
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA here: graphs were replayed by a stand-in only"
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_graphs_on_cuda(compiled: bool) -> None:
+    device = torch.accelerator.current_accelerator()
+    tokens = []
+    for slots in (0, 3):
+        denoiser = DENOISERS["epsilon"]().to(device)
+        denoiser.backbone.speed_up(slots=slots, compiled=compiled)
+        options = {"num_sequences": 5, "batch_size": 3, "device": device}
+        tokens.append(sample(denoiser, SCHEDULES[1], CORRECTED, **options).tokens)
+    assert torch.equal(*tokens)
+    assert denoiser.backbone.static.records
+    assert denoiser.backbone.static.num_calls > len(denoiser.backbone.static.shapes) > 0
