@@ -6,6 +6,7 @@ the one that is asked to), the `engine` that the launcher should have set up, an
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -87,9 +88,24 @@ def _work(job: dict[str, Any]) -> None:
         if denoiser is not None:
             weights = denoiser.backbone.state_dict()
             assert all(torch.equal(weights[name], value) for name, value in saved.items())
+    _check_published(trainer.published_state())
     if trainer.is_main:
         Path(job["reported"]).write_text(json.dumps(reports))
     trainer.wait()
+
+
+def _check_published(state: dict[str, Any]) -> None:
+    """Every number is there, in plain tensors."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    memories = [memory for table in loaded["optimizer"] for memory in table["state"].values()]
+    moments = [memory.get("exp_avg", memory.get("momentum_buffer")) for memory in memories]
+    weights = loaded["ema"]["shadow_params"]
+    assert all(type(moment) is torch.Tensor for moment in moments)
+    assert sorted(moment.shape for moment in moments) == sorted(weight.shape for weight in weights)
+    assert sum(moment.abs().sum() for moment in moments) > 0
 
 
 def _spread() -> None:

@@ -35,7 +35,13 @@ from hdlm.training.optimizers import make_optimizers, set_rates
 from hdlm.training.parts import AbstractPart
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 from hdlm.training.sharding import named_parameters, spread_like, whole
-from hdlm.training.state import TrainingState, gather_optimizers, spread_optimizers
+from hdlm.training.state import (
+    TrainingState,
+    gather_optimizers,
+    group_names,
+    spread_optimizers,
+    whole_state_dicts,
+)
 from hdlm.training.zero import is_zero, set_weight
 
 __all__ = ["StepReport", "Trainer", "Watcher"]
@@ -202,6 +208,7 @@ class Trainer:
         self._votes = 0.0
         self._unread: _News | None = None
         self._memories = make_optimizers(self._network, optimizer)
+        self._names = group_names(self._network, self._memories)
         if run.compile and has_compiler(device):
             self._network.features = torch.compile(self._network.features)
         prepared = self._accelerator.prepare(_Loss(denoiser, self.precision), *self._memories)
@@ -329,12 +336,12 @@ class Trainer:
         self.step = state.step if keep_step else 0
 
     def published_state(self) -> dict[str, Any]:
-        """Everything that a `checkpoint_STEP.pth` of the published trainer holds, ready for `torch.save`."""
+        """Everything that a `checkpoint_STEP.pth` of the published trainer holds; all processes must ask."""
         self.settle()
         average = self.average.state_dict()
         names = list(named_parameters(self._network))
         return {
-            "optimizer": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizer": whole_state_dicts(self._network, self._memories, self._names),
             "model": {name: whole(value).cpu() for name, value in self._network.state_dict().items()},
             "ema": {
                 "decay": self.average.decay,

@@ -34,7 +34,7 @@ from hdlm.atomic import replacing
 from hdlm.training.sharding import named_parameters, spread_like, whole
 from hdlm.training.zero import gather_zero, is_zero, spread_zero
 
-__all__ = ["TrainingState", "gather_optimizers", "spread_optimizers"]
+__all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimizers", "whole_state_dicts"]
 
 FORMAT = 1
 """Version of the layout of `state.json`."""
@@ -174,6 +174,50 @@ def spread_optimizers(
             for parameter, entries in state.items()
         }
         optimizer.load_state_dict(table)
+
+
+def group_names(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[list[list[str]]]:
+    """The names of the parameters in each group of each optimizer; ask before they are spread.
+
+    Args:
+        network: Whose parameters they move.
+        optimizers: In an order that stays the same.
+    """
+    names = {id(parameter): name for name, parameter in named_parameters(network).items()}
+    return [
+        [[names[id(one)] for one in group["params"]] for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+
+
+def whole_state_dicts(
+    network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], names: Sequence[Sequence[Sequence[str]]]
+) -> list[dict[str, Any]]:
+    """What the `state_dict` of each optimizer would be if nothing were spread; every process must ask.
+
+    Args:
+        network: Whose parameters they move.
+        optimizers: In the order of `names`.
+        names: What `group_names` said of them.
+    """
+    places = [
+        {name: place for place, name in enumerate(name for group in groups for name in group)}
+        for groups in names
+    ]
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for entry, value in gather_optimizers(network, optimizers).items():
+        number, key, name = entry.split("/", 2)
+        states[int(number)].setdefault(places[int(number)][name], {})[key] = value
+    return [
+        {
+            "state": dict(sorted(state.items())),
+            "param_groups": [
+                group | {"params": [place[name] for name in members]}
+                for group, members in zip(optimizer.param_groups, groups, strict=True)
+            ],
+        }
+        for optimizer, state, place, groups in zip(optimizers, states, places, names, strict=True)
+    ]
 
 
 def _is_zero(parameters: Mapping[str, nn.Parameter]) -> bool:

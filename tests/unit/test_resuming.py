@@ -263,6 +263,21 @@ def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> Non
     assert (tmp_path / "model.safetensors").samefile(place / "model.safetensors")
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_published_checkpoint_says_what_the_optimizers_do(
+    text: Path, tmp_path: Path, optimizer: str
+) -> None:
+    table = _table(text, optimizer={"name": optimizer}, run={"steps": 3, "save_steps": None})
+    session = Session(_run(table), tmp_path)
+    session.execute(StopRequest())
+    published = session.trainer.published_state()["optimizer"]
+    assert len(published) == len(session.trainer._memories)
+    for ours, theirs in zip(published, session.trainer._memories, strict=True):
+        expected = theirs.state_dict()
+        assert ours["param_groups"] == expected["param_groups"]
+        torch.testing.assert_close(ours["state"], expected["state"], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
