@@ -19,20 +19,22 @@ def tiny_denoiser(
     parameterization: AbstractParameterization | None = None,
     *,
     conditioned: bool = False,
+    num_blocks: int = 2,
     seed: int = 0,
 ) -> Denoiser:
-    """A float64 DDiT of two blocks whose every parameter is random, as a denoiser.
+    """A float64 DDiT of a few blocks whose every parameter is random, as a denoiser.
 
     Args:
         process: Its noise process.
         parameterization: What its outputs mean; `Mean` by default.
         conditioned: Whether it is told the noise.
+        num_blocks: How many blocks.
         seed: Of the weights.
     """
     config = DDiTConfig(
         vocab_size=process.num_words + 1,
         hidden_size=16,
-        num_blocks=2,
+        num_blocks=num_blocks,
         num_heads=2,
         cond_dim=8,
         timestep_embedding=conditioned,

@@ -18,15 +18,12 @@ from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
     Ancestral,
-    ApproximateCache,
     ByEntropy,
     ByThreshold,
     Chain,
     Engine,
     Finished,
     Frame,
-    Prompt,
-    View,
     sample,
 )
 from tests.tiny import FixedAnswer, tiny_denoiser
@@ -98,6 +95,35 @@ def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, t
     assert int(ended.evaluations.sum()) < int(whole.evaluations.sum()) or together
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_request_has_the_tokens_of_its_own_run_whatever_its_seed_and_company(together: bool) -> None:
+    """Requests come one after the other into an engine of another seed: two indices under three seeds."""
+    denoiser, schedule = model(), Slide(LENGTH, 4, 2)
+    seeds = (5, 7, 2**64 - 1)
+    alone = {seed: sample(denoiser, schedule, CORRECTED, num_sequences=2, seed=seed).tokens for seed in seeds}
+    assert len(torch.cat(list(alone.values())).unique(dim=0)) > 4
+    engine, done = Engine(denoiser, schedule, CORRECTED, seed=5), []
+    with torch.no_grad():
+        engine.add(torch.arange(2), seed=2**64 - 1, together=together)
+        done += engine.advance()
+        engine.add(torch.arange(2), seed=torch.tensor([7, 5]), together=together)
+        engine.add(torch.tensor([1]), together=together)
+    done += drain(engine)
+    found = sorted((one.sequence, one.tokens.tolist()) for one in done)
+    wanted = [(0, alone[seed][0].tolist()) for seed in (2**64 - 1, 7)]
+    wanted += [(1, alone[seed][1].tolist()) for seed in (2**64 - 1, 5, 5)]
+    assert found == sorted(wanted)
+
+
+def test_seeds_that_do_not_fit_are_refused_before_anything_is_let_in() -> None:
+    engine = Engine(model(), flat(LENGTH, 2), CORRECTED)
+    with pytest.raises(ValueError, match=r"or 2, one for each sequence; got shape \(3,\)"):
+        engine.add(torch.arange(2), seed=torch.arange(3))
+    with pytest.raises(ValueError, match=r"\[0, 2\^64\); got -1"):
+        engine.add(torch.arange(2), seed=torch.tensor([0, -1]))
+    assert len(engine) == 0
+
+
 def test_what_a_watcher_is_told_is_settled_stays() -> None:
     frames: list[Frame] = []
     done = sample(model(), Slide(LENGTH, 3, 4), CORRECTED, num_sequences=3, batch_size=2, watch=frames.append)
@@ -125,39 +151,6 @@ def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> No
     schedule = flat(LENGTH, 40)
     unchanged = sample(tiny_denoiser(Absorbing(WORDS)), schedule, Analytic(), seed=2)
     assert unchanged.num_evaluations <= LENGTH
-
-
-def test_an_approximate_cache_is_that_and_says_how_far_it_is_off() -> None:
-    """Refreshed at every call it is exact; else logits deviate, the more the longer it is not refreshed."""
-    denoiser, schedule = model(), Block(LENGTH, 2, 2)
-    prompt = Prompt.prefix([1, 2, 3], LENGTH)
-    exact, fresh, stale = (
-        _log_p(denoiser, schedule, prompt, how)
-        for how in (None, ApproximateCache(refresh=1), ApproximateCache())
-    )
-    torch.testing.assert_close(fresh, exact, atol=1e-10, rtol=0)
-    divergence = (exact.exp() * (exact - stale))[..., :-1].sum(-1)
-    assert divergence.min() > -1e-12
-    assert divergence.max() > 1e-6
-    with pytest.raises(ValueError, match="context='full'"):
-        View(approximate=ApproximateCache())
-    with pytest.raises(ValueError, match="at least 1; got 0"):
-        ApproximateCache(refresh=0)
-
-
-def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: ApproximateCache | None) -> Tensor:
-    """What the network says of the last block of a text that is written otherwise, word for word."""
-    said = []
-
-    def step(x: Tensor, move) -> Tensor:
-        log_p = move.reading.log_clean(move.moving)
-        if int(move.step.max()) >= schedule.num_steps - 2:
-            said.append(log_p)
-        masked = move.moving & (move.x == WORDS) & (move.s == 0)
-        return torch.where(masked, torch.arange(LENGTH) % WORDS, x)
-
-    sample(denoiser, schedule, step, prompt=prompt, context="full", approximate=how)
-    return torch.stack(said)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ def test_neighbours_are_independent(axis):
     assert chi_square(cell.bincount(minlength=256), torch.full((256,), 1 / 256)) > FAILURE_RATE
 
 
+def test_rows_may_have_seeds_of_their_own():
+    rows, columns, seeds = torch.arange(4)[:, None], torch.arange(30)[None], [3, 2**64 - 1, 3, 2**33 + 5]
+    mixed = Randomness.of_rows(seeds).uniform(rows, 2, columns, 1)
+    for row, seed in enumerate(seeds):
+        assert torch.equal(mixed[row : row + 1], numbers(seed, [row], 2, range(30), 1))
+    assert Randomness.of_rows([4, 4]) == Randomness(4)
+    with pytest.raises(ValueError, match="-1"):
+        Randomness((0, -1))
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_bad_seeds_are_named(seed):
     with pytest.raises(ValueError, match=str(seed)):

@@ -1,0 +1,219 @@
+"""Approximate caches: exact where they must be, small windows, and a deviation that is measured."""
+
+from __future__ import annotations
+
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor
+
+from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, Prediction, Question
+from hdlm.hyperschedule import Block, Slide, flat
+from hdlm.parameterization import LogScore, Mean, Shifted
+from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from hdlm.sampling import (
+    Ancestral,
+    ApproximateCache,
+    FirstHitting,
+    Move,
+    Prompt,
+    View,
+    algorithm,
+    sample,
+)
+from tests.tiny import tiny_denoiser
+
+WORDS, LENGTH = 5, 8
+FAMILIES = [EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.3)]
+EVERYTHING = ApproximateCache(refresh=None, active=True)
+
+
+@final
+class Spy(AbstractDenoiser):
+    """Notes what each call computes: positions and tokens of every question."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner, self.process = inner, inner.process
+        self.windows: list[list[int]] = []
+
+    lookback = property(lambda self: self.inner.lookback)
+    packs = property(lambda self: self.inner.packs)
+    timeless = property(lambda self: self.inner.timeless)
+
+    def new_cache(self):
+        return self.inner.new_cache()
+
+    def predict(self, tokens, noise, context):
+        return self.predict_many([Question(tokens, noise, context)])
+
+    def predict_many(self, questions) -> Prediction:
+        self.windows += [one.context.positions[0].tolist() for one in questions]
+        return self.inner.predict_many(questions)
+
+
+@pytest.mark.parametrize("process", FAMILIES, ids=lambda process: type(process).__name__)
+@pytest.mark.parametrize("name", ["acs", "gibbs", "remask_adhoc_shuffle", "analytic"])
+def test_refreshed_at_every_call_it_is_no_cache(name: str, process) -> None:
+    """Bit for bit, also where words change that are written."""
+    told = isinstance(process, GammaHybrid)
+    denoiser = tiny_denoiser(process, LogScore() if told else Mean(), conditioned=told)
+    options = {"num_sequences": 2, "context": "full"}
+    for schedule, active in (
+        (flat(LENGTH, 3), True),
+        (Block(LENGTH, 4, 2), True),
+        (Block(LENGTH, 4, 2), False),
+    ):
+        cache, step = ApproximateCache(refresh=1, active=active), algorithm(name, process, 0.4)
+        plain, fresh = (sample(denoiser, schedule, step, approximate=how, **options) for how in (None, cache))
+        assert torch.equal(plain.tokens, fresh.tokens)
+        assert plain.num_evaluations == fresh.num_evaluations
+        assert torch.equal(plain.computed, fresh.computed)
+
+
+@final
+class Script:
+    """A step that writes what chance wants, takes words back too, and notes what the network says where it looks."""
+
+    def __init__(self) -> None:
+        self.said: dict[tuple[int, int, int], Tensor] = {}
+
+    def __call__(self, x: Tensor, move: Move) -> Tensor:
+        for turn in range(2):  # two looks at one state
+            where = move.moving & (move.uniform(turn) < 0.3)
+            if where.any():
+                log_p = move.reading.log_clean(where).split(where.sum(1).tolist())
+                steps = torch.as_tensor(move.step).expand(len(x), 1)[:, 0].tolist()
+                for sequence, step, rows in zip(move.sequence.tolist(), steps, log_p, strict=True):
+                    if len(rows):
+                        self.said[sequence, step, turn] = rows
+        writes = move.moving & ((move.uniform(2) < 0.3) | (move.s == 0))
+        words = (move.uniform(3) * (WORDS + (move.s > 0))).long()  # the mask among them
+        return torch.where(writes, words, x)
+
+
+@pytest.mark.parametrize("context", ["causal", "block_causal", "full"])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, together: bool) -> None:
+    """Its keys and values are those of a token and its place alone, so it says what it says without a cache."""
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean(), num_blocks=1)
+    prompt = Prompt.prefix([1], LENGTH) if shifted else None
+    options = {"num_sequences": 2, "prompt": prompt, "context": context}
+    cases = (
+        (flat(LENGTH, 6), "causal", None),
+        (Block(LENGTH, 4, 4), "full", 3),
+        (Slide(LENGTH, 3, 4), "full", None),
+    )
+    for schedule, active, refresh in cases:
+        plain, script = Script(), Script()
+        sample(denoiser, schedule, plain, use_cache=False, active=active, **options)
+        cache = ApproximateCache(refresh, active=True)
+        sample(denoiser, schedule, script, approximate=cache, together=together, active=active, **options)
+        assert len(plain.said) == len(script.said) > 8
+        for key, log_p in plain.said.items():
+            torch.testing.assert_close(script.said[key], log_p, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("context", ["causal", "block_causal"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_settled_text_stays_exact_where_its_view_never_changes(context, shifted: bool) -> None:
+    """The first call of a block computes all of it, behind text that is exact; only later ones are off."""
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
+    schedule, exact, script = Block(LENGTH, 4, 4), Script(), Script()
+    options = {"prompt": Prompt.prefix([1], LENGTH), "context": context}
+    sample(denoiser, schedule, exact, **options)
+    done = sample(denoiser, schedule, script, approximate=EVERYTHING, **options)
+    off = {key: float((script.said[key] - exact.said[key])[:, :-1].abs().max()) for key in exact.said}
+    first = min(key for key in off if key[1] >= 4)
+    assert off[first] < 1e-10
+    assert max(off.values()) > 1e-6
+    assert int(done.computed) < LENGTH * int(done.evaluations)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_call_computes_what_is_read_and_what_has_changed(together: bool) -> None:
+    """Infilling, one mask at a time: the given words are computed once, each other one as a mask, then as a word."""
+    spy, blank = Spy(tiny_denoiser(Absorbing(WORDS))), WORDS
+    prompt = Prompt.infill([1, 2, blank, blank, 3, blank, 4, 0], blank=blank)
+    done = sample(
+        spy, flat(LENGTH, 1), FirstHitting(), prompt=prompt, approximate=EVERYTHING, together=together
+    )
+    first, *others = spy.windows
+    assert first == list(range(LENGTH))
+    assert len(others) == 2
+    written = {2, 3, 5}
+    for window in others:
+        assert len(window) == 2
+        assert set(window) <= written
+    assert {place for window in others for place in window} == written
+    assert done.computed.tolist() == [LENGTH + 4]
+
+
+def test_many_steps_compute_few_positions_and_a_refresh_computes_all() -> None:
+    process = EpsilonHybrid(WORDS, 0.2)
+    denoiser, step = tiny_denoiser(process), algorithm("original", process)
+    shares = []
+    for refresh in (1, 4, None):
+        spy = Spy(denoiser)
+        done = sample(
+            spy, flat(24, 24), step, num_sequences=2, approximate=ApproximateCache(refresh, active=True)
+        )
+        assert int(done.computed.sum()) == sum(map(len, spy.windows))
+        assert (done.tokens < WORDS).all()
+        calls = done.evaluations.tolist()
+        whole = [1 if refresh is None else -(-count // refresh) for count in calls]
+        assert sum(len(window) == 24 for window in spy.windows) == sum(whole)
+        shares.append(float(done.computed.sum() / (24 * done.evaluations.sum())))
+    assert shares[0] == 1
+    assert shares[0] > 2 * shares[1] > 2 * shares[2]
+
+
+def test_guidance_has_two_caches() -> None:
+    process = EpsilonHybrid(WORDS, 0.2)
+    inner, prompt = tiny_denoiser(process, num_blocks=1), Prompt.prefix([1, 2], LENGTH)
+    guided = Guided(inner, prompt.fixed, 1.5)
+    options = {"num_sequences": 2, "prompt": prompt}
+    plain, cached = (
+        sample(guided, flat(LENGTH, 4), Ancestral(), approximate=how, **options) for how in (None, EVERYTHING)
+    )
+    assert torch.equal(plain.tokens, cached.tokens)
+    assert int(cached.computed.sum()) < int(plain.computed.sum())
+
+
+def test_an_approximate_cache_of_settled_positions_is_that_and_says_how_far_it_is_off() -> None:
+    """Refreshed at every call it is exact; else logits deviate."""
+    denoiser, schedule = tiny_denoiser(EpsilonHybrid(WORDS, 0.2)), Block(LENGTH, 2, 2)
+    prompt = Prompt.prefix([1, 2, 3], LENGTH)
+    exact, fresh, stale = (
+        _log_p(denoiser, schedule, prompt, how)
+        for how in (None, ApproximateCache(refresh=1), ApproximateCache())
+    )
+    torch.testing.assert_close(fresh, exact, atol=1e-10, rtol=0)
+    divergence = (exact.exp() * (exact - stale))[..., :-1].sum(-1)
+    assert divergence.min() > -1e-12
+    assert divergence.max() > 1e-6
+
+
+def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: ApproximateCache | None) -> Tensor:
+    """What the network says of the last block of a text that is written otherwise, word for word."""
+    said = []
+
+    def step(x: Tensor, move) -> Tensor:
+        log_p = move.reading.log_clean(move.moving)
+        if int(move.step.max()) >= schedule.num_steps - 2:
+            said.append(log_p)
+        masked = move.moving & (move.x == WORDS) & (move.s == 0)
+        return torch.where(masked, torch.arange(LENGTH) % WORDS, x)
+
+    sample(denoiser, schedule, step, prompt=prompt, context="full", approximate=how)
+    return torch.stack(said)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="context='full'"):
+        View(approximate=ApproximateCache())
+    with pytest.raises(ValueError, match="leave `use_cache` on"):
+        View(use_cache=False, approximate=EVERYTHING)
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        ApproximateCache(refresh=0)
