@@ -118,6 +118,7 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "watch.sample_every": "training.snapshot_freq",
         "watch.batch_size": "eval.batch_size",
         "watch.judge": "eval.perplexity",
+        "watch.judge_batch_size": "eval.perplexity_batch_size",
         "watch.project": "experiment.wandb_project",
     }
 )
@@ -251,6 +252,8 @@ class Config:
             found["optim.lr"] = "in finetuning use training.lr"
         if self.annealing.type == "none":
             found["annealing.width"] = "annealing.type=none has one block as wide as model.length"
+            if self.annealing.efficient:
+                found["annealing.efficient"] = "with annealing.type=none one canvas teaches every position"
         if self.training.loss_type == "standard":
             for option in ("training.epsilon", "training.lambda"):
                 found[option] = "with training.loss_type=standard there are no wrong words; use hybrid"
@@ -347,7 +350,8 @@ class Config:
                 "validate_every": training.eval_freq,
                 "sample_every": training.snapshot_freq if training.snapshot_sampling else None,
                 "batch_size": self.eval.batch_size,
-                "judge": JUDGE if self.eval.perplexity else "",
+                "judge": JUDGE if self.eval.perplexity and training.snapshot_sampling else "",
+                "judge_batch_size": self.eval.perplexity_batch_size,
                 "project": self.experiment.wandb_project,
             },
         }
@@ -453,7 +457,7 @@ class Config:
         return {"type": "WeightedCrossEntropy", "max_weight": cap, "unmasked": unmasked}
 
     def _validation(self) -> tuple[str, ...]:
-        """None of its own where it comes with the training text: a folder of shards has set some aside."""
+        """None of its own where it is the training text: shards have set some of it aside, else a share is."""
         train, valid = self.data.train, self.data.valid
         return () if valid == train and valid not in NAMED else (self._named(valid, "validation"),)
 

@@ -45,6 +45,7 @@ from hdlm.training import (
     unfinished,
 )
 from hdlm.training.finetuning import changes, memory_of
+from hdlm.training.tables import require
 from hdlm.training.text import Corpora
 from hdlm.training.trackers import check_trackers, tracking
 
@@ -173,7 +174,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
             console.print(f"  not used: {option} ({reason})")
     if found is not None:
         console.print(f"going on after {found.state.step} steps")
-    run = prepare(recipe, pick_device(None), console.print, start, _text(config, recipe.data.key))
+    run = prepare(recipe, pick_device(None), console.print, start, _text(config, recipe))
     if start is not None and found is None:
         for line in changes(start, run.checkpoint()):
             console.print(f"  {line}")
@@ -266,10 +267,15 @@ def _completed(config: Config, start: Checkpoint) -> Config:
     )
 
 
-def _text(config: Config, key: str) -> Corpora | None:
-    """Where `data.train` and `data.valid` come from; None if the recipe knows: a folder of shards."""
-    data = config.data
+def _text(config: Config, recipe: Recipe) -> Corpora | None:
+    """Where `data.train` and `data.valid` come from; None if the recipe knows: a folder of shards.
+
+    Raises:
+        ValueError: If shards are to be cut short.
+    """
+    data, key = config.data, recipe.data.key
     if Shards.are_in(data.train):
+        require(not data.debug, "data.debug", f"false with the shards in {data.train}", data.debug)
         return None
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
 
@@ -277,7 +283,8 @@ def _text(config: Config, key: str) -> Corpora | None:
         found = NamedDataset(name, part, cache=cache) if name in NAMED else corpus(name, key=key)
         return First(found, _DEBUG) if data.debug else found
 
-    return Corpora(source(data.train, "train"), source(data.valid, "validation"))
+    other = source(data.valid, "validation") if recipe.data.validation_corpus else None
+    return Corpora(source(data.train, "train"), other)
 
 
 @final

@@ -194,6 +194,7 @@ class ObjectiveSettings:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"objective.{name}", "at least 0 and finite", value)
         others = {
+            "unmasked": (self.unmasked == ObjectiveSettings.unmasked, "WeightedCrossEntropy"),
             "unmasked_weight": (self.unmasked_weight == "paper", "WeightedCrossEntropy"),
             "score_entropy": (self.score_entropy == "exact", "ScoreEntropy"),
             "cross_entropy": (self.cross_entropy == 0, "ScoreEntropy"),
@@ -206,6 +207,12 @@ class ObjectiveSettings:
                 f"left out with objective.type={self.type}; {owner} has it",
                 getattr(self, name),
             )
+        require(
+            self.max_weight == math.inf or self.type != "NELBO",
+            "objective.max_weight",
+            "left out with objective.type=NELBO, which caps nothing",
+            self.max_weight,
+        )
         require(self.diffusion + self.cross_entropy > 0, "objective.diffusion", "positive", self.diffusion)
 
 
@@ -391,6 +398,7 @@ class WatchSettings:
         samples: How many.
         batch_size: Windows, and samples, at a time; it changes no number.
         judge: Who gives samples a generative perplexity: a causal model of `transformers`; empty for nobody.
+        judge_batch_size: Samples that the judge reads at a time; it changes no number.
         trackers: Who else is told the metrics: tensorboard, wandb, trackio.
         project: What trackers file the run under.
     """
@@ -403,11 +411,13 @@ class WatchSettings:
     samples: int = field(default=4, metadata=MAY_CHANGE)
     batch_size: int = field(default=16, metadata=MAY_CHANGE)
     judge: str = field(default="", metadata=MAY_CHANGE)
+    judge_batch_size: int = field(default=16, metadata=MAY_CHANGE)
     trackers: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     project: str = field(default="hdlm", metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "validation_windows", "replicates", "samples", "batch_size"):
+        sizes = ("validation_windows", "replicates", "samples", "batch_size", "judge_batch_size")
+        for name in ("log_every", *sizes):
             require(getattr(self, name) > 0, f"watch.{name}", "positive", getattr(self, name))
         for name in ("validate_every", "sample_every"):
             value = getattr(self, name)
@@ -415,6 +425,12 @@ class WatchSettings:
         unknown = sorted(set(self.trackers) - set(get_args(TrackerName)))
         require(not unknown, "watch.trackers", f"of {', '.join(get_args(TrackerName))}", unknown)
         require(bool(self.project), "watch.project", "a name", self.project)
+        require(
+            not self.judge or self.sample_every is not None,
+            "watch.judge",
+            "left out without `watch.sample_every`: there are no samples to judge",
+            self.judge,
+        )
 
 
 @final
@@ -435,6 +451,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(bool(self.mixture), "mixture", "at least one part", self.mixture)
+        scores = self.objective.type == "ScoreEntropy"
+        require(
+            not self.network.blend or (scores and self.process.type == "GammaHybrid"),
+            "network.blend",
+            "false but for a GammaHybrid with objective.type=ScoreEntropy",
+            self.network.blend,
+        )
+        require(
+            self.network.scale_by_sigma or scores,
+            "network.scale_by_sigma",
+            "left out but with objective.type=ScoreEntropy",
+            self.network.scale_by_sigma,
+        )
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:

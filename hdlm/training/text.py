@@ -34,6 +34,7 @@ from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
 from hdlm.data.streaming import Stream, StreamedWindows
 from hdlm.training.recipe import TRAINED_HERE, DataSettings, Recipe
+from hdlm.training.tables import require
 
 __all__ = ["Corpora", "TrainingText", "read_text"]
 
@@ -128,6 +129,7 @@ def read_text(
     """
     data = recipe.data
     if text is None and len(data.corpus) == 1 and Shards.are_in(data.corpus[0]):
+        require(not data.streaming, "data.streaming", f"false with the shards in {data.corpus[0]}", True)
         return _of_shards(data, Shards.open(Path(data.corpus[0])), start, say)
     named = Corpora.of(data) if text is None else text
     size = 0 if isinstance(named.train, First) else named.train.size()

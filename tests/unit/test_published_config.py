@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import json
 import math
@@ -23,7 +25,7 @@ from hdlm.evaluation.metrics import token_entropy
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
 from hdlm.published.composition import Composed, compose, words_of
-from hdlm.published.config import GOVERNED, ONLY, Config
+from hdlm.published.config import GOVERNED, ONLY, Config, _flat
 from hdlm.published.generation import eval_generation
 from hdlm.published.modeling import eval_modeling
 from hdlm.published.training import _take_place, finetune, train
@@ -207,6 +209,8 @@ ACTING = [
     ("epsilon_hdlm", "recipe.optimizer.decay=all", "optimizer.decay", "all"),
     ("epsilon_hdlm", "recipe.optimizer.floor=0.1", "optimizer.floor", 0.1),
     ("epsilon_hdlm", "training.snapshot_freq_for_preemption=7", "run.save_steps", 7),
+    ("epsilon_hdlm", "eval.perplexity_batch_size=7", "watch.judge_batch_size", 7),
+    ("epsilon_hdlm", "training.snapshot_sampling=false", "watch.judge", ""),
 ]
 
 
@@ -216,6 +220,36 @@ def test_options_act(name: str, override: str, option: str, value: object) -> No
     for key in option.split("."):
         found = found[int(key) if key.isdecimal() else key]
     assert found == value
+
+
+ELSEWHERE = frozenset(
+    {"annealing.eval_tau", "data.debug", "reset_step_for_finetuning", "model.post_process_logits"}
+)
+"""Options that act beside the recipe."""
+
+
+@pytest.mark.parametrize("name", ["epsilon_hdlm", "gamma_hdlm"])
+def test_no_option_is_dead(name: str) -> None:
+    """Another value of any number or switch makes another recipe, or is refused by its name."""
+    table, dead = _composed("-cn", name).table, []
+    del table["training"]["accum"]  # only the same as gradient_accumulation_steps
+    recipe = Config.read(table).recipe()
+    for option, value in _flat(table):
+        if option in ELSEWHERE or not isinstance(value, int | float):
+            continue
+        other = copy.deepcopy(table)
+        *tables, last = option.split(".")
+        more = 2 * value if value >= 1 else value / 2 or 0.5
+        functools.reduce(dict.__getitem__, tables, other)[last] = (
+            not value if isinstance(value, bool) else more
+        )
+        try:
+            acts = Config.read(other, [option]).recipe() != recipe
+        except ValueError as error:
+            acts = option in str(error)
+        if not acts:
+            dead.append(option)
+    assert not dead
 
 
 SCHEDULES = [
@@ -254,6 +288,7 @@ FAULTS = [
     ("epsilon_hdlm", "+training.lr=3", "use optim.lr"),
     ("gamma_hdlm", "noise.sigma_min=0.1", "use noise.type=geometric"),
     ("epsilon_hdlm", "annealing.sampling_method=AR", "annealing.width=1"),
+    ("epsilon_hdlm", "annealing.type=none annealing.efficient=true", "one canvas teaches every position"),
     ("epsilon_hdlm", "annealing.type=wave", "one of block, simple, hybrid, none"),
     ("epsilon_hdlm", "training.batch_size=many", "training.batch_size.*int.*many"),
     ("epsilon_hdlm", "training.accum=3", "training.accum.*gradient_accumulation_steps"),
