@@ -13,6 +13,8 @@ import torch
 from hdlm.evaluation import LikelihoodResult, bounds, evaluate
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
 from hdlm.noise_schedule import Geometric
+from hdlm.objective import Canvas, WeightedCrossEntropy
+from hdlm.parameterization import Cavity
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification.enumeration import state_law
 from hdlm.verification.exact import ExactDenoiser
@@ -224,3 +226,23 @@ def test_the_stated_error_is_honest(process: AbstractNoiseProcess, options: dict
     reach = scipy.stats.t.ppf((1 + level) / 2, size - 1)
     hits = sum(abs(one.nats - big.nats) < reach * one.standard_error for one in small)
     assert scipy.stats.binomtest(hits, len(small), level).pvalue > FAILURE_RATE
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.3, 0.9])
+def test_the_paper_teaches_words_in_sight_as_if_half_of_them_were_wrong(noise: float) -> None:
+    """What its loss is least at, whatever epsilon is, is not `p(x_0 | x_t)`; the bound asks for that."""
+    words, epsilon, seen = 50, 0.01, 7
+    process = EpsilonHybrid(words, epsilon)
+    x_0, t = torch.arange(words)[:, None], torch.full((words, 1), noise, dtype=torch.float64)
+    canvas = Canvas(x_0, torch.full_like(x_0, seen), t, t, torch.ones_like(t), torch.ones_like(t))
+    prior = torch.rand(words, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(0)
+
+    def posterior(of: EpsilonHybrid) -> torch.Tensor:
+        raw = torch.cat([prior, prior.new_full((1,), -torch.inf)])
+        return Cavity().log_clean(of, raw, torch.tensor(seen), t[0, 0]).exp()[:words]
+
+    happens = posterior(process)
+    weighted = happens * WeightedCrossEntropy().weights(process, canvas)[:, 0]
+    least = weighted / weighted.sum()
+    torch.testing.assert_close(least, posterior(EpsilonHybrid(words, 0.5)), atol=0.01, rtol=0)
+    assert least[seen] < 0.6 < 0.98 < happens[seen]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from hdlm import EpsilonHybrid, Settings, flat, sample
+from hdlm import EpsilonHybrid, Settings, flat, load_checkpoint, sample
 from hdlm.cli import main
-from hdlm.denoiser import Context
+from hdlm.denoiser import Context, Denoiser
 from hdlm.evaluation import grids
 from hdlm.evaluation.grids import Profile, grid_text
+from hdlm.generation import tokenizer_of
 from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
-from hdlm.process import Absorbing
+from hdlm.package_data import pretrained
+from hdlm.process import GIDD, Absorbing
 from hdlm.sampling import Ancestral, FirstHitting
 from hdlm.verification import ExactDenoiser, agreeing_world, chain, text_law
 
@@ -92,6 +95,75 @@ def test_the_gap_is_what_the_steps_cost():
     assert Profile(torch.full((2, 6), 3.0)).gap([0.25, 0.5, 1.0]).value == pytest.approx(0, abs=1e-12)
     many = [k / 256 for k in range(1, 257)]
     assert 0 < Profile(curve).gap(many).value < 0.01
+
+
+def test_the_error_of_a_gap_is_that_over_windows():
+    """Windows may differ in how hard they are; what steps cost is compared within each."""
+    curve = torch.tensor([1.0, 2.0, 4.0, 5.0])
+    alike, apart = (Profile(torch.stack([curve, how])) for how in (curve + 9, 2 * curve))
+    assert alike.gap([0.5, 1.0]).error == pytest.approx(0, abs=1e-12)
+    one = Profile(curve[None]).gap([0.5, 1.0]).value
+    assert apart.gap([0.5, 1.0]).value == pytest.approx(1.5 * one)
+    assert apart.gap([0.5, 1.0]).error == pytest.approx(one / 2)
+
+
+def test_a_profile_is_what_the_network_says_of_masks():
+    """With all masked there is no chance; with one, it is the number of one of the positions, and any may be it."""
+    checkpoint = load_checkpoint(pretrained() / MODEL)
+    window = torch.tensor(
+        tokenizer_of(checkpoint).encode("In the beginning God created the heaven and the earth.")
+    )
+    window, length = window[:7], 7
+    found = grids.measured_profile(checkpoint, flat(length, 4), window.expand(40, length), batch_size=7).nats
+    assert found.shape == (40, length - 1)
+
+    def nats(masked):
+        """Of each position but the first, which a shifted network is given."""
+        x = torch.where(masked, checkpoint.vocabulary.mask_id, window)[None]
+        with torch.no_grad():
+            prediction = checkpoint.denoiser.predict(x, torch.zeros(x.shape, dtype=torch.float64), Context())
+            log_p = prediction.log_clean(prediction.everywhere())
+        return -log_p.gather(1, window[:, None])[1:, 0].double()
+
+    position = torch.arange(length)
+    torch.testing.assert_close(found[:, -1], nats(position > 0).mean().expand(40), atol=1e-4, rtol=0)
+    single = torch.stack([nats(position == one)[one - 1] for one in range(1, length)])
+    apart = (found[:, :1] - single).abs()
+    assert float(apart.amin(1).max()) < 1e-4
+    assert set(apart.argmin(1).tolist()) == set(range(length - 1))
+
+
+def test_numbers_of_masks_that_were_not_measured_lie_between():
+    torch.testing.assert_close(
+        grids._between([1, 3, 4, 7], torch.tensor([[1.0, 3.0, 7.0, 1.0]]), 7),
+        torch.tensor([[1.0, 2.0, 3.0, 7.0, 5.0, 3.0, 1.0]]),
+    )
+    counts = grids._spread(200)
+    assert (counts[0], counts[-1]) == (1, 200)
+    assert len(counts) <= 32
+    assert counts[1] - counts[0] < counts[16] - counts[15]
+
+
+def test_one_half_learns_and_the_other_measures():
+    learned, measured = Profile(torch.arange(5.0)[:, None]).halves()
+    assert (learned.nats[:, 0].tolist(), measured.nats[:, 0].tolist()) == ([0, 2, 4], [1, 3])
+    with pytest.raises(ValueError, match="give text for two"):
+        learned.halves()[1].halves()
+
+
+@pytest.mark.parametrize("noise", [LINEAR, LogLinear(1e-3), Cosine()], ids=repr)
+def test_times_are_where_the_process_masks_as_much(noise):
+    """GIDD's masks are not its noise fraction, nor is that the time."""
+    checkpoint = load_checkpoint(pretrained() / MODEL)
+    checkpoint = replace(
+        checkpoint,
+        noise_schedule=noise,
+        denoiser=Denoiser(checkpoint.network, GIDD(4096, 0.2), checkpoint.denoiser.parameterization),
+    )
+    wanted = (0.2, 0.5, 0.9, 1.0)
+    times = grids.as_times(wanted, checkpoint)
+    assert grids.as_masks(Interpolated(times), 4, checkpoint) == pytest.approx(wanted, abs=1e-6)
+    assert times != pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize("grid", [(1.0,), (0.5, 1.0), (0.25, 0.5, 0.75, 1.0)], ids=str)
