@@ -214,6 +214,7 @@ class Passage:
         given: How many tokens of it were given.
         num_evaluations: Calls of the network for all passages that were written with it.
         evaluations: Those that this passage took part in.
+        computed: Positions of it that these have computed in all.
     """
 
     text: str
@@ -221,6 +222,7 @@ class Passage:
     given: int
     num_evaluations: int
     evaluations: int
+    computed: int
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
@@ -311,10 +313,11 @@ def write(
     )
     start = _text(given.tokens[0, :num_given].tolist(), tokenizer)
     passages = []
-    for tokens, length, evaluations in zip(done.tokens, done.lengths, done.evaluations, strict=True):
+    prices = zip(done.evaluations.tolist(), done.computed.tolist(), strict=True)
+    for tokens, length, price in zip(done.tokens, done.lengths, prices, strict=True):
         ids = tokens[: int(length)].tolist()
         text = ending.cut(_text(ids, tokenizer), start)
-        passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, int(evaluations)))
+        passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *price))
     return passages
 
 

@@ -14,10 +14,11 @@ Examples:
   hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command goes on after a kill
   accelerate launch --cpu --num_processes 2 -m hdlm sample runs/first --num 1000 -o samples.jsonl --device cpu
   hdlm sample runs/first --hyperschedule flat --steps 8 --grid cosine
+  hdlm sample runs/first --hyperschedule flat --steps 64 --approximate-cache all:4 --explain
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
-remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence.
+remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
 The same seed gives the same text, whatever --batch-size; passage k is the same however many are asked for.
 """
 
@@ -75,9 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fast.add_argument("--stop-at-end", action="store_true", help="end at the token that ends a text")
     fast.add_argument(
         "--approximate-cache",
-        type=at_least_one,
-        metavar="K",
-        help="for networks that see both ways: remember settled text, compute all anew every K calls (changes logits)",
+        type=_approximate,
+        metavar="[all:]K",
+        help="changes logits. all:K: in a call compute only what is read or has changed, and all anew every K calls; "
+        "K alone: for networks that see both ways, remember settled text, and compute it anew every K calls",
     )
     fast.add_argument(
         "--dtype",
@@ -133,6 +135,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _approximate(text: str) -> tuple[int, bool]:
+    """`K` or `all:K`: when to refresh, and whether positions that are being written are remembered."""
+    every = text.removeprefix("all:")
+    if not every.isdecimal() or int(every) < 1:
+        raise argparse.ArgumentTypeError(f"must be K or all:K, with K at least 1, got {text!r}")
+    return int(every), every != text
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that the options describe."""
     from dataclasses import fields
@@ -182,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             seed=args.seed,
             ending=ending,
-            approximate=ApproximateCache(args.approximate_cache) if args.approximate_cache else None,
+            approximate=args.approximate_cache and ApproximateCache(*args.approximate_cache),
             device=device,
             watch=watch,
         )
@@ -212,9 +222,16 @@ def _document(args: argparse.Namespace, passages: list[Passage], trace: Trace) -
         "checkpoint": args.checkpoint,
         "seed": args.seed,
         "settings": asdict(settings_of(args)),
+        "approximate_cache": args.approximate_cache,
         "num_evaluations": passages[0].num_evaluations,
         "passages": [
-            {"text": p.text, "tokens": p.tokens, "given": p.given, "num_evaluations": p.evaluations}
+            {
+                "text": p.text,
+                "tokens": p.tokens,
+                "given": p.given,
+                "num_evaluations": p.evaluations,
+                "num_computed": p.computed,
+            }
             for p in passages
         ],
         **changes,
@@ -231,18 +248,11 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
     infilling = args.infill is not None
     length = len(passages[0].tokens) if infilling else args.length or checkpoint.length
     plan = planned(checkpoint, settings_of(args), length, infilling=infilling)
-    if checkpoint.context != "full":
-        cache = f"settled positions are computed once: exact, as context is {checkpoint.context}"
-    elif args.approximate_cache:
-        cache = (
-            f"settled positions are remembered for {args.approximate_cache} calls: APPROXIMATE, logits change"
-        )
-    else:
-        cache = "none, as settled positions see later ones; --approximate-cache K trades exactness for speed"
     precision = "exact" if args.dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"
     apart = len(passages) > 1 and args.batch_size != 1 and not args.guidance
     evaluations = mean(passage.evaluations for passage in passages)
+    computed = sum(passage.computed for passage in passages) / max(sum(p.evaluations for p in passages), 1)
     lines = {
         "law": f"{args.algorithm}, {EXACT.get(args.algorithm, 'a heuristic')}",
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
@@ -250,12 +260,29 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
         "passes": "compiled: exact" if args.compile else "not compiled; --compile is for long runs",
         "draws": "float64 sums in two levels: exact down to the tail",
         "skips": "the network is not asked in steps that read nothing: exact",
-        "cache": cache,
+        "cache": _cache(checkpoint, args),
+        "window": f"{computed:.1f} positions computed in a call, of {length}",
         "batch": pace if apart else "one sequence at a time, or all in step",
         "NFE": f"{passages[0].num_evaluations} calls for {len(passages)}; {evaluations:.1f} a sequence, of "
         f"{plan.num_steps} steps",
     }
     return "\n".join(f"{name:>7}: {text}" for name, text in lines.items())
+
+
+def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
+    """What is remembered from call to call, and whether that is exact."""
+    lasts = checkpoint.context != "full"
+    settled = f"settled positions are computed once: exact, as context is {checkpoint.context}"
+    if args.approximate_cache is None:
+        none = "none, as settled positions see later ones; --approximate-cache K trades exactness for speed"
+        return settled if lasts else none
+    refresh, everything = args.approximate_cache
+    if not everything:
+        return f"settled positions are remembered, and computed anew every {refresh} calls: APPROXIMATE, logits change"
+    return (
+        "computed are positions that are read or have changed, and "
+        f"{'those not settled' if lasts else 'all'} anew every {refresh} calls: APPROXIMATE, logits change"
+    )
 
 
 class _Stream:

@@ -27,6 +27,32 @@ def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "own pace" in said.err
 
 
+def test_an_approximate_cache_is_called_that_and_its_price_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A flat schedule: refreshed at every call the words are those of no cache, else few positions are computed."""
+    options = [
+        *MODEL,
+        "--hyperschedule",
+        "flat",
+        "--steps",
+        "8",
+        "--algorithm",
+        "original",
+        "--explain",
+        "--json",
+    ]
+    texts, computed = [], []
+    for how in ([], ["all:1"], ["all:4"]):
+        assert main([*options, *(["--approximate-cache", *how] if how else [])]) == 0
+        said = capsys.readouterr()
+        (passage,) = json.loads(said.out)["passages"]
+        texts.append(passage["text"])
+        computed.append(passage["num_computed"] / passage["num_evaluations"])
+        assert f"window: {computed[-1]:.1f} positions computed in a call, of 24" in said.err
+        assert ("those not settled anew every 4 calls: APPROXIMATE" in said.err) == (how == ["all:4"])
+    assert texts[0] == texts[1]
+    assert computed[0] == computed[1] == 24 > 1.5 * computed[2]
+
+
 def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) -> None:
     options = [*MODEL, "--steps", "2", "--stop", "e"]
     assert main(options) == 0
@@ -75,3 +101,11 @@ def test_compiling_changes_no_word() -> None:
 def test_what_cannot_be_is_refused(options: list[str], message: str, capsys) -> None:
     assert main([*MODEL, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["all:0", "some:2", "0"])
+def test_a_cache_of_no_kind_is_refused(how: str, capsys) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([*MODEL, "--approximate-cache", how])
+    assert refused.value.code == 2
+    assert f"must be K or all:K, with K at least 1, got {how!r}" in capsys.readouterr().err
