@@ -45,6 +45,7 @@ from hdlm.sampling import (
 
 _PACKED = "+ weights packed for few rows"
 _BFLOAT16 = "+ weights in bfloat16"
+_STATIC = "+ static buffers, recorded as CUDA graphs"
 _REFRESH = 8
 NUM_WORDS, LENGTH, WIDTH, NUM_LEVELS, BATCH = 4096, 128, 16, 8, 2
 
@@ -81,6 +82,7 @@ class Way:
         approximate: What is remembered beyond what may be.
         packed: Whether the network has been made ready by `DDiT.speed_up`.
         dtype: Precision of the weights.
+        slots: Sequences that static buffers are reserved for, on accelerators.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Way:
     approximate: ApproximateCache | None = None
     packed: bool = False
     dtype: torch.dtype = torch.float32
+    slots: int = 0
 
     def step(self, num_words: int) -> Step:
         """The step that the engine takes."""
@@ -294,6 +297,8 @@ def _blocks(
     ]
     ways += [Way("+ each sequence at its own pace", use_cache=True, together=False)] if batch > 1 else []
     ways += _prepared(ways[-1], machine)
+    if machine.device != "cpu":
+        ways += [dataclasses.replace(ways[-1], name=_STATIC, slots=batch)]
     at_best = machine.seconds(network.config, length * batch, length, length * batch, _PLAIN)
     yield _row(task, batch, "plain", (steps, steps), 1, plain, at_best, plain * steps, length)
     for way in ways:
@@ -427,15 +432,15 @@ class _Network:
 
     def made_for(self, way: Way) -> Denoiser:
         """The network as a way wants it; all in float32 share their weights."""
-        kind = way.packed, way.dtype
+        kind = way.packed, way.dtype, way.slots
         if kind not in self._made:
             with torch.device("meta"):
                 network = DDiT(self.config).eval()
             network.load_state_dict(self._first.state_dict(), assign=True)
             network.rotary_emb = self._first.rotary_emb
             network = network.requires_grad_(False).to(way.dtype)
-            if way.packed:
-                network.speed_up()
+            if way.packed or way.slots:
+                network.speed_up(slots=way.slots)
             process = EpsilonHybrid(self.config.vocab_size - 1, epsilon=0.01)
             self._made[kind] = Denoiser(network, process, Mean())
         return self._made[kind]
