@@ -29,7 +29,7 @@ from accelerate.utils import (
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
-__all__ = ["agreed_precision", "make_engine"]
+__all__ = ["agree", "agreed_precision", "make_engine"]
 
 _STAGES = (1, 2)
 _OURS = frozenset(
@@ -74,6 +74,23 @@ def agreed_precision(asked: str, device: torch.device) -> str:
     """What `choose_precision` finds in the main process, for all of them: clocks differ, and weights must not."""
     found = [choose_precision(asked, device)]
     return str(broadcast_object_list(found)[0])
+
+
+def agree(mine: object, name: str) -> None:
+    """Refuse to go on if a process has found something else than the main one; all processes must ask.
+
+    Args:
+        mine: What this one has found.
+        name: What that is.
+
+    Raises:
+        ValueError: If the main one has found something else: the file systems of machines may lag behind each other.
+    """
+    theirs = broadcast_object_list([mine])[0]
+    if mine != theirs:
+        raise ValueError(
+            f"{name} is {mine} to this process and {theirs} to the main one: all must see the same folder."
+        )
 
 
 def _refuse_model_parallelism() -> None:

@@ -2,6 +2,7 @@
 
     RUN/training/step-00001200/    what `TrainingState` describes
     RUN/training/best.json         which step had the best bound on validation text
+    RUN/training/lock              held while a run is at work
 
 A folder is whole or not there, whatever moment the program dies at. The newest few are kept, and the best.
 """
@@ -12,7 +13,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
@@ -21,7 +23,7 @@ from hdlm.training.state import STATE_FILES, TrainingState
 
 __all__ = ["Shelf", "publish"]
 
-_FOLDER, _PREFIX, _ASIDE, _BEST = "training", "step-", ".step-", "best.json"
+_FOLDER, _PREFIX, _ASIDE, _BEST, _LOCK = "training", "step-", ".step-", "best.json", "lock"
 
 
 @final
@@ -47,7 +49,7 @@ class Shelf:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the best bound, and the bound; None if none was measured."""
+        """The step with the best bound, and the bound; None if none was measured, or the note of it is damaged."""
         try:
             table = json.loads((self._folder / _BEST).read_text(encoding="utf-8"))
             return int(table["step"]), float(table["bound"])
@@ -76,6 +78,7 @@ class Shelf:
             if target.exists():
                 target.rename(self._folder / f"{_ASIDE}{step}-old")
             aside.rename(target)
+            _sync(self._folder)
         finally:
             self.clear()
         self._prune()
@@ -129,6 +132,44 @@ class Shelf:
         if self.best is not None and self.best[0] > step:
             (self._folder / _BEST).unlink()
 
+    def mend(self, bounds: Mapping[int, float]) -> None:
+        """Find the best kept step again if the note of it is lost, damaged, or of a step that is not kept.
+
+        Args:
+            bounds: What is known of steps, kept or not; a step without one is never the best.
+        """
+        kept = self.steps()
+        if self.best is not None and self.best[0] in kept:
+            return
+        (self._folder / _BEST).unlink(missing_ok=True)
+        known = [(bounds[step], step) for step in kept if math.isfinite(bounds.get(step, math.nan))]
+        if known:
+            bound, step = min(known)
+            self.offer(step, bound)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only program that writes here, for the length of a block; a program that dies lets go.
+
+        Raises:
+            ValueError: If another one is at work.
+        """
+        from filelock import FileLock, Timeout
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another program trains in {self._folder.parent}: end it, or wait until it has ended, and go on with "
+                "--resume (training.resume=true); or choose another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def clear(self) -> None:
         """Remove what a program that died left unfinished."""
         for path in self._folder.glob(f"{_ASIDE}*"):
@@ -156,7 +197,19 @@ def publish(source: Path, folder: Path) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Wait until files are on the disk, so that not even a loss of power can lose them."""
+    """Wait until a folder and its files are on the disk, so that not even a loss of power can lose them."""
     for path in folder.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; Windows opens no folders, and needs not to."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -12,12 +12,16 @@ limit it. One that minutes limit goes on with the minutes that are left.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hdlm.training.engine import agree
 from hdlm.training.gauge import Gauge
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.keeping import Shelf, publish
@@ -30,6 +34,8 @@ from hdlm.training.watchers import MetricsLog
 __all__ = ["Session", "Unfinished", "unfinished"]
 
 _METRICS, _CONFIG = "metrics.jsonl", "config.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says when there is no room for a file."""
 
 
 @final
@@ -81,6 +87,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
         return None
     place, state = found
     if state.finished:
+        publish(place, folder)
         raise ValueError(
             f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
             f"--from {folder}."
@@ -115,6 +122,7 @@ class Session:
         self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
         self._saved: int | None = None
         self._saved_at = 0.0
+        agree(None if found is None else found.state.step, "the checkpoint to go on from")
         if found is not None:
             self._go_on(found)
 
@@ -134,12 +142,20 @@ class Session:
 
         Raises:
             OSError: If the disk is full; the checkpoint before stays, and the message says of which step it is.
-            ValueError: If the loss is not finite any more.
+            ValueError: If the loss is not finite any more, or another program trains in the folder.
         """
+        with self._shelf.held() if self.trainer.is_main else nullcontext():
+            return self._execute(stop, watchers, closing)
+
+    def _execute(
+        self, stop: StopRequest, watchers: Sequence[Watcher], closing: Sequence[Watcher]
+    ) -> StepReport | None:
         logs = (self.log,) if self.trainer.is_main else ()
         try:
             if self._saved is None:
                 self.save()
+            elif self.trainer.is_main:
+                self._rewind()
             report = self.trainer.train(stop, (*logs, *watchers, self._save_if_due))
             if self.trainer.is_main:
                 self.log.flush()
@@ -194,20 +210,31 @@ class Session:
         found.check(self._run.recipe)
         self.trainer.restore(found.state)
         self._saved, self._saved_at = found.state.step, found.state.seconds
-        if self.trainer.is_main:
-            self._shelf.rewind(found.state.step)
-            self.log.rewind(found.state.step)
+
+    def _rewind(self) -> None:
+        """Forget what came after the step that the run goes on from."""
+        self._shelf.rewind(self.trainer.step)
+        self.log.rewind(self.trainer.step)
+        self._shelf.mend(_bounds(self._folder / _METRICS))
 
     def _advised(self, error: OSError) -> OSError:
         """The same, with what to do."""
         steps = self._shelf.steps()
+        room = "make room" if error.errno in _FULL else "mend that"
         kept = (
-            f"what is kept is step {steps[-1]}: make room, and go on with --resume (training.resume=true)"
+            f"what is kept is step {steps[-1]}: {room}, and go on with --resume (training.resume=true)"
             if steps
-            else "make room"
+            else room
         )
         reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
-        return type(error)(error.errno, reason, str(error.filename or self._folder))
+        return OSError(error.errno, reason, str(error.filename or self._folder))
+
+
+def _bounds(metrics: Path) -> dict[int, float]:
+    """The bounds on validation text that are logged, by step."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    tables = (json.loads(line) for line in lines)
+    return {table["step"]: table["validation"] for table in tables if "validation" in table}
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:

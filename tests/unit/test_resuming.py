@@ -319,6 +319,80 @@ def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> N
     assert [line["step"] for line in lines] == list(range(1, 25))
 
 
+def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path) -> None:
+    table = _table(text, run={"save_steps": 4, "keep": 1})
+
+    def begin(stop_after: int) -> None:
+        found, stop = unfinished(tmp_path), StopRequest()
+        session = Session(_run(table, found), tmp_path, found)
+
+        def measure(report: StepReport) -> None:
+            if report.step == 6:
+                session.log.write(step=6, validation=2.0)
+                session.offer(report, 2.0)
+            if report.step == stop_after:
+                stop(signal.SIGTERM, None)
+
+        session.execute(stop, (measure,))
+
+    begin(stop_after=10)
+    (tmp_path / "training" / "best.json").write_text("{")
+    begin(stop_after=0)
+    assert Shelf(tmp_path).steps() == [6, 24]
+    assert Shelf(tmp_path).best == (6, 2.0)
+
+
+def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, tmp_path: Path) -> None:
+    _execute(_table(text), tmp_path)
+    last = Shelf(tmp_path).place(24) / "model.safetensors"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_bytes(b"that of an earlier step")
+    with pytest.raises(ValueError, match="has come to its end, after 24 steps"):
+        unfinished(tmp_path)
+    assert (tmp_path / "model.safetensors").samefile(last)
+
+
+def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
+    """The other one has gone further since; its checkpoints and its log are not touched."""
+    table = _table(text)
+    _execute(table, tmp_path, 5)
+    late = unfinished(tmp_path)
+    session = Session(_run(table, late), tmp_path, late)
+    _execute(table, tmp_path, 12)
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    with Shelf(tmp_path).held(), pytest.raises(ValueError, match="another program trains in"):
+        session.execute(StopRequest())
+    assert Shelf(tmp_path).steps() == [10, 12]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_processes_go_on_from_the_same_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _table(text)
+    _execute(table, tmp_path, 5)
+    found = unfinished(tmp_path)
+    monkeypatch.setattr(
+        "hdlm.training.engine.broadcast_object_list", lambda mine: [10] if mine == [5] else mine
+    )
+    with pytest.raises(
+        ValueError, match="is 5 to this process and 10 to the main one: all must see the same"
+    ):
+        Session(_run(table, found), tmp_path, found)
+
+
+def test_advice_suits_the_error(text: Path, tmp_path: Path) -> None:
+    session = Session(_run(_table(text)), tmp_path)
+
+    def fail(report: StepReport) -> None:
+        raise ConnectionError("the tracker hung up")
+
+    with pytest.raises(
+        OSError, match=r"tracker hung up, at step 1; what is kept is step 0: mend that, and go"
+    ):
+        session.execute(StopRequest(), (fail,))
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,105 @@
+"""The shelf of a run: which checkpoints stay, and who may write there."""
+
+from __future__ import annotations
+
+import errno
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hdlm.training import keeping
+from hdlm.training.keeping import Shelf
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hdlm.training.keeping import Shelf
+with Shelf(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _filled(run: Path, *steps: int) -> Shelf:
+    shelf = Shelf(run, keep=100)
+    for step in steps:
+        shelf.put(step, lambda folder: None)
+    return Shelf(run, keep=2)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [b"", b'{"step": 5', b"[]", b'{"step": 5}', b"\xff\xfe", b'{"step": 7, "bound": 0.5}', None],
+    ids=["empty", "cut", "list", "no bound", "no text", "step is gone", "lost"],
+)
+def test_the_best_step_is_found_again(tmp_path: Path, note: bytes | None) -> None:
+    shelf = _filled(tmp_path, 5, 10, 15)
+    assert shelf.offer(5, 2.0)
+    file = tmp_path / "training" / "best.json"
+    file.unlink() if note is None else file.write_bytes(note)
+    shelf.mend({5: 2.0, 6: 1.0, 10: 3.0, 15: math.nan})
+    assert shelf.best == (5, 2.0)
+    shelf.put(20, lambda folder: None)
+    assert shelf.steps() == [5, 15, 20]
+
+
+def test_a_note_that_is_sound_is_left_and_nothing_is_made_up(tmp_path: Path) -> None:
+    shelf = _filled(tmp_path, 5, 10)
+    shelf.mend({})
+    assert shelf.best is None
+    shelf.offer(10, 2.0)
+    shelf.mend({5: 1.0})
+    assert shelf.best == (10, 2.0)
+    shelf.rewind(5)
+    shelf.mend({5: 3.0, 10: 2.0})
+    assert shelf.best == (5, 3.0)
+
+
+def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        match = r"another program trains in .*go on with --resume"
+        with pytest.raises(ValueError, match=match), Shelf(tmp_path).held():
+            pytest.fail("two programs write")
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.communicate()
+    with Shelf(tmp_path).held():
+        pass
+    with Shelf(tmp_path).held():
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing here says what a handle is of")
+def test_names_reach_the_disk_before_anything_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, synced = _filled(tmp_path, 5, 10), []
+
+    def sync(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, shelf.steps()))
+
+    monkeypatch.setattr(keeping.os, "fsync", sync)
+    shelf.put(15, lambda folder: (folder / "weights").touch())
+    assert synced == [("weights", [5, 10]), (".step-15", [5, 10]), ("training", [5, 10, 15])]
+    assert shelf.steps() == [10, 15]
+
+
+def test_a_disk_that_refuses_a_name_is_an_error_and_nothing_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = _filled(tmp_path, 5, 10)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(keeping.os, "fsync", refuse)
+    with pytest.raises(OSError, match="broken"):
+        shelf.put(15, lambda folder: None)
+    assert shelf.steps() == [5, 10]
