@@ -5,8 +5,9 @@
 
 Two numbers of each mode at each number of function evaluations (NFE, of a sequence): generative perplexity under the
 same model's exact likelihood as a writer of one token after the other, and the entropy of a sample's tokens. Neither
-means anything alone: text that repeats itself pleases every judge (arXiv 2409.02908). Writes quality.json, quality.md
-and quality.png.
+means anything alone: text that repeats itself pleases every judge (arXiv 2409.02908). A second table says how far the
+approximate cache is off: what the network says along texts that were written without it. Writes quality.json,
+quality.md and quality.png.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from hdlm import Block, Settings, load_checkpoint, write
+from hdlm import Block, Settings, algorithm, flat, load_checkpoint, sample, write
 from hdlm.checkpoint import Checkpoint
 from hdlm.cli._progress import share_bar
 from hdlm.data import corpus, split
@@ -32,13 +35,15 @@ from hdlm.evaluation.scoring import PERPLEXITY, pieces, text_of
 from hdlm.evaluation.text import Text, read_text
 from hdlm.generation import tokenizer_of
 from hdlm.package_data import pretrained
-from hdlm.sampling import ApproximateCache
+from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number
 
 MODEL, HELD_OUT = "kjv-epsilon-4m", 0.025
 FULL = "blocks of 16 that see later ones"
+ALL = "ancestral, uniform grid, approximate cache of all positions"
+REFRESHES = (2, 4, 8, None)
 EXACT, REAL = "exact: one at a time (first-hitting)", "real text, held out"
 AT_A_TIME = 16
 MARKERS = "osD^vP*X"
@@ -55,6 +60,7 @@ class Point:
         perplexity: By the judge.
         entropy: Nats.
         seconds: Time for a sequence, in a batch.
+        share: Of the positions of the canvas, those that a call computes, on average.
     """
 
     mode: str
@@ -62,6 +68,53 @@ class Point:
     perplexity: Estimate
     entropy: Estimate
     seconds: float
+    share: float
+
+
+@final
+@dataclass(frozen=True)
+class Deviation:
+    """How far an approximate cache is off, along texts that were written without it.
+
+    Attributes:
+        refresh: Everything is computed anew at every so many calls; None for never.
+        divergence: Of what the network says with it from what it says without, in nats, where a word is written.
+        largest: The largest of these.
+        difference: Mean over words and positions of the difference of their log probabilities, without sign.
+        most: The largest of these.
+        share: As in `Point`.
+    """
+
+    refresh: int | None
+    divergence: Estimate
+    largest: float
+    difference: float
+    most: float
+    share: float
+
+
+@final
+class Replay:
+    """A step that writes what another run has written, and notes what the network says where it writes.
+
+    Args:
+        states: Tokens of each sequence after each number of steps.
+    """
+
+    def __init__(self, states: Int[Tensor, "n steps l"]) -> None:
+        self.said: dict[tuple[int, int], Tensor] = {}
+        self._states = states
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        """Look, and write."""
+        steps = torch.as_tensor(move.step).expand(len(x), 1)[:, 0]
+        new = self._states[move.sequence, steps + 1]
+        changed = new != x
+        if changed.any():
+            parts = move.reading.log_clean(changed).split(changed.sum(1).tolist())
+            for sequence, step, rows in zip(move.sequence.tolist(), steps.tolist(), parts, strict=True):
+                self.said[sequence, step] = rows[:, :-1]
+        return new
 
 
 @final
@@ -96,18 +149,55 @@ class Bench:
         )
         seconds = (time.perf_counter() - begin) / self.num
         rows = [list(one.tokens[one.given :]) for one in passages]
+        calls = sum(one.evaluations for one in passages)
+        share = sum(one.computed for one in passages) / (calls * self.length)
         nfe = mean([float(one.evaluations) for one in passages])
-        return Point(mode, nfe, *self._scores(rows, [one.text for one in passages]), seconds)
+        return Point(mode, nfe, *self._scores(rows, [one.text for one in passages]), seconds, share)
 
     def real(self, text: Text) -> Point:
         """As much real text."""
         rows = pieces(text.tokens.long(), self.num, self.length, self.seed).tolist()
         tokenizer = tokenizer_of(self.checkpoint)
-        return Point(REAL, None, *self._scores(rows, [text_of(row, tokenizer) for row in rows]), 0.0)
+        return Point(REAL, None, *self._scores(rows, [text_of(row, tokenizer) for row in rows]), 0.0, 0.0)
 
     def _scores(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> tuple[Estimate, Estimate]:
         judge = CheckpointJudge(self.checkpoint, tokenizer_of(self.checkpoint), MODEL)
         return generative_perplexity(judge, texts)[PERPLEXITY], diversity(rows)["entropy"]
+
+    def deviations(self, steps: int, refreshes: Sequence[int | None]) -> list[Deviation]:
+        """How far the approximate cache of all positions is off, flat, with ancestral sampling."""
+        denoiser, plan = self.checkpoint.denoiser, flat(self.length, steps)
+        states = torch.zeros(self.num, steps + 1, self.length, dtype=torch.long)
+
+        def watch(frame: Frame) -> None:
+            states[frame.sequence, frame.step], states[frame.sequence, frame.step + 1] = (
+                frame.before,
+                frame.after,
+            )
+
+        options: dict[str, Any] = {
+            "num_sequences": self.num,
+            "batch_size": AT_A_TIME,
+            "seed": self.seed,
+            "prompt": Prompt.prefix([tokenizer_of(self.checkpoint).vocabulary.bos or 0], self.length),
+            "noise_schedule": self.checkpoint.noise_schedule,
+        }
+        sample(denoiser, plan, algorithm("original", denoiser.process), watch=watch, **options)
+        exact, found = Replay(states), []
+        sample(denoiser, plan, exact, **options)
+        for refresh in refreshes:
+            replay = Replay(states)
+            done = sample(
+                denoiser, plan, replay, approximate=ApproximateCache(refresh, active=True), **options
+            )
+            off = torch.cat([exact.said[key] - rows for key, rows in replay.said.items()])
+            law = torch.cat([exact.said[key] for key in replay.said]).double().exp()
+            divergence = (law * off).sum(1)
+            share = float(done.computed.sum() / (done.evaluations.sum() * self.length))
+            size = off.abs()
+            largest, difference, most = (float(one) for one in (divergence.max(), size.mean(), size.max()))
+            found.append(Deviation(refresh, mean(divergence.tolist()), largest, difference, most, share))
+        return found
 
     def learned(self, text: Text, steps: Sequence[int]) -> dict[int, str]:
         """Grids learned on held-out text."""
@@ -122,48 +212,86 @@ def modes(
 ) -> list[tuple[str, Settings]]:
     """Every point: what to call its mode, and how to write. All positions are written together."""
 
-    def flat(algorithm: str, count: int, grid: str | None = None, eta: float = 0.0) -> Settings:
-        return Settings(algorithm, eta, "flat", steps=count, grid=grid, length=length)
+    def whole(name: str, count: int, grid: str | None = None, eta: float = 0.0) -> Settings:
+        return Settings(name, eta, "flat", steps=count, grid=grid, length=length)
 
-    found = [(EXACT, flat("first_hitting", 1))]
+    found = [(EXACT, whole("first_hitting", 1))]
     for count in steps:
         found += [
-            ("ancestral, uniform grid", flat("original", count)),
-            ("ancestral, cosine grid", flat("original", count, "cosine")),
-            ("ancestral, learned grid", flat("original", count, learned[count])),
-            ("ACS, eta 0.3 (heuristic)", flat("acs", count, eta=0.3)),
-            ("by confidence (heuristic)", flat("confidence", count)),
+            ("ancestral, uniform grid", whole("original", count)),
+            ("ancestral, cosine grid", whole("original", count, "cosine")),
+            ("ancestral, learned grid", whole("original", count, learned[count])),
+            ("ACS, eta 0.3 (heuristic)", whole("acs", count, eta=0.3)),
+            ("by confidence (heuristic)", whole("confidence", count)),
         ]
-    found += [("threshold (heuristic)", flat("threshold", 1, eta=eta)) for eta in thresholds]
-    return found + [("entropy bound (heuristic)", flat("entropy", 1, eta=eta)) for eta in thresholds]
+    found += [("threshold (heuristic)", whole("threshold", 1, eta=eta)) for eta in thresholds]
+    return found + [("entropy bound (heuristic)", whole("entropy", 1, eta=eta)) for eta in thresholds]
 
 
-def approximate_modes(length: int) -> list[tuple[str, Settings, ApproximateCache | None]]:
-    """What the approximate cache costs, in blocks of which settled ones look at all that is settled.
+def approximate_modes(length: int, steps: int) -> list[tuple[str, Settings, ApproximateCache | None]]:
+    """What approximate caches cost: along flat schedules, and in blocks of which settled ones see all that is settled.
 
-    The model was trained to look back only, so only the difference to the first of them means anything.
+    The model was trained to look back only, so of the latter only the difference to the first of them means anything.
     """
+    whole = Settings("original", 0.0, "flat", steps=steps, length=length)
     blocks = Settings("original", 0.0, "block", width=min(16, length), steps=8, length=length)
     return [
+        *((f"{ALL}, {_when(count)}", whole, ApproximateCache(count, active=True)) for count in REFRESHES),
         (f"{FULL}, recomputed", blocks, None),
         (f"{FULL}, approximate cache", blocks, ApproximateCache()),
         (f"{FULL}, approximate cache, refreshed every 4 calls", blocks, ApproximateCache(4)),
     ]
 
 
+def _when(refresh: int | None) -> str:
+    return {None: "never refreshed", 1: "refreshed at every call"}.get(
+        refresh, f"refreshed every {refresh} calls"
+    )
+
+
 def table(points: Sequence[Point]) -> str:
     """Markdown, by mode."""
-    rows = [["mode", "NFE", "generative perplexity", "token entropy (nats)", "ms a sequence"]]
+    rows = [
+        [
+            "mode",
+            "NFE",
+            "positions computed",
+            "generative perplexity",
+            "token entropy (nats)",
+            "ms a sequence",
+        ]
+    ]
     for one in sorted(points, key=lambda point: (point.mode, point.nfe.value if point.nfe else 0.0)):
-        nfe, ms = ("–", "–") if one.nfe is None else (f"{one.nfe.value:.1f}", f"{1000 * one.seconds:.0f}")
+        nfe, share, ms = "–", "–", "–"
+        if one.nfe is not None:
+            nfe, share, ms = f"{one.nfe.value:.1f}", f"{one.share:.0%}", f"{1000 * one.seconds:.0f}"
         scores = [number(score.value, score.error) for score in (one.perplexity, one.entropy)]
-        rows.append([one.mode, nfe, *scores, ms])
+        rows.append([one.mode, nfe, share, *scores, ms])
+    return markdown_table(rows)
+
+
+def table_of_deviations(deviations: Sequence[Deviation]) -> str:
+    """Markdown, in the order given."""
+    rows = [
+        [
+            "approximate cache of all positions",
+            "positions computed",
+            "divergence (nats)",
+            "largest",
+            "difference of log p",
+            "largest",
+        ]
+    ]
+    for one in deviations:
+        divergence = number(one.divergence.value, one.divergence.error)
+        numbers = [f"{value:.3g}" for value in (one.largest, one.difference, one.most)]
+        rows.append([_when(one.refresh), f"{one.share:.0%}", divergence, *numbers])
     return markdown_table(rows)
 
 
 def draw(points: Sequence[Point], output: Path) -> None:
     """Both numbers over NFE, with bars of two standard errors; real text and exact sampling are lines."""
-    points = [one for one in points if not one.mode.startswith(FULL)]
+    points = [one for one in points if not one.mode.startswith((FULL, ALL))]
     names = list(dict.fromkeys(one.mode for one in points if one.mode not in (EXACT, REAL)))
     with figure(9.6, 4.6, output) as drawing:
         both = drawing.subplots(1, 2)
@@ -197,18 +325,13 @@ def draw(points: Sequence[Point], output: Path) -> None:
         drawing.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def measured(options: argparse.Namespace) -> Iterator[Point]:
+def measured(bench: Bench, steps: Sequence[int], thresholds: Sequence[float]) -> Iterator[Point]:
     """All points, one after the other."""
-    checkpoint = load_checkpoint(pretrained() / MODEL)
-    length, steps, thresholds = checkpoint.length, (4, 8, 16, 32), (0.1, 0.3, 0.6)
-    if options.quick:
-        length, steps, thresholds = 24, (2, 4), (0.3,)
-    bench = Bench(checkpoint, options.num or (4 if options.quick else 32), length, options.seed)
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
-    text = read_text(tokenizer_of(checkpoint), held_out, length * bench.num * 2)
+    text = read_text(tokenizer_of(bench.checkpoint), held_out, bench.length * bench.num * 2)
     yield bench.real(text)
-    todo = [(*one, None) for one in modes(length, steps, bench.learned(text, steps), thresholds)]
-    todo += approximate_modes(length)
+    todo = [(*one, None) for one in modes(bench.length, steps, bench.learned(text, steps), thresholds)]
+    todo += approximate_modes(bench.length, steps[-1])
     with share_bar("measuring", shown=True) as bar:
         for done, one in enumerate(todo):
             bar(done / len(todo), one[0])
@@ -223,20 +346,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="short and few: whether it works")
     options = parser.parse_args()
+    checkpoint = load_checkpoint(pretrained() / MODEL)
+    length, steps, thresholds = checkpoint.length, (4, 8, 16, 32), (0.1, 0.3, 0.6)
+    if options.quick:
+        length, steps, thresholds = 24, (2, 4), (0.3,)
+    bench = Bench(checkpoint, options.num or (4 if options.quick else 32), length, options.seed)
+    deviations = bench.deviations(steps[-1], (1, *REFRESHES))
     points: list[Point] = []
-    for point in measured(options):
+    for point in measured(bench, steps, thresholds):
         points.append(point)
         document: dict[str, Any] = {
             "model": MODEL,
             "judge": f"{MODEL}, its own exact autoregressive likelihood",
             "versions": protocol.versions(),
             "threads": torch.get_num_threads(),
+            "deviations": [asdict(one) for one in deviations],
             "points": [asdict(one) for one in points],
         }
         protocol.write(options.output / "quality.json", document)
-    (options.output / "quality.md").write_text(table(points) + "\n", encoding="utf-8")
+    text = f"{table(points)}\n\n{table_of_deviations(deviations)}\n"
+    (options.output / "quality.md").write_text(text, encoding="utf-8")
     draw(points, options.output / "quality.png")
-    print(table(points))
+    print(text, end="")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.quality import MODEL, Bench
+from hdlm import load_checkpoint
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, Prediction, Question
 from hdlm.hyperschedule import Block, Slide, flat
+from hdlm.package_data import pretrained
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
 from hdlm.sampling import (
@@ -217,3 +220,14 @@ def test_what_makes_no_sense_is_refused() -> None:
         View(use_cache=False, approximate=EVERYTHING)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         ApproximateCache(refresh=0)
+
+
+def test_how_far_the_shipped_model_is_off_is_measured() -> None:
+    """Nothing where everything is computed anew at every call; the more, the longer it is not."""
+    bench = Bench(load_checkpoint(pretrained() / MODEL), num=2, length=24, seed=0)
+    exact, fresh, stale = bench.deviations(12, (1, 2, None))
+    assert exact.most == 0
+    assert exact.share == 1 > fresh.share > stale.share > 0.1
+    assert 1e-6 < fresh.divergence.value < stale.divergence.value < 1
+    assert stale.largest > stale.divergence.value
+    assert stale.most > stale.difference > 0
