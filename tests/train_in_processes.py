@@ -1,7 +1,8 @@
 """Runs of several processes, as a program: `accelerate launch --config-file ... tests/train_in_processes.py JOBS`.
 
 A job is a table: the `recipe`, the `folder`, a step to `stop` after (0 for none; the process with the highest rank is
-the one that is asked to), the `engine` that the launcher should have set up, and a file for what was `reported`.
+the one that is asked to), the `engine` (and `stage` of ZeRO) that the launcher should have set up, and a file for what was
+`reported`.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def _work(job: dict[str, Any]) -> None:
     trainer.wait()
     saved = load_checkpoint(folder).network.state_dict()
     assert trainer._accelerator.distributed_type == DistributedType(asked), asked
+    if asked == "DEEPSPEED":
+        assert trainer._loss.zero_optimization_stage() == job["stage"]
     assert any(isinstance(weight, DTensor) for weight in run.denoiser.parameters()) == (asked == "FSDP")
     with trainer.at_rest() as denoiser:
         assert (denoiser is not None) == trainer.is_main

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ from accelerate.utils import (
 
 from hdlm.training import engine
 from hdlm.training.engine import make_engine
+from hdlm.training.keeping import Shelf
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
 FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -124,6 +131,53 @@ def test_accelerate_falls_back_to_whole_networks_and_the_run_says_so(monkeypatch
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ValueError, match="set `fsdp_version: 2`"):
         make_engine(MUON, RUN, CPU)
+
+
+@pytest.mark.slow
+def test_the_guides_script_for_slurm_stops_and_goes_on(tmp_path: Path) -> None:
+    """The shell gets the signal, ends the launcher, and puts the job back; the next one ends the run."""
+    [script] = re.findall(
+        r"```sh\n(.*?)```", (FOLDER.parents[1] / "docs" / "training.md").read_text(), flags=re.S
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log . " * 300)
+    small = f"--config-name epsilon_tiny hydra.run.dir={tmp_path / 'run'} training.n_iters=150 training.log_freq=1"
+    script = (
+        script.replace("--config-name epsilon_hdlm", small)
+        .replace("multi8", "multi2")
+        .replace("shards", str(text))
+    )
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, line in {
+        "scontrol": f'echo "$@" >> {tmp_path / "asked"}',
+        "accelerate": f'exec {sys.executable} -m accelerate.commands.launch --main_process_port 0 "${{@:2}}"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tools / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHONPATH": str(FOLDER.parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "SLURM_JOB_ID": "17",
+    }
+    metrics, options = tmp_path / "run" / "metrics.jsonl", {"cwd": FOLDER.parents[1], "env": environment}
+    job = subprocess.Popen(["bash", "-c", script], **options)
+    try:
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(60)
+    finally:
+        job.kill()
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    stopped = Shelf(tmp_path / "run").steps()[-1]
+    assert 0 < stopped < 150
+    subprocess.run(["bash", "-c", script], check=True, timeout=200, **options)
+    assert Shelf(tmp_path / "run").steps()[-1] == 150
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [table["step"] for table in steps if "loss" in table] == list(range(1, 151))
 
 
 @pytest.mark.parametrize("name", ["PARALLELISM_CONFIG", "MEGATRON_LM"])

@@ -179,7 +179,7 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 def _zero(table: dict[str, Any], folder: Path, stage: int = 2, stop: int = 0) -> list[list[float]]:
-    job = {"recipe": table, "folder": str(folder), "engine": "DEEPSPEED", "stop": stop}
+    job = {"recipe": table, "folder": str(folder), "engine": "DEEPSPEED", "stage": stage, "stop": stop}
     [reported] = carry_out([job], folder.parent, "deepspeed.yaml", "--zero_stage", str(stage))
     return reported
 
