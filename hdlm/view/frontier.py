@@ -31,6 +31,8 @@ __all__ = [
     "write_frontier_report",
 ]
 
+PERPLEXITY = "generative perplexity"
+PICTURE = "frontier.png"
 APART = 11.0
 """Points (1/72 inch) that labels keep from one another."""
 MARKERS = "osD^v"
@@ -227,10 +229,6 @@ def _name_curves(
         _say(axes, name, point, (7.0, at - places[index]), colours[index], 8.5, False)
 
 
-PERPLEXITY = "generative perplexity"
-PICTURE = "frontier.png"
-
-
 def write_frontier(folder: Path, document: Mapping[str, Any]) -> None:
     """Write report.md and, if there is a point to draw, frontier.png.
 
@@ -315,7 +313,10 @@ def frontier_table(document: Mapping[str, Any]) -> str:
 def _sections(document: Mapping[str, Any], picture: str) -> dict[str, str]:
     models = "\n".join(
         f"- {name}: {one['weights']} weights, sha256 `{one['weights_sha256']}`, {one['dtype']}"
-        + "".join(f", {key} {value}" for key, value in one.get("settings", {}).items())
+        + "".join(
+            f", {key} {'as the checkpoint has it' if value is None else value}"
+            for key, value in one.get("settings", {}).items()
+        )
         for name, one in document["models"].items()
     )
     settings = [f"{name} {value}" for name, value in document["settings"].items() if value is not None]

@@ -49,8 +49,8 @@ def write_generation_report(path: Path, document: Mapping[str, Any]) -> None:
         "Not measured": "\n".join(f"- {line}" for line in _failures(result)) or "Nothing failed.",
         "Definitions": "\n".join(f"- **{name}**: {text}" for name, text in result["definitions"].items())
         + "\n\nToken ids are those that the model wrote, without those that were given; judges read the whole text. "
-        "After ± stands the standard error by the jackknife over samples (over ten groups for MAUVE). Numbers of other "
-        "lengths or numbers of samples must not be compared.",
+        "After ± stands the standard error by the jackknife over samples (over ten groups for MAUVE); bars in the "
+        "picture are two of them. Numbers of other lengths or numbers of samples must not be compared.",
         "How": "\n".join(f"- {name}: `{value}`" for name, value in settings.items())
         + f"\n- seed: `{document['seed']}`\n- drawn in: `{result['draw_dtype']}`"
         + f"\n- weights: `{document['weights']}`, sha256 `{document['weights_sha256']}`"
@@ -62,7 +62,7 @@ def write_generation_report(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
-    """Draw every measure of the model, real text and the controls side by side.
+    """Draw every measure of the model, real text and the controls side by side, with two standard errors either way.
 
     Args:
         document: The results.
@@ -87,9 +87,8 @@ def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
                 found = scores.get(name, {})
                 if "value" in found:
                     colour = SERIES[place % len(SERIES)]
-                    axes.bar(
-                        place, found["value"], yerr=found["error"], color=colour, ecolor=MUTED, label=who
-                    )
+                    error = None if found["error"] is None else 2 * found["error"]
+                    axes.bar(place, found["value"], yerr=error, color=colour, ecolor=MUTED, label=who)
             axes.set_title("\n".join(_split(name)), fontsize=8.5)
             axes.set_xticks(
                 range(len(measured)), [Path(who).name[:12] for who in measured], rotation=35, ha="right"
