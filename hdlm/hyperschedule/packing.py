@@ -36,6 +36,8 @@ __all__ = ["AbstractPacking", "Packed", "packing"]
 
 ABSENT = -1
 """The step of a position that takes no part in a pass."""
+_ENTRIES = 2**22
+"""Levels that are held at a time."""
 
 
 @final
@@ -138,17 +140,22 @@ class _Chains(AbstractPacking):
         members = self._epochs == epoch
         starts, settles = self._starts[members], self._settles[members]
         first = int(starts.min())
-        n = torch.arange(first, max(int(settles.max()), first + 1))
-        active = (starts <= n[:, None]) & (n[:, None] < settles)
-        after = torch.where(active, settles, first + len(n) * ~active.any(-1, keepdim=True)).amax(-1) - first
-        leaf = torch.ones(len(n) + 1, dtype=torch.bool)
+        count = max(int(settles.max()) - first, 1)
+        n = torch.arange(first, first + count)
+        latest = torch.zeros(count, dtype=torch.long).scatter_reduce(
+            0, (starts - first).clamp_max(count - 1), torch.where(starts < settles, settles, 0), "amax"
+        )
+        after = latest.cummax(0).values
+        after = torch.where(after > n, after - first, count)  # nobody is active: the end
+        leaf = torch.ones(count + 1, dtype=torch.bool)
         leaf[after] = False
         here = leaf[:-1].nonzero()[:, 0]
         steps = torch.full((len(here), len(starts)), ABSENT)
-        visits = torch.zeros(len(n) + 1)
-        while len(going := (here < len(n)).nonzero()[:, 0]):
+        visits = torch.zeros(count + 1)
+        while len(going := (here < count).nonzero()[:, 0]):
             at = here[going]
-            steps[going] = torch.where(active[at], n[at, None], steps[going])
+            now = n[at, None]
+            steps[going] = torch.where((starts <= now) & (now < settles), now, steps[going])
             visits.index_add_(0, at, torch.ones(len(at)))
             here = here.clone()
             here[going] = after[at]
@@ -162,14 +169,11 @@ class _Chains(AbstractPacking):
         found[0] = ABSENT
         for epoch, (steps, _) in enumerate(self._chains):
             members = (self._epochs == epoch).nonzero()[:, 0]
-            first, last = int(self._starts[members].min()), int(self._settles[members].max())
-            levels = self._hyperschedule.levels(torch.arange(first, last + 1))[:, members]
-            row, column = (steps - first).clamp_min(0), torch.arange(len(members))
-            present = steps != ABSENT
-            now, then = levels[row, column], levels[(row + 1).clamp_max(len(levels) - 1), column]
-            found[0, : len(steps), members] = steps
-            found[1, : len(steps), members] = now * present
-            found[2, : len(steps), members] = then * present
+            chain, column = (steps != ABSENT).nonzero(as_tuple=True)
+            at, position = steps[chain, column], members[column]
+            found[0, chain, position] = at
+            found[1, chain, position] = _levels(self._hyperschedule, at, position)
+            found[2, chain, position] = _levels(self._hyperschedule, at + 1, position)
         return found
 
     @cached_property
@@ -190,9 +194,23 @@ def _starts(hyperschedule: AbstractHyperschedule) -> Int[Tensor, " l"]:
     low, high = torch.zeros_like(position), hyperschedule.settles.clone()
     while bool((low < high).any()):
         middle = (low + high) // 2
-        waits = hyperschedule.levels(middle + 1)[position, position] == hyperschedule.num_levels
+        waits = _levels(hyperschedule, middle + 1, position) == hyperschedule.num_levels
         low, high = torch.where(waits & (low < high), middle + 1, low), torch.where(waits, high, middle)
     return low
+
+
+def _levels(
+    hyperschedule: AbstractHyperschedule, steps: Int[Tensor, " k"], position: Int[Tensor, " k"]
+) -> Int[Tensor, " k"]:
+    """The level of each position at a step of its own, some steps at a time."""
+    distinct, row = steps.unique(return_inverse=True)
+    found = torch.empty_like(steps)
+    size = max(1, _ENTRIES // hyperschedule.length)
+    for begin in range(0, len(distinct), size):
+        some = hyperschedule.levels(distinct[begin : begin + size])
+        own = (begin <= row) & (row < begin + size)
+        found[own] = some[row[own] - begin, position[own]]
+    return found
 
 
 def _epochs(starts: Int[Tensor, " l"], settles: Int[Tensor, " l"]) -> Int[Tensor, " l"]:

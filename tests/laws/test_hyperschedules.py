@@ -27,6 +27,7 @@ from hdlm.hyperschedule import (
     packing,
 )
 from hdlm.hyperschedule.packing import ABSENT
+from tests.unit.test_network import Largest
 
 LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
 
@@ -290,3 +291,16 @@ def test_passes_of_large_canvases_take_little():
         packed = passes(torch.rand(4, passes.num_epochs, dtype=torch.float64))
         assert (packed.steps != ABSENT).double().mean() > 0.8
     assert time.perf_counter() - begin < 20
+
+
+def test_tables_of_passes_hold_no_number_a_step_and_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels are held a few steps at a time, and that changes no table."""
+    hyperschedule = PublishedSlide(300, 8, 4)
+    times = torch.rand(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = packing(hyperschedule)(times)
+    monkeypatch.setattr(inspect.getmodule(Packed), "_ENTRIES", 1000)
+    with Largest() as largest:
+        found = packing(hyperschedule)(times)
+    assert largest.numel < hyperschedule.num_steps * hyperschedule.length / 4
+    for name in ("steps", "now", "then", "weight"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name))
