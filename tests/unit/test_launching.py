@@ -51,13 +51,11 @@ def _set(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_is_one_of_accelerate(path: Path) -> None:
-    config = load_config_from_file(str(path))  # refuses unknown keys, but not those of inner tables
+    load_config_from_file(str(path))  # refuses unknown keys, but not those of inner tables
     known = vars(launch_command_parser().parse_args(["x.py"])).keys()
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
     inner = [key for value in table.values() if isinstance(value, dict) for key in value]
     assert [key for key in inner if key not in known] == []
-    assert config.mixed_precision == "bf16"
-    assert config.num_processes == {"single": 1, "multi2": 2, "multi4": 4}.get(path.stem, 8)
 
 
 def test_fsdp_is_the_second_version_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

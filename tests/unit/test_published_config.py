@@ -143,7 +143,7 @@ def test_the_tiny_preset_is_for_processors(family: str) -> None:
     assert recipe.run.steps * recipe.run.batch_size * recipe.data.context < 2e6
 
 
-ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8}
+ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8, "deepspeed": 8}
 
 
 @pytest.mark.parametrize("name", ACCELERATE)
