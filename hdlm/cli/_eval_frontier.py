@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hdlm.evaluation.frontier import Sweep
     from hdlm.evaluation.text import Text
     from hdlm.generation import Settings
-    from hdlm.sampling import Frame
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +150,11 @@ def _curves(args: argparse.Namespace, sweep: Sweep, models: dict[str, Checkpoint
     values = sorted(set(values))
     algorithms = list(dict.fromkeys(args.algorithm))
     total = len(models) * len(algorithms) * len(values)
-    done = begun = 0
+    done = 0
     curves = []
     with share_bar("writing", shown=not args.json and sys.stderr.isatty()) as bar:
 
-        def watch(written: int, frame: Frame) -> None:
-            nonlocal begun
-            begun = max(begun, int(frame.sequence.max()) + 1)
-            share = (written + frame.share * (begun - written)) / args.num
+        def watch(_: int, share: float) -> None:
             bar((done + share) / total, f"point {done + 1} of {total}")
 
         for model, checkpoint in models.items():
@@ -167,7 +163,7 @@ def _curves(args: argparse.Namespace, sweep: Sweep, models: dict[str, Checkpoint
                 for value in values:
                     settings = replace(_settings(args, algorithm), **{name: value})
                     points.append({name: value, **sweep.point(checkpoint, settings, watch)})
-                    done, begun = done + 1, 0
+                    done += 1
                 curves.append({"model": model, "algorithm": algorithm, "points": points})
     return curves
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from hdlm.evaluation.samples import Sample
     from hdlm.generation import Settings
     from hdlm.process import AbstractNoiseProcess
-    from hdlm.sampling import Frame
 
 CONTROLS = ("repeat", "unigram", "shuffle", "data")
 JUDGED_AT_A_TIME = 8
@@ -201,14 +200,6 @@ class _Evaluation:
 
         args, size = self.args, self.args.batch_size
         with share_bar("writing", shown=self.shown) as bar:
-            begun = 0
-
-            def watch(done: int, frame: Frame) -> None:
-                nonlocal begun
-                begun = max(begun, int(frame.sequence.max()) + 1)
-                share = (done + frame.share * (begun - done)) / args.num
-                bar(share, f"writing sample {done + 1} of {args.num}")
-
             return draw_samples(
                 self.checkpoint,
                 settings,
@@ -218,7 +209,7 @@ class _Evaluation:
                 seed=args.seed,
                 device=self.device,
                 keep=None if args.output is None else args.output / name,
-                watch=watch,
+                watch=lambda done, share: bar(share, f"writing sample {done + 1} of {args.num}"),
             )
 
     def _text(self) -> Tensor | str:

@@ -12,10 +12,7 @@ from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.generation import Settings
-    from hdlm.sampling import Frame
 
-LIKELY = 16
-"""Passages at a time where nobody says how many: only the bar goes by it."""
 SINGLE = (
     "infill",
     "json",
@@ -50,11 +47,6 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
     device = device_of(args) if own_device is None else own_device
     checkpoint = open_fast(args, device)
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
-
-        def watch(done: int, frame: Frame) -> None:
-            size = min(args.batch_size or LIKELY, args.num - done)
-            bar((done + frame.share * size) / args.num, f"writing passage {done + 1} of {args.num}")
-
         samples = draw_samples(
             checkpoint,
             settings,
@@ -65,7 +57,7 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
             device=device,
             keep=args.output,
             processes=processes,
-            watch=watch,
+            watch=lambda done, share: bar(share, f"writing passage {done + 1} of {args.num}"),
         )
     if processes.is_main:
         print(

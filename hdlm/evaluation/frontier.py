@@ -33,7 +33,6 @@ from hdlm.evaluation.samples import (
 from hdlm.evaluation.scoring import PERPLEXITY, attempt, pieces, text_of
 from hdlm.evaluation.text import Text
 from hdlm.generation import Settings, tokenizer_of
-from hdlm.sampling import Frame
 
 __all__ = ["MEASURES", "Sweep"]
 
@@ -70,14 +69,14 @@ class Sweep:
         self,
         checkpoint: Checkpoint,
         settings: Settings,
-        watch: Callable[[int, Frame], None] | None = None,
+        watch: Callable[[int, float], None] | None = None,
     ) -> dict[str, Any]:
         """One point, measured or remembered.
 
         Args:
             checkpoint: The model.
             settings: How to write.
-            watch: Told how many samples are done, and every step of those at work.
+            watch: As in `draw_samples`.
 
         Returns:
             Entropy and generative perplexity, each with its error or the reason why there is none, and the price.

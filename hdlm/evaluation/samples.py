@@ -79,7 +79,7 @@ def draw_samples(
     device: torch.device | str = "cpu",
     keep: Path | None = None,
     processes: Processes = ALONE,
-    watch: Callable[[int, Frame], None] | None = None,
+    watch: Callable[[int, float], None] | None = None,
 ) -> list[Sample]:
     """Write samples, or go on where another run stopped.
 
@@ -93,7 +93,7 @@ def draw_samples(
         device: Where the model is.
         keep: The file they are kept in, and read from if it is there.
         processes: Who else writes at the same time, each its share; they need a file.
-        watch: Told how many samples are not left to this process, and every step of those at work.
+        watch: Told after every step how many samples are not left to this process, and which share of the work is done.
 
     Raises:
         ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, or the file has
@@ -111,17 +111,9 @@ def draw_samples(
     left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]
     while left:
         some = _run_of(left, size)
-        begun = num - len(left)
+        tell = None if watch is None else partial(_tell, watch, num - len(left), len(some), num)
         try:
-            new = _batch(
-                checkpoint,
-                prompt,
-                settings,
-                some,
-                seed,
-                device,
-                None if watch is None else partial(watch, begun),
-            )
+            new = _batch(checkpoint, prompt, settings, some, seed, device, tell)
         except torch.OutOfMemoryError:
             if batch_size is not None or size == 1:
                 raise
@@ -175,6 +167,11 @@ def _run_of(left: Sequence[int], most: int) -> range:
     while count < min(most, len(left)) and left[count] == left[0] + count:
         count += 1
     return range(left[0], left[0] + count)
+
+
+def _tell(watch: Callable[[int, float], None], begun: int, size: int, num: int, frame: Frame) -> None:
+    """Say how far the work is, from how far `size` samples behind `begun` others are."""
+    watch(begun, (begun + frame.share * size) / num)
 
 
 def _batch(

@@ -193,12 +193,13 @@ def test_a_package_that_is_missing_is_a_reason_and_no_number(monkeypatch) -> Non
 @pytest.mark.slow
 def test_samples_are_those_of_write_and_go_on_after_a_kill(checkpoint, tmp_path) -> None:
     keep = tmp_path / "samples.jsonl"
-    done: list[int] = []
+    told: list[tuple[int, float]] = []
     first = draw_samples(checkpoint, SHORT, num=2, seed=3, batch_size=1, keep=keep)
-    again = draw_samples(
-        checkpoint, SHORT, num=4, seed=3, keep=keep, watch=lambda count, _: done.append(count)
-    )
-    assert set(done) == {2}
+    again = draw_samples(checkpoint, SHORT, num=4, seed=3, keep=keep, watch=lambda *now: told.append(now))
+    assert {done for done, _ in told} == {2}
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert 0.5 < shares[0] < shares[-1] == 1
     assert again[:2] == first
     whole = write(checkpoint, "", SHORT, num=4, seed=3)
     assert [tuple(one.tokens) for one in again] == [one.tokens for one in whole]
