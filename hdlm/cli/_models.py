@@ -18,6 +18,9 @@ ANY_MODEL = (
     "hdlm, or a hub id such as hdlm-group/hdlm-base-epsilon-0.01"
 )
 
+MOST_SLOTS = 64
+"""Sequences that static buffers are reserved for where nobody says how many; of base size in bfloat16, 2.7 GB."""
+
 
 def shipped() -> list[str]:
     """Names of the models that ship with the package."""
@@ -96,9 +99,12 @@ def open_checkpoint(
 
 
 def open_fast(args: argparse.Namespace, device: torch.device | str) -> Checkpoint:
-    """Load what `add_checkpoint` took down, to write with, in the precision of `--dtype`, compiled with `--compile`."""
+    """Load what `add_checkpoint` took down, to write with, as `--dtype`, `--compile` and `--slots` say."""
     import torch
 
     checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
-    checkpoint.network.speed_up(compiled=args.compile)
+    network, slots = checkpoint.network, args.slots
+    if slots is None:
+        slots = min(args.batch_size or args.num, MOST_SLOTS) if network.projection()[0].is_cuda else 0
+    network.speed_up(compiled=args.compile, slots=slots)
     return checkpoint

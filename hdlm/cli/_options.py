@@ -28,6 +28,17 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """The `type` of an argument that counts something there may be none of.
+
+    Raises:
+        ArgumentTypeError: if it is no whole number, or negative.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 0; got {text!r}")
+    return int(text)
+
+
 def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """Add `--seed`."""
     parser.add_argument(

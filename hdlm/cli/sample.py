@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import add_checkpoint, open_fast
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json, whole
 from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
 from hdlm.cli._sample_many import write_many
@@ -91,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action="store_true",
         help="compile the network first, up to a minute: for long runs",
+    )
+    fast.add_argument(
+        "--slots",
+        type=whole,
+        metavar="N",
+        help="sequences in static buffers, replayed as graphs on CUDA (default: all at a time on CUDA, else 0, off)",
     )
     parser.add_argument("--stream", action="store_true", help="print text as it settles")
     parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
@@ -258,6 +264,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
         "weights": f"{args.dtype}: {precision}",
         "passes": "compiled: exact" if args.compile else "not compiled; --compile is for long runs",
+        "buffers": _buffers(checkpoint),
         "draws": "float64 sums in two levels: exact down to the tail",
         "skips": "the network is not asked in steps that read nothing: exact",
         "cache": _cache(checkpoint, args),
@@ -282,6 +289,17 @@ def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     return (
         "computed are positions that are read or have changed, and "
         f"{'those not settled' if lasts else 'all'} anew every {refresh} calls: APPROXIMATE, logits change"
+    )
+
+
+def _buffers(checkpoint: Checkpoint) -> str:
+    """What static buffers were used for."""
+    static = checkpoint.network.static
+    if static is None:
+        return "grow with the text; --slots N makes them static, for accelerators"
+    how = "recorded as CUDA graphs" if static.records else "not recorded, as this is not CUDA"
+    return (
+        f"static, {static.slots} slots: {static.num_calls} calls, shapes: {len(static.shapes)}, {how}: exact"
     )
 
 

@@ -63,6 +63,21 @@ def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) 
     assert capsys.readouterr().out == plain
 
 
+def test_static_buffers_change_no_word_and_are_explained(capsys) -> None:
+    options = [*MODEL[:-1], "8", "--num", "3", "--steps", "2", "--batch-size", "2", "--explain"]
+    said = []
+    for more in ([], ["--slots", "2"]):
+        assert main([*options, *more]) == 0
+        said.append(capsys.readouterr())
+    assert said[0].out == said[1].out
+    assert "buffers: grow with the text" in said[0].err
+    calls = int(said[1].err.partition("NFE: ")[2].split()[0])
+    assert f"buffers: static, 2 slots: {calls} calls, shapes: 1, not recorded" in said[1].err
+    with pytest.raises(SystemExit):
+        main([*options, "--slots", "-1"])
+    assert "--slots: must be a whole number, at least 0; got '-1'" in capsys.readouterr().err
+
+
 def test_precision_and_compilation_are_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*MODEL[:-1], "8", "--steps", "1", "--explain"]
     assert main([*few, "--dtype", "bfloat16"]) == 0
