@@ -217,8 +217,8 @@ class Trainer:
 
     @property
     def preempted(self) -> bool:
-        """Whether a scheduler asked one of the processes to stop."""
-        return self._votes >= _PREEMPTS
+        """Whether a scheduler asked one of the processes to stop, and did so before the end."""
+        return self._votes >= _PREEMPTS and self._run.progress(self.step, self.seconds) < 1
 
     @property
     def is_main(self) -> bool:

@@ -352,6 +352,22 @@ def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, t
     assert (tmp_path / "model.safetensors").samefile(last)
 
 
+@pytest.mark.parametrize(("last", "preempted"), [(23, True), (24, False)])
+def test_a_signal_in_the_last_step_ends_nothing_early(
+    text: Path, tmp_path: Path, last: int, *, preempted: bool
+) -> None:
+    """A finished run is measured, and does not ask to be put back into the queue."""
+    session, stop, closed = Session(_run(_table(text)), tmp_path), StopRequest(), []
+
+    def watch(report: StepReport) -> None:
+        if report.step == last:
+            stop(signal.SIGTERM, None)
+
+    session.execute(stop, (watch,), (closed.append,))
+    assert session.trainer.preempted is preempted
+    assert [report.step for report in closed] == ([] if preempted else [24])
+
+
 def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     """The other one has gone further since; its checkpoints and its log are not touched."""
     table = _table(text)
