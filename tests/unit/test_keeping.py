@@ -76,6 +76,22 @@ def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_what_ends_a_program_while_it_saves_takes_nothing_away(tmp_path: Path, error: BaseException) -> None:
+    shelf = _filled(tmp_path, 5, 10)
+
+    def write(folder: Path) -> None:
+        (folder / "half").touch()
+        raise error
+
+    with pytest.raises(type(error)):
+        shelf.put(15, write)
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == [
+        "step-00000005",
+        "step-00000010",
+    ]
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing here says what a handle is of")
 def test_names_reach_the_disk_before_anything_is_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
