@@ -2,7 +2,8 @@
 
 Nothing is drawn in order, so sequence `k` gets the same numbers at any batch size, in any chunking and on any device.
 The function is Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011), written with
-64-bit integer tensors; it reproduces the published known-answer vectors.
+64-bit integer tensors, whose products wrap around: bits 32 to 63 of a product are right whatever its sign, and what is
+shifted in from the left is masked away. It reproduces the published known-answer vectors.
 """
 
 from __future__ import annotations
@@ -23,13 +24,6 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the 64-bit product of a constant and a tensor of 32-bit numbers, without overflow."""
-    low = (a & 0xFFFF) * b
-    high = (a >> 16) * b + (low >> 16)
-    return high >> 16, ((high << 16) | (low & 0xFFFF)) & _LOW
-
-
 _Key: TypeAlias = tuple[int, int] | tuple[Tensor, Tensor]
 
 
@@ -43,14 +37,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[T
     Returns:
         Four int64 tensors of the broadcast shape, with independent values in [0, 2^32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = ((product1 >> 32) ^ c1 ^ k0) & _LOW, product1
+        c2, c3 = ((product0 >> 32) ^ c3 ^ k1) & _LOW, product0
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return c0, c1, c2, c3
+    return c0, c1 & _LOW, c2, c3 & _LOW
 
 
 @final

@@ -11,6 +11,7 @@ The engine has the clock and the tokens; what is asked is the business of a `Tal
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -94,6 +95,7 @@ class _Group:
         length: How many positions they have.
         end: The step at which they are finished.
         memory: What the network remembers of them.
+        n: Steps done.
         kept: How many tokens of each count; None as long as nothing has stopped it.
         checked: How many tokens have been looked at for a stop.
     """
@@ -103,6 +105,7 @@ class _Group:
     end: int
     memory: Memory
     kept: list[int | None]
+    n: int = 0
     checked: int = 0
 
     @property
@@ -159,13 +162,13 @@ class Engine:
         self._positions = torch.arange(hyperschedule.length, device=device)
         self._groups: list[_Group] = []
         self._steps_done = 0
-        nothing = self._positions[:0]
-        self._x, self._n, self._sequence = nothing.view(0, hyperschedule.length), nothing, nothing
+        self._sequence = self._positions[:0]
+        self._x = self._sequence.view(0, hyperschedule.length)
         self._fixed = self._x.bool()
 
     def __len__(self) -> int:
         """How many sequences are on their way."""
-        return len(self._n)
+        return len(self._x)
 
     def add(
         self,
@@ -207,7 +210,6 @@ class Engine:
         held[:, length:] = True
         self._x, self._fixed = torch.cat([self._x, x]), torch.cat([self._fixed, held])
         self._sequence = torch.cat([self._sequence, sequence])
-        self._n = torch.cat([self._n, torch.zeros_like(sequence)])
         settles = self._hyperschedule.settles.to(x.device).expand_as(x).masked_fill(held, 0)
         ends = settles.amax(1).tolist()
         parts = (
@@ -246,14 +248,14 @@ class Engine:
     def _go(self, groups: list[int]) -> None:
         """One step of some groups; if only some of them have a question, of those that have none."""
         rows, members = self._rows(groups), [self._groups[number] for number in groups]
-        x, n, fixed, sequence = self._x[rows], self._n[rows], self._fixed[rows], self._sequence[rows]
+        x, fixed, sequence = self._x[rows], self._fixed[rows], self._sequence[rows]
+        n = torch.tensor([one.n for one in members for _ in range(one.size)], device=x.device)
         now, then = self._hyperschedule.levels(n), self._hyperschedule.levels(n + 1)
         moving = (then < now) & ~fixed
         new = x
         if moving.any():
             t, s = (self._noise[level].masked_fill(fixed, 0.0) for level in (now, then))
-            first = [own[0] for own in n.split([one.size for one in members])]
-            speakers = [Speaker(one.memory, one.size, at) for one, at in zip(members, first, strict=True)]
+            speakers = [Speaker(one.memory, one.size, one.n) for one in members]
             talk = Talk(self._denoiser, speakers, self._transforms)
             randomness = Randomness.of_rows([seed for one in members for seed in one.seeds])
             process = self._denoiser.process
@@ -266,7 +268,9 @@ class Engine:
             finally:
                 talk.end()
             self.num_evaluations += talk.num_evaluations
-        self._x[rows], self._n[rows] = new, n + 1
+        self._x[rows] = new
+        for one in members:
+            one.n += 1
         if self._watch is not None or self._stop is not None:
             settled = ((then == 0) | fixed).long().cumprod(1).sum(1)
             if self._watch is not None:
@@ -286,7 +290,7 @@ class Engine:
         """A frame for each step that has been made."""
         num_steps = self._hyperschedule.num_steps
         self._steps_done += len(n)
-        ahead = sum(group.end * group.size for group in self._groups) - int(self._n.sum())
+        ahead = sum((group.end - group.n) * group.size for group in self._groups)
         share = self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
         for step in n.unique().tolist():
             own = n == step
@@ -314,7 +318,7 @@ class Engine:
         staying: list[int] = []
         rows = self._rows(range(len(self._groups))).split([group.size for group in self._groups])
         for number, (group, own) in enumerate(zip(self._groups, rows, strict=True)):
-            if int(self._n[own[0]]) < group.end and None in group.kept:
+            if group.n < group.end and None in group.kept:
                 staying.append(number)
                 continue
             lengths = [group.length if kept is None else kept for kept in group.kept]
@@ -332,17 +336,15 @@ class Engine:
             ]
         if done:
             left = self._rows(staying)
-            self._x, self._n, self._fixed = self._x[left], self._n[left], self._fixed[left]
-            self._sequence = self._sequence[left]
+            self._x, self._fixed, self._sequence = self._x[left], self._fixed[left], self._sequence[left]
             self._groups = [self._groups[number] for number in staying]
         return done
 
     def _rows(self, groups: Sequence[int] | range) -> Int[Tensor, " b"]:
         """Places of the sequences of some groups."""
-        sizes = [group.size for group in self._groups]
-        begins = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        chosen = [torch.arange(begins[number], begins[number + 1]) for number in groups]
-        return torch.cat(chosen).to(self._n.device) if chosen else self._positions[:0]
+        begins = [0, *itertools.accumulate(group.size for group in self._groups)]
+        chosen = [row for number in groups for row in range(begins[number], begins[number + 1])]
+        return torch.tensor(chosen, dtype=torch.long, device=self._x.device)
 
 
 def _noise_of_levels(

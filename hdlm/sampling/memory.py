@@ -141,19 +141,20 @@ class Memory:
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
         self._tokens = torch.full((size, hyperschedule.length), -1, device=device)  # as they were computed
-        self._state = (-1, -1)
+        self._n, self._asked = -1, (-1, -1)
+        self._look(0)
         self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
         self._answer: Answer | None = None
 
-    def recall(self, n: Int[Tensor, ""], x: Int[Tensor, "g l"]) -> Answer | None:
+    def recall(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
         """The last answer, if it still holds: a network told no time, the same tokens, and the same in view."""
         if self._answer is None or not self._timeless:
             return None
-        same = self._state == _counts(*self._regions(n)) and torch.equal(x, self._tokens)
-        return self._answer if same else None
+        self._look(n)
+        return self._answer if self._asked == self._counts and torch.equal(x, self._tokens) else None
 
     def question(
-        self, n: Int[Tensor, ""], x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
+        self, n: int, x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
     ) -> Question:
         """What to ask the network, so that its answer, which is for `hear`, speaks of the positions that are read.
 
@@ -166,7 +167,8 @@ class Memory:
             u: Noise fractions.
             read: The positions that will be read.
         """
-        settled, absent = self._regions(n)
+        self._look(n)
+        settled, absent = self._settled, self._absent
         again = (x != self._tokens).any(0) | self._with_those_before(read.any(0))
         if self._view.lasts:
             again |= settled & ~self._for_ever
@@ -175,11 +177,11 @@ class Memory:
         chosen = ~absent & (again | ~self._kept)
         self._forget(self._kept & chosen)
         window = chosen.nonzero()[:, 0]
-        seen = generation(self._hyperschedule, n, self._view.context, self._view.active)
+        seen = generation(self._hyperschedule, self._step, self._view.context, self._view.active)
         attention = seen.select(window, torch.cat([self._order, window])).on(x.device)
         store = self._keep(window, chosen, settled) if self._view.remembers else None
         self._expect(x, window, chosen, absent)
-        self._state = _counts(settled, absent)
+        self._asked = self._counts
         return Question(x[:, window], u[:, window], Asked(window[None], attention, self._cache, store))
 
     def hear(self, prediction: Prediction, begin: int) -> Answer:
@@ -187,10 +189,15 @@ class Memory:
         self._answer = Answer(prediction, torch.where(self._place < 0, -1, self._place + begin))
         return self._answer
 
-    def _regions(self, n: Int[Tensor, ""]) -> tuple[Bool[Tensor, " l"], Bool[Tensor, " l"]]:
-        """Which positions are settled, and which are not there."""
-        regions = self._hyperschedule.regions(n)
-        return regions.settled, regions.worthless | self._beyond
+    def _look(self, n: int) -> None:
+        """See which positions are settled after some steps, and which are not there."""
+        if n == self._n:
+            return
+        self._n, self._step = n, torch.tensor(n, device=self._beyond.device)
+        regions = self._hyperschedule.regions(self._step)
+        self._settled, self._absent = regions.settled, regions.worthless | self._beyond
+        settled, absent = torch.stack([self._settled, self._absent]).sum(1).tolist()
+        self._counts = settled, absent  # neither ever falls
 
     def _forget(self, positions: Bool[Tensor, " l"]) -> None:
         """Take positions out of the cache; the last ones that stay fill the gaps."""
@@ -239,8 +246,3 @@ class Memory:
         for behind in range(1, self._denoiser.lookback + 1):
             found[:-behind] |= read[behind:]
         return found
-
-
-def _counts(settled: Bool[Tensor, " l"], absent: Bool[Tensor, " l"]) -> tuple[int, int]:
-    """How many positions are settled and how many are not there: neither ever goes back."""
-    return int(settled.sum()), int(absent.sum())

@@ -7,6 +7,7 @@ all of them have one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -47,7 +48,7 @@ class Speaker:
 
     memory: Memory
     size: int
-    step: Int[Tensor, ""]
+    step: int
 
 
 @final
@@ -96,8 +97,8 @@ class Talk:
         wanted = self._split(where)
         missing = [
             place
-            for place, own in enumerate(wanted)
-            if own.any() and (place not in found or bool((own & (found[place].place < 0)).any()))
+            for place in self._read(where)
+            if place not in found or bool((wanted[place] & (found[place].place < 0)).any())
         ]
         if not missing:
             return
@@ -119,18 +120,24 @@ class Talk:
 
     def _together(self, found: dict[int, Answer], where: Tensor) -> Answer:
         """The answers to those who are read as one."""
-        wanted = [place for place, own in enumerate(self._split(where)) if own.any()]
+        wanted = self._read(where)
         predictions: list[Prediction] = []
         for place in wanted:
             if not any(found[place].prediction is one for one in predictions):
                 predictions.append(found[place].prediction)
-        begins = torch.tensor([0, *(one.tokens.numel() for one in predictions)]).cumsum(0).tolist()
-        offsets = {id(one): begin for one, begin in zip(predictions, begins[:-1], strict=True)}
+        begins = itertools.accumulate((one.tokens.numel() for one in predictions), initial=0)
+        offsets = {id(one): begin for one, begin in zip(predictions, begins, strict=False)}
         index = torch.full_like(where, -1, dtype=torch.long)
         own = self._split(index)
         for place in wanted:
             own[place].copy_(found[place].place + offsets[id(found[place].prediction)])
         return Answer(joined(predictions), index)
+
+    def _read(self, where: Tensor) -> list[int]:
+        """Places of the speakers that are read."""
+        rows, sizes = where.any(1).tolist(), [one.size for one in self._speakers]
+        parts = zip(itertools.accumulate(sizes, initial=0), itertools.accumulate(sizes), strict=False)
+        return [place for place, (begin, end) in enumerate(parts) if any(rows[begin:end])]
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """By speaker."""
