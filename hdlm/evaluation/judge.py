@@ -83,7 +83,8 @@ class TransformersJudge(AbstractJudge):
         offline: Whether the hub must not be asked.
 
     Raises:
-        ValueError: If there is no such model here and none can be had.
+        ValueError: If there is no such model here and none can be had, if weights of it are missing, or if it is not
+            causal.
     """
 
     def __init__(
@@ -94,20 +95,14 @@ class TransformersJudge(AbstractJudge):
         *,
         offline: bool = False,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.name, self._device, self._batch_size = source, torch.device(device), batch_size
-        try:
-            here = _is_here(source, offline=offline)
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, local_files_only=here)
-        except OSError as error:
+        self._tokenizer, model = _opened(source, offline=offline)
+        self._model = model.to(self._device).eval()
+        if _looks_ahead(self._model, self._device):
             raise ValueError(
-                f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
-                f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
-                "that is here."
-            ) from error
-        self._tokenizer, self._model = tokenizer, model.to(self._device).eval()
+                f"the judge {source!r} sees what follows a token, and so cannot say how likely it is. Give a causal "
+                "language model."
+            )
         self.sha256 = weights_sha256(model)
 
     @torch.no_grad()
@@ -287,6 +282,48 @@ def generative_perplexity(
     }
 
 
+def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
+    """The tokenizer and the model of a folder or a name.
+
+    Raises:
+        ValueError: If it cannot be had, or is not whole: what is missing would be random.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        here = _is_here(source, offline=offline)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=here, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
+            f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
+            "that is here."
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of the judge {source!r} are damaged, or those of another model ({error}). Fetch them again."
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the judge {source!r} lacks {len(missing)} of its weights, {missing[0]} among them: it is not whole, or "
+            "no language model."
+        )
+    return tokenizer, model
+
+
+@torch.no_grad()
+def _looks_ahead(model: Any, device: torch.device) -> bool:
+    """Whether what a model says behind the first tokens depends on a later one."""
+    tokens = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
+    one, other = model(input_ids=tokens).logits[:, :2].float()
+    return bool((one - other).abs().max() > _NOISE * one.std())
+
+
 def _is_here(source: str, *, offline: bool) -> bool:
     """Whether nothing need be fetched; if something must, whether the hub answers is found out at once.
 
@@ -309,6 +346,8 @@ def _is_here(source: str, *, offline: bool) -> bool:
     return False
 
 
+_NOISE = 1e-2
+"""What numbers of few digits may make of equal ones, in standard deviations."""
 _SECONDS = 10.0
 """How long the hub may take to answer."""
 _CHUNK = 32

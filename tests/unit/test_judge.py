@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hdlm.evaluation.judge import AbstractJudge, Judgement, TransformersJudge, generative_perplexity
 from hdlm.evaluation.judges import judges_of
@@ -96,6 +99,51 @@ def test_a_long_text_is_read_in_windows_each_token_judged_once(folder):
         with torch.no_grad():
             nats -= float(model(ids[None, start:at]).logits[0, -1].log_softmax(-1)[ids[at]])
     assert found.nats == pytest.approx(nats, rel=1e-5)
+
+
+def _cut(weights):
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _without(weights):
+    save_file({name: one for name, one in load_file(weights).items() if "mlp" not in name}, weights, PT)
+
+
+def _of_another_shape(weights):
+    save_file(
+        {name: one[:1] if "mlp" in name else one for name, one in load_file(weights).items()}, weights, PT
+    )
+
+
+PT = {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, "are damaged"),
+        (_without, r"lacks 4 of its weights, .*mlp"),
+        (_of_another_shape, "of another model"),
+    ],
+)
+def test_a_judge_that_is_not_whole_judges_nothing(folder, tmp_path, damage, message):
+    """What is missing would be random weights."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "model.safetensors")
+    (found,) = judges_of([str(tmp_path)], torch.device("cpu")).values()
+    assert isinstance(found, str)
+    assert re.search(message, found)
+
+
+def test_a_judge_that_sees_what_follows_is_none(folder, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = BertConfig(vocab_size=50257, initializer_range=1.0, **small)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    (found,) = judges_of([str(tmp_path)], torch.device("cpu")).values()
+    assert "sees what follows a token" in found
 
 
 def test_a_judge_that_cannot_be_had(monkeypatch):

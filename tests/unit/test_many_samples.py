@@ -57,13 +57,16 @@ def tokens(samples):
 
 def test_a_torn_line_is_written_again(checkpoint, wanted, tmp_path):
     keep = tmp_path / "samples.jsonl"
-    draw_samples(checkpoint, SHORT, num=4, seed=3, batch_size=2, keep=keep)
+    begin = time.perf_counter()
+    drawn = draw_samples(checkpoint, SHORT, num=4, seed=3, batch_size=2, keep=keep)
+    assert sum(one.seconds for one in drawn) < time.perf_counter() - begin
     whole = keep.read_bytes()
-    for cut in (1, 5, 60):
-        keep.write_bytes(whole[:-cut])
+    for torn in (whole[:-1], whole[:-5], whole[:-60], whole + b'{"index": 4, "text": "' + b"x" * 9999):
+        keep.write_bytes(torn)
         found = draw_samples(checkpoint, SHORT, num=5, seed=3, batch_size=3, keep=keep)
         assert tokens(found) == wanted[:5]
         assert indices(keep) == [0, 1, 2, 3, 4]
+        assert keep.read_bytes().endswith(b"}\n")
     kept = keep.stat().st_mtime_ns
     assert tokens(draw_samples(checkpoint, SHORT, num=5, seed=3, keep=keep)) == wanted[:5]
     assert keep.stat().st_mtime_ns == kept, "what is there is not touched"
