@@ -33,7 +33,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.hyperschedule import AbstractHyperschedule, Regions
 
 Context = Literal["full", "causal", "block_causal"]
 Active = Literal["full", "causal"]
@@ -259,6 +259,7 @@ def generation(
     n: int | Int[Tensor, "*b"],
     context: Context = "block_causal",
     active: Active = "full",
+    regions: Regions | None = None,
 ) -> Visibility:
     """Who sees whom on one canvas in the step from `n` to `n + 1`.
 
@@ -267,11 +268,12 @@ def generation(
         n: steps done; one for all rows or one a row.
         context: what settled positions see of one another.
         active: what active positions see of one another.
+        regions: `hyperschedule.regions(n)`, from who has it at hand.
 
     Raises:
         ValueError: if `context` or `active` is no such choice.
     """
-    regions = hyperschedule.regions(n)
+    regions = hyperschedule.regions(n) if regions is None else regions
     ranking = _ranking(hyperschedule, context, regions.settled.device)
     together = ranking.rank.max() + 1 + _places(hyperschedule.length, active, ranking.rank.device)
     query_rank = torch.where(regions.settled, ranking.own, together).masked_fill(regions.worthless, NOBODY)

@@ -8,6 +8,7 @@ Autoregressive, flat, block, slide and wave generation are choices of `starts`; 
 from __future__ import annotations
 
 import abc
+import functools
 
 import torch
 from jaxtyping import Int
@@ -29,15 +30,22 @@ class AbstractCountdown(AbstractHyperschedule):
     def starts(self) -> Int[Tensor, " l"]:
         """Step at which each position becomes active, at least 0, in any order."""
 
-    @property
+    @functools.cached_property
     def settles(self) -> Int[Tensor, " l"]:
         """First step at which each position is settled: `starts + num_levels`."""
         return self.starts + self.num_levels
 
+    @functools.cached_property
+    def _settles_on(self) -> dict[torch.device, Int[Tensor, " l"]]:
+        """`settles` on the devices that were asked on, so that no step waits for a copy."""
+        return {}
+
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
         """Noise level of every position after `n` steps, in `[0, num_levels]`."""
         steps = torch.as_tensor(n)
-        return (self.settles.to(steps.device) - steps[..., None]).clamp(0, self.num_levels)
+        if steps.device not in self._settles_on:
+            self._settles_on[steps.device] = self.settles.to(steps.device)
+        return (self._settles_on[steps.device] - steps[..., None]).clamp(0, self.num_levels)
 
     @property
     def epochs(self) -> Int[Tensor, " l"]:

@@ -77,3 +77,13 @@ def test_answers_come_on_the_device_of_the_question():
     for hyperschedule in (Block(8, 4, 3), PublishedSlide(8, 4, 3), Table(torch.tensor([[1] * 8, [0] * 8]))):
         assert hyperschedule.regions(steps).active.device.type == "meta"
         assert hyperschedule.times(steps, 1e-4).device.type == "meta"
+
+
+def test_when_positions_settle_is_worked_out_once_and_is_no_part_of_what_a_schedule_is() -> None:
+    schedule, fresh = Block(8, 2, 3), Block(8, 2, 3)
+    before = schedule.levels(torch.tensor([0, 5]))
+    assert schedule.settles is schedule.settles
+    assert torch.equal(schedule.levels(torch.tensor([0, 5])), before)
+    assert schedule == fresh
+    assert hash(schedule) == hash(fresh)
+    assert repr(schedule) == repr(fresh)
