@@ -133,15 +133,14 @@ class Shelf:
             (self._folder / _BEST).unlink()
 
     def mend(self, bounds: Mapping[int, float]) -> None:
-        """Find the best kept step again if the note of it is lost, damaged, or of a step that is not kept.
+        """Find the best kept step again if the note of it is lost, damaged, or not of the best kept step.
 
         Args:
             bounds: What is known of steps, kept or not; a step without one is never the best.
         """
         kept = self.steps()
-        if self.best is not None and self.best[0] in kept:
-            return
-        (self._folder / _BEST).unlink(missing_ok=True)
+        if self.best is None or self.best[0] not in kept:
+            (self._folder / _BEST).unlink(missing_ok=True)
         known = [(bounds[step], step) for step in kept if math.isfinite(bounds.get(step, math.nan))]
         if known:
             bound, step = min(known)

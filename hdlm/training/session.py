@@ -122,6 +122,7 @@ class Session:
         self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
         self._saved: int | None = None
         self._saved_at = 0.0
+        self._offer: tuple[int, float | None] | None = None
         agree(None if found is None else found.state.step, "the checkpoint to go on from")
         if found is not None:
             self._go_on(found)
@@ -192,19 +193,30 @@ class Session:
     def offer(self, report: StepReport, bound: float | None) -> None:
         """Keep the run as it is now for as long as no other step has a better bound; every process must offer.
 
+        A step is saved when everybody has looked at it, so that whoever goes on from there has nothing to make up for.
+
         Args:
             report: That of the last step.
             bound: On validation text, less is better; None in processes that have not measured it.
         """
-        self.save(report)
+        self._offer = (report.step, bound)
+        self._note_offer()
+
+    def _note_offer(self) -> None:
+        """Note the bound of a step that is saved by now."""
+        if self._offer is None or self._offer[0] != self._saved:
+            return
+        (step, bound), self._offer = self._offer, None
         if self.trainer.is_main and bound is not None:
-            self._shelf.offer(report.step, bound)
+            self._shelf.offer(step, bound)
 
     def _save_if_due(self, report: StepReport) -> None:
         steps, minutes = self._settings.save_steps, self._settings.save_every
         by_steps = steps is not None and report.step % steps == 0
-        if by_steps or (minutes is not None and report.seconds - self._saved_at >= 60 * minutes):
+        by_time = minutes is not None and report.seconds - self._saved_at >= 60 * minutes
+        if by_steps or by_time or self._offer is not None:
             self.save(report)
+            self._note_offer()
 
     def _go_on(self, found: Unfinished) -> None:
         found.check(self._run.recipe)

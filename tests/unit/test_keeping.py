@@ -52,11 +52,18 @@ def test_a_note_that_is_sound_is_left_and_nothing_is_made_up(tmp_path: Path) -> 
     shelf.mend({})
     assert shelf.best is None
     shelf.offer(10, 2.0)
-    shelf.mend({5: 1.0})
+    shelf.mend({5: 2.5, 10: 2.0})
     assert shelf.best == (10, 2.0)
     shelf.rewind(5)
     shelf.mend({5: 3.0, 10: 2.0})
     assert shelf.best == (5, 3.0)
+
+
+def test_a_step_that_was_kept_and_not_noted_is_noted(tmp_path: Path) -> None:
+    shelf = _filled(tmp_path, 5, 10)
+    shelf.offer(5, 2.0)
+    shelf.mend({5: 2.0, 10: 1.5})
+    assert shelf.best == (10, 1.5)
 
 
 def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:

@@ -342,6 +342,33 @@ def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path)
     assert Shelf(tmp_path).best == (6, 2.0)
 
 
+def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Path) -> None:
+    """Whoever dies between a measurement and what comes after it finds both to do when the run goes on."""
+    table, looked = _table(text), []
+
+    def begin(*, dies: bool) -> None:
+        found = unfinished(tmp_path)
+        session = Session(_run(table, found), tmp_path, found)
+
+        def measure(report: StepReport) -> None:
+            if report.step == 8:
+                session.offer(report, 2.0)
+
+        def look(report: StepReport) -> None:
+            if dies and report.step == 8:
+                raise KeyboardInterrupt
+            looked.append(report.step)
+
+        session.execute(StopRequest(), (measure, look))
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(dies=True)
+    assert Shelf(tmp_path).steps() == [0, 5]
+    begin(dies=False)
+    assert looked == [*range(1, 8), *range(6, 25)]
+    assert Shelf(tmp_path).best == (8, 2.0)
+
+
 def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, tmp_path: Path) -> None:
     _execute(_table(text), tmp_path)
     last = Shelf(tmp_path).place(24) / "model.safetensors"
