@@ -79,12 +79,14 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from hdlm.evaluation import protocol, windows
-    from hdlm.evaluation.grids import as_times, measured_profile
+    from hdlm.evaluation.grids import as_times, check_steps, measured_profile
     from hdlm.evaluation.text import find_text, read_text
     from hdlm.generation import Settings, planned, tokenizer_of
 
     if args.output.is_dir():
         raise ValueError(f"--output {args.output} is a folder; give the name of a file, as grids.json.")
+    for steps in args.steps:
+        check_steps(steps)
     device = device_of(args)
     checkpoint = open_checkpoint(args, device)
     length = args.length or checkpoint.length
@@ -123,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        _print_gaps(gaps, args.output)
+        _print_gaps(gaps, args.output, "flat" if args.width is None else f"block --width {args.width}")
     return 0
 
 
@@ -138,10 +140,10 @@ def _gaps(
     return {name: measured.gap(grid) for name, grid in {**others, "learned": learned}.items()}
 
 
-def _print_gaps(gaps: dict[int, dict[str, Estimate]], output: Path) -> None:
+def _print_gaps(gaps: dict[int, dict[str, Estimate]], output: Path, plan: str) -> None:
     print("What few steps cost, in nats a token, on windows from which nothing was learned:\n")
     names = [*OTHERS, "learned"]
     print("steps  " + "".join(f"{name:>18}" for name in names))
     for steps, gap in gaps.items():
         print(f"{steps:5}  " + "".join(f"{gap[name]!s:>18}" for name in names))
-    print(f"\n{output}: use it by `hdlm sample ... --hyperschedule flat --steps N --grid {output}`.")
+    print(f"\n{output}: use it by `hdlm sample ... --hyperschedule {plan} --steps N --grid {output}`.")

@@ -37,7 +37,7 @@ from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 
-__all__ = ["Profile", "as_masks", "as_times", "grid_text", "measured_profile"]
+__all__ = ["Profile", "as_masks", "as_times", "check_steps", "grid_text", "measured_profile"]
 
 _CANDIDATES = 256
 """Masking probabilities that a grid may visit, evenly spread."""
@@ -71,8 +71,7 @@ class Profile:
         Raises:
             ValueError: If there are more steps than candidates.
         """
-        if not 1 <= steps <= _CANDIDATES:
-            raise ValueError(f"a grid can have between 1 and {_CANDIDATES} steps; got {steps}.")
+        check_steps(steps)
         cost = self._share @ _rising(self.nats.double().mean(0))
         index = torch.arange(_CANDIDATES + 1)
         apart = (index[1:, None] - index).double()  # [to, from], in candidates
@@ -110,6 +109,16 @@ class Profile:
         if len(self.nats) < 2:
             raise ValueError("a grid is learned on some windows and measured on others: give text for two.")
         return Profile(self.nats[::2]), Profile(self.nats[1::2])
+
+
+def check_steps(steps: int) -> None:
+    """See that a grid can have so many steps, before a profile is measured for it.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not 1 <= steps <= _CANDIDATES:
+        raise ValueError(f"a grid can have between 1 and {_CANDIDATES} steps; got {steps}.")
 
 
 @torch.no_grad()
@@ -223,6 +232,8 @@ def grid_text(text: str, steps: int | None) -> str:
         document = json.loads(path.read_bytes())
         found = {str(len(document)): document} if isinstance(document, list) else document["grids"]
         grids = {count: [float(time) for time in one] for count, one in found.items()}
+        if not grids or not all(grids.values()):
+            raise ValueError("nothing is listed")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} has no grids: give a list of times that rise to 1, or a file of `hdlm tune`."

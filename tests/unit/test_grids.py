@@ -212,7 +212,7 @@ def test_a_file_of_grids(tmp_path):
     for steps in (None, 4):
         with pytest.raises(ValueError, match=r"grids of 2, 3 steps: choose one by --steps"):
             grid_text(str(path), steps)
-    for wrong in ("{}", "7", '{"grids": {"2": 1}}', "not JSON"):
+    for wrong in ("{}", "7", "[]", '{"grids": {}}', '{"grids": {"2": 1}}', "not JSON"):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="has no grids"):
             grid_text(str(path), 2)
@@ -249,3 +249,7 @@ def test_a_grid_is_learned_and_used(tmp_path, capsys):
     assert main([*again, "--steps", "3", "--grid", str(file)]) == 2
     assert "grids of 2, 4 steps" in capsys.readouterr().err
     assert main([*tune, "--length", "400"]) == 2
+    assert main([*tune, "--steps", "4", "300"]) == 2
+    assert "between 1 and 256 steps; got 300" in capsys.readouterr().err
+    assert main([*tune, "--steps", "2", "--width", "4"]) == 0
+    assert "--hyperschedule block --width 4 --steps N" in capsys.readouterr().out
