@@ -25,9 +25,10 @@ _Sure: TypeAlias = Callable[[Reading, Tensor], Tensor]
 @final
 @dataclass(frozen=True)
 class ByThreshold:
-    """Writes every word whose probability reaches a threshold, and the likeliest in any case (Fast-dLLM, 2505.22618).
+    """Writes where the likeliest word reaches a probability, and where it is likeliest of all (Fast-dLLM, 2505.22618).
 
-    All masks of a move are written in it, however small its share of the schedule: use few, large moves.
+    Words are drawn there, as everywhere: the likeliest nearly always, and with a temperature of nearly 0 always. All
+    masks of a move are written in it, however small its share of the schedule: use few, large moves.
 
     Attributes:
         threshold: In [0, 1]; 1 writes one word at a time (but what is certain), 0 all at once.
@@ -56,7 +57,7 @@ class ByEntropy:
     The entropies of all but the largest among them add up to at most `bound`, which bounds their mutual information.
 
     Attributes:
-        bound: In nats, at least 0; 0 writes one word at a time.
+        bound: In nats, at least 0; 0 writes one word at a time (but what is certain).
     """
 
     bound: float = 0.1
@@ -79,15 +80,19 @@ class ByEntropy:
 
 
 def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]:
-    """Ask and write until no mask of the move is left."""
+    """Ask and write until no mask of the move is left; the noise that the network is told falls with the masks."""
     require_masks(move.process, "Adaptive decoding")
     asked = replace(move, x=x)
+    masks = asked.masked.sum(1, keepdim=True).clamp_min(1).to(move.t.dtype)
     while asked.masked.any():
         masked = asked.masked
         chosen = sure(asked.reading, masked)
         new = asked.x.clone()
         new[chosen] = asked.reading.draw(chosen, move.uniform(_MODEL))
-        asked = replace(asked, x=new)
+        left = (masked & ~chosen).sum(1, keepdim=True) / masks
+        asked = replace(
+            asked, x=new, t=torch.where(move.moving, torch.maximum(left * move.t, move.s), move.t)
+        )
     return asked.x
 
 

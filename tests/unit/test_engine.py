@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import final
 
 import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import Denoiser
+from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
 from hdlm.hyperschedule import Block, Slide, autoregressive, flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing, EpsilonHybrid
@@ -24,6 +25,7 @@ from hdlm.sampling import (
     Engine,
     Finished,
     Frame,
+    Prompt,
     sample,
 )
 from tests.tiny import FixedAnswer, tiny_denoiser
@@ -163,6 +165,24 @@ def test_adaptive_decoding_asks_as_often_as_it_is_unsure(one_at_a_time, all_at_o
     assert slow.evaluations.tolist() == [LENGTH] * 3
     assert fast.evaluations.tolist() == [2] * 3
     assert (torch.cat([slow.tokens, fast.tokens]) < WORDS).all()
+
+
+@pytest.mark.parametrize("step", [ByThreshold(1.0), ByEntropy(0.0)])
+def test_adaptive_decoding_tells_the_network_how_many_masks_are_left(step) -> None:
+    """Four masks of eight positions, one at a time: what is given has no noise, the rest less and less."""
+    told: list[list[float]] = []
+
+    @final
+    class Listening(AbstractDenoiser):
+        process = Absorbing(WORDS)
+
+        def predict(self, tokens: Tensor, noise: Tensor, context: Context) -> Prediction:
+            told.append(noise[0].tolist())
+            raw = torch.zeros(tokens.numel(), WORDS + 1, dtype=torch.float64)
+            return Prediction(self.process, Mean(), tokens, noise, lambda at: raw[at])
+
+    sample(Listening(), flat(LENGTH, 1), step, prompt=Prompt.prefix([1, 2, 3, 4], LENGTH))
+    assert told == [[0.0] * 4 + [share] * 4 for share in (1.0, 0.75, 0.5, 0.25)]
 
 
 def test_a_bound_on_entropy_is_kept() -> None:
