@@ -68,6 +68,10 @@ def test_names_stand_apart_and_on_the_side_of_their_curve(drawings: list[Figure]
     heights = [words[f"1  {name}"].get_window_extent().y0 * 72 / drawing.dpi for name in ends]
     assert heights[1] - heights[0] > frontier.APART - 0.5
     assert heights[2] - heights[1] > frontier.APART - 0.5
+    for name, above in (("low", False), ("high", True)):
+        place = drawing.axes[0].transData.transform((4.0, ends[name]))[1]
+        extent = words[f"1  {name}"].get_window_extent()
+        assert ((extent.y0 + extent.y1) / 2 > place) == above
 
 
 def _document(*models: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation import during_training, judges
+from hdlm.evaluation import during_training, evaluate, judges
 from hdlm.evaluation.during_training import Observer
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.training import (
@@ -177,6 +178,22 @@ def test_a_run_is_measured_and_not_changed(
     assert sum("no generative perplexity by no/such-judge" in line for line in told) == 1
     best = json.loads((tmp_path / "watched" / "training" / "best.json").read_text())
     assert best["bound"] == pytest.approx(min(line["validation"] for line in bounds), abs=1e-5)
+
+
+def test_a_bound_and_its_error_are_nats_a_token(
+    run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def canned(*arguments: Any, **options: Any) -> Any:
+        return replace(evaluate(*arguments, **options), estimates=(100.0, 102.0))
+
+    monkeypatch.setattr(during_training, "evaluate", canned)
+    run = run_of(validate_every=6, validation_windows=2)
+    session = Session(run, tmp_path)
+    session.execute(StopRequest(), (Observer(run, session, tmp_path, lambda _: None),))
+    (line,) = (one for one in _lines(tmp_path / "metrics.jsonl") if "validation" in one)
+    assert line["validation_tokens"] == 2 * 16
+    assert line["validation"] == pytest.approx(101 / 32, abs=1e-5)
+    assert line["validation_error"] == pytest.approx(1 / 32, abs=1e-5)
 
 
 @pytest.mark.parametrize("where", ["evaluate", "sample", "judges_of"])
