@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -73,6 +73,7 @@ class StaticBatch:
         self.slots, self.records, self.num_calls = slots, like.is_cuda, 0
         self._rotary, self._body, self._told = rotary, body, config.timestep_embedding
         self._like, self._address = like, like.data_ptr()
+        self._pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self._capacity, places = config.max_length, config.max_length + _WIDEST
         zeros = functools.partial(torch.zeros, device=like.device)
         shape = (2, config.num_blocks, slots, config.num_heads, places, config.head_dim)
@@ -100,9 +101,10 @@ class StaticBatch:
         ready = not torch.is_grad_enabled() and self._like.data_ptr() == self._address
         if not ready or len(caches) < len(passes) or not all(map(self._fits, passes)):
             return False
-        for cache in [
+        moved_out = [
             one for one in self._homes if not one.lies_in(self._memory)
-        ]:  # rows selected, or outgrown
+        ]  # rows selected, or outgrown
+        for cache in moved_out:
             del self._homes[cache]
         return len(caches.union(self._homes)) <= self.slots
 
@@ -120,7 +122,7 @@ class StaticBatch:
         if (width, reach) not in self._shapes:
             function = functools.partial(self._run, width, reach)
             with torch.cuda.device_of(self._memory):
-                self._shapes[width, reach] = recorded(function) if self.records else function
+                self._shapes[width, reach] = recorded(function, self._pool) if self.records else function
         hidden = self._shapes[width, reach]().clone()
         self._keep(asked)
         return [hidden[slot : slot + 1, : one.tokens.shape[1]] for slot, one in asked.items()]
@@ -215,11 +217,15 @@ class StaticBatch:
             self._memory[:, :, rows, :, new] = self._memory[:, :, rows, :, old]
 
 
-def recorded(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def recorded(function: Callable[[], Tensor], pool: Any = None) -> Callable[[], Tensor]:
     """A function of CUDA tensors as a graph that does the same to the same memory, in one launch.
 
     Args:
-        function: May be called any number of times; its result is overwritten by the next call.
+        function: Does no more when it is called more often.
+        pool: Memory for intermediate results, which graphs may share that are never replayed at the same time.
+
+    Returns:
+        The same function, but for its result, which every call overwrites.
     """
     side, main = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(main)
@@ -228,7 +234,7 @@ def recorded(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
             function()
     main.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = function()
 
     def replay() -> Tensor:

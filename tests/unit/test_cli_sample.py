@@ -95,13 +95,14 @@ def test_precision_and_compilation_are_explained(capsys, monkeypatch: pytest.Mon
 def test_compiling_changes_no_word() -> None:
     """In a process of its own, without the shape checks of the tests, which Dynamo would have to look into."""
     options = [*MODEL[:-1], "12", "--num", "2", "--steps", "2", "--seed", "3", "--explain", "--device", "cpu"]
-    plain, compiled = (
+    plain, compiled, static = (
         subprocess.run(
             [sys.executable, "-m", "hdlm", *options, *more], capture_output=True, text=True, check=True
         )
-        for more in ([], ["--compile"])
+        for more in ([], ["--compile"], ["--compile", "--slots", "2"])
     )
-    assert compiled.stdout == plain.stdout
+    assert compiled.stdout == static.stdout == plain.stdout
+    assert "buffers: static, 2 slots" in static.stderr
     assert "compiled: exact" in compiled.stderr
 
 

@@ -78,7 +78,7 @@ def taped(*networks: DDiT):
         patch.setattr(torch.cuda, "current_stream", Stream)
         patch.setattr(torch.cuda, "stream", contextlib.nullcontext)
         patch.setattr(torch.cuda, "CUDAGraph", new_tape)
-        patch.setattr(torch.cuda, "graph", lambda tape: tape)
+        patch.setattr(torch.cuda, "graph", lambda tape, pool: tape)
         for network in networks:
             network.static.records = True
         yield tapes
