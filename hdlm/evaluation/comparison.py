@@ -173,7 +173,7 @@ def _likelihood(document: Document, name: str) -> LikelihoodResult:
     try:
         result = LikelihoodResult.from_dict(_mapping(document, "result", name))
         _bits(result)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {error}") from error
     return result
 

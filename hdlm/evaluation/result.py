@@ -100,8 +100,18 @@ class LikelihoodResult:
 
     @property
     def perplexity(self) -> float:
-        """`exp(nats / num_tokens)`."""
-        return math.exp(self.nats_per_token)
+        """`exp(nats / num_tokens)`.
+
+        Raises:
+            ValueError: If no float holds it.
+        """
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError as error:
+            raise ValueError(
+                f"the bound is {self.nats_per_token:.0f} nats a token, and there is no float for the exponential of "
+                "that: the model knows less than nothing of this text."
+            ) from error
 
     @property
     def perplexity_error(self) -> float | None:

@@ -277,6 +277,13 @@ def test_one_replicate_has_no_error_and_unknown_bytes_no_rate() -> None:
     assert alone.bits_per_byte_error is None
 
 
+def test_a_perplexity_that_no_float_holds_is_said() -> None:
+    lost = replace(RESULT, estimates=(710.0 * RESULT.num_tokens,) * 2)
+    assert lost.nats_per_token == pytest.approx(710)
+    with pytest.raises(ValueError, match="710 nats a token, and there is no float"):
+        lost.to_dict()
+
+
 def test_a_result_is_written_with_its_protocol() -> None:
     written = json.loads(json.dumps(RESULT.to_dict()))
     assert written["perplexity"] == pytest.approx(math.exp(2.2))
