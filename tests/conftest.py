@@ -9,6 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
+NO_CUDA = "no CUDA here, so CUDA graphs were replayed by a stand-in only"
 NO_GOLDEN_DATA = f"no golden data at {GOLDEN_DATA}: set HDLM_SHARED to the folder that holds `golden/`"
 
 
@@ -27,8 +28,9 @@ def shared() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say aloud how many parity tests did not run, so that a green run is not mistaken for a full one."""
+    """Say aloud how many tests did not run for want of data or devices: a green run is no full one."""
     reports = terminalreporter.getreports("skipped")
-    lost = sum(NO_GOLDEN_DATA in str(report.longrepr) for report in reports)
-    if lost:
-        terminalreporter.write_sep("!", f"{lost} tests did not run: {NO_GOLDEN_DATA}", red=True, bold=True)
+    for reason in (NO_GOLDEN_DATA, NO_CUDA):
+        lost = sum(reason in str(report.longrepr) for report in reports)
+        if lost:
+            terminalreporter.write_sep("!", f"{lost} tests did not run: {reason}", red=True, bold=True)
