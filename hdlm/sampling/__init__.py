@@ -19,7 +19,7 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.algorithms import ALGORITHMS, EXACT, algorithm
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Answer, Chain, Move, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Foresees, Move, Reading, Step, Transform
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.draws import draw_index, draw_word
@@ -63,6 +63,7 @@ __all__ = [
     "Euler",
     "Finished",
     "FirstHitting",
+    "Foresees",
     "Frame",
     "Generation",
     "GibbsCorrection",

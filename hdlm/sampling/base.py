@@ -13,7 +13,8 @@ Randomness comes from counters (`hdlm.randomness`): a step gets its uniform numb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -25,7 +26,17 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.sampling.draws import draw_index
 
-__all__ = ["Answer", "Chain", "Move", "Reading", "Step", "Transform", "require_masks", "words_wait"]
+__all__ = [
+    "Answer",
+    "Chain",
+    "Foresees",
+    "Move",
+    "Reading",
+    "Step",
+    "Transform",
+    "require_masks",
+    "words_wait",
+]
 
 _ENTRIES = 2**22
 """How many vocabulary entries are projected at a time."""
@@ -76,12 +87,15 @@ class Reading:
         tokens: The canvas that is asked about.
         noise: The noise fraction of each position.
         transforms: Applied in order to `p(x_0 | x_t)` before it is used.
+        expected: Each says where a later step may read as well; called only if an answer speaks of no more than is
+            read.
     """
 
     answer: Callable[[Bool[Tensor, "b l"]], Answer]
     tokens: Int[Tensor, "b l"]
     noise: Float[Tensor, "b l"]
     transforms: tuple[Transform, ...]
+    expected: list[Callable[[], Bool[Tensor, "b l"]]] = field(default_factory=list)
 
     def log_clean(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p(x_0 | x_t)`, transformed and normalised, in the order of `where.nonzero()`."""
@@ -235,6 +249,15 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Foresees(Protocol):
+    """A step that knows beforehand where it may read, so that one question serves a chain."""
+
+    def foresee(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Positions that it may read of `move.reading`, whatever steps before it do."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Chain:
@@ -253,8 +276,12 @@ class Chain:
             raise ValueError("A chain needs at least one step.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        for index, step in enumerate(self.steps):
-            x = step(x, move.sub(index))
+        parts = [(step, move.sub(index)) for index, step in enumerate(self.steps)]
+        later = [partial(step.foresee, own) for step, own in parts[1:] if isinstance(step, Foresees)]
+        if later:
+            move.reading.expected.extend(later)
+        for step, own in parts:
+            x = step(x, own)
         return x
 
 

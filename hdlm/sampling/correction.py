@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hdlm.sampling.base import Move
@@ -34,10 +34,13 @@ class AdaptiveCorrection:
             raise ValueError(f"`eta` of the correction must lie in [0, 1]; got {self.eta}.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        chosen = move.uniform(_CHOICE) < self.eta * move.still_masked
-        redraw = move.visible & (x == move.x) & chosen
+        redraw = self.foresee(move) & (x == move.x)
         if not redraw.any():
             return x
         new = x.clone()
         new[redraw] = move.reading.draw(redraw, move.uniform(_MODEL))
         return new
+
+    def foresee(self, move: Move) -> Bool[Tensor, "b l"]:
+        """The words that are redrawn, but for those that a step before has changed."""
+        return move.visible & (move.uniform(_CHOICE) < self.eta * move.still_masked)

@@ -146,6 +146,11 @@ class Memory:
         self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
         self._answer: Answer | None = None
 
+    @property
+    def keeps_active(self) -> bool:
+        """Whether a call computes no more than it must, of positions that are still being written too."""
+        return self._view.keeps_active
+
     def recall(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
         """The last answer, if it still holds: a network told no time, the same tokens, and the same in view."""
         if self._answer is None or not self._timeless:

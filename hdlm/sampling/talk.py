@@ -8,7 +8,7 @@ all of them have one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -80,11 +80,15 @@ class Talk:
         recalled = enumerate(one.memory.recall(one.step, tokens) for one, tokens in pairs)
         found = {place: answer for place, answer in recalled if answer is not None}
 
+        expected: list[Callable[[], Tensor]] = []
+
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
-            self._find(x, u, where, found)
+            missing = self._missing(where, found)
+            if missing:
+                self._consult(x, u, where, expected, found, missing)
             return self._together(found, where)
 
-        reading = Reading(answer, x, u, self._transforms)
+        reading = Reading(answer, x, u, self._transforms, expected)
         self._last = (x, u, reading)
         return reading
 
@@ -92,20 +96,37 @@ class Talk:
         """Forget the last question: it knows this talk, and a cycle would keep caches until garbage is collected."""
         self._last = None
 
-    def _find(self, x: Tensor, u: Tensor, where: Tensor, found: dict[int, Answer]) -> None:
-        """Have an answer for every speaker that is read, which speaks of all positions that are or were read."""
+    def _missing(self, where: Tensor, found: dict[int, Answer]) -> list[int]:
+        """Speakers that are read, and have no answer which speaks of all that is read.
+
+        Raises:
+            QuietError: If there are others, who can go ahead alone.
+        """
         wanted = self._split(where)
         missing = [
             place
             for place in self._read(where)
             if place not in found or bool((wanted[place] & (found[place].place < 0)).any())
         ]
-        if not missing:
-            return
-        if self._patient and len(missing) < len(self._speakers):
+        if self._patient and 0 < len(missing) < len(self._speakers):
             raise QuietError([place for place in range(len(self._speakers)) if place not in missing])
+        return missing
+
+    def _consult(
+        self,
+        x: Tensor,
+        u: Tensor,
+        where: Tensor,
+        expected: list[Callable[[], Tensor]],
+        found: dict[int, Answer],
+        missing: list[int],
+    ) -> None:
+        """Ask about some speakers: all positions that are, were or may yet be read."""
         self._patient = False
-        tokens, noise = self._split(x), self._split(u)
+        if self._speakers[0].memory.keeps_active:
+            for also in expected:
+                where = where | also()
+        tokens, noise, wanted = self._split(x), self._split(u), self._split(where)
         questions = []
         for place in missing:
             one, read = self._speakers[place], wanted[place]

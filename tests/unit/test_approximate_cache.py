@@ -118,6 +118,20 @@ def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, togeth
             torch.testing.assert_close(script.said[key], log_p, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_chain_that_reads_twice_asks_once(together: bool) -> None:
+    """ACS foresees which words it will redraw: the words, and the price, are those of no cache."""
+    process = EpsilonHybrid(WORDS, 0.2)
+    denoiser, step = tiny_denoiser(process, num_blocks=1), algorithm("acs", process, 0.6)
+    plain, cached = (
+        sample(denoiser, flat(LENGTH, 6), step, num_sequences=3, approximate=how, together=together)
+        for how in (None, EVERYTHING)
+    )
+    assert torch.equal(plain.tokens, cached.tokens)
+    assert torch.equal(plain.evaluations, cached.evaluations)
+    assert (cached.computed < plain.computed).all()
+
+
 @pytest.mark.parametrize("context", ["causal", "block_causal"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_settled_text_stays_exact_where_its_view_never_changes(context, shifted: bool) -> None:
