@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         nargs="+",
         metavar="TEXT",
-        help="files, folders, globs (text or .jsonl), or a corpus: kjv, pydoc_topics (default: the recipe's)",
+        help="files, folders, globs (text, .jsonl, .parquet), a folder of `hdlm tokenize`, or a corpus: kjv, "
+        "pydoc_topics (default: the recipe's)",
     )
     parser.add_argument("--output", type=Path, help="folder for the checkpoint and the metrics")
     parser.add_argument("--recipe", help=f"name or TOML file (default: {_RECIPE})")
@@ -100,7 +101,9 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multirun", "-m", action="store_true", help="of --config: one run for each combination of values"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of --config: options to change")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of --config: options to change, side by side"
+    )
 
 
 def _configured(args: argparse.Namespace) -> int:

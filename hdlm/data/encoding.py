@@ -133,7 +133,9 @@ def head_of(
     found = _joined(encoded(tokenizer, chosen), most)
     if found is None:
         side = f"the {share:.1%} of the text that is set aside for validation" if aside else "the text"
-        raise ValueError(f"{side} holds no document: give more text, or data.validation_corpus.")
+        raise ValueError(
+            f"{side} holds no document: give more text, a larger share, or other text to measure with."
+        )
     return found
 
 

@@ -48,7 +48,7 @@ def shuffled(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream
 def permutation(seed: int, epoch: int, size: int, stream: int) -> Int[Tensor, " size"]:
     """A whole random order, by sorting; see `shuffled`."""
     place = torch.arange(size)
-    return Randomness(seed).uniform(torch.zeros_like(place), epoch, place, stream=stream).argsort()
+    return Randomness(seed).uniform(torch.zeros_like(place), epoch, place, stream=stream).argsort(stable=True)
 
 
 def _feistel(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:

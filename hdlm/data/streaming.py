@@ -13,8 +13,9 @@ shards, which are tokenised once, begin anywhere at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, count
 from typing import final
 
@@ -54,12 +55,16 @@ class Stream:
 
     def epoch(self, number: int, seed: int) -> Iterator[Ids]:
         """Tokens of one epoch, piece by piece."""
-        parts = self.corpus.parts()
-        order = permutation(seed, number, len(parts), _FILES).tolist()
-        pieces = chain.from_iterable(parts[place].pieces() for place in order)
+        order = permutation(seed, number, len(self._parts), _FILES).tolist()
+        pieces = chain.from_iterable(self._parts[place].pieces() for place in order)
         kept = (sided for sided in sides(pieces, self.share) if not sided.aside)
         for _, ids in encoded(self.tokenizer, kept):
             yield ids
+
+    @cached_property
+    def _parts(self) -> Sequence[AbstractCorpus]:
+        """What is put in order: a file that comes to a folder later belongs to no epoch of this run."""
+        return self.corpus.parts()
 
     def tokens(self, seed: int) -> Iterator[Ids]:
         """Tokens of one epoch after the other, without end.

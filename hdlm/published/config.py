@@ -264,7 +264,8 @@ class Config:
     def _idle_of_samples(self) -> dict[str, str]:
         judged = ("eval.perplexity_batch_size",)
         if not self.training.snapshot_sampling:
-            written = ("eval.perplexity", *judged, "annealing.sampling_method", "sampling.predictor")
+            of_gamma = ("sampling.predictor",) if self.is_gamma else ()
+            written = ("eval.perplexity", *judged, "annealing.sampling_method", *of_gamma)
             return dict.fromkeys(
                 written, "it is about snapshots' samples: use training.snapshot_sampling=true"
             )

@@ -290,6 +290,12 @@ def test_an_epoch_drops_nothing(size: int, length: int, seed: int, epoch: int) -
     assert set(seen.flatten().tolist()) == set(range(size))
 
 
+def test_epochs_cut_the_text_at_different_places() -> None:
+    windows = Windows(torch.arange(40), 5, 0)
+    cuts = {int(windows.batch(epoch * len(windows), 1)[0, 0]) % 5 for epoch in range(20)}
+    assert cuts == set(range(5))
+
+
 @given(first=st.integers(0, 40), count=st.integers(1, 30))
 @settings(max_examples=50, deadline=None)
 def test_order_is_a_function_of_the_number(first: int, count: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def test_shards_hold_the_tokens_of_the_text(write, tokenizer, tmp_path) -> None:
     count = shards.manifest.count("train")
     assert (count.documents, count.tokens, count.bytes) == (200, len(whole.tokens), whole.num_bytes)
     assert len(shards.manifest.shards) > 3
+    assert shards.head("train", 500).num_bytes == round(500 * whole.num_bytes / len(whole.tokens))
     assert np.load(tmp_path / "shards" / "00000.npy").dtype == np.uint16
     assert shards.tokenizer().to_json() == tokenizer.to_json()
     with pytest.raises(ValueError, match="no document is set aside"):
@@ -181,9 +183,19 @@ def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
     assert write(renew=True).manifest.complete
 
 
+def test_one_process_works_at_a_time(write, tmp_path) -> None:
+    def looks(progress: Progress) -> None:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "shards" / ".lock").acquire(timeout=0)
+
+    write(watch=looks)
+    FileLock(tmp_path / "shards" / ".lock").acquire(timeout=0)
+
+
 def test_what_is_there_is_not_made_again(write, monkeypatch) -> None:
     first = write()
     monkeypatch.setattr("hdlm.data.shards.encoded", None)
+    monkeypatch.setattr("hdlm.data.shards._hash", None)
     assert write().manifest == first.manifest
 
 
@@ -270,7 +282,9 @@ def test_a_long_order_is_random_and_takes_no_memory() -> None:
     assert order.unique().numel() == 2000
     assert abs(float(order.double().mean()) / size - 0.5) < 4 * 0.2887 / 2000**0.5
     assert abs(float(torch.corrcoef(torch.stack([order[1:], order[:-1]]).double())[0, 1])) < 4 / 2000**0.5
-    assert not torch.equal(order, shuffled(3, 1, size, torch.arange(2000), 1))
+    for other in ((4, 0, 1), (3, 1, 1), (3, 0, 2)):
+        seed, epoch, stream = other
+        assert not torch.equal(order, shuffled(seed, epoch, size, torch.arange(2000), stream)), other
 
 
 def test_fingerprints_tell_texts_apart(write, tmp_path) -> None:

@@ -75,6 +75,14 @@ def test_order_depends_on_the_number_alone(folder, tokenizer, size) -> None:
     assert not torch.equal(StreamedWindows(_stream(folder, tokenizer), 10, 3).batch(0, 400), whole)
 
 
+def test_a_file_that_comes_later_changes_nothing(folder, tokenizer) -> None:
+    whole = StreamedWindows(_stream(folder, tokenizer), 10, 2).batch(0, 400)
+    windows = StreamedWindows(_stream(folder, tokenizer), 10, 2)
+    windows.batch(0, 8)
+    (folder / "9.jsonl").write_text('{"text": "late"}\n' * 50)
+    assert torch.equal(windows.batch(8, 392), whole[8:])
+
+
 def test_what_is_set_aside_is_not_in_the_stream(folder, tokenizer) -> None:
     ids = [id for ids in _stream(folder, tokenizer, 0.2).epoch(0, 0) for id in ids.tolist()]
     pieces = corpus(str(folder)).pieces()
@@ -132,10 +140,12 @@ def test_what_is_expected_is_made_in_one_other_thread() -> None:
         windows.expect(10, 1)
         windows.expect(12, 2)
         assert windows.batch(12, 2)[1, 0] == 13
+        assert not windows._expected
         assert windows.batch(10, 1)[0, 0] == 10
     assert numbers.asked[:3] == [(0, 2), (2, 2), (9, 1)]
     assert len(numbers.threads) == 1
     assert threading.get_ident() not in numbers.threads
+    assert numbers.threads.isdisjoint(thread.ident for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(
