@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hdlm.checkpoint import load_checkpoint
 from hdlm.evaluation.judge import AbstractJudge, Judgement, TransformersJudge, generative_perplexity
 from hdlm.evaluation.judges import judges_of
+from hdlm.evaluation.protocol import weights_sha256
+from hdlm.package_data import pretrained
 from tests import gpt2
 
 
@@ -99,6 +102,16 @@ def test_a_long_text_is_read_in_windows_each_token_judged_once(folder):
         with torch.no_grad():
             nats -= float(model(ids[None, start:at]).logits[0, -1].log_softmax(-1)[ids[at]])
     assert found.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_judges_are_known_by_their_weights(folder):
+    from transformers import AutoModelForCausalLM
+
+    ours = "kjv-epsilon-4m"
+    found = judges_of([str(folder), ours], torch.device("cpu"))
+    networks = AutoModelForCausalLM.from_pretrained(folder), load_checkpoint(pretrained() / ours).network
+    for (word, judge), network in zip(found.items(), networks, strict=True):
+        assert judge.noted == {"judge": word, "judge_sha256": weights_sha256(network)}
 
 
 def _cut(weights):

@@ -196,6 +196,21 @@ def test_a_bound_and_its_error_are_nats_a_token(
     assert line["validation_error"] == pytest.approx(1 / 32, abs=1e-5)
 
 
+def test_a_shifted_model_is_given_the_first_token_which_counts_for_nothing(
+    run_of: Any, tmp_path: Path
+) -> None:
+    run = run_of(sample_every=6, samples=2, judge="")
+    table = run.recipe.to_table()
+    run = prepare(Recipe.from_table({**table, "network": {**table["network"], "shifted": True}}), CPU)
+    session = Session(run, tmp_path)
+    session.execute(StopRequest(), (Observer(run, session, tmp_path, lambda _: None),))
+    (line,) = (one for one in _lines(tmp_path / "metrics.jsonl") if "entropy" in one)
+    first, second, third = (line[f"distinct-{n}"] for n in (1, 2, 3))
+    assert (first * 2 * 15, second * 2 * 14, third * 2 * 13) == pytest.approx(
+        (round(first * 30), round(second * 28), round(third * 26)), abs=1e-3
+    )
+
+
 @pytest.mark.parametrize("where", ["evaluate", "sample", "judges_of"])
 def test_memory_that_does_not_suffice_to_measure_stops_nothing(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
