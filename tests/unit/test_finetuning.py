@@ -84,6 +84,7 @@ CASES = [
     ({"process": {"type": "GammaHybrid", "gamma": 0.1}}, NEXT_WORDS, "EpsilonHybrid -> GammaHybrid"),
     ({"network": {"shifted": False}}, NEXT_WORDS, "spoke of the next position"),
     ({"network": {"context": "causal"}}, NEXT_WORDS, "attention block_causal/full -> causal/full"),
+    ({"network": {"active": "causal"}}, NEXT_WORDS, "attention block_causal/full -> block_causal/causal"),
     ({"data": {"context": 32}}, NEXT_WORDS, "context 16 -> 32"),
     ({"process": {"epsilon": 0.0, "noise_schedule": {"type": "Cosine"}}}, NEXT_WORDS, "another pace"),
     ({}, {"type": "Slide", "width": 2, "num_levels": 4}, "Slide (width 2, num_levels 4)"),
@@ -103,6 +104,15 @@ def test_what_changes_is_said(
     found = changes(autoregressor, run.checkpoint())
     assert len(found) == (1 if line else 0)
     assert line in " ".join(found)
+
+
+def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
+    several, wide = (
+        prepare(_recipe(text, {"type": "Block", "width": width, "num_levels": 4}), CPU).checkpoint()
+        for width in (1, 2)
+    )
+    (line,) = changes(several, wide)
+    assert line.endswith("other positions are noisy together than it has met")
 
 
 def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
