@@ -191,6 +191,7 @@ ACTING = [
     ("gamma_hdlm", "graph.gamma=0.3", "process.gamma", 0.3),
     ("gamma_hdlm", "graph.type=absorb", "process.gamma", 0.0),
     ("gamma_hdlm", "graph.type=uniform", "process.gamma", 1.0),
+    ("gamma_hdlm", "noise.type=loglinear", "process.noise_schedule.floor", 5e-3),
     ("gamma_hdlm", "noise.type=geometric", "process.noise_schedule.type", "Geometric"),
     ("gamma_hdlm", "annealing.ce_loss_weight=0", "objective.cross_entropy", 0.0),
     ("gamma_hdlm", "annealing.diffusion_loss_weight=2", "objective.diffusion", 2.0),
@@ -639,7 +640,15 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
     metrics = result["metrics"]
     assert "nobody" in metrics["generative perplexity"]["failed"]
     assert metrics["entropy"]["value"] > 0
-    assert eval_generation([*writing, "--datasets", "lm1b"]) == 1
+    assert eval_generation([*writing, "--datasets", "lm1b", "--judge", "none"]) == 1
+    written = []
+    for size in ("1", "2"):
+        assert eval_generation([*writing, "--judge", "none", "--save_samples", "--batch_size", size]) == 0
+        result = json.loads(Path("out", "results.json").read_text())["result"]
+        assert result["num_evaluations"] == 2
+        written.append(json.loads(Path("out", "samples.json").read_text()))
+    assert written[0] == written[1]
+    assert written[0][0] != written[0][1]
     with pytest.raises(ValueError, match="--monte_carlo_timesteps must be at least 1; got 0"):
         eval_modeling([*words, "--dataset", "ptb", "--monte_carlo_timesteps", "0"])
     with pytest.raises(ValueError, match="--length must be at least 1; got 0"):

@@ -106,7 +106,7 @@ def test_the_peak_of_a_processor_is_measured() -> None:
     assert 1e8 < peak < 1e14
 
 
-def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any) -> None:
+def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of()
     config = run.denoiser.backbone.config
     flops = training_flops(config, 16, two_stream=True)
@@ -120,9 +120,15 @@ def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any) -> None:
     assert reading.learning_rate == 0.01
     assert reading.memory is not None
     assert reading.memory > 2**24
-    gauge._idle = 6.0
+    clock = iter([100.0, 106.0])
+    monkeypatch.setattr("hdlm.training.gauge.time.perf_counter", lambda: next(clock))
+    with gauge.paused():
+        pass
     gauge(_report(4, seconds=14.0))
     assert gauge.read().tokens_per_second == 16
+    for step, seconds in ((5, 114.0), (6, 118.0)):  # what was fast is more than a minute ago
+        gauge(_report(step, seconds=seconds))
+    assert gauge.read().tokens_per_second == pytest.approx(8)
 
 
 def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
