@@ -1,8 +1,8 @@
 """Runs of several processes, as a program: `accelerate launch --config-file ... tests/train_in_processes.py JOBS`.
 
 A job is a table: the `recipe`, the `folder`, a step to `stop` after (0 for none; the process with the highest rank is
-the one that is asked to), the `engine` (and `stage` of ZeRO) that the launcher should have set up, and a file for what was
-`reported`.
+the one that is asked to), the `engine` (and `stage` of ZeRO) that the launcher should have set up, and a file for what
+was `reported`.
 """
 
 from __future__ import annotations

@@ -13,17 +13,7 @@ from hdlm.cli._progress import share_bar
 if TYPE_CHECKING:
     from hdlm.generation import Settings
 
-SINGLE = (
-    "infill",
-    "json",
-    "trace",
-    "replay",
-    "stream",
-    "explain",
-    "stop",
-    "stop_at_end",
-    "approximate_cache",
-)
+SINGLE = ("infill", "json", "trace", "replay", "stream", "explain")
 """Options that are for passages that are printed."""
 
 
@@ -35,6 +25,8 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
     """
     from hdlm.evaluation.processes import Processes
     from hdlm.evaluation.samples import draw_samples, num_evaluations, tokens_per_second
+    from hdlm.generation import Ending
+    from hdlm.sampling import ApproximateCache
 
     for name in SINGLE:
         if getattr(args, name):
@@ -54,6 +46,8 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
             num=args.num,
             batch_size=args.batch_size,
             seed=args.seed,
+            ending=Ending(args.stop_at_end, tuple(args.stop)),
+            approximate=args.approximate_cache and ApproximateCache(*args.approximate_cache),
             device=device,
             keep=args.output,
             processes=processes,

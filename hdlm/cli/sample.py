@@ -262,7 +262,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
     lines = {
         "law": f"{args.algorithm}, {EXACT.get(args.algorithm, 'a heuristic')}",
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
-        "weights": f"{args.dtype}: {precision}",
+        "weights": f"{args.dtype}: {precision}{_packed(checkpoint)}",
         "passes": "compiled: exact" if args.compile else "not compiled; --compile is for long runs",
         "buffers": _buffers(checkpoint),
         "draws": "float64 sums in two levels: exact down to the tail",
@@ -290,6 +290,14 @@ def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
         "computed are positions that are read or have changed, and "
         f"{'those not settled' if lasts else 'all'} anew every {refresh} calls: APPROXIMATE, logits change"
     )
+
+
+def _packed(checkpoint: Checkpoint) -> str:
+    """How many weights are kept a second time."""
+    from hdlm.network.packed import Linear
+
+    count = sum(isinstance(part, Linear) and part.packs for part in checkpoint.network.modules())
+    return f"; {count} matrices packed for few rows: exact but for rounding" if count else ""
 
 
 def _buffers(checkpoint: Checkpoint) -> str:

@@ -25,13 +25,14 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation import protocol
 from hdlm.evaluation.processes import ALONE, Processes
 from hdlm.evaluation.telemetry import revisions
-from hdlm.generation import BLANK, Settings, write
-from hdlm.sampling import Frame, Trace
+from hdlm.generation import BLANK, Ending, Settings, write
+from hdlm.sampling import ApproximateCache, Frame, Trace
 
 __all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "drawn_with", "num_evaluations", "tokens_per_second"]
 
 DRAW_DTYPE = "float64"
 """What `hdlm.sampling.draws` draws in, always."""
+_NO_END = Ending()
 
 
 @final
@@ -76,6 +77,8 @@ def draw_samples(
     num: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
+    ending: Ending = _NO_END,
+    approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     keep: Path | None = None,
     processes: Processes = ALONE,
@@ -90,30 +93,39 @@ def draw_samples(
         num: How many samples, at least 1.
         batch_size: How many at a time; by default as many as fit, halved when memory runs out.
         seed: Of all randomness.
+        ending: Where samples may end before the canvas is full.
+        approximate: A cache that changes logits.
         device: Where the model is.
         keep: The file they are kept in, and read from if it is there.
         processes: Who else writes at the same time, each its share; they need a file.
         watch: Told after every step how many samples are not left to this process, and which share of the work is done.
 
     Raises:
-        ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, or the file has
-            samples that were made otherwise.
+        ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, the file has
+            samples that were made otherwise, or samples would depend on those written beside them (guidance with an
+            approximate cache).
     """
+    if approximate is not None and settings.guidance:
+        raise ValueError(
+            "With guidance a batch goes in step, and an approximate cache would make samples depend on one another: "
+            "leave one of them out."
+        )
     if BLANK.search(prompt):
         raise ValueError("samples to be scored continue a prompt: it must have no [MASK].")
     if keep is None and processes.count > 1:
         raise ValueError("several processes need a file to put their samples together: give `keep`.")
-    made_with = drawn_with(checkpoint, settings, prompt, seed)
+    made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     found = {} if kept is None else kept.read()
     unit = size = batch_size or (16 if torch.device(device).type == "cpu" else 64)
     turn = processes.count, processes.rank
     left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]
+    how = {"ending": ending, "approximate": approximate, "device": device}
     while left:
         some = _run_of(left, size)
         tell = None if watch is None else partial(_tell, watch, num - len(left), len(some), num)
         try:
-            new = _batch(checkpoint, prompt, settings, some, seed, device, tell)
+            new = _batch(checkpoint, prompt, settings, some, tell, seed=seed, **how)
         except torch.OutOfMemoryError:
             if batch_size is not None or size == 1:
                 raise
@@ -132,12 +144,21 @@ def draw_samples(
     return [found[index] for index in range(num)]
 
 
-def drawn_with(checkpoint: Checkpoint, settings: Settings, prompt: str = "", seed: int = 0) -> dict[str, Any]:
+def drawn_with(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    prompt: str = "",
+    seed: int = 0,
+    ending: Ending = _NO_END,
+    approximate: ApproximateCache | None = None,
+) -> dict[str, Any]:
     """All that samples depend on, ready for JSON; arguments as in `draw_samples`."""
     return {
         "settings": asdict(settings),
         "prompt": prompt,
         "seed": seed,
+        "ending": {"at_end_of_text": ending.at_end_of_text, "strings": list(ending.strings)},
+        "approximate": None if approximate is None else asdict(approximate),
         "weights_sha256": protocol.weights_sha256(checkpoint.network),
         "process": repr(checkpoint.denoiser.process),
         "parameterization": repr(checkpoint.denoiser.parameterization),
@@ -179,9 +200,8 @@ def _batch(
     prompt: str,
     settings: Settings,
     indices: range,
-    seed: int,
-    device: torch.device | str,
     watch: Callable[[Frame], None] | None,
+    **how: Any,
 ) -> dict[int, Sample]:
     trace = Trace(checkpoint.vocabulary.mask_id)
 
@@ -196,10 +216,9 @@ def _batch(
         prompt,
         settings,
         num=size,
-        seed=seed,
         first_sequence=indices.start,
-        device=device,
         watch=seen,
+        **how,
     )
     seconds = (time.perf_counter() - begin) / size
     taken_back = [change for change in trace.changes if change.reason != "unmasked"]

@@ -34,16 +34,17 @@ class Linear(nn.Linear):
 
     _packed: tuple[Tensor, int, Tensor] | None = None
     """The weight, which version of it was copied, and the copy."""
-    _packs = False
+    packs = False
+    """Whether a copy is used."""
 
     def pack(self) -> None:
         """Use a copy of a large weight for products with few rows; without effect off the CPU, or without oneDNN."""
         known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        self._packs = known and self.weight.nbytes > _LARGE
+        self.packs = known and self.weight.nbytes > _LARGE
 
     def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """Multiply."""
-        if not (self._packs and self._fits(input)):
+        if not (self.packs and self._fits(input)):
             return F.linear(input, self.weight, self.bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._copy(), self.bias, "none", [], "")
         return product

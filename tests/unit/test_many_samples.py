@@ -17,8 +17,10 @@ from hdlm import Settings, load_checkpoint, write
 from hdlm.cli import main
 from hdlm.evaluation.processes import Processes
 from hdlm.evaluation.samples import draw_samples
+from hdlm.generation import Ending
 from hdlm.noise_schedule import Cosine
 from hdlm.package_data import pretrained
+from hdlm.sampling import ApproximateCache
 
 MODEL = "kjv-epsilon-4m"
 SHORT = Settings(algorithm="original", hyperschedule="flat", steps=3, length=8)
@@ -109,10 +111,28 @@ def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
         )
     assert main([*command, "--prompt", "And"]) == 2
     assert main([*command, "--stop", "."]) == 2
+    assert "made otherwise (ending differ)" in capsys.readouterr().err
+    assert main([*command, "--approximate-cache", "all:2"]) == 2
+    assert "made otherwise (approximate differ)" in capsys.readouterr().err
+    assert main([*command, "--explain"]) == 2
     assert "leave --output out" in capsys.readouterr().err
     keep.write_text("my diary")
     assert main(command) == 2
     assert keep.read_text() == "my diary"
+
+
+def test_samples_may_end_early_and_be_approximate(checkpoint, tmp_path):
+    ways = {"ending": Ending(strings=("the",)), "approximate": ApproximateCache(2, active=True)}
+    wanted = write(checkpoint, "And", SHORT, num=4, seed=3, **ways)
+    for batch_size in (1, 3):
+        keep = tmp_path / f"{batch_size}.jsonl"
+        found = draw_samples(
+            checkpoint, SHORT, prompt="And", num=4, seed=3, batch_size=batch_size, keep=keep, **ways
+        )
+        assert [(one.text, one.tokens) for one in found] == [(one.text, list(one.tokens)) for one in wanted]
+    assert min(map(len, tokens(found))) < SHORT.length
+    with pytest.raises(ValueError, match="depend on one another"):
+        draw_samples(checkpoint, replace(SHORT, guidance=1.0), prompt="And", num=2, **ways)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def packed(bias: bool = True) -> Linear:
     torch.manual_seed(0)
     layer = Linear(48, 80, bias=bias)
     layer.pack()
-    if not layer._packs:
+    if not layer.packs:
         pytest.skip("this build of torch has no oneDNN")
     return layer
 
