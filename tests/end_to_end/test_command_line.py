@@ -196,9 +196,11 @@ def test_every_algorithm_writes_a_whole_passage(hdlm, model, name):
 def test_json_has_a_fixed_form(hdlm, model):
     out = hdlm("sample", model, "--num", 2, "--seed", 4, "--eta", 0.2, "--json")[1]
     result = json.loads(out)
-    assert result.keys() == {"checkpoint", "seed", "settings", "num_evaluations", "passages"}
+    known = {"checkpoint", "seed", "settings", "approximate_cache", "num_evaluations", "passages"}
+    assert result.keys() == known
+    assert result["approximate_cache"] is None
     assert (result["checkpoint"], result["seed"], result["settings"]["eta"]) == (str(model), 4, 0.2)
-    fields = {"text", "tokens", "given", "num_evaluations"}
+    fields = {"text", "tokens", "given", "num_evaluations", "num_computed"}
     assert [passage.keys() for passage in result["passages"]] == [fields] * 2
 
 
