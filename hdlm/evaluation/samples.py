@@ -258,13 +258,13 @@ class _Kept:
         """
         found: dict[int, Sample] = {}
         for path in [self.path, *self._parts]:
-            found |= self._samples(path) if path.exists() else {}
+            found |= self._samples(path) if path.exists() and path.stat().st_size else {}
         return found
 
     def add(self, new: Mapping[int, Sample]) -> None:
         """Add samples, behind the last line that is whole."""
         path = self.path if self.rank == 0 else self.path.with_name(f"{self.path.name}.part-{self.rank}")
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             self._write(path, {})
         with path.open("r+b") as file:
             whole = file.read().rfind(b"\n") + 1
