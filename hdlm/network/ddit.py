@@ -194,14 +194,18 @@ class DDiT(nn.Module):
         Raises:
             ValueError: If they are to be compiled and there is no compiler, or `slots` is negative.
         """
-        weight = self.output_layer.linear.weight
-        self.static = StaticBatch(self.config, weight, slots, self.rotary_emb, self._body) if slots else None
+        linear = self.output_layer.linear
+        self.static = (
+            StaticBatch(self.config, lambda: linear.weight, slots, self.rotary_emb, self._body)
+            if slots
+            else None
+        )
         for layer in self.output_layer.modules() if compiled else self.modules():
             if isinstance(layer, Linear):
                 layer.pack()
         if not compiled:
             return
-        if not has_compiler(weight.device):
+        if not has_compiler(linear.weight.device):
             raise ValueError(
                 "There is no C++ compiler (g++, or what the environment variable CXX names) to compile the network "
                 "with: install one, or leave compilation out."

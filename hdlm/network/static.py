@@ -53,7 +53,7 @@ class StaticBatch:
 
     Args:
         config: The shape of the network.
-        like: One of its weights: memory lies where it lies, in its precision.
+        weight: Gives one of its weights, which it may have replaced since: memory lies where it lies, in its precision.
         slots: How many sequences, at least 1.
         rotary: Turns positions to rotations.
         body: The layers.
@@ -67,12 +67,15 @@ class StaticBatch:
         ValueError: If there is no slot.
     """
 
-    def __init__(self, config: DDiTConfig, like: Tensor, slots: int, rotary: Rotary, body: Body) -> None:
+    def __init__(
+        self, config: DDiTConfig, weight: Callable[[], Tensor], slots: int, rotary: Rotary, body: Body
+    ) -> None:
         if slots < 1:
             raise ValueError(f"`slots` must be at least 1, one for each sequence at a time; got {slots}.")
+        like = weight().detach()
         self.slots, self.records, self.num_calls = slots, like.is_cuda, 0
         self._rotary, self._body, self._told = rotary, body, config.timestep_embedding
-        self._like, self._address = like, like.data_ptr()
+        self._weight, self._first = weight, like  # kept, so that no other weight is given its address
         self._pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self._capacity, places = config.max_length, config.max_length + _WIDEST
         zeros = functools.partial(torch.zeros, device=like.device)
@@ -98,7 +101,7 @@ class StaticBatch:
         gradients are wanted, and once the weights have been moved.
         """
         caches = {one.cache for one in passes if one.cache is not None}
-        ready = not torch.is_grad_enabled() and self._like.data_ptr() == self._address
+        ready = not torch.is_grad_enabled() and self._weight().data_ptr() == self._first.data_ptr()
         if not ready or len(caches) < len(passes) or not all(map(self._fits, passes)):
             return False
         moved_out = [
