@@ -154,6 +154,15 @@ def test_the_published_command_loses_no_data_set_however_often_it_is_killed(
     left = json.loads((tmp_path / "w" / "results.json").read_text())["datasets"]
     assert left[str(other)] == before[str(other)]
     assert len(measured(3)[str(other)]["result"]["estimates"]) == 3
+    begun, measure = [], Likelihood.measure
+
+    def counted(self: Likelihood, first: int, count: int, **options: object) -> object:
+        begun.append(first)
+        return measure(self, first, count, **options)
+
+    monkeypatch.setattr(Likelihood, "measure", counted)
+    assert len(measured(4)[str(other)]["result"]["estimates"]) == 4
+    assert begun == [3, 3], "what is known is not measured again"
 
 
 @pytest.mark.parametrize(
