@@ -148,9 +148,7 @@ class Gauge:
 def _peak_memory(device: torch.device) -> int | None:
     if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
-    if (
-        _STATUS.is_file()
-    ):  # what `getrusage` says on Linux begins with the peak of the program that started this one
+    if _STATUS.is_file():  # `getrusage` begins with the peak of the program that started this one
         kib = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
         return 1024 * int(kib[1]) if kib else None
     if sys.platform == "win32":
