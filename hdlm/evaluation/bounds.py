@@ -47,8 +47,6 @@ __all__ = [
 
 _HAIR = 1e-12
 """Noise fractions are read this close to 0 and 1."""
-_CLEAN = 1 - 1e-5
-"""Data that are cleaner than this need no reconstruction."""
 _ROWS = 1024
 """Positions whose distribution over the vocabulary is held at a time."""
 _PASSES = 4
@@ -242,15 +240,12 @@ class HybridBound(AbstractBound):
         nats = path + off * max(x_0.shape[1] - self.num_given, 0)
         return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
 
-    @cached_property
-    def _first(self) -> Float[Tensor, ""]:
-        """The noise fraction as soon as there is noise at all."""
-        return self.noise_schedule.fraction(torch.full((), _HAIR, dtype=torch.float64))
-
     @property
     def _jumps(self) -> bool:
-        """Whether data are noisy at once."""
-        return float(self.denoiser.process.weights(self._first).clean) < _CLEAN
+        """Whether data are noisy at once, by however little: a model may recover them as badly as it likes."""
+        first = self.noise_schedule.fraction(torch.zeros((), dtype=torch.float64))
+        least = first.clamp_min(torch.finfo(first.dtype).tiny)
+        return float(self.denoiser.process.weights(least).clean) < 1
 
     @cached_property
     def _endings(self) -> list[Int[Tensor, " cells"]]:
@@ -291,7 +286,7 @@ class HybridBound(AbstractBound):
         canvas = self.corruption(x_0, times, draw)
         if self.corruption.two_stream:
             weight = weight[cast("AbstractCountdown", self.hyperschedule).epochs.to(weight.device)]
-        ends = (canvas.steps > 0) & (canvas.s <= self._first.to(canvas.s.device))
+        ends = (canvas.steps > 0) & (canvas.s == 0)
         return _cross_entropy(canvas.predict(self.denoiser), x_0, torch.where(ends, weight, 0.0))
 
 

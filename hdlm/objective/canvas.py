@@ -186,22 +186,25 @@ class Corruption:
         later, now, measure, steps = (
             self._one_canvas_levels(times) if packed is None else self._two_stream_levels(packed)
         )
-        within = now / schedule.num_levels
         free = torch.arange(schedule.length, device=x_0.device) >= self.num_given
-        t = torch.where(free, self.noise_schedule.fraction(within), 0.0)
-        s = torch.where(free, self.noise_schedule.fraction(later / schedule.num_levels), 0.0)
+        t, s = (torch.where(free, self._noise(level), 0.0) for level in (now, later))
         return Canvas(
             x_0=x_0,
             x_t=self.process.corrupt(x_0, t, draw),
             t=t,
             s=s,
-            measure=torch.where(free, measure * self.noise_schedule.rate(within), 0.0),
+            measure=torch.where(free, measure * self.noise_schedule.rate(now / schedule.num_levels), 0.0),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
             rightwards=not self.two_stream or self._packing.rightwards,
         )
+
+    def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """Noise fraction at a level: 0 once it is settled, and above 0 before, wherever the noise schedule begins."""
+        u = self.noise_schedule.fraction(level / self.hyperschedule.num_levels)
+        return torch.where(level > 0, u.clamp_min(torch.finfo(u.dtype).tiny), 0.0)
 
     def _two_stream_levels(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Level after the step, level now, measure and steps of each position, where each has a step of its own."""

@@ -20,7 +20,7 @@ from hdlm.denoiser import Context
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
-from hdlm.verification.enumeration import states
+from hdlm.verification.enumeration import noise_after, states
 from hdlm.verification.exact import ExactDenoiser
 
 __all__ = ["Board", "PositionLaw", "ancestral_law", "chain", "corrected_law", "text_law"]
@@ -95,7 +95,7 @@ def chain(
     law = single[x].prod(-1)
     yield law
     for n in range(hyperschedule.num_steps):
-        t, s = (noise_schedule.fraction(hyperschedule.noise(k)).expand(x.shape) for k in (n, n + 1))
+        t, s = (noise_after(hyperschedule, k, noise_schedule).expand(x.shape) for k in (n, n + 1))
         moving = (s < t)[0]
         reached = law > 0
         seen = generation(hyperschedule, n, context, active).dense()[None]

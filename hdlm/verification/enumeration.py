@@ -10,10 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess, Kernel, Rates
 from hdlm.verification.world import all_sequences
 
-__all__ = ["bayes", "generator_matrix", "marginal_matrix", "state_law", "states", "transition_matrix"]
+__all__ = [
+    "bayes",
+    "generator_matrix",
+    "marginal_matrix",
+    "noise_after",
+    "state_law",
+    "states",
+    "transition_matrix",
+]
 
 
 def transition_matrix(process: AbstractNoiseProcess, kernel: Kernel) -> Float[Tensor, "*b v v"]:
@@ -69,6 +79,14 @@ def bayes(
     share = torch.where(possible, clean[:, :-1] / at_t.masked_fill(~possible, 1), 0.0)
     p = step * (at_s @ share[..., None])[..., 0]
     return p / p.sum(-1, keepdim=True)
+
+
+def noise_after(
+    hyperschedule: AbstractHyperschedule, n: int, noise_schedule: AbstractNoiseSchedule
+) -> Float[Tensor, " l"]:
+    """Noise fraction of each position after `n` steps; what has settled has none, wherever noise begins."""
+    share = hyperschedule.noise(n)
+    return torch.where(share > 0, noise_schedule.fraction(share), 0.0)
 
 
 def states(num_words: int, length: int) -> Int[Tensor, "z l"]:

@@ -14,7 +14,7 @@ from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective, Canvas, Corruption
 from hdlm.process import AbstractNoiseProcess
-from hdlm.verification.enumeration import bayes, state_law, states
+from hdlm.verification.enumeration import bayes, noise_after, state_law, states
 from hdlm.verification.world import World
 
 __all__ = ["every_canvas", "expected_loss", "nelbo_by_hand", "quadrature"]
@@ -116,7 +116,7 @@ def nelbo_by_hand(
     noisy = states(world.num_words, world.length)
     total = 0.0
     for n in range(hyperschedule.num_steps):
-        t, s = (noise_schedule.fraction(hyperschedule.noise(k)) for k in (n, n + 1))
+        t, s = (noise_after(hyperschedule, k, noise_schedule) for k in (n, n + 1))
         joint = world.law[:, None] * state_law(process, world.sequences, t.expand_as(world.sequences), noisy)
         for i in (s < t).nonzero()[:, 0].tolist():
             total += _step_cost(process, world, joint, noisy, i, float(s[i]), float(t[i]))
