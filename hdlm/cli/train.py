@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hdlm.checkpoint import Checkpoint
-    from hdlm.training import Recipe, StepReport, Unfinished
+    from hdlm.training import Recipe, Trainer, Unfinished
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
@@ -197,7 +197,7 @@ def _trained(args: argparse.Namespace) -> int:
         progress_bar(console, gauge=session.gauge) as bar,
     ):
         session.log.tell(sink)
-        report = session.execute(stop, (bar, observer))
+        session.execute(stop, (bar, observer))
     steps = session.trainer.step
     session.trainer.close()
     if not is_main:
@@ -209,8 +209,9 @@ def _trained(args: argparse.Namespace) -> int:
         return PREEMPTED
     learnt = replace(prepared, denoiser=_saved(args.output, device))
     rows = [*counted(prepared), measured(console, learnt, f"network, after {steps} steps", replicates=2)]
+    session.finish()
     if args.json:
-        print_json(_result(args.output, report, rows))
+        print_json(_result(args.output, session.trainer, rows))
     else:
         console.print(f"{table(rows)}\n\ncheckpoint: {args.output}")
     return 0
@@ -298,12 +299,12 @@ def _saved(folder: Path, device: Any) -> Any:
     return load_checkpoint(folder, device).denoiser
 
 
-def _result(output: Path, report: StepReport | None, rows: list[Measurement]) -> dict[str, Any]:
+def _result(output: Path, trainer: Trainer, rows: list[Measurement]) -> dict[str, Any]:
     """What a program wants to know: where the model is, how long it took, and how good it is."""
     return {
         "checkpoint": str(output),
-        "steps": report.step if report else 0,
-        "tokens": report.tokens if report else 0,
-        "seconds": round(report.seconds, 2) if report else 0.0,
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": round(trainer.seconds, 2),
         "validation": [asdict(row) for row in rows],
     }

@@ -78,69 +78,68 @@ class Observer:
         self._sampler = family if sampler is None else sampler
         self._judge: AbstractJudge | str | None = None
         self._nobody = not self._settings.judge
-        self._done: dict[str, int] = {}
+        self._tried: dict[str, int] = {}
 
     def __call__(self, report: StepReport) -> None:
         """Do what is due after this step."""
         if _is_due(report.step, self._settings.validate_every):
-            self.validate(report)
+            self.validate(report.step)
         if _is_due(report.step, self._settings.sample_every):
-            self.write(report)
+            self.write(report.step)
 
-    def finish(self, report: StepReport) -> None:
-        """Measure the model of the last step, if it is not measured yet."""
-        if self._settings.validate_every is not None and self._done.get("validation") != report.step:
-            self.validate(report)
-        if self._settings.sample_every is not None and self._done.get("samples") != report.step:
-            self.write(report)
+    def finish(self, step: int) -> None:
+        """Measure the model of the last step, unless that was done, by this program or one that died since."""
+        if self._settings.validate_every is not None and not self._was_measured(step, "validation"):
+            self.validate(step)
+        if self._settings.sample_every is not None and not self._was_measured(step, "entropy"):
+            self.write(step)
 
-    def validate(self, report: StepReport) -> None:
+    def _was_measured(self, step: int, name: str) -> bool:
+        return self._tried.get(name) == step or self._session.has(step, name)
+
+    def validate(self, step: int) -> None:
         """Log the bound on validation text; the step is kept while no other has a better one."""
-        self._done["validation"] = report.step
+        self._tried["validation"] = step
         bound = None
         with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
             if denoiser is not None:
-                bound = self._measured(denoiser, report)
-        self._session.offer(report, bound)
+                bound = self._measured(denoiser, step)
+        self._session.offer(step, bound)
 
-    def write(self, report: StepReport) -> None:
+    def write(self, step: int) -> None:
         """Write samples, and log how varied and how likely they are."""
-        self._done["samples"] = report.step
+        self._tried["entropy"] = step
         with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
             if denoiser is None:
                 return
             try:
                 tokens = self._generated(denoiser)
             except _FAILURES as error:
-                self._say(f"step {report.step}: no samples: {error}")
+                self._say(f"step {step}: no samples: {error}")
                 return
         texts = [self._run.tokenizer.decode(row) for row in tokens]
-        with replacing(self._folder / "samples" / f"{report.step}.txt") as aside:
+        with replacing(self._folder / "samples" / f"{step}.txt") as aside:
             aside.write_text(_DIVIDER.join(texts) + "\n", encoding="utf-8")
         written = [row[self._given :] for row in tokens]
         found = {**diversity(written), **self._judged(texts)}
-        self._session.log.write(step=report.step, **_flat(found))
+        self._session.log.write(step=step, **_flat(found))
         perplexity = found.get("generative perplexity")
         judged = "" if perplexity is None else f", generative perplexity {perplexity}"
-        self._say(f"step {report.step}: samples of entropy {found['entropy']}{judged}")
+        self._say(f"step {step}: samples of entropy {found['entropy']}{judged}")
 
-    def _measured(self, denoiser: Denoiser, report: StepReport) -> float | None:
+    def _measured(self, denoiser: Denoiser, step: int) -> float | None:
         """The bound in nats a token, which is logged and told; None if it cannot be measured."""
         try:
             result = self._bound(denoiser)
         except _FAILURES as error:
-            self._say(f"step {report.step}: no validation: {error}")
+            self._say(f"step {step}: no validation: {error}")
             return None
         nats, spread = result.nats_per_token, result.standard_error
         estimate = Estimate(nats, None if spread is None else spread / result.num_tokens)
-        self._session.log.write(
-            step=report.step,
-            **_flat({"validation": estimate}),
-            bound=result.bound,
-            validation_tokens=result.num_tokens,
-        )
-        self._say(f"step {report.step}: validation {estimate} nats a token, at most")
-        return nats
+        values = _flat({"validation": estimate})
+        self._session.log.write(step=step, **values, bound=result.bound, validation_tokens=result.num_tokens)
+        self._say(f"step {step}: validation {estimate} nats a token, at most")
+        return values["validation"]
 
     def _bound(self, denoiser: Denoiser) -> LikelihoodResult:
         corruption, settings = self._run.mixture.parts[0].corruption, self._settings

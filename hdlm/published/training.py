@@ -184,6 +184,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     if is_main:
         composed.write(config.found(run.tokenizer.vocabulary.num_words))
     _train(config, run, session, composed.folder, console)
+    session.finish()
     trainer = session.trainer
     trainer.close()
     console.print(f"checkpoint: {composed.folder}")
@@ -305,17 +306,17 @@ class _Snapshots:
     def __call__(self, report: StepReport) -> None:
         """Do what is due after this step."""
         if report.step % self.config.training.snapshot_freq == 0:
-            self._write(report)
+            self._write(report.step)
 
-    def finish(self, report: StepReport) -> None:
+    def finish(self, step: int) -> None:
         """Leave one of the last step."""
-        if report.step % self.config.training.snapshot_freq:
-            self._write(report)
+        if step % self.config.training.snapshot_freq:
+            self._write(step)
 
-    def _write(self, report: StepReport) -> None:
+    def _write(self, step: int) -> None:
         state = self.trainer.published_state()
         if self.trainer.is_main:
-            with replacing(self.folder / "checkpoints" / f"checkpoint_{report.step}.pth") as aside:
+            with replacing(self.folder / "checkpoints" / f"checkpoint_{step}.pth") as aside:
                 torch.save(state, aside)
 
 

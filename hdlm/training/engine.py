@@ -13,6 +13,7 @@ trained (weights in half precision, an optimizer of DeepSpeed), and are refused.
 from __future__ import annotations
 
 import warnings
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +30,9 @@ from accelerate.utils import (
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
-__all__ = ["agree", "agreed_precision", "make_engine"]
+__all__ = ["agree", "agreed", "agreed_precision", "make_engine"]
+
+T = TypeVar("T")
 
 _STAGES = (1, 2)
 _OURS = frozenset(
@@ -72,8 +75,13 @@ def make_engine(optimizer: OptimizerSettings, run: RunSettings, device: torch.de
 
 def agreed_precision(asked: str, device: torch.device) -> str:
     """What `choose_precision` finds in the main process, for all of them: clocks differ, and weights must not."""
-    found = [choose_precision(asked, device)]
-    return str(broadcast_object_list(found)[0])
+    return agreed(choose_precision(asked, device))
+
+
+def agreed(mine: T) -> T:
+    """What the main process has found, for all of them; all must ask."""
+    found: T = broadcast_object_list([mine])[0]
+    return found
 
 
 def agree(mine: object, name: str) -> None:
@@ -86,7 +94,7 @@ def agree(mine: object, name: str) -> None:
     Raises:
         ValueError: If the main one has found something else: the file systems of machines may lag behind each other.
     """
-    theirs = broadcast_object_list([mine])[0]
+    theirs = agreed(mine)
     if mine != theirs:
         raise ValueError(
             f"{name} is {mine} to this process and {theirs} to the main one: all must see the same folder."

@@ -2,6 +2,7 @@
 
     RUN/training/step-00001200/    what `TrainingState` describes
     RUN/training/best.json         which step had the best bound on validation text
+    RUN/training/finished.json     the last step of a run that is over, once all is done that follows it
     RUN/training/lock              held while a run is at work
 
 A folder is whole or not there, whatever moment the program dies at. The newest few are kept, and the best.
@@ -23,7 +24,8 @@ from hdlm.training.state import STATE_FILES, TrainingState
 
 __all__ = ["Shelf", "publish"]
 
-_FOLDER, _PREFIX, _ASIDE, _BEST, _LOCK = "training", "step-", ".step-", "best.json", "lock"
+_FOLDER, _PREFIX, _ASIDE, _LOCK = "training", "step-", ".step-", "lock"
+_BEST, _FINISHED = "best.json", "finished.json"
 
 
 @final
@@ -50,11 +52,18 @@ class Shelf:
     @property
     def best(self) -> tuple[int, float] | None:
         """The step with the best bound, and the bound; None if none was measured, or the note of it is damaged."""
-        try:
-            table = json.loads((self._folder / _BEST).read_text(encoding="utf-8"))
-            return int(table["step"]), float(table["bound"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        table = _noted(self._folder / _BEST, "step", "bound")
+        return None if table is None else (int(table[0]), table[1])
+
+    @property
+    def finished(self) -> int | None:
+        """The step that the run ended with, if nothing is left to do after it."""
+        table = _noted(self._folder / _FINISHED, "step")
+        return None if table is None else int(table[0])
+
+    def finish(self, step: int) -> None:
+        """Note that the run ended with a step, and that nothing is left to do."""
+        _note(self._folder / _FINISHED, {"step": step})
 
     def put(self, step: int, write: Callable[[Path], None]) -> Path:
         """Keep a step, and throw away what is too old; what was kept before is there until this one is whole.
@@ -97,8 +106,7 @@ class Shelf:
         best = self.best
         if not math.isfinite(bound) or (best is not None and best[1] <= bound and best[0] != step):
             return False
-        with replacing(self._folder / _BEST) as aside:
-            aside.write_text(json.dumps({"step": step, "bound": bound}) + "\n", encoding="utf-8")
+        _note(self._folder / _BEST, {"step": step, "bound": bound})
         self._prune()
         return True
 
@@ -131,6 +139,7 @@ class Shelf:
                 shutil.rmtree(self.place(later), ignore_errors=True)
         if self.best is not None and self.best[0] > step:
             (self._folder / _BEST).unlink()
+        (self._folder / _FINISHED).unlink(missing_ok=True)
 
     def mend(self, bounds: Mapping[int, float]) -> None:
         """Find the best kept step again if the note of it is lost, damaged, or not of the best kept step.
@@ -193,6 +202,21 @@ def publish(source: Path, folder: Path) -> None:
                 os.link(path, aside)
             except OSError:
                 shutil.copyfile(path, aside)
+
+
+def _note(path: Path, table: Mapping[str, int | float]) -> None:
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(table) + "\n", encoding="utf-8")
+
+
+def _noted(path: Path, *names: str) -> list[float] | None:
+    """Numbers that `_note` wrote; None if they are not there, or damaged."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        values = [float(table[name]) for name in names]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return values if all(map(math.isfinite, values)) else None
 
 
 def _to_disk(folder: Path) -> None:

@@ -218,7 +218,17 @@ class Trainer:
     @property
     def preempted(self) -> bool:
         """Whether a scheduler asked one of the processes to stop, and did so before the end."""
-        return self._votes >= _PREEMPTS and self._run.progress(self.step, self.seconds) < 1
+        return self._votes >= _PREEMPTS and not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has come to its end, so that no step is left."""
+        return self._run.progress(self.step, self.seconds) >= 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all steps so far have trained on."""
+        return self.sequences * self._windows.length
 
     @property
     def is_main(self) -> bool:
@@ -243,7 +253,7 @@ class Trainer:
         began = time.perf_counter() - self.seconds
         before, self._last = None, None
         with Prefetch(self._windows) as windows:
-            while not self._is_over(stop):
+            while not self._ends(stop):
                 before, self._last = self._last, self._take_step(windows, stop, began)
                 self._check(before)
                 for watcher in watchers:
@@ -295,7 +305,6 @@ class Trainer:
             weights={name: whole(value).cpu() for name, value in weights.items()},
             average={name: value.cpu() for name, value in self.average.state_dict().items()},
             optimizers=gather_optimizers(self._network, self._memories),
-            finished=self._run.progress(self.step, self.seconds) >= 1,
             text=self._windows.fingerprint,
         )
 
@@ -315,6 +324,8 @@ class Trainer:
         if self._run.precision == "auto" and state.device == self._accelerator.device.type:
             self._set_precision(state.precision)
         self._remember(state)
+        if self.step:
+            set_rates(self._optimizers, self._settings.rate(self._run.progress(self.step - 1, self.seconds)))
 
     @torch.no_grad()
     def inherit(self, state: TrainingState, *, keep_step: bool = False) -> None:
@@ -387,11 +398,11 @@ class Trainer:
         copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
         return copy.to(self._accelerator.device).eval()
 
-    def _is_over(self, stop: StopRequest) -> bool:
+    def _ends(self, stop: StopRequest) -> bool:
         """Whether the run has ended, or somebody asked to stop; all processes give the same answer."""
         if self._accelerator.num_processes == 1:
             self._votes = _vote(stop)
-        return self._votes > 0 or self._run.progress(self.step, self.seconds) >= 1
+        return self._votes > 0 or self.is_over
 
     def _check(self, before: StepReport | None) -> None:
         """Look at the newest step that can be looked at without waiting: on an accelerator, the one before the last."""
@@ -414,7 +425,7 @@ class Trainer:
             loss=news.values[0],
             gradient_norm=news.values[1],
             rate=rate,
-            tokens=self.sequences * self._windows.length,
+            tokens=self.tokens,
             seconds=self.seconds,
             progress=self._run.progress(self.step, self.seconds),
             wait=news.wait,

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hdlm.training.engine import agree
+from hdlm.training.engine import agree, agreed
 from hdlm.training.gauge import Gauge
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.keeping import Shelf, publish
@@ -31,9 +31,11 @@ from hdlm.training.run import Run
 from hdlm.training.state import TrainingState
 from hdlm.training.watchers import MetricsLog
 
-__all__ = ["Session", "Unfinished", "unfinished"]
+__all__ = ["Closing", "Session", "Unfinished", "unfinished"]
 
 _METRICS, _CONFIG = "metrics.jsonl", "config.json"
+Closing: TypeAlias = Callable[[int], None]
+"""Does what is left to do after the last step, whose number it is told."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says when there is no room for a file."""
 
@@ -70,6 +72,8 @@ class Unfinished:
 def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -> Unfinished | None:
     """What a folder holds to go on from; None if there is nothing in it.
 
+    A run that has taken its last step is unfinished until `Session.finish`: what was to follow can be made up for.
+
     Args:
         folder: That of the run.
         say: Told of checkpoints that are damaged; the newest that is whole is taken.
@@ -77,7 +81,8 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
     Raises:
         ValueError: If it holds something else than an unfinished run; it says what to do instead.
     """
-    found = Shelf(folder).newest(say)
+    shelf = Shelf(folder)
+    found = shelf.newest(say)
     if found is None:
         if (folder / _CONFIG).exists():
             raise ValueError(
@@ -86,8 +91,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
             )
         return None
     place, state = found
-    if state.finished:
-        publish(place, folder)
+    if shelf.finished == state.step:
         raise ValueError(
             f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
             f"--from {folder}."
@@ -128,15 +132,15 @@ class Session:
             self._go_on(found)
 
     def execute(
-        self, stop: StopRequest, watchers: Sequence[Watcher] = (), closing: Sequence[Watcher] = ()
+        self, stop: StopRequest, watchers: Sequence[Watcher] = (), closing: Sequence[Closing] = ()
     ) -> StepReport | None:
         """Train, and leave a checkpoint and `metrics.jsonl` whatever happens.
 
         Args:
             stop: Turns true when somebody asks to stop.
             watchers: Called after each step, in every process, before the saving.
-            closing: Called after the last step, in every process, after the saving; a scheduler that ends the run has
-                no time for them.
+            closing: Called with the last step, in every process, after the saving; a scheduler that ends the run has
+                no time for them. A run that died before `finish` calls them again when it goes on.
 
         Returns:
             The report of the last step; None if there was none. The denoiser has its average weights.
@@ -149,7 +153,7 @@ class Session:
             return self._execute(stop, watchers, closing)
 
     def _execute(
-        self, stop: StopRequest, watchers: Sequence[Watcher], closing: Sequence[Watcher]
+        self, stop: StopRequest, watchers: Sequence[Watcher], closing: Sequence[Closing]
     ) -> StepReport | None:
         logs = (self.log,) if self.trainer.is_main else ()
         try:
@@ -161,9 +165,9 @@ class Session:
             if self.trainer.is_main:
                 self.log.flush()
             self.save(report)
-            if report is not None and not self.trainer.preempted:
-                for watcher in closing:
-                    watcher(report)
+            if self.trainer.is_over or (report is not None and not self.trainer.preempted):
+                for close in closing:
+                    close(self.trainer.step)
         except OSError as error:
             raise self._advised(error) from error
         self.trainer.average.give_to(self._run.denoiser.backbone)
@@ -190,16 +194,25 @@ class Session:
 
         publish(self._shelf.put(state.step, write), self._folder)
 
-    def offer(self, report: StepReport, bound: float | None) -> None:
+    def finish(self) -> None:
+        """Note that nothing is left to do, if the run is over: from now on it does not go on."""
+        if self.trainer.is_main and self.trainer.is_over:
+            self._shelf.finish(self.trainer.step)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether `metrics.jsonl` has a number of a step; every process must ask, and all get the same answer."""
+        return agreed(any(line["step"] == step and name in line for line in self._lines()))
+
+    def offer(self, step: int, bound: float | None) -> None:
         """Keep the run as it is now for as long as no other step has a better bound; every process must offer.
 
         A step is saved when everybody has looked at it, so that whoever goes on from there has nothing to make up for.
 
         Args:
-            report: That of the last step.
+            step: The last one.
             bound: On validation text, less is better; None in processes that have not measured it.
         """
-        self._offer = (report.step, bound)
+        self._offer = (step, bound)
         self._note_offer()
 
     def _note_offer(self) -> None:
@@ -227,7 +240,14 @@ class Session:
         """Forget what came after the step that the run goes on from."""
         self._shelf.rewind(self.trainer.step)
         self.log.rewind(self.trainer.step)
-        self._shelf.mend(_bounds(self._folder / _METRICS))
+        self._shelf.mend({line["step"]: line["validation"] for line in self._lines() if "validation" in line})
+        publish(self._shelf.place(self.trainer.step), self._folder)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """What `metrics.jsonl` says."""
+        path = self._folder / _METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return (json.loads(line) for line in lines)
 
     def _advised(self, error: OSError) -> OSError:
         """The same, with what to do."""
@@ -240,13 +260,6 @@ class Session:
         )
         reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
         return OSError(error.errno, reason, str(error.filename or self._folder))
-
-
-def _bounds(metrics: Path) -> dict[int, float]:
-    """The bounds on validation text that are logged, by step."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    tables = (json.loads(line) for line in lines)
-    return {table["step"]: table["validation"] for table in tables if "validation" in table}
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:

@@ -66,7 +66,6 @@ class TrainingState:
         weights: The network's parameters and buffers.
         average: The same, with the moving average of the parameters.
         optimizers: Tensors that the optimizers remember, by `"OPTIMIZER/KEY/PARAMETER"`.
-        finished: Whether the run has come to its end.
         text: Fingerprint of the text that it learns from.
     """
 
@@ -80,7 +79,6 @@ class TrainingState:
     weights: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     optimizers: Mapping[str, Tensor]
-    finished: bool = False
     text: str = ""
 
     def write(self, folder: Path) -> None:

@@ -77,9 +77,20 @@ class MetricsLog:
         self._unwritten.clear()
 
     def write(self, **values: Any) -> None:
-        """Append one line, whole or not at all."""
+        """Append one line, whole or not at all.
+
+        Raises:
+            OSError: If there is no room for it; what was begun of it is taken back.
+        """
+        rest = (json.dumps(values) + "\n").encode()
         with self._path.open("ab", buffering=0) as lines:
-            lines.write((json.dumps(values) + "\n").encode())
+            end = lines.tell()
+            try:
+                while rest:
+                    rest = rest[lines.write(rest) :]
+            except OSError:
+                lines.truncate(end)
+                raise
         for sink in self._sinks:
             sink(values)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from hdlm.__main__ import main
 from hdlm.checkpoint import load_checkpoint
 from hdlm.data import AbstractWindows
+from hdlm.evaluation.during_training import Observer
 from hdlm.training import (
     Recipe,
     Run,
@@ -78,7 +79,9 @@ def _execute(table: dict[str, Any], folder: Path, stop_after: int = 0) -> list[S
         if report.step == stop_after:
             stop(signal.SIGTERM, None)
 
-    Session(_run(table, found), folder, found).execute(stop, (watch,))
+    session = Session(_run(table, found), folder, found)
+    session.execute(stop, (watch,))
+    session.finish()
     return reports
 
 
@@ -235,7 +238,7 @@ def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
 
     def measure(report: StepReport) -> None:
         if report.step in bounds:
-            session.offer(report, bounds[report.step])
+            session.offer(report.step, bounds[report.step])
 
     session.execute(StopRequest(), (measure,))
     shelf = Shelf(tmp_path)
@@ -258,7 +261,7 @@ def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> Non
         "tokenizer.json",
     ]
     table = json.loads((place / "state.json").read_text())
-    assert (table["step"], table["ticks"], table["precision"], table["finished"]) == (5, 5, "no", False)
+    assert (table["step"], table["ticks"], table["precision"]) == (5, 5, "no")
     assert {"hdlm", "python", "torch", "accelerate"} <= table["versions"].keys()
     assert (tmp_path / "model.safetensors").samefile(place / "model.safetensors")
 
@@ -329,7 +332,7 @@ def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path)
         def measure(report: StepReport) -> None:
             if report.step == 6:
                 session.log.write(step=6, validation=2.0)
-                session.offer(report, 2.0)
+                session.offer(report.step, 2.0)
             if report.step == stop_after:
                 stop(signal.SIGTERM, None)
 
@@ -352,7 +355,7 @@ def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Pa
 
         def measure(report: StepReport) -> None:
             if report.step == 8:
-                session.offer(report, 2.0)
+                session.offer(report.step, 2.0)
 
         def look(report: StepReport) -> None:
             if dies and report.step == 8:
@@ -370,13 +373,66 @@ def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Pa
 
 
 def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, tmp_path: Path) -> None:
-    _execute(_table(text), tmp_path)
+    """The kill came between the checkpoint and the links to its model; no step is taken again."""
+    Session(_run(_table(text)), tmp_path).execute(StopRequest())
     last = Shelf(tmp_path).place(24) / "model.safetensors"
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"that of an earlier step")
-    with pytest.raises(ValueError, match="has come to its end, after 24 steps"):
-        unfinished(tmp_path)
+    assert _execute(_table(text), tmp_path) == []
     assert (tmp_path / "model.safetensors").samefile(last)
+
+
+def test_what_follows_the_last_step_is_made_up_for(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever died in the closing measurements does the rest of them, to the bit, and takes no step."""
+    watch = {"validate_every": 3, "sample_every": 9, "samples": 1, "validation_windows": 2}
+    table = _table(text, run={"steps": 4}, watch=watch)
+
+    def begin(folder: Path, dies_in: str = "") -> tuple[Session, StepReport | None]:
+        found = unfinished(folder)
+        run = _run(table, found)
+        session = Session(run, folder, found)
+        observer = Observer(run, session, folder, lambda line: None)
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        def publish(step: int) -> None:
+            torch.save(session.trainer.published_state(), folder / f"{step}.pth")
+
+        def close(step: int) -> None:
+            if dies_in.startswith("_"):
+                monkeypatch.setattr(observer, dies_in, die)
+            observer.finish(step)
+
+        report = session.execute(
+            StopRequest(), (observer,), (close, die if dies_in == "publish" else publish)
+        )
+        session.finish()
+        return session, report
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    session, _ = begin(whole)
+    for dies_in in ("_bound", "_generated", "publish"):
+        with pytest.raises(KeyboardInterrupt):
+            begin(broken, dies_in)
+    again, report = begin(broken)
+    assert report is None
+    assert again.trainer.tokens == session.trainer.tokens
+    _same(whole, broken)
+    logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, broken)]
+    ours, theirs = ([line for line in log if '"loss"' not in line] for log in logs)
+    assert [json.loads(line)["step"] for line in ours] == [3, 4, 4]
+    assert ours == theirs
+    for name in ("samples/4.txt", "training/best.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    published = [torch.load(folder / "4.pth") for folder in (whole, broken)]
+    groups = [[one.pop("param_groups") for one in table["optimizer"]] for table in published]
+    assert groups[0] == groups[1]
+    torch.testing.assert_close(*published, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="come to its end, after 4 steps"):
+        unfinished(broken)
 
 
 @pytest.mark.parametrize(("last", "preempted"), [(23, True), (24, False)])
@@ -392,7 +448,7 @@ def test_a_signal_in_the_last_step_ends_nothing_early(
 
     session.execute(stop, (watch,), (closed.append,))
     assert session.trainer.preempted is preempted
-    assert [report.step for report in closed] == ([] if preempted else [24])
+    assert closed == ([] if preempted else [24])
 
 
 def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -131,6 +132,19 @@ def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any, monkeypatch: py
     assert gauge.read().tokens_per_second == pytest.approx(8)
 
 
+def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path: Path) -> None:
+    log, (soft, hard) = MetricsLog(tmp_path / "metrics.jsonl"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write(step=1, loss=2.5)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.write(step=2, loss=2.4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log, told = MetricsLog(path, 2), []
@@ -171,7 +185,7 @@ def test_a_run_is_measured_and_not_changed(
     observer = Observer(run, session, tmp_path / "watched", told.append)
     report = session.execute(StopRequest(), (observer,))
     assert report is not None
-    observer.finish(report)
+    observer.finish(report.step)
     Session(run_of(), tmp_path / "alone").execute(StopRequest())
     ours, theirs = (load_checkpoint(tmp_path / name).network.state_dict() for name in ("watched", "alone"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
