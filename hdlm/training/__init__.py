@@ -13,12 +13,11 @@ from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
 from hdlm.training.run import Run, prepare
 from hdlm.training.session import Session, Unfinished, unfinished
-from hdlm.training.watchers import Every, MetricsLog, progress_bar
+from hdlm.training.watchers import MetricsLog, progress_bar
 
 __all__ = [
     "PREEMPTED",
     "AbstractPart",
-    "Every",
     "ExponentialMovingAverage",
     "MetricsLog",
     "Mixture",

@@ -1,4 +1,4 @@
-"""What looks at a run: a progress bar, a log of JSON lines, and whatever happens every few minutes."""
+"""What looks at a run: a progress bar, and a log of JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hdlm.atomic import replacing
 from hdlm.training.gauge import Gauge
 from hdlm.training.loop import StepReport, Watcher
 
-__all__ = ["Every", "MetricsLog", "Sink", "progress_bar"]
+__all__ = ["MetricsLog", "Sink", "progress_bar"]
 
 Sink: TypeAlias = Callable[[Mapping[str, Any]], object]
 """Gets what a line of metrics holds; `step` is always among it."""
@@ -121,31 +121,11 @@ def _counts(line: bytes, step: int) -> bool:
     return isinstance(values, dict) and values.get("step", 0) <= step
 
 
-@final
-class Every:
-    """Does something whenever some minutes have passed.
-
-    Args:
-        minutes: How many.
-        action: What; it is given the step's report.
-    """
-
-    def __init__(self, minutes: float, action: Callable[[StepReport], None]) -> None:
-        self._seconds, self._action = 60 * minutes, action
-        self._last = time.perf_counter()
-
-    def __call__(self, report: StepReport) -> None:
-        """Look at the clock."""
-        if time.perf_counter() - self._last >= self._seconds:
-            self._action(report)
-            self._last = time.perf_counter()
-
-
 @contextmanager
 def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None = None) -> Iterator[Watcher]:
     """Show how far a run is, its loss, its speed and when it will end.
 
-    On a terminal this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and then.
+    On a terminal this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and then, and at the end.
 
     Args:
         console: Where to show it.
@@ -153,12 +133,15 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
         gauge: What to ask for speed, utilisation, memory and the learning rate.
     """
     if not console.is_terminal:
-        line = Every(every / 60, lambda report: console.print(_summary(report, report.loss, gauge), **_PLAIN))
+        told = time.monotonic()
 
         def tell(report: StepReport) -> None:
+            nonlocal told
             if gauge is not None:
                 gauge(report)
-            line(report)
+            if time.monotonic() - told >= every or report.progress >= 1:
+                console.print(_summary(report, report.loss, gauge), **_PLAIN)
+                told = time.monotonic()
 
         yield tell
         return

@@ -161,14 +161,16 @@ def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in _lines(path)] == [(2, 1.5), (4, 1.0)]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_says_what_is_known(run_of: Any, terminal: bool) -> None:
+@pytest.mark.parametrize(("terminal", "every"), [(True, 0.0), (False, 0.0), (False, 60.0)])
+def test_progress_says_what_is_known(run_of: Any, terminal: bool, every: float) -> None:
     run = run_of()
     gauge = Gauge(run.denoiser.backbone.config, run.mixture, 16, CPU, peak=1e12, rate=0.02, steps=6)
     out = io.StringIO()
-    with progress_bar(Console(file=out, force_terminal=terminal, width=160), every=0.0, gauge=gauge) as bar:
+    with progress_bar(Console(file=out, force_terminal=terminal, width=160), every=every, gauge=gauge) as bar:
         for step in range(1, 7):
             bar(_report(step))
+    if not terminal:
+        assert len(out.getvalue().splitlines()) == (1 if every else 6)
     for word in ("step 6/6", "loss 1.000", "16 tokens/s", "MFU 0%", "GB", "lr 0.01", "0:00 left"):
         assert word in out.getvalue()
 
