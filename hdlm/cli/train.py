@@ -173,6 +173,7 @@ def _trained(args: argparse.Namespace) -> int:
     from hdlm.evaluation.during_training import Observer
     from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
     from hdlm.training.finetuning import changes, memory_of
+    from hdlm.training.text import refuse_idle
     from hdlm.training.trackers import check_trackers, tracking
     from hdlm.view.report import table
 
@@ -183,6 +184,8 @@ def _trained(args: argparse.Namespace) -> int:
     recipe = recipe_of(args, found)
     check_trackers(recipe.watch.trackers)
     start = _start(args, found)
+    if found is None:
+        refuse_idle(recipe.data, start=start)
     prepared = prepare(recipe, device, console.print, start)
     if start is not None and found is None:
         for line in changes(start, prepared.checkpoint()):

@@ -9,6 +9,7 @@ arXiv:1810.04805): words without their spaces, and `##` before what goes on with
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -37,6 +38,8 @@ _BEGINNINGS = {END_OF_TEXT: END_OF_TEXT, "[SEP]": "[CLS]", "</s>": "<s>"}
 _MASKS = ("[MASK]", "<mask>", "<|mask|>")
 _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
+_RUN = re.compile(r"(\S{1024})(?=\S)")
+"""Characters without white space that a tokenizer learns from as one word at most: its time grows with their square."""
 _OTHER_LETTER = "\ua66e"
 """A letter that stands in for the word that a glued piece of text goes on with; hardly any vocabulary has it."""
 
@@ -286,7 +289,7 @@ def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
         raise ValueError(
             f"`vocabulary` must have room for all bytes and end-of-text, at least {least}; got {size}."
         )
-    texts = [document for document in documents if document.strip()]
+    texts = [_RUN.sub(r"\1 ", document) for document in documents if document.strip()]
     if not texts:
         raise ValueError("there is no text to train a tokenizer on: every document is empty.")
     backend = tokenizers.Tokenizer(models.BPE())

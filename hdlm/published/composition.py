@@ -140,7 +140,7 @@ def compose(words: Words, known: Iterable[str] = ()) -> Composed:
         return _composed(
             whole,
             [str(override.input_line) for override in task],
-            [override.key_or_group for override in task],
+            [option for override in task for option in _asked(override)],
             Path(str(whole.hydra.run.dir)),
         )
 
@@ -185,7 +185,8 @@ def composed_here(config: Any) -> Composed:
 
     hydra = HydraConfig.get()
     words = [str(word) for word in hydra.overrides.task]
-    asked = [override.key_or_group for override in OverridesParser.create().parse_overrides(words)]
+    parsed = OverridesParser.create().parse_overrides(words)
+    asked = [option for override in parsed for option in _asked(override)]
     return _composed(config, words, asked, Path(str(hydra.runtime.output_dir)))
 
 
@@ -225,13 +226,15 @@ def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Over
     parsed = OverridesParser.create().parse_overrides(list(words.overrides))
     overrides = []
     for word, override in zip(words.overrides, parsed, strict=True):
-        option = override.key_or_group
-        adds, group = override.is_add() or override.is_force_add(), words.folder / option
-        ours = not override.is_hydra_override() and not group.is_dir()
-        if ours and not adds and option not in there and option not in known:
-            meant = nearest(option, sorted({*there, *known}))
-            raise ValueError(f"unknown option `{option}`; did you mean `{meant}`?")
-        overrides.append(f"++{word}" if ours and not adds and option not in there else word)
+        group = words.folder / override.key_or_group
+        adds = override.is_add() or override.is_force_add()
+        settled = adds or override.is_hydra_override() or group.is_dir()
+        absent = [] if settled else [option for option in _asked(override) if option not in there]
+        for option in absent:
+            if option not in known:
+                meant = nearest(option, sorted({*there, *known}))
+                raise ValueError(f"unknown option `{option}`; did you mean `{meant}`?")
+        overrides.append(f"++{word}" if absent else word)
     return overrides, parsed
 
 
@@ -243,6 +246,13 @@ def _options_of(folder: Path, name: str) -> frozenset[str]:
 
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
         return frozenset(_options(OmegaConf.to_container(hydra.compose(name)), ""))
+
+
+def _asked(override: Override) -> list[str]:
+    """Dotted names of the options that an override sets, one by one where it gives a whole table."""
+    value = None if override.is_delete() or override.is_sweep_override() else override.value()
+    table = {str(key): item for key, item in value.items()} if isinstance(value, dict) else None
+    return _options(table, override.key_or_group)
 
 
 def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> Composed:

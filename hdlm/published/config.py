@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, final
 
-from hdlm import hyperschedule as hyperschedules
-from hdlm.checkpoint import build
 from hdlm.data.corpora import NAMED
-from hdlm.network import DDiTConfig
+from hdlm.data.shards import Shards
 from hdlm.published.options import (
     AnnealingOptions,
     DataOptions,
@@ -35,7 +34,7 @@ from hdlm.published.options import (
 from hdlm.training import Recipe
 from hdlm.training.tables import key_of, options_of, read, require
 
-__all__ = ["GOVERNED", "ONLY", "Config", "Family"]
+__all__ = ["GOVERNED", "ONLY", "Config", "Family", "refuse"]
 
 Family = Literal["epsilon_hybrid", "gamma_hybrid"]
 
@@ -158,9 +157,8 @@ class Config:
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
-        """Dotted names of everything that may be set, but for what a recipe has under a published name."""
-        beyond = (option for option in options_of(Recipe) if _governor(option) is None)
-        return (*options_of(cls), *(f"recipe.{option}" for option in beyond))
+        """Dotted names of everything that may be set; `read` refuses what has a published name under another."""
+        return (*options_of(cls), *(f"recipe.{option}" for option in options_of(Recipe)))
 
     @classmethod
     def read(cls, table: Mapping[str, Any], asked: Iterable[str] = ()) -> Config:
@@ -178,10 +176,7 @@ class Config:
         for option, (value, instead) in ONLY.items():
             if given.get(option) not in (None, value):
                 raise ValueError(f"`{option}` can only be {value!r} here, got {given[option]!r}: {instead}.")
-        idle = config.idle
-        for option in asked:
-            if option in idle:
-                raise ValueError(f"`{option}` would not act here: {idle[option]}.")
+        refuse(config.idle, asked)
         return config
 
     def __post_init__(self) -> None:
@@ -232,6 +227,16 @@ class Config:
             for option in (options if isinstance(options, Mapping) else ("",))
         ]
 
+    def _beyond_of(self, table: str, option: str) -> object:
+        """What is set of one option beyond the published ones, if anything."""
+        options = self.beyond.get(table)
+        return options.get(option) if isinstance(options, Mapping) else None
+
+    @property
+    def _keeps_nothing(self) -> bool:
+        """Whether text is not tokenised into the cache."""
+        return bool(self._beyond_of("data", "streaming")) or Shards.are_in(self.data.train)
+
     @property
     def is_gamma(self) -> bool:
         """Whether this is a gamma-hybrid."""
@@ -259,13 +264,23 @@ class Config:
                 found[option] = "with training.loss_type=standard there are no wrong words; use hybrid"
         if self.model.use_timestep_embedding is False:
             found["model.cond_dim"] = "the network is told no noise; gamma_hybrid is"
+        if self._keeps_nothing and not {self.data.train, self.data.valid} & set(NAMED):
+            found["data.cache_dir"] = (
+                "nothing is fetched, and text that is streamed or in shards needs no cache"
+            )
         return found | self._idle_of_samples() | self._idle_of_gamma()
 
     def _idle_of_samples(self) -> dict[str, str]:
         judged = ("eval.perplexity_batch_size",)
         if not self.training.snapshot_sampling:
             of_gamma = ("sampling.predictor",) if self.is_gamma else ()
-            written = ("eval.perplexity", *judged, "annealing.sampling_method", *of_gamma)
+            written = (
+                "eval.perplexity",
+                *judged,
+                "annealing.sampling_method",
+                "recipe.watch.samples",
+                *of_gamma,
+            )
             return dict.fromkeys(
                 written, "it is about snapshots' samples: use training.snapshot_sampling=true"
             )
@@ -280,6 +295,10 @@ class Config:
         if (self.noise or NoiseOptions()).type == "loglinear":
             for option in ("noise.sigma_min", "noise.sigma_max"):
                 found[option] = "use noise.type=geometric"
+        if self.annealing.diffusion_loss_weight == 0:
+            found["annealing.sampling_eps"] = (
+                "it is of the score entropy: use annealing.diffusion_loss_weight"
+            )
         if (self.graph or GraphOptions()).type != "QGamma":
             found["graph.gamma"] = "use graph.type=QGamma"
         return found
@@ -296,24 +315,13 @@ class Config:
         table = self._table(precision)
         for name, options in self.beyond.items():
             table[name] = {**table.get(name, {}), **options} if isinstance(options, Mapping) else options
-        try:
-            recipe = Recipe.from_table(table)
-            shape = table["network"]
-            sizes = {
-                name: shape[name]
-                for name in ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
-            }
-            DDiTConfig(recipe.data.vocabulary + 1, **sizes, max_length=recipe.data.context)
-            for part in recipe.mixture:
-                build(hyperschedules, {**part.hyperschedule, "length": recipe.data.context})
-        except ValueError as error:
-            raise ValueError(self._in_published_words(str(error))) from error
-        return recipe
+        with self.in_published_words():
+            return Recipe.from_table(table)
 
     def _table(self, precision: str) -> dict[str, Any]:
         """The recipe as a plain table, without what is beyond the published options."""
         training, annealing = self.training, self.annealing
-        length = self._shape("length")
+        length, judged = self._shape("length"), self.eval.perplexity and training.snapshot_sampling
         schedule = annealing.hyperschedule(annealing.tau)
         if annealing.type == "none":
             schedule["width"] = length
@@ -324,7 +332,7 @@ class Config:
                 "vocabulary": self.tokenizer.tokens,
                 "tokenizer": self.tokenizer.model,
                 "context": length,
-                "cache": self.data.cache_dir,
+                "cache": None if self._keeps_nothing else self.data.cache_dir,
             },
             "network": self._network(),
             "process": self._process(),
@@ -351,9 +359,11 @@ class Config:
                 "validate_every": training.eval_freq,
                 "sample_every": training.snapshot_freq if training.snapshot_sampling else None,
                 "batch_size": self.eval.batch_size,
-                "judge": JUDGE if self.eval.perplexity and training.snapshot_sampling else "",
-                "judge_batch_size": self.eval.perplexity_batch_size,
-                "project": self.experiment.wandb_project,
+                "judge": JUDGE if judged else "",
+                **({"judge_batch_size": self.eval.perplexity_batch_size} if judged else {}),
+                **(
+                    {"project": self.experiment.wandb_project} if self._beyond_of("watch", "trackers") else {}
+                ),
             },
         }
 
@@ -366,7 +376,7 @@ class Config:
             **dict.fromkeys(
                 ("matrix_rate", "embedding_rate", "head_rate"), training.lr if finetunes else optim.lr
             ),
-            "muon_scale": "match_rms_adamw",
+            **({"muon_scale": "match_rms_adamw"} if optim.optimizer == "Muon" else {}),
             "weight_decay": optim.weight_decay,
             "schedule": "constant" if optim.scheduler == "lambda" else optim.scheduler,
             "floor": FLOOR if optim.scheduler == "cosine" else 0.0,
@@ -376,7 +386,19 @@ class Config:
             **{name: getattr(optim, name) for name in ("beta1", "beta2", "eps")},
         }
 
-    def _in_published_words(self, complaint: str) -> str:
+    @contextmanager
+    def in_published_words(self) -> Iterator[None]:
+        """Give complaints of recipes and networks the published names of options.
+
+        Raises:
+            ValueError: In the place of theirs.
+        """
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(self._renamed(str(error))) from error
+
+    def _renamed(self, complaint: str) -> str:
         """A complaint of a recipe or a network with every option under its published name."""
         names = {f"`{option}`": f"`{published}`" for option, published in GOVERNED.items()}
         rate = "training.lr" if self.hf_model_id is not None and self.training.lr is not None else "optim.lr"
@@ -428,7 +450,7 @@ class Config:
             "hidden_size": self._shape("hidden_size"),
             "num_blocks": self._shape("n_blocks"),
             "num_heads": self._shape("n_heads"),
-            "cond_dim": self._shape("cond_dim"),
+            **({"cond_dim": self._shape("cond_dim")} if self.is_gamma else {}),
             "dropout": self.model.dropout,
             "shifted": self.type == "shifted",
             "told_noise": self.is_gamma,
@@ -448,10 +470,11 @@ class Config:
     def _objective(self) -> dict[str, Any]:
         cap, annealing = 1 / self.annealing.sampling_eps, self.annealing
         if self.is_gamma:
+            diffusion = _or(annealing.diffusion_loss_weight, 1.0)
             return {
                 "type": "ScoreEntropy",
-                "max_weight": cap,
-                "diffusion": _or(annealing.diffusion_loss_weight, 1.0),
+                **({"max_weight": cap} if diffusion else {}),
+                "diffusion": diffusion,
                 "cross_entropy": _or(annealing.ce_loss_weight, 0.0),
             }
         unmasked = 0.0 if self.training.loss_type == "standard" else _or(self.training.unmasked, 1.0)
@@ -483,6 +506,21 @@ class Config:
                 raise ValueError(f"`model.{option}` is {given}, but the checkpoint to finetune has {value}.")
             options[option] = value if given is None else given
         return dataclasses.replace(self, model=dataclasses.replace(self.model, **options))
+
+
+def refuse(idle: Mapping[str, str], asked: Iterable[str]) -> None:
+    """Refuse options that were asked for and would not act.
+
+    Args:
+        idle: Dotted options that would not, and why.
+        asked: Dotted options that were given by hand.
+
+    Raises:
+        ValueError: If one is among them.
+    """
+    for option in asked:
+        if option in idle:
+            raise ValueError(f"`{option}` would not act here: {idle[option]}.")
 
 
 def _or(value: float | None, default: float) -> float:

@@ -231,6 +231,10 @@ class ExperimentOptions:
     name: str
     wandb_project: str
 
+    def __post_init__(self) -> None:
+        for name in ("name", "wandb_project"):
+            require(bool(getattr(self, name)), f"experiment.{name}", "a name", getattr(self, name))
+
 
 @final
 @dataclass(frozen=True)

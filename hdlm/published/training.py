@@ -30,7 +30,7 @@ from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
 from hdlm.published.composition import Composed, compose, composed_here, sweep, words_of
-from hdlm.published.config import Config
+from hdlm.published.config import Config, refuse
 from hdlm.published.model import pick_device
 from hdlm.training import (
     PREEMPTED,
@@ -46,7 +46,7 @@ from hdlm.training import (
 )
 from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.tables import require
-from hdlm.training.text import Corpora
+from hdlm.training.text import Corpora, refuse_idle
 from hdlm.training.trackers import check_trackers, tracking
 
 if TYPE_CHECKING:
@@ -145,6 +145,15 @@ def _begin(composed: Composed, *, finetunes: bool | None) -> int:
     return _carry_out(config, composed, is_main=is_main)
 
 
+def _idle_beside(config: Config, start: Checkpoint | None) -> dict[str, str]:
+    """Options that mean nothing beside the checkpoint to finetune, and why."""
+    if config.hf_model_id is None or start is None or start.tokenizer is None:
+        return {}
+    words = start.vocabulary.num_words
+    options = ["tokenizer.model", *(["tokenizer.tokens"] if config.tokenizer.tokens != words else [])]
+    return dict.fromkeys(options, f"{config.hf_model_id} brings its tokenizer of {words} words")
+
+
 def _check_vacant(folder: Path) -> None:
     """Refuse a folder that holds a run."""
     found = [name for name in ("config.json", ".hydra", "checkpoints") if (folder / name).exists()]
@@ -169,12 +178,18 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     recipe = config.recipe(_precision())
     check_trackers(recipe.watch.trackers)
     console.print(_plan(config, recipe, composed.folder))
-    for option, reason in config.idle.items():
+    beside = _idle_beside(config, start)
+    for option, reason in (config.idle | beside).items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
             console.print(f"  not used: {option} ({reason})")
+    text = _text(config, recipe)
     if found is not None:
         console.print(f"going on after {found.state.step} steps")
-    run = prepare(recipe, pick_device(None), console.print, start, _text(config, recipe))
+    else:
+        refuse(beside, composed.asked)
+        with config.in_published_words():
+            refuse_idle(recipe.data, text)
+    run = prepare(recipe, pick_device(None), console.print, start, text)
     if start is not None and found is None:
         for line in changes(start, run.checkpoint()):
             console.print(f"  {line}")

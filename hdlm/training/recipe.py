@@ -1,8 +1,8 @@
 """A recipe: every choice of a training run, in one file that can be read, compared and committed.
 
 Recipes are TOML; each table is one of the frozen classes below, so a misspelt or impossible option is an error that
-names it. The mixture is what makes a model hybrid: each optimizer step trains one of its parts, in proportion to their
-shares.
+names it, and so is one that would change nothing beside the others. The mixture is what makes a model hybrid: each
+optimizer step trains one of its parts, in proportion to their shares.
 
     [[mixture]]
     share = 0.8
@@ -19,16 +19,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
+from hdlm import hyperschedule as hyperschedules
+from hdlm import noise_schedule as noise_schedules
 from hdlm.attention import Active, Context
+from hdlm.checkpoint import build
+from hdlm.network import DDiTConfig
 from hdlm.training.tables import read, require
 
 __all__ = [
     "DataSettings",
+    "IdleOptionError",
     "MixturePart",
     "NetworkSettings",
     "ObjectiveSettings",
@@ -53,8 +58,25 @@ MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Formula = Literal["paper", "published_code"]
 Ratios = Literal["exact", "published_code"]
+_SIZES = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
+"""Options of a network that are checked where networks are made."""
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
+
+
+@final
+class IdleOptionError(ValueError):
+    """An option that was given and would change nothing beside the others.
+
+    Args:
+        option: Its dotted name.
+        value: What it was given.
+        instead: What to do.
+    """
+
+    def __init__(self, option: str, value: object, instead: str) -> None:
+        super().__init__(f"`{option}` would not act here: {instead}; got {value!r}.")
+        self.option = option
 
 
 @final
@@ -65,7 +87,7 @@ class DataSettings:
     Attributes:
         corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs, or a folder of `hdlm tokenize`.
         vocabulary: Size of the tokenizer to train, or words that the one that is found must have.
-        validation: Share of the text that is kept from training; of no account if there is other text to measure with.
+        validation: Share of the text that is kept from training, if there is no other text to measure with.
         context: Tokens in a window.
         tokenizer: `"train"` for one made from the text, or where `hdlm.data.find_tokenizer` finds one.
         validation_corpus: Text to measure with, named as `corpus` is; empty for a share of the training text.
@@ -85,7 +107,11 @@ class DataSettings:
     streaming: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("corpus", "validation_corpus"):
+            require(all(getattr(self, name)), f"data.{name}", "names that are not empty", getattr(self, name))
         require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
+        for name in ("tokenizer", "key", "cache"):
+            require(getattr(self, name) != "", f"data.{name}", "a name that is not empty", "")
         require(self.vocabulary > 0, "data.vocabulary", "positive", self.vocabulary)
         require(0 < self.validation <= 0.5, "data.validation", "in (0, 0.5]", self.validation)
         require(self.context > 0, "data.context", "positive", self.context)
@@ -104,7 +130,7 @@ class NetworkSettings:
         shifted: Whether the output at a position speaks of the next one, as in next-token prediction: then nothing has
             to be unlearnt after a warm start.
         told_noise: Whether the network is told the total noise of each position, as gamma-hybrids are.
-        cond_dim: Width of what it is told.
+        cond_dim: Width of what it is told, with `told_noise`.
         blend: Whether the embedding of the mask is blended into all others as noise rises; gamma-hybrids only.
         scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
         context: What settled positions see of one another; see `hdlm.attention`.
@@ -148,10 +174,16 @@ class ProcessSettings:
 
     def __post_init__(self) -> None:
         own, other = ("epsilon", "gamma") if self.type == "EpsilonHybrid" else ("gamma", "epsilon")
-        require(getattr(self, other) is None, f"process.{other}", f"left out: {self.type} has `{own}`", other)
+        require(
+            getattr(self, other) is None,
+            f"process.{other}",
+            f"left out: {self.type} has `{own}`",
+            getattr(self, other),
+        )
         require(self.epsilon is None or 0 <= self.epsilon < 1, "process.epsilon", "in [0, 1)", self.epsilon)
         require(self.gamma is None or 0 <= self.gamma <= 1, "process.gamma", "in [0, 1]", self.gamma)
         require(self.gamma is not None or self.type != "GammaHybrid", "process.gamma", "given", self.gamma)
+        build(noise_schedules, self.noise_schedule)
 
     @property
     def strength(self) -> float:
@@ -236,7 +268,7 @@ class MixturePart:
     batch_scale: int = 1
 
     def __post_init__(self) -> None:
-        require(self.share > 0, "mixture.share", "positive", self.share)
+        require(0 < self.share < math.inf, "mixture.share", "positive and finite", self.share)
         require(self.batch_scale > 0, "mixture.batch_scale", "positive", self.batch_scale)
         require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
@@ -308,12 +340,15 @@ class OptimizerSettings:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("matrix_rate", "embedding_rate", "head_rate", "clip", "eps"):
-            require(getattr(self, name) > 0, f"optimizer.{name}", "positive", getattr(self, name))
+        for name in ("matrix_rate", "embedding_rate", "head_rate", "eps"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optimizer.{name}", "positive and finite", value)
+        require(self.clip > 0, "optimizer.clip", "positive", self.clip)
         for name in ("floor", "ema", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
         require(0 <= self.warmup < math.inf, "optimizer.warmup", "at least 0", self.warmup)
-        require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, "optimizer.weight_decay", "at least 0 and finite", decay)
 
     def rate(self, progress: float) -> float:
         """Learning rate relative to its peak.
@@ -368,6 +403,7 @@ class RunSettings:
             value = getattr(self, name)
             require(value is None or value > 0, f"run.{name}", "positive", value)
         require(self.steps is not None or self.minutes is not None, "run.steps or run.minutes", "given", None)
+        require(self.batch_size > 0, "run.batch_size", "positive", self.batch_size)
         require(self.keep > 0, "run.keep", "at least 1", self.keep)
         require(0 <= self.seed < 2**64, "run.seed", "in [0, 2^64)", self.seed)
         require(
@@ -425,12 +461,6 @@ class WatchSettings:
         unknown = sorted(set(self.trackers) - set(get_args(TrackerName)))
         require(not unknown, "watch.trackers", f"of {', '.join(get_args(TrackerName))}", unknown)
         require(bool(self.project), "watch.project", "a name", self.project)
-        require(
-            not self.judge or self.sample_every is not None,
-            "watch.judge",
-            "left out without `watch.sample_every`: there are no samples to judge",
-            self.judge,
-        )
 
 
 @final
@@ -451,19 +481,55 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(bool(self.mixture), "mixture", "at least one part", self.mixture)
-        scores = self.objective.type == "ScoreEntropy"
+        shape, scores = self.network, self.objective.type == "ScoreEntropy"
         require(
-            not self.network.blend or (scores and self.process.type == "GammaHybrid"),
+            not shape.blend or (scores and self.process.type == "GammaHybrid"),
             "network.blend",
             "false but for a GammaHybrid with objective.type=ScoreEntropy",
-            self.network.blend,
+            shape.blend,
         )
         require(
-            self.network.scale_by_sigma or scores,
-            "network.scale_by_sigma",
-            "left out but with objective.type=ScoreEntropy",
-            self.network.scale_by_sigma,
+            shape.told_noise or not scores,
+            "network.told_noise",
+            "true with objective.type=ScoreEntropy: log scores depend on the noise",
+            shape.told_noise,
         )
+        for option, acts, instead in self._conditional():
+            name, _, key = option.partition(".")
+            settings = getattr(self, name)
+            if not acts and (value := getattr(settings, key)) != getattr(type(settings), key):
+                raise IdleOptionError(option, value, instead)
+        DDiTConfig(
+            self.data.vocabulary + 1,
+            **{name: getattr(shape, name) for name in _SIZES},
+            max_length=self.data.context,
+        )
+        for part in self.mixture:
+            build(hyperschedules, {**part.hyperschedule, "length": self.data.context})
+
+    def _conditional(self) -> Iterator[tuple[str, bool, str]]:
+        """Options that only act beside others: which, whether they do here, and what to do if not."""
+        data, optimizer, objective, watch = self.data, self.optimizer, self.objective, self.watch
+        scores, entropy = objective.type == "ScoreEntropy", "`objective.diffusion` is 0"
+        validates, samples = watch.validate_every is not None, watch.sample_every is not None
+        yield "data.validation", not data.validation_corpus, "`data.validation_corpus` is measured with whole"
+        yield "data.cache", not data.streaming, "`data.streaming` keeps nothing"
+        yield "network.cond_dim", self.network.told_noise, "set `network.told_noise`, or leave it out"
+        yield "network.scale_by_sigma", scores, "only objective.type=ScoreEntropy has it"
+        yield "objective.score_entropy", not scores or objective.diffusion > 0, entropy
+        yield "objective.max_weight", not scores or objective.diffusion > 0, entropy
+        yield "warm_start.batch_scale", self.warm_start.share > 0, "set `warm_start.share`, or leave it out"
+        yield "optimizer.decay", optimizer.weight_decay > 0, "set `optimizer.weight_decay`, or leave it out"
+        yield "optimizer.muon_scale", optimizer.name == "muon", "only `optimizer.name` muon has it"
+        yield "optimizer.floor", optimizer.schedule != "constant", "`optimizer.schedule` is constant"
+        for name in ("validation_windows", "replicates"):
+            yield f"watch.{name}", validates, "set `watch.validate_every`, or leave it out"
+        for name in ("samples", "judge"):
+            yield f"watch.{name}", samples, "set `watch.sample_every`, or leave it out"
+        either = "set `watch.validate_every` or `watch.sample_every`, or leave it out"
+        yield "watch.batch_size", validates or samples, either
+        yield "watch.judge_batch_size", bool(watch.judge), "set `watch.judge`, or leave it out"
+        yield "watch.project", bool(watch.trackers), "set `watch.trackers`, or leave it out"
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
@@ -477,10 +543,10 @@ class Recipe:
             ValueError: If the file is missing or no TOML, or an option is unknown, missing or out of range.
         """
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ValueError(f"there is no recipe at {path}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no TOML: {error}.") from error
         for name, options in (changes or {}).items():
             table[name] = {**table.get(name, {}), **options}
@@ -490,6 +556,20 @@ class Recipe:
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
         """Build a recipe from plain values; see `load`."""
         return read(cls, table)
+
+    @classmethod
+    def recorded(cls, table: Mapping[str, Any]) -> Recipe:
+        """The recipe that a run was begun with, from what it recorded.
+
+        An earlier version took options that change nothing; they are left out, so that the run can go on.
+        """
+        while True:
+            try:
+                return cls.from_table(table)
+            except IdleOptionError as error:
+                name, _, idle = error.option.partition(".")
+                kept = {option: value for option, value in table[name].items() if option != idle}
+                table = {**table, name: kept}
 
     def to_table(self) -> dict[str, Any]:
         """Plain values; the inverse of `from_table`."""

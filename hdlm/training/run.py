@@ -26,7 +26,7 @@ from hdlm.training.text import Corpora, TrainingText, read_text
 __all__ = ["Run", "prepare"]
 
 _FREE = frozenset({"dropout", "max_length"})
-"""Options of a network that no weight depends on."""
+"""Options of a network that no weight depends on; nor does `cond_dim` in one that is told nothing."""
 
 
 @final
@@ -166,8 +166,9 @@ def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
 def _take_over(network: DDiT, start: Checkpoint) -> None:
     """Give a network the weights of a checkpoint of the same shape; what no weight depends on may differ."""
     want, have = network.config, start.network.config
+    free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}
     for option, value in want.to_dict().items():
-        if option not in _FREE and getattr(have, option) != value:
+        if option not in free and getattr(have, option) != value:
             raise ValueError(
                 f"the checkpoint to begin with has {option} {getattr(have, option)}, the recipe {value}: "
                 "change the recipe's [network] or [data]."

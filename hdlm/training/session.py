@@ -97,7 +97,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
             f"--from {folder}."
         )
     checkpoint = load_checkpoint(place, weights="raw")
-    return Unfinished(Recipe.from_table(checkpoint.training["recipe"]), state, checkpoint)
+    return Unfinished(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint)
 
 
 @final

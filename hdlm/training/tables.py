@@ -127,7 +127,7 @@ def _convert(value: Any, hint: Any, option: str) -> Any:
         return value
     plain = Mapping if get_origin(kind) is abc.Mapping else kind
     fits = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
-    require(fits, option, plain.__name__, value)
+    require(fits, option, "a table" if plain is Mapping else plain.__name__, value)
     return value
 
 

@@ -9,7 +9,7 @@ streams from its files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -28,15 +28,15 @@ from hdlm.data import (
     tokenise,
     train_tokenizer,
 )
-from hdlm.data.corpora import First
+from hdlm.data.corpora import First, JSONLines, Parquet
 from hdlm.data.encoding import SAMPLE, head_of, sample_of
 from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
 from hdlm.data.streaming import Stream, StreamedWindows
-from hdlm.training.recipe import TRAINED_HERE, DataSettings, Recipe
+from hdlm.training.recipe import TRAINED_HERE, DataSettings, IdleOptionError, Recipe
 from hdlm.training.tables import require
 
-__all__ = ["Corpora", "TrainingText", "read_text"]
+__all__ = ["Corpora", "TrainingText", "read_text", "refuse_idle"]
 
 _SHORT = 2**26
 """Bytes of text that are rather held in memory than in shards."""
@@ -143,6 +143,52 @@ def read_text(
             "tokenised once, use `hdlm tokenize`, or set `data.streaming` to true."
         )
     return _in_memory(data, named, start, say)
+
+
+def refuse_idle(data: DataSettings, text: Corpora | None = None, start: Checkpoint | None = None) -> None:
+    """Refuse options that would not act on such text, or beside such a checkpoint; for runs that begin.
+
+    Args:
+        data: What the recipe says.
+        text: Where the text comes from, if not as it says.
+        start: Where to begin.
+
+    Raises:
+        ValueError: If one would not act; it is named, and why.
+    """
+    for option, acts, reason in _conditional(data, text, start):
+        value = getattr(data, option)
+        if not acts and value != getattr(DataSettings, option):
+            raise IdleOptionError(f"data.{option}", value, reason)
+
+
+def _conditional(
+    data: DataSettings, text: Corpora | None, start: Checkpoint | None
+) -> Iterator[tuple[str, bool, str]]:
+    """Options that only act with some text: which, whether they do here, and why not."""
+    if text is None and len(data.corpus) == 1 and Shards.are_in(data.corpus[0]):
+        shards = Shards.open(Path(data.corpus[0]))
+        share, words = shards.manifest.share, shards.tokenizer().vocabulary.num_words
+        yield "validation", data.validation == share, f"{shards.folder} was made with {share:g} set aside"
+        yield "cache", False, f"{shards.folder} is tokenised already"
+        yield "vocabulary", data.vocabulary == words, f"{shards.folder} has {words} words"
+        sources: tuple[AbstractCorpus | None, ...] = (_other(data),)
+    else:
+        named = Corpora.of(data) if text is None else text
+        sources = (named.train, named.validation)
+    inner = [source.corpus if isinstance(source, First) else source for source in sources]
+    keyed = any(isinstance(source, JSONLines | Parquet) for source in inner)
+    yield "key", keyed, "only JSON lines and Parquet have it"
+    if start is not None and start.tokenizer is not None:
+        words = start.vocabulary.num_words
+        own = f"the checkpoint to begin with brings its tokenizer of {words} words"
+        yield "tokenizer", False, own
+        yield "vocabulary", data.vocabulary in (words, _recorded(start)), own
+
+
+def _recorded(start: Checkpoint) -> object:
+    """Words that a run was to have; a short text gives fewer."""
+    return start.training.get("recipe", {}).get("data", {}).get("vocabulary")
 
 
 def _in_memory(data: DataSettings, named: Corpora, start: Checkpoint | None, say: Say) -> TrainingText:

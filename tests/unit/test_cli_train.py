@@ -73,6 +73,21 @@ def test_a_run_can_begin_with_another(text: Path, recipe: Path, tmp_path: Path, 
     assert vocabularies[0] == vocabularies[1]
 
 
+def test_a_run_that_begins_with_another_has_its_tokenizer(
+    text: Path, recipe: Path, tmp_path: Path, capsys
+) -> None:
+    _train(text, recipe, tmp_path / "first", "--steps", "1")
+    begin = ["--from", str(tmp_path / "first"), "--steps", "1"]
+    for option in ('tokenizer = "gpt2"', "vocabulary = 300"):
+        other = tmp_path / "other.toml"
+        lines = [line for line in RECIPE.splitlines() if not line.startswith(option.split()[0])]
+        other.write_text("\n".join(lines).replace("[data]", f"[data]\n{option}"))
+        assert _train(text, other, tmp_path / "second", *begin) == 2
+        printed = capsys.readouterr().err
+        assert f"`data.{option.split()[0]}` would not act here" in printed
+        assert "brings its tokenizer" in printed
+
+
 def test_steps_and_seed_fix_the_weights(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     files = []
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):

@@ -327,6 +327,28 @@ FAULTS = [
     ("epsilon_hdlm", "+recipe.mixture=[]", "use `annealing`"),
     ("epsilon_hdlm", "+recipe.data.context=8", "use `model.length`"),
     ("epsilon_hdlm", "recipe.run.compile=3", "`recipe.run.compile` must be bool"),
+    ("epsilon_hdlm", "optim={warmup:3}", "`optim.warmup` would not act"),
+    ("epsilon_hdlm", "model={cond_dim:64}", "`model.cond_dim` would not act"),
+    ("epsilon_hdlm", "training={n_itesr:3}", "did you mean `training.n_iters`"),
+    ("epsilon_hdlm", "recipe.run.stepz=3", "did you mean `recipe.run.steps`"),
+    ("epsilon_hdlm", "recipe.run.steps=3", "use `training.n_iters`"),
+    ("epsilon_hdlm", "recipe.optimizer.muon_scale=match_rms_adamw", "`optim.optimizer` muon"),
+    ("gamma_hdlm", "recipe.optimizer.decay=all", "set `optim.weight_decay`"),
+    ("gamma_hdlm", "recipe.optimizer.floor=0.1", "`optim.scheduler` is constant"),
+    ("epsilon_hdlm", "recipe.warm_start.batch_scale=3", "set `recipe.warm_start.share`"),
+    (
+        "epsilon_hdlm",
+        "training.snapshot_sampling=false recipe.watch.samples=3",
+        "training.snapshot_sampling=true",
+    ),
+    (
+        "epsilon_hdlm",
+        "recipe.data.streaming=true data.train=a.txt data.valid=b.txt data.cache_dir=c",
+        "`data.cache_dir` would not act",
+    ),
+    ("gamma_hdlm", "annealing.diffusion_loss_weight=0 annealing.sampling_eps=0.01", "would not act"),
+    ("epsilon_hdlm", "experiment.name=''", "`experiment.name` must be a name"),
+    ("epsilon_hdlm", "optim.lr=inf", "`optim.lr` must be positive and finite"),
     ("gamma_hdlm", "graph.gamma=2", "`graph.gamma` must be in"),
     ("gamma_hdlm", "noise.type=geometric noise.sigma_min=11", "`noise.sigma_min`"),
     ("gamma_hdlm", "training.snapshot_sampling=false sampling.predictor=euler", "would not act"),
@@ -385,6 +407,7 @@ def test_hdlm_train_is_the_same_thing(workplace: Path, capsys: pytest.CaptureFix
     folder = Path("exp_local", "wikitext2", "hdlm-experiments")
     one, two = (hub.load(folder / name).network.state_dict() for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    words = [word for word in words if not word.startswith("tokenizer")]
     again = ["-cn", "epsilon_finetune_from_hf", f"hf_model_id={folder / 'one'}", *words]
     assert main(["train", "--config", *again[1:], "experiment.name=three"]) == 0
     assert "finetuning" in capsys.readouterr().out
@@ -588,7 +611,13 @@ def test_a_run_is_never_overwritten(workplace: Path, capsys: pytest.CaptureFixtu
 def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     run = _trained("epsilon")
     changes = {"training__epsilon": 0.1, "annealing__width": 8, "annealing__tau": 2, "training__n_iters": 2}
+    changes |= dict.fromkeys(("tokenizer__model", "tokenizer__tokens"))
     common = ["-cn", "epsilon_finetune_from_hf.yaml", f"hf_model_id={run}", *_words(**changes)]
+    for option in ("model=train", "tokens=300"):
+        with pytest.raises(
+            ValueError, match=r"`tokenizer\.\w+` would not act here: .* brings its tokenizer of 277"
+        ):
+            finetune([*common, f"tokenizer.{option}"])
     assert finetune([*common, "training.lr=1e-12", "experiment.name=still"]) == 0
     assert finetune([*common, "training.lr=0.1", "training.warmup_iter=1", "experiment.name=moved"]) == 0
     moved_run = run.with_name("moved")

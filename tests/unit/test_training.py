@@ -33,6 +33,7 @@ from hdlm.training import (
     choose_precision,
     listening,
     prepare,
+    unfinished,
 )
 from hdlm.training.loop import Trainer
 from hdlm.training.recipe import OptimizerSettings, RunSettings
@@ -252,9 +253,8 @@ def test_the_warm_start_comes_first(text: Path) -> None:
 def test_an_unknown_hyperschedule_is_named(text: Path) -> None:
     table = _table(text)
     table["mixture"] = [{"hyperschedule": {"type": "Blok", "width": 4, "num_levels": 4}}]
-    recipe = Recipe.from_table(table)
     with pytest.raises(ValueError, match="no hyperschedule 'Blok'"):
-        prepare(recipe, CPU)
+        Recipe.from_table(table)
 
 
 # -- optimizers and averages ----------------------------------------------------------------------------------
@@ -358,7 +358,96 @@ def test_shipped_recipes_can_be_followed(file: Path) -> None:
     )
 
 
+IDLE = [
+    ({"network": {"cond_dim": 64}}, {"network": {"told_noise": True}}),
+    ({"optimizer": {"name": "adamw", "muon_scale": "match_rms_adamw"}}, {"optimizer": {"name": "muon"}}),
+    ({"optimizer": {"decay": "all"}}, {"optimizer": {"weight_decay": 0.1}}),
+    ({"optimizer": {"schedule": "constant", "floor": 0.1}}, {"optimizer": {"schedule": "cosine"}}),
+    ({"warm_start": {"batch_scale": 3}}, {"warm_start": {"share": 0.1}}),
+    ({"data": {"streaming": True, "cache": "folder"}}, {"data": {"streaming": False}}),
+    ({"data": {"validation_corpus": ["other.txt"]}}, {"data": {"validation_corpus": []}}),
+    ({"watch": {"validation_windows": 8}}, {"watch": {"validate_every": 5}}),
+    ({"watch": {"replicates": 3}}, {"watch": {"validate_every": 5}}),
+    ({"watch": {"samples": 3}}, {"watch": {"sample_every": 5}}),
+    ({"watch": {"batch_size": 3}}, {"watch": {"sample_every": 5}}),
+    ({"watch": {"judge": "gpt2"}}, {"watch": {"sample_every": 5}}),
+    ({"watch": {"judge_batch_size": 3}}, {"watch": {"judge": "gpt2", "sample_every": 5}}),
+    ({"watch": {"project": "mine"}}, {"watch": {"trackers": ["wandb"]}}),
+    (
+        {
+            "network": {"told_noise": True},
+            "objective": {"type": "ScoreEntropy", "diffusion": 0, "cross_entropy": 1, "max_weight": 9},
+        },
+        {"objective": {"diffusion": 1}},
+    ),
+    (
+        {
+            "network": {"told_noise": True},
+            "objective": {
+                "type": "ScoreEntropy",
+                "diffusion": 0,
+                "cross_entropy": 1,
+                "score_entropy": "published_code",
+            },
+        },
+        {"objective": {"diffusion": 1}},
+    ),
+]
+"""Options that change nothing, and what would let them act."""
+
+
+@pytest.mark.parametrize(("changes", "cure"), IDLE, ids=lambda changes: json.dumps(changes)[:50])
+def test_an_option_that_would_not_act_is_refused(
+    text: Path, changes: dict[str, Any], cure: dict[str, Any]
+) -> None:
+    table = _table(text, **changes)
+    with pytest.raises(ValueError, match=r"^`[a-z_.]+` would not act here: .*; got"):
+        Recipe.from_table(table)
+    cured = {name: changes.get(name, {}) | cure.get(name, {}) for name in {**changes, **cure}}
+    Recipe.from_table(_table(text, **cured))
+
+
+def test_a_run_that_recorded_options_that_do_not_act_goes_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions took them; published configurations gave some of them to every run."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Recipe, "_conditional", lambda self: iter(()))
+        begun = _run(
+            text,
+            network={"cond_dim": 32},
+            optimizer={"name": "adamw", "muon_scale": "match_rms_adamw"},
+            warm_start={"batch_scale": 3},
+        )
+    assert begun.recipe.network.cond_dim == begun.denoiser.backbone.config.cond_dim == 32
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with listening() as stop:
+        Session(begun, tmp_path).execute(stop, (interrupt,))
+    found = unfinished(tmp_path)
+    assert found is not None
+    assert found.state.step == 3
+    assert found.recipe == Recipe.from_table(_table(text, optimizer={"name": "adamw"}))
+    again = prepare(found.recipe, CPU, start=found.checkpoint)
+    report = Session(again, tmp_path, found).execute(StopRequest())
+    assert report is not None
+    assert report.step == 30
+
+
 RECIPE_FAULTS = [
+    ({"network": {"hidden_size": -3}}, "hidden_size"),
+    ({"network": {"dropout": math.nan}}, "dropout"),
+    ({"objective": {"type": "ScoreEntropy"}}, r"network\.told_noise.*depend on the noise"),
+    ({"process": {"noise_schedule": {"type": "Linaer"}}}, "no noise schedule 'Linaer'"),
+    ({"process": {"gamma": 0.1}}, r"process\.gamma.*left out.*0\.1"),
+    ({"optimizer": {"matrix_rate": math.inf}}, r"optimizer\.matrix_rate.*finite"),
+    ({"optimizer": {"weight_decay": math.inf}}, r"optimizer\.weight_decay.*finite"),
+    ({"run": {"batch_size": 0}}, r"run\.batch_size.*positive"),
+    ({"data": {"corpus": [""]}}, r"data\.corpus.*not empty"),
+    ({"data": {"cache": ""}}, r"data\.cache.*not empty"),
     ({"optimiser": {}}, "did you mean `optimizer`"),
     ({"data": {"vocabluary": 3}}, "did you mean `data.vocabulary`"),
     ({"data": {"validation": 0.9}}, r"data\.validation.*0\.9"),
@@ -394,7 +483,16 @@ def test_a_bad_recipe_is_refused_by_name(text: Path, changes: dict[str, Any], co
 
 
 @pytest.mark.parametrize(
-    "mixture", [[], {}, [{}], [{"share": 1}], [{"hyperschedule": {"type": "Block"}, "share": 0}], [3]]
+    "mixture",
+    [
+        [],
+        {},
+        [{}],
+        [{"share": 1}],
+        [{"hyperschedule": {"type": "Block"}, "share": 0}],
+        [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}, "share": math.inf}],
+        [3],
+    ],
 )
 def test_a_bad_mixture_is_refused(text: Path, mixture: object) -> None:
     with pytest.raises(ValueError, match="mixture"):
@@ -404,6 +502,12 @@ def test_a_bad_mixture_is_refused(text: Path, mixture: object) -> None:
 def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no recipe"):
         Recipe.load(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("[data")
-    with pytest.raises(ValueError, match="no TOML"):
-        Recipe.load(tmp_path / "bad.toml")
+    for content in (b"[data", b"\xff\xfe["):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.toml is no TOML"):
+            Recipe.load(tmp_path / "bad.toml")
+
+
+def test_a_recipe_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + (recipes() / "demo.toml").read_bytes())
+    assert Recipe.load(tmp_path / "marked.toml") == Recipe.load(recipes() / "demo.toml")

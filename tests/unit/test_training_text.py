@@ -13,7 +13,8 @@ from hdlm.cli import main
 from hdlm.data import train_tokenizer
 from hdlm.data.streaming import Stream, StreamedWindows
 from hdlm.training import Recipe
-from hdlm.training.text import TrainingText, read_text
+from hdlm.training.recipe import DataSettings
+from hdlm.training.text import TrainingText, read_text, refuse_idle
 
 DOCUMENTS = tuple(
     f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
@@ -50,7 +51,7 @@ def everything_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_gives_the_batches_of_memory(folder: Path, everything_is_long: None) -> None:
-    other = {"validation_corpus": [str(folder / "other.jsonl")]}
+    other = {"validation_corpus": [str(folder / "other.jsonl")], "validation": 0.025}
     memory, lines = _read(folder, **other), list[str]()
     cached = _read(folder, lines, cache=str(folder / "cache"), **other)
     assert torch.equal(memory.windows(16, 3).batch(0, 300), cached.windows(16, 3).batch(0, 300))
@@ -115,7 +116,34 @@ def test_shards_of_another_tokenizer_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no document is set aside"):
         _read(folder, corpus=[str(out)], tokenizer="train")
     other = [str(folder / "other.jsonl")]
-    assert len(_read(folder, corpus=[str(out)], tokenizer="train", validation_corpus=other).validation.tokens)
+    assert len(
+        _read(
+            folder, corpus=[str(out)], tokenizer="train", validation=0.025, validation_corpus=other
+        ).validation.tokens
+    )
+
+
+def test_what_the_text_makes_meaningless_is_refused(folder: Path) -> None:
+    out = folder / "shards"
+    words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body", "--validation", "0.2"]
+    assert main([*words, "--tokenizer", "train", "--vocabulary", "280"]) == 0
+    shards = {"corpus": (str(out),)}
+    plain = folder / "plain.txt"
+    plain.write_text("In the beginning was the word.")
+    for options, named in (
+        (shards | {"validation": 0.1}, "data.validation.*0.2 set aside"),
+        (shards | {"cache": str(folder)}, "data.cache.*tokenised already"),
+        (shards | {"vocabulary": 300}, "data.vocabulary.*has 280 words"),
+        (shards | {"key": "body"}, "data.key.*JSON lines"),
+        ({"corpus": (str(plain),), "key": "body"}, "data.key.*JSON lines"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            refuse_idle(DataSettings(**options))
+    for options in (
+        shards | {"validation": 0.2, "vocabulary": 280},
+        {"corpus": (str(plain),), "validation_corpus": (str(folder / "other.jsonl"),), "key": "body"},
+    ):
+        refuse_idle(DataSettings(**options))
 
 
 def test_a_tokenizer_is_trained_on_a_sample(folder: Path, everything_is_long: None) -> None:

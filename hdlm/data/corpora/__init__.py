@@ -51,7 +51,7 @@ def corpus(*names: str, key: str = "text") -> AbstractCorpus:
         return CORPORA[names[0]]()
     if len(names) == 1 and (named := names[0].partition(":"))[0] in NAMED:
         return NamedDataset(named[0], part_of(named[2] or "test"))
-    if not names:
+    if not all(names) or not names:
         raise ValueError(
             f"no text was named: give files, folders, globs, or one of {', '.join([*CORPORA, *NAMED])}."
         )

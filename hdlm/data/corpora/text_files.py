@@ -82,10 +82,12 @@ class JSONLines(AbstractCorpus):
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is no JSON: {error}.") from error
-        if not isinstance(row, dict) or not isinstance(row.get(self.key), str):
-            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"{where} has no text under {self.key!r}; it has: {keys}.")
-        text = str(row[self.key])
+        if not isinstance(row, dict) or self.key not in row:
+            found = f"the keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{where} has no text under {self.key!r}, but {found}.")
+        text = row[self.key]
+        if not isinstance(text, str):
+            raise ValueError(f"{where} has no text under {self.key!r}, but {type(text).__name__}.")
         if _LONE.search(text):
             raise ValueError(
                 f"{where} has half of a surrogate pair under {self.key!r}: mend or leave out this line."
