@@ -111,12 +111,13 @@ class AbstractBound(abc.ABC):
     def _noising(self, process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule) -> Corruption:
         """Two streams where they show more than one canvas does: every position is then measured in every pass."""
         schedule = self.hyperschedule
-        flat = opens_together(schedule) and len(schedule.settles.unique()) == 1
         return Corruption(
             process,
             schedule,
             noise_schedule,
-            two_stream=isinstance(schedule, AbstractCountdown) and not flat,
+            two_stream=isinstance(schedule, AbstractCountdown)
+            and not _is_flat(schedule)
+            and self.context != "full",
             context=self.context,
             active=self.active,
             num_given=self.num_given,
@@ -166,6 +167,11 @@ class AbsorbingBound(AbstractBound):
             raise ValueError(
                 "estimator='exact' needs a hyperschedule that takes one position at a time, left to right; got "
                 f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
+            )
+        if self.estimator in ("count", "exact") and not _in_one_pass(self.hyperschedule, self.context):
+            raise ValueError(
+                f"estimator={self.estimator!r} measures all positions in one pass, but with context='full' settled "
+                "positions look at later ones, which would show what is asked. Use estimator='stratified'."
             )
 
     @cached_property
@@ -321,9 +327,11 @@ def bound_along(
     return HybridBound(denoiser, hyperschedule, estimator, noise_schedule, context, active, given)
 
 
-def least_variance(bound: BoundName, hyperschedule: AbstractHyperschedule) -> Estimator:
-    """The estimator of a bound with the least variance among those that fit."""
-    if bound == "hybrid":
+def least_variance(
+    bound: BoundName, hyperschedule: AbstractHyperschedule, context: attention.Context = "block_causal"
+) -> Estimator:
+    """The estimator of a bound with the least variance among those that fit; arguments as those of the bounds."""
+    if bound == "hybrid" or not _in_one_pass(hyperschedule, context):
         return "stratified"
     if is_autoregressive(hyperschedule):
         return "exact"
@@ -358,6 +366,16 @@ def opens_together(hyperschedule: AbstractHyperschedule) -> bool:
     if not isinstance(hyperschedule, AbstractCountdown):
         return False
     return len(hyperschedule.starts.unique()) == hyperschedule.num_epochs
+
+
+def _is_flat(hyperschedule: AbstractHyperschedule) -> bool:
+    """Whether all positions count down together, so that none is settled while another is noisy."""
+    return opens_together(hyperschedule) and len(hyperschedule.settles.unique()) == 1
+
+
+def _in_one_pass(hyperschedule: AbstractHyperschedule, context: attention.Context) -> bool:
+    """Whether one pass can show every position what generation shows it; see `Corruption`."""
+    return context != "full" or _is_flat(hyperschedule)
 
 
 def _cross_entropy(

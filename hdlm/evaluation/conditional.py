@@ -29,7 +29,7 @@ from hdlm.evaluation.result import BoundName, Estimator
 from hdlm.evaluation.windows import first_positions
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
-from hdlm.objective import stratified_times
+from hdlm.objective import Corruption, stratified_times
 from hdlm.randomness import Randomness
 
 __all__ = ["Conditional", "Window", "split_text"]
@@ -131,7 +131,7 @@ class Conditional:
     @property
     def measured_by(self) -> Estimator:
         """The estimator, chosen if it was left open."""
-        return self.estimator or least_variance(self.bound, self.hyperschedule)
+        return self.estimator or least_variance(self.bound, self.hyperschedule, self.context)
 
     @torch.no_grad()
     def nats(
@@ -186,8 +186,8 @@ class Conditional:
             return torch.zeros(len(rows), dtype=torch.bool)
         corruption = self._bound(length, position).corruption
         draw = self._draw(keys, torch.zeros_like(keys), length)
-        times = torch.zeros(len(rows), corruption.num_times, dtype=torch.float64, device=rows.device)
-        canvas = corruption(rows, times, draw)
+        times = torch.full((len(rows), corruption.num_times), _last_moment(corruption, position))
+        canvas = corruption(rows, times.double().to(rows.device), draw)
         noisy = torch.arange(length, device=rows.device) >= position
         full = corruption.noise_schedule.fraction(torch.ones((), dtype=torch.float64)).to(rows.device)
         t = torch.where(noisy, full, 0.0).expand(rows.shape)
@@ -244,3 +244,9 @@ class Conditional:
     @property
     def _randomness(self) -> Randomness:
         return Randomness(self.seed)
+
+
+def _last_moment(corruption: Corruption, position: int) -> float:
+    """The time at which a position sees all that settles before it: on one canvas, the last step in which it moves."""
+    plan = corruption.hyperschedule
+    return 0.0 if corruption.two_stream else (int(plan.settles[position]) - 0.5) / plan.num_steps

@@ -137,6 +137,10 @@ class Corruption:
         document_end: The token that ends a document, if documents in one window are not to see one another; None if
             they are. Positions stay those of the window: rotary attention knows distances only. Inside a noisy window
             the boundary shows, which generation has yet to write: it is meant for short documents, packed.
+
+    Raises:
+        ValueError: If two streams cannot be what generation sees: with `context="full"` clean positions would look at
+            later ones, and tell noisy ones what these are asked.
     """
 
     process: AbstractNoiseProcess
@@ -148,6 +152,14 @@ class Corruption:
     active: attention.Active = "full"
     num_given: int = 0
     document_end: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.two_stream and self.context == "full" and len(self.hyperschedule.settles.unique()) > 1:
+            raise ValueError(
+                "Two streams need a context of which settled positions see the past alone; with context='full' the "
+                "clean stream would give away what is asked. Use one canvas (two_stream=false, published as "
+                "annealing.efficient=false), or the context block_causal or causal."
+            )
 
     @property
     def num_times(self) -> int:

@@ -275,3 +275,21 @@ def test_one_position_at_a_time_is_the_likelihood(shifted: bool) -> None:
     assert found.nats == pytest.approx(
         float(OwnSteps(denoiser, autoregressive(LENGTH)).surprise.sum()) + silent
     )
+
+
+@torch.no_grad()
+def test_a_full_context_shows_no_answer() -> None:
+    """Settled words look at later ones as soon as these have settled, and no sooner."""
+    denoiser, texts = one_of(Absorbing(2)), all_sequences(2, LENGTH)
+    expected = 0.0
+    for n in range(LENGTH):
+        shown = torch.cat([texts[:, :n], torch.full((len(texts), 1), 2)], 1)
+        log_p = denoiser(shown, (shown == 2).double(), Context())[:, n]
+        expected -= float(log_p.gather(1, texts[:, n : n + 1]).sum())
+    found = evaluate(denoiser, texts.flatten(), autoregressive(LENGTH), context="full", replicates=200)
+    assert found.estimator == "stratified"
+    z = (found.nats - expected) / found.standard_error
+    assert math.erfc(abs(z) / math.sqrt(2)) > FAILURE_RATE
+    for estimator in ("exact", "count"):
+        with pytest.raises(ValueError, match="would show what is asked"):
+            evaluate(denoiser, texts.flatten(), autoregressive(LENGTH), context="full", estimator=estimator)

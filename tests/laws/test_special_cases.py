@@ -178,12 +178,13 @@ PACKED = [
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["aligned", "shifted"])
+@pytest.mark.parametrize("views", [("block_causal", "full"), ("causal", "full"), ("block_causal", "causal")])
 @pytest.mark.parametrize("hyperschedule", PACKED, ids=repr)
-def test_two_streams_are_one_pass_a_window(hyperschedule, shifted, x_0, numbers):
+def test_two_streams_are_one_pass_a_window(hyperschedule, views, shifted, x_0, numbers):
     """MATH, proof 6: every noisy position gets the output that generation's canvas at its own step would give it."""
     process = GammaHybrid(WORDS, 0.4)
     denoiser = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
-    corruption = Corruption(process, hyperschedule)
+    corruption = Corruption(process, hyperschedule, context=views[0], active=views[1])
     times = uniform(numbers, BATCH, corruption.num_times)
     canvas = corruption(x_0, times, uniform(numbers, BATCH, LENGTH))
     prediction = canvas.predict(denoiser)
@@ -197,7 +198,9 @@ def test_two_streams_are_one_pass_a_window(hyperschedule, shifted, x_0, numbers)
             settled = hyperschedule.regions(n).settled
             tokens = torch.where(settled, x_0[b], canvas.x_t[b])[None]
             noise = torch.where(settled, 0.0, canvas.t[b])[None]
-            alone = denoiser.predict(tokens, noise, Context(attention=generation_mask(hyperschedule, n)))
+            alone = denoiser.predict(
+                tokens, noise, Context(attention=generation_mask(hyperschedule, n, *views))
+            )
             speaks = here & (torch.arange(LENGTH) >= denoiser.lookback)
             torch.testing.assert_close(packed[b, speaks], alone.log_clean(speaks.nonzero()[:, 0]), **TIGHT)
             compared += speaks
@@ -233,13 +236,38 @@ def test_a_shifted_network_may_not_look_ahead_of_the_order(x_0, numbers):
         canvas.predict(tiny_denoiser(Absorbing(WORDS), Shifted(Mean())))
 
 
-def generation_mask(hyperschedule, n):
+def generation_mask(hyperschedule, n, context="block_causal", company="full"):
     """Who sees whom at step `n`, from the levels alone: settled see what settled before, active all but noise."""
     levels, later, settles = hyperschedule.levels(n), hyperschedule.levels(n + 1), hyperschedule.settles
-    settled = levels == 0
+    settled, place = levels == 0, torch.arange(LENGTH)
     active = ~settled & ~((levels == hyperschedule.num_levels) & (later == levels))
-    past = settled[:, None] & settled[None, :] & (settles[None, :] <= settles[:, None])
-    return (past | (active[:, None] & (settled | active)[None, :]))[None]
+    earlier = (place[None, :] <= place[:, None]) | (context != "causal")
+    order = (settles[None, :] < settles[:, None]) | ((settles[None, :] == settles[:, None]) & earlier)
+    past = settled[:, None] & settled[None, :] & (order | (context == "full"))
+    together = active[None, :] & ((place[None, :] <= place[:, None]) | (company == "full"))
+    return (past | (active[:, None] & (settled[None, :] | together)))[None]
+
+
+@pytest.mark.parametrize("company", ["full", "causal"])
+@pytest.mark.parametrize("context", ["full", "causal", "block_causal"])
+def test_one_canvas_is_seen_as_generation_sees_it(context, company, x_0, numbers):
+    hyperschedule = Slide(LENGTH, 4, 4)
+    corruption = Corruption(
+        Absorbing(WORDS), hyperschedule, two_stream=False, context=context, active=company
+    )
+    times = uniform(numbers, BATCH, 1)
+    canvas = corruption(x_0, times, uniform(numbers, BATCH, LENGTH))
+    for row, time in zip(canvas.attention, times[:, 0], strict=True):
+        n = int(time * hyperschedule.num_steps)
+        assert torch.equal(row, generation_mask(hyperschedule, n, context, company)[0])
+
+
+def test_two_streams_give_nothing_away(x_0):
+    """With a full context the clean stream would have seen the answer: refused, but where nobody sees it."""
+    Corruption(Absorbing(WORDS), flat(LENGTH, 3), context="full")
+    for hyperschedule in PACKED[:-1]:
+        with pytest.raises(ValueError, match="give away what is asked"):
+            Corruption(Absorbing(WORDS), hyperschedule, context="full")
 
 
 def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):

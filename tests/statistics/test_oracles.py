@@ -51,6 +51,7 @@ WORLD = random_world(num_words=2, length=3, seed=5)
 COUNTDOWNS = [flat(3, 2), Block(3, 2, 2), Slide(3, 3, 2), Wave(3, 2, 2), autoregressive(3)]
 TABLES = [
     PublishedSlide(3, 2, 2),
+    PublishedSlide(3, 3, 4),
     Table(torch.tensor([[3, 3, 3], [2, 3, 3], [2, 1, 3], [0, 1, 2], [0, 0, 0]])),
 ]
 PROCESSES = [
@@ -87,9 +88,9 @@ def test_finite_noise_adds_the_divergence_of_the_prior(schedule):
 
 
 @pytest.mark.parametrize("two_stream", [False, True])
-@pytest.mark.parametrize("hyperschedule", COUNTDOWNS, ids=repr)
+@pytest.mark.parametrize("hyperschedule", [*COUNTDOWNS, *TABLES], ids=repr)
 def test_the_absorbing_bound_is_the_entropy(hyperschedule, two_stream):
-    """MATH, proof 2, in continuous time on every hyperschedule and in both layouts."""
+    """MATH, proof 2, in continuous time on every hyperschedule, by steps of many levels too, and in both layouts."""
     process = Absorbing(2)
     corruption = Corruption(process, hyperschedule, two_stream=two_stream)
     nodes = 12 if corruption.num_times == 1 else 5

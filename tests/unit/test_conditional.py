@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -106,12 +107,16 @@ def test_the_truth_is_bounded(
         assert gap < (0.03 if measure.measured_by == "count" else 0.25)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, autoregressive(4)], ids=repr)
+BLOCKS = Table(Block(4, 2, 2).levels(torch.arange(5)))
+
+
+@pytest.mark.parametrize("context", ["block_causal", "full"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, BLOCKS, autoregressive(4)], ids=repr)
 @pytest.mark.parametrize("process", [Absorbing(3), EpsilonHybrid(3, 0.2), GammaHybrid(3, 0.3)], ids=repr)
 def test_greedy_is_the_likeliest_word_of_the_world(
-    schedule: AbstractHyperschedule, process: AbstractNoiseProcess
+    schedule: AbstractHyperschedule, process: AbstractNoiseProcess, context: Literal["block_causal", "full"]
 ) -> None:
-    measure = Conditional(ExactDenoiser(WORLD, process), schedule, batch_size=5)
+    measure = Conditional(ExactDenoiser(WORLD, process), schedule, batch_size=5, context=context)
     windows = [Window((1, *ending, 2), 1) for ending in CONTINUATIONS]
     windows = [Window(window.tokens[:3], 1) for window in windows]
     found = measure.greedy(windows)
