@@ -125,7 +125,7 @@ def _counts(line: bytes, step: int) -> bool:
 def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None = None) -> Iterator[Watcher]:
     """Show how far a run is, its loss, its speed and when it will end.
 
-    On a terminal this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and then, and at the end.
+    On a terminal this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and then, and the last.
 
     Args:
         console: Where to show it.
