@@ -295,7 +295,8 @@ from hdlm.training import Recipe, trackers
 
 trackers._PATIENCE = 0.2
 trackers._opener = lambda *arguments: lambda: time.sleep(600)
-table = {"mixture": [{"hyperschedule": {"type": "Block"}}], "run": {"steps": 1}, "watch": {"trackers": ["wandb"]}}
+part = {"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}
+table = {"mixture": [part], "run": {"steps": 1}, "watch": {"trackers": ["wandb"]}}
 with trackers.tracking(Recipe.from_table(table), Path(), print) as sink:
     sink({"step": 1, "loss": 2.0})
 print("the end")
