@@ -122,7 +122,10 @@ class Shelf:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.place(step), TrainingState.read(self.place(step))
+                state = TrainingState.read(self.place(step))
+                if state.step == step:
+                    return self.place(step), state
+                say(f"the checkpoint of step {step} cannot be used: it is of step {state.step}")
             except (ValueError, OSError) as error:
                 say(f"the checkpoint of step {step} cannot be used: {error}")
         if steps:
@@ -194,7 +197,7 @@ class Shelf:
 def publish(source: Path, folder: Path) -> None:
     """Put the model of a kept step into the folder of the run, file by file, without a copy where links can be made."""
     for path in sorted(source.iterdir()):
-        if path.name in STATE_FILES:
+        if path.name in STATE_FILES or not path.is_file():
             continue
         with replacing(folder / path.name) as aside:
             aside.unlink()

@@ -49,11 +49,13 @@ class Unfinished:
         recipe: What it was asked for.
         state: Where it is.
         checkpoint: Its model, with the weights of its last step; `prepare` begins with it.
+        kept: The steps that its folder held, damaged ones too.
     """
 
     recipe: Recipe
     state: TrainingState
     checkpoint: Checkpoint
+    kept: tuple[int, ...]
 
     def check(self, recipe: Recipe) -> None:
         """Refuse to go on with another recipe, but for options that change no weight.
@@ -82,6 +84,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
         ValueError: If it holds something else than an unfinished run; it says what to do instead.
     """
     shelf = Shelf(folder)
+    kept = tuple(shelf.steps())
     found = shelf.newest(say)
     if found is None:
         if (folder / _CONFIG).exists():
@@ -97,7 +100,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
             f"--from {folder}."
         )
     checkpoint = load_checkpoint(place, weights="raw")
-    return Unfinished(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint)
+    return Unfinished(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint, kept)
 
 
 @final
@@ -127,6 +130,7 @@ class Session:
         self._saved: int | None = None
         self._saved_at = 0.0
         self._offer: tuple[int, float | None] | None = None
+        self._kept = () if found is None else found.kept
         agree(None if found is None else found.state.step, "the checkpoint to go on from")
         if found is not None:
             self._go_on(found)
@@ -156,6 +160,7 @@ class Session:
         self, stop: StopRequest, watchers: Sequence[Watcher], closing: Sequence[Closing]
     ) -> StepReport | None:
         logs = (self.log,) if self.trainer.is_main else ()
+        self._check_folder()
         try:
             if self._saved is None:
                 self.save()
@@ -235,6 +240,14 @@ class Session:
         found.check(self._run.recipe)
         self.trainer.restore(found.state)
         self._saved, self._saved_at = found.state.step, found.state.seconds
+
+    def _check_folder(self) -> None:
+        """Refuse to write over what another program has done since this one looked, which took no lock."""
+        if self.trainer.is_main and tuple(self._shelf.steps()) != self._kept:
+            raise ValueError(
+                f"{self._folder} holds steps that were not there when this program looked: another one has trained in "
+                "it. Go on from there with --resume (training.resume=true), or choose another folder."
+            )
 
     def _rewind(self) -> None:
         """Forget what came after the step that the run goes on from."""

@@ -234,6 +234,8 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be a table with `format` {FORMAT}.")
     if missing := [name for name in (*_PLAIN, "files") if name not in table]:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    if not isinstance(table["files"], dict):
+        raise ValueError(f"{path} must have a table of `files`.")
     return table
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,9 +288,10 @@ def test_a_published_checkpoint_says_what_the_optimizers_do(
         ("optimizer.safetensors", lambda content: content[: len(content) // 2]),
         ("raw.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         ("state.json", lambda content: content[:100]),
+        ("state.json", lambda content: json.dumps(json.loads(content) | {"files": None}).encode()),
         ("model.safetensors", None),
     ],
-    ids=["cut", "one bit", "cut json", "gone"],
+    ids=["cut", "one bit", "cut json", "no files", "gone"],
 )
 def test_a_damaged_checkpoint_is_passed_over(
     text: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None
@@ -311,6 +313,19 @@ def test_a_damaged_checkpoint_is_passed_over(
     (shelf.place(10) / name).write_bytes(b"")
     with pytest.raises(ValueError, match="none of the checkpoints"):
         unfinished(tmp_path)
+
+
+def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: Path) -> None:
+    _execute(_table(text), tmp_path, 12)
+    shelf, said = Shelf(tmp_path), []
+    (shelf.place(12) / "notes").mkdir()
+    (shelf.place(12) / "notes.txt").touch()
+    shutil.copytree(shelf.place(10), shelf.place(13))
+    found = unfinished(tmp_path, said.append)
+    assert found is not None
+    assert found.state.step == 12
+    assert said == ["the checkpoint of step 13 cannot be used: it is of step 10"]
+    assert [report.step for report in _execute(_table(text), tmp_path)] == list(range(13, 25))
 
 
 def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> None:
@@ -454,6 +469,7 @@ def test_a_signal_in_the_last_step_ends_nothing_early(
 def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     """The other one has gone further since; its checkpoints and its log are not touched."""
     table = _table(text)
+    begun = Session(_run(table), tmp_path)
     _execute(table, tmp_path, 5)
     late = unfinished(tmp_path)
     session = Session(_run(table, late), tmp_path, late)
@@ -461,6 +477,9 @@ def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     with Shelf(tmp_path).held(), pytest.raises(ValueError, match="another program trains in"):
         session.execute(StopRequest())
+    for one in (session, begun):
+        with pytest.raises(ValueError, match=r"another one has trained in it\. Go on from there with --resume"):
+            one.execute(StopRequest())
     assert Shelf(tmp_path).steps() == [10, 12]
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
