@@ -478,7 +478,9 @@ def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     with Shelf(tmp_path).held(), pytest.raises(ValueError, match="another program trains in"):
         session.execute(StopRequest())
     for one in (session, begun):
-        with pytest.raises(ValueError, match=r"another one has trained in it\. Go on from there with --resume"):
+        with pytest.raises(
+            ValueError, match=r"another one has trained in it\. Go on from there with --resume"
+        ):
             one.execute(StopRequest())
     assert Shelf(tmp_path).steps() == [10, 12]
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
