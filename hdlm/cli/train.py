@@ -205,8 +205,8 @@ def _trained(args: argparse.Namespace) -> int:
     session.trainer.close()
     if not is_main:
         return PREEMPTED if session.trainer.preempted else 0
-    if stop.signal:
-        console.print(f"stopped by {stop.signal.name} after {steps} steps; what has been learnt is kept")
+    if not session.trainer.is_over:
+        console.print(f"stopped by {stop.name} after {steps} steps; what has been learnt is kept")
     if session.trainer.preempted:
         console.print(f"checkpoint: {args.output}; go on with --resume")
         return PREEMPTED

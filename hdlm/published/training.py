@@ -220,9 +220,9 @@ def _train(config: Config, run: Run, session: Session, folder: Path, console: Co
     ):
         session.log.tell(sink)
         session.execute(stop, (bar, observer, snapshots), (observer.finish, snapshots.finish))
-    if stop.signal:
+    if not trainer.is_over:
         console.print(
-            f"stopped by {stop.signal.name} after {trainer.step} steps; what has been learnt is kept, and "
+            f"stopped by {stop.name} after {trainer.step} steps; what has been learnt is kept, and "
             "training.resume=true goes on with it"
         )
 

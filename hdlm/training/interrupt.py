@@ -42,9 +42,19 @@ class StopRequest:
         return self.signal is not None
 
     @property
+    def name(self) -> str:
+        """Of the signal, for people; it may have gone to another process of the run."""
+        return "a signal to another process" if self.signal is None else self.signal.name
+
+    @property
     def preempts(self) -> bool:
         """Whether it was a scheduler that asked, who will want to know that there is more to do."""
         return self.signal in (signal.SIGTERM, signal.SIGUSR1)
+
+    def outlast_echo(self) -> None:
+        """Wait until no signal can be the same request any more; not at all if there was none."""
+        if self.signal is not None:
+            time.sleep(max(0.0, self._first + _SAME_REQUEST - self._clock()))
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal.
@@ -61,11 +71,15 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 for the length of a block; only the main thread of a process may."""
+    """Catch SIGINT, SIGTERM and SIGUSR1 for the length of a block; only the main thread of a process may.
+
+    A block that obeys at once lasts until the echo of the request must have come, which would kill the program else.
+    """
     request = StopRequest()
     before = {number: signal.signal(number, request) for number in _SIGNALS}
     try:
         yield request
     finally:
+        request.outlast_echo()
         for number, handler in before.items():
             signal.signal(number, handler)

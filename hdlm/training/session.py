@@ -284,8 +284,19 @@ def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
         dotted = f"{name}{option.name}"
         if dataclasses.is_dataclass(one):
             yield from _differences(one, other, f"{dotted}.")
+        elif _are_tables(one) and len(one) == len(other):
+            for number, pair in enumerate(zip(one, other, strict=True)):
+                yield from _differences(*pair, f"{dotted}[{number}].")
         elif one != other:
-            yield f"`{dotted}` was {one!r} and is {other!r}" if name else f"[{dotted}] is another"
+            yield f"`{dotted}` was {_shown(one)} and is {_shown(other)}"
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, tuple) and all(dataclasses.is_dataclass(one) for one in value)
+
+
+def _shown(value: Any) -> str:
+    return f"a list of {len(value)}" if _are_tables(value) and value else repr(value)
 
 
 def _summary(report: StepReport) -> dict[str, Any]:

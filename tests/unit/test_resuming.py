@@ -591,6 +591,13 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: P
     ):
         found.check(Recipe.from_table(other))
     found.check(Recipe.from_table(_table(text, run={"keep": 5, "accumulation": 1})))
+    wider = [table["mixture"][0], {"hyperschedule": {"type": "Block", "width": 8, "num_levels": 8}}]
+    for mixture, complaint in (
+        (wider, r"`mixture\[1\]\.hyperschedule` was \{.*16.*\} and is \{.*8.*\}; `mixture\[1\]\.two_stream`"),
+        (wider[:1], "`mixture` was a list of 2 and is a list of 1"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            found.check(Recipe.from_table(_table(text) | {"mixture": mixture}))
     changed = tmp_path / "changed.txt"
     changed.write_text(text.read_text() + "the end")
     with pytest.raises(ValueError, match="corpus"):

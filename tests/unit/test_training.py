@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import threading
 import subprocess
 import sys
 import time
@@ -187,8 +188,11 @@ def test_an_interrupted_run_leaves_a_usable_folder(text: Path, tmp_path: Path, n
 def test_the_second_ctrl_c_insists_but_not_the_echo_of_the_first() -> None:
     before = signal.getsignal(signal.SIGINT)
     with listening() as stop:
+        echo = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
+        echo.start()
+    assert not echo.is_alive()
     assert signal.getsignal(signal.SIGINT) is before
     now = [0.0]
     for number, way in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
