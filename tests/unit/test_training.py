@@ -6,9 +6,9 @@ import json
 import math
 import os
 import signal
-import threading
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
