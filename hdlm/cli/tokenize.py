@@ -79,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
             ),
         )
     shards.verify()
+    if args.validation and not shards.manifest.count("validation").tokens:
+        console.print(
+            f"nothing was set aside: {args.validation:g} of so few documents came to none. Say a larger --validation, "
+            "or measure with other text (data.validation_corpus)."
+        )
     train, validation = (shards.manifest.count(side) for side in ("train", "validation"))
     if args.json:
         print_json(

@@ -1,8 +1,8 @@
 """Pieces of text to tokens: in parallel, in order, and with a few batches in memory at a time.
 
 Text that is set aside to measure with is chosen by its own characters: whether a document is set aside depends neither
-on the order of the documents nor on the others, and equal documents are on the same side. A document of more than 1 Mi
-characters is set aside in stretches of as many, each a document of its own.
+on the order of the documents nor on the others, and equal documents are on the same side. A document of more than 64 Ki
+characters is set aside in pieces of as many, each a document of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["SAMPLE", "STRETCH", "Ids", "Sided", "encoded", "head_of", "sample_of
 
 Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
 
-STRETCH = 16
-"""Pieces of a long document that are set aside together."""
+STRETCH = 1
+"""Pieces of a long document that are set aside together; with few of them, one big file might have none set aside."""
 SAMPLE = 2**25
 """Characters of text that a tokenizer is trained on."""
 _BATCH = 2**21

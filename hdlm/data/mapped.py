@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias, final
 
 import numpy as np
@@ -11,7 +12,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["MappedTokens", "Tokens"]
+__all__ = ["MappedTokens", "Tokens", "mapped"]
+
+
+def mapped(path: Path) -> npt.NDArray[np.unsignedinteger]:
+    """A row of tokens in a `.npy` file, mapped into memory.
+
+    `numpy.load` would keep the file open for as long, and a program may have only so many open files.
+    """
+    known = np.load(path, mmap_mode="r")
+    size = path.stat().st_size
+    whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    return whole[known.offset :].view(known.dtype)
 
 
 @final

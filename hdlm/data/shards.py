@@ -24,7 +24,7 @@ import numpy as np
 from hdlm.atomic import replacing
 from hdlm.data.corpora.base import PIECE, AbstractCorpus
 from hdlm.data.encoding import STRETCH, Ids, Sided, encoded, sides
-from hdlm.data.mapped import MappedTokens
+from hdlm.data.mapped import MappedTokens, mapped
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
 
@@ -196,11 +196,13 @@ class Manifest:
             aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def difference(self, other: Manifest) -> str | None:
-        """Why these shards are not those of another manifest, in words; None if they are."""
+        """Why these shards are not those of another manifest, in words; None if they are, or were in their time."""
         if self.tokenizer != other.tokenizer:
             return "another tokenizer made it"
-        if (self.share, self.pieces) != (other.share, other.pieces):
+        if self.share != other.share:
             return f"{self.share:g} of it is set aside, not {other.share:g}"
+        if self.pieces != other.pieces and not self.complete:
+            return "an earlier version began it, which set other stretches aside"
         return self.source.difference(other.source)
 
     def count(self, side: Side) -> Count:
@@ -284,7 +286,7 @@ class Shards:
         """The tokens of one side, in their files."""
         arrays = []
         for shard in self.manifest.shards:
-            array = np.load(self.folder / shard.file, mmap_mode="r")
+            array = mapped(self.folder / shard.file)
             begin = shard.train.tokens
             arrays.append(array[:begin] if side == "train" else array[begin:])
         hashes = " ".join([side, *(shard.sha256 for shard in self.manifest.shards)])

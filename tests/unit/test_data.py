@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +335,12 @@ def test_a_bigram_learns_what_follows() -> None:
     tokens = torch.arange(4).repeat(200)
     assert float(Unigram.fit(tokens, 4).nats(tokens).mean()) == pytest.approx(math.log(4), rel=1e-3)
     assert float(Bigram.fit(tokens, 4).nats(tokens)[1:].mean()) < 0.02
+
+
+def test_a_tokenizer_learns_from_text_without_spaces_in_good_time() -> None:
+    """Its time grows with the square of the longest word: a file of DNA, of Base64, or of Thai is one."""
+    text = "".join("ACGT"[(number * number) % 7 % 4] for number in range(400_000))
+    began = time.process_time()
+    tokenizer = train_tokenizer([text], 300)
+    assert time.process_time() - began < 5
+    assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]

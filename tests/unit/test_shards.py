@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from hdlm.cli import main
 from hdlm.data import Tokenizer, Windows, corpus, tokenise, train_tokenizer
-from hdlm.data.corpora.base import Piece, pieces_of
+from hdlm.data.corpora.base import PIECE, Piece, pieces_of
 from hdlm.data.encoding import encoded, head_of, sample_of, sides
 from hdlm.data.mapped import MappedTokens
 from hdlm.data.order import shuffled
@@ -348,3 +349,35 @@ def test_a_gigabyte_in_bounded_memory(tmp_path: Path) -> None:
     counts = [shards.manifest.count(side) for side in ("train", "validation")]
     assert sum(count.tokens for count in counts) == copies * len(once.tokens)
     assert sum(count.bytes for count in counts) == copies * once.num_bytes
+
+
+def test_shards_need_no_open_files(write) -> None:
+    """A program may have 1024 of them, and a corpus of 2^36 tokens has twice as many shards."""
+    shards = write(shard_tokens=50)
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("there is no /proc")
+    before = len(list(open_files.iterdir()))
+    tokens = shards.tokens("train")
+    assert len(shards.manifest.shards) > 10
+    assert len(list(open_files.iterdir())) == before
+    stored = np.concatenate([np.load(shards.folder / shard.file) for shard in shards.manifest.shards])
+    assert tokens[:].tolist() == stored.tolist()
+
+
+def test_one_big_file_has_some_set_aside() -> None:
+    """Of 4 MB, 5%: four stretches of a megabyte would hardly ever be among them."""
+    pieces = list(pieces_of([f"line {number} of a long book\n" for number in range(160_000)]))
+    assert any(aside for _, aside in sides(pieces, 0.05))
+    assert max(len(piece.text) for piece, aside in sides(pieces, 0.05) if aside) <= PIECE
+
+
+def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> None:
+    folder = tmp_path / "shards"
+    made = write_shards(corpus(str(text)), tokenizer, folder, share=0.2)
+    dataclasses.replace(made.manifest, pieces=(PIECE, 16)).write(folder)
+    again = write_shards(corpus(str(text)), tokenizer, folder, share=0.2)
+    assert again.manifest.pieces == (PIECE, 16)
+    dataclasses.replace(made.manifest, pieces=(PIECE, 16), complete=False).write(folder)
+    with pytest.raises(ValueError, match=r"an earlier version.*--renew"):
+        write_shards(corpus(str(text)), tokenizer, folder, share=0.2)

@@ -1,0 +1,191 @@
+"""Every option of a recipe acts: a short run with another value of it leaves something else behind.
+
+`ACTS` has another value for each option, and what must be set beside it; an option without an entry fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hdlm.evaluation.during_training import Observer
+from hdlm.training import Recipe, Session, StopRequest, prepare
+from hdlm.training.tables import options_of
+from hdlm.training.text import refuse_idle
+
+CPU = torch.device("cpu")
+SCORES = {"network.told_noise": True, "objective.type": "ScoreEntropy", "objective.cross_entropy": 1.0}
+GAMMA = {"process.type": "GammaHybrid", "process.gamma": 0.1}
+WATCHED = {"watch.validate_every": 2, "watch.sample_every": 2}
+MANY = {"data.corpus": ["rows.jsonl"]}
+BLOCK = {"type": "Block", "width": 4, "num_levels": 4}
+
+ACTS: dict[str, tuple[object, dict[str, Any]]] = {
+    "data.corpus": (["other.txt"], {}),
+    "data.vocabulary": (264, {}),
+    "data.validation": (0.2, {}),
+    "data.context": (8, {}),
+    "data.tokenizer": ("tokenizer", {"data.vocabulary": 258}),
+    "data.validation_corpus": (["other.txt"], WATCHED | {"data.validation": 0.025}),
+    "data.key": ("body", {"data.corpus": ["rows.jsonl"]}),
+    "data.cache": ("cache", MANY),
+    "data.streaming": (True, MANY),
+    "network.hidden_size": (8, {}),
+    "network.num_blocks": (2, {}),
+    "network.num_heads": (1, {}),
+    "network.dropout": (0.5, {}),
+    "network.shifted": (True, {}),
+    "network.told_noise": (True, {}),
+    "network.cond_dim": (8, {"network.told_noise": True}),
+    "network.blend": (True, SCORES | GAMMA),
+    "network.scale_by_sigma": (False, SCORES),
+    "network.context": ("causal", {"network.num_blocks": 2}),
+    "network.active": ("causal", {"network.num_blocks": 2}),
+    "network.separate_documents": (True, MANY),
+    "process.type": ("GammaHybrid", {}),
+    "process.epsilon": (0.3, {}),
+    "process.gamma": (0.5, GAMMA),
+    "process.noise_schedule": ({"type": "Cosine"}, {"mixture.0.continuous": True}),
+    "objective.type": ("NELBO", {}),
+    "objective.unmasked": (0.5, {}),
+    "objective.unmasked_weight": ("published_code", {}),
+    "objective.score_entropy": ("published_code", SCORES | GAMMA),
+    "objective.max_weight": (1.5, {}),
+    "objective.diffusion": (0.0, SCORES),
+    "objective.cross_entropy": (0.5, SCORES),
+    "mixture.0.hyperschedule": (BLOCK | {"num_levels": 2}, {}),
+    "mixture.0.share": (9.0, {"mixture.1.hyperschedule": BLOCK | {"width": 8}}),
+    "mixture.0.two_stream": (False, {}),
+    "mixture.0.continuous": (True, {}),
+    "mixture.0.batch_scale": (2, {}),
+    "warm_start.share": (0.5, {}),
+    "warm_start.batch_scale": (1, {"warm_start.share": 0.5}),
+    "optimizer.name": ("adamw", {}),
+    "optimizer.matrix_rate": (0.1, {}),
+    "optimizer.embedding_rate": (0.1, {}),
+    "optimizer.head_rate": (0.1, {}),
+    "optimizer.weight_decay": (0.5, {}),
+    "optimizer.decay": ("all", {"optimizer.weight_decay": 0.5}),
+    "optimizer.muon_scale": ("match_rms_adamw", {}),
+    "optimizer.schedule": ("cosine", {}),
+    "optimizer.warmup": (0.5, {}),
+    "optimizer.floor": (0.5, {}),
+    "optimizer.clip": (0.01, {}),
+    "optimizer.ema": (0.1, {}),
+    "optimizer.beta1": (0.1, {}),
+    "optimizer.beta2": (0.1, {}),
+    "optimizer.eps": (0.1, {}),
+    "run.steps": (5, {}),
+    "run.batch_size": (2, {}),
+    "run.precision": ("bf16", {}),
+    "run.save_steps": (1, {"run.keep": 9}),
+    "run.keep": (1, {"run.save_steps": 1}),
+    "run.seed": (1, {}),
+    "watch.log_every": (2, {}),
+    "watch.validate_every": (2, {}),
+    "watch.validation_windows": (2, WATCHED),
+    "watch.replicates": (3, WATCHED),
+    "watch.sample_every": (2, {}),
+    "watch.samples": (2, WATCHED),
+}
+"""Another value of each option, and the options that let it act."""
+ELSEWHERE = {
+    "network.checkpoint_activations": "memory: tests/unit/test_lean.py",
+    "run.minutes": "ends a run: tests/unit/test_training.py",
+    "run.accumulation": "memory: tests/unit/test_training.py",
+    "run.compile": "time: tests/unit/test_training.py",
+    "run.save_every": "the clock: tests/unit/test_training.py",
+    "watch.batch_size": "memory: tests/unit/test_watching.py",
+    "watch.judge": "needs a model: tests/unit/test_watching.py",
+    "watch.judge_batch_size": "memory",
+    "watch.trackers": "needs a tracker: tests/unit/test_watching.py",
+    "watch.project": "names a run there: tests/unit/test_watching.py",
+    "description": "is for people",
+}
+"""Options whose act is not in what a run leaves behind."""
+
+
+def _names() -> set[str]:
+    tables = {name.partition(".")[0] for name in options_of(Recipe) if "." in name}
+    mixture = {
+        f"mixture.0.{name}" for name in ("hyperschedule", "share", "two_stream", "continuous", "batch_scale")
+    }
+    return {name for name in options_of(Recipe) if name not in tables | {"mixture"}} | mixture
+
+
+def test_every_option_is_looked_at() -> None:
+    assert _names() == set(ACTS) | set(ELSEWHERE)
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    table: dict[str, Any] = {"mixture": [{"hyperschedule": BLOCK}]}
+    base = {
+        "data.corpus": ["text.txt"],
+        "data.vocabulary": 270,
+        "data.context": 16,
+        "data.validation": 0.1,
+        "network.hidden_size": 16,
+        "network.num_blocks": 1,
+        "network.num_heads": 2,
+        "run.steps": 4,
+        "run.batch_size": 4,
+        "run.precision": "no",
+        "watch.log_every": 1,
+    }
+    for option, value in (base | options).items():
+        name, _, key = option.rpartition(".")
+        if not name.startswith("mixture."):
+            table.setdefault(name, {})[key] = value
+            continue
+        place = int(name.rpartition(".")[2])
+        table["mixture"] += [{} for _ in range(place + 1 - len(table["mixture"]))]
+        table["mixture"][place][key] = value
+    return Recipe.from_table(table)
+
+
+def _left_behind(recipe: Recipe, folder: Path) -> str:
+    """Everything that a run leaves but for times and the recipe itself."""
+    refuse_idle(recipe.data)
+    run = prepare(recipe, CPU)
+    session = Session(run, folder)
+    session.execute(StopRequest(), (Observer(run, session, folder, print),))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "gradient_norm", "rate", "tokens", "validation", "validation_error", "entropy")
+    told = [{name: line[name] for name in kept if name in line} for line in lines]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [str(path.relative_to(folder)) for path in files]
+    caches = sorted(str(path) for path in Path("cache").rglob("*.npy")) if Path("cache").is_dir() else []
+    bodies = [path.read_bytes() for path in files if path.suffix in (".safetensors", ".txt")]
+    digest = hashlib.sha256(repr((told, names, caches, bodies)).encode()).hexdigest()
+    return f"{digest} {run.validation.num_bytes}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ACTS)
+def test_it_acts(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hdlm.training.text._SHORT", 0)
+    text = "the cat sat on the mat and the dog sat on the log . "
+    Path("text.txt").write_text(text * 60)
+    Path("other.txt").write_text("a bird flew by and sang of the sea and the sky . " * 60)
+    rows = [
+        {"text": f"{text * 2}{number}", "body": f"and row {number} was read . " * 3} for number in range(40)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    value, beside = ACTS[option]
+    if option == "data.tokenizer":
+        from hdlm.data import train_tokenizer
+
+        Path("tokenizer").mkdir()
+        Path("tokenizer", "tokenizer.json").write_text(train_tokenizer(["a bird flew by"], 258).to_json())
+    before = _left_behind(_recipe(beside), tmp_path / "before")
+    again = _left_behind(_recipe(beside), tmp_path / "again")
+    needed = {"process.gamma": 0.1} if option == "process.type" else {}
+    after = _left_behind(_recipe(beside | needed | {option: value}), tmp_path / "after")
+    assert before == again
+    assert after != before
