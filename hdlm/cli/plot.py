@@ -70,7 +70,7 @@ def _read(paths: Sequence[Path]) -> list[RunMetrics]:
     for path, file in zip(paths, files, strict=True):
         if not file.is_file():
             raise ValueError(
-                f"{path} has no {METRICS}, so it is no run that was begun: give the folder that training wrote."
+                f"{path} has no {METRICS}: it is no folder of a run, or of one that has taken no steps to log yet."
                 if path.is_dir()
                 else f"there is no run at {path}: give its folder, or its {METRICS}."
             )

@@ -132,6 +132,7 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
         every: Seconds between two lines.
         gauge: What to ask for speed, utilisation, memory and the learning rate.
     """
+    countdown = _Countdown()
     if not console.is_terminal:
         told = time.monotonic()
 
@@ -139,8 +140,9 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
             nonlocal told
             if gauge is not None:
                 gauge(report)
+            left = countdown(report)
             if time.monotonic() - told >= every or report.progress >= 1:
-                console.print(_summary(report, report.loss, gauge), **_PLAIN)
+                console.print(_summary(report, report.loss, left, gauge), **_PLAIN)
                 told = time.monotonic()
 
         yield tell
@@ -155,8 +157,9 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
             nonlocal shown, before
             if gauge is not None:
                 gauge(report)
+            left = countdown(report)
             if time.monotonic() - shown >= _REFRESH or report.progress >= 1:
-                summary = _summary(report, smooth((before or report).loss), gauge)
+                summary = _summary(report, smooth((before or report).loss), left, gauge)
                 bar.update(task, completed=report.progress, description=summary)
                 shown = time.monotonic()
             before = report
@@ -179,7 +182,22 @@ class _Smooth:
         return self._value
 
 
-def _summary(report: StepReport, loss: float, gauge: Gauge | None) -> str:
+@final
+class _Countdown:
+    """Seconds that are left, by what this program has done itself since its first step; None if that is nothing."""
+
+    def __init__(self) -> None:
+        self._first: StepReport | None = None
+
+    def __call__(self, report: StepReport) -> float | None:
+        first = self._first = self._first or report
+        share = report.progress - first.progress
+        if share > 0:
+            return (report.seconds - first.seconds) * (1 - report.progress) / share
+        return None if report.progress < 1 else 0.0
+
+
+def _summary(report: StepReport, loss: float, left: float | None, gauge: Gauge | None) -> str:
     steps = "" if gauge is None or gauge.steps is None else f"/{gauge.steps}"
     speed: float | None = report.tokens / max(report.seconds, 1e-9)
     more = []
@@ -191,14 +209,13 @@ def _summary(report: StepReport, loss: float, gauge: Gauge | None) -> str:
         if reading.memory is not None:
             more.append(f"{reading.memory / 1e9:.1f} GB")
         more.append(f"lr {reading.learning_rate:.2g}")
-    left = int(report.seconds * (1 - report.progress) / max(report.progress, 1e-9))
     parts = [
         f"step {report.step}{steps}",
         f"loss {loss:.3f}",
         *([] if speed is None else [f"{speed:,.0f} tokens/s"]),
         *more,
         f"{report.tokens / 1e6:.2f}M tokens",
-        f"{_clock(left)} left",
+        *([] if left is None else [f"{_clock(int(left))} left"]),
     ]
     return "  ".join(parts)
 

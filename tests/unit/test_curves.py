@@ -170,7 +170,7 @@ def test_plot_names_runs_apart(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["."], "has no metrics.jsonl, so it is no run that was begun"),
+        (["."], "has no metrics.jsonl: it is no folder of a run"),
         (["absent"], "there is no run at"),
         (["one", "one"], "is given twice"),
         (["one", "-o", "x.doc"], "a picture ends in .png, .svg or .pdf"),

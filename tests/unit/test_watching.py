@@ -175,6 +175,17 @@ def test_progress_says_what_is_known(run_of: Any, terminal: bool, every: float) 
         assert word in out.getvalue()
 
 
+def test_the_countdown_goes_by_what_this_program_has_done() -> None:
+    """The steps before were another program's, or are those of the run that was finetuned."""
+    out = io.StringIO()
+    with progress_bar(Console(file=out), every=0.0) as bar:
+        for step, seconds in ((3, 101.0), (4, 104.0)):
+            bar(_report(step, seconds))
+    first, second = out.getvalue().splitlines()
+    assert "left" not in first
+    assert second.endswith("0:06 left")
+
+
 def test_a_run_is_measured_and_not_changed(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
