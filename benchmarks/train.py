@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import Block
 from hdlm.network import DDiT, DDiTConfig, attention, layers
+from hdlm.network.recomputation import Recomputation
 from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
@@ -59,7 +60,7 @@ class Variant:
     fused: bool = True
     bf16: bool = False
     compile: bool = False
-    again: bool = False
+    recomputation: Recomputation = "none"
 
 
 PLAIN = {"kernel": False, "pieces": False, "rows": False, "fused": False}
@@ -74,7 +75,8 @@ VARIANTS = {
         Variant("+ fused AdamW"),
         Variant("+ torch.compile", compile=True),
         Variant("+ bf16", bf16=True),
-        Variant("+ activations again", again=True),
+        Variant("+ selective recomputation", recomputation="selective"),
+        Variant("+ full recomputation", recomputation="full"),
         Variant("all, one canvas", two_stream=False),
     )
 }
@@ -105,7 +107,7 @@ class Step(nn.Module):
         )
         self.objective, self.variant = WeightedCrossEntropy(1.0), variant
         network = self.denoiser.backbone
-        network.checkpoint_activations = variant.again
+        network.checkpoint_activations = variant.recomputation
         if variant.compile:
             network.features = torch.compile(network.features)
         if not variant.kernel:

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple, cast, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from hdlm.network import recomputation
 from hdlm.network.attention import Attention, SharedMask, attend, resolve
 from hdlm.network.cache import KVCache, Store
 from hdlm.network.config import DDiTConfig
 from hdlm.network.layers import Block, Embedding, OutputLayer, See, TimestepEmbedding
 from hdlm.network.packed import Linear
 from hdlm.network.passes import Pass
+from hdlm.network.recomputation import Recomputation
 from hdlm.network.rotary import Rotary, Rotation
 from hdlm.network.static import StaticBatch
 
@@ -42,7 +43,8 @@ class DDiT(nn.Module):
 
     Attributes:
         config: As given.
-        checkpoint_activations: Recompute every block in the backward pass instead of keeping its activations.
+        checkpoint_activations: What the backward pass computes again instead of keeping it; see
+            `hdlm.network.recomputation`.
         static: What makes the passes that fit into static buffers, if `speed_up` was told to.
     """
 
@@ -51,7 +53,7 @@ class DDiT(nn.Module):
     def __init__(self, config: DDiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
+        self.checkpoint_activations: Recomputation = "none"
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = Rotary(config.head_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
@@ -134,10 +136,10 @@ class DDiT(nn.Module):
         for index, block in enumerate(self.blocks):
             if cache is not None:
                 x = block(x, told, rotation, mask, functools.partial(_see, index, cache, mask))
-            elif self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, told, rotation, mask, use_reentrant=False)
             else:
-                x = block(x, told, rotation, mask)
+                x = recomputation.run(
+                    self.checkpoint_activations, cast("Block", block), x, told, rotation, mask
+                )
         if cache is not None and store is not None:
             cache.keep(store, num_queries)
         return self.output_layer.normalise(x, told)

@@ -133,6 +133,11 @@ class Block(nn.Module):
         if self.adaLN_modulation is not None:
             _zero(self.adaLN_modulation)
 
+    @property
+    def changes_branches(self) -> bool:
+        """Whether a branch is gated or dropped from before it is added, so that gradients depend on what it made."""
+        return self.adaLN_modulation is not None or self.dropout.p > 0
+
     def forward(
         self,
         x: Float[Tensor, "b q h"],

@@ -170,12 +170,17 @@ class _WithGradient(torch.autograd.Function):
                 _add_product(of_matrix, steep, some)
                 if of_bias is not None:
                     of_bias += raw.sum(0)
-        ctx.save_for_backward(*(part for part in (of_rows, of_matrix, of_bias) if part is not None))
+        ctx.found = [part for part in (of_rows, of_matrix, of_bias) if part is not None]
         return found.to(exact)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found = [part * upstream.to(part.dtype) for part in ctx.saved_tensors]
+        if ctx.found is None:
+            raise RuntimeError(
+                "The gradient of this loss was given away when it was first asked for: compute the loss again."
+            )
+        found = [part.mul_(upstream.to(part.dtype)) for part in ctx.found]
+        ctx.found = None
         return (*found, *(None for _ in range(4 - len(found))))
 
 

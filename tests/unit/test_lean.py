@@ -53,12 +53,13 @@ def _loss_and_slopes(denoiser: Denoiser, part: Noisy) -> tuple[Tensor, list[Tens
 
 
 @BOTH
-def test_computing_activations_again_changes_nothing(made, monkeypatch) -> None:
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_computing_activations_again_changes_nothing(recomputation, made, monkeypatch) -> None:
     denoiser, part = made()
     kept = _loss_and_slopes(denoiser, part)
     calls = []
     denoiser.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(denoiser.backbone, "checkpoint_activations", True)
+    monkeypatch.setattr(denoiser.backbone, "checkpoint_activations", recomputation)
     again = _loss_and_slopes(denoiser, part)
     assert len(calls) == 2
     torch.testing.assert_close(again, kept, atol=1e-12, rtol=1e-12)

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
-from hdlm.network import DDiT, DDiTConfig
+from hdlm.network import DDiT, DDiTConfig, recomputation
 from hdlm.network.attention import attend, resolve
 from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotary
@@ -283,15 +285,83 @@ def test_low_precision_stays_near_and_norms_are_float32():
     torch.testing.assert_close(cast.float(), expected, **close)
 
 
-def test_recomputed_activations_give_the_same_gradients_with_dropout():
-    network, tokens = random_network(dropout=0.3).train(), random_tokens(2, 6)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_recomputed_activations_give_the_same_gradients(recomputation, told, dropout):
+    network = random_network(dropout=dropout, **dict.fromkeys(SWITCHES, told)).train()
+    tokens, condition = random_tokens(2, 6), torch.rand(2, 6).double() if told else None
     gradients = []
-    for network.checkpoint_activations in (False, True):
+    for network.checkpoint_activations in ("none", recomputation):
         torch.manual_seed(4)
         network.zero_grad()
-        network(tokens).pow(2).sum().backward()
+        network(tokens, condition=condition).pow(2).sum().backward()
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
+
+
+class Counted(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.times[operator.overloadpacket.__name__] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cut_up", [False, True])
+@pytest.mark.parametrize("changed", ["nothing", "dropout", "gates"])
+def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monkeypatch):
+    """As many products and attentions as without it, but for the narrow ones of adaLN; norms and activations twice."""
+    monkeypatch.setattr("hdlm.network.pieces._SIZE", 2)
+    network = random_network(
+        dropout=0.3 * (changed == "dropout"), **dict.fromkeys(SWITCHES, changed == "gates")
+    ).train()
+    tokens = random_tokens(2, 6)
+    condition = torch.rand(2, 6).double() if changed == "gates" else None
+    attention = torch.eye(6, dtype=torch.bool)[None] if cut_up else None
+    counts = {}
+    for network.checkpoint_activations in ("none", "selective", "full"):
+        with Counted() as counted:
+            network(tokens, condition=condition, attention=attention).pow(2).sum().backward()
+        counts[network.checkpoint_activations] = counted.times
+
+    def costly(times):
+        return sum(n for name, n in times.items() if name in {"mm", "addmm", "bmm"} or "dot_product" in name)
+
+    kept, selective, full = counts["none"], counts["selective"], counts["full"]
+    narrow = len(network.blocks) if changed == "gates" else 0
+    assert costly(selective) == costly(kept) + narrow
+    assert costly(full) > costly(selective)
+    assert selective["gelu"] == 2 * kept["gelu"] == full["gelu"]
+    assert selective["native_layer_norm"] == full["native_layer_norm"] > kept["native_layer_norm"]
+
+
+@pytest.mark.parametrize(("changed", "products"), [("nothing", 3), ("dropout", 4), ("gates", 4)])
+def test_selective_recomputation_keeps_no_product_that_no_gradient_needs(changed, products):
+    """Queries with keys and values, attention's output, the wide half of the feed-forward; its end if it is changed."""
+    network = random_network(
+        dropout=0.3 * (changed == "dropout"), **dict.fromkeys(SWITCHES, changed == "gates")
+    )
+    block, kept, asked = network.blocks[0], [], SelectiveCheckpointContext(is_recompute=False)
+    width = network.config.hidden_size
+    for summed, made in (
+        (SMALL["cond_dim"], 6 * width),
+        (width, 3 * width),
+        (width, width),
+        (width, 4 * width),
+        (4 * width, width),
+    ):
+        left, right = torch.empty(5, summed), torch.empty(summed, made)
+        kept.append(recomputation._policy(block, asked, torch.ops.aten.mm.default, left, right))
+    assert kept.count(CheckpointPolicy.MUST_SAVE) == products
+    assert (
+        recomputation._policy(block, asked, torch.ops.aten.gelu.default, left)
+        == CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 def test_it_learns():

@@ -123,6 +123,15 @@ def test_a_cross_entropy_is_that_of_torch(small_pieces):
             torch.testing.assert_close(ours, theirs, **TIGHT)
 
 
+def test_a_gradient_is_given_once(small_pieces):
+    """It is kept nowhere, so that asking again is refused and not answered with what the first asker may have changed."""
+    hidden, matrix = torch.randn(5, 4).requires_grad_(), torch.randn(WORDS, 4)
+    loss = rows.cross_entropy(hidden, matrix, None, torch.zeros(5, dtype=torch.long), torch.ones(5), WORDS)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+
+
 def test_next_token_prediction_is_its_formula(small_pieces):
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
     x_0 = torch.randint(WORDS, (BATCH, LENGTH), generator=torch.Generator().manual_seed(2))
