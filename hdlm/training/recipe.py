@@ -563,8 +563,12 @@ class Recipe:
     def recorded(cls, table: Mapping[str, Any]) -> Recipe:
         """The recipe that a run was begun with, from what it recorded.
 
-        An earlier version took options that change nothing; they are left out, so that the run can go on.
+        An earlier version took options that change nothing; they are left out, so that the run can go on. Of
+        recomputation it knew full and none only.
         """
+        network = table.get("network", {})
+        if isinstance(earlier := network.get("checkpoint_activations"), bool):
+            table = {**table, "network": {**network, "checkpoint_activations": "full" if earlier else "none"}}
         while True:
             try:
                 return cls.from_table(table)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hdlm.evaluation.during_training import Observer
+from hdlm.package_data import recipes
 from hdlm.training import Recipe, Session, StopRequest, prepare
 from hdlm.training.tables import options_of
 from hdlm.training.text import refuse_idle
@@ -189,3 +190,12 @@ def test_it_acts(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     after = _left_behind(_recipe(beside | needed | {option: value}), tmp_path / "after")
     assert before == again
     assert after != before
+
+
+@pytest.mark.parametrize(("earlier", "now"), [(True, "full"), (False, "none")])
+def test_what_an_earlier_version_recorded_of_recomputation_is_read(earlier: bool, now: str) -> None:
+    table = Recipe.load(recipes() / "demo.toml").to_table()
+    table["network"]["checkpoint_activations"] = earlier
+    assert Recipe.recorded(table).network.checkpoint_activations == now
+    with pytest.raises(ValueError, match="one of auto, none, selective, full"):
+        Recipe.from_table(table)
