@@ -66,6 +66,18 @@ def test_a_step_that_was_kept_and_not_noted_is_noted(tmp_path: Path) -> None:
     assert shelf.best == (10, 1.5)
 
 
+@pytest.mark.parametrize("note", [b"", b"[]", b'{"step": Infinity}', b'{"bound": 5}', b"\xff"])
+def test_a_run_is_over_if_it_says_so_and_until_it_goes_on(tmp_path: Path, note: bytes) -> None:
+    shelf = _filled(tmp_path, 5, 10)
+    assert shelf.finished is None
+    shelf.finish(10)
+    assert shelf.finished == 10
+    shelf.rewind(5)
+    assert shelf.finished is None
+    (tmp_path / "training" / "finished.json").write_bytes(note)
+    assert shelf.finished is None
+
+
 def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
