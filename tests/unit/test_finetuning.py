@@ -123,3 +123,17 @@ def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
     assert "fewer" in changes(runs[0.2], runs[0.1])[0]
     assert "more of the visible words" in changes(runs[0.1], runs[0.2])[0]
     assert "unlearn to correct" in changes(runs[0.1], runs[0.0])[0]
+
+
+def test_another_gamma_is_named(text: Path) -> None:
+    told = {"network": {"told_noise": True}, "objective": {"type": "ScoreEntropy"}}
+    less, more = (
+        prepare(
+            _recipe(text, NEXT_WORDS, process={"type": "GammaHybrid", "gamma": gamma}, **told), CPU
+        ).checkpoint()
+        for gamma in (0.01, 0.1)
+    )
+    assert changes(less, more) == (
+        "gamma 0.01 -> 0.1: more of the visible words are wrong than it has learnt to expect",
+    )
+    assert changes(less, less) == ()
