@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from hdlm.training import (
     StepReport,
     StopRequest,
     Unfinished,
+    loop,
     prepare,
     unfinished,
 )
@@ -248,6 +251,19 @@ def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
     assert load_checkpoint(shelf.place(9)).training["steps"] == 9
     assert load_checkpoint(tmp_path).training["steps"] == 24
     assert not list((tmp_path / "training").glob(".*"))
+
+
+def test_minutes_between_checkpoints_count_from_the_last(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step takes ten seconds."""
+    ticks = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    table = _table(text, run={"steps": 14, "save_steps": None, "save_every": 0.6, "keep": 9})
+    _execute(table, tmp_path, 10)
+    assert Shelf(tmp_path).steps() == [0, 4, 8, 10]
+    _execute(table, tmp_path)
+    assert Shelf(tmp_path).steps() == [0, 4, 8, 10, 14]
 
 
 def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> None:
