@@ -124,7 +124,7 @@ def test_a_cross_entropy_is_that_of_torch(small_pieces):
 
 
 def test_a_gradient_is_given_once(small_pieces):
-    """It is kept nowhere, so that asking again is refused and not answered with what the first asker may have changed."""
+    """It is kept nowhere, so asking again is refused and not answered with what the first asker may have changed."""
     hidden, matrix = torch.randn(5, 4).requires_grad_(), torch.randn(WORDS, 4)
     loss = rows.cross_entropy(hidden, matrix, None, torch.zeros(5, dtype=torch.long), torch.ones(5), WORDS)
     loss.backward(retain_graph=True)
