@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,8 @@ class Trainer:
         self._names = group_names(self._network, self._memories)
         if run.compile and has_compiler(device):
             self._network.features = torch.compile(self._network.features)
+        elif run.compile and self.is_main:
+            warnings.warn("`run.compile` is left out: there is no compiler here.", stacklevel=2)
         prepared = self._accelerator.prepare(_Loss(denoiser, self.precision), *self._memories)
         self._loss, self._optimizers = prepared[0], list(prepared[1:])
         self.average = ExponentialMovingAverage(self._network, optimizer.ema)
