@@ -593,14 +593,6 @@ def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Pa
     assert load_checkpoint(tmp_path).training["steps"] == 5
 
 
-def test_a_compiler_that_is_not_there_is_said(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "has_compiler", lambda device: False)
-    with pytest.warns(UserWarning, match=r"`run\.compile` is left out: there is no compiler here"):
-        _execute(_table(text, run={"compile": True, "steps": 1}), tmp_path)
-
-
 # -- what cannot go on ----------------------------------------------------------------------------------------
 
 
