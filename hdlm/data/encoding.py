@@ -23,12 +23,10 @@ from hdlm.data.corpora.base import AbstractCorpus, Piece
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["SAMPLE", "STRETCH", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides", "tokenise"]
+__all__ = ["SAMPLE", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides", "tokenise"]
 
 Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
 
-STRETCH = 1
-"""Pieces of a long document that are set aside together; with few of them, one big file might have none set aside."""
 SAMPLE = 2**25
 """Characters of text that a tokenizer is trained on."""
 _BATCH = 2**21
@@ -64,11 +62,8 @@ def sides(pieces: Iterable[Piece], share: float) -> Iterator[Sided]:
     if not 0 <= share <= 0.5:
         raise ValueError(f"`validation` must lie in [0, 0.5]; got {share}.")
     before: Sided | None = None
-    number, aside = 0, False
     for piece in pieces:
-        number = 0 if piece.first else number + 1
-        if number % STRETCH == 0:
-            aside = _lot(piece.text, b"aside") < share
+        aside = _lot(piece.text, b"aside") < share
         if before is not None:
             parted = before.piece.last or before.aside != aside
             yield Sided(before.piece._replace(last=parted), before.aside)

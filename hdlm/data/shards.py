@@ -23,7 +23,7 @@ import numpy as np
 
 from hdlm.atomic import replacing
 from hdlm.data.corpora.base import PIECE, AbstractCorpus
-from hdlm.data.encoding import STRETCH, Ids, Sided, encoded, sides
+from hdlm.data.encoding import Ids, Sided, encoded, sides
 from hdlm.data.mapped import MappedTokens, mapped
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
@@ -153,7 +153,7 @@ class Manifest:
         shards: The files.
         complete: Whether the whole text is in them.
         format: Version of this layout.
-        pieces: Characters of a piece, and pieces that are set aside together.
+        pieces: Characters of a piece, and pieces that are set aside together: an earlier version took 16.
     """
 
     source: Source
@@ -163,7 +163,7 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     complete: bool = False
     format: int = _FORMAT
-    pieces: tuple[int, int] = (PIECE, STRETCH)
+    pieces: tuple[int, int] = (PIECE, 1)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -344,3 +344,11 @@ def test_a_tokenizer_learns_from_text_without_spaces_in_good_time() -> None:
     tokenizer = train_tokenizer([text], 300)
     assert time.process_time() - began < 5
     assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    """Windows are shifted too, so it is the places of the text's beginnings that are compared."""
+    tokens, length = torch.arange(4000), 4
+    windows = Windows(tokens, length, 0)
+    orders = [windows.batch(epoch * len(windows), len(windows))[:, 0] // length for epoch in range(2)]
+    assert float((orders[0] == orders[1]).double().mean()) < 0.05

@@ -381,3 +381,12 @@ def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> N
     dataclasses.replace(made.manifest, pieces=(PIECE, 16), complete=False).write(folder)
     with pytest.raises(ValueError, match=r"an earlier version.*--renew"):
         write_shards(corpus(str(text)), tokenizer, folder, share=0.2)
+
+
+def test_a_sample_has_nothing_that_is_set_aside(text) -> None:
+    whole = corpus(str(text))
+    aside = {piece.text for piece, is_aside in sides(whole.pieces(), 0.2) if is_aside}
+    sample = set(sample_of(whole, 10**9, 0.2))
+    assert aside
+    assert sample
+    assert not aside & sample

@@ -63,6 +63,16 @@ def test_windows_follow_each_other_without_a_gap(folder, tokenizer) -> None:
         assert block == 0 or not torch.equal(rows, straight) or block > 3
 
 
+def test_each_block_has_an_order_of_its_own(folder, tokenizer) -> None:
+    stream = _stream(folder, tokenizer)
+    tokens = [id for ids in stream.epoch(0, 5) for id in ids.tolist()]
+    windows, orders = StreamedWindows(stream, 10, 5), set()
+    for block in range(4):
+        straight = [tokens[at : at + 10] for at in range(block * 80, block * 80 + 80, 10)]
+        orders.add(tuple(straight.index(row) for row in windows.batch(block * 8, 8).tolist()))
+    assert len(orders) == 4
+
+
 @pytest.mark.parametrize("size", [1, 3, 8, 13])
 def test_order_depends_on_the_number_alone(folder, tokenizer, size) -> None:
     whole = StreamedWindows(_stream(folder, tokenizer), 10, 2).batch(0, 400)
