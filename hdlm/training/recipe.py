@@ -29,6 +29,7 @@ from hdlm import noise_schedule as noise_schedules
 from hdlm.attention import Active, Context
 from hdlm.checkpoint import build
 from hdlm.network import DDiTConfig
+from hdlm.network.recomputation import Recomputation
 from hdlm.training.tables import read, require
 
 __all__ = [
@@ -51,7 +52,6 @@ DecayName = Literal["matrices", "all"]
 MuonScale = Literal["original", "match_rms_adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
-Checkpointing = Literal["auto", "none", "selective", "full"]
 ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
 ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy", "NELBO"]
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
@@ -138,8 +138,8 @@ class NetworkSettings:
         active: What active positions see of one another.
         separate_documents: Whether documents that share a window of training see nothing of one another.
         checkpoint_activations: What the backward pass computes again instead of keeping it: `"selective"` all that is
-            cheap, for less memory and no time to speak of; `"full"` whole blocks, for still less and a fifth more time;
-            `"none"`; `"auto"` is selective on a CPU, unless the network is compiled. It changes no number.
+            cheap next to products of matrices, in wide networks; `"full"` whole blocks, for a fifth more time; or
+            `"none"`. It changes no number.
     """
 
     hidden_size: int = 256
@@ -154,7 +154,7 @@ class NetworkSettings:
     context: Context = "block_causal"
     active: Active = "full"
     separate_documents: bool = False
-    checkpoint_activations: Checkpointing = field(default="auto", metadata=MAY_CHANGE)
+    checkpoint_activations: Recomputation = field(default="none", metadata=MAY_CHANGE)
 
 
 @final

@@ -15,7 +15,6 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.network.recomputation import Recomputation
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
@@ -115,7 +114,7 @@ def prepare(
     """
     read = read_text(recipe, say, start, text)
     torch.manual_seed(recipe.run.seed)
-    network = _network(recipe, read.tokenizer, device)
+    network = _network(recipe, read.tokenizer)
     if start is not None:
         _take_over(network, start)
     network.to(device)
@@ -145,7 +144,7 @@ def _parameterization(recipe: Recipe) -> AbstractParameterization:
     return Shifted(inner) if shape.shifted else inner
 
 
-def _network(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> DDiT:
+def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
     shape = recipe.network
     network = DDiT(
         DDiTConfig(
@@ -160,9 +159,7 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> DDiT
             max_length=recipe.data.context,
         )
     )
-    automatic: Recomputation = "selective" if device.type == "cpu" and not recipe.run.compile else "none"
-    asked = shape.checkpoint_activations
-    network.checkpoint_activations = automatic if asked == "auto" else asked
+    network.checkpoint_activations = shape.checkpoint_activations
     return network
 
 
