@@ -162,18 +162,19 @@ def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(("optimizer", "recomputation"), [("muon", "selective"), ("adamw", "full")])
 def test_fsdp_takes_the_same_steps_and_goes_on_from_any_checkpoint(
-    text: Path, tmp_path: Path, optimizer: str
+    text: Path, tmp_path: Path, optimizer: str, recomputation: str
 ) -> None:
     """All of fsdp.yaml runs here but the switch: `accelerate` has FSDP for accelerators alone."""
     table = _no_dropout(text, optimizer={"name": optimizer}, run={"steps": 12, "save_every": None})
+    again = table | {"network": table["network"] | {"checkpoint_activations": recomputation}}
     one = _numbers(_execute(table, tmp_path / "one"))
     begun = _numbers(_execute(table, tmp_path / "begun by one", 5))
     jobs = [
-        {"recipe": table, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 5},
+        {"recipe": again, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 5},
         {"recipe": table, "folder": str(tmp_path / "begun by one"), "engine": "FSDP"},
-        {"recipe": table, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 8},
+        {"recipe": again, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 8},
     ]
     first, went_on, then = carry_out(jobs, tmp_path, "fsdp.yaml")
     _close(begun + went_on, one)
