@@ -61,8 +61,8 @@ class Mixture:
             end: The token that ends a document, if the tokenizer has one.
 
         Raises:
-            ValueError: If a hyperschedule is unknown or does not fit the context, or documents are to be kept apart
-                that nothing ends.
+            ValueError: If a hyperschedule is unknown or does not fit the context, documents are to be kept apart
+                that nothing ends, or two streams would show what is asked; see `Corruption`.
         """
         apart = recipe.network.separate_documents
         require(

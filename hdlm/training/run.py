@@ -112,6 +112,10 @@ def prepare(
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
+    words = recipe.data.vocabulary
+    Mixture.of(
+        recipe, _process(recipe, words), words
+    )  # What it refuses, it refuses before text is read for hours.
     read = read_text(recipe, say, start, text)
     torch.manual_seed(recipe.run.seed)
     network = _network(recipe, read.tokenizer)

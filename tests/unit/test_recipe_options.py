@@ -209,3 +209,8 @@ def test_the_network_computes_again_what_the_recipe_says(
     Path("text.txt").write_text("the cat sat on the mat and the dog sat on the log . " * 60)
     network = prepare(_recipe({"network.checkpoint_activations": recomputation}), CPU).denoiser.backbone
     assert network.checkpoint_activations == recomputation
+
+
+def test_what_two_streams_cannot_do_is_said_before_text_is_read() -> None:
+    with pytest.raises(ValueError, match="give away what is asked"):
+        prepare(_recipe({"network.context": "full", "data.corpus": ["none.txt"]}), CPU)
