@@ -113,9 +113,8 @@ def prepare(
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
     words = recipe.data.vocabulary
-    Mixture.of(
-        recipe, _process(recipe, words), words
-    )  # What it refuses, it refuses before text is read for hours.
+    # What the mixture refuses it refuses here, before text is read, which may take hours.
+    Mixture.of(recipe, _process(recipe, words), words)
     read = read_text(recipe, say, start, text)
     torch.manual_seed(recipe.run.seed)
     network = _network(recipe, read.tokenizer)

@@ -163,6 +163,21 @@ def own_bound(
     return found.index_add(0, world.index(canvas.x_0), nats) / world.law
 
 
+def compared(
+    denoiser: Denoiser,
+    plan: AbstractHyperschedule,
+    noise_schedule: AbstractNoiseSchedule = LINEAR,
+    prior: float = 0.0,
+) -> OwnSteps:
+    """Whether `NELBO` is what the steps cost, in both layouts, and with the prior at least the likelihood."""
+    own = OwnSteps(denoiser, plan, noise_schedule)
+    for two_stream in (False, True):
+        bound = own_bound(denoiser, plan, noise_schedule, two_stream=two_stream)
+        torch.testing.assert_close(bound, own.cost, rtol=1e-6, atol=1e-9)
+    assert (own.cost + prior - own.surprise).min() > -1e-9
+    return own
+
+
 @SHIFTED
 @pytest.mark.parametrize("process", processes(2), ids=repr)
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
@@ -171,12 +186,7 @@ def test_the_bound_is_what_the_steps_cost_and_at_least_the_likelihood(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, shifted: bool
 ) -> None:
     """Sequence by sequence, in both layouts; one position at a time there is nothing between them."""
-    denoiser = one_of(process, shifted=shifted)
-    own = OwnSteps(denoiser, plan)
-    for two_stream in (False, True):
-        bound = own_bound(denoiser, plan, two_stream=two_stream)
-        torch.testing.assert_close(bound, own.cost, rtol=1e-6, atol=1e-9)
-    assert (own.cost - own.surprise).min() > -1e-9
+    own = compared(one_of(process, shifted=shifted), plan)
     if plan == autoregressive(LENGTH):
         torch.testing.assert_close(own.cost, own.surprise)
     elif plan.num_steps <= 3:
@@ -191,12 +201,7 @@ def test_the_bound_is_what_the_steps_cost_and_at_least_the_likelihood(
 def test_so_it_is_with_more_words(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, shifted: bool
 ) -> None:
-    denoiser = one_of(process, shifted=shifted)
-    own = OwnSteps(denoiser, plan)
-    for two_stream in (False, True):
-        bound = own_bound(denoiser, plan, two_stream=two_stream)
-        torch.testing.assert_close(bound, own.cost, rtol=1e-6, atol=1e-9)
-    assert (own.cost - own.surprise).min() > -1e-9
+    compared(one_of(process, shifted=shifted), plan)
 
 
 @pytest.mark.parametrize("pace", [Geometric(0.2, 2.5), LogLinear(0.1)], ids=repr)
@@ -207,13 +212,7 @@ def test_what_has_settled_is_clean_wherever_noise_begins(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, pace: AbstractNoiseSchedule
 ) -> None:
     """The last step goes all the way to the data, from a noise that need not be small; the first pays the prior."""
-    denoiser = one_of(process)
-    own = OwnSteps(denoiser, plan, pace)
-    off = LENGTH * prior_divergence(process, pace)
-    for two_stream in (False, True):
-        bound = own_bound(denoiser, plan, pace, two_stream=two_stream)
-        torch.testing.assert_close(bound, own.cost, rtol=1e-6, atol=1e-9)
-    assert (own.cost + off - own.surprise).min() > -1e-9
+    compared(one_of(process), plan, pace, LENGTH * float(prior_divergence(process, pace)))
 
 
 CONTINUOUS = [
