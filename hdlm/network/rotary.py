@@ -71,9 +71,9 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
         super().__init__()
-        self.register_buffer(
-            "inv_freq", base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        )
+        # Computed on the CPU: `arange` on the meta device imports torch's compiler, which takes seconds.
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        self.register_buffer("inv_freq", (base**-exponents).to(torch.get_default_device()))
 
     def forward(self, positions: Int[Tensor, "#b q"]) -> Rotation:
         """The rotation of every position, in the precision of the frequencies (float32)."""

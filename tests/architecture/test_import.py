@@ -34,6 +34,32 @@ def test_import_is_quick_and_lazy() -> None:
     assert set(loaded_torch) == {"False"}
 
 
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "omegaconf",
+    "pandas",
+    "rich",
+    "scipy",
+    "sympy",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.fsdp",
+    "transformers",
+)
+
+
+def test_sampling_imports_no_heavy_module() -> None:
+    code = (
+        "import sys; from hdlm.cli import main; "
+        "assert not main(['sample', 'kjv-epsilon-4m', '--length', '16', '--json']); "
+        f"print('heavy:', *(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    assert _python(code).splitlines()[-1] == "heavy:"
+
+
 def _extras_only() -> set[str]:
     """Import names of what only the extras bring."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
