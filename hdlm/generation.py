@@ -7,7 +7,6 @@ for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", s
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.passages import Ending, Reader, Stream, text_of
 from hdlm.sampling import (
     ApproximateCache,
     Frame,
@@ -148,69 +148,12 @@ class Settings:
 
 @final
 @dataclass(frozen=True)
-class Ending:
-    """Where a passage may end before its canvas is full.
-
-    Attributes:
-        at_end_of_text: Behind the first token of the checkpoint's that ends a text.
-        strings: Before the first of these in what is written.
-
-    Raises:
-        ValueError: If a string is empty.
-    """
-
-    at_end_of_text: bool = False
-    strings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if "" in self.strings:
-            raise ValueError("A string to stop at must not be empty.")
-
-    def stop(self, tokenizer: Tokenizer, given: int) -> Stop | None:
-        """The same for the tokens behind the first `given`; None if nothing ends a passage.
-
-        Raises:
-            ValueError: If the tokenizer has no token that ends a text, and one is asked for.
-        """
-        end = tokenizer.vocabulary.eos
-        if self.at_end_of_text and end is None:
-            raise ValueError("The checkpoint's tokenizer has no token that ends a text: nothing to stop at.")
-        if not self.at_end_of_text and not self.strings:
-            return None
-
-        def stop(_: int, tokens: Tensor) -> int | None:
-            ids: list[int] = tokens[given:].tolist()
-            found = [ids.index(end) + 1] if self.at_end_of_text and end is not None and end in ids else []
-            if self._begins(tokenizer.decode(ids)) is not None:
-                found.append(
-                    bisect.bisect_left(
-                        range(len(ids)),
-                        True,
-                        key=lambda k: self._begins(tokenizer.decode(ids[:k])) is not None,
-                    )
-                )
-            return given + min(found) if found else None
-
-        return stop
-
-    def cut(self, text: str, prompt: str) -> str:
-        """Text without the string that it stopped at, and what follows."""
-        begins = self._begins(text[len(prompt) :])
-        return text if begins is None else text[: len(prompt) + begins]
-
-    def _begins(self, text: str) -> int | None:
-        places = [text.find(string) for string in self.strings]
-        return min((place for place in places if place >= 0), default=None)
-
-
-@final
-@dataclass(frozen=True)
 class Passage:
     """A text that was written.
 
     Attributes:
         text: The words, the prompt included; documents are separated by a newline.
-        tokens: Their ids, the special ones included.
+        tokens: Their ids, the special ones included. Where the text ends at a string, the fewest that have all of it.
         given: How many tokens of it were given.
         num_evaluations: Calls of the network for all passages that were written with it.
         evaluations: Those that this passage took part in.
@@ -272,6 +215,7 @@ def write(
     approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
+    stream: Callable[[int, str], None] | None = None,
 ) -> list[Passage]:
     """Continue a prompt, or fill in its blanks.
 
@@ -287,6 +231,8 @@ def write(
         approximate: See `hdlm.sampling.ApproximateCache`.
         device: Where the model is.
         watch: Called after every generation step; a `Trace`, say.
+        stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is certain.
+            The pieces of a passage, joined, are its text.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
@@ -294,9 +240,21 @@ def write(
     tokenizer = tokenizer_of(checkpoint)
     given, plan = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
-    stop = ending.stop(tokenizer, num_given)
-    if stop is not None and BLANK.search(prompt):
+    gaps = BLANK.search(prompt) is not None
+    ends = ending.at_end_of_text or bool(ending.strings)
+    if ends and gaps:
         raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
+    start = [] if gaps else given.tokens[0, :num_given].tolist()
+    reader = Reader(tokenizer, ending, start, plan.length)
+    streaming = None if stream is None else Stream(reader, stream)
+
+    def seen(frame: Frame) -> None:
+        if watch is not None:
+            watch(frame)
+        if streaming is not None:
+            for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
+                streaming.read(int(sequence), row[: int(settled)].tolist())
+
     done = complete(
         checkpoint,
         given,
@@ -306,17 +264,20 @@ def write(
         batch_size=batch_size,
         seed=seed,
         first_sequence=first_sequence,
-        stop=stop,
+        stop=reader if ends else None,
         approximate=approximate,
         device=device,
-        watch=watch,
+        watch=None if watch is None and streaming is None else seen,
     )
-    start = _text(given.tokens[0, :num_given].tolist(), tokenizer)
     passages = []
     prices = zip(done.evaluations.tolist(), done.computed.tolist(), strict=True)
-    for tokens, length, price in zip(done.tokens, done.lengths, prices, strict=True):
+    for sequence, (tokens, length, price) in enumerate(
+        zip(done.tokens, done.lengths, prices, strict=True), start=first_sequence
+    ):
         ids = tokens[: int(length)].tolist()
-        text = ending.cut(_text(ids, tokenizer), start)
+        text = reader.texts[sequence] if sequence in reader.texts else text_of(tokenizer, ids)
+        if streaming is not None:
+            streaming.finish(sequence, text)
         passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *price))
     return passages
 
@@ -436,8 +397,3 @@ def _piece(text: str, tokenizer: Tokenizer, *, first: bool) -> list[int]:
     place: Place = "start" if first else "spaced" if text.startswith(" ") else "glued"
     words = (text if first else text.removeprefix(" ")).removesuffix(" ")
     return tokenizer.encode(words, place) if words else []
-
-
-def _text(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Words with a newline between documents."""
-    return "\n".join(document.strip() for document in tokenizer.documents(ids))
