@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
-from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
@@ -41,6 +40,9 @@ __all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "plan
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 """What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
+_FULL_CANVAS = Ending()
+_LONGEST_SHOWN = 40
+"""Characters of a gap that an error repeats."""
 _FAMILIES: dict[str, type[Block | Slide | Wave]] = {"block": Block, "slide": Slide, "wave": Wave}
 
 
@@ -184,13 +186,20 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     )
 
 
-def blanks(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
+def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:
     """Tokens of a text in which `[MASK]` (or `[MASK:n]`) stands for masks, as a whole document.
 
+    Args:
+        text: The text.
+        tokenizer: What makes tokens of it.
+        mask_id: The mask.
+        most: How many masks there may be at most; None for any number.
+
     Raises:
-        ValueError: If there is nothing to fill in.
+        ValueError: If there is nothing to fill in, a gap has no token, or there are more masks than `most`.
     """
     text = text.strip()
+    _check_gaps(text, most)
     ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     end = 0
     for found in BLANK.finditer(text):
@@ -211,7 +220,7 @@ def write(
     batch_size: int | None = None,
     seed: int = 0,
     first_sequence: int = 0,
-    ending: Ending = Ending(),
+    ending: Ending = _FULL_CANVAS,
     approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
@@ -231,8 +240,8 @@ def write(
         approximate: See `hdlm.sampling.ApproximateCache`.
         device: Where the model is.
         watch: Called after every generation step; a `Trace`, say.
-        stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is certain.
-            The pieces of a passage, joined, are its text.
+        stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
+            certain. The pieces of a passage, joined, are its text.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
@@ -366,12 +375,32 @@ def planned(
     return (replace(settings, width=length) if whole else settings).plan(widest, length)
 
 
+def _check_gaps(text: str, most: int | None) -> None:
+    """Gaps must have tokens, and not more than there is room for; checked before any list is made of them."""
+    room = most
+    for found in BLANK.finditer(text):
+        digits = (found[1] or "1").lstrip("0")
+        if not digits:
+            raise ValueError(
+                f"The gap {found[0]} has no token: write [MASK] for one token, [MASK:n] for n tokens, at least 1."
+            )
+        if room is None:
+            continue
+        if len(digits) > len(str(room)) or int(digits) > room:
+            shown = found[0] if len(found[0]) <= _LONGEST_SHOWN else f"{found[0][:_LONGEST_SHOWN]}...]"
+            raise ValueError(
+                f"The gap {shown} does not fit: the canvas has {most} positions, the network's context, for the text "
+                "and all of its gaps."
+            )
+        room -= int(digits)
+
+
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
 ) -> tuple[Prompt, AbstractHyperschedule]:
     """What is given, and the hyperschedule to write the rest along."""
     if BLANK.search(prompt):
-        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id)
+        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
         if settings.length is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."

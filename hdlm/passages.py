@@ -12,9 +12,9 @@ space may turn out to be at the end, and what has been written may turn out to b
 from __future__ import annotations
 
 import bisect
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import final
 
 from torch import Tensor
@@ -130,7 +130,7 @@ class Reader:
         whole = end is not None or len(ids) >= self._length
         ids = ids[:end]
         text = text_of(self._tokenizer, ids) if whole else self._certain(ids)
-        start = len(os.path.commonprefix([text, self._prompt]))
+        start = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(text, self._prompt, strict=False)))
         place = self._ending.place(text, start, whole=whole)
         if self._ending.begins(text, place):
             return Reading(text[:place], self._fewest(ids, text[:place]))

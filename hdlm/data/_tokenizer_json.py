@@ -164,9 +164,9 @@ def how_tokens_join(decoder: Document | None) -> Literal["words", "bytes", "byte
         decoder: The part of the document that says it; None where words are joined by spaces.
 
     Returns:
-        `"words"` if text only grows; `"bytes"` if tokens are bytes, so the last character may be incomplete;
-        `"byte words"` if runs of tokens such as `<0xE2>` are read together as bytes; `"unknown"` if any token may change
-        any text.
+        `"words"` if text only grows. `"bytes"` if tokens are bytes, so the last character may be incomplete.
+        `"byte words"` if runs of tokens such as `<0xE2>` are read together as bytes. `"unknown"` if a token may change
+        the text of all tokens before it.
     """
     parts = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [part["type"] for part in parts]

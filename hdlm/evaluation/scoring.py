@@ -15,7 +15,7 @@ from torch import Tensor
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.mauve import mauve
-from hdlm.evaluation.metrics import Estimate, diversity
+from hdlm.evaluation.metrics import DIVERSITY, Estimate
 from hdlm.evaluation.self_bleu import self_bleu
 
 __all__ = [
@@ -66,10 +66,11 @@ def attempt(names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]],
 
 
 def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
-    """Entropy, distinct-n, repetition and self-BLEU of token ids."""
-    return attempt(("entropy",), lambda: diversity(rows)) | attempt(
-        ("self-BLEU",), lambda: {"self-BLEU": self_bleu(rows)}
-    )
+    """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
+    found: Scores = {}
+    for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
+        found |= attempt((name,), lambda name=name, measure=measure: {name: measure(rows)})
+    return found
 
 
 def score(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os.path
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, train_tokenizer
 from hdlm.generation import Passage, Settings, write
-from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
+from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
 from hdlm.passages import Ending, Reader, Stream, text_of
 from hdlm.process import Absorbing
@@ -25,7 +22,9 @@ from tests.gpt2 import tokenizer_json
 from tests.tiny import tiny_denoiser
 
 TEXT = ["漢字 🙂👍🏽 café cafe\u0301 and drink, thee and thou. \n\n x\u3000y\u00a0z 中\ufffd文"]
-BYTE_WORDS = [f"<0x{byte:02X}>" for byte in (0x41, 0x20, 0x0A, 0xE4, 0xB8, 0xAD, 0xF0, 0x9F, 0x98, 0x80, 0xFF)]
+BYTE_WORDS = [
+    f"<0x{byte:02X}>" for byte in (0x41, 0x20, 0x0A, 0xE4, 0xB8, 0xAD, 0xF0, 0x9F, 0x98, 0x80, 0xFF)
+]
 PIECES = ["▁a", "▁", "b", "▁and", "▁drink", "漢", "🙂", "\u0301", "\n", *BYTE_WORDS]
 
 
@@ -102,22 +101,43 @@ KINDS = {
 }
 
 
-@st.composite
-def sequences(draw: st.DrawFn, kind: str) -> list[int]:
-    """Random tokens of one kind, more often such as go together: tokens of texts, whole and cut anywhere."""
-    tokenizer = KINDS[kind]()
+PARTS = st.lists(
+    st.one_of(
+        st.lists(st.integers(0, 10**6), max_size=6),
+        st.tuples(
+            st.text(st.sampled_from("ab .,\n 漢字🙂👍é\u0301\u3000\u00a0\ufffdand drink"), max_size=8),
+            st.integers(0, 5),
+            st.integers(0, 5),
+        ),
+        st.none(),
+    ),
+    min_size=1,
+    max_size=4,
+)
+"""Loose tokens; a text, and how many tokens are cut off on either side of it; an end of text."""
+
+
+def tokens_of(tokenizer: Tokenizer, parts: list[Any]) -> list[int]:
+    """Tokens that `PARTS` describe."""
     words = tokenizer.vocabulary
-    loose = st.lists(st.integers(0, words.num_words - 1), max_size=6)
-    text = st.text(st.sampled_from("ab .,\n 漢字🙂👍é\u0301\u3000\u00a0\ufffdand drink"), max_size=8)
-    whole = text.map(tokenizer.encode)
-    cut = st.tuples(whole, st.integers(0, 5), st.integers(0, 5)).map(lambda t: t[0][t[1] : len(t[0]) - t[2]])
-    ends = st.just([words.eos])
-    return sum(draw(st.lists(st.one_of(loose, whole, cut, ends), min_size=1, max_size=4)), [])
+    ids: list[int] = []
+    for part in parts:
+        if part is None:
+            ids.append(words.eos)
+        elif isinstance(part, list):
+            ids += [number % words.num_words for number in part]
+        else:
+            text, left, right = part
+            whole = tokenizer.encode(text)
+            ids += whole[left : max(len(whole) - right, 0)]
+    return ids
 
 
 STOPS = st.lists(
     st.one_of(
-        st.sampled_from([" ", "\n", "and", "drink", "and drink", "d d", "漢", "字🙂", "\ufffd", "b", ".", "\u0301"]),
+        st.sampled_from(
+            [" ", "\n", "and", "drink", "and drink", "d d", "漢", "字🙂", "\ufffd", "b", ".", "\u0301"]
+        ),
         st.text(st.sampled_from("ab \n漢é.d"), min_size=1, max_size=4),
     ),
     max_size=3,
@@ -131,7 +151,8 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
     if ending.at_end_of_text and eos in ids[begin:]:
         ids = ids[: ids.index(eos, begin) + 1]
     text = text_of(tokenizer, ids)
-    start = len(os.path.commonprefix([text, text_of(tokenizer, ids[:begin])]))
+    prompt = text_of(tokenizer, ids[:begin])
+    start = next(at for at in range(len(prompt), -1, -1) if text.startswith(prompt[:at]))
     places = [text.find(string, start) for string in ending.strings]
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
@@ -142,7 +163,7 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
 def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.DataObject) -> None:
     """Whatever number of tokens settles at a time, and whether or not there is a prompt."""
     tokenizer = KINDS[kind]()
-    ids = data.draw(sequences(kind))
+    ids = tokens_of(tokenizer, data.draw(PARTS))
     assume(ids)
     begin = data.draw(st.integers(0, min(len(ids) - 1, 4)))
     ending = Ending(data.draw(st.booleans()), tuple(data.draw(STOPS)))
@@ -192,35 +213,63 @@ def test_what_is_known_of_the_end() -> None:
 # -- with a model -------------------------------------------------------------------------------------------------
 
 LENGTH = 24
-PLANS = [autoregressive(LENGTH), flat(LENGTH, 6), Block(LENGTH, 5, 3), Slide(LENGTH, 4, 4), Wave(LENGTH, 6, 3)]
+HOW = [
+    Settings("original", hyperschedule="autoregressive", length=LENGTH),
+    Settings("original", hyperschedule="flat", steps=6, length=LENGTH),
+    Settings("acs", hyperschedule="block", width=5, steps=3, length=LENGTH),
+    Settings("remdm", eta=0.3, hyperschedule="slide", width=4, steps=4, length=LENGTH),
+    Settings("gibbs", eta=0.3, hyperschedule="wave", width=6, steps=3, length=LENGTH),
+]
 
 
 @cache
-def model(make: Callable[[], Tokenizer]) -> Checkpoint:
-    tokenizer = make()
+def model() -> Checkpoint:
+    """Random weights, and words that are parts of characters of three and four bytes."""
+    tokenizer = train_tokenizer(["漢字仮名交じり文、🙂👍🏽🎉。"], 300)
     denoiser = tiny_denoiser(Absorbing(tokenizer.vocabulary.num_words), num_blocks=1)
-    return Checkpoint(denoiser, tokenizer.vocabulary, LINEAR, tuple(PLANS), tokenizer.to_json())
+    return Checkpoint(denoiser, tokenizer.vocabulary, LINEAR, (flat(LENGTH, 4),), tokenizer.to_json())
 
 
-def both(plan: AbstractHyperschedule, seed: int, prompt: str = "", num: int = 1, **options: Any) -> list[Passage]:
-    """The passages of a plain call, after a check that those of a stream are the same, piece by piece."""
-    family = type(plan).__name__.lower()
-    how = Settings(
-        algorithm="original",
-        hyperschedule=family if plan != PLANS[0] else "autoregressive",
-        width=getattr(plan, "width", None) if plan not in PLANS[:2] else None,
-        steps=None if plan == PLANS[0] else plan.num_levels,
-        length=None if "[MASK" in prompt else LENGTH,
-    )
-    if plan == PLANS[1]:
-        how = Settings(algorithm="original", hyperschedule="flat", steps=6, length=how.length)
-    checkpoint, shown = model(byte_pairs), {}
+def written(how: Settings, prompt: str = "", num: int = 1, **options: Any) -> list[Passage]:
+    """The passages of a plain call, after a check that a stream has given the same, piece by piece."""
+    shown: dict[int, list[str]] = {}
+
     def show(sequence: int, piece: str) -> None:
         assert piece
-        shown[sequence] = shown.get(sequence, "") + piece
-    common = {"num": num, "seed": seed, "first_sequence": 3, **options}
-    plain = write(checkpoint, prompt, how, **common)
-    streamed = write(checkpoint, prompt, how, stream=show, **common)
-    assert streamed == plain
-    assert [shown.get(3 + index, "") for index in range(num)] == [passage.text for passage in plain]
+        shown.setdefault(sequence, []).append(piece)
+
+    plain = write(model(), prompt, how, num=num, first_sequence=3, **options)
+    assert write(model(), prompt, how, num=num, first_sequence=3, stream=show, **options) == plain
+    assert ["".join(shown.get(3 + index, [])) for index in range(num)] == [one.text for one in plain]
     return plain
+
+
+@pytest.mark.parametrize("how", HOW, ids=lambda how: how.hyperschedule)
+def test_a_stream_is_the_passage_along_every_hyperschedule(how: Settings) -> None:
+    passages = written(how, "文", num=6)
+    assert any(one.text.endswith("\ufffd") for one in passages)
+    stopping = Ending(at_end_of_text=True, strings=("\ufffd\ufffd", "文", "字\ufffd"))
+    ended = written(how, "文", num=6, ending=stopping)
+    assert any(len(one.tokens) < LENGTH for one in ended)
+    eos = model().vocabulary.eos
+    for whole, one in zip(passages, ended, strict=True):
+        ids = list(whole.tokens)
+        tokenizer = Tokenizer.from_json(str(model().tokenizer))
+        assert one.text == whole_text(tokenizer, ids, whole.given, stopping)
+        assert not any(string in one.text[1:] for string in stopping.strings)
+        assert one.tokens == whole.tokens[: len(one.tokens)]
+        assert eos not in one.tokens[one.given : -1]
+
+
+def test_a_text_with_gaps_is_streamed() -> None:
+    how = Settings("original", hyperschedule="flat", steps=3)
+    (passage,) = written(how, "漢[MASK:4]字[MASK:2]")
+    assert passage.text.startswith("漢")
+
+
+def test_a_string_at_the_beginning_leaves_no_word_and_no_token() -> None:
+    """The space before the first word that is written belongs to it, whatever the tokenizer does with spaces."""
+    for how in HOW[:2]:
+        (passage,) = written(how, "文", ending=Ending(strings=(written(how, "文")[0].text[1],)))
+        assert passage.text == "文"
+        assert len(passage.tokens) == passage.given
