@@ -69,8 +69,14 @@ def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
     """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
     found: Scores = {}
     for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
-        found |= attempt((name,), lambda name=name, measure=measure: {name: measure(rows)})
+        found |= attempt((name,), partial(_named, name, measure, rows))
     return found
+
+
+def _named(
+    name: str, measure: Callable[[Sequence[Sequence[int]]], Estimate], rows: Sequence[Sequence[int]]
+) -> dict[str, Estimate]:
+    return {name: measure(rows)}
 
 
 def score(

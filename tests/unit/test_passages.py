@@ -75,9 +75,9 @@ def sentence_pieces() -> Tokenizer:
 
 
 @cache
-def stripped() -> Tokenizer:
+def rewritten() -> Tokenizer:
     """A tokenizer whose text of some tokens is not the beginning of the text of more."""
-    parts = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip("b", 0, 3)]
+    parts = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Replace("ab", "drink")]
     return _words(PIECES, decoders.Sequence(parts))
 
 
@@ -95,7 +95,7 @@ KINDS = {
         word_pieces,
         byte_fallback,
         sentence_pieces,
-        stripped,
+        rewritten,
         joined_by_spaces,
     )
 }
@@ -158,7 +158,7 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.DataObject) -> None:
     """Whatever number of tokens settles at a time, and whether or not there is a prompt."""
@@ -206,7 +206,7 @@ def test_what_is_known_of_the_end() -> None:
     assert reader.read(ids).text == "ab and "
     assert reader.read(ids).length == len(tokenizer.encode("ab and "))
     longer = Reader(tokenizer, Ending(strings=("and dress", "drink")), [], len(ids) + 9)
-    assert longer.read(ids[:-3]).text == "ab"
+    assert longer.read(ids[:-3]).text == "ab "
     assert longer.read(ids).text == "ab and "
 
 
