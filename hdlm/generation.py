@@ -38,7 +38,7 @@ from hdlm.sampling import (
 
 __all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
 
-BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
 """What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
 _FULL_CANVAS = Ending()
 _LONGEST_SHOWN = 40
@@ -203,7 +203,7 @@ def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = Non
     ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     end = 0
     for found in BLANK.finditer(text):
-        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * int(found[1] or 1)
+        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * _width(found)
         end = found.end()
     ids += _piece(text[end:], tokenizer, first=end == 0)
     if mask_id not in ids:
@@ -284,7 +284,7 @@ def write(
         zip(done.tokens, done.lengths, prices, strict=True), start=first_sequence
     ):
         ids = tokens[: int(length)].tolist()
-        text = reader.texts[sequence] if sequence in reader.texts else text_of(tokenizer, ids)
+        text = reader.texts[sequence] if sequence in reader.texts else text_of(ids, tokenizer)
         if streaming is not None:
             streaming.finish(sequence, text)
         passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *price))
@@ -373,6 +373,11 @@ def planned(
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
     return (replace(settings, width=length) if whole else settings).plan(widest, length)
+
+
+def _width(gap: re.Match[str]) -> int:
+    """How many tokens a gap has."""
+    return int((gap[1] or "1").lstrip("0"))
 
 
 def _check_gaps(text: str, most: int | None) -> None:

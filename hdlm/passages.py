@@ -70,7 +70,7 @@ class Ending:
         return text.startswith(self.strings, place)
 
 
-def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The text of some tokens: their documents, without white space around them, with a line break between two."""
     return "\n".join(document.strip() for document in tokenizer.documents(ids))
 
@@ -111,7 +111,7 @@ class Reader:
             raise ValueError("The checkpoint's tokenizer has no token that ends a text: nothing to stop at.")
         self._tokenizer, self._ending = tokenizer, ending
         self._given, self._length = len(given), length
-        self._prompt = text_of(tokenizer, given)
+        self._prompt = text_of(given, tokenizer)
         self.texts: dict[int, str] = {}
 
     def __call__(self, sequence: int, tokens: Tensor) -> int | None:
@@ -129,7 +129,7 @@ class Reader:
         end = self._end(ids)
         whole = end is not None or len(ids) >= self._length
         ids = ids[:end]
-        text = text_of(self._tokenizer, ids) if whole else self._certain(ids)
+        text = text_of(ids, self._tokenizer) if whole else self._certain(ids)
         start = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(text, self._prompt, strict=False)))
         place = self._ending.place(text, start, whole=whole)
         if self._ending.begins(text, place):

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.data.tokenizer import Tokenizer
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.mauve import mauve
 from hdlm.evaluation.metrics import DIVERSITY, Estimate
 from hdlm.evaluation.self_bleu import self_bleu
+from hdlm.passages import text_of
 
 __all__ = [
     "DEFINITIONS",
@@ -150,8 +150,3 @@ def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int
         )
     chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:num]
     return text[: there * length].view(there, length)[chosen]
-
-
-def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Words with a newline between documents, as samples have it."""
-    return "\n".join(document.strip() for document in tokenizer.documents(ids))

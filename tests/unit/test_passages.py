@@ -150,8 +150,8 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
     eos = tokenizer.vocabulary.eos
     if ending.at_end_of_text and eos in ids[begin:]:
         ids = ids[: ids.index(eos, begin) + 1]
-    text = text_of(tokenizer, ids)
-    prompt = text_of(tokenizer, ids[:begin])
+    text = text_of(ids, tokenizer)
+    prompt = text_of(ids[:begin], tokenizer)
     start = next(at for at in range(len(prompt), -1, -1) if text.startswith(prompt[:at]))
     places = [text.find(string, start) for string in ending.strings]
     return text[: min((place for place in places if place >= 0), default=len(text))]
@@ -184,8 +184,8 @@ def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.D
     if length is None:
         return
     assert begin <= length <= step
-    if expected != text_of(tokenizer, ids[:length]).rstrip():
-        assert length == begin or not text_of(tokenizer, ids[: length - 1]).startswith(expected)
+    if expected != text_of(ids[:length], tokenizer).rstrip():
+        assert length == begin or not text_of(ids[: length - 1], tokenizer).startswith(expected)
 
 
 @pytest.mark.parametrize("kind", ["characters", "byte_pairs", "gpt2"])
