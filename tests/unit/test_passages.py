@@ -158,7 +158,7 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.DataObject) -> None:
     """Whatever number of tokens settles at a time, and whether or not there is a prompt."""
