@@ -264,7 +264,7 @@ def table(points: Sequence[Point]) -> str:
     for one in sorted(points, key=lambda point: (point.mode, point.nfe.value if point.nfe else 0.0)):
         nfe, share, ms = "–", "–", "–"
         if one.nfe is not None:
-            nfe, share, ms = f"{one.nfe.value:.1f}", f"{one.share:.0%}", f"{1000 * one.seconds:.0f}"
+            nfe, share, ms = f"{one.nfe.value:.1f}", f"{one.share:.1%}", f"{1000 * one.seconds:.0f}"
         scores = [number(score.value, score.error) for score in (one.perplexity, one.entropy)]
         rows.append([one.mode, nfe, share, *scores, ms])
     return markdown_table(rows)
@@ -285,7 +285,7 @@ def table_of_deviations(deviations: Sequence[Deviation]) -> str:
     for one in deviations:
         divergence = number(one.divergence.value, one.divergence.error)
         numbers = [f"{value:.3g}" for value in (one.largest, one.difference, one.most)]
-        rows.append([_when(one.refresh), f"{one.share:.0%}", divergence, *numbers])
+        rows.append([_when(one.refresh), f"{one.share:.1%}", divergence, *numbers])
     return markdown_table(rows)
 
 

@@ -245,7 +245,7 @@ def ablation(options: argparse.Namespace, peak: float, say: Callable[[str], None
         say(
             f"| {name} | {found['seconds']:.3g} | {found['tokens'] / found['seconds']:,.0f} | {rate:.2f} | "
             f"{taught:,.0f} | {taught / first:.2f} | {found['bytes'] / 2**30:.2f} GiB | "
-            f"{found['bytes'] / plain['bytes']:.2f} | {found['flops'] / found['seconds'] / peak:.0%} | "
+            f"{found['bytes'] / plain['bytes']:.2f} | {found['flops'] / found['seconds'] / peak:.1%} | "
             f"{found['loss']:.4f} |"
         )
     return results
@@ -264,7 +264,7 @@ def scaling(options: argparse.Namespace, peak: float, say: Callable[[str], None]
                 say(
                     f"| {processes} | {length} | {batch} | {found['seconds']:.3g} | "
                     f"{found['tokens'] / found['seconds']:,.0f} | {found['bytes'] / 2**30:.2f} GiB | "
-                    f"{found['flops'] / found['seconds'] / peak:.0%} |"
+                    f"{found['flops'] / found['seconds'] / peak:.1%} |"
                 )
     return results
 

@@ -7,20 +7,19 @@ for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", s
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
-from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.passages import Ending, Reader, Stream, text_of
 from hdlm.sampling import (
     ApproximateCache,
     Frame,
@@ -39,8 +38,11 @@ from hdlm.sampling import (
 
 __all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
 
-BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
 """What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
+_FULL_CANVAS = Ending()
+_LONGEST_SHOWN = 40
+"""Characters of a gap that an error repeats."""
 _FAMILIES: dict[str, type[Block | Slide | Wave]] = {"block": Block, "slide": Slide, "wave": Wave}
 
 
@@ -148,69 +150,12 @@ class Settings:
 
 @final
 @dataclass(frozen=True)
-class Ending:
-    """Where a passage may end before its canvas is full.
-
-    Attributes:
-        at_end_of_text: Behind the first token of the checkpoint's that ends a text.
-        strings: Before the first of these in what is written.
-
-    Raises:
-        ValueError: If a string is empty.
-    """
-
-    at_end_of_text: bool = False
-    strings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if "" in self.strings:
-            raise ValueError("A string to stop at must not be empty.")
-
-    def stop(self, tokenizer: Tokenizer, given: int) -> Stop | None:
-        """The same for the tokens behind the first `given`; None if nothing ends a passage.
-
-        Raises:
-            ValueError: If the tokenizer has no token that ends a text, and one is asked for.
-        """
-        end = tokenizer.vocabulary.eos
-        if self.at_end_of_text and end is None:
-            raise ValueError("The checkpoint's tokenizer has no token that ends a text: nothing to stop at.")
-        if not self.at_end_of_text and not self.strings:
-            return None
-
-        def stop(_: int, tokens: Tensor) -> int | None:
-            ids: list[int] = tokens[given:].tolist()
-            found = [ids.index(end) + 1] if self.at_end_of_text and end is not None and end in ids else []
-            if self._begins(tokenizer.decode(ids)) is not None:
-                found.append(
-                    bisect.bisect_left(
-                        range(len(ids)),
-                        True,
-                        key=lambda k: self._begins(tokenizer.decode(ids[:k])) is not None,
-                    )
-                )
-            return given + min(found) if found else None
-
-        return stop
-
-    def cut(self, text: str, prompt: str) -> str:
-        """Text without the string that it stopped at, and what follows."""
-        begins = self._begins(text[len(prompt) :])
-        return text if begins is None else text[: len(prompt) + begins]
-
-    def _begins(self, text: str) -> int | None:
-        places = [text.find(string) for string in self.strings]
-        return min((place for place in places if place >= 0), default=None)
-
-
-@final
-@dataclass(frozen=True)
 class Passage:
     """A text that was written.
 
     Attributes:
         text: The words, the prompt included; documents are separated by a newline.
-        tokens: Their ids, the special ones included.
+        tokens: Their ids, the special ones included. Where the text ends at a string, the fewest that have all of it.
         given: How many tokens of it were given.
         num_evaluations: Calls of the network for all passages that were written with it.
         evaluations: Those that this passage took part in.
@@ -241,17 +186,24 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     )
 
 
-def blanks(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
+def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:
     """Tokens of a text in which `[MASK]` (or `[MASK:n]`) stands for masks, as a whole document.
 
+    Args:
+        text: The text.
+        tokenizer: What makes tokens of it.
+        mask_id: The mask.
+        most: How many masks there may be at most; None for any number.
+
     Raises:
-        ValueError: If there is nothing to fill in.
+        ValueError: If there is nothing to fill in, a gap has no token, or there are more masks than `most`.
     """
     text = text.strip()
+    _check_gaps(text, most)
     ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     end = 0
     for found in BLANK.finditer(text):
-        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * int(found[1] or 1)
+        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * _width(found)
         end = found.end()
     ids += _piece(text[end:], tokenizer, first=end == 0)
     if mask_id not in ids:
@@ -268,10 +220,11 @@ def write(
     batch_size: int | None = None,
     seed: int = 0,
     first_sequence: int = 0,
-    ending: Ending = Ending(),
+    ending: Ending = _FULL_CANVAS,
     approximate: ApproximateCache | None = None,
     device: torch.device | str = "cpu",
     watch: Callable[[Frame], None] | None = None,
+    stream: Callable[[int, str], None] | None = None,
 ) -> list[Passage]:
     """Continue a prompt, or fill in its blanks.
 
@@ -287,6 +240,8 @@ def write(
         approximate: See `hdlm.sampling.ApproximateCache`.
         device: Where the model is.
         watch: Called after every generation step; a `Trace`, say.
+        stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
+            certain. The pieces of a passage, joined, are its text.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
@@ -294,9 +249,21 @@ def write(
     tokenizer = tokenizer_of(checkpoint)
     given, plan = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
-    stop = ending.stop(tokenizer, num_given)
-    if stop is not None and BLANK.search(prompt):
+    gaps = BLANK.search(prompt) is not None
+    ends = ending.at_end_of_text or bool(ending.strings)
+    if ends and gaps:
         raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
+    start = [] if gaps else given.tokens[0, :num_given].tolist()
+    reader = Reader(tokenizer, ending, start, plan.length)
+    streaming = None if stream is None else Stream(reader, stream)
+
+    def seen(frame: Frame) -> None:
+        if watch is not None:
+            watch(frame)
+        if streaming is not None:
+            for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
+                streaming.read(int(sequence), row[: int(settled)].tolist())
+
     done = complete(
         checkpoint,
         given,
@@ -306,17 +273,20 @@ def write(
         batch_size=batch_size,
         seed=seed,
         first_sequence=first_sequence,
-        stop=stop,
+        stop=reader if ends else None,
         approximate=approximate,
         device=device,
-        watch=watch,
+        watch=None if watch is None and streaming is None else seen,
     )
-    start = _text(given.tokens[0, :num_given].tolist(), tokenizer)
     passages = []
     prices = zip(done.evaluations.tolist(), done.computed.tolist(), strict=True)
-    for tokens, length, price in zip(done.tokens, done.lengths, prices, strict=True):
+    for sequence, (tokens, length, price) in enumerate(
+        zip(done.tokens, done.lengths, prices, strict=True), start=first_sequence
+    ):
         ids = tokens[: int(length)].tolist()
-        text = ending.cut(_text(ids, tokenizer), start)
+        text = reader.texts[sequence] if sequence in reader.texts else text_of(ids, tokenizer)
+        if streaming is not None:
+            streaming.finish(sequence, text)
         passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *price))
     return passages
 
@@ -405,12 +375,37 @@ def planned(
     return (replace(settings, width=length) if whole else settings).plan(widest, length)
 
 
+def _width(gap: re.Match[str]) -> int:
+    """How many tokens a gap has."""
+    return int((gap[1] or "1").lstrip("0"))
+
+
+def _check_gaps(text: str, most: int | None) -> None:
+    """Gaps must have tokens, and not more than there is room for; checked before any list is made of them."""
+    room = most
+    for found in BLANK.finditer(text):
+        digits = (found[1] or "1").lstrip("0")
+        if not digits:
+            raise ValueError(
+                f"The gap {found[0]} has no token: write [MASK] for one token, [MASK:n] for n tokens, at least 1."
+            )
+        if room is None:
+            continue
+        if len(digits) > len(str(room)) or int(digits) > room:
+            shown = found[0] if len(found[0]) <= _LONGEST_SHOWN else f"{found[0][:_LONGEST_SHOWN]}...]"
+            raise ValueError(
+                f"The gap {shown} does not fit: the canvas has {most} positions, the network's context, for the text "
+                "and all of its gaps."
+            )
+        room -= int(digits)
+
+
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
 ) -> tuple[Prompt, AbstractHyperschedule]:
     """What is given, and the hyperschedule to write the rest along."""
     if BLANK.search(prompt):
-        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id)
+        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
         if settings.length is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
@@ -436,8 +431,3 @@ def _piece(text: str, tokenizer: Tokenizer, *, first: bool) -> list[int]:
     place: Place = "start" if first else "spaced" if text.startswith(" ") else "glued"
     words = (text if first else text.removeprefix(" ")).removesuffix(" ")
     return tokenizer.encode(words, place) if words else []
-
-
-def _text(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Words with a newline between documents."""
-    return "\n".join(document.strip() for document in tokenizer.documents(ids))

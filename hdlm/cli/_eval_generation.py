@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 CONTROLS = ("repeat", "unigram", "shuffle", "data")
 JUDGED_AT_A_TIME = 8
 
+_UNASKED = ("distinct-", "repetition-", "self-BLEU")
+"""How the names of measures begin that are taken of all samples and need samples of some length or number."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to write, and what to measure of it."""
@@ -370,10 +373,13 @@ def _featured(judges: dict[str, AbstractJudge | str]) -> TransformersJudge | Non
 
 
 def _has_failed(result: Any) -> bool:
-    """Whether something that was asked for is missing; self-BLEU comes unasked."""
+    """Whether something that was asked for is missing.
+
+    Measures of variety come unasked: short or few samples have none.
+    """
     if isinstance(result, dict):
         return "failed" in result or any(
-            _has_failed(one) for name, one in result.items() if name != "self-BLEU"
+            _has_failed(one) for name, one in result.items() if not name.startswith(_UNASKED)
         )
     return isinstance(result, list) and any(_has_failed(one) for one in result)
 

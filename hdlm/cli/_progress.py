@@ -27,12 +27,14 @@ def share_bar(what: str, *, shown: bool) -> Iterator[Callable[[float, str], None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
+        TextColumn("{task.fields[percent]:3d}%"),  # rounded down: 100% is the end
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda share, now: progress.update(task, description=now, completed=share)
+        task = progress.add_task(what, total=1.0, percent=0)
+        yield lambda share, now: progress.update(
+            task, description=now, completed=share, percent=int(100 * share)
+        )
 
 
 @contextmanager

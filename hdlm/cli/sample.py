@@ -37,7 +37,7 @@ from hdlm.cli._sample_many import write_many
 
 if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint
-    from hdlm.generation import Ending, Passage, Settings
+    from hdlm.generation import Passage, Settings
     from hdlm.sampling import Frame, Trace
 
 
@@ -180,14 +180,11 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_fast(args, device)
     trace = Trace(checkpoint.vocabulary.mask_id)
     ending = Ending(args.stop_at_end, tuple(args.stop))
-    stream = _Stream(checkpoint, ending, args.prompt) if args.stream else None
     with steps_bar("writing", shown=not (args.json or args.stream) and sys.stderr.isatty()) as tick:
 
         def watch(frame: Frame) -> None:
             if args.replay or args.trace:
                 trace(frame)
-            if stream is not None:
-                stream(frame)
             tick(frame)
 
         passages = write(
@@ -201,13 +198,14 @@ def run(args: argparse.Namespace) -> int:
             approximate=args.approximate_cache and ApproximateCache(*args.approximate_cache),
             device=device,
             watch=watch,
+            stream=_print_piece if args.stream else None,
         )
     if args.explain:
         print(explanation(checkpoint, args, passages), file=sys.stderr)
     if args.json:
         print_json(_document(args, passages, trace))
         return 0
-    if stream is not None:
+    if args.stream:
         print()
         return 0
     if args.replay:
@@ -218,6 +216,10 @@ def run(args: argparse.Namespace) -> int:
             print("\n---\n")
         print(passage.text)
     return 0
+
+
+def _print_piece(_: int, piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
 def _document(args: argparse.Namespace, passages: list[Passage], trace: Trace) -> dict[str, Any]:
@@ -309,22 +311,3 @@ def _buffers(checkpoint: Checkpoint) -> str:
     return (
         f"static, {static.slots} slots: {static.num_calls} calls, shapes: {len(static.shapes)}, {how}: exact"
     )
-
-
-class _Stream:
-    """A watcher that prints what has settled."""
-
-    def __init__(self, checkpoint: Checkpoint, ending: Ending, prompt: str) -> None:
-        from hdlm.generation import tokenizer_of
-
-        self._ending, self._prompt = ending, prompt.strip()
-        self._tokenizer, self._printed = tokenizer_of(checkpoint), ""
-
-    def __call__(self, frame: Frame) -> None:
-        """Print what is new."""
-        ids = frame.after[0, : int(frame.settled[0])].tolist()
-        text = "\n".join(document.strip() for document in self._tokenizer.documents(ids))
-        text = self._ending.cut(text, self._prompt)
-        if text.startswith(self._printed) and not text.endswith("\ufffd"):
-            print(text[len(self._printed) :], end="", flush=True)
-            self._printed = text

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import tokenizers
 
@@ -18,6 +18,7 @@ __all__ = [
     "adds_prefix_space",
     "check",
     "check_ids",
+    "how_tokens_join",
     "kind_and_split",
     "opened",
     "with_word",
@@ -154,6 +155,30 @@ def _byte_level_parts(document: Document) -> Iterator[Document]:
 def adds_prefix_space(document: Document) -> bool:
     """Whether a text begins as if a space stood before it."""
     return any(part.get(_PREFIX_SPACE, True) for part in _byte_level_parts(document))
+
+
+def how_tokens_join(decoder: Document | None) -> Literal["words", "bytes", "byte words", "unknown"]:
+    """How the text of tokens follows from its tokens, and so what of it further tokens may change.
+
+    Args:
+        decoder: The part of the document that says it; None where words are joined by spaces.
+
+    Returns:
+        `"words"` if text only grows. `"bytes"` if tokens are bytes, so the last character may be incomplete.
+        `"byte words"` if runs of tokens such as `<0xE2>` are read together as bytes. `"unknown"` if a token may change
+        the text of all tokens before it.
+    """
+    parts = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kinds = [part["type"] for part in parts]
+    if [kind for kind in kinds if kind != "Fuse"] == ["ByteLevel"]:
+        return "bytes"
+    if kinds in ([], ["WordPiece"], ["Metaspace"]):
+        return "words"
+    order = ["Replace", "ByteFallback", "Fuse", "Strip"]
+    known = all(kind in order for kind in kinds) and sorted(kinds, key=order.index) == kinds
+    if known and not any(part["type"] == "Strip" and part["stop"] for part in parts):
+        return "byte words" if "ByteFallback" in kinds else "words"
+    return "unknown"
 
 
 def without_prefix_space(document: Document) -> Document:

@@ -22,8 +22,9 @@ __all__ = [
     "detokenizer_of",
     "lambada",
     "lm1b",
-    "mend_file",
     "ptb",
+    "row_of_line",
+    "rows_are_lines",
     "scientific_papers",
     "wikitext",
 ]
@@ -142,25 +143,21 @@ def detokenizer_of(data_set: str) -> str | None:
     return _OF.get(data_set)
 
 
-def mend_file(name: str, text: str) -> str:
-    """A text file that holds many rows of a data set, mended row by row as the hub has them.
+def rows_are_lines(data_set: str) -> bool:
+    """Whether a text file of a data set has a row in each line; elsewhere the whole file is one row."""
+    return detokenizer_of(data_set) in _EDGES
 
-    A row of Penn Treebank, WikiText or the One Billion Word benchmark is a line; elsewhere it is the whole file.
+
+def row_of_line(data_set: str, line: str) -> str:
+    """The row that the hub has for a line of a text file; an empty row for an empty line.
 
     Args:
-        name: One of `DETOKENIZERS`.
-        text: What the file holds.
-
-    Raises:
-        ValueError: If there is no such detokenizer.
+        data_set: One whose rows are lines.
+        line: The line, with or without the white space around its words.
     """
-    if name not in DETOKENIZERS:
-        raise ValueError(f"there is no detokenizer {name!r}; known: {', '.join(DETOKENIZERS)}.")
-    mend, edges = DETOKENIZERS[name], _EDGES.get(name)
-    if edges is None:
-        return mend(text)
-    lines = (line.strip() for line in text.split("\n"))
-    return "\n".join(mend(f"{edges[0]}{line}{edges[1]}").rstrip("\n") if line else "" for line in lines)
+    before, behind = _EDGES[_OF[data_set]]
+    words = line.strip()
+    return f"{before}{words}{behind}" if words else ""
 
 
 def _apply(rules: tuple[_Rule, ...], text: str) -> str:

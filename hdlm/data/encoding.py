@@ -127,7 +127,7 @@ def head_of(
     chosen = (sided for sided in sides(corpus.pieces(), share) if sided.aside is aside)
     found = _joined(encoded(tokenizer, chosen), most)
     if found is None:
-        side = f"the {share:.1%} of the text that is set aside for validation" if aside else "the text"
+        side = f"the {100 * share:.4g}% of the text that is set aside for validation" if aside else "the text"
         raise ValueError(
             f"{side} holds no document: give more text, a larger share, or other text to measure with."
         )

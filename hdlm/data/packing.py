@@ -62,7 +62,7 @@ def split(documents: Sequence[str], share: float) -> Split:
     )
     if not parts.train or not parts.validation:
         raise ValueError(
-            f"there is too little text to set {share:.0%} of it aside for validation; give more text."
+            f"there is too little text to set {100 * share:.4g}% of it aside for validation; give more text."
         )
     return parts
 

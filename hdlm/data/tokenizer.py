@@ -40,6 +40,10 @@ _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 _RUN = re.compile(r"(\S{1024})(?=\S)")
 """Characters without white space that a tokenizer learns from as one word at most: its time grows with their square."""
+_INCOMPLETE = "\ufffd"
+"""What the beginning of a character in bytes becomes as long as the others are missing."""
+_BYTE_WORD = re.compile("<0x..>")
+"""A token that stands for one byte, where a vocabulary has such tokens for the characters that it lacks."""
 _OTHER_LETTER = "\ua66e"
 """A letter that stands in for the word that a glued piece of text goes on with; hardly any vocabulary has it."""
 
@@ -79,6 +83,10 @@ class Tokenizer:
         self._backend = backend
         self._continuing: str = getattr(backend.model, "continuing_subword_prefix", None) or ""
         self._adds_space = tokenizer_json.adds_prefix_space(document)
+        decoder = backend.decoder
+        self._joins = tokenizer_json.how_tokens_join(
+            None if decoder is None else json.loads(decoder.__getstate__())
+        )
         self.vocabulary = Vocabulary(
             backend.get_vocab_size(),
             bos=backend.token_to_id(bos),
@@ -253,10 +261,38 @@ class Tokenizer:
 
     def documents(self, ids: Sequence[int]) -> list[str]:
         """Text of each document in some tokens, without what begins, ends and pads it; empty ones are left out."""
+        return [text for text in self.split(ids) if text.strip()]
+
+    def split(self, ids: Sequence[int]) -> list[str]:
+        """Text of each document in some tokens, also of empty ones; the last is the one that further tokens continue.
+
+        Runs of tokens that begin and end documents count as one: the last text alone may be without any token.
+        """
+        return [self.decode(run, keep_special=True) for run in self._runs(ids)]
+
+    def settled_documents(self, ids: Sequence[int]) -> list[str]:
+        """What `documents` gives for these tokens, but of the last text only the part that no further token changes."""
+        *before, last = self._runs(ids)
+        texts = [self.decode(run, keep_special=True) for run in before]
+        return [text for text in (*texts, self._settled(last)) if text.strip()]
+
+    def _runs(self, ids: Sequence[int]) -> list[list[int]]:
+        """The tokens of each document, without what begins, ends and pads it."""
         known = self.vocabulary
-        runs = groupby((id for id in ids if id != known.pad), key=lambda id: id in (known.bos, self._end))
-        texts = (self.decode(list(run), keep_special=True) for apart, run in runs if not apart)
-        return [text for text in texts if text.strip()]
+        borders = (known.bos, self._end)
+        kept = [id for id in ids if id != known.pad]
+        runs = [list(run) for apart, run in groupby(kept, key=borders.__contains__) if not apart]
+        return runs if kept and kept[-1] not in borders else [*runs, []]
+
+    def _settled(self, ids: list[int]) -> str:
+        """The beginning of the text of some tokens of one document that no further token changes."""
+        if self._joins == "unknown":
+            return ""
+        if self._joins == "byte words":
+            while ids and _BYTE_WORD.fullmatch(str(self._backend.id_to_token(ids[-1]))):
+                ids = ids[:-1]
+        text = self.decode(ids, keep_special=True)
+        return text.removesuffix(_INCOMPLETE) if self._joins == "bytes" else text
 
     def piece(self, token: int) -> str:
         """One token as it reads inside a text, the space before it included; end-of-text is a line break."""

@@ -125,7 +125,7 @@ class Observer:
         self._session.log.write(step=step, **_flat(found))
         perplexity = found.get("generative perplexity")
         judged = "" if perplexity is None else f", generative perplexity {perplexity}"
-        self._say(f"step {step}: samples of entropy {found['entropy']}{judged}")
+        self._say(f"step {step}: samples of entropy {found.get('entropy', 'not measured')}{judged}")
 
     def _measured(self, denoiser: Denoiser, step: int) -> float | None:
         """The bound in nats a token, which is logged and told; None if it cannot be measured."""

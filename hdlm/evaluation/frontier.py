@@ -22,7 +22,7 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation import protocol
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
-from hdlm.evaluation.metrics import diversity
+from hdlm.evaluation.metrics import entropy
 from hdlm.evaluation.samples import (
     Sample,
     draw_samples,
@@ -120,7 +120,7 @@ class Sweep:
         return self._scores(rows, [text_of(row, tokenizer) for row in rows])
 
     def _scores(self, rows: list[list[int]], texts: list[str]) -> Scores:
-        return attempt((MEASURES[0],), lambda: {MEASURES[0]: diversity(rows)[MEASURES[0]]}) | attempt(
+        return attempt((MEASURES[0],), lambda: {MEASURES[0]: entropy(rows)}) | attempt(
             (PERPLEXITY,),
             lambda: {PERPLEXITY: generative_perplexity(self.judge, texts)[PERPLEXITY]},
             **self.judge.noted,

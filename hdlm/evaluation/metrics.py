@@ -7,6 +7,9 @@ the `n` tokens of a sample,
     distinct-n   = different n-grams / n-grams                    all samples together (arXiv 1510.03055)
     repetition-n = 1 - different n-grams / n-grams                within a sample, mean over samples (arXiv 1908.04319)
 
+What samples are too short for is not measured: it is neither 0 nor 1. distinct-n needs one n-gram in all samples,
+repetition-n one in each, and entropy a token in each.
+
 Every number has a standard error, by the jackknife: what the number becomes without each of the samples. Numbers of
 other numbers or lengths of samples must not be compared: entropy grows with length, distinct-n falls with both.
 """
@@ -15,13 +18,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import final
 
 import numpy as np
 
-__all__ = ["Estimate", "diversity", "jackknife", "mean", "token_entropy"]
+__all__ = ["DIVERSITY", "Estimate", "diversity", "entropy", "jackknife", "mean", "token_entropy"]
 
 Gram = tuple[int, ...]
 
@@ -33,7 +39,7 @@ class Estimate:
 
     Attributes:
         value: The number.
-        error: Its standard error; None if there is but one sample.
+        error: Its standard error; None if it cannot be known, as with one sample.
     """
 
     value: float
@@ -58,7 +64,7 @@ def jackknife(value: float, without: Sequence[float]) -> Estimate:
 
 
 def token_entropy(tokens: Sequence[int]) -> float:
-    """Entropy in nats of the token frequencies of one sample; 0 of an empty one.
+    """Entropy in nats of the token frequencies of one sample; 0 of an empty one, as published. `entropy` refuses those.
 
     This is the "sample entropy" that SEDD and MDLM report (arXiv 2310.16834); arXiv 2409.02908 says why it must stand
     beside every generative perplexity.
@@ -67,7 +73,7 @@ def token_entropy(tokens: Sequence[int]) -> float:
 
 
 def diversity(samples: Sequence[Sequence[int]]) -> dict[str, Estimate]:
-    """Entropy, distinct-n and repetition-n of samples.
+    """Entropy, distinct-n and repetition-n of samples, without those that the samples are too short for.
 
     Args:
         samples: Token ids of each sample.
@@ -75,40 +81,93 @@ def diversity(samples: Sequence[Sequence[int]]) -> dict[str, Estimate]:
     Raises:
         ValueError: If there is no sample.
     """
-    if not samples:
-        raise ValueError("there are no samples to measure; give at least one.")
-    found = {"entropy": mean([token_entropy(tokens) for tokens in samples])}
-    for n in (1, 2, 3):
-        found[f"distinct-{n}"] = _distinct([_grams(tokens, n) for tokens in samples])
-    found["repetition-4"] = mean([_repeated(tokens, 4) for tokens in samples])
+    _check_any(samples)
+    found = {}
+    for name, measure in DIVERSITY.items():
+        with suppress(TooShortError):
+            found[name] = measure(samples)
     return found
 
 
+def entropy(samples: Sequence[Sequence[int]]) -> Estimate:
+    """The mean entropy of samples.
+
+    Raises:
+        ValueError: If there is no sample, or a sample has no token.
+    """
+    _check_each(samples, "entropy", 1)
+    return mean([token_entropy(tokens) for tokens in samples])
+
+
+def _repetition(samples: Sequence[Sequence[int]], n: int) -> Estimate:
+    """The mean share of n-grams of a sample that have been there before."""
+    _check_each(samples, f"repetition-{n}", n)
+    grams = [_grams(tokens, n) for tokens in samples]
+    return mean([1 - len(set(own)) / len(own) for own in grams])
+
+
+def _distinct(samples: Sequence[Sequence[int]], n: int) -> Estimate:
+    """Different n-grams over n-grams, of all samples together; a sample takes along the n-grams that only it has."""
+    _check_any(samples)
+    every = [_grams(tokens, n) for tokens in samples]
+    total = sum(map(len, every))
+    if not total:
+        longest = max(map(len, samples))
+        raise TooShortError(
+            f"the samples are too short for distinct-{n}, which needs {n} tokens in one of them; the longest has "
+            f"{longest}."
+        )
+    holders = Counter(gram for grams in every for gram in set(grams))
+    own = [sum(holders[gram] == 1 for gram in set(grams)) for grams in every]
+    value = len(holders) / total
+    if any(len(grams) == total for grams in every):
+        return Estimate(value, None)
+    return jackknife(
+        value,
+        [(len(holders) - alone) / (total - len(grams)) for alone, grams in zip(own, every, strict=True)],
+    )
+
+
+class TooShortError(ValueError):
+    """Samples have nothing that could be measured."""
+
+
+def _check_any(samples: Sequence[Sequence[int]]) -> None:
+    if not samples:
+        raise ValueError("there are no samples to measure; give at least one.")
+
+
+def _check_each(samples: Sequence[Sequence[int]], name: str, least: int) -> None:
+    _check_any(samples)
+    short = next((place for place, tokens in enumerate(samples) if len(tokens) < least), None)
+    if short is not None:
+        needs = "1 token" if least == 1 else f"{least} tokens"
+        raise TooShortError(
+            f"sample {short} is too short for {name}, which needs {needs} in each sample; it has {len(samples[short])}."
+        )
+
+
+DIVERSITY: Mapping[str, Callable[[Sequence[Sequence[int]]], Estimate]] = MappingProxyType(
+    {
+        "entropy": entropy,
+        **{f"distinct-{n}": partial(_distinct, n=n) for n in (1, 2, 3)},
+        "repetition-4": partial(_repetition, n=4),
+    }
+)
+"""The measures of token ids by name. Each raises a ValueError that says so if the samples are too short for it."""
+
+
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of one number a sample."""
+    """The mean of one number a sample.
+
+    Raises:
+        ValueError: If there is no number.
+    """
+    if not values:
+        raise ValueError("there is nothing to take the mean of; give at least one number.")
     total, n = math.fsum(values), len(values)
     return jackknife(total / n, [(total - value) / (n - 1) for value in values] if n > 1 else [total])
 
 
 def _grams(tokens: Sequence[int], n: int) -> list[Gram]:
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
-
-
-def _repeated(tokens: Sequence[int], n: int) -> float:
-    grams = _grams(tokens, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _distinct(samples: Sequence[Sequence[Gram]]) -> Estimate:
-    """Different n-grams over n-grams, of all samples together; a sample takes along the n-grams that only it has."""
-    holders = Counter(gram for grams in samples for gram in set(grams))
-    own = [sum(holders[gram] == 1 for gram in set(grams)) for grams in samples]
-    total = sum(map(len, samples))
-    without = [
-        _share(len(holders) - alone, total - len(grams)) for alone, grams in zip(own, samples, strict=True)
-    ]
-    return jackknife(_share(len(holders), total), without)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.data.tokenizer import Tokenizer
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.mauve import mauve
-from hdlm.evaluation.metrics import Estimate, diversity
+from hdlm.evaluation.metrics import DIVERSITY, Estimate
 from hdlm.evaluation.self_bleu import self_bleu
+from hdlm.passages import text_of
 
 __all__ = [
     "DEFINITIONS",
@@ -66,10 +66,17 @@ def attempt(names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]],
 
 
 def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
-    """Entropy, distinct-n, repetition and self-BLEU of token ids."""
-    return attempt(("entropy",), lambda: diversity(rows)) | attempt(
-        ("self-BLEU",), lambda: {"self-BLEU": self_bleu(rows)}
-    )
+    """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
+    found: Scores = {}
+    for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
+        found |= attempt((name,), partial(_named, name, measure, rows))
+    return found
+
+
+def _named(
+    name: str, measure: Callable[[Sequence[Sequence[int]]], Estimate], rows: Sequence[Sequence[int]]
+) -> dict[str, Estimate]:
+    return {name: measure(rows)}
 
 
 def score(
@@ -143,8 +150,3 @@ def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int
         )
     chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:num]
     return text[: there * length].view(there, length)[chosen]
-
-
-def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Words with a newline between documents, as samples have it."""
-    return "\n".join(document.strip() for document in tokenizer.documents(ids))

@@ -205,7 +205,7 @@ def _summary(report: StepReport, loss: float, left: float | None, gauge: Gauge |
         reading = gauge.read()
         speed = reading.tokens_per_second
         if reading.utilisation is not None:
-            more.append(f"MFU {reading.utilisation:.0%}")
+            more.append(f"MFU {reading.utilisation:.1%}")
         if reading.memory is not None:
             more.append(f"{reading.memory / 1e9:.1f} GB")
         more.append(f"lr {reading.learning_rate:.2g}")

@@ -158,7 +158,7 @@ def _cell(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
     if "failed" in value:
-        return "failed"
+        return "not measured"
     digits = 3 if abs(value["value"]) < 1000 else 0
     error = "" if value["error"] is None else f" ± {value['error']:.{digits}f}"
     return f"{value['value']:.{digits}f}{error}"

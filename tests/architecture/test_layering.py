@@ -16,6 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"attention", "parameterization"}),
     frozenset({"denoiser"}),
     frozenset({"objective", "sampling", "checkpoint"}),
+    frozenset({"passages"}),
     frozenset({"generation"}),
     frozenset({"training", "serving", "view", "verification", "hub"}),
     frozenset({"evaluation"}),

@@ -63,6 +63,23 @@ def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) 
     assert capsys.readouterr().out == plain
 
 
+def test_a_space_to_stop_at_leaves_no_word_and_no_token(capsys) -> None:
+    options = [*MODEL, "--steps", "1", "--stop", " "]
+    assert main([*options, "--json"]) == 0
+    (passage,) = json.loads(capsys.readouterr().out)["passages"]
+    assert passage["text"] == "And the LORD said"
+    assert len(passage["tokens"]) == passage["given"]
+    assert main([*options, "--stream"]) == 0
+    assert capsys.readouterr().out == "And the LORD said\n"
+
+
+@pytest.mark.parametrize("count", ["999999999", "9" * 5000])
+def test_a_gap_that_does_not_fit_is_one_line(count: str, capsys) -> None:
+    assert main(["sample", "kjv-epsilon-4m", "--infill", f"And [MASK:{count}] said"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not fit: the canvas has " in line
+
+
 def test_static_buffers_change_no_word_and_are_explained(capsys) -> None:
     options = [*MODEL[:-1], "8", "--num", "3", "--steps", "2", "--batch-size", "2", "--explain"]
     said = []

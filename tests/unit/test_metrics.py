@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from hdlm.evaluation.metrics import diversity, jackknife, mean, token_entropy
+from hdlm.evaluation.metrics import DIVERSITY, diversity, jackknife, mean, token_entropy
+from hdlm.evaluation.scoring import score_tokens
 
 
 def test_entropy_is_the_published_one(shared):
@@ -35,8 +36,28 @@ def test_samples_that_agree_are_distinct_within_and_not_between():
     assert diversity([range(20)] * 4)["distinct-2"].value == pytest.approx(1 / 4)
 
 
-def test_short_samples_and_none():
-    assert diversity([[1], []])["distinct-3"].value == 0
+def test_what_samples_are_too_short_for_is_not_measured():
+    """It is neither 0 nor 1, and the reason is said."""
+    one_token = diversity([[1], [2]])
+    assert list(one_token) == ["entropy", "distinct-1"]
+    assert one_token["distinct-1"].value == 1
+    assert list(diversity([[1], []])) == ["distinct-1"]
+    assert diversity([[1, 2], [3]])["distinct-2"].error is None
+    for samples in ([[1]], [[1], []], [[1, 2, 3], [4]], [[], []]):
+        found = score_tokens(samples)
+        assert list(found) == [*DIVERSITY, "self-BLEU"]
+        measured = {name for name, one in found.items() if "value" in one}
+        assert measured - {"self-BLEU"} == set(diversity(samples))
+        assert all(("failed" in one) != ("value" in one) for one in found.values())
+    reason = score_tokens([[1], [2]])["distinct-2"]["failed"]
+    assert (
+        reason
+        == "the samples are too short for distinct-2, which needs 2 tokens in one of them; the longest has 1."
+    )
+    reason = score_tokens([[1, 2, 3, 4], []])["repetition-4"]["failed"]
+    assert reason == "sample 1 is too short for repetition-4, which needs 4 tokens in each sample; it has 0."
+    with pytest.raises(ValueError, match="nothing to take the mean of"):
+        mean([])
     with pytest.raises(ValueError, match="at least one"):
         diversity([])
 

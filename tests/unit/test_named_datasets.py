@@ -5,14 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from hdlm.data import NAMED, NamedDataset, corpus
+from hdlm.data import NAMED, NamedDataset, corpus, tokenise, train_tokenizer
+from hdlm.data.detokenizers import rows_are_lines
+from hdlm.data.encoding import head_of
 from hdlm.evaluation.text import Text, find_text
 
 
@@ -88,7 +94,7 @@ class Hub:
 def test_the_hub_is_asked_for_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub([{"sentence": " a b "}, {"sentence": " "}])
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    assert list(NamedDataset("ptb", "validation", cache=tmp_path).documents()) == ["a b"]
+    assert list(NamedDataset("ptb", "validation", cache=tmp_path).documents()) == ["a b", ""]
     assert (hub.asked.config, hub.asked.split, hub.asked.cache_dir) == (
         "penn_treebank",
         "validation",
@@ -123,7 +129,7 @@ def test_raw_copies_are_found(folder: Path, file: str) -> None:
 
 def test_valid_is_validation(folder: Path) -> None:
     _put(folder / "wikitext2_raw_valid.txt", "a b")
-    assert list(corpus("wikitext2:validation").documents()) == ["a b"]
+    assert list(corpus("wikitext2:validation").documents()) == ["a b\n"]
 
 
 def test_text_is_mended_unless_it_is_to_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,24 +142,115 @@ def test_text_is_mended_unless_it_is_to_stay(folder: Path, monkeypatch: pytest.M
     assert list(NamedDataset("lambada").documents()) == ['\n"Yes."']
 
 
-def test_a_file_is_mended_line_by_line(folder: Path) -> None:
+def test_the_lines_of_a_file_are_the_rows_of_the_hub(folder: Path) -> None:
     _put(folder / "wikitext2_test.txt", ' \n = A = \n \n A " day , he said . \n B " night . \n')
     _put(folder / "ptb.txt", " the fee is N \n N of them did n't \n")
-    assert list(corpus("wikitext2").documents()) == ['= A =\n\n A " day, he said.\n B " night.']
-    assert list(corpus("ptb").documents()) == ["the fee is N\nN of them didn't"]
+    _put(folder / "text8.txt", "one\n\ntwo \n")
+    assert list(corpus("wikitext2").documents()) == ["", "= A =\n", "", 'A " day, he said.\n', 'B " night.\n']
+    assert list(corpus("ptb").documents()) == ["the fee is N", "N of them didn't"]
+    assert list(corpus("text8").documents()) == ["one\n\ntwo"]
+    _put(folder / "lm1b.txt", " \n\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        list(corpus("lm1b").documents())
 
 
 def test_real_text_is_mended(shared: Path) -> None:
     dataset = NamedDataset("wikitext2", folder=shared / "data")
-    (raw,) = NamedDataset("wikitext2", folder=shared / "data", detokenize=False).documents()
-    (text,) = dataset.documents()
+    raw = list(NamedDataset("wikitext2", folder=shared / "data", detokenize=False).documents())
+    text = list(dataset.documents())
     assert dataset.local_copy() == shared / "data" / "wikitext2_raw_test.txt"
-    assert " @-@ " in raw
-    assert " @-@ " not in text
-    assert text.startswith(
-        "= Robert Boulter =\n\n Robert Boulter is an English film, television and theatre actor."
-    )
-    assert text.count("\n") == raw.count("\n")
+    assert any(" @-@ " in row for row in raw)
+    assert not any(" @-@ " in row for row in text)
+    start = [
+        "",
+        "= Robert Boulter =\n",
+        "",
+        "Robert Boulter is an English film, television and theatre actor.",
+    ]
+    assert [row[: len(known)] for row, known in zip(text, start, strict=False)] == start
+    assert len(text) == len(raw) == len((shared / "data" / "wikitext2_raw_test.txt").read_text().splitlines())
+
+
+ROWS: dict[str, list[str]] = {
+    "wikitext2": ["", " = A = \n", "", "", ' A " day , he said 1 @,@ 000 . \n', "", " 漢字 ( 95 ° F ) \n"],
+    "ptb": ["it did n't", "", "$ N a share"],
+    "lm1b": ["He said : ' I am here . '", ""],
+    "lambada": ["“Yes,” he said .", "", "  two\nlines  "],
+    "ag_news": [" x ", "", "y\n\nz"],
+}
+
+
+@pytest.mark.parametrize("detokenize", [True, False])
+@pytest.mark.parametrize("name", ROWS)
+def test_the_same_rows_are_the_same_documents_wherever_they_are_from(
+    folder: Path, name: str, detokenize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub, JSON lines and text files; each row is a document, and an empty one an end of text."""
+    rows, tokenizer = ROWS[name], train_tokenizer(["a text"], 257)
+    dataset = NamedDataset(name, detokenize=detokenize)
+    monkeypatch.setitem(sys.modules, "datasets", Hub([{NAMED[name].column: row} for row in rows]))
+    documents = list(dataset.documents())
+    tokens = tokenise(tokenizer, documents)
+    assert len(documents) == len(rows)
+    assert int((tokens.tokens == tokenizer.vocabulary.eos).sum()) == len(rows)
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows).encode()
+    copies = {"jsonl": lines, "jsonl.gz": gzip.compress(lines)}
+    if rows_are_lines(name):
+        text = "".join(f"{row.removesuffix(chr(10))}\n" for row in rows).encode()
+        copies |= {"txt": text, "txt.gz": gzip.compress(text.replace(b"\n", b"\r\n"))}
+    for ending, content in copies.items():
+        path = folder / f"{name}.{ending}"
+        path.write_bytes(content)
+        assert list(dataset.documents()) == documents, ending
+        found = head_of(dataset, tokenizer, 10**6)
+        assert torch.equal(found.tokens, tokens.tokens)
+        assert found.num_bytes == tokens.num_bytes
+        path.unlink()
+
+
+def test_rows_are_kept_as_the_published_commands_keep_them(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text has one end of text there, also those that have no word."""
+    golden = json.loads((shared / "golden" / "group_texts.json").read_text(encoding="utf-8"))
+    names = {"wikitext103": "wikitext103", "ptb": "ptb", "lambada": "lambada", "lm1b": "lm1b"}
+    for short, name in names.items():
+        case = golden[f"{short}_block16_eff0"]
+        monkeypatch.setitem(
+            sys.modules, "datasets", Hub([{NAMED[name].column: text} for text in case["texts"]])
+        )
+        documents = list(NamedDataset(name).documents())
+        empty = [ids == [96] for ids in case["token_ids_per_text"]]
+        assert [not document.strip() for document in documents] == empty
+    assert sum(empty) < len(empty)
+
+
+def test_a_row_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "a"}, {"text": None}]))
+    with pytest.raises(
+        ValueError, match="row 1 of the data set 'text8' has no text under 'text', but NoneType"
+    ):
+        list(NamedDataset("text8").documents())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=5))
+def test_the_same_rows_are_the_same_documents_in_every_format(folder: Path, rows: list[str]) -> None:
+    """JSON lines, compressed or not, a list of texts, and Parquet where `pyarrow` is installed."""
+    tokenizer = train_tokenizer(["a text"], 257)
+    lines = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    files = ["a.jsonl", "a.jsonl.gz"]
+    if find_spec("pyarrow") is not None:
+        pyarrow = import_module("pyarrow")
+        import_module("pyarrow.parquet").write_table(pyarrow.table({"text": rows}), folder / "a.parquet")
+        files.append("a.parquet")
+    expected = tokenise(tokenizer, rows)
+    for name in files:
+        found = corpus(str(folder / name))
+        assert list(found.documents()) == rows
+        assert torch.equal(head_of(found, tokenizer, 10**6).tokens, expected.tokens)
 
 
 def test_the_hub_says_which_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -139,6 +140,31 @@ def test_gaps_of_several_tokens(make: Callable[[], Tokenizer]) -> None:
     assert tokenizer.decode([id for id in ids if id != mask]) == "The ofx\n"
     assert blanks("[MASK]x", tokenizer, mask)[1:-1] == [mask, *tokenizer.encode("x", "glued")]
     assert blanks("[MASK] x", tokenizer, mask)[1:-1] == [mask, *tokenizer.encode("x", "spaced")]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a [MASK:999999999] b", r"The gap \[MASK:999999999\] does not fit: the canvas has 64 positions"),
+        ("a [MASK:60] b [MASK:5]", r"The gap \[MASK:5\] does not fit: the canvas has 64 positions"),
+        (f"[MASK:{'9' * 5000}]", r"The gap \[MASK:9{34}\.\.\.\] does not fit: the canvas has 64 positions"),
+        ("a [MASK:0] b [MASK]", r"The gap \[MASK:0\] has no token"),
+        ("a [MASK:000]", r"The gap \[MASK:000\] has no token"),
+    ],
+    ids=range(5),
+)
+def test_gaps_are_checked_before_room_is_made_for_them(text: str, complaint: str) -> None:
+    tokenizer = ours()
+    mask = tokenizer.vocabulary.mask_id
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=complaint) as refused:
+            blanks(text, tokenizer, mask, 64)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(str(refused.value)) < 250
+    assert blanks(f"[MASK:{'0' * 5000}3][MASK:61]", tokenizer, mask, 64).count(mask) == 64
 
 
 def test_a_word_piece_goes_on_with_a_gap() -> None:

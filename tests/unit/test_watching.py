@@ -171,7 +171,7 @@ def test_progress_says_what_is_known(run_of: Any, terminal: bool, every: float) 
             bar(_report(step))
     if not terminal:
         assert len(out.getvalue().splitlines()) == (1 if every else 6)
-    for word in ("step 6/6", "loss 1.000", "16 tokens/s", "MFU 0%", "GB", "lr 0.01", "0:00 left"):
+    for word in ("step 6/6", "loss 1.000", "16 tokens/s", "MFU 0.0%", "GB", "lr 0.01", "0:00 left"):
         assert word in out.getvalue()
 
 

@@ -4,6 +4,10 @@ A copy of your own comes first: `NAME/PART.txt`, `NAME-PART.txt`, `NAME_PART.txt
 folder `NAME/`, in the folder that the environment variable `HDLM_DATA_DIR` names (`.jsonl` and `.gz` will do as well,
 and `valid` for `validation`). Where there is none, the `datasets` library fetches it from its hub.
 
+Every row is a document, also an empty one, as in the published commands: an end of text follows each. So the rows of
+the hub, a copy of them as JSON lines, and a text file are the same documents. In text files of Penn Treebank, WikiText
+and the One Billion Word benchmark a row is a line; elsewhere it is the whole file.
+
 The text is mended as the literature mends it before it measures; see `hdlm.data.detokenizers`.
 """
 
@@ -19,7 +23,7 @@ from typing import Any, Literal, final, get_args
 
 from hdlm.data.corpora.base import AbstractCorpus
 from hdlm.data.corpora.text_files import JSONLines, TextFiles
-from hdlm.data.detokenizers import DETOKENIZERS, detokenizer_of, mend_file
+from hdlm.data.detokenizers import DETOKENIZERS, detokenizer_of, row_of_line, rows_are_lines
 
 __all__ = ["DATA_DIR", "NAMED", "HubDataset", "NamedDataset", "Part", "data_folder", "part_of"]
 
@@ -115,7 +119,7 @@ def part_of(word: str) -> Part:
 @final
 @dataclass(frozen=True)
 class NamedDataset(AbstractCorpus):
-    """One part of a data set; a document is a row of the hub's, or a file or line of your copy.
+    """One part of a data set; a document is a row of it, from the hub or from a copy.
 
     Attributes:
         name: One of `NAMED`.
@@ -144,14 +148,16 @@ class NamedDataset(AbstractCorpus):
         return detokenizer_of(self.name) if self.detokenize else None
 
     def documents(self) -> Iterator[str]:
+        return map(self._mended, self._rows())
+
+    def _rows(self) -> Iterator[str]:
+        """Every row as the hub has it, also those that are empty."""
         copy = self._copy()
         if copy is None:
-            yield from self._from_hub()
-        elif isinstance(copy, JSONLines):
-            yield from (self._mended(row) for row in copy.documents())
-        else:
-            for text in copy.documents():
-                yield text if self.detokenizer is None else mend_file(self.detokenizer, text).strip(" ")
+            return self._from_hub()
+        if isinstance(copy, TextFiles) and rows_are_lines(self.name):
+            return (row_of_line(self.name, line) for line in copy.lines())
+        return copy.documents()
 
     def files(self) -> tuple[Path, ...]:
         copy = self._copy()
@@ -200,21 +206,26 @@ class NamedDataset(AbstractCorpus):
 
     def _from_hub(self) -> Iterator[str]:
         column = NAMED[self.name].column
-        for row in self._fetched():
-            if str(row[column]).strip():
-                yield self._mended(str(row[column]))
+        for number, row in enumerate(self._fetched()):
+            text = row[column]
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"row {number} of the data set {self.name!r} has no text under {column!r}, but "
+                    f"{type(text).__name__}."
+                )
+            yield text
 
     def _fetched(self) -> Any:
         """The rows of the hub, or an error that names both ways to supply them."""
         try:
-            return self._rows()
+            return self._loaded()
         except ModuleNotFoundError as error:
             raise ValueError(self._absent("the package `datasets` is not installed")) from error
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(self._absent(f"the hub did not give it: {reason}")) from error
 
-    def _rows(self) -> Any:
+    def _loaded(self) -> Any:
         import datasets
 
         place = NAMED[self.name]

@@ -44,6 +44,21 @@ class TextFiles(AbstractCorpus):
         for path in self.files():
             yield from pieces_of(_stripped(path))
 
+    def lines(self) -> Iterator[str]:
+        """Every line of all files, empty ones included, without its line end.
+
+        Raises:
+            ValueError: If a file has nothing but white space.
+        """
+        for path in self.files():
+            blank = True
+            with _reading(path) as text:
+                for line in text:
+                    blank = blank and not line.strip()
+                    yield line.removesuffix("\n")
+            if blank:
+                raise ValueError(_no_text(path))
+
     def files(self) -> tuple[Path, ...]:
         return files_of(self.sources, _TEXT)
 
@@ -217,4 +232,8 @@ def _stripped(path: Path) -> Iterator[str]:
             blank, begun = chunk[len(kept) :], begun or bool(kept)
             yield kept
     if not begun:
-        raise ValueError(f"{path} holds no text; leave it out, or give a file with text in it.")
+        raise ValueError(_no_text(path))
+
+
+def _no_text(path: Path) -> str:
+    return f"{path} holds no text; leave it out, or give a file with text in it."
