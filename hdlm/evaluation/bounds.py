@@ -28,6 +28,7 @@ from torch import Tensor
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.evaluation.result import BoundName, Estimator
+from hdlm.evaluation.times import Density, density_of, placed
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
@@ -56,7 +57,9 @@ _BISECTIONS = 60
 
 
 class AbstractBound(abc.ABC):
-    """A random estimate of an upper bound on `-log p` of each window; unbiased.
+    """A random estimate of an upper bound on `-log p` of each window; unbiased, with finite moments.
+
+    Times that are handed in are even; they are moved towards small noise and weighed for it (`hdlm.evaluation.times`).
 
     Shifted denoisers say nothing of the first positions. These are given, and charged `log N` nats each, as if drawn
     uniformly.
@@ -106,6 +109,47 @@ class AbstractBound(abc.ABC):
     def num_given(self) -> int:
         """How many of the first positions stay clean: those that are given, or of which the denoiser says nothing."""
         return max(self.denoiser.lookback, self.given)
+
+    @final
+    def _noised(
+        self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
+    ) -> Canvas:
+        """The canvas at times from `density`, with the inverse of that density in its measure."""
+        moved, weight = placed(times, self._endings, self._num_cells, self.density, _HAIR)
+        canvas = self.corruption(x_0, moved, draw)
+        return replace(canvas, measure=canvas.measure * self._by_position(weight))
+
+    @cached_property
+    def density(self) -> Density:
+        """How times are drawn."""
+        together = (self.hyperschedule.length - self.num_given) / self.corruption.num_times
+        return density_of(self.corruption.process, self.corruption.noise_schedule, together)
+
+    @property
+    def _num_cells(self) -> int:
+        """Into how many cells the time of a pass is cut."""
+        plan = self.hyperschedule
+        return plan.num_levels if self.corruption.two_stream else plan.num_steps
+
+    def _by_position(self, of_times: Float[Tensor, "*b e"]) -> Float[Tensor, "*b l"]:
+        """What belongs to each time of a window, at each of its positions, or once for all if there is one time."""
+        if not self.corruption.two_stream:
+            return of_times
+        return of_times[..., cast("AbstractCountdown", self.hyperschedule).epochs.to(of_times.device)]
+
+    @cached_property
+    def _endings(self) -> list[Int[Tensor, " cells"]]:
+        """For each time of a window, the cells of it in whose last moment the noise of some position ends."""
+        schedule = self.hyperschedule
+        free = torch.arange(schedule.length) >= self.num_given
+        if not self.corruption.two_stream:
+            return [(schedule.settles[free] - 1).unique()]
+        plan = cast("AbstractCountdown", schedule)
+        starts, epochs = plan.starts, plan.epochs
+        every = range(self.corruption.num_times)
+        first = torch.stack([starts[epochs == epoch].amin() for epoch in every])
+        cells = (starts - first[epochs] - 1) % schedule.num_levels
+        return [cells[free & (epochs == epoch)].unique() for epoch in every]
 
     @final
     def _noising(self, process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule) -> Corruption:
@@ -182,7 +226,12 @@ class AbsorbingBound(AbstractBound):
     def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        canvas = self.corruption(x_0, torch.zeros_like(times) if self.estimator == "exact" else times, draw)
+        if self.estimator in ("count", "exact"):
+            canvas = self.corruption(
+                x_0, torch.zeros_like(times) if self.estimator == "exact" else times, draw
+            )
+        else:
+            canvas = self._noised(x_0, times, draw)
         weight = canvas.measure / canvas.t
         if self.estimator == "count":
             canvas, weight = self._counted(canvas, times, draw)
@@ -241,7 +290,7 @@ class HybridBound(AbstractBound):
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
         objective = ScoreEntropy(_HAIR)
-        path = objective(self.denoiser, self.corruption(x_0, times, draw)).sum(-1)
+        path = objective(self.denoiser, self._noised(x_0, times, draw)).sum(-1)
         off = prior_divergence(self.denoiser.process, self.noise_schedule)
         nats = path + off * max(x_0.shape[1] - self.num_given, 0)
         return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
@@ -253,28 +302,13 @@ class HybridBound(AbstractBound):
         least = first.clamp_min(torch.finfo(first.dtype).tiny)
         return float(self.denoiser.process.weights(least).clean) < 1
 
-    @cached_property
-    def _endings(self) -> list[Int[Tensor, " cells"]]:
-        """For each time of a window, the cells of it in whose last moment the noise of some position ends."""
-        schedule = self.hyperschedule
-        free = torch.arange(schedule.length) >= self.num_given
-        if not self.corruption.two_stream:
-            return [(schedule.settles[free] - 1).unique()]
-        plan = cast("AbstractCountdown", schedule)
-        starts, epochs = plan.starts, plan.epochs
-        every = range(self.corruption.num_times)
-        first = torch.stack([starts[epochs == epoch].amin() for epoch in every])
-        cells = (starts - first[epochs] - 1) % schedule.num_levels
-        return [cells[free & (epochs == epoch)].unique() for epoch in every]
-
     def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
         """`-log p(x_0 | y)` of each position in the last moment of its noise.
 
         A pass is one cell of time for each epoch. Where there are more than `_PASSES` of them, that many are taken,
         evenly spread from a random beginning, for all.
         """
-        plan = self.hyperschedule
-        cells = plan.num_levels if self.corruption.two_stream else plan.num_steps
+        cells = self._num_cells
         passes = [min(len(found), _PASSES) for found in self._endings]
         total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
         for number in range(max(passes)):
@@ -290,8 +324,7 @@ class HybridBound(AbstractBound):
     def _ended(self, x_0: Tensor, times: Tensor, draw: Tensor, weight: Tensor) -> Tensor:
         """Cross-entropy of the positions whose noise ends at these times, weighed by epoch."""
         canvas = self.corruption(x_0, times, draw)
-        if self.corruption.two_stream:
-            weight = weight[cast("AbstractCountdown", self.hyperschedule).epochs.to(weight.device)]
+        weight = self._by_position(weight)
         ends = (canvas.steps > 0) & (canvas.s == 0)
         return _cross_entropy(canvas.predict(self.denoiser), x_0, torch.where(ends, weight, 0.0))
 

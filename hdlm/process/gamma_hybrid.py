@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,4 +35,8 @@ class GammaHybrid(AbstractNoiseProcess):
 
     def weights(self, u: Float[Tensor, "*b"]) -> Weights:
         clean, visible = 1 - u, (1 - u) ** (1 - self.gamma)
-        return Weights(clean, visible - clean, 1 - visible)
+        few = u.clamp_max(0.5)  # differences of numbers near 1 have no digits left where `u` is tiny
+        kept = torch.log1p(-few)
+        masks = torch.expm1((1 - self.gamma) * kept)
+        uniform = torch.where(u < 0.5, (1 - few) * torch.expm1(-self.gamma * kept), visible - clean)
+        return Weights(clean, uniform, torch.where(u < 0.5, -masks, 1 - visible))
