@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from hdlm import __version__
 from hdlm.cli._errors import BAD_INPUT, guarded
+from hdlm.cli._outputs import check_outputs
 from hdlm.cli._registry import Verb, verbs
 
 
@@ -29,15 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = verbs()
     first = next((word for word in words if not word.startswith("-")), None)
-    parser, parsers = _parsers(known)
     if first not in known:
-        parser.parse_args(words)
-        parser.print_help()
-        return 0
+        return guarded("hdlm", _help, words)
     traceback = "--traceback" in words[: words.index(first)]
-    return guarded(
-        f"hdlm {first}", lambda: _run(known[first], parser, parsers[first], words), traceback=traceback
-    )
+    return guarded(f"hdlm {first}", partial(_run, first), words, traceback=traceback)
+
+
+def _help(words: Sequence[str]) -> int:
+    """Print what `hdlm` can do; a word that is no verb is a mistake."""
+    parser, _ = _parsers(verbs())
+    parser.parse_args(words)
+    parser.print_help()
+    return 0
 
 
 def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
@@ -57,12 +62,14 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
     }
 
 
-def _run(verb: Verb, parser: Parser, subparser: Parser, words: Sequence[str]) -> int:
-    module = verb.load()
+def _run(name: str, words: Sequence[str]) -> int:
+    """Run a verb."""
+    known = verbs()
+    parser, parsers = _parsers(known)
+    module, subparser = known[name].load(), parsers[name]
     module.add_arguments(subparser)
     args, unknown = parser.parse_known_args(words)
     if unknown:
         subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    status = module.run(args)
-    sys.stdout.flush()
-    return status
+    check_outputs(subparser, args)
+    return module.run(args)
