@@ -67,7 +67,9 @@ class NotKeptError(OSError):
     """
 
     def __init__(self, error: OSError, content: str, target: Path | None = None) -> None:
-        super().__init__(error.errno, error.strerror or str(error), error.filename or (target and str(target)))
+        super().__init__(
+            error.errno, error.strerror or str(error), error.filename or (target and str(target))
+        )
         self.content = content
 
 

@@ -12,6 +12,7 @@ from hdlm import __version__
 from hdlm.cli._errors import BAD_INPUT, guarded
 from hdlm.cli._outputs import check_outputs
 from hdlm.cli._registry import Verb, verbs
+from hdlm.cli._streams import say
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print; argparse itself hides that a reader has gone or a disk is full."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            say(message.rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave."""
