@@ -183,7 +183,8 @@ def test_a_result_that_cannot_be_printed_is_one_line(stub, tmp_path, way, enviro
 
 
 def test_a_result_that_can_be_printed_nowhere_else_goes_to_standard_error(stub, tmp_path) -> None:
-    body = "from hdlm.atomic import keeping\nwith keeping(lambda: 'the result'):\n    open('full', 'wb', buffering=0).write(b'x')"
+    body = "from hdlm.atomic import keeping\nwith keeping(lambda: 'the result'):\n    "
+    body += "open('full', 'wb', buffering=0).write(b'x')"
     program = f"ulimit -f 0; {stub(body)}"
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
     status, out, err = _shell(program, tmp_path, environment)
@@ -233,8 +234,9 @@ def test_every_character_has_a_stand_in(monkeypatch, encoding) -> None:
 def _printed(monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]) -> str:
     """What a command prints on a console of this encoding, from within this process."""
     written = io.BytesIO()
+    console = io.TextIOWrapper(written, encoding=encoding)
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+        patch.setattr(sys, "stdout", console)
         assert main(words) == 0
     return written.getvalue().decode(encoding)
 
