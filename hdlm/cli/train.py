@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="resume the run in the folder where it was saved last; if there is none, begin one, as --text or --recipe say",
+        help="resume the run in the folder; if there is none, begin one as --text or --recipe say",
     )
     parser.add_argument(
         "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
