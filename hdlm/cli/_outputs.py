@@ -63,7 +63,7 @@ class Output:
             check_folder(path, *self.names)
             return
         if self.kind == "picture" and path.suffix.lower() not in PICTURES:
-            raise ValueError(f"{path} does not end in .png, .svg or .pdf, as a picture must.")
+            raise ValueError(f"{path}: a picture ends in .png, .svg or .pdf.")
         check_file(path, resumed=self.kind == "kept")
 
 

@@ -164,7 +164,7 @@ def test_extras_are_those_of_the_package(repository):
         ("show hyperschedule block --length x", "argument --length: invalid int value: 'x'"),
         (
             "show hyperschedule block --output a.xyz",
-            "hdlm show: --output a.xyz does not end in .png, .svg or .pdf, as a picture must.",
+            "hdlm show: --output a.xyz: a picture ends in .png, .svg or .pdf.",
         ),
         (
             "show attention block --step 99",
