@@ -15,7 +15,7 @@ def main() -> int:
     from hdlm.cli._errors import guarded
     from hdlm.published.generation import eval_generation
 
-    return guarded("hdlm/eval_generation.py", lambda: eval_generation(sys.argv[1:]))
+    return guarded("hdlm/eval_generation.py", eval_generation, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main() -> int:
     from hdlm.cli._errors import guarded
     from hdlm.published.modeling import eval_modeling
 
-    return guarded("hdlm/eval_modeling.py", lambda: eval_modeling(sys.argv[1:]))
+    return guarded("hdlm/eval_modeling.py", eval_modeling, sys.argv[1:])
 
 
 if __name__ == "__main__":

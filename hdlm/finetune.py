@@ -15,7 +15,7 @@ def main() -> int:
     from hdlm.cli._errors import guarded
     from hdlm.published.training import finetune
 
-    return guarded("hdlm/finetune.py", lambda: finetune(sys.argv[1:]))
+    return guarded("hdlm/finetune.py", finetune, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main() -> int:
     from hdlm.cli._errors import guarded
     from hdlm.published.training import train
 
-    return guarded("hdlm/train.py", lambda: train(sys.argv[1:]))
+    return guarded("hdlm/train.py", train, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ import torch and the like inside `run`, so that `hdlm sample --help` is as quick
 
 Errors have one policy, in `hdlm.cli._main`: a `ValueError` or an `OSError` is bad input, of which the user reads
 one line and gets exit status 2; a missing extra is named with the command that installs it; anything else is a fault
-of ours and keeps its traceback.  Results go to standard output, everything else to standard error.
+of ours and keeps its traceback.  Results go to standard output, everything else to standard error; `hdlm.cli._streams`
+makes both fit for it.  An option that names a place to write to has a `type` of `hdlm.cli._outputs`, by which the place
+is checked before `run` is called.
 """
 
 from hdlm.cli._main import main

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from hdlm.atomic import NotKeptError
+from hdlm.cli import _streams
 
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
 """Exit statuses besides those of the work: the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -28,27 +29,54 @@ EXTRAS = {
 """The extra that brings each optional package."""
 
 
-def guarded(program: str, work: Callable[[], int], *, traceback: bool = False) -> int:
+def guarded(
+    program: str, work: Callable[[Sequence[str]], int], words: Sequence[str], *, traceback: bool = False
+) -> int:
     """Do some work; what the user can mend becomes a line on standard error, and the exit status says that it failed.
 
     Args:
         program: What to call it.
-        work: What to do; it returns an exit status.
+        work: What to do with the words; it returns an exit status.
+        words: Those behind the program's name.
         traceback: Whether to show where an error arose instead.
     """
+    _streams.prepare()
     try:
+        status = _guarded(program, lambda: work(words), words, traceback=traceback)
+    except SystemExit:
+        if isinstance(_streams.settle(), BrokenPipeError):
+            return READER_GONE
+        raise
+    error = _streams.settle()
+    if isinstance(error, BrokenPipeError):
+        return READER_GONE
+    if error is not None and status == 0:
+        _streams.say(f"{program}: the result could not be printed: {error.strerror or error}")
+        return BAD_INPUT
+    return status
+
+
+def _guarded(program: str, work: Callable[[], int], words: Sequence[str], *, traceback: bool) -> int:
+    """The same, whatever the standard streams hold."""
+    try:
+        _streams.check_words(words)
         return work()
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted", file=sys.stderr)
+        _streams.say(f"\n{program}: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # how rich leaves
+            return READER_GONE
+        raise
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            return READER_GONE
+        if isinstance(error, NotKeptError):
+            _streams.show(error.content)
         line = explained(error)
         if traceback or line is None:
             raise
-        print(f"{program}: {line}", file=sys.stderr)
+        _streams.say(f"{program}: {line}")
         return BAD_INPUT
 
 

@@ -22,8 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.atomic import check_folder, keeping
 from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._outputs import Output
 from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from hdlm.evaluation.frontier import Sweep
     from hdlm.evaluation.text import Text
     from hdlm.generation import Settings
+
+
+FOLDER = Output("folder", ("results.json", "report.md", "frontier.png"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_device(parser)
     add_json(parser)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="for the results")
+    parser.add_argument("--output", type=FOLDER, metavar="FOLDER", required=True, help="for the results")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     device = device_of(args)
+    check_folder(args.output / "points")
     models = _models(args)
     (judge,) = judges_of([args.judge], device, offline=args.offline).values()
     if isinstance(judge, str):
@@ -101,8 +107,9 @@ def run(args: argparse.Namespace) -> int:
         "reference": reference,
         "wall_seconds": round(time.perf_counter() - begin, 3),
     }
-    write(args.output / "results.json", document)
-    write_frontier(args.output, document)
+    with keeping(lambda: json_text(document)):
+        write(args.output / "results.json", document)
+        write_frontier(args.output, document)
     if args.json:
         print_json(document)
     else:

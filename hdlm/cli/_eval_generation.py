@@ -24,9 +24,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.atomic import keeping
 from hdlm.cli._judges import add_judge, judges_asked
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._outputs import Output
 from hdlm.cli._progress import share_bar
 from hdlm.cli.sample import add_settings, settings_of
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("repeat", "unigram", "shuffle", "data")
 JUDGED_AT_A_TIME = 8
+FOLDER = Output("folder", ("results.json", "report.md", "metrics.png", "samples.json"))
 
 _UNASKED = ("distinct-", "repetition-", "self-BLEU")
 """How the names of measures begin that are taken of all samples and need samples of some length or number."""
@@ -83,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_device(parser)
     add_json(parser)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (default: print only)")
+    parser.add_argument(
+        "--output", type=FOLDER, metavar="FOLDER", help="for the results (default: print only)"
+    )
     parser.add_argument("--save-samples", action="store_true", help="write samples.json, too")
 
 
@@ -110,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
         wall_seconds=time.perf_counter() - begin,
     )
     if args.output is not None:
-        _write_all(args, document, evaluation.samples)
+        with keeping(lambda: json_text(document)):
+            _write_all(args, document, evaluation.samples)
     if args.json:
         print_json(document)
     else:

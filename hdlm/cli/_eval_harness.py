@@ -23,8 +23,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._outputs import Output
 from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
 """What is kept of what `lm_eval` says."""
+FOLDER = Output("folder", ("results.json", "report.md"))
 _RESAMPLES = 1000
 """Bootstrap samples behind a standard error that has no formula."""
 
@@ -69,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(parser)
     add_device(parser)
-    parser.add_argument("--output", type=Path, help="folder for results.json and report.md")
+    parser.add_argument(
+        "--output",
+        type=FOLDER,
+        help="folder for results.json and report.md",
+    )
     add_json(parser)
 
 
@@ -97,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
     document["result"]["questions_sha256"] = _questions(found["samples"])
     table = _table(document)
     if args.output is not None:
-        _write(args.output, document, table)
+        with keeping(lambda: json_text(document)):
+            _write(args.output, document, table)
     if args.json:
         print_json(document)
     else:
@@ -206,7 +214,6 @@ def _write(folder: Path, document: dict[str, Any], table: str) -> None:
     from hdlm.atomic import replacing
     from hdlm.evaluation import protocol
 
-    folder.mkdir(parents=True, exist_ok=True)
     protocol.write(folder / "results.json", document)
     how = "\n".join(f"- {name}: {value}" for name, value in document["result"]["protocol"].items())
     with replacing(folder / "report.md") as aside:

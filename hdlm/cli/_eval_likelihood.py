@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.atomic import NotKeptError, check_folder, keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._outputs import FOLDER
 from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from hdlm.evaluation.processes import Processes
 
 FILE = "results.json"
+FILES = (FILE, "report.md", "replicates.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(parser)
     add_device(parser)
-    parser.add_argument("--output", type=Path, help="folder for results.json, report.md and replicates.png")
+    parser.add_argument("--output", type=FOLDER, help="folder for results.json, report.md and replicates.png")
     add_json(parser)
 
 
@@ -114,15 +117,18 @@ def run(args: argparse.Namespace) -> int:
 
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
     device = device_of(args) if own_device is None else own_device
-    checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
     names = list(dict.fromkeys(args.data))
     folders = folders_of(args.output, names)
+    for folder in folders.values():
+        if folder is not None:
+            check_folder(folder, *FILES)
+    checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
     documents: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
             documents[name] = _measured(args, checkpoint, name, folders[name], processes)
         except (ValueError, OSError) as error:
-            if len(names) == 1:
+            if len(names) == 1 or isinstance(error, NotKeptError):
                 raise
             documents[name] = {"failed": explained(error)}
     if processes.is_main:
@@ -212,8 +218,9 @@ def _measured(
             bits, error = (document["result"][key] for key in ("bits_per_token", "bits_per_token_error"))
             now = f"{name}: {bits:.4f}" + (f" ± {error:.4f}" if error else "") + " bits per token"
             if folder is not None and processes.is_main:
-                protocol.write(folder / FILE, document)
-                write_likelihood(folder, name, document)
+                with keeping(lambda: json_text({name: document})):
+                    protocol.write(folder / FILE, document)
+                    write_likelihood(folder, name, document)
 
         measuring.watch = lambda progress: bar(progress.done / progress.total, now)
         return measuring.run(replicates=args.replicates, target=args.target_stderr, known=known, keep=keep)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from hdlm import __version__
 from hdlm.cli._errors import BAD_INPUT, guarded
+from hdlm.cli._outputs import check_outputs
 from hdlm.cli._registry import Verb, verbs
+from hdlm.cli._streams import say
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +21,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print; argparse itself hides that a reader has gone or a disk is full."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            say(message.rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave."""
@@ -29,15 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = verbs()
     first = next((word for word in words if not word.startswith("-")), None)
-    parser, parsers = _parsers(known)
     if first not in known:
-        parser.parse_args(words)
-        parser.print_help()
-        return 0
+        return guarded("hdlm", _help, words)
     traceback = "--traceback" in words[: words.index(first)]
-    return guarded(
-        f"hdlm {first}", lambda: _run(known[first], parser, parsers[first], words), traceback=traceback
-    )
+    return guarded(f"hdlm {first}", partial(_run, first), words, traceback=traceback)
+
+
+def _help(words: Sequence[str]) -> int:
+    """Print what `hdlm` can do; a word that is no verb is a mistake."""
+    parser, _ = _parsers(verbs())
+    parser.parse_args(words)
+    parser.print_help()
+    return 0
 
 
 def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
@@ -57,12 +70,14 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
     }
 
 
-def _run(verb: Verb, parser: Parser, subparser: Parser, words: Sequence[str]) -> int:
-    module = verb.load()
+def _run(name: str, words: Sequence[str]) -> int:
+    """Run a verb."""
+    known = verbs()
+    parser, parsers = _parsers(known)
+    module, subparser = known[name].load(), parsers[name]
     module.add_arguments(subparser)
     args, unknown = parser.parse_known_args(words)
     if unknown:
         subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    status = module.run(args)
-    sys.stdout.flush()
-    return status
+    check_outputs(subparser, args)
+    return module.run(args)

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hdlm.cli._streams import can_print
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,7 +83,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def print_json(result: Any) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(result, ensure_ascii=False))
+    print(json_text(result))
+
+
+def json_text(result: Any) -> str:
+    """One JSON document on a line, in ASCII if standard output does not have all of its characters."""
+    text = json.dumps(result, ensure_ascii=False)
+    return text if can_print(text) else json.dumps(result)
 
 
 def add_hyperschedule(parser: argparse.ArgumentParser) -> None:

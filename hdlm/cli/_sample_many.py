@@ -33,8 +33,6 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for passages that are printed: leave --output out."
             )
-    if args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a folder; give the name of a file, as samples.jsonl.")
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
     device = device_of(args) if own_device is None else own_device
     checkpoint = open_fast(args, device)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_json, print_json
+from hdlm.cli._outputs import FILE, PICTURE
 
 if TYPE_CHECKING:
     from hdlm.evaluation.comparison import Cell, Comparison
@@ -38,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a result, or the folder of a {RESULTS}; RESULT:NAME is one data set of several",
     )
     parser.add_argument("--metric", nargs="+", default=[], help="what to compare (default: all they share)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown, too")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="draw it: .png, .svg or .pdf")
+    parser.add_argument("--markdown", type=FILE, metavar="FILE", help="write the table as Markdown, too")
+    parser.add_argument("--output", type=PICTURE, metavar="FILE", help="draw it: .png, .svg or .pdf")
     add_json(parser)
 
 
@@ -51,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if any(document.get("kind") == "frontier" for document in documents.values()):
         return _overlay(args, documents)
     comparison = compare(documents, tuple(args.metric))
-    if args.markdown is not None:
-        _write_markdown(args.markdown, comparison, documents)
-    if args.output is not None:
-        _draw(args.output, comparison)
     if args.json:
         print_json(comparison.to_dict())
     else:
         _print(comparison)
+    if args.markdown is not None:
+        _write_markdown(args.markdown, comparison, documents)
+    if args.output is not None:
+        _draw(args.output, comparison)
     return 0
 
 
@@ -70,14 +71,14 @@ def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> 
     if args.metric:
         raise ValueError("--metric is of no use for frontiers: each is of its two metrics.")
     document = overlay(documents)
-    if args.output is not None:
-        draw_document(document, args.output)
-    if args.markdown is not None:
-        write_frontier_report(args.markdown, document)
     if args.json:
         print_json(document)
     else:
         print(frontier_table(document))
+    if args.output is not None:
+        draw_document(document, args.output)
+    if args.markdown is not None:
+        write_frontier_report(args.markdown, document)
     return 0
 
 

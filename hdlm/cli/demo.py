@@ -22,9 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdlm.atomic import check_folder
 from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import check_vacant, shipped
 from hdlm.cli._options import add_device, add_seed, device_of
+from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ ETA = 0.3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which act, on what text, and where to."""
     parser.add_argument("--act", choices=("1", "2", "both"), default="both", help="which act (default: both)")
-    parser.add_argument("--output", type=Path, help="folder of act 2 (default: demo, or demo-2 and so on)")
+    parser.add_argument("--output", type=FOLDER, help="folder of act 2 (default: demo, or demo-2 and so on)")
     parser.add_argument("--minutes", type=float, help="how long act 2 trains (default: as its recipe says)")
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="train on these files instead of the Bible")
     add_seed(parser, default=1)
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = device_of(args)
     args.output = args.output or _vacant(Path("demo"))
+    check_folder(args.output)
     check_vacant(args.output)
     if args.act != "2":
         act_one(console, args.seed, device)

@@ -11,16 +11,16 @@ Examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from hdlm.cli._models import add_checkpoint, check_vacant, open_checkpoint
 from hdlm.cli._options import add_json, print_json
+from hdlm.cli._outputs import FOLDER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to write, and where to."""
     add_checkpoint(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", type=FOLDER, required=True, help="folder to write")
     parser.add_argument("--bin", action="store_true", help="write pytorch_model.bin besides the safetensors")
     parser.add_argument(
         "--hyperschedule",

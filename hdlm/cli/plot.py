@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_json, print_json
+from hdlm.cli._outputs import PICTURE
 
 if TYPE_CHECKING:
     from hdlm.view.curves import RunMetrics
@@ -35,7 +36,9 @@ WIDE = 110
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which runs, what to draw them over, and where to."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"folder of a {METRICS}, or a file")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the picture: .png, .svg or .pdf")
+    parser.add_argument(
+        "-o", "--output", type=PICTURE, metavar="FILE", help="the picture: .png, .svg or .pdf"
+    )
     parser.add_argument(
         "--over",
         choices=("steps", "tokens", "time"),
@@ -50,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.view.curves import draw_curves
 
     runs = _read(args.runs)
-    if args.output is not None:
-        draw_curves(runs, args.output, axis=args.over, title="Training" if len(runs) > 1 else runs[0].name)
     rows = {one.name: _summary(one) for one in runs}
     if args.json:
         print_json(rows)
-        return 0
-    _print(runs, rows)
+    else:
+        _print(runs, rows)
     if args.output is not None:
+        draw_curves(runs, args.output, axis=args.over, title="Training" if len(runs) > 1 else runs[0].name)
+    if args.output is not None and not args.json:
         print(f"wrote {args.output}")
     return 0
 

@@ -26,11 +26,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import add_checkpoint, open_fast
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json, whole
+from hdlm.cli._outputs import KEPT_FILE
 from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
 from hdlm.cli._sample_many import write_many
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=KEPT_FILE,
         metavar="FILE",
         help="JSON lines, kept as they come; the command goes on with it",
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_hyperschedule, add_json, add_seed, hyperschedule_of, print_json
+from hdlm.cli._outputs import PICTURE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.set_defaults(show=_show_hyperschedule)
 
     gallery = things.add_parser("hyperschedules", help="every family, side by side")
-    gallery.add_argument("--output", type=Path, required=True, help="the file to write")
+    gallery.add_argument("--output", type=PICTURE, required=True, help="the file to write")
     gallery.set_defaults(show=_show_gallery)
 
     attention = things.add_parser(
@@ -56,12 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     loss = things.add_parser("loss", help="loss curves of a run, from its metrics (JSON lines)")
     loss.add_argument("metrics", type=Path, help="file with one JSON object a line")
-    loss.add_argument("--output", type=Path, default=Path("loss.png"), help="the file (default: %(default)s)")
+    loss.add_argument(
+        "--output", type=PICTURE, default=Path("loss.png"), help="the file (default: %(default)s)"
+    )
     loss.set_defaults(show=_show_loss)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="write a picture here instead of drawing in the terminal")
+    parser.add_argument(
+        "--output", type=PICTURE, help="write a picture here instead of drawing in the terminal"
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:

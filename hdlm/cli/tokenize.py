@@ -12,10 +12,10 @@ text: the same ones whatever else there is.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdlm.cli._options import add_json, print_json
+from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
     from hdlm.data import AbstractCorpus, Tokenizer
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", nargs="+", help="files, folders, globs (text, .jsonl, .parquet), or a corpus by name"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("-o", "--output", type=FOLDER, required=True, help="folder for the shards")
     parser.add_argument(
         "--tokenizer",
         required=True,

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import ANY_MODEL, check_vacant, source_of
 from hdlm.cli._options import add_device, add_json, at_least_one, device_of, print_json
+from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,12 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders, globs (text, .jsonl, .parquet), a folder of `hdlm tokenize`, or a corpus: kjv, "
         "pydoc_topics (default: the recipe's)",
     )
-    parser.add_argument("--output", type=Path, help="folder for the checkpoint and the metrics")
+    parser.add_argument("--output", type=FOLDER, help="folder for the checkpoint and the metrics")
     parser.add_argument("--recipe", help=f"name or TOML file (default: {_RECIPE})")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in the folder where it was saved last, or begin one if there is none",
+        help="resume the run in the folder; if there is none, begin one as --text or --recipe say",
     )
     parser.add_argument(
         "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
@@ -281,9 +282,33 @@ def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> Unfi
             check_vacant(args.output)
         return None
     found = unfinished(args.output, console.print)
-    if found is not None:
+    if found is None:
+        _check_meant(args)
+        console.print(f"there is no run in {args.output} to resume: a new one begins")
+    else:
         console.print(f"going on with {args.output} after {found.state.step} steps")
     return found
+
+
+def _check_meant(args: argparse.Namespace) -> None:
+    """Check that `--resume` may begin a new run: it says what to train on, or how.
+
+    Raises:
+        ValueError: If it does not, as after a mistyped --output.
+    """
+    if args.text is not None or args.recipe is not None:
+        return
+    folder: Path = args.output
+    if not folder.is_dir():
+        there = "it does not exist"
+    elif names := sorted(path.name for path in folder.iterdir()):
+        there = f"it holds {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if names[5:] else "")
+    else:
+        there = "it is empty"
+    raise ValueError(
+        f"--resume: there is no run in --output {folder}: {there}. Give the folder of the run; or add --text or "
+        "--recipe to begin a new run there."
+    )
 
 
 def _start(args: argparse.Namespace, found: Unfinished | None) -> Checkpoint | None:

@@ -18,8 +18,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._outputs import FILE
 from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(parser)
     add_device(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file of grids")
+    parser.add_argument("-o", "--output", type=FILE, required=True, metavar="FILE", help="the file of grids")
     add_json(parser)
 
 
@@ -83,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.evaluation.text import find_text, read_text
     from hdlm.generation import Settings, planned, tokenizer_of
 
-    if args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a folder; give the name of a file, as grids.json.")
     for steps in args.steps:
         check_steps(steps)
     device = device_of(args)
@@ -121,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
         "gaps": {str(steps): {name: asdict(one) for name, one in gap.items()} for steps, gap in gaps.items()},
         "grids": {str(steps): as_times(grid, checkpoint) for steps, grid in grids.items()},
     }
-    protocol.write(args.output, document)
+    with keeping(lambda: json_text(document)):
+        protocol.write(args.output, document)
     if args.json:
         print_json(document)
     else:

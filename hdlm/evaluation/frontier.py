@@ -19,6 +19,7 @@ from typing import Any, final
 
 import torch
 
+from hdlm.atomic import keeping
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation import protocol
 from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
@@ -101,7 +102,8 @@ class Sweep:
             samples
         )
         if not any("failed" in found[measure] for measure in MEASURES):
-            protocol.write(kept, found)
+            with keeping(lambda: json.dumps(found)):
+                protocol.write(kept, found)
         return found
 
     def reference(self, checkpoint: Checkpoint, text: Text, length: int) -> Scores:

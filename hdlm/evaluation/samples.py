@@ -20,7 +20,7 @@ from typing import Any, final
 
 import torch
 
-from hdlm.atomic import replacing
+from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation import protocol
 from hdlm.evaluation.processes import ALONE, Processes
@@ -262,16 +262,26 @@ class _Kept:
         return found
 
     def add(self, new: Mapping[int, Sample]) -> None:
-        """Add samples, behind the last line that is whole."""
+        """Add samples.
+
+        Raises:
+            NotKeptError: If they cannot be written.
+        """
         path = self.path if self.rank == 0 else self.path.with_name(f"{self.path.name}.part-{self.rank}")
+        lines = [_line({"index": index, **asdict(sample)}) for index, sample in new.items()]
+        with keeping(lambda: b"".join(lines).decode(), path):
+            self._append(path, lines)
+
+    def _append(self, path: Path, lines: Sequence[bytes]) -> None:
+        """Add lines behind the last one that is whole."""
         if not path.exists() or not path.stat().st_size:
             self._write(path, {})
         with path.open("r+b") as file:
             whole = file.read().rfind(b"\n") + 1
             file.truncate(whole)
             file.seek(whole)
-            for index, sample in new.items():
-                file.write(_line({"index": index, **asdict(sample)}))
+            for line in lines:
+                file.write(line)
                 file.flush()
 
     def put_together(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hdlm import hub
-from hdlm.atomic import replacing
+from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, find_tokenizer
 from hdlm.evaluation.text import find_text
@@ -88,8 +88,12 @@ def documents(name: str, folder: Path | None) -> tuple[str, ...]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with replacing(path) as aside:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        NotKeptError: If it cannot be written; the error has the content.
+    """
+    with keeping(lambda: json.dumps(content)), replacing(path) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

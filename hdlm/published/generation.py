@@ -8,6 +8,7 @@ to measure it again. What could not be measured is in it with the reason, never 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdlm.atomic import replacing
+from hdlm.atomic import check_folder, keeping, replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
 from hdlm.evaluation import protocol
 from hdlm.evaluation.judges import judges_of
@@ -41,6 +42,7 @@ LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
     for name in ("full_diff", "semi_diff", "full_diff_shifted", "semi_diff_shifted")
 }
 SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
+SAMPLES = ("samples.json", "samples.txt")
 REFERENCES = ("ptb", "wikitext103", "lambada")
 
 Writer = Callable[[AbstractPublishedModel, int, int], Tensor]
@@ -91,7 +93,8 @@ def eval_generation(arguments: Sequence[str]) -> int:
         tokenizer=tokenizer.to_json(),
         wall_seconds=time.perf_counter() - begin,
     )
-    protocol.write(folder / "results.json", document)
+    with keeping(lambda: json.dumps(document)):
+        protocol.write(folder / "results.json", document)
     if args.save_samples:
         both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
         write_json(folder / "samples.json", both)
@@ -152,6 +155,7 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--save_samples", action="store_true", help="write the samples too")
     args = options.parse_args(arguments)
     check_counts(args, "num_samples", "steps", "batch_size", "length")
+    check_folder(args.output_dir, "results.json", *(SAMPLES if args.save_samples else ()))
     return args
 
 

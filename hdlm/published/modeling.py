@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hdlm.atomic import NotKeptError, check_folder
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import NAMED, Tokenizer
 from hdlm.evaluation.measuring import BatchSize, Measuring
@@ -50,6 +51,7 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     options.add_argument("--single_gpu", action="store_true", help="as it always is")
     args = options.parse_args(arguments)
     check_counts(args, "batch_size", "length", "monte_carlo_timesteps")
+    check_folder(args.work_dir, "results.json")
     names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
     if not names:
         raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
@@ -75,6 +77,8 @@ def eval_modeling(arguments: Sequence[str]) -> int:
                     keep=lambda document, name=name: keep(name, document),  # type: ignore[misc]
                 )
             keep(name, document)
+        except NotKeptError:
+            raise
         except (ValueError, OSError) as error:
             keep(name, {"failed": " ".join(str(error).split())})
     _print_table(results)

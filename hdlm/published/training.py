@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from hdlm import hub
-from hdlm.atomic import replacing
+from hdlm.atomic import check_folder, replacing
 from hdlm.checkpoint import Checkpoint, build
 from hdlm.data import NAMED, AbstractCorpus, NamedDataset, corpus
 from hdlm.data.corpora import First, Part
@@ -140,6 +140,8 @@ def _begin(composed: Composed, *, finetunes: bool | None) -> int:
             f"another --config-file, or `accelerate launch --num_processes {config.ngpus}`."
         )
     is_main = int(os.environ.get("RANK", "0")) == 0
+    if is_main:
+        check_folder(composed.folder)
     if is_main and not config.training.resume:
         _check_vacant(composed.folder)
     return _carry_out(config, composed, is_main=is_main)

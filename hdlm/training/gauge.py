@@ -149,7 +149,7 @@ def _peak_memory(device: torch.device) -> int | None:
     if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.is_file():  # `getrusage` begins with the peak of the program that started this one
-        kib = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        kib = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))
         return 1024 * int(kib[1]) if kib else None
     if sys.platform == "win32":
         return None

@@ -164,7 +164,7 @@ def test_extras_are_those_of_the_package(repository):
         ("show hyperschedule block --length x", "argument --length: invalid int value: 'x'"),
         (
             "show hyperschedule block --output a.xyz",
-            "hdlm show: a picture ends in .png, .svg or .pdf; got 'a.xyz'",
+            "hdlm show: --output a.xyz: a picture ends in .png, .svg or .pdf.",
         ),
         (
             "show attention block --step 99",

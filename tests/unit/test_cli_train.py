@@ -138,3 +138,38 @@ def test_a_run_is_not_overwritten(text: Path, recipe: Path, tmp_path: Path, caps
     capsys.readouterr()
     assert _train(text, recipe, tmp_path / "run") == 2
     assert "holds a run already: go on with it by --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        (None, "it does not exist"),
+        ([], "it is empty"),
+        (["a.txt"], "it holds a.txt"),
+        (list("gfedcba"), "it holds a, b, c, d, e and 2 more"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--steps", "3", "--seed", "1"], ["--from", "kjv-epsilon-4m"]])
+def test_resuming_a_mistyped_folder_begins_nothing(tmp_path: Path, capsys, names, there, more) -> None:
+    folder = tmp_path / "typo"
+    if names is not None:
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", "--output", str(folder), "--resume", *more]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"hdlm train: --resume: there is no run in --output {folder}: {there}. Give the folder of the run; or add "
+        "--text or --recipe to begin a new run there.\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resuming_an_empty_folder_with_a_text_says_that_a_run_begins(
+    text: Path, recipe: Path, tmp_path: Path, capsys
+) -> None:
+    output = tmp_path / "run"
+    assert _train(text, recipe, output, "--resume", "--steps", "1") == 0
+    assert capsys.readouterr().out.startswith(f"there is no run in {output} to resume: a new one begins\n")

@@ -687,7 +687,7 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded("hdlm/train.py", lambda: train(["-cn", "epsilon_hdlm", "training.n_itesr=3"])) == 2
+    assert guarded("hdlm/train.py", train, ["-cn", "epsilon_hdlm", "training.n_itesr=3"]) == 2
     printed = capsys.readouterr().err
     assert printed == "hdlm/train.py: unknown option `training.n_itesr`; did you mean `training.n_iters`?\n"
 
