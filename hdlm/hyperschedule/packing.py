@@ -32,7 +32,7 @@ from torch import Tensor
 from hdlm.hyperschedule.base import AbstractHyperschedule
 from hdlm.hyperschedule.countdown import AbstractCountdown
 
-__all__ = ["AbstractPacking", "Packed", "packing"]
+__all__ = ["AbstractPacking", "Packed", "opens_rightwards", "packing"]
 
 ABSENT = -1
 """The step of a position that takes no part in a pass."""
@@ -89,6 +89,14 @@ def packing(hyperschedule: AbstractHyperschedule) -> AbstractPacking:
     return _Chains(hyperschedule)
 
 
+def opens_rightwards(hyperschedule: AbstractHyperschedule) -> bool:
+    """Whether each position is on the canvas no later than the position after it.
+
+    A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
+    """
+    return _rises(_starts(hyperschedule))
+
+
 @final
 class _Phases(AbstractPacking):
     """Of a countdown: one step of each position for every phase."""
@@ -97,7 +105,7 @@ class _Phases(AbstractPacking):
         self._countdown = countdown
         self.num_epochs = countdown.num_epochs
         self.num_cells = (countdown.num_levels,) * countdown.num_epochs
-        self.rightwards = _rises(countdown.starts)
+        self.rightwards = opens_rightwards(countdown)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         plan = self._countdown
@@ -120,7 +128,7 @@ class _Chains(AbstractPacking):
         self.num_epochs = int(self._epochs.max()) + 1
         self._chains = [self._chains_of(epoch) for epoch in range(self.num_epochs)]
         self.num_cells = tuple(len(chains) for chains, _ in self._chains)
-        self.rightwards = _rises(self._starts) and _rises(self._settles)
+        self.rightwards = opens_rightwards(hyperschedule) and _rises(self._settles)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         if times.shape[-1] != self.num_epochs:
