@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 import torch
@@ -28,8 +28,8 @@ __all__ = [
     "Context",
     "Denoiser",
     "Guided",
-    "Prediction",
     "Predecessors",
+    "Prediction",
     "Projection",
     "placed",
 ]
@@ -46,12 +46,15 @@ class Context:
             FlexAttention; None lets everybody see everybody.
         cache: What `AbstractDenoiser.new_cache` returned: keys and values of positions that no longer change.
         store: Which of the current positions enter the cache: a count of leading ones, or their indices.
+        ordered: Whether the caller has made sure that the position before each one that will be read stands directly
+            before it, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
     """
 
     positions: Int[Tensor, "#b q"] | None = None
     attention: Any = None
     cache: Any = None
     store: int | Tensor | None = None
+    ordered: bool = False
 
 
 @final
@@ -163,17 +166,17 @@ class Predecessors:
     def of(cls, questions: Sequence[Question], lookback: int) -> Predecessors:
         """Those of some windows, whose flattened positions lie end to end.
 
-        The first `lookback` positions of a sequence have no predecessor: nothing predicts them, and their own output stands
-        in its place.
+        The first `lookback` positions of a sequence have no predecessor: nothing predicts them, and their own output
+        stands in its place.
         """
         if not lookback:
             return cls()
         back = [_columns(one).clamp_max(lookback).flatten() for one in questions]
-        missing = [_missing(one, lookback).flatten() for one in questions]
         moved = torch.cat(back)
-        known = all(one.context.positions is None for one in questions)
         source = torch.arange(len(moved), device=moved.device) - moved
-        return cls(source, None if known else torch.cat(missing))
+        if all(one.context.ordered or one.context.positions is None for one in questions):
+            return cls(source)
+        return cls(source, torch.cat([_missing(one, lookback).flatten() for one in questions]))
 
     def __call__(self, at: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Index of the outputs that predict the flattened positions `at`.
@@ -185,8 +188,8 @@ class Predecessors:
             return at
         if self.missing is not None and bool(self.missing[at].any()):
             raise ValueError(
-                "A shifted network predicts a position from the output at the position before it, and that position is not "
-                "in the window. Put it into the window, directly before the position that is read."
+                "A shifted network predicts a position from the output at the position before it, and that position is "
+                "not in the window. Put it into the window, directly before the position that is read."
             )
         return self.source[at]
 
@@ -200,7 +203,7 @@ def _columns(question: Question) -> Int[Tensor, "b q"]:
 def _missing(question: Question, lookback: int) -> Bool[Tensor, "b q"]:
     """Where the column `lookback` places before is another position than the one that predicts this one."""
     columns, positions = _columns(question), question.context.positions
-    if positions is None:
+    if positions is None or question.context.ordered:
         return torch.zeros_like(columns, dtype=torch.bool)
     place = positions.to(columns.device).expand(columns.shape)
     found = place.gather(1, (columns - lookback).clamp_min(0))
@@ -224,8 +227,8 @@ def placed(denoiser: AbstractDenoiser, device: torch.device | str | None) -> tor
         wanted.type != own.type or (wanted.index is not None and wanted.index != (own.index or 0))
     ):
         raise ValueError(
-            f"`device` is {str(wanted)!r}, and the denoiser is on {str(own)!r}: leave `device` out, or move the denoiser "
-            f"first, `denoiser.to({str(wanted)!r})`."
+            f"`device` is {str(wanted)!r}, and the denoiser is on {str(own)!r}: leave `device` out, or move the "
+            f"denoiser first, `denoiser.to({str(wanted)!r})`."
         )
     return own
 
@@ -287,8 +290,8 @@ class AbstractDenoiser(abc.ABC):
     def noise_dependence(self) -> NoiseDependence:
         """What the raw answer depends on besides the tokens; see `AbstractParameterization.noise_dependence`.
 
-        Generation keeps answers only for `"none"`, and has an exact cache only for `"none"` and `"position"`. The default
-        is right for every denoiser.
+        Generation keeps answers only for `"none"`, and has an exact cache only for `"none"` and `"position"`. The
+        default is right for every denoiser.
         """
         return "sequence"
 
@@ -473,7 +476,7 @@ class Guided(AbstractDenoiser):
         blank = torch.where(prompt, self.process.mask_id, tokens)
 
         def of(cache: Any) -> Context:
-            return Context(context.positions, context.attention, cache, context.store)
+            return replace(context, cache=cache)
 
         informed = self.inner.predict(tokens, noise, of(caches[0]))
         blind = self.inner.predict(blank, torch.where(prompt, 1.0, noise), of(caches[1]))

@@ -292,7 +292,9 @@ def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     settled = f"settled positions are computed once: exact, as context is {checkpoint.context}"
     if args.approximate_cache is None:
         sees = "settled positions see later ones"
-        noise = "the noise of the whole sequence is an input at every position, so no key or value stays valid"
+        noise = (
+            "the noise of the whole sequence is an input at every position, so no key or value stays valid"
+        )
         why = sees if checkpoint.context == "full" else noise
         return settled if lasts else f"none, as {why}; --approximate-cache K trades exactness for speed"
     refresh, everything = args.approximate_cache

@@ -89,12 +89,20 @@ def packing(hyperschedule: AbstractHyperschedule) -> AbstractPacking:
     return _Chains(hyperschedule)
 
 
-def opens_rightwards(hyperschedule: AbstractHyperschedule) -> bool:
-    """Whether each position is on the canvas no later than the position after it.
+def opens_rightwards(hyperschedule: AbstractHyperschedule, lookback: int = 1) -> bool:
+    """Whether the positions before each position are on the canvas whenever it is active.
 
     A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
+
+    Args:
+        hyperschedule: The hyperschedule.
+        lookback: How many positions before each one are needed.
     """
-    return _rises(_starts(hyperschedule))
+    starts = _starts(hyperschedule)
+    moves = starts < hyperschedule.settles
+    return not any(
+        bool((moves[back:] & (starts[:-back] > starts[back:])).any()) for back in range(1, lookback + 1)
+    )
 
 
 @final
@@ -105,7 +113,7 @@ class _Phases(AbstractPacking):
         self._countdown = countdown
         self.num_epochs = countdown.num_epochs
         self.num_cells = (countdown.num_levels,) * countdown.num_epochs
-        self.rightwards = opens_rightwards(countdown)
+        self.rightwards = _rises(countdown.starts)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         plan = self._countdown
@@ -128,7 +136,7 @@ class _Chains(AbstractPacking):
         self.num_epochs = int(self._epochs.max()) + 1
         self._chains = [self._chains_of(epoch) for epoch in range(self.num_epochs)]
         self.num_cells = tuple(len(chains) for chains, _ in self._chains)
-        self.rightwards = opens_rightwards(hyperschedule) and _rises(self._settles)
+        self.rightwards = _rises(self._starts) and _rises(self._settles)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         if times.shape[-1] != self.num_epochs:

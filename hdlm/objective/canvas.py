@@ -94,7 +94,9 @@ class Canvas:
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
-        both = denoiser.predict(tokens, noise, Context(positions=positions, attention=self.attention))
+        both = denoiser.predict(
+            tokens, noise, Context(positions=positions, attention=self.attention, ordered=True)
+        )
         stream = self._stream(denoiser.lookback).flatten()
 
         def there(at: Tensor) -> Tensor:
@@ -123,8 +125,8 @@ class Canvas:
                 "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
             )
         raise ValueError(
-            "A shifted network predicts a position from the output at the position before it, but this hyperschedule does "
-            "not open its positions from left to right. Use an aligned network, or another hyperschedule."
+            "A shifted network predicts a position from the output at the position before it, but this hyperschedule "
+            "does not open its positions from left to right. Use an aligned network, or another hyperschedule."
         )
 
     def _stream(self, lookback: int) -> Int[Tensor, "b l"]:

@@ -6,4 +6,12 @@ from hdlm.parameterization.log_score import LogScore
 from hdlm.parameterization.mean import Mean
 from hdlm.parameterization.shifted import Shifted
 
-__all__ = ["AbstractParameterization", "Cavity", "LogScore", "Mean", "NetworkInputs", "NoiseDependence", "Shifted"]
+__all__ = [
+    "AbstractParameterization",
+    "Cavity",
+    "LogScore",
+    "Mean",
+    "NetworkInputs",
+    "NoiseDependence",
+    "Shifted",
+]

@@ -19,7 +19,7 @@ from hdlm.process import AbstractNoiseProcess
 __all__ = ["AbstractParameterization", "NetworkInputs", "NoiseDependence", "loudest"]
 
 NoiseDependence = Literal["none", "position", "sequence"]
-"""What the inputs of a position depend on: on no noise, on the noise of that position alone, or on that of others too."""
+"""What the inputs of a position depend on: no noise, the noise of that position alone, or that of others as well."""
 
 
 @final
@@ -63,10 +63,10 @@ class AbstractParameterization(abc.ABC):
     def noise_dependence(self) -> NoiseDependence:
         """What `inputs` depends on. This decides what generation may keep between calls of the network.
 
-        `"none"`: `inputs` are the same at every noise, so an answer is valid until a token changes. `"position"`: those of
-        a position depend on its own noise alone, which is 0 from the time that it is settled, so its keys and values can
-        be kept. `"sequence"`: they depend on the noise of other positions as well, so nothing can be kept. This is the
-        default, because it is right for every parameterization. `hdlm verify` checks the statement.
+        `"none"`: `inputs` are the same at every noise, so an answer is valid until a token changes. `"position"`: those
+        of a position depend on its own noise alone, which is 0 from the time that it is settled, so its keys and values
+        can be kept. `"sequence"`: they depend on the noise of other positions as well, so nothing can be kept. This is
+        the default, because it is right for every parameterization. `hdlm verify` checks the statement.
         """
         return "sequence"
 

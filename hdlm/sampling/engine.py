@@ -358,7 +358,7 @@ class Engine:
 
 def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedule) -> None:
     """Refuse a hyperschedule along which a position is written before the position that predicts it is there."""
-    if denoiser.lookback and not opens_rightwards(hyperschedule):
+    if denoiser.lookback and not opens_rightwards(hyperschedule, denoiser.lookback):
         raise ValueError(
             "A shifted network predicts a position from the output at the position before it, but along "
             f"{hyperschedule!r} some position is written while the one before it is not on the canvas yet. Use an "

@@ -86,8 +86,8 @@ def sample(
         context: What settled positions see of one another.
         active: What active positions see of one another.
         use_cache: Keep keys and values of settled positions; exact, so it changes no logit. There is no such cache for
-            `context="full"`, in which settled positions see later ones, and for networks whose inputs depend on the noise
-            of the whole sequence (`noise_dependence`).
+            `context="full"`, in which settled positions see later ones, and for networks whose inputs depend on the
+            noise of the whole sequence (`noise_dependence`).
         approximate: A cache that does change logits: of settled positions where there is no exact one, or of all.
             Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
         stop: Where sequences may end before the canvas is full.
@@ -97,8 +97,8 @@ def sample(
         watch: Called with a `Frame` after every step of any sequences.
 
     Raises:
-        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network is given no first token or
-            a hyperschedule that does not run from left to right, or the denoiser is on another device.
+        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network is given no first token
+            or a hyperschedule that does not run from left to right, or the denoiser is on another device.
     """
     if num_sequences < 1:
         raise ValueError(f"`num_sequences` must be at least 1; got {num_sequences}.")

@@ -207,7 +207,8 @@ class Memory:
         store = self._keep(window, chosen, settled) if self._remembers else None
         self._expect(x, window, chosen)
         self._asked = self._counts
-        return Question(x[:, window], u[:, window], Asked(window[None], attention, self._cache, store))
+        asked = Asked(window[None], attention, self._cache, store, ordered=True)  # `_expect` sees to that
+        return Question(x[:, window], u[:, window], asked)
 
     def hear(self, prediction: Prediction, begin: int) -> Answer:
         """The answer to the last question, which begins somewhere in what the network says."""
@@ -251,9 +252,7 @@ class Memory:
             self._for_ever |= chosen & done
         return store
 
-    def _expect(
-        self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]
-    ) -> None:
+    def _expect(self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]) -> None:
         """Note what is asked; there is no answer where a shifted network misses the position before."""
         spoken = chosen.clone()
         for behind in range(1, self._denoiser.lookback + 1):
