@@ -151,7 +151,7 @@ def _network(reading: AbstractParameterization) -> Denoiser:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0.0, 0.4, generator=generator)
-            parameter += float(parameter.ndim == 1)
+            parameter.add_(float(parameter.ndim == 1))
     return Denoiser(network, process, reading)
 
 

@@ -160,4 +160,5 @@ def _gap(found: Tensor, expected: Tensor) -> Float[Tensor, ""]:
     gap = torch.where(found == expected, 0.0, (found - expected).abs()).double().amax()
     finite = expected[expected.isfinite()].double()
     scale = finite.abs().amax().clamp_min(1.0) if len(finite) else gap.new_ones(())
-    return gap / (scale * torch.finfo(expected.dtype).eps ** 0.5)
+    rounding: float = torch.finfo(expected.dtype).eps ** 0.5
+    return gap / (scale * rounding)
