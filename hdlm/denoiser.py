@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 import torch
@@ -19,10 +19,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hdlm.network import Pass
-from hdlm.parameterization import AbstractParameterization
+from hdlm.parameterization import AbstractParameterization, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["AbstractDenoiser", "Backbone", "Context", "Denoiser", "Guided", "Prediction", "Projection"]
+__all__ = [
+    "AbstractDenoiser",
+    "Backbone",
+    "Context",
+    "Denoiser",
+    "Guided",
+    "Predecessors",
+    "Prediction",
+    "Projection",
+    "placed",
+]
 
 
 @final
@@ -36,12 +46,15 @@ class Context:
             FlexAttention; None lets everybody see everybody.
         cache: What `AbstractDenoiser.new_cache` returned: keys and values of positions that no longer change.
         store: Which of the current positions enter the cache: a count of leading ones, or their indices.
+        ordered: Whether the caller has made sure that the position before each one that will be read stands directly
+            before it, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
     """
 
     positions: Int[Tensor, "#b q"] | None = None
     attention: Any = None
     cache: Any = None
     store: int | Tensor | None = None
+    ordered: bool = False
 
 
 @final
@@ -136,6 +149,90 @@ def joined(answers: Sequence[Prediction]) -> Prediction:
     )
 
 
+@final
+@dataclass(frozen=True)
+class Predecessors:
+    """Where the outputs stand from which a network is read: at the same place, or `lookback` positions before it.
+
+    Attributes:
+        source: Index of the output for each flattened position; None if it is the position itself.
+        missing: Whether the position that should be read is not in the window; None if none is missing.
+    """
+
+    source: Int[Tensor, " n"] | None = None
+    missing: Bool[Tensor, " n"] | None = None
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], lookback: int) -> Predecessors:
+        """Those of some windows, whose flattened positions lie end to end.
+
+        The first `lookback` positions of a sequence have no predecessor: nothing predicts them, and their own output
+        stands in its place.
+        """
+        if not lookback:
+            return cls()
+        back = [_columns(one).clamp_max(lookback).flatten() for one in questions]
+        moved = torch.cat(back)
+        source = torch.arange(len(moved), device=moved.device) - moved
+        if all(one.context.ordered or one.context.positions is None for one in questions):
+            return cls(source)
+        return cls(source, torch.cat([_missing(one, lookback).flatten() for one in questions]))
+
+    def __call__(self, at: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Index of the outputs that predict the flattened positions `at`.
+
+        Raises:
+            ValueError: If one of them is not in the window.
+        """
+        if self.source is None:
+            return at
+        if self.missing is not None and bool(self.missing[at].any()):
+            raise ValueError(
+                "A shifted network predicts a position from the output at the position before it, and that position is "
+                "not in the window. Put it into the window, directly before the position that is read."
+            )
+        return self.source[at]
+
+
+def _columns(question: Question) -> Int[Tensor, "b q"]:
+    """The column of each position of a window."""
+    tokens = question.tokens
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+
+
+def _missing(question: Question, lookback: int) -> Bool[Tensor, "b q"]:
+    """Where the column `lookback` places before is another position than the one that predicts this one."""
+    columns, positions = _columns(question), question.context.positions
+    if positions is None or question.context.ordered:
+        return torch.zeros_like(columns, dtype=torch.bool)
+    place = positions.to(columns.device).expand(columns.shape)
+    found = place.gather(1, (columns - lookback).clamp_min(0))
+    return (place >= lookback) & ((columns < lookback) | (found != place - lookback))
+
+
+def placed(denoiser: AbstractDenoiser, device: torch.device | str | None) -> torch.device:
+    """The device for the tokens of a denoiser: by default its own, and the CPU if it has none.
+
+    Args:
+        denoiser: The denoiser.
+        device: What is wanted; None for no wish.
+
+    Raises:
+        ValueError: If the denoiser is on another device.
+    """
+    own, wanted = denoiser.device, None if device is None else torch.device(device)
+    if own is None:
+        return torch.device("cpu") if wanted is None else wanted
+    if wanted is not None and (
+        wanted.type != own.type or (wanted.index is not None and wanted.index != (own.index or 0))
+    ):
+        raise ValueError(
+            f"`device` is {str(wanted)!r}, and the denoiser is on {str(own)!r}: leave `device` out, or move the "
+            f"denoiser first, `denoiser.to({str(wanted)!r})`."
+        )
+    return own
+
+
 class Backbone(Protocol):
     """Tokens to one vector of raw numbers per position, in two halves; `hdlm.network.DDiT` is one."""
 
@@ -190,9 +287,18 @@ class AbstractDenoiser(abc.ABC):
         return False
 
     @property
-    def timeless(self) -> bool:
-        """Whether the raw answer depends on the tokens alone, so that it holds as long as they do."""
-        return False
+    def noise_dependence(self) -> NoiseDependence:
+        """What the raw answer depends on besides the tokens; see `AbstractParameterization.noise_dependence`.
+
+        Generation keeps answers only for `"none"`, and has an exact cache only for `"none"` and `"position"`. The
+        default is right for every denoiser.
+        """
+        return "sequence"
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the weights are, and tokens must be; None for a denoiser that computes wherever the tokens are."""
+        return None
 
     def predict_many(self, questions: Sequence[Question]) -> Prediction:
         """The answers to several questions, end to end; one call of the network if it `packs`."""
@@ -260,9 +366,8 @@ class Denoiser(nn.Module, AbstractDenoiser):
         return True
 
     @property
-    def timeless(self) -> bool:
-        told = self.parameterization.inputs(torch.tensor([[0.25, 0.5]]))
-        return all(one is None or bool((one == one[0, 0]).all()) for one in (told.condition, told.blend))
+    def noise_dependence(self) -> NoiseDependence:
+        return self.parameterization.noise_dependence
 
     def predict_many(self, questions: Sequence[Question]) -> Prediction:
         if len(questions) == 1:
@@ -286,12 +391,10 @@ class Denoiser(nn.Module, AbstractDenoiser):
     def _read(self, questions: Sequence[Question], hidden: Sequence[Tensor]) -> Prediction:
         """Hidden vectors as an answer, which is projected where it is read."""
         rows = torch.cat([one.flatten(0, 1) for one in hidden])
-        widths = [(one.tokens.numel(), one.tokens.shape[1]) for one in questions]
-        columns = torch.cat([torch.arange(count, device=rows.device) % width for count, width in widths])
-        back = columns.clamp_max(self.lookback)
+        source = Predecessors.of(questions, self.lookback)
 
         def of(at: Tensor) -> Tensor:
-            return rows[at - back[at]]
+            return rows[source(at)]
 
         def raw(at: Tensor) -> Tensor:
             read: Tensor = self.backbone.head(of(at))
@@ -348,6 +451,14 @@ class Guided(AbstractDenoiser):
     def lookback(self) -> int:
         return self.inner.lookback
 
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return self.inner.noise_dependence
+
+    @property
+    def device(self) -> torch.device | None:
+        return self.inner.device
+
     def new_cache(self) -> tuple[Any, Any]:
         return self.inner.new_cache(), self.inner.new_cache()
 
@@ -365,7 +476,7 @@ class Guided(AbstractDenoiser):
         blank = torch.where(prompt, self.process.mask_id, tokens)
 
         def of(cache: Any) -> Context:
-            return Context(context.positions, context.attention, cache, context.store)
+            return replace(context, cache=cache)
 
         informed = self.inner.predict(tokens, noise, of(caches[0]))
         blind = self.inner.predict(blank, torch.where(prompt, 1.0, noise), of(caches[1]))

@@ -16,7 +16,7 @@ import torch
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
-from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.denoiser import AbstractDenoiser, Guided, placed
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
 from hdlm.passages import Ending, Reader, Stream, text_of
@@ -222,14 +222,14 @@ def write(
     first_sequence: int = 0,
     ending: Ending = _FULL_CANVAS,
     approximate: ApproximateCache | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
     stream: Callable[[int, str], None] | None = None,
 ) -> list[Passage]:
     """Continue a prompt, or fill in its blanks.
 
     Args:
-        checkpoint: The model; on `device`.
+        checkpoint: The model.
         prompt: Text to begin with; if it contains `[MASK]`, a text whose blanks are to be filled in.
         settings: How.
         num: How many passages, at least 1.
@@ -238,7 +238,7 @@ def write(
         first_sequence: Index of the first: with 5, what a longer run has as its sixth.
         ending: Where passages may end before the canvas is full.
         approximate: See `hdlm.sampling.ApproximateCache`.
-        device: Where the model is.
+        device: That of the model by default, and no other.
         watch: Called after every generation step; a `Trace`, say.
         stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
             certain. The pieces of a passage, joined, are its text.
@@ -303,13 +303,13 @@ def complete(
     first_sequence: int = 0,
     stop: Stop | None = None,
     approximate: ApproximateCache | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
     """Write the free positions of a canvas: `write` without words.
 
     Args:
-        checkpoint: The model; on `device`.
+        checkpoint: The model.
         given: What is given, on the whole canvas: one row, or `num`.
         plan: The hyperschedule to write along; see `planned`.
         settings: How.
@@ -319,13 +319,14 @@ def complete(
         first_sequence: Index of the first: with 5, what a longer run has as its sixth.
         stop: Where sequences may end before the canvas is full.
         approximate: See `hdlm.sampling.ApproximateCache`.
-        device: Where the model is.
+        device: That of the model by default, and no other.
         watch: Called after every generation step.
 
     Raises:
         ValueError: If a setting is out of range, or what is given does not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
+    device = placed(denoiser, device)
     if settings.guidance:
         if (given.fixed != given.fixed[:1]).any():
             raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")

@@ -269,6 +269,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
         "buffers": _buffers(checkpoint),
         "draws": "float64 sums in two levels: exact down to the tail",
         "skips": "the network is not asked in steps that read nothing: exact",
+        "answers": _answers(checkpoint),
         "cache": _cache(checkpoint, args),
         "window": f"{computed:.1f} positions computed in a call, of {length}",
         "batch": pace if apart else "one sequence at a time, or all in step",
@@ -278,13 +279,26 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
     return "\n".join(f"{name:>7}: {text}" for name, text in lines.items())
 
 
+def _answers(checkpoint: Checkpoint) -> str:
+    """Whether an answer of the network is used again while the tokens stay the same."""
+    if checkpoint.denoiser.noise_dependence == "none":
+        return "used again while the tokens stay the same: exact, as no noise is an input of the network"
+    return "computed in every step that reads, as the noise is an input of the network"
+
+
 def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     """What is remembered from call to call, and whether that is exact."""
-    lasts = checkpoint.context != "full"
+    from hdlm.sampling import settled_lasts
+
+    lasts = settled_lasts(checkpoint.context, checkpoint.denoiser.noise_dependence)
     settled = f"settled positions are computed once: exact, as context is {checkpoint.context}"
     if args.approximate_cache is None:
-        none = "none, as settled positions see later ones; --approximate-cache K trades exactness for speed"
-        return settled if lasts else none
+        sees = "settled positions see later ones"
+        noise = (
+            "the noise of the whole sequence is an input at every position, so no key or value stays valid"
+        )
+        why = sees if checkpoint.context == "full" else noise
+        return settled if lasts else f"none, as {why}; --approximate-cache K trades exactness for speed"
     refresh, everything = args.approximate_cache
     if not everything:
         return f"settled positions are remembered, and computed anew every {refresh} calls: APPROXIMATE, logits change"

@@ -10,6 +10,7 @@ Examples:
   hdlm verify mypkg.MyProcess --kwargs num_words=3,rate=0.5
   hdlm verify mypkg.my_hyperschedule              an instance, or a function that makes one
   hdlm verify mypkg.MyStep                        a way to sample, tried on masks
+  hdlm verify mypkg.my_denoiser                   a denoiser: does it depend on no more noise than it states?
   hdlm verify --thorough --seed 7 --json
 
 Exit status: 0 if every law held, 1 if one was violated, 2 for a target that cannot be tried.

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm import attention
-from hdlm.denoiser import AbstractDenoiser
+from hdlm.denoiser import AbstractDenoiser, placed
 from hdlm.evaluation.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.result import BoundName, Estimator
 from hdlm.evaluation.windows import first_positions
@@ -104,10 +104,10 @@ class Conditional:
         replicates: Estimates of each window, whose mean is taken; an exact likelihood takes one.
         batch_size: Windows in a pass of the network.
         seed: Of all random numbers.
-        device: Where the model is.
+        device: Where tokens are; that of the denoiser by default, and no other.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or the denoiser is on another device.
     """
 
     denoiser: AbstractDenoiser
@@ -120,13 +120,18 @@ class Conditional:
     replicates: int = 32
     batch_size: int = 32
     seed: int = 0
-    device: torch.device | str = "cpu"
+    device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("replicates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
         check_bound(self.bound)
+        placed(self.denoiser, self.device)
+
+    @property
+    def _device(self) -> torch.device:
+        return placed(self.denoiser, self.device)
 
     @property
     def measured_by(self) -> Estimator:
@@ -152,7 +157,7 @@ class Conditional:
             for passed in torch.arange(len(at) * replicates).split(self.batch_size):
                 window, replicate = passed // replicates, passed % replicates
                 draw = self._draw(keys[window], replicate, rows.shape[1])
-                nats = bound(rows[window], times[passed].to(self.device), draw)
+                nats = bound(rows[window], times[passed].to(self._device), draw)
                 totals.index_add_(0, at[window], nats.double().cpu())
                 if watch is not None:
                     watch(len(passed))
@@ -204,7 +209,7 @@ class Conditional:
         for index, window in enumerate(windows):
             groups.setdefault((len(window.tokens), window.given), []).append(index)
         for members in groups.values():
-            rows = torch.tensor([windows[index].tokens for index in members], device=self.device)
+            rows = torch.tensor([windows[index].tokens for index in members], device=self._device)
             yield torch.tensor(members), rows
 
     def _bound(self, length: int, given: int) -> AbstractBound:
@@ -238,7 +243,7 @@ class Conditional:
     ) -> Float[Tensor, "b l"]:
         position = torch.arange(length)[None]
         return self._randomness.uniform(keys[:, None], replicate[:, None], position, stream=_DRAWS).to(
-            self.device
+            self._device
         )
 
     @property

@@ -55,7 +55,7 @@ class Sweep:
         seed: Of all random numbers; points share it, so their differences are less noisy than each of them.
         prompt: Text that all samples begin with.
         batch_size: Samples at a time; by default as many as fit.
-        device: Where the models are.
+        device: Where the models are; by default where each of them is.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Sweep:
     seed: int = 0
     prompt: str = ""
     batch_size: int | None = None
-    device: torch.device | str = "cpu"
+    device: torch.device | str | None = None
 
     def point(
         self,

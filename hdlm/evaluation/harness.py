@@ -61,14 +61,14 @@ class Examinee:
     """A model that takes the tests of `lm_eval`, without `lm_eval`.
 
     Args:
-        checkpoint: The model, with its tokenizer, on `device`.
+        checkpoint: The model, with its tokenizer.
         bound: By default the paper's, where noise ends in masks, else that of the process.
         hyperschedule: What the bound measures along; by default the first that the checkpoint lists.
         replicates: Estimates of each number; more are surer, and slower.
         settings: How to write, where a task does not say.
         batch_size: Windows or canvases in a pass.
         seed: Of all random numbers.
-        device: Where the model is.
+        device: That of the model by default, and no other.
         watch: Told how far it is.
 
     Raises:
@@ -85,7 +85,7 @@ class Examinee:
         settings: Settings | None = None,
         batch_size: int = 16,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         watch: Watch = _silent,
     ) -> None:
         self._tokenizer = tokenizer_of(checkpoint)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
+from hdlm.denoiser import placed
 from hdlm.evaluation.bounds import AbsorbingBound
 from hdlm.evaluation.metrics import Estimate, jackknife, mean
 from hdlm.evaluation.protocol import weights_sha256
@@ -164,10 +165,10 @@ class CheckpointJudge(AbstractJudge):
     """A model of ours: its exact likelihood as a writer of one token after the other.
 
     Args:
-        checkpoint: The model, on `device`; its noise must be able to mask everything.
+        checkpoint: The model; its noise must be able to mask everything.
         tokenizer: Its tokenizer.
         name: What to call it in a report.
-        device: Where it computes.
+        device: That of the model by default, and no other.
         batch_size: Texts in a pass.
     """
 
@@ -176,11 +177,11 @@ class CheckpointJudge(AbstractJudge):
         checkpoint: Checkpoint,
         tokenizer: Tokenizer,
         name: str,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         batch_size: int = 8,
     ) -> None:
         self.name, self._checkpoint, self._tokenizer = name, checkpoint, tokenizer
-        self._device, self._batch_size = torch.device(device), batch_size
+        self._device, self._batch_size = placed(checkpoint.denoiser, device), batch_size
         self.sha256 = weights_sha256(checkpoint.network)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm import attention
-from hdlm.denoiser import AbstractDenoiser
+from hdlm.denoiser import AbstractDenoiser, placed
 from hdlm.evaluation.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.result import BoundName, Estimator, LikelihoodResult
 from hdlm.evaluation.windows import Stack, first_positions, windows
@@ -103,13 +103,14 @@ class Likelihood:
         count: int,
         *,
         batch_size: int = 16,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         watch: Callable[[Progress], None] | None = None,
     ) -> LikelihoodResult:
         """Replicates `first .. first + count - 1`; a single one if the likelihood is exact."""
         for name, value in (("replicates", count), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
+        device = placed(self.denoiser, device)
         if first < 0:
             raise ValueError(f"`first_replicate` must not be negative; got {first}.")
         exact = self.outline.estimator == "exact"
@@ -152,7 +153,7 @@ def evaluate(
     first_replicate: int = 0,
     batch_size: int = 16,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> LikelihoodResult:
     """Measure an upper bound on `-log p` of a text, in windows as long as the hyperschedule.
@@ -174,7 +175,7 @@ def evaluate(
         first_replicate: Number of the first of them: replicates 4 to 7 are the second half of a longer evaluation.
         batch_size: Windows in a pass of the network, at least 1.
         seed: Of all random numbers.
-        device: Where tokens go; that of the denoiser.
+        device: Where tokens are; that of the denoiser by default, and no other.
         watch: Told the progress after every pass.
 
     Raises:

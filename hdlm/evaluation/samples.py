@@ -22,6 +22,7 @@ import torch
 
 from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
+from hdlm.denoiser import placed
 from hdlm.evaluation import protocol
 from hdlm.evaluation.processes import ALONE, Processes
 from hdlm.evaluation.telemetry import revisions
@@ -79,7 +80,7 @@ def draw_samples(
     seed: int = 0,
     ending: Ending = _NO_END,
     approximate: ApproximateCache | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     keep: Path | None = None,
     processes: Processes = ALONE,
     watch: Callable[[int, float], None] | None = None,
@@ -87,7 +88,7 @@ def draw_samples(
     """Write samples, or go on where another run stopped.
 
     Args:
-        checkpoint: The model; on `device`.
+        checkpoint: The model.
         settings: How to write.
         prompt: Text that all begin with.
         num: How many samples, at least 1.
@@ -95,7 +96,7 @@ def draw_samples(
         seed: Of all randomness.
         ending: Where samples may end before the canvas is full.
         approximate: A cache that changes logits.
-        device: Where the model is.
+        device: That of the model by default, and no other.
         keep: The file they are kept in, and read from if it is there.
         processes: Who else writes at the same time, each its share; they need a file.
         watch: Told after every step how many samples are not left to this process, and which share of the work is done.
@@ -117,7 +118,8 @@ def draw_samples(
     made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     found = {} if kept is None else kept.read()
-    unit = size = batch_size or (16 if torch.device(device).type == "cpu" else 64)
+    device = placed(checkpoint.denoiser, device)
+    unit = size = batch_size or (16 if device.type == "cpu" else 64)
     turn = processes.count, processes.rank
     left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]
     how = {"ending": ending, "approximate": approximate, "device": device}

@@ -111,19 +111,19 @@ def fill_in(
     share: float = 0.5,
     batch_size: int = 16,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> dict[str, Estimate]:
     """Take a share of the words of real text away, let a sampler fill it in, and see what became of the gaps.
 
     Args:
-        checkpoint: The model; on `device`.
+        checkpoint: The model.
         text: Pieces of real text. The first word of each is kept.
         settings: How to write; its length is that of the text.
         share: Of the words to take away, in (0, 1].
         batch_size: Pieces at a time; it changes nothing.
         seed: Of all randomness.
-        device: Where the model is.
+        device: That of the model by default, and no other.
         watch: Called after every generation step.
 
     Raises:

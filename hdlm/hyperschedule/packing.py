@@ -32,7 +32,7 @@ from torch import Tensor
 from hdlm.hyperschedule.base import AbstractHyperschedule
 from hdlm.hyperschedule.countdown import AbstractCountdown
 
-__all__ = ["AbstractPacking", "Packed", "packing"]
+__all__ = ["AbstractPacking", "Packed", "opens_rightwards", "packing"]
 
 ABSENT = -1
 """The step of a position that takes no part in a pass."""
@@ -87,6 +87,22 @@ def packing(hyperschedule: AbstractHyperschedule) -> AbstractPacking:
     if isinstance(hyperschedule, AbstractCountdown):
         return _Phases(hyperschedule)
     return _Chains(hyperschedule)
+
+
+def opens_rightwards(hyperschedule: AbstractHyperschedule, lookback: int = 1) -> bool:
+    """Whether the positions before each position are on the canvas whenever it is active.
+
+    A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
+
+    Args:
+        hyperschedule: The hyperschedule.
+        lookback: How many positions before each one are needed.
+    """
+    starts = _starts(hyperschedule)
+    moves = starts < hyperschedule.settles
+    return not any(
+        bool((moves[back:] & (starts[:-back] > starts[back:])).any()) for back in range(1, lookback + 1)
+    )
 
 
 @final

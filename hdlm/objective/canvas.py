@@ -18,7 +18,14 @@ from torch import Tensor
 
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
-from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, AbstractPacking, Packed, packing
+from hdlm.hyperschedule import (
+    AbstractCountdown,
+    AbstractHyperschedule,
+    AbstractPacking,
+    Packed,
+    opens_rightwards,
+    packing,
+)
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 
@@ -42,7 +49,7 @@ class Canvas:
         num_clean: How many clean tokens stand before the noisy ones in the network's input: 0, or `l`.
         attention: Who sees whom, as the network wants it.
         window: In two streams, the step of each noisy position: equal ones are noisy together.
-        rightwards: Whether each position becomes noisy, and settles, no earlier than the one before it.
+        rightwards: Whether each position becomes noisy no earlier than the one before it; in two streams, and settles.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -78,19 +85,18 @@ class Canvas:
         noisy together, else the clean one, as in generation, where it has settled by then.
 
         Raises:
-            ValueError: If it need not have settled: the clean one might have seen what is asked.
+            ValueError: If it need not have settled: the clean one might have seen what is asked. On one canvas, if the
+                position before need not be there in generation.
         """
+        self._check_order(denoiser)
         if not self.num_clean:
             return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
-        if denoiser.lookback and not self.rightwards:
-            raise ValueError(
-                "A shifted network in two streams speaks of a position from the clean one before it, but this "
-                "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
-            )
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
-        both = denoiser.predict(tokens, noise, Context(positions=positions, attention=self.attention))
+        both = denoiser.predict(
+            tokens, noise, Context(positions=positions, attention=self.attention, ordered=True)
+        )
         stream = self._stream(denoiser.lookback).flatten()
 
         def there(at: Tensor) -> Tensor:
@@ -108,6 +114,19 @@ class Canvas:
             self.t,
             lambda at: both.raw(there(at)),
             projection,
+        )
+
+    def _check_order(self, denoiser: AbstractDenoiser) -> None:
+        if not denoiser.lookback or self.rightwards:
+            return
+        if self.num_clean:
+            raise ValueError(
+                "A shifted network in two streams speaks of a position from the clean one before it, but this "
+                "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
+            )
+        raise ValueError(
+            "A shifted network predicts a position from the output at the position before it, but this hyperschedule "
+            "does not open its positions from left to right. Use an aligned network, or another hyperschedule."
         )
 
     def _stream(self, lookback: int) -> Int[Tensor, "b l"]:
@@ -210,7 +229,7 @@ class Corruption:
             num_clean=x_0.shape[1] if self.two_stream else 0,
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
-            rightwards=not self.two_stream or self._packing.rightwards,
+            rightwards=self._rightwards,
         )
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
@@ -235,6 +254,10 @@ class Corruption:
         now = level - drop * (spread - n)[:, None] if self.continuous else level
         measure = drop * schedule.num_steps / schedule.num_levels
         return later, now, measure, (drop > 0).double() * schedule.num_steps
+
+    @cached_property
+    def _rightwards(self) -> bool:
+        return self._packing.rightwards if self.two_stream else opens_rightwards(self.hyperschedule)
 
     @cached_property
     def _packing(self) -> AbstractPacking:

@@ -1,9 +1,17 @@
 """Parameterizations: *what* the network's output means. One file each."""
 
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence
 from hdlm.parameterization.cavity import Cavity
 from hdlm.parameterization.log_score import LogScore
 from hdlm.parameterization.mean import Mean
 from hdlm.parameterization.shifted import Shifted
 
-__all__ = ["AbstractParameterization", "Cavity", "LogScore", "Mean", "NetworkInputs", "Shifted"]
+__all__ = [
+    "AbstractParameterization",
+    "Cavity",
+    "LogScore",
+    "Mean",
+    "NetworkInputs",
+    "NoiseDependence",
+    "Shifted",
+]

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["AbstractParameterization", "NetworkInputs", "loudest"]
+__all__ = ["AbstractParameterization", "NetworkInputs", "NoiseDependence", "loudest"]
+
+NoiseDependence = Literal["none", "position", "sequence"]
+"""What the inputs of a position depend on: no noise, the noise of that position alone, or that of others as well."""
 
 
 @final
@@ -55,6 +58,17 @@ class AbstractParameterization(abc.ABC):
     def is_softmax(self) -> bool:
         """Whether `log_clean` is the log-softmax of the words' raw outputs, whatever the noise."""
         return False
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        """What `inputs` depends on. This decides what generation may keep between calls of the network.
+
+        `"none"`: `inputs` are the same at every noise, so an answer is valid until a token changes. `"position"`: those
+        of a position depend on its own noise alone, which is 0 from the time that it is settled, so its keys and values
+        can be kept. `"sequence"`: they depend on the noise of other positions as well, so nothing can be kept. This is
+        the default, because it is right for every parameterization. `hdlm verify` checks the statement.
+        """
+        return "sequence"
 
     @abc.abstractmethod
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, loudest
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence, loudest
 from hdlm.parameterization.mean import Conditioning, Mean
 from hdlm.process import AbstractNoiseProcess
 
@@ -46,6 +46,11 @@ class Cavity(AbstractParameterization):
 
     def __post_init__(self) -> None:
         Mean(self.conditioning, self.floor)
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        alone = Mean(self.conditioning, self.floor).noise_dependence
+        return "sequence" if self.shared and alone == "position" else alone
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         return Mean(self.conditioning, self.floor).inputs(loudest(u) if self.shared else u)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, loudest
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence, loudest
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = ["LogScore"]
@@ -46,6 +46,10 @@ class LogScore(AbstractParameterization):
 
     def _inner(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return u.clamp(self.floor, 1 - self.floor)
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return "sequence" if self.shared else "position"
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         sigma = total_noise(self._inner(u))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = ["Conditioning", "Mean"]
@@ -41,6 +41,10 @@ class Mean(AbstractParameterization):
     @property
     def is_softmax(self) -> bool:
         return True
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return "none" if self.conditioning in ("none", "zero") else "position"
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         match self.conditioning:

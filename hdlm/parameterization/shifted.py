@@ -8,7 +8,7 @@ from typing import final
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs
+from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = ["Shifted"]
@@ -32,6 +32,10 @@ class Shifted(AbstractParameterization):
     @property
     def is_softmax(self) -> bool:
         return self.inner.is_softmax
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return self.inner.noise_dependence
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         return self.inner.inputs(u)

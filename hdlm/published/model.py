@@ -32,7 +32,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
+from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Predecessors, Prediction, Question
 from hdlm.hub.export import export, published_config
 from hdlm.hub.push import Shared, push_to_hub
 from hdlm.hyperschedule import AbstractHyperschedule, flat
@@ -350,6 +350,11 @@ class CallableDenoiser(AbstractDenoiser):
     def lookback(self) -> int:
         return self.parameterization.lookback
 
+    @property
+    def device(self) -> torch.device | None:
+        weights = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        return None if weights is None else weights.device
+
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
     ) -> Prediction:
@@ -368,10 +373,10 @@ class CallableDenoiser(AbstractDenoiser):
         else:
             answer = self.model(tokens, positions, **extra)
         rows = self._checked(answer, tokens).flatten(0, 1)
+        source = Predecessors.of([Question(tokens, noise, context)], self.lookback)
 
         def raw(at: Tensor) -> Tensor:
-            source = at - (at % length).clamp_max(self.lookback)
-            chosen = rows[source]
+            chosen = rows[source(at)]
             if chosen.isnan().any():
                 raise ValueError("The model's output holds numbers that are not numbers (NaN).")
             return chosen

@@ -27,7 +27,7 @@ from hdlm.sampling.engine import Engine, Finished, Frame, Stop
 from hdlm.sampling.first_hitting import FirstHitting
 from hdlm.sampling.gibbs import GibbsCorrection
 from hdlm.sampling.loop import Generation, sample
-from hdlm.sampling.memory import ApproximateCache, View
+from hdlm.sampling.memory import ApproximateCache, View, settled_lasts
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.remasking import (
     AbstractRemaskSchedule,
@@ -89,4 +89,5 @@ __all__ = [
     "draw_index",
     "draw_word",
     "sample",
+    "settled_lasts",
 ]

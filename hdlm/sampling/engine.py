@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser
-from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.hyperschedule import AbstractHyperschedule, opens_rightwards
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Move, Step, Transform
@@ -130,12 +130,16 @@ class Engine:
         sampling_eps: Read times off the published grid with this margin instead.
         view: Who sees whom.
         stop: Where sequences may end before all their positions are written.
-        device: Where tokens live; that of the denoiser.
+        device: Where tokens are; that of the denoiser by default, and no other.
         watch: Called with a `Frame` after every step of any sequences.
 
     Attributes:
         num_evaluations: Calls of the network so far.
         awaited: How many sequences are still to come, for the `share` of frames.
+
+    Raises:
+        ValueError: If the denoiser is on another device, its network is shifted and the hyperschedule does not run from
+            left to right, or an approximate cache makes no sense.
     """
 
     def __init__(
@@ -150,9 +154,12 @@ class Engine:
         sampling_eps: float | None = None,
         view: View = _EXACT,
         stop: Stop | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         watch: Callable[[Frame], None] | None = None,
     ) -> None:
+        device = placed(denoiser, device)
+        view.check(denoiser)
+        _check_order(denoiser, hyperschedule)
         self.num_evaluations, self.awaited = 0, 0
         self._denoiser, self._hyperschedule, self._step = denoiser, hyperschedule, step
         self._seed, self._transforms, self._view = seed, tuple(transforms), view
@@ -193,7 +200,8 @@ class Engine:
                 pack questions; else each goes at its own pace.
 
         Raises:
-            ValueError: If the length does not fit the canvas, or there are not as many seeds as sequences.
+            ValueError: If the length does not fit the canvas, there are not as many seeds as sequences, or a shifted
+                network is not given the first tokens.
         """
         canvas = self._hyperschedule.length
         length = canvas if length is None else length
@@ -201,6 +209,7 @@ class Engine:
             raise ValueError(
                 f"`length` must lie in [1, {canvas}], the positions of the canvas; got {length}."
             )
+        _check_first(self._denoiser, fixed)
         seeds = self._seeds(seed, len(sequence))
         start = Randomness.of_rows(seeds).uniform(sequence[:, None], 0, self._positions[None], _PRIOR)
         x = self._denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
@@ -345,6 +354,26 @@ class Engine:
         begins = [0, *itertools.accumulate(group.size for group in self._groups)]
         chosen = [row for number in groups for row in range(begins[number], begins[number + 1])]
         return torch.tensor(chosen, dtype=torch.long, device=self._x.device)
+
+
+def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedule) -> None:
+    """Refuse a hyperschedule along which a position is written before the position that predicts it is there."""
+    if denoiser.lookback and not opens_rightwards(hyperschedule, denoiser.lookback):
+        raise ValueError(
+            "A shifted network predicts a position from the output at the position before it, but along "
+            f"{hyperschedule!r} some position is written while the one before it is not on the canvas yet. Use an "
+            "aligned network, or a hyperschedule that opens its positions from left to right."
+        )
+
+
+def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None) -> None:
+    """Refuse sequences whose first positions a shifted network would have to predict."""
+    lookback = denoiser.lookback
+    if lookback and (fixed is None or not bool(fixed[:, :lookback].all())):
+        raise ValueError(
+            f"A shifted network says nothing of the first {lookback} position(s): give a prompt that begins with the "
+            "begin-of-sequence token."
+        )
 
 
 def _noise_of_levels(

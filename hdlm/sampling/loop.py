@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.attention import Active, Context
-from hdlm.denoiser import AbstractDenoiser
+from hdlm.denoiser import AbstractDenoiser, placed
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.sampling.base import Step, Transform
@@ -65,7 +65,7 @@ def sample(
     approximate: ApproximateCache | None = None,
     stop: Stop | None = None,
     together: bool | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
     """Generate sequences.
@@ -85,19 +85,20 @@ def sample(
         sampling_eps: Read times off the published grid with this margin (`AbstractHyperschedule.times`) instead.
         context: What settled positions see of one another.
         active: What active positions see of one another.
-        use_cache: Keep keys and values of settled positions; exact, so it changes no logit. `context="full"`, in
-            which settled positions look at later ones, has none.
-        approximate: A cache that does change logits: of settled positions for `context="full"`, or of all positions.
+        use_cache: Keep keys and values of settled positions; exact, so it changes no logit. There is no such cache for
+            `context="full"`, in which settled positions see later ones, and for networks whose inputs depend on the
+            noise of the whole sequence (`noise_dependence`).
+        approximate: A cache that does change logits: of settled positions where there is no exact one, or of all.
             Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
         stop: Where sequences may end before the canvas is full.
         together: Whether the sequences of a batch make every step at the same time. By default only where the denoiser
             does not pack questions; else each goes at its own pace, which changes no token and saves calls.
-        device: Where tokens live; that of the denoiser.
+        device: Where tokens are; that of the denoiser by default, and no other.
         watch: Called with a `Frame` after every step of any sequences.
 
     Raises:
-        ValueError: If the prompt does not fit the canvas or the vocabulary, or a shifted network is given no first
-            token.
+        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network is given no first token
+            or a hyperschedule that does not run from left to right, or the denoiser is on another device.
     """
     if num_sequences < 1:
         raise ValueError(f"`num_sequences` must be at least 1; got {num_sequences}.")
@@ -105,6 +106,7 @@ def sample(
     if size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
     _check_prompt(prompt, denoiser, hyperschedule.length, num_sequences)
+    device = placed(denoiser, device)
     engine = Engine(
         denoiser,
         hyperschedule,
@@ -178,9 +180,3 @@ def _check_prompt(prompt: Prompt | None, denoiser: AbstractDenoiser, length: int
                 f"Tokens of the prompt must be words, in [0, {words}); got {int(given.min())} to {int(given.max())}. "
                 "Was it encoded with the checkpoint's tokenizer?"
             )
-    lookback = denoiser.lookback
-    if lookback and (prompt is None or not prompt.fixed[:, :lookback].all()):
-        raise ValueError(
-            f"A shifted network says nothing of the first {lookback} position(s): give a prompt that begins with the "
-            "begin-of-sequence token."
-        )

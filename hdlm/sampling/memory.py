@@ -5,9 +5,12 @@ changed since. What is kept, and for how long, is a matter of the `View`:
 
 | | kept | computed anew | logits |
 |---|---|---|---|
-| exact cache | what has settled, where its view never changes | never | those of no cache |
+| exact cache | what has settled, where its view and its noise never change | never | those of no cache |
 | approximate, `active=False` | what has settled, though its view grows | every `refresh` calls | change |
 | approximate, `active=True` | everything | every `refresh` calls, and once it has settled | change |
+
+The exact cache is off for a denoiser whose `noise_dependence` is `"sequence"`: what it computes of a settled position
+changes with the noise of the others.
 """
 
 from __future__ import annotations
@@ -23,9 +26,20 @@ from hdlm.attention import Active, Context, generation
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question
 from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.parameterization import NoiseDependence
 from hdlm.sampling.base import Answer
 
-__all__ = ["ApproximateCache", "Memory", "View"]
+__all__ = ["ApproximateCache", "Memory", "View", "settled_lasts"]
+
+
+def settled_lasts(context: Context, dependence: NoiseDependence) -> bool:
+    """Whether the keys and values of a settled position never change, so that keeping them is exact.
+
+    Args:
+        context: What settled positions see of one another.
+        dependence: What the network's inputs depend on.
+    """
+    return context != "full" and dependence != "sequence"
 
 
 @final
@@ -62,8 +76,9 @@ class View:
     Attributes:
         context: What settled positions see of one another.
         active: What active positions see of one another.
-        use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. Where settled
-            positions look at later ones (`context` is `"full"`), it is not done.
+        use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. It is not done
+            where settled positions see later ones (`context` is `"full"`), or where the noise of other positions is
+            among the network's inputs; see `settled_lasts`.
         approximate: What is remembered beyond that.
     """
 
@@ -73,26 +88,30 @@ class View:
     approximate: ApproximateCache | None = None
 
     def __post_init__(self) -> None:
-        if self.approximate is None:
-            return
-        if not self.use_cache:
+        if self.approximate is not None and not self.use_cache:
             raise ValueError("An approximate cache is a cache: leave `use_cache` on, or `approximate` out.")
-        if self.lasts and not self.approximate.active:
+
+    def check(self, denoiser: AbstractDenoiser) -> None:
+        """Refuse an approximate cache of settled positions where there is an exact one.
+
+        Raises:
+            ValueError: If that is so.
+        """
+        approximate = self.approximate
+        if approximate is not None and not approximate.active and self.lasts(denoiser):
             raise ValueError(
                 "An approximate cache of settled positions is for context='full'; with "
                 f"context={self.context!r} there is an exact one: leave `approximate` out, or remember active "
                 "positions too (active=True)."
             )
 
-    @property
-    def remembers(self) -> bool:
+    def remembers(self, denoiser: AbstractDenoiser) -> bool:
         """Whether there is a cache, exact or not."""
-        return self.use_cache and (self.lasts or self.approximate is not None)
+        return self.use_cache and (self.lasts(denoiser) or self.approximate is not None)
 
-    @property
-    def lasts(self) -> bool:
-        """Whether what a settled position sees never changes."""
-        return self.context != "full"
+    def lasts(self, denoiser: AbstractDenoiser) -> bool:
+        """Whether what a denoiser computes of a settled position never changes."""
+        return settled_lasts(self.context, denoiser.noise_dependence)
 
     @property
     def keeps_active(self) -> bool:
@@ -134,9 +153,10 @@ class Memory:
     ) -> None:
         self.num_evaluations, self.num_computed = 0, 0
         self._denoiser, self._hyperschedule, self._view = denoiser, hyperschedule, view
-        self._timeless = denoiser.timeless
+        self._noiseless = denoiser.noise_dependence == "none"
+        self._lasts, self._remembers = view.lasts(denoiser), view.remembers(denoiser)
         self._beyond = torch.arange(hyperschedule.length, device=device) >= length
-        self._cache: Any = denoiser.new_cache() if view.remembers else None
+        self._cache: Any = denoiser.new_cache() if self._remembers else None
         self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions as the cache has them
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
@@ -152,8 +172,8 @@ class Memory:
         return self._view.keeps_active
 
     def recall(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
-        """The last answer, if it still holds: a network told no time, the same tokens, and the same in view."""
-        if self._answer is None or not self._timeless:
+        """The last answer, if it is still valid: no noise is among the inputs, and tokens and view are the same."""
+        if self._answer is None or not self._noiseless:
             return None
         self._look(n)
         return self._answer if self._asked == self._counts and torch.equal(x, self._tokens) else None
@@ -175,7 +195,7 @@ class Memory:
         self._look(n)
         settled, absent = self._settled, self._absent
         again = (x != self._tokens).any(0) | self._with_those_before(read.any(0))
-        if self._view.lasts:
+        if self._lasts:
             again |= settled & ~self._for_ever
         if self._view.forgets(self.num_evaluations):
             again |= ~self._for_ever
@@ -184,10 +204,11 @@ class Memory:
         window = chosen.nonzero()[:, 0]
         seen = generation(self._hyperschedule, self._step, self._view.context, self._view.active)
         attention = seen.select(window, torch.cat([self._order, window])).on(x.device)
-        store = self._keep(window, chosen, settled) if self._view.remembers else None
-        self._expect(x, window, chosen, absent)
+        store = self._keep(window, chosen, settled) if self._remembers else None
+        self._expect(x, window, chosen)
         self._asked = self._counts
-        return Question(x[:, window], u[:, window], Asked(window[None], attention, self._cache, store))
+        asked = Asked(window[None], attention, self._cache, store, ordered=True)  # `_expect` sees to that
+        return Question(x[:, window], u[:, window], asked)
 
     def hear(self, prediction: Prediction, begin: int) -> Answer:
         """The answer to the last question, which begins somewhere in what the network says."""
@@ -227,17 +248,15 @@ class Memory:
         store = keep[window].nonzero()[:, 0]
         self._order = torch.cat([self._order, window[store]])
         self._kept |= keep
-        if self._view.lasts:
+        if self._lasts:
             self._for_ever |= chosen & done
         return store
 
-    def _expect(
-        self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"], absent: Tensor
-    ) -> None:
+    def _expect(self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]) -> None:
         """Note what is asked; there is no answer where a shifted network misses the position before."""
         spoken = chosen.clone()
         for behind in range(1, self._denoiser.lookback + 1):
-            spoken[behind:] &= (chosen | absent)[:-behind]
+            spoken[behind:] &= chosen[:-behind]
         place = torch.arange(x.shape[0] * len(window), device=x.device).view(-1, len(window))
         self._place = x.new_full(x.shape, -1)
         self._place[:, window] = torch.where(spoken[window], place, -1)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 from hdlm.verification.world import World
 
@@ -114,6 +114,10 @@ class ExactDenoiser(AbstractDenoiser):
     def parameterization(self) -> AbstractParameterization:
         """What the raw outputs mean."""
         return Mean() if self.reading == "mean" else _SCORE
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return "position"
 
     def new_cache(self) -> Memory:
         return Memory()

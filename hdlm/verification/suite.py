@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hdlm.denoiser import AbstractDenoiser, Denoiser
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
@@ -18,6 +19,7 @@ from hdlm.hyperschedule import (
     autoregressive,
     flat,
 )
+from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import (
     AbstractNoiseSchedule,
     Composed,
@@ -43,14 +45,24 @@ from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Me
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, Step, algorithm
 from hdlm.verification import laws
+from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.finding import Law, Trial, Verdict, try_laws
+from hdlm.verification.world import agreeing_world
 
 __all__ = ["GROUPS", "built_in", "laws_of", "subject_of", "verify"]
 
 MOST_WORDS = 5
 """Vocabularies above this are not enumerable in reasonable time."""
 
-GROUPS = ("noise_schedule", "process", "hyperschedule", "parameterization", "objective", "sampling")
+GROUPS = (
+    "noise_schedule",
+    "process",
+    "hyperschedule",
+    "parameterization",
+    "objective",
+    "denoiser",
+    "sampling",
+)
 """Kinds of built-in objects, by the module that they come from."""
 
 _KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
@@ -59,7 +71,20 @@ _KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
     (AbstractHyperschedule, laws.HYPERSCHEDULE_LAWS),
     (AbstractParameterization, laws.PARAMETERIZATION_LAWS),
     (AbstractObjective, laws.OBJECTIVE_LAWS),
+    (AbstractDenoiser, laws.DENOISER_LAWS),
     (laws.Sampler, laws.SAMPLER_LAWS),
+)
+
+
+_READINGS: tuple[AbstractParameterization, ...] = (
+    Mean(),
+    Mean("sigma"),
+    Cavity("sigma"),
+    Cavity("fraction", shared=True),
+    LogScore(),
+    LogScore(blend_rate=0.1),
+    LogScore(shared=True),
+    Shifted(Mean()),
 )
 
 
@@ -91,19 +116,43 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
     ):
         yield "process", repr(process), process
     yield from _hyperschedules()
-    for reading in (
-        Mean(),
-        Mean("sigma"),
-        Cavity("sigma"),
-        LogScore(),
-        LogScore(blend_rate=0.1),
-        Shifted(Mean()),
-    ):
+    for reading in _READINGS:
         yield "parameterization", repr(reading), reading
     both = Combination(((1.0, ScoreEntropy()), (0.5, CrossEntropy())))
     for objective in (NELBO(), ScoreEntropy(), WeightedCrossEntropy(unmasked=0.0), CrossEntropy(), both):
         yield "objective", repr(objective), objective
+    yield from _denoisers()
     yield from _samplers()
+
+
+def _denoisers() -> Iterator[tuple[str, str, AbstractDenoiser]]:
+    """Small networks with random weights, by what their inputs depend on, and exact denoisers."""
+    for reading in (Mean(), LogScore(blend_rate=0.1), Cavity("fraction", shared=True), Shifted(Mean())):
+        yield "denoiser", f"a network read by {reading!r}", _network(reading)
+    world = agreeing_world(2, 6)
+    yield "denoiser", "the exact denoiser", ExactDenoiser(world, EpsilonHybrid(2, epsilon=0.2))
+    yield "denoiser", "exact scores", ExactDenoiser(world, GammaHybrid(2, gamma=0.3), "score")
+
+
+def _network(reading: AbstractParameterization) -> Denoiser:
+    """A float64 network of two blocks."""
+    process, told = GammaHybrid(4, gamma=0.3), reading.inputs(torch.zeros(1, 1)).condition is not None
+    config = DDiTConfig(
+        vocab_size=process.num_words + 1,
+        hidden_size=16,
+        num_blocks=2,
+        num_heads=2,
+        cond_dim=8,
+        timestep_embedding=told,
+        condition_blocks=told,
+    )
+    network = DDiT(config).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.4, generator=generator)
+            parameter.add_(float(parameter.ndim == 1))
+    return Denoiser(network, process, reading)
 
 
 def _hyperschedules() -> Iterator[tuple[str, str, AbstractHyperschedule]]:
@@ -158,8 +207,8 @@ def verify(subject: Any, trial: Trial | None = None, name: str | None = None) ->
     """Hold an object against the laws of its kind.
 
     Args:
-        subject: A noise schedule, process, hyperschedule, parameterization, objective, sampling step, or a `Sampler`,
-            which is a step with the process that it is to be tried on.
+        subject: A noise schedule, process, hyperschedule, parameterization, objective, denoiser, sampling step, or a
+            `Sampler`, which is a step with the process that it is to be tried on.
         trial: How hard to try; the default is quick.
         name: How to call it; its `repr` by default.
 

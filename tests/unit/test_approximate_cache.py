@@ -42,7 +42,7 @@ class Spy(AbstractDenoiser):
 
     lookback = property(lambda self: self.inner.lookback)
     packs = property(lambda self: self.inner.packs)
-    timeless = property(lambda self: self.inner.timeless)
+    noise_dependence = property(lambda self: self.inner.noise_dependence)
 
     def new_cache(self):
         return self.inner.new_cache()
@@ -228,7 +228,7 @@ def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: Approximate
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="context='full'"):
-        View(approximate=ApproximateCache())
+        View(approximate=ApproximateCache()).check(tiny_denoiser(Absorbing(WORDS)))
     with pytest.raises(ValueError, match="leave `use_cache` on"):
         View(use_cache=False, approximate=EVERYTHING)
     with pytest.raises(ValueError, match="at least 1; got 0"):

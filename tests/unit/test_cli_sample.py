@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +13,9 @@ import sys
 import pytest
 
 from hdlm.cli import main
+from hdlm.cli.sample import _answers as answers
+from hdlm.cli.sample import _cache as cached
+from hdlm.hub import load
 
 MODEL = ["sample", "kjv-epsilon-4m", "--prompt", "And the LORD said", "--length", "24"]
 
@@ -25,6 +30,27 @@ def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "acs, a heuristic" in said.err
     assert "own pace" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("peers/bd3lm", "settled positions are computed once: exact, as context is block_causal"),
+        ("gamma", "settled positions are computed once: exact, as context is block_causal"),
+        ("peers/gidd", "none, as the noise of the whole sequence is an input at every position"),
+        ("peers/sedd", "none, as the noise of the whole sequence is an input at every position"),
+    ],
+)
+def test_it_is_explained_why_there_is_no_exact_cache(shared, name: str, why: str) -> None:
+    checkpoint, args = load(shared / "golden" / name), argparse.Namespace(approximate_cache=None)
+    assert cached(checkpoint, args).startswith(why)
+    everything = argparse.Namespace(approximate_cache=(4, True))
+    part = "those not settled" if why.startswith("settled") else "all"
+    assert f"{part} anew every 4 calls" in cached(checkpoint, everything)
+    full = dataclasses.replace(checkpoint, context="full")
+    assert cached(full, args).startswith("none, as settled positions see later ones")
+    kept = checkpoint.denoiser.noise_dependence == "none"
+    assert answers(checkpoint).startswith("used again" if kept else "computed in every step")
 
 
 def test_an_approximate_cache_is_called_that_and_its_price_told(capsys: pytest.CaptureFixture[str]) -> None:

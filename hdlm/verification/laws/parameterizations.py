@@ -53,12 +53,32 @@ def inputs_are_finite(reading: AbstractParameterization, trial: Trial) -> Findin
     return error(torch.cat([(~condition.isfinite()).double(), outside.double()]), 0.0, 0.0)
 
 
+def inputs_depend_on_the_stated_noise(reading: AbstractParameterization, trial: Trial) -> Finding | None:
+    """What the network gets at a position changes with no noise that `noise_dependence` leaves out."""
+    dependence = reading.noise_dependence
+    if dependence == "sequence":
+        return None
+    noise, other = trial.numbers(2, ROWS, 5)
+    whole = reading.inputs(noise)
+    gaps = [torch.zeros(1)]
+    for place in range(noise.shape[1]):
+        column = slice(place, place + 1)
+        apart = reading.inputs((noise if dependence == "position" else other)[:, column])
+        for both in ((whole.condition, apart.condition), (whole.blend, apart.blend)):
+            if both[0] is None or both[1] is None:
+                gaps.append(torch.full((1,), float(both[0] is not both[1])))
+            else:
+                gaps.append((both[0][:, column] - both[1]).abs().flatten())
+    return error(torch.cat(gaps), 0.0, 0.0)
+
+
 PARAMETERIZATION_LAWS: tuple[Law, ...] = (
     clean_predictions_are_distributions,
     a_token_has_the_score_one,
     both_readings_agree,
     rows_are_independent,
     inputs_are_finite,
+    inputs_depend_on_the_stated_noise,
 )
 
 

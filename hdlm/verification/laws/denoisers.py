@@ -1,0 +1,164 @@
+"""Laws of a denoiser: what it states about its inputs is true, so whatever generation keeps is what it would compute.
+
+The laws write texts of a few words along several hyperschedules. The words come from random numbers alone, so that two
+runs of one seed see the same tokens, and every raw output that is read in one run has its counterpart in the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdlm.denoiser import AbstractDenoiser, Context, Prediction, placed
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, flat
+from hdlm.sampling import ApproximateCache, Move, Prompt, sample
+from hdlm.verification.finding import Finding, Law, Trial, error
+
+__all__ = ["DENOISER_LAWS"]
+
+LENGTH = 6
+
+
+def answers_depend_on_the_stated_noise(denoiser: AbstractDenoiser, trial: Trial) -> Finding | None:
+    """A raw output changes with no noise that `noise_dependence` leaves out."""
+    dependence = denoiser.noise_dependence
+    if dependence == "sequence":
+        return None
+    device, process = placed(denoiser, None), denoiser.process
+    words = (trial.numbers(1, LENGTH) * process.num_words).long().to(device)
+    noise, other = (0.05 + 0.9 * trial.numbers(2, LENGTH)).to(device)
+    alone = torch.eye(LENGTH, dtype=torch.bool, device=device)[None]
+    gaps = []
+    for place in range(denoiser.lookback, LENGTH):
+        changed = other.clone()
+        seen = None
+        if dependence == "position":  # each position sees itself alone, and keeps its noise
+            seen = alone
+            changed[place - denoiser.lookback] = noise[place - denoiser.lookback]
+        at = torch.tensor([place], device=device)
+        one, two = (_raw(denoiser, words, u[None], seen, at) for u in (noise, changed))
+        gaps.append(_gap(one, two))
+    return error(torch.stack(gaps), 0.0, 1.0)
+
+
+def kept_answers_are_those_of_a_new_call(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
+    """What generation reads without a cache is what the denoiser answers when it is called at every step."""
+    return _compared(denoiser, trial, (flat(LENGTH, 4), Slide(LENGTH, 3, 4)), use_cache=False)
+
+
+def the_exact_cache_changes_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
+    """With the exact cache, where there is one, every raw output is the one without a cache."""
+    return _compared(denoiser, trial, (Block(LENGTH, 3, 3), Wave(LENGTH, 3, 2)))
+
+
+def company_changes_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
+    """A sequence reads in a batch what it reads alone, each at its own pace."""
+    return _compared(
+        denoiser, trial, (Block(LENGTH, 2, 2), Slide(LENGTH, 3, 3)), 2, together=not denoiser.packs
+    )
+
+
+def steps_in_common_change_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
+    """A sequence reads what it reads alone in a batch that makes every step together."""
+    return _compared(denoiser, trial, (Block(LENGTH, 3, 3),), 2, together=True)
+
+
+def a_cache_renewed_at_every_call_is_none(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
+    """An approximate cache that is computed again at every call changes no raw output."""
+    cache = ApproximateCache(refresh=1, active=True)
+    return _compared(denoiser, trial, (Block(LENGTH, 3, 3),), approximate=cache)
+
+
+DENOISER_LAWS: tuple[Law, ...] = (
+    answers_depend_on_the_stated_noise,
+    kept_answers_are_those_of_a_new_call,
+    the_exact_cache_changes_no_output,
+    company_changes_no_output,
+    steps_in_common_change_no_output,
+    a_cache_renewed_at_every_call_is_none,
+)
+
+
+@final
+class _Anew(AbstractDenoiser):
+    """A denoiser of which nothing is kept: it has no cache, and states that its answers depend on all noise."""
+
+    def __init__(self, inner: AbstractDenoiser) -> None:
+        self.inner, self.process = inner, inner.process
+
+    @property
+    def lookback(self) -> int:
+        return self.inner.lookback
+
+    @property
+    def device(self) -> torch.device | None:
+        return self.inner.device
+
+    def predict(
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+    ) -> Prediction:
+        return self.inner.predict(tokens, noise, context)
+
+
+@final
+class _Record:
+    """A step that writes words by chance, and records the raw outputs that it reads, by sequence, step and position."""
+
+    def __init__(self) -> None:
+        self.read: dict[tuple[int, int, int], Tensor] = {}
+
+    def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        where = move.moving & (move.uniform(0) < 0.6)
+        if where.any():
+            row, column = where.nonzero(as_tuple=True)
+            answer = move.reading.answer(where)
+            raw = answer.prediction.raw(answer.place[row, column])
+            steps = torch.as_tensor(move.step).expand(len(x), 1)[row, 0].tolist()
+            names = zip(move.sequence[row].tolist(), steps, column.tolist(), strict=True)
+            self.read |= dict(zip(names, raw, strict=True))
+        words = (move.uniform(1) * move.process.num_words).long()
+        writes = move.moving & ((move.uniform(2) < 0.1) | (move.s == 0))  # few, so that answers are kept
+        return torch.where(writes, words, x)
+
+
+def _compared(
+    denoiser: AbstractDenoiser,
+    trial: Trial,
+    plans: tuple[AbstractHyperschedule, ...],
+    num: int = 1,
+    **how: Any,
+) -> Finding:
+    """How far the raw outputs of a run are from those of calls of which nothing is kept, in rounding errors."""
+    gaps = []
+    prompt = Prompt.prefix([0] * max(denoiser.lookback, 1), LENGTH)
+    for plan in plans:
+        expected, found = _Record(), _Record()
+        sample(
+            _Anew(denoiser), plan, expected, num_sequences=num, batch_size=1, prompt=prompt, seed=trial.seed
+        )
+        sample(denoiser, plan, found, num_sequences=num, prompt=prompt, seed=trial.seed, **how)
+        gaps += [_gap(found.read[name], raw) for name, raw in expected.read.items()]
+    return error(torch.stack(gaps), 0.0, 1.0)
+
+
+@torch.no_grad()
+def _raw(
+    denoiser: AbstractDenoiser,
+    words: Int[Tensor, "b q"],
+    noise: Float[Tensor, "b q"],
+    seen: Tensor | None,
+    at: Int[Tensor, " n"],
+) -> Float[Tensor, "n v"]:
+    return denoiser.predict(words, noise, Context(attention=seen)).raw(at)
+
+
+def _gap(found: Tensor, expected: Tensor) -> Float[Tensor, ""]:
+    """The greatest difference of two raw outputs, over what rounding may explain; above 1 it does not."""
+    gap = torch.where(found == expected, 0.0, (found - expected).abs()).double().amax()
+    finite = expected[expected.isfinite()].double()
+    scale = finite.abs().amax().clamp_min(1.0) if len(finite) else gap.new_ones(())
+    rounding: float = torch.finfo(expected.dtype).eps ** 0.5
+    return gap / (scale * rounding)

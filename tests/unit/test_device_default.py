@@ -1,0 +1,131 @@
+"""Where tokens are is known to the denoiser: it need not be said, and cannot be said wrongly."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+
+from hdlm import load_checkpoint, write
+from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, placed
+from hdlm.evaluation import evaluate
+from hdlm.evaluation.conditional import Conditional
+from hdlm.evaluation.harness import Examinee
+from hdlm.evaluation.judge import CheckpointJudge
+from hdlm.evaluation.samples import draw_samples
+from hdlm.evaluation.telemetry import fill_in
+from hdlm.generation import Settings, complete, tokenizer_of
+from hdlm.hyperschedule import autoregressive, flat
+from hdlm.package_data import pretrained
+from hdlm.parameterization import Mean
+from hdlm.process import Absorbing
+from hdlm.published.model import CallableDenoiser
+from hdlm.sampling import Ancestral, Engine, Prompt, sample
+from hdlm.verification import ExactDenoiser, agreeing_world
+from tests.architecture.source import modules
+from tests.tiny import tiny_denoiser
+
+WORDS = 4
+PLACES_A_MODEL = {
+    "hdlm.checkpoint.load_checkpoint",
+    "hdlm.hub.load.load",
+    "hdlm.cli._models.open_checkpoint",
+    "hdlm.evaluation.judge.__init__",  # of `TransformersJudge`, which loads its model
+    "hdlm.objective.times.stratified_times",  # numbers, and no model
+}
+
+
+def test_no_function_that_is_given_a_model_has_a_device_of_its_own() -> None:
+    """`device` is "cpu" by default only where a model is put somewhere."""
+    found = set()
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef):
+                spec = node.args
+                plain = [*spec.posonlyargs, *spec.args]
+                named = [*zip(plain[len(plain) - len(spec.defaults) :], spec.defaults, strict=True)]
+                named += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+                pairs = [(argument.arg, default) for argument, default in named]
+                names = {f"{module.name}.{node.name}"}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                pairs, names = [(node.target.id, node.value)], {f"{module.name}.{node.target.id}"}
+            else:
+                continue
+            if any(
+                name == "device" and isinstance(value, ast.Constant) and value.value == "cpu"
+                for name, value in pairs
+            ):
+                found |= names
+    assert found == PLACES_A_MODEL
+
+
+class Elsewhere(AbstractDenoiser):
+    """A denoiser whose weights are on a device that needs no hardware."""
+
+    process = Absorbing(WORDS)
+    device = torch.device("meta")
+
+    def predict(self, tokens, noise, context):
+        raise NotImplementedError
+
+
+def test_tokens_are_where_the_weights_are() -> None:
+    network = tiny_denoiser(Absorbing(WORDS))
+    assert placed(network, None) == placed(network, "cpu") == torch.device("cpu")
+    assert (
+        placed(Denoiser(torch.nn.Linear(2, 2, device="meta"), Absorbing(WORDS), Mean()), None).type == "meta"
+    )
+    assert placed(Elsewhere(), None) == Elsewhere.device
+    assert placed(Guided(Elsewhere(), torch.tensor([[True]]), 1.0), None) == Elsewhere.device
+    module = torch.nn.Linear(2, 2, device="meta")
+    assert placed(CallableDenoiser(module, Absorbing(WORDS), Mean()), None).type == "meta"
+    assert Conditional(Elsewhere(), flat(4, 2))._device == Elsewhere.device
+    assert Engine(Elsewhere(), flat(4, 2), Ancestral())._x.device == Elsewhere.device
+
+
+def test_a_denoiser_without_weights_computes_where_it_is_told_to() -> None:
+    """On the CPU, if it is told nothing."""
+    exact = ExactDenoiser(agreeing_world(2, 3), Absorbing(2))
+    function = CallableDenoiser(lambda ids, positions: ids, Absorbing(WORDS), Mean())
+    for denoiser in (exact, function):
+        assert denoiser.device is None
+        assert placed(denoiser, None) == torch.device("cpu")
+        assert placed(denoiser, "meta") == torch.device("meta")
+
+
+def test_a_device_is_compared_by_kind_and_by_number_where_one_is_given() -> None:
+    second = type("Second", (Elsewhere,), {"device": torch.device("cuda", 1)})()
+    assert placed(second, "cuda") == placed(second, "cuda:1") == placed(second, None)
+    for other in ("cuda:0", "cpu", torch.device("meta")):
+        with pytest.raises(ValueError, match=r"`device` is .* and the denoiser is on 'cuda:1'"):
+            placed(second, other)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load_checkpoint(pretrained() / "kjv-epsilon-4m")
+
+
+def test_every_function_refuses_another_device_than_the_models(checkpoint) -> None:
+    """Before any work: nothing is written, and the message says what to do."""
+    denoiser, text = checkpoint.denoiser, torch.ones(2, 8, dtype=torch.long)
+    given = Prompt.prefix([1], 8)
+    calls = {
+        "sample": lambda device: sample(denoiser, flat(8, 2), Ancestral(), prompt=given, device=device),
+        "Engine": lambda device: Engine(denoiser, flat(8, 2), Ancestral(), device=device),
+        "write": lambda device: write(checkpoint, "a", Settings(length=8), device=device),
+        "complete": lambda device: complete(checkpoint, given, flat(8, 2), Settings(), device=device),
+        "evaluate": lambda device: evaluate(denoiser, text[0], autoregressive(8), device=device),
+        "Conditional": lambda device: Conditional(denoiser, autoregressive(8), device=device),
+        "Examinee": lambda device: Examinee(checkpoint, device=device),
+        "draw_samples": lambda device: draw_samples(checkpoint, Settings(length=8), device=device),
+        "fill_in": lambda device: fill_in(checkpoint, text, Settings(length=8), device=device),
+        "CheckpointJudge": lambda device: CheckpointJudge(
+            checkpoint, tokenizer_of(checkpoint), "judge", device
+        ),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match="leave `device` out, or move the denoiser"):
+            call("meta")
+    assert calls["sample"](None).tokens.device.type == "cpu"
