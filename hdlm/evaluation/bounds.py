@@ -32,6 +32,7 @@ from hdlm.evaluation.times import Density, density_of, placed
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
+from hdlm.parameterization import NoiseDependence
 from hdlm.process import Absorbing, AbstractNoiseProcess
 
 __all__ = [
@@ -161,7 +162,7 @@ class AbstractBound(abc.ABC):
             noise_schedule,
             two_stream=isinstance(schedule, AbstractCountdown)
             and not _is_flat(schedule)
-            and self.context != "full",
+            and _in_one_pass(schedule, self.context, self.denoiser.noise_dependence),
             context=self.context,
             active=self.active,
             num_given=self.num_given,
@@ -212,10 +213,13 @@ class AbsorbingBound(AbstractBound):
                 "estimator='exact' needs a hyperschedule that takes one position at a time, left to right; got "
                 f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
             )
-        if self.estimator in ("count", "exact") and not _in_one_pass(self.hyperschedule, self.context):
+        if self.estimator in ("count", "exact") and not _in_one_pass(
+            self.hyperschedule, self.context, self.denoiser.noise_dependence
+        ):
             raise ValueError(
-                f"estimator={self.estimator!r} measures all positions in one pass, but with context='full' settled "
-                "positions look at later ones, which would show what is asked. Use estimator='stratified'."
+                f"estimator={self.estimator!r} measures all positions in one pass. That is wrong with context='full', "
+                "in which settled positions attend to later ones, and for a network that is conditioned on one noise "
+                "level a sequence, unless the hyperschedule is flat. Use estimator='stratified'."
             )
 
     @cached_property
@@ -361,10 +365,20 @@ def bound_along(
 
 
 def least_variance(
-    bound: BoundName, hyperschedule: AbstractHyperschedule, context: attention.Context = "block_causal"
+    bound: BoundName,
+    hyperschedule: AbstractHyperschedule,
+    context: attention.Context = "block_causal",
+    dependence: NoiseDependence = "position",
 ) -> Estimator:
-    """The estimator of a bound with the least variance among those that fit; arguments as those of the bounds."""
-    if bound == "hybrid" or not _in_one_pass(hyperschedule, context):
+    """The estimator of a bound with the least variance among those that fit.
+
+    Args:
+        bound: The bound.
+        hyperschedule: When each position is noisy.
+        context: What settled positions see of one another.
+        dependence: `noise_dependence` of the denoiser.
+    """
+    if bound == "hybrid" or not _in_one_pass(hyperschedule, context, dependence):
         return "stratified"
     if is_autoregressive(hyperschedule):
         return "exact"
@@ -406,9 +420,14 @@ def _is_flat(hyperschedule: AbstractHyperschedule) -> bool:
     return opens_together(hyperschedule) and len(hyperschedule.settles.unique()) == 1
 
 
-def _in_one_pass(hyperschedule: AbstractHyperschedule, context: attention.Context) -> bool:
-    """Whether one pass can show every position what generation shows it; see `Corruption`."""
-    return context != "full" or _is_flat(hyperschedule)
+def _in_one_pass(
+    hyperschedule: AbstractHyperschedule, context: attention.Context, dependence: NoiseDependence
+) -> bool:
+    """Whether one pass can give every position the input that it has in generation; see `Corruption`.
+
+    A network that is conditioned on one noise level a sequence cannot read several blocks in one pass.
+    """
+    return (context != "full" and dependence != "sequence") or _is_flat(hyperschedule)
 
 
 def _cross_entropy(

@@ -136,7 +136,9 @@ class Conditional:
     @property
     def measured_by(self) -> Estimator:
         """The estimator, chosen if it was left open."""
-        return self.estimator or least_variance(self.bound, self.hyperschedule, self.context)
+        return self.estimator or least_variance(
+            self.bound, self.hyperschedule, self.context, self.denoiser.noise_dependence
+        )
 
     @torch.no_grad()
     def nats(

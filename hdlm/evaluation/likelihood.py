@@ -85,7 +85,8 @@ class Likelihood:
             num_tokens=len(self.tokens),
             num_bytes=self.num_bytes,
             bound=self.bound,
-            estimator=self.estimator or least_variance(self.bound, self.hyperschedule, self.context),
+            estimator=self.estimator
+            or least_variance(self.bound, self.hyperschedule, self.context, self.denoiser.noise_dependence),
             seed=self.seed,
             num_windows=sum(len(stack.tokens) for stack in self.stacks),
             stride=self.stride or self.hyperschedule.length,

@@ -50,6 +50,8 @@ class Canvas:
         attention: Who sees whom, as the network wants it.
         window: In two streams, the step of each noisy position: equal ones are noisy together.
         rightwards: Whether each position becomes noisy no earlier than the one before it; in two streams, and settles.
+        same_noise: Whether all noisy positions of a sequence have the same noise fraction in two streams, as along a
+            flat hyperschedule.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -62,6 +64,7 @@ class Canvas:
     attention: Any = None
     window: Int[Tensor, "b l"] | None = None
     rightwards: bool = True
+    same_noise: bool = True
 
     def spoken(self, denoiser: AbstractDenoiser) -> Canvas:
         """The same without weight on the first positions, of which a shifted denoiser says nothing."""
@@ -86,11 +89,13 @@ class Canvas:
 
         Raises:
             ValueError: If it need not have settled: the clean one might have seen what is asked. On one canvas, if the
-                position before need not be there in generation.
+                position before need not be there in generation. In two streams, if the denoiser is conditioned on one
+                noise level a sequence and blocks have different ones.
         """
         self._check_order(denoiser)
         if not self.num_clean:
             return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
+        self._check_noise(denoiser)
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
@@ -128,6 +133,14 @@ class Canvas:
             "A shifted network predicts a position from the output at the position before it, but this hyperschedule "
             "does not open its positions from left to right. Use an aligned network, or another hyperschedule."
         )
+
+    def _check_noise(self, denoiser: AbstractDenoiser) -> None:
+        if denoiser.noise_dependence == "sequence" and not self.same_noise:
+            raise ValueError(
+                "This network is conditioned on one noise level a sequence, but two streams hold blocks with different "
+                "noise levels in one sequence, which generation never does. Use one canvas (two_stream=false, "
+                "published as annealing.efficient=false), or a flat hyperschedule."
+            )
 
     def _stream(self, lookback: int) -> Int[Tensor, "b l"]:
         """Which stream speaks of each position: 0 for the clean one, 1 for the noisy one."""
@@ -230,6 +243,7 @@ class Corruption:
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
             rightwards=self._rightwards,
+            same_noise=len(schedule.settles.unique()) == 1,
         )
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:

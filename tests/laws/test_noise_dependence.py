@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.evaluation.bounds import HybridBound, least_variance
 from hdlm.hub import load
 from hdlm.hyperschedule import Block, Slide, Wave, flat
+from hdlm.objective import Corruption
 from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, NetworkInputs, Shifted
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, ApproximateCache, Prompt, algorithm, sample
@@ -316,3 +318,20 @@ def test_a_cache_of_settled_text_is_approximate_where_there_is_no_exact_one() ->
     assert int(kept.computed) < int(plain.computed)
     with pytest.raises(ValueError, match="context='full'"):
         sample(network(Mean()), plan, step, approximate=ApproximateCache())
+
+
+@pytest.mark.parametrize("plan", [Block(8, 4, 2), Slide(8, 4, 4), Wave(8, 4, 4)], ids=repr)
+def test_a_network_told_one_noise_a_sequence_is_measured_on_one_canvas(plan) -> None:
+    """Two streams would give every block the greatest noise of all blocks, which generation never does."""
+    denoiser = network(LogScore(shared=True))
+    tokens = torch.randint(WORDS, (2, 8), generator=torch.Generator().manual_seed(0))
+    draw = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    two_streams = Corruption(denoiser.process, plan)
+    times = torch.rand(2, two_streams.num_times, dtype=torch.float64)
+    with pytest.raises(ValueError, match="one noise level a sequence"):
+        two_streams(tokens, times, draw).predict(denoiser)
+    assert not HybridBound(denoiser, plan, "stratified").corruption.two_stream
+    assert HybridBound(network(LogScore()), plan, "stratified").corruption.two_stream
+    assert least_variance("absorbing", plan, dependence="sequence") == "stratified"
+    flat_streams = Corruption(denoiser.process, flat(8, 4))
+    flat_streams(tokens, times[:, :1], draw).predict(denoiser)

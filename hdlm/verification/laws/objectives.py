@@ -12,6 +12,7 @@ from torch import Tensor
 from hdlm.denoiser import AbstractDenoiser, Context, Prediction
 from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedWave, Slide, Wave, flat
 from hdlm.objective import NELBO, AbstractObjective, Corruption, ScoreEntropy
+from hdlm.parameterization import NoiseDependence
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.expectation import every_canvas, expected_loss, nelbo_by_hand
@@ -152,6 +153,10 @@ class _Tilted(AbstractDenoiser):
     def __init__(self, inner: ExactDenoiser) -> None:
         self.inner, self.process = inner, inner.process
         self.tilts = torch.zeros(0)
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return self.inner.noise_dependence
 
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
