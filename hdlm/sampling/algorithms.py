@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Chain, Step, words_wait
+from hdlm.sampling.base import Chain, Step
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.first_hitting import FirstHitting
@@ -23,7 +23,7 @@ Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
     """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
-    return Absorbing(process.num_words) if words_wait(process) else None
+    return Absorbing(process.num_words) if process.words_wait else None
 
 
 ALGORITHMS: dict[str, Builder] = {
