@@ -104,7 +104,7 @@ def holds(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, promp
             fixed = prompt.fixed.expand_as(frame.after)
             assert torch.equal(frame.after[fixed], prompt.tokens.expand_as(frame.after)[fixed])
 
-    tokens = sample(denoiser, schedule, step, prompt=prompt, watch=watch, **options).tokens
+    tokens = sample(denoiser, schedule, step, prompt=prompt, watch=watch, together=True, **options).tokens
     assert ((tokens >= 0) & (tokens < denoiser.process.num_words)).all()
     if prompt is not None:
         fixed = prompt.fixed.expand_as(tokens)
@@ -140,7 +140,7 @@ def _try_one(name: str, process: AbstractNoiseProcess, choice: torch.Generator) 
         schedule,
         algorithm(name, process, one_of((0.0, 0.05, 0.5, 1.0))),
         prompt_of(one_of(("none", "prefix", "infill")), schedule, choice),
-        num_sequences=8,
+        num_sequences=16,
         seed=seed,
         noise_schedule=one_of(NOISES),
         sampling_eps=one_of((None, None, 1e-3)),
@@ -154,18 +154,17 @@ REMASKING = {
 }
 
 
-@pytest.mark.parametrize("eta", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["none", "prefix", "infill"])
 @pytest.mark.parametrize("build", REMASKING)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_remasking_by_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, eta: float) -> None:
+def test_remasking_by_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, kind: str) -> None:
     """It used to mask words in their last step."""
-    for kind in ("none", "prefix", "infill"):
-        prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
-        denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1)).eval()
-        holds(denoiser, schedule, REMASKING[build](eta), prompt, num_sequences=30, seed=3)
+    prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1), num_blocks=1).eval()
+    holds(denoiser, schedule, REMASKING[build](0.9), prompt, num_sequences=40, seed=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ANY, st.sampled_from(["remdm_confidence", "exact", "acs"]), st.integers(0, 2**31))
 @example(Table(torch.zeros(1, 3, dtype=torch.long)), "exact", 0)
 def test_every_hyperschedule_that_can_be_made_can_be_sampled(
@@ -183,23 +182,23 @@ def test_every_hyperschedule_that_can_be_made_can_be_sampled(
     )
 
 
-@pytest.mark.parametrize("eta", [0.05])
-def test_the_shipped_model_remasks_by_confidence(eta: float) -> None:
-    """At the settings of `hdlm sample --algorithm remdm_confidence`, in few steps; it died of 6 seeds of 8."""
+@pytest.mark.parametrize("schedule", [Slide(24, 8, 6), pytest.param(Block(64, 16, 16), marks=pytest.mark.slow)])
+def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule) -> None:
+    """It left masks for 6 seeds of 8 at the settings of `hdlm sample --algorithm remdm_confidence`."""
     model = hdlm.load("kjv-epsilon-4m")
-    step = algorithm("remdm_confidence", model.denoiser.process, eta)
-    for schedule in (Block(32, 16, 8), Slide(32, 16, 8)):
-        done = sample(
-            model.denoiser,
-            schedule,
-            step,
-            num_sequences=8,
-            seed=0,
-            noise_schedule=model.noise_schedule,
-            context=model.context,
-            active=model.active,
-        )
-        assert int(done.tokens.max()) < model.denoiser.process.num_words
+    step = algorithm("remdm_confidence", model.denoiser.process, 0.05)
+    done = sample(
+        model.denoiser,
+        schedule,
+        step,
+        num_sequences=8,
+        seed=0,
+        together=True,
+        noise_schedule=model.noise_schedule,
+        context=model.context,
+        active=model.active,
+    )
+    assert int(done.tokens.max()) < model.denoiser.process.num_words
 
 
 # --- positions that begin at level 0 ---------------------------------------------------------------------------------
