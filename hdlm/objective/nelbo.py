@@ -69,9 +69,9 @@ def prior_divergence(
 
     It is `KL(q(x_1 | x_0) || p(x_1))`, where `p` has as many masks as `q`, and uniform words for the rest. That is the
     process's own `prior` where noise replaces words. Where words wait, generation begins with masks alone, from which
-    the divergence is infinite, and the network writes the rest of the words, a share `1 - u(1)`, as it writes all others.
-    The bound charges them as uniform words, which costs more, unless the network's guess at pure noise is worse than a
-    uniform one.
+    the divergence is infinite, and the network writes the rest of the words, a share `1 - u(1)`, as it writes all
+    others. The bound charges them as uniform words, which costs more, unless the network's guess at pure noise is worse
+    than a uniform one.
     """
     one = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
     w = process.weights(one)

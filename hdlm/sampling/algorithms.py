@@ -55,13 +55,16 @@ ANY_STEPS = "exact in any number of steps"
 SMALL_STEPS = "exact as steps get small"
 """A claim of `exactness`: the law comes as close to that of the data as one likes, in many steps."""
 _HEURISTIC = "a heuristic"
-_UNREPAIRED = "not exact in the limit of small steps: words that the process replaced at u = 0+ are never repaired"
+_UNREPAIRED = (
+    "not exact in the limit of small steps: words that the process replaced at u = 0+ are never repaired"
+)
 _REPAIRED_APART = (
-    "not exact in the limit of small steps: the last step repairs the words that were replaced at u = 0+, each on its own"
+    "not exact in the limit of small steps: the last step repairs the words that the process replaced at u = 0+, each "
+    "on its own"
 )
 _REDRAWN_TOGETHER = (
-    "not exact in the limit of small steps: words that are redrawn in one step do not see one another; with eta = 0 it "
-    "redraws one word a step and is exact"
+    "not exact in the limit of small steps: words that are redrawn in one step do not see one another; eta = 0 redraws "
+    "one word a step and is exact"
 )
 
 

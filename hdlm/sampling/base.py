@@ -195,14 +195,14 @@ class Reading:
             f"nan, {int(raw.isinf().sum())} infinite. Check the weights, or use a wider dtype."
         )
 
-    def _each(
-        self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, none: Tensor
-    ) -> Tensor:
+    def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, none: Tensor) -> Tensor:
         """Something of each row of `log p(x_0 | x_t)`, a few rows at a time, and one check of all rows."""
         if not len(row):
             return none
         answer = self.answer(where)
-        found, level = zip(*(of(log_w, part) for part, log_w in self._chunks(answer, row, column)), strict=True)
+        found, level = zip(
+            *(of(log_w, part) for part, log_w in self._chunks(answer, row, column)), strict=True
+        )
         self.check(where, torch.cat(level))
         return torch.cat(found)
 

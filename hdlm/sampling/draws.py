@@ -37,8 +37,8 @@ def draw_index(weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> I
     if not fine.all():
         row = int((~fine).nonzero()[0, 0])
         raise ValueError(
-            f"Nothing can be drawn from row {row} of {len(weights)}: a row of weights needs a positive, finite sum; got "
-            f"{float(total[row])}."
+            f"Nothing can be drawn from row {row} of {len(weights)}: a row of weights needs a positive, finite sum; "
+            f"got {float(total[row])}."
         )
     return index
 

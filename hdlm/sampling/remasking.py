@@ -87,9 +87,9 @@ class Confidence(AbstractRemaskSchedule):
     The visible positions of a sequence together get their mean of it over all positions that move, and position `i`
     gets `softmax(-confidence)_i` of that; masks are lifted as often as that mean wants, so the share of masks stays on
     schedule (the paper's own rule lifts too few). A position gets no more than the largest `sigma` of its own move, so
-    none is masked in its last step; what it cannot take goes to the others in the same proportion. The confidence is the probability that the model gives the word
-    *now*; the paper remembers the one at the time of writing, which for a network that cannot doubt visible words is
-    the only one there is.
+    none is masked in its last step; what it cannot take goes to the others in the same proportion. The confidence is
+    the probability that the model gives the word *now*; the paper remembers the one at the time of writing, which for a
+    network that cannot doubt visible words is the only one there is.
 
     Attributes:
         inner: The schedule whose `sigma` is shared out.

@@ -42,7 +42,9 @@ class Temperature:
         if self.temperature == 0:
             best = log_p.argmax(-1, keepdim=True)
             return torch.full_like(log_p, -torch.inf).scatter(-1, best, 0.0)
-        return (log_p - log_p.amax(-1, keepdim=True)) / self.temperature  # the likeliest word keeps a finite weight
+        return (
+            log_p - log_p.amax(-1, keepdim=True)
+        ) / self.temperature  # the likeliest word keeps a finite weight
 
 
 @final

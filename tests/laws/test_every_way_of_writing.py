@@ -30,8 +30,7 @@ from hdlm.hyperschedule import (
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, ConstantRate, Cosine, Geometric, LogLinear
 from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
-from hdlm.sampling import ALGORITHMS, Cap, Confidence, Frame, Prompt, Rescale, ReMDM, Step, algorithm, sample
-from hdlm.sampling.remasking import AbstractRemaskSchedule
+from hdlm.sampling import ALGORITHMS, Cap, Confidence, Frame, Prompt, ReMDM, Rescale, Step, algorithm, sample
 from tests.laws.test_hyperschedules import ANY
 from tests.tiny import tiny_denoiser
 
@@ -59,7 +58,9 @@ NOISES: tuple[AbstractNoiseSchedule, ...] = (
     ConstantRate(),
 )
 RANDOM_TABLE = Table(
-    torch.tensor([[3, 3, 2, 3, 1, 3, 3], [3, 1, 2, 2, 1, 3, 0], [2, 1, 0, 2, 1, 3, 0], [0, 1, 0, 0, 0, 1, 0], [0] * 7])
+    torch.tensor(
+        [[3, 3, 2, 3, 1, 3, 3], [3, 1, 2, 2, 1, 3, 0], [2, 1, 0, 2, 1, 3, 0], [0, 1, 0, 0, 0, 1, 0], [0] * 7]
+    )
 )
 SCHEDULES: list[AbstractHyperschedule] = [
     flat(LENGTH, 4),
@@ -95,7 +96,9 @@ def prompt_of(kind: str, schedule: AbstractHyperschedule, generator: torch.Gener
     return Prompt(torch.where(fixed, tokens, 0), fixed) if fixed.any() else None
 
 
-def holds(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, prompt: Prompt | None, **options: Any) -> None:
+def holds(
+    denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, prompt: Prompt | None, **options: Any
+) -> None:
     """The law, and that what is given stays for every moment."""
 
     def watch(frame: Frame) -> None:
@@ -124,7 +127,9 @@ def test_every_algorithm_and_process_writes_words_only(name: str, key: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("name", "key"), ALL)
-def test_every_algorithm_and_process_writes_words_only_with_many_seeds(name: str, key: str, seed: int) -> None:
+def test_every_algorithm_and_process_writes_words_only_with_many_seeds(
+    name: str, key: str, seed: int
+) -> None:
     _try_one(name, PROCESSES[key], torch.Generator().manual_seed(1000 + seed))
 
 
@@ -157,7 +162,9 @@ REMASKING = {
 @pytest.mark.parametrize("kind", ["none", "prefix", "infill"])
 @pytest.mark.parametrize("build", REMASKING)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_remasking_by_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, kind: str) -> None:
+def test_remasking_by_confidence_leaves_no_mask(
+    schedule: AbstractHyperschedule, build: str, kind: str
+) -> None:
     """It used to mask words in their last step."""
     prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1), num_blocks=1).eval()
@@ -182,7 +189,9 @@ def test_every_hyperschedule_that_can_be_made_can_be_sampled(
     )
 
 
-@pytest.mark.parametrize("schedule", [Slide(24, 8, 6), pytest.param(Block(64, 16, 16), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "schedule", [Slide(24, 8, 6), pytest.param(Block(64, 16, 16), marks=pytest.mark.slow)]
+)
 def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule) -> None:
     """It left masks for 6 seeds of 8 at the settings of `hdlm sample --algorithm remdm_confidence`."""
     model = hdlm.load("kjv-epsilon-4m")
@@ -221,7 +230,9 @@ def test_a_published_wave_of_one_level_is_refused() -> None:
 
 
 # --- the first canvas ------------------------------------------------------------------------------------------------
-def first_canvas(denoiser: Any, noise_schedule: AbstractNoiseSchedule, length: int, count: int = 64) -> Tensor:
+def first_canvas(
+    denoiser: Any, noise_schedule: AbstractNoiseSchedule, length: int, count: int = 64
+) -> Tensor:
     """What a run begins with, before anything has moved."""
     frames: list[Tensor] = []
 

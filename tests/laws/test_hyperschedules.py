@@ -35,7 +35,9 @@ LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
 @st.composite
 def windowed(draw, family, widths_from=1, levels_from=1):
     length = draw(st.integers(widths_from, 24))
-    return family(length, width=draw(st.integers(widths_from, length)), num_levels=draw(st.integers(levels_from, 9)))
+    return family(
+        length, width=draw(st.integers(widths_from, length)), num_levels=draw(st.integers(levels_from, 9))
+    )
 
 
 @st.composite

@@ -20,7 +20,7 @@ def golden(shared: Path) -> dict[str, Any]:
 
 
 def written(golden: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The entries of a kind that text can be written along: not `hybrid` at one level, whose first block begins at 0."""
+    """The entries that text can be written along: not `hybrid` at one level, whose first block begins at level 0."""
     return [entry for entry in golden[kind] if not (kind == "hybrid" and entry["tau"] == 1)]
 
 

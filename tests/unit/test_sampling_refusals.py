@@ -1,4 +1,4 @@
-"""Numbers that make no distribution are refused by name; a network that answers with no number is named with the place."""
+"""Numbers that make no distribution are refused by name, and answers of a network that are none, with the place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ NAMED: list[tuple[Callable[[Any], Any], str]] = [
     (GibbsCorrection, "share"),
     (Analytic, "floor"),
     (Euler, "floor"),
-    (lambda scale: Guided(tiny_denoiser(Absorbing(WORDS)), torch.ones(1, 1).bool(), scale), "`scale` of guidance"),
+    (
+        lambda scale: Guided(tiny_denoiser(Absorbing(WORDS)), torch.ones(1, 1).bool(), scale),
+        "`scale` of guidance",
+    ),
     (lambda p: GIDD(WORDS, p), "p_uniform"),
     (lambda exponent: GIDD(WORDS, 0.1, exponent), "exponent"),
     (lambda epsilon: EpsilonHybrid(WORDS, epsilon), "epsilon"),
@@ -69,7 +72,9 @@ NAMED: list[tuple[Callable[[Any], Any], str]] = [
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 @pytest.mark.parametrize(("build", "name"), NAMED, ids=[name for _, name in NAMED])
-def test_numbers_out_of_range_are_refused_by_name(build: Callable[[Any], Any], name: str, value: float) -> None:
+def test_numbers_out_of_range_are_refused_by_name(
+    build: Callable[[Any], Any], name: str, value: float
+) -> None:
     with pytest.raises(ValueError, match=name) as refused:
         build(value)
     assert str(value) in str(refused.value)
@@ -77,7 +82,9 @@ def test_numbers_out_of_range_are_refused_by_name(build: Callable[[Any], Any], n
 
 @pytest.mark.parametrize("temperature", [1e-39, 1e39, 1e-300])
 def test_a_temperature_that_float32_does_not_hold_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"`temperature` must be 0, or lie in \[1.2e-38, 3.4e38\]|3.4e\+38") as refused:
+    with pytest.raises(
+        ValueError, match=r"`temperature` must be 0, or lie in \[1.2e-38, 3.4e38\]|3.4e\+38"
+    ) as refused:
         Temperature(temperature)
     assert str(temperature) in str(refused.value)
 
@@ -120,7 +127,11 @@ class Broken(AbstractDenoiser):
     """Answers with `value` at one position, from some step on."""
 
     def __init__(
-        self, process: AbstractNoiseProcess, reading: AbstractParameterization, value: float, below: float = 2.0
+        self,
+        process: AbstractNoiseProcess,
+        reading: AbstractParameterization,
+        value: float,
+        below: float = 2.0,
     ) -> None:
         self.process, self.parameterization = process, reading
         self.value, self.below = value, below
@@ -152,13 +163,23 @@ def test_so_it_is_where_words_are_read(
 ) -> None:
     """A word of uniform noise used to stay for ever."""
     with pytest.raises(ValueError, match=r"position 4 of sequence [01] in step \d is not finite"):
-        sample(Broken(process, reading, math.nan), flat(LENGTH, 3), algorithm(name, process, 0.5), num_sequences=2)
+        sample(
+            Broken(process, reading, math.nan),
+            flat(LENGTH, 3),
+            algorithm(name, process, 0.5),
+            num_sequences=2,
+        )
 
 
 def test_the_step_is_that_of_the_sequence() -> None:
     process = Absorbing(WORDS)
     with pytest.raises(ValueError, match=r"position 4 of sequence \d in step 3"):
-        sample(Broken(process, Mean(), math.nan), Block(LENGTH, 3, 3), algorithm("analytic", process), num_sequences=3)
+        sample(
+            Broken(process, Mean(), math.nan),
+            Block(LENGTH, 3, 3),
+            algorithm("analytic", process),
+            num_sequences=3,
+        )
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------
@@ -199,7 +220,9 @@ def test_any_score_is_a_step_back_under_gidd(name: str, mask: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "process", [Absorbing(WORDS), Uniform(WORDS), EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)], ids=repr
+    "process",
+    [Absorbing(WORDS), Uniform(WORDS), EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)],
+    ids=repr,
 )
 def test_the_last_analytic_step_is_a_distribution_over_words(process: AbstractNoiseProcess) -> None:
     """For every positive score; for a true one it is `p(x_0 | x_t)`."""
