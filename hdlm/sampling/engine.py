@@ -230,8 +230,8 @@ class Engine:
         missing = (self._never & ~held).any(0).nonzero()[:, 0].tolist()
         if missing:
             raise ValueError(
-                f"Position {missing[0]} begins at level 0 in {self._hyperschedule!r}, so no step writes it, and "
-                f"no token is given there ({len(missing)} such position(s)). Give a token in the prompt, or let the position "
+                f"Position {missing[0]} begins at level 0 in {self._hyperschedule!r}, so no step writes it, and no "
+                f"token is given there ({len(missing)} such position(s)). Give a token in the prompt, or let it "
                 "begin at a level above 0."
             )
 
