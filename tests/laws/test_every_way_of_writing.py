@@ -200,6 +200,7 @@ def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule
         model.denoiser,
         schedule,
         step,
+        prompt=Prompt.prefix([model.vocabulary.bos], schedule.length),
         num_sequences=8,
         seed=0,
         together=True,
