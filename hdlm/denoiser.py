@@ -9,7 +9,6 @@ guided one that asks another twice (`Guided`).
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
@@ -33,6 +32,9 @@ __all__ = [
     "Projection",
     "placed",
 ]
+
+_MOST_GUIDANCE = 1e6
+"""Logits times more than this may leave float32."""
 
 
 @final
@@ -429,7 +431,7 @@ class Guided(AbstractDenoiser):
     Attributes:
         inner: The denoiser to guide.
         prompt: Positions whose tokens are the condition, over the whole canvas.
-        scale: At least 0, which is no guidance.
+        scale: In [0, 1e6]; 0 is no guidance.
     """
 
     inner: AbstractDenoiser
@@ -437,8 +439,8 @@ class Guided(AbstractDenoiser):
     scale: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"`scale` of guidance must lie in [0, inf); got {self.scale}.")
+        if not 0 <= self.scale <= _MOST_GUIDANCE:
+            raise ValueError(f"`scale` of guidance must lie in [0, {_MOST_GUIDANCE:g}]; got {self.scale}.")
         if not float(self.process.weights(torch.ones((), dtype=torch.float64)).mask):
             raise ValueError(f"guidance masks the prompt, and {self.process!r} has no mask: leave it out.")
 

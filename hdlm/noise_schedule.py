@@ -147,8 +147,8 @@ class CosinePower(AbstractNoiseSchedule):
 
     def __post_init__(self) -> None:
         _check_floor(self.floor)
-        if not self.exponent >= 1:
-            raise ValueError(f"`exponent` must be at least 1; got {self.exponent}.")
+        if not 1 <= self.exponent < math.inf:
+            raise ValueError(f"`exponent` must be finite and at least 1; got {self.exponent}.")
 
     def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         return (1 - self.floor) * (1 - torch.cos(math.pi / 2 * t).clamp_min(0) ** self.exponent)
@@ -215,9 +215,9 @@ class ConstantRate(AbstractNoiseSchedule):
     sigma_max: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min < self.sigma_max:
+        if not 0 <= self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"A constant rate needs 0 <= sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}."
+                f"A constant rate needs 0 <= sigma_min < sigma_max < inf; got {self.sigma_min} and {self.sigma_max}."
             )
 
     def fraction(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -244,9 +244,9 @@ class Geometric(AbstractNoiseSchedule):
     sigma_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"Geometric noise needs 0 < sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}."
+                f"Geometric noise needs 0 < sigma_min < sigma_max < inf; got {self.sigma_min} and {self.sigma_max}."
             )
 
     def _sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -251,7 +251,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
     from statistics import mean
 
     from hdlm.generation import planned
-    from hdlm.sampling import EXACT
+    from hdlm.sampling import exactness
 
     infilling = args.infill is not None
     length = len(passages[0].tokens) if infilling else args.length or checkpoint.length
@@ -262,7 +262,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
     evaluations = mean(passage.evaluations for passage in passages)
     computed = sum(passage.computed for passage in passages) / max(sum(p.evaluations for p in passages), 1)
     lines = {
-        "law": f"{args.algorithm}, {EXACT.get(args.algorithm, 'a heuristic')}",
+        "law": f"{args.algorithm}, {exactness(args.algorithm, checkpoint.denoiser.process, args.eta)}",
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
         "weights": f"{args.dtype}: {precision}{_packed(checkpoint)}",
         "passes": "compiled: exact" if args.compile else "not compiled; --compile is for long runs",

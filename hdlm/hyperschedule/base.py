@@ -66,6 +66,11 @@ class AbstractHyperschedule(abc.ABC):
         """Steps from the first levels to a canvas on which everything is settled."""
         return int(self.settles.max())
 
+    @property
+    def never_written(self) -> Bool[Tensor, " l"]:
+        """Positions that begin at level 0: their tokens must be given, as no step moves them."""
+        return self.levels(0) == 0
+
     def noise(self, n: int | Int[Tensor, "*b"]) -> Float[Tensor, "*b l"]:
         """Share of the way to pure noise after `n` steps, `levels / num_levels` in `[0, 1]` (float64)."""
         return self.levels(n).double() / self.num_levels

@@ -75,9 +75,20 @@ class PublishedWave(Windowed):
 
         levels[n, i] = max(0, T - 1 - max(0, s - j)),   i = b width + j,   s = n - 1 - b (T + width - 1)
 
-    once the block is open (`s >= 0`, and from the beginning for the first), else T.  With one level a block
-    is settled as soon as it opens, as it was in the published code.
+    once the block is open (`s >= 0`, and from the beginning for the first), else T.
+
+    Raises:
+        ValueError: also if `num_levels` is 1: the first block would begin at level 0, and never be written.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_levels < 2:
+            raise ValueError(
+                f"the published hybrid opens its first block at level num_levels - 1, so it needs num_levels of at "
+                f"least 2; got {self.num_levels}, with which the first block is never written. "
+                f"Use Wave for a countdown of one level."
+            )
 
     @property
     def opens(self) -> Int[Tensor, " l"]:
@@ -101,4 +112,4 @@ class PublishedWave(Windowed):
     @property
     def settles(self) -> Int[Tensor, " l"]:
         """First step at which each position has level 0."""
-        return self.opens if self.num_levels == 1 else self.opens + self.delays + self.num_levels - 1
+        return self.opens + self.delays + self.num_levels - 1

@@ -15,8 +15,8 @@ from hdlm.hyperschedule.base import AbstractHyperschedule
 class Table(AbstractHyperschedule):
     """Levels read from a table: row `n` holds the level of every position after `n` steps.
 
-    The first row may hold any levels: a position that begins at 0 is a prompt, one that begins below
-    `num_levels` starts from partly noised text.
+    The first row may hold any levels: a position that begins at 0 is a prompt, whose token must be given when text is
+    written, one that begins below `num_levels` starts from partly noised text.
 
     Args:
         table: levels `[num_steps + 1, l]`, rows in the order of steps; the last row is all 0.

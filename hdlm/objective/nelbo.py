@@ -65,11 +65,19 @@ def prior_divergence(
     process: AbstractNoiseProcess,
     noise_schedule: AbstractNoiseSchedule = LINEAR,
 ) -> float:
-    """`KL(q(x_1 | x_0) || prior)` of one token, in nats: the same for all, and 0 if the noise ends at `u = 1`."""
+    """What a bound charges for the end of noise, in nats a token: the same for all, and 0 if noise ends at `u = 1`.
+
+    It is `KL(q(x_1 | x_0) || p(x_1))`, where `p` has as many masks as `q`, and uniform words for the rest. That is the
+    process's own `prior` where noise replaces words. Where words wait, generation begins with masks alone, from which
+    the divergence is infinite, and the network writes the rest of the words, a share `1 - u(1)`, as it writes all
+    others. The bound charges them as uniform words, which costs more, unless the network's guess at pure noise is worse
+    than a uniform one.
+    """
     one = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
-    w, prior = process.weights(one), process.prior(one)
+    w = process.weights(one)
     n = process.num_words
-    own, other, prior_word = w.clean + w.uniform / n, w.uniform / n, prior.uniform / n
+    own, other = w.clean + w.uniform / n, w.uniform / n
+    prior_word = (w.clean + w.uniform) / n
     if not prior_word > 0:
         return 0.0  # nothing but masks is left, on either side
     return float(torch.xlogy(own, own / prior_word) + (n - 1) * torch.xlogy(other, other / prior_word))

@@ -91,6 +91,12 @@ class AbstractNoiseProcess(abc.ABC):
         """Id of the mask token."""
         return self.num_words
 
+    @property
+    def words_wait(self) -> bool:
+        """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
+        middle = self.rates(torch.full((), 0.5, dtype=torch.float64))
+        return bool(middle.mask > 0) and not bool((middle.uniform > 0) | (middle.release > 0))
+
     @final
     def between(self, s: Float[Tensor, "*b"], t: Float[Tensor, "*b"]) -> Kernel:
         """The kernel `q(x_t | x_s)` for noise fractions `s <= t`."""
@@ -168,9 +174,14 @@ class AbstractNoiseProcess(abc.ABC):
 
     @final
     def prior(self, u: Float[Tensor, "*b"]) -> Weights:
-        """Where generation starts: the marginal at `u` with what is left of the data given to the uniform part."""
+        """Where generation starts: the limit of the process, masked as far as the noise `u` has masked.
+
+        Where words wait, that limit is masks alone, at every `u`: a word that stands there at the start would never be
+        replaced. Elsewhere, noise replaces words, and what is left of the data at `u` is given to the uniform part.
+        """
         w = self.weights(u)
-        return Weights(torch.zeros_like(w.clean), w.clean + w.uniform, w.mask)
+        word = torch.zeros_like(w.clean) if self.words_wait else w.clean + w.uniform
+        return Weights(torch.zeros_like(w.clean), word, 1 - word)
 
     @final
     def draw_prior(self, u: Float[Tensor, "*b"], draw: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
@@ -285,8 +296,15 @@ class AbstractNoiseProcess(abc.ABC):
         s: Float[Tensor, "*b"],
         t: Float[Tensor, "*b"],
     ) -> Float[Tensor, "*b v"]:
-        """Analytic step of SEDD (arXiv 2310.16834, theorem 4.2): `(exp(-dQ) score)(y) exp(dQ)[x_t, y]`, exactly."""
+        """Analytic step of SEDD (arXiv 2310.16834, theorem 4.2): `(exp(-dQ) score)(y) exp(dQ)[x_t, y]`, exactly.
+
+        Data hold no masks. So a step to `s = 0` replaces the mask entry of the score by the one that follows from the
+        words, which is the same for a true score; the inverse then has a positive word for every positive score.
+        """
         kernel = self.between(s, t)
+        of_data = _ratio(kernel.mask, 1 - kernel.mask) * score[..., :-1].sum(-1)
+        mask = torch.where(s == 0, of_data, score[..., -1])
+        score = torch.cat([score[..., :-1], mask[..., None]], -1)
         p = self.unspread(score, kernel).clamp_min(0) * self.likelihood(x_t, kernel)
         return p / p.sum(-1, keepdim=True)
 

@@ -6,6 +6,7 @@ such that the uniform part peaks at `p_uniform` in the middle. Unlike the hybrid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -34,8 +35,8 @@ class GIDD(AbstractNoiseProcess):
     def __post_init__(self) -> None:
         if not 0 <= self.p_uniform < 1:
             raise ValueError(f"`p_uniform` must lie in [0, 1); got {self.p_uniform}.")
-        if self.exponent <= 0:
-            raise ValueError(f"`exponent` must be positive; got {self.exponent}.")
+        if not 0 < self.exponent < math.inf:
+            raise ValueError(f"`exponent` must be positive and finite; got {self.exponent}.")
 
     def weights(self, u: Float[Tensor, "*b"]) -> Weights:
         height = 2**self.exponent * self.p_uniform / (1 - self.p_uniform)

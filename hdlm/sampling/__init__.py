@@ -17,7 +17,7 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
 from hdlm.sampling.adaptive import ByEntropy, ByThreshold
-from hdlm.sampling.algorithms import ALGORITHMS, EXACT, algorithm
+from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
 from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Answer, Chain, Foresees, Move, Reading, Step, Transform
 from hdlm.sampling.confidence import ByConfidence
@@ -45,7 +45,6 @@ from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK,
 
 __all__ = [
     "ALGORITHMS",
-    "EXACT",
     "AbstractRemaskSchedule",
     "AdaptiveCorrection",
     "Analytic",
@@ -88,6 +87,7 @@ __all__ = [
     "algorithm",
     "draw_index",
     "draw_word",
+    "exactness",
     "sample",
     "settled_lasts",
 ]

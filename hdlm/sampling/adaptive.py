@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.sampling.base import Move, Reading, require_masks
+from hdlm.sampling.ties import ROUNDING, ascending, least
 
 __all__ = ["ByEntropy", "ByThreshold"]
 
-_MODEL = 0
-_Sure: TypeAlias = Callable[[Reading, Tensor], Tensor]
+_MODEL, _TIE = 0, 1
+_Sure: TypeAlias = Callable[[Reading, Tensor, Tensor], Tensor]
 
 
 @final
@@ -31,7 +32,8 @@ class ByThreshold:
     masks of a move are written in it, however small its share of the schedule: use few, large moves.
 
     Attributes:
-        threshold: In [0, 1]; 1 writes one word at a time (but what is certain), 0 all at once.
+        threshold: In [0, 1]; 1 writes one word at a time (but what is certain), 0 all at once. A word reaches it if its
+            probability is less by no more than `ROUNDING`.
     """
 
     threshold: float = 0.9
@@ -43,10 +45,12 @@ class ByThreshold:
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _write(x, move, self._sure)
 
-    def _sure(self, reading: Reading, masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    def _sure(
+        self, reading: Reading, masked: Bool[Tensor, "b l"], tie: Float[Tensor, "b l"]
+    ) -> Bool[Tensor, "b l"]:
         best = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=masked.device)
         best[masked] = reading.each(masked, lambda log_p: log_p.amax(-1)).double()
-        return (masked & (best.exp() >= self.threshold)) | _first(best, masked)
+        return (masked & (best.exp() >= self.threshold - ROUNDING)) | least(-best, tie, masked)
 
 
 @final
@@ -69,24 +73,28 @@ class ByEntropy:
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _write(x, move, self._sure)
 
-    def _sure(self, reading: Reading, masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    def _sure(
+        self, reading: Reading, masked: Bool[Tensor, "b l"], tie: Float[Tensor, "b l"]
+    ) -> Bool[Tensor, "b l"]:
         entropy = torch.full(masked.shape, torch.inf, dtype=torch.float64, device=masked.device)
         found = reading.each(masked, lambda log_p: torch.special.entr(log_p.exp()).sum(-1))
         entropy[masked] = found.double()
-        ordered, order = entropy.sort(dim=1, stable=True)
-        before = ordered.cumsum(1) - ordered
-        within = torch.zeros_like(masked).scatter(1, order, before.nan_to_num(torch.inf) <= self.bound)
-        return (within & masked) | _first(-entropy, masked)
+        order = ascending(entropy, tie)
+        ordered = entropy.gather(1, order)
+        before = (ordered.cumsum(1) - ordered).nan_to_num(torch.inf)
+        within = torch.zeros_like(masked).scatter(1, order, before <= self.bound + ROUNDING)
+        return (within & masked) | least(entropy, tie, masked)
 
 
 def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]:
     """Ask and write until no mask of the move is left; the noise that the network is told falls with the masks."""
     require_masks(move.process, "Adaptive decoding")
     asked = replace(move, x=x)
+    tie = move.uniform(_TIE)
     masks = asked.masked.sum(1, keepdim=True).clamp_min(1).to(move.t.dtype)
     while asked.masked.any():
         masked = asked.masked
-        chosen = sure(asked.reading, masked)
+        chosen = sure(asked.reading, masked, tie)
         new = asked.x.clone()
         new[chosen] = asked.reading.draw(chosen, move.uniform(_MODEL))
         left = (masked & ~chosen).sum(1, keepdim=True) / masks
@@ -94,9 +102,3 @@ def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]
             asked, x=new, t=torch.where(move.moving, torch.maximum(left * move.t, move.s), move.t)
         )
     return asked.x
-
-
-def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-    """The mask of the greatest score in each sequence that has one."""
-    best = score.masked_fill(~masked, -torch.inf).argmax(1, keepdim=True)
-    return masked & torch.zeros_like(masked).scatter(1, best, True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+import torch
+
 from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Chain, Step, words_wait
+from hdlm.sampling.base import Chain, Step
 from hdlm.sampling.confidence import ByConfidence
 from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.first_hitting import FirstHitting
@@ -16,14 +18,14 @@ from hdlm.sampling.gibbs import GibbsCorrection
 from hdlm.sampling.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
 from hdlm.sampling.scores import Analytic, Euler
 
-__all__ = ["ALGORITHMS", "EXACT", "algorithm"]
+__all__ = ["ALGORITHMS", "ANY_STEPS", "SMALL_STEPS", "algorithm", "exactness"]
 
 Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
     """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
-    return Absorbing(process.num_words) if words_wait(process) else None
+    return Absorbing(process.num_words) if process.words_wait else None
 
 
 ALGORITHMS: dict[str, Builder] = {
@@ -48,15 +50,49 @@ ALGORITHMS: dict[str, Builder] = {
 may be that is written."""
 
 
-EXACT = {
-    "original": "exact as steps get small",
-    "exact": "exact as steps get small",
-    "gibbs": "exact one word at a time, as steps get small",
-    "analytic": "exact as steps get small",
-    "euler": "exact as steps get small",
-    "first_hitting": "exact in any number of steps",
-}
-"""What is exact about the law of an algorithm; those that are not here are heuristics."""
+ANY_STEPS = "exact in any number of steps"
+"""A claim of `exactness`: an exact denoiser gives the law of the data, whatever the number of steps."""
+SMALL_STEPS = "exact as steps get small"
+"""A claim of `exactness`: the law comes as close to that of the data as one likes, in many steps."""
+_HEURISTIC = "a heuristic"
+_UNREPAIRED = (
+    "not exact in the limit of small steps: words that the process replaced at u = 0+ are never repaired"
+)
+_REPAIRED_APART = (
+    "not exact in the limit of small steps: the last step repairs the words that the process replaced at u = 0+, each "
+    "on its own"
+)
+_REDRAWN_TOGETHER = (
+    "not exact in the limit of small steps: words that are redrawn in one step do not see one another; eta = 0 redraws "
+    "one word a step and is exact"
+)
+
+
+def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> str:
+    """What is true of the law of an algorithm whose denoiser is exact and sees everything.
+
+    One position at a time, in one step each (autoregression), every algorithm is exact.
+
+    Args:
+        name: One of `ALGORITHMS`.
+        process: The denoiser's process.
+        eta: As for `algorithm`.
+
+    Returns:
+        `ANY_STEPS`, `SMALL_STEPS`, or why it is neither.
+    """
+    just_above = torch.full((), torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    jumps = bool(process.weights(just_above).clean < 1)  # data are noisy at once: the epsilon-hybrid
+    if name == "first_hitting":
+        return _UNREPAIRED if jumps else ANY_STEPS
+    if name == "original":
+        return _UNREPAIRED if jumps else SMALL_STEPS
+    if name in ("exact", "analytic", "euler"):
+        return _REPAIRED_APART if jumps else SMALL_STEPS
+    if name == "gibbs":
+        acts = eta > 0 and bool(process.weights(torch.full((), 0.5, dtype=torch.float64)).uniform > 0)
+        return _REPAIRED_APART if jumps else _REDRAWN_TOGETHER if acts else SMALL_STEPS
+    return _HEURISTIC
 
 
 def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> Step:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from torch import Tensor
 from hdlm.denoiser import Prediction
 from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
-from hdlm.sampling.draws import draw_index
+from hdlm.sampling.draws import draw_checked
 
 __all__ = [
     "Answer",
@@ -35,11 +35,12 @@ __all__ = [
     "Step",
     "Transform",
     "require_masks",
-    "words_wait",
 ]
 
 _ENTRIES = 2**22
 """How many vocabulary entries are projected at a time."""
+_OfRows: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""What is wanted of some rows, and a number of each row that is finite if the row is a distribution."""
 _STREAMS = 16
 """Uniform numbers a step may have per position, and parts that a compound step may have."""
 
@@ -89,6 +90,11 @@ class Reading:
         transforms: Applied in order to `p(x_0 | x_t)` before it is used.
         expected: Each says where a later step may read as well; called only if an answer speaks of no more than is
             read.
+        sequence: Index of each sequence in the run, for errors.
+        step: Index of the generation step, for errors.
+
+    Every method raises a `ValueError` that names the place if the network's answer, or what the transforms leave of it,
+    is no distribution.
     """
 
     answer: Callable[[Bool[Tensor, "b l"]], Answer]
@@ -96,40 +102,53 @@ class Reading:
     noise: Float[Tensor, "b l"]
     transforms: tuple[Transform, ...]
     expected: list[Callable[[], Bool[Tensor, "b l"]]] = field(default_factory=list)
+    sequence: Int[Tensor, " b"] | None = None
+    step: int | Int[Tensor, "b 1"] | None = None
 
     def log_clean(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p(x_0 | x_t)`, transformed and normalised, in the order of `where.nonzero()`."""
         row, column = where.nonzero(as_tuple=True)
-        return self._log_clean(self.answer(where), row, column)
+        answer = self.answer(where)
+        log_p = self._log_clean(answer, row, column)
+        self.check(where, log_p.amax(-1))
+        return log_p
 
     def log_score(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)`; by way of the transformed `p(x_0 | x_t)` if there are transforms."""
         row, column = where.nonzero(as_tuple=True)
         told, answer = (self.tokens[row, column], self.noise[row, column]), self.answer(where)
         prediction = answer.prediction
-        if not self.transforms:
+        if self.transforms:
+            clean = self._log_clean(answer, row, column).to(self.noise.dtype).exp()
+            log_score = prediction.process.score_from_clean(told[0], clean, told[1]).log()
+        else:
             raw = prediction.raw(answer.place[row, column])
-            return prediction.parameterization.log_score(prediction.process, raw, *told)
-        clean = self._log_clean(answer, row, column).to(self.noise.dtype).exp()
-        return prediction.process.score_from_clean(told[0], clean, told[1]).log()
+            log_score = prediction.parameterization.log_score(prediction.process, raw, *told)
+        self.check(where, log_score.amax(-1))
+        return log_score
 
     def draw(self, where: Bool[Tensor, "b l"], uniform: Float[Tensor, "b l"]) -> Int[Tensor, " n"]:
         """Words drawn from `p(x_0 | x_t)` at the given positions, with one uniform number each."""
-        numbers = uniform[where]
-        drawn = [
-            draw_index((log_w - log_w.amax(-1, keepdim=True)).exp_(), numbers[part])
-            for part, log_w in self._chunks(where)
-        ]
-        return torch.cat(drawn) if drawn else numbers.long()
+        row, column = where.nonzero(as_tuple=True)
+        numbers = uniform[row, column]
+
+        def draw(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            best = log_w.amax(-1, keepdim=True)
+            index, _ = draw_checked((log_w - best).exp_(), numbers[part])
+            return index, best[:, 0]
+
+        return self._each(where, row, column, draw, numbers.long())
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
-        stands = self.tokens[where][:, None]
-        found = [
-            (log_w.gather(1, stands[part])[:, 0] - log_w.logsumexp(-1)).double().exp()
-            for part, log_w in self._chunks(where)
-        ]
-        return torch.cat(found) if found else stands[:, 0].double()
+        row, column = where.nonzero(as_tuple=True)
+        stands = self.tokens[row, column][:, None]
+
+        def own(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            total = log_w.logsumexp(-1)
+            return (log_w.gather(1, stands[part])[:, 0] - total).double().exp(), total
+
+        return self._each(where, row, column, own, stands[:, 0].double())
 
     def each(
         self, where: Bool[Tensor, "b l"], of: Callable[[Float[Tensor, "n v"]], Float[Tensor, " n"]]
@@ -138,14 +157,57 @@ class Reading:
 
         Unlike `log_clean`, it never holds more than a few rows.
         """
-        return torch.cat([of(log_w.log_softmax(-1)) for _, log_w in self._chunks(where)])
-
-    def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
         row, column = where.nonzero(as_tuple=True)
-        if not len(row):
+
+        def each(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            log_p = log_w.log_softmax(-1)
+            return of(log_p), log_p.amax(-1)
+
+        return self._each(where, row, column, each, torch.zeros(0, device=where.device))
+
+    def check(self, where: Bool[Tensor, "b l"], level: Float[Tensor, " n"]) -> None:
+        """Refuse what is no distribution.
+
+        Args:
+            where: The positions that were read.
+            level: A number of each, in the order of `where.nonzero()`, which is finite if it has a distribution.
+
+        Raises:
+            ValueError: If one is not finite. It names the first place.
+        """
+        fine = level.isfinite()
+        if fine.all():
             return
+        b, i = (int(index) for index in where.nonzero()[~fine][0])
         answer = self.answer(where)
+        raw = answer.prediction.raw(answer.place[b, i][None])
+        sequence = b if self.sequence is None else int(self.sequence[b])
+        step = self.step[b, 0] if isinstance(self.step, Tensor) else self.step
+        when = "" if step is None else f" in step {int(step)}"
+        place = f"position {i} of sequence {sequence}{when}"
+        if raw.isfinite().all():
+            raise ValueError(
+                f"No word can be drawn at {place}: the network's answer is finite, but what is left of it after "
+                f"{list(self.transforms) or type(answer.prediction.parameterization).__name__} is no distribution."
+            )
+        raise ValueError(
+            f"The network's answer at {place} is not finite: {int(raw.isnan().sum())} of {raw.numel()} numbers are "
+            f"nan, {int(raw.isinf().sum())} infinite. Check the weights, or use a wider dtype."
+        )
+
+    def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, none: Tensor) -> Tensor:
+        """Something of each row of `log p(x_0 | x_t)`, a few rows at a time, and one check of all rows."""
+        if not len(row):
+            return none
+        answer = self.answer(where)
+        found, level = zip(
+            *(of(log_w, part) for part, log_w in self._chunks(answer, row, column)), strict=True
+        )
+        self.check(where, torch.cat(level))
+        return torch.cat(found)
+
+    def _chunks(self, answer: Answer, row: Tensor, column: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
         prediction = answer.prediction
         size = max(1, _ENTRIES // (prediction.process.num_words + 1))
         for begin in range(0, len(row), size):
@@ -202,7 +264,11 @@ class Move:
     @property
     def reading(self) -> Reading:
         """What the network says of `x` at `t`; it is asked at first use, and then once."""
-        return self.ask(self.x, self.t)
+        return self.read(self.x, self.t)
+
+    def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
+        """What the network says of tokens at noise fractions, with the names of sequences and steps for errors."""
+        return replace(self.ask(x, u), sequence=self.sequence, step=self.step)
 
     @property
     def masked(self) -> Bool[Tensor, "b l"]:
@@ -283,12 +349,6 @@ class Chain:
         for step, own in parts:
             x = step(x, own)
         return x
-
-
-def words_wait(process: AbstractNoiseProcess) -> bool:
-    """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
-    middle = process.rates(torch.full((), 0.5, dtype=torch.float64))
-    return bool(middle.mask > 0) and not bool((middle.uniform > 0) | (middle.release > 0))
 
 
 def require_masks(process: AbstractNoiseProcess, what: str) -> None:

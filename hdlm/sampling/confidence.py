@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hdlm.sampling.base import Move, require_masks
 from hdlm.sampling.draws import draw_index
+from hdlm.sampling.ties import ascending
 
 __all__ = ["ByConfidence"]
 
 Measure = Literal["probability", "margin", "entropy"]
-_MODEL, _ROUND = 0, 1
+_MODEL, _ROUND, _TIE = 0, 1, 2
 
 
 @final
@@ -49,13 +50,14 @@ class ByConfidence:
         expected = torch.where(masked, 1 - move.still_masked, 0.0).sum(1, keepdim=True)
         count = (expected + move.uniform(_ROUND)[:, :1]).floor()
         log_p = move.reading.log_clean(masked)
-        drawn = draw_index(log_p.exp(), move.uniform(_MODEL)[masked])
+        at = masked.nonzero(as_tuple=True)
+        drawn = draw_index(log_p.exp(), move.uniform(_MODEL)[at])
         trust = torch.full_like(move.t, -torch.inf)
-        trust[masked] = self._trust(log_p, drawn).to(trust.dtype)
-        trust[masked & (move.still_masked == 0)] = torch.inf
-        rank = trust.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        trust[at] = self._trust(log_p, drawn).to(trust.dtype)
+        trust = trust.masked_fill(masked & (move.still_masked == 0), torch.inf)
+        rank = ascending(-trust, move.uniform(_TIE)).argsort(dim=1)
         guess = x.clone()
-        guess[masked] = drawn
+        guess[at] = drawn
         return torch.where(masked & (rank < count), guess, x)
 
     def _trust(self, log_p: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["draw_index", "draw_word"]
+__all__ = ["draw_checked", "draw_index", "draw_word"]
 
 _PART = 256
 """Weights that are added up in their own precision."""
@@ -27,15 +27,37 @@ def draw_index(weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> I
     Args:
         weights: Not negative, not all zero.
         uniform: A number in [0, 1) for each row, float64.
+
+    Raises:
+        ValueError: If the weights of a row have no positive finite sum. On an accelerator the program waits for this
+            check, once a call; `draw_checked` leaves it to the caller.
+    """
+    index, total = draw_checked(weights, uniform)
+    fine = (total > 0) & total.isfinite()
+    if not fine.all():
+        row = int((~fine).nonzero()[0, 0])
+        raise ValueError(
+            f"Nothing can be drawn from row {row} of {len(weights)}: a row of weights needs a positive, finite sum; "
+            f"got {float(total[row])}."
+        )
+    return index
+
+
+def draw_checked(
+    weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """`draw_index`, with the sum of each row instead of an error: an index counts only where its sum is positive.
+
+    Every index lies in `[0, v)`, whatever the weights are.
     """
     size = weights.shape[1]
     whole = size - size % _PART
     parts = [weights[:, :whole].unflatten(1, (-1, _PART)).sum(-1), weights[:, whole:].sum(-1, keepdim=True)]
-    part, share = _hit(torch.cat(parts, 1), uniform)
+    part, share, total = _hit(torch.cat(parts, 1), uniform)
     index = part[:, None] * _PART + torch.arange(min(_PART, size), device=weights.device)
     inside = weights.gather(1, index.clamp_max(size - 1)).masked_fill(index >= size, 0.0)
-    place, _ = _hit(inside, share)
-    return part * _PART + place
+    place, _, _ = _hit(inside, share)
+    return (part * _PART + place).clamp_max(size - 1), total
 
 
 def draw_word(num_words: int, uniform: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
@@ -45,12 +67,16 @@ def draw_word(num_words: int, uniform: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]
 
 def _hit(
     weights: Float[Tensor, "n k"], uniform: Float[Tensor, " n"]
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Where the number falls in the cumulative sum of each row, and how far into that weight, in [0, 1]."""
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Where the number falls in the cumulative sum of each row, how far into that weight, in [0, 1], and the sum.
+
+    No place lies outside the row. Where the sum is not a number, the search would return one behind the row, which is
+    an assertion of the device, and the end of the process, on CUDA.
+    """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(cumulative, point, right=True)
+    place = torch.searchsorted(cumulative, point, right=True).clamp_max(weights.shape[1] - 1)
     end = cumulative.gather(1, place)
     mass = weights.gather(1, place).to(end.dtype)
-    return place[:, 0], (1 - (end - point) / mass).clamp(0, 1)[:, 0]
+    return place[:, 0], (1 - (end - point) / mass).clamp(0, 1)[:, 0], total[:, 0]

@@ -166,6 +166,8 @@ class Engine:
         self._stop, self._watch = stop, watch
         self._prior = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
         self._noise = _noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+        self._never = hyperschedule.never_written.to(device)
+        self._any_never = bool(self._never.any())
         self._positions = torch.arange(hyperschedule.length, device=device)
         self._groups: list[_Group] = []
         self._steps_done = 0
@@ -200,8 +202,8 @@ class Engine:
                 pack questions; else each goes at its own pace.
 
         Raises:
-            ValueError: If the length does not fit the canvas, there are not as many seeds as sequences, or a shifted
-                network is not given the first tokens.
+            ValueError: If the length does not fit the canvas, there are not as many seeds as sequences, a shifted
+                network is not given the first tokens, or a position that begins at level 0 is not given.
         """
         canvas = self._hyperschedule.length
         length = canvas if length is None else length
@@ -217,6 +219,8 @@ class Engine:
         if tokens is not None and fixed is not None:
             x, held = torch.where(fixed, tokens, x), fixed.expand_as(x).clone()
         held[:, length:] = True
+        if self._any_never:
+            self._check_given(held)
         self._x, self._fixed = torch.cat([self._x, x]), torch.cat([self._fixed, held])
         self._sequence = torch.cat([self._sequence, sequence])
         settles = self._hyperschedule.settles.to(x.device).expand_as(x).masked_fill(held, 0)
@@ -228,6 +232,16 @@ class Engine:
             whose = self._denoiser, self._hyperschedule, self._view
             memory = Memory(*whose, size=len(own), length=length, device=x.device)
             self._groups.append(_Group(own, length, end, memory, [None] * len(own)))
+
+    def _check_given(self, held: Bool[Tensor, "b l"]) -> None:
+        """Refuse a position that begins at level 0 and is not given: no step would write it."""
+        missing = (self._never & ~held).any(0).nonzero()[:, 0].tolist()
+        if missing:
+            raise ValueError(
+                f"Position {missing[0]} begins at level 0 in {self._hyperschedule!r}, so no step writes it, and no "
+                f"token is given there ({len(missing)} such position(s)). Give a token in the prompt, or let it "
+                "begin at a level above 0."
+            )
 
     def _seeds(self, seed: int | Tensor | None, count: int) -> list[int]:
         """A seed for each of some sequences."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hdlm.process import AbstractNoiseProcess
 from hdlm.sampling.ancestral import Ancestral
-from hdlm.sampling.base import Move, words_wait
+from hdlm.sampling.base import Move
 from hdlm.sampling.draws import draw_word
 
 __all__ = ["FirstHitting"]
@@ -38,7 +38,7 @@ class FirstHitting:
         process = self.process or move.process
         nearly = torch.where(move.s > 0, move.s, torch.finfo(move.s.dtype).tiny)
         waiting = replace(move, s=nearly)
-        if not words_wait(process):
+        if not process.words_wait:
             raise ValueError(
                 f"First-hitting needs a process whose words wait while masks fall; got {process!r}. "
                 "Use the ancestral or the analytic step."

@@ -60,7 +60,7 @@ class GibbsCorrection:
         from_model = chosen & (move.uniform(_KIND) < keep)
         new = torch.where(chosen, draw_word(process.num_words, move.uniform(_WORD)), x)
         if from_model.any():
-            clean = move.ask(x, move.s).log_clean(from_model).to(move.s.dtype).exp()
+            clean = move.read(x, move.s).log_clean(from_model).to(move.s.dtype).exp()
             rest = process.origin(x[from_model], clean, move.s[from_model])
             new[from_model] = draw_index(rest, move.uniform(_MODEL)[from_model])
         return new

@@ -86,9 +86,10 @@ class Confidence(AbstractRemaskSchedule):
 
     The visible positions of a sequence together get their mean of it over all positions that move, and position `i`
     gets `softmax(-confidence)_i` of that; masks are lifted as often as that mean wants, so the share of masks stays on
-    schedule (the paper's own rule lifts too few). The confidence is the probability that the model gives the word
-    *now*; the paper remembers the one at the time of writing, which for a network that cannot doubt visible words is
-    the only one there is.
+    schedule (the paper's own rule lifts too few). A position gets no more than the largest `sigma` of its own move, so
+    none is masked in its last step; what it cannot take goes to the others in the same proportion. The confidence is
+    the probability that the model gives the word *now*; the paper remembers the one at the time of writing, which for a
+    network that cannot doubt visible words is the only one there is.
 
     Attributes:
         inner: The schedule whose `sigma` is shared out.
@@ -104,7 +105,9 @@ class Confidence(AbstractRemaskSchedule):
         trust = torch.full_like(move.t, torch.inf)
         trust[visible] = move.reading.own(visible).to(trust.dtype)
         share = (-trust).softmax(-1).nan_to_num(0.0)
-        return torch.where(visible, share * torch.where(visible, mean, 0.0).sum(-1, keepdim=True), mean)
+        most = torch.where(visible, _largest(move), 0.0)
+        pooled = torch.where(visible, mean, 0.0).sum(-1, keepdim=True)
+        return torch.where(visible, _poured(pooled, share, most), mean)
 
 
 @final
@@ -201,13 +204,28 @@ class Loop:
         return _rewrite(x, inside, self.schedule.sigma(inside))
 
 
+def _poured(
+    total: Float[Tensor, "b 1"], share: Float[Tensor, "b l"], most: Float[Tensor, "b l"]
+) -> Float[Tensor, "b l"]:
+    """`min(most, c share)`, with the `c` of each row that makes the sum `total`, which is at most the sum of `most`."""
+    full_at = torch.where(share > 0, most / torch.where(share > 0, share, 1.0), torch.inf)
+    ordered, order = full_at.sort(-1)  # in the order in which positions become full as `c` grows
+    full = torch.where(ordered.isfinite(), most.gather(-1, order), 0.0).cumsum(-1)
+    rest = share.gather(-1, order).flip(-1).cumsum(-1).flip(-1)
+    before = torch.nn.functional.pad(full, (1, -1))
+    level = (total - before) / torch.where(rest > 0, rest, 1.0)
+    level = level.masked_fill((rest <= 0) | (level > ordered), -torch.inf).amax(-1, keepdim=True)
+    level = torch.where(level.isfinite(), level, torch.inf)  # if there is none, all are full
+    return torch.where(share > 0, torch.minimum(most, level * share), 0.0)
+
+
 def _rewrite(x: Int[Tensor, "b l"], move: Move, sigma: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
     """Mask each word again with probability `sigma`; lift masks as often as keeps the share of masks on schedule."""
     require_masks(move.process, "Remasking")
     mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
-    lift = ((1 - mask_s) - (1 - sigma) * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
+    stay = (mask_s - sigma * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
     kind = move.uniform(_KIND)
-    write = move.masked & (kind < lift)
+    write = move.masked & (kind < 1 - stay)  # all masks in the last step, where `stay` is exactly 0
     new = torch.where(move.visible & (kind < sigma), move.process.mask_id, x)
     if write.any():
         new[write] = move.reading.draw(write, move.uniform(_MODEL))

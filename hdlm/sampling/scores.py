@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.sampling.base import Move
-from hdlm.sampling.draws import draw_index
+from hdlm.sampling.draws import draw_checked
 
 __all__ = ["Analytic", "Euler"]
 
 _DRAW = 0
+_Places: TypeAlias = tuple[Tensor, ...]
 
 
 @final
@@ -30,6 +31,9 @@ class Analytic:
     """
 
     floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         move = _from_below(move, self.floor)
@@ -51,13 +55,16 @@ class Euler:
 
     floor: float = 1e-4
 
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
+
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         move = _from_below(move, self.floor)
         process, t = move.process, move.t
         rates = process.rates(t)
         n = process.num_words
 
-        def law(at: Bool[Tensor, "b l"], score: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        def law(at: _Places, score: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
             x_t, last = move.x[at], move.s[at] == 0
             masked = x_t == process.mask_id
             to_word = torch.where(masked, rates.mask[at], rates.uniform[at] / n)
@@ -71,21 +78,29 @@ class Euler:
         return _walk(x, move, law)
 
 
+def _check_floor(floor: float) -> None:
+    if not 0 < floor < 1:
+        raise ValueError(f"`floor` of a step along the score must lie in (0, 1); got {floor}.")
+
+
 def _from_below(move: Move, floor: float) -> Move:
     """The same move from a noise fraction below 1, where the score says nothing."""
     return replace(move, t=torch.maximum(move.t.clamp_max(1 - floor), move.s))
 
 
-def _walk(x: Int[Tensor, "b l"], move: Move, law: Callable[[Tensor, Tensor], Tensor]) -> Int[Tensor, "b l"]:
+def _walk(x: Int[Tensor, "b l"], move: Move, law: Callable[[_Places, Tensor], Tensor]) -> Int[Tensor, "b l"]:
     """Draw from a law over the vocabulary at every position that can change."""
     can = move.moving & (move.s < move.t)
     kernel = move.process.between(move.s, move.t)
     can &= (move.x == move.process.mask_id) | (kernel.uniform > 0) | (kernel.release > 0)
     if not can.any():
         return x
-    score = move.reading.log_score(can).to(move.t.dtype).exp()
-    p = law(can, score)
-    p[:, -1] = torch.where(move.s[can] == 0, 0.0, p[:, -1])
+    at = can.nonzero(as_tuple=True)
+    reading = move.reading
+    p = law(at, reading.log_score(can).to(move.t.dtype).exp())
+    p[:, -1] = torch.where(move.s[at] == 0, 0.0, p[:, -1])
+    drawn, total = draw_checked(p, move.uniform(_DRAW)[at])
+    reading.check(can, torch.where(total > 0, total, torch.nan))
     new = x.clone()
-    new[can] = draw_index(p, move.uniform(_DRAW)[can])
+    new[at] = drawn
     return new

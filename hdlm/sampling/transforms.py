@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import final
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 __all__ = ["MinP", "RepetitionPenalty", "Temperature", "TopK", "TopP"]
 
+_MOST_PENALTY = 1e6
+"""Log probabilities times more than this may leave float32."""
+
 
 @final
 @dataclass(frozen=True)
@@ -19,14 +22,19 @@ class Temperature:
     """`p^(1 / temperature)`.
 
     Attributes:
-        temperature: At least 0; 0 keeps only the likeliest word (the first of equals).
+        temperature: 0, which keeps only the likeliest word (the first of equals), or a number that float32 holds,
+            in [1.2e-38, 3.4e38].
     """
 
     temperature: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` must lie in [0, inf); got {self.temperature}.")
+        least, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+        if self.temperature != 0 and not least <= self.temperature <= most:
+            raise ValueError(
+                f"`temperature` must be 0, or lie in [{least:.2g}, {most:.2g}], the range of float32; got "
+                f"{self.temperature}."
+            )
 
     def __call__(
         self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
@@ -34,7 +42,9 @@ class Temperature:
         if self.temperature == 0:
             best = log_p.argmax(-1, keepdim=True)
             return torch.full_like(log_p, -torch.inf).scatter(-1, best, 0.0)
-        return log_p / self.temperature
+        return (
+            log_p - log_p.amax(-1, keepdim=True)
+        ) / self.temperature  # the likeliest word keeps a finite weight
 
 
 @final
@@ -49,8 +59,8 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"`k` of top-k must be at least 1; got {self.k}.")
+        if not isinstance(self.k, Integral) or self.k < 1:
+            raise ValueError(f"`k` of top-k must be an integer of at least 1; got {self.k}.")
 
     def __call__(
         self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
@@ -114,14 +124,16 @@ class RepetitionPenalty:
     implementations apply it, have no zero to speak of.
 
     Attributes:
-        penalty: At least 1; 1 does nothing.
+        penalty: In [1, 1e6]; 1 does nothing.
     """
 
     penalty: float
 
     def __post_init__(self) -> None:
-        if self.penalty < 1:
-            raise ValueError(f"`penalty` for repetitions must be at least 1; got {self.penalty}.")
+        if not 1 <= self.penalty <= _MOST_PENALTY:
+            raise ValueError(
+                f"`penalty` for repetitions must lie in [1, {_MOST_PENALTY:g}]; got {self.penalty}."
+            )
 
     def __call__(
         self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]

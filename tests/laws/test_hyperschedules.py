@@ -33,9 +33,11 @@ LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
 
 
 @st.composite
-def windowed(draw, family, widths_from=1):
+def windowed(draw, family, widths_from=1, levels_from=1):
     length = draw(st.integers(widths_from, 24))
-    return family(length, width=draw(st.integers(widths_from, length)), num_levels=draw(LEVELS))
+    return family(
+        length, width=draw(st.integers(widths_from, length)), num_levels=draw(st.integers(levels_from, 9))
+    )
 
 
 @st.composite
@@ -51,7 +53,7 @@ EXAMPLES = {
     Slide: windowed(Slide),
     Wave: windowed(Wave),
     PublishedSlide: windowed(PublishedSlide, widths_from=2),
-    PublishedWave: windowed(PublishedWave),
+    PublishedWave: windowed(PublishedWave, levels_from=2),
     Table: tables(),
     autoregressive: st.builds(autoregressive, LENGTHS),
     flat: st.builds(flat, LENGTHS, LEVELS),

@@ -122,8 +122,8 @@ class OwnSteps:
     def _surprise(self, law: Tensor) -> Tensor:
         begin = self._noise(0)
         if bool((self._plan.levels(0) == self._plan.num_levels).all()):
-            prior = self._process.prior(begin[-1])
-            single = torch.cat([(prior.uniform / self._words).expand(self._words), prior.mask[None]])
+            masks = self._process.weights(begin[-1]).mask  # the bound charges uniform words for the rest
+            single = torch.cat([((1 - masks) / self._words).expand(self._words), masks[None]])
             free = torch.arange(LENGTH) >= self._denoiser.lookback
             same = (self._texts[:, None] == self._states) | free
             start = same.all(-1) * single[self._states[:, free]].prod(-1)

@@ -191,7 +191,7 @@ def euler_law(board):
     t = torch.maximum(board.t.clamp_max(1 - floor), board.s)
     score = process.score_from_clean(board.x, board.clean, t)
     rate = generator_matrix(process, process.rates(t)).gather(
-        -2, board.x[..., None, None].expand(*board.x.shape, 1, WORDS + 1)
+        -2, board.x[..., None, None].expand(*board.x.shape, 1, process.num_words + 1)
     )[..., 0, :]
     jump = ((t - board.s)[..., None] * rate * score).scatter(-1, board.x[..., None], 0.0)
     stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0)

@@ -1,0 +1,282 @@
+"""Whatever is combined, text comes out: no mask is left, nothing given is changed, every token is a word.
+
+Every algorithm, hyperschedule and process, with random networks: what they answer is consistent with no distribution of
+sequences, so a step that only works for exact denoisers is found out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import hdlm
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import (
+    AbstractHyperschedule,
+    Block,
+    PublishedSlide,
+    PublishedWave,
+    Slide,
+    Table,
+    Wave,
+    autoregressive,
+    flat,
+)
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, ConstantRate, Cosine, Geometric, LogLinear
+from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean
+from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.sampling import ALGORITHMS, Cap, Confidence, Frame, Prompt, ReMDM, Rescale, Step, algorithm, sample
+from tests.laws.test_hyperschedules import ANY
+from tests.tiny import tiny_denoiser
+
+WORDS, LENGTH = 5, 7
+PROCESSES: dict[str, AbstractNoiseProcess] = {
+    repr(process): process
+    for process in (
+        Absorbing(WORDS),
+        Uniform(WORDS),
+        EpsilonHybrid(WORDS, 0.1),
+        GammaHybrid(WORDS, 0.0),
+        GammaHybrid(WORDS, 0.3),
+        GammaHybrid(WORDS, 1.0),
+        GIDD(WORDS, 0.0),
+        GIDD(WORDS, 0.3),
+    )
+}
+READINGS: tuple[AbstractParameterization, ...] = (Mean(), Cavity(), LogScore())
+NOISES: tuple[AbstractNoiseSchedule, ...] = (
+    LINEAR,
+    LogLinear(1e-3),
+    LogLinear(0.1),
+    Cosine(),
+    Geometric(),
+    ConstantRate(),
+)
+RANDOM_TABLE = Table(
+    torch.tensor(
+        [[3, 3, 2, 3, 1, 3, 3], [3, 1, 2, 2, 1, 3, 0], [2, 1, 0, 2, 1, 3, 0], [0, 1, 0, 0, 0, 1, 0], [0] * 7]
+    )
+)
+SCHEDULES: list[AbstractHyperschedule] = [
+    flat(LENGTH, 4),
+    Block(LENGTH, 3, 2),
+    Slide(LENGTH, 3, 4),
+    Wave(LENGTH, 3, 3),
+    PublishedSlide(LENGTH, 3, 2),
+    PublishedWave(LENGTH, 3, 3),
+    autoregressive(LENGTH),
+    RANDOM_TABLE,
+]
+
+
+def fits(name: str, process: AbstractNoiseProcess) -> bool:
+    """Whether an algorithm is for a process; the others are refused with a reason."""
+    if name == "first_hitting":
+        return process.words_wait
+    masks_alone = float(process.weights(torch.ones(1, dtype=torch.float64)).mask) == 1
+    lifts_masks = name.startswith("rem") or name in ("confidence", "threshold", "entropy")
+    return masks_alone or not lifts_masks
+
+
+def prompt_of(kind: str, schedule: AbstractHyperschedule, generator: torch.Generator) -> Prompt | None:
+    """Nothing given, a prefix, or anything anywhere; positions that begin at level 0 are always given."""
+    length, never = schedule.length, schedule.never_written
+    fixed = torch.zeros(1, length, dtype=torch.bool)
+    if kind == "prefix":
+        fixed[:, : length // 2] = True
+    if kind == "infill":
+        fixed = torch.rand(1, length, generator=generator) < 0.4
+    fixed |= never
+    tokens = torch.randint(WORDS, (1, length), generator=generator)
+    return Prompt(torch.where(fixed, tokens, 0), fixed) if fixed.any() else None
+
+
+def holds(
+    denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, prompt: Prompt | None, **options: Any
+) -> None:
+    """The law, and that what is given stays for every moment."""
+
+    def watch(frame: Frame) -> None:
+        assert torch.equal(frame.before[~frame.moving], frame.after[~frame.moving])
+        if prompt is not None:
+            fixed = prompt.fixed.expand_as(frame.after)
+            assert torch.equal(frame.after[fixed], prompt.tokens.expand_as(frame.after)[fixed])
+
+    tokens = sample(denoiser, schedule, step, prompt=prompt, watch=watch, together=True, **options).tokens
+    assert ((tokens >= 0) & (tokens < denoiser.process.num_words)).all()
+    if prompt is not None:
+        fixed = prompt.fixed.expand_as(tokens)
+        assert torch.equal(tokens[fixed], prompt.tokens.expand_as(tokens)[fixed])
+
+
+ALL = [(name, key) for name in ALGORITHMS for key, process in PROCESSES.items() if fits(name, process)]
+
+
+@pytest.mark.parametrize(("name", "key"), ALL)
+def test_every_algorithm_and_process_writes_words_only(name: str, key: str) -> None:
+    """One draw of schedule, prompt, reading and noise a pair; the next test has many."""
+    choice = torch.Generator().manual_seed(len(name) * 100 + len(key))
+    _try_one(name, PROCESSES[key], choice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("name", "key"), ALL)
+def test_every_algorithm_and_process_writes_words_only_with_many_seeds(
+    name: str, key: str, seed: int
+) -> None:
+    _try_one(name, PROCESSES[key], torch.Generator().manual_seed(1000 + seed))
+
+
+def _try_one(name: str, process: AbstractNoiseProcess, choice: torch.Generator) -> None:
+    def one_of(things: Any) -> Any:
+        return things[int(torch.randint(len(things), (), generator=choice))]
+
+    schedule, seed = one_of(SCHEDULES), int(torch.randint(1000, (), generator=choice))
+    reading = one_of(READINGS)
+    denoiser = tiny_denoiser(process, reading, conditioned=isinstance(reading, LogScore), seed=seed).eval()
+    holds(
+        denoiser,
+        schedule,
+        algorithm(name, process, one_of((0.0, 0.05, 0.5, 1.0))),
+        prompt_of(one_of(("none", "prefix", "infill")), schedule, choice),
+        num_sequences=16,
+        seed=seed,
+        noise_schedule=one_of(NOISES),
+        sampling_eps=one_of((None, None, 1e-3)),
+    )
+
+
+REMASKING = {
+    "confidence": lambda eta: ReMDM(Confidence(Cap(eta))),
+    "confidence of rescale": lambda eta: ReMDM(Confidence(Rescale(eta))),
+    "by name": lambda eta: algorithm("remdm_confidence", EpsilonHybrid(WORDS, 0.1), eta),
+}
+
+
+@pytest.mark.parametrize("kind", ["none", "prefix", "infill"])
+@pytest.mark.parametrize("build", REMASKING)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_remasking_by_confidence_leaves_no_mask(
+    schedule: AbstractHyperschedule, build: str, kind: str
+) -> None:
+    """It used to mask words in their last step."""
+    prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1), num_blocks=1).eval()
+    holds(denoiser, schedule, REMASKING[build](0.9), prompt, num_sequences=40, seed=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ANY, st.sampled_from(["remdm_confidence", "exact", "acs"]), st.integers(0, 2**31))
+@example(Table(torch.zeros(1, 3, dtype=torch.long)), "exact", 0)
+def test_every_hyperschedule_that_can_be_made_can_be_sampled(
+    schedule: AbstractHyperschedule, name: str, seed: int
+) -> None:
+    process = EpsilonHybrid(WORDS, 0.1)
+    prompt = prompt_of("none", schedule, torch.Generator().manual_seed(seed))
+    holds(
+        tiny_denoiser(process, num_blocks=1).eval(),
+        schedule,
+        algorithm(name, process, 0.5),
+        prompt,
+        num_sequences=2,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule", [Slide(24, 8, 6), pytest.param(Block(64, 16, 16), marks=pytest.mark.slow)]
+)
+def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule) -> None:
+    """It left masks for 6 seeds of 8 at the settings of `hdlm sample --algorithm remdm_confidence`."""
+    model = hdlm.load("kjv-epsilon-4m")
+    step = algorithm("remdm_confidence", model.denoiser.process, 0.05)
+    done = sample(
+        model.denoiser,
+        schedule,
+        step,
+        prompt=Prompt.prefix([model.vocabulary.bos], schedule.length),
+        num_sequences=8,
+        seed=0,
+        together=True,
+        noise_schedule=model.noise_schedule,
+        context=model.context,
+        active=model.active,
+    )
+    assert int(done.tokens.max()) < model.denoiser.process.num_words
+
+
+# --- positions that begin at level 0 ---------------------------------------------------------------------------------
+BEGINS_SETTLED = Table(torch.tensor([[2, 0, 2], [1, 0, 1], [0, 0, 0]]))
+
+
+def test_a_position_that_begins_at_level_0_must_be_given() -> None:
+    denoiser, step = tiny_denoiser(Absorbing(WORDS)).eval(), algorithm("exact", Absorbing(WORDS))
+    with pytest.raises(ValueError, match=r"Position 1 begins at level 0 in Table.*no token is given there"):
+        sample(denoiser, BEGINS_SETTLED, step)
+    with pytest.raises(ValueError, match="Position 1 begins at level 0"):
+        sample(denoiser, BEGINS_SETTLED, step, prompt=Prompt.prefix([3], 3))
+    given = Prompt(torch.tensor([[0, 3, 0]]), torch.tensor([[False, True, False]]))
+    holds(denoiser, BEGINS_SETTLED, step, given, num_sequences=4)
+
+
+def test_a_published_wave_of_one_level_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_levels of at least 2; got 1.*Use Wave"):
+        PublishedWave(8, 4, 1)
+
+
+# --- the first canvas ------------------------------------------------------------------------------------------------
+def first_canvas(
+    denoiser: Any, noise_schedule: AbstractNoiseSchedule, length: int, count: int = 64
+) -> Tensor:
+    """What a run begins with, before anything has moved."""
+    frames: list[Tensor] = []
+
+    def watch(frame: Frame) -> None:
+        if frame.step == 0:
+            frames.append(frame.before)
+
+    step = algorithm("exact", denoiser.process)
+    sample(denoiser, flat(length, 2), step, num_sequences=count, noise_schedule=noise_schedule, watch=watch)
+    return torch.cat(frames)
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=repr)
+@pytest.mark.parametrize("key", PROCESSES)
+def test_the_first_canvas_is_the_limit_of_the_process(key: str, noise: AbstractNoiseSchedule) -> None:
+    """Masks alone where words wait, words alone of uniform noise, else both as often as the marginal says."""
+    process = PROCESSES[key]
+    canvas = first_canvas(tiny_denoiser(process, num_blocks=1).eval(), noise, LENGTH, 300)
+    masked = canvas == process.mask_id
+    u = noise.fraction(torch.ones((), dtype=torch.float64))
+    share = 1.0 if process.words_wait else float(process.weights(u).mask)
+    if share in (0.0, 1.0):
+        assert (masked == bool(share)).all()
+    spread = (share * (1 - share) / masked.numel()) ** 0.5
+    assert abs(float(masked.double().mean()) - share) <= 5 * spread
+
+
+PEERS = ("mdlm", "sedd", "sedd_uniform", "bd3lm", "gidd", "duo")
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_first_canvas_of_published_models(shared: Any, name: str) -> None:
+    """MDLM and SEDD-absorb used to begin with one word of uniform noise in a thousand positions."""
+    model = hdlm.load(shared / "golden" / "peers" / name)
+    process = model.denoiser.process
+    u = model.noise_schedule.fraction(torch.ones((), dtype=torch.float64)).expand(200_000)
+    draw = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masked = process.draw_prior(u, draw) == process.mask_id
+    match name:
+        case "mdlm" | "sedd" | "bd3lm":
+            assert masked.all()
+        case "sedd_uniform" | "duo":
+            assert not masked.any()
+        case "gidd":
+            words = 1 - process.weights(u[:1]).mask
+            assert float((~masked).double().mean()) <= float(words) * 1.2 + 1e-4

@@ -1,0 +1,95 @@
+"""Where the network's answers are equal, the seed decides which word is written first, and not rounding.
+
+On a canvas of masks a network that is told no time gives all positions one distribution up to rounding, which depends
+on how many sequences share a call.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import flat
+from hdlm.parameterization import Mean
+from hdlm.process import Absorbing
+from hdlm.sampling import ByConfidence, ByEntropy, ByThreshold, Frame, Step, sample
+from hdlm.sampling.ties import ROUNDING, ascending, least
+from tests.tiny import FixedAnswer, tiny_denoiser
+
+WORDS = 11
+STEPS: list[Step] = [
+    ByThreshold(0.9),
+    ByThreshold(1.0),
+    ByEntropy(0.0),
+    ByEntropy(0.5),
+    ByConfidence("probability"),
+    ByConfidence("margin"),
+    ByConfidence("entropy"),
+]
+
+
+def in_float32(seed: int) -> Denoiser:
+    denoiser = tiny_denoiser(Absorbing(WORDS), seed=seed).eval()
+    denoiser.backbone.float()
+    return denoiser
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+def test_a_sequence_is_the_same_alone_and_in_any_batch(step: Step, length: int) -> None:
+    denoiser, schedule, count = in_float32(1), flat(length, 2), 17
+    whole = sample(denoiser, schedule, step, num_sequences=count, together=True).tokens
+    for size, together in ((1, True), (2, True), (5, True), (17, False)):
+        found = sample(
+            denoiser, schedule, step, num_sequences=count, batch_size=size, together=together
+        ).tokens
+        assert torch.equal(found, whole), (size, together)
+    alone = sample(denoiser, schedule, step, first_sequence=count - 1).tokens
+    assert torch.equal(alone, whole[-1:])
+
+
+class Jitter:
+    """A network whose equal answers differ by rounding, in another way at every call."""
+
+    def __init__(self, size: float) -> None:
+        self.generator, self.size = torch.Generator().manual_seed(0), size
+
+    def __call__(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return self.size * torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+def test_rounding_decides_nothing(step: Step) -> None:
+    """Twenty runs, whose equal logits differ by 1e-6 each time."""
+    logits = torch.tensor([2.0, 0.5, 0.0, -1.0, 0.3, 0.0], dtype=torch.float64)
+    jitter, texts = Jitter(1e-6), []
+    for _ in range(20):
+        raw = logits + jitter((5, 6))
+        denoiser = FixedAnswer(Absorbing(5), Mean(), raw)
+        texts.append(sample(denoiser, flat(5, 2), step, seed=3).tokens)
+    assert all(torch.equal(text, texts[0]) for text in texts)
+
+
+def test_which_comes_first_depends_on_the_seed_alone() -> None:
+    """Every position of a canvas of equal answers is the first as often as any other."""
+    first = torch.zeros(4)
+    denoiser = FixedAnswer(Absorbing(5), Mean(), torch.zeros(4, 6, dtype=torch.float64))
+    for seed in range(200):
+        frames: list[Frame] = []
+        sample(denoiser, flat(4, 4), ByConfidence("entropy"), seed=seed, watch=frames.append)
+        written = next(frame.after for frame in frames if (frame.after < 5).any())
+        first += (written[0] < 5).float() / (written < 5).sum()
+    assert (first > 25).all()
+
+
+def test_ascending_orders_numbers_and_leaves_equal_ones_to_the_tie() -> None:
+    value = torch.tensor(
+        [[0.3, 0.1, 0.1 + ROUNDING / 10, torch.inf, torch.inf, 0.1 - ROUNDING / 10]]
+    ).double()
+    tie = torch.tensor([[0.5, 0.6, 0.2, 0.9, 0.1, 0.4]]).double()
+    assert ascending(value, tie).tolist() == [[2, 5, 1, 0, 4, 3]]
+    assert least(value, tie, torch.tensor([[True, True, False, True, False, True]])).tolist() == [
+        [False, False, False, False, False, True]
+    ]
+    assert not least(value, tie, torch.zeros(1, 6, dtype=torch.bool)).any()
