@@ -38,6 +38,8 @@ LARGEST_PICKLE = 64 * 2**20
 MOST_STEPS = 4_000_000
 """Steps of the program. A tensor takes about thirty."""
 MOST_ENTRIES = 200_000
+BYTES_OF_ITEM = 64
+"""What an item of a list or a table counts where a step copies it."""
 _DEEPEST_NAME = 3
 """Parts of the names in `_ATTACKS`, and one more."""
 LONGEST_KEY = 16
@@ -411,8 +413,9 @@ class _Reader:
             return StandIn(what.name, arguments)
         if type(what) is not _Maker:
             raise ValueError(f"it calls a {type(what).__name__}")
-        self._copied += sum(
-            len(each) for each in arguments if isinstance(each, str | list | tuple | dict | set)
+        self._copied += sum(len(each) for each in arguments if isinstance(each, str))
+        self._copied += BYTES_OF_ITEM * sum(
+            len(each) for each in arguments if isinstance(each, list | tuple | set)
         )
         if self._copied > LARGEST_PICKLE:
             raise ValueError("its pickle copies the same data too often")
