@@ -1,7 +1,7 @@
 """Lightning checkpoints as the trainers of MDLM, Duo and BD3-LM write them: everything pickled that they pickle.
 
-The tensors are those of the golden folders. Around them stand an OmegaConf configuration, a tokenizer of `transformers`,
-the state of an optimizer, of loops and of callbacks, as in published files.
+The tensors are those of the golden folders. Around them stand an OmegaConf configuration, a tokenizer of
+`transformers`, the state of an optimizer, of loops and of callbacks, as in published files.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, shared, change):
     content = lightning(shared / "golden" / "peers" / "mdlm", "mdlm")
     content["hyper_parameters"]["config"].update(change)
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match="has no config.*inside the file is of no model that is known"):
+    with pytest.raises(ValueError, match=r"has no config.*inside the file is of no model that is known"):
         load(tmp_path / "last.ckpt")
 
 
@@ -174,7 +174,7 @@ def test_wrappers_of_any_kind_in_any_order_give_the_same_network(tmp_path, share
         assert all(torch.equal(value, expected[key]) for key, value in ours.items())
     twice = stored | {f"module.{key}": value.clone() for key, value in stored.items()}
     (save_file if kind == "safetensors" else torch.save)(twice, file)
-    with pytest.raises(ValueError, match="holds .* and module.*, which are one parameter of the network"):
+    with pytest.raises(ValueError, match=r"holds .* and module.*, which are one parameter of the network"):
         load(tmp_path)
 
 
@@ -188,14 +188,14 @@ def test_padded_rows_of_gidd_are_named_or_refused(tmp_path, shared):
     text = (folder / "config.json").read_text().replace('"vocab_size": 59', '"vocab_size": 128')
     (tmp_path / "config.json").write_text(text)
     for function in (load, inspect):
-        with pytest.raises(ValueError, match="`vocab_size` is 128, .*which row is the mask.*`num_words`"):
+        with pytest.raises(ValueError, match=r"`vocab_size` is 128, .*which row is the mask.*`num_words`"):
             function(tmp_path)
     ours = load(tmp_path, num_words=58)
     assert inspect(tmp_path, num_words=58).blueprint.padding == 69
     assert ours.denoiser.process == hub.denoiser.process
     expected = dict(hub.network.named_parameters())
     assert all(torch.equal(value, expected[key]) for key, value in ours.network.named_parameters())
-    with pytest.raises(ValueError, match="`num_words` 7 is not that of its format"):
+    with pytest.raises(ValueError, match=r"`num_words` 7 is not that of its format"):
         load(shared / "golden" / "peers" / "sedd", num_words=7)
-    with pytest.raises(ValueError, match="`mask_id` 3 is not that of its format .*the model has no mask"):
+    with pytest.raises(ValueError, match=r"`mask_id` 3 is not that of its format .*the model has no mask"):
         load(shared / "golden" / "peers" / "duo", mask_id=3)

@@ -217,7 +217,7 @@ COUNTING = ("MDLM", "BD3-LM", "GIDD", "Duo")
 @pytest.mark.parametrize("name", COUNTING)
 def test_a_round_number_of_rows_needs_a_word_of_what_they_are(name):
     rows = 50304
-    with pytest.raises(ValueError, match="here: `vocab_size` is 50304, a multiple of 128.*`num_words`"):
+    with pytest.raises(ValueError, match=r"here: `vocab_size` is 50304, a multiple of 128.*`num_words`"):
         blueprint(name, vocab_size=rows)
     masked = name != "Duo"
     known = 50257 + (not masked or name == "GIDD")
