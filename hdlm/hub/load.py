@@ -175,8 +175,8 @@ def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> Ab
     fitting = [card for card in cards if card.recognises(evidence)]
     if len(fitting) == 1:
         return fitting[0]
-    keys = ", ".join(sorted(map(str, evidence.config))[:12]) or "none"
-    names = ", ".join(sorted(evidence.shapes)[:4]) or "none"
+    keys = ", ".join(key[:40] for key in sorted(map(str, evidence.config))[:12]) or "none"
+    names = ", ".join(name[:80] for name in sorted(evidence.shapes)[:4]) or "none"
     seen = (
         f"its config has model_type {evidence.config.get('model_type')!r} and the keys {keys}; its "
         f"{len(evidence.shapes)} tensors begin with {names}"
