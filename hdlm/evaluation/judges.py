@@ -38,7 +38,8 @@ def judges_of(
 
 def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -> AbstractJudge:
     if not _is_ours(word):
-        return TransformersJudge(str(Path(word).expanduser()), device, batch_size, offline=offline)
+        home = str(Path(word).expanduser()) if word.startswith("~") else word
+        return TransformersJudge(home, device, batch_size, offline=offline)
     checkpoint = hub.load(word, device=device, offline=offline)
     return CheckpointJudge(checkpoint, tokenizer_of(checkpoint), word, device, batch_size)
 

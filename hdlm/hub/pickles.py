@@ -226,7 +226,7 @@ class _Storages:
         self._entries = {entry.filename: entry for entry in entries}
         self._folder = folder
         self._size = path.stat().st_size
-        self._mapped: torch.UntypedStorage | None = None
+        self._mapped: Any = None
         self._known: dict[str, _Stored] = {}
         order = self._entries.get(f"{folder}/byteorder")
         if order is not None and order.file_size != len("little"):
