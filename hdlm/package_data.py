@@ -6,11 +6,39 @@ people read them and the published commands expect them (`--config-file configs/
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-__all__ = ["configs", "pretrained", "recipes"]
+__all__ = ["configs", "is_path", "pretrained", "recipes"]
 
 _PACKAGE = Path(__file__).parent
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_FILES = frozenset(
+    {
+        ".bin",
+        ".bpe",
+        ".ckpt",
+        ".json",
+        ".jsonl",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".toml",
+        ".txt",
+        ".yaml",
+        ".yml",
+    }
+)
+
+
+def is_path(word: str | Path) -> bool:
+    """Whether a word can only be a path of this machine, and no name of the hub (`name` or `org/name`).
+
+    Every place that takes a folder or a name of the hub decides by this rule what to say of a word at which nothing is.
+    """
+    if isinstance(word, Path) or not _HUB_NAME.fullmatch(word):
+        return True
+    return Path(word).suffix in _FILES or ".." in Path(word).parts
 
 
 def configs() -> Path:

@@ -120,6 +120,7 @@ def fill(
     *,
     ignored: Collection[str] = (FREQUENCIES,),
     mask_row: int | None = None,
+    padding: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Give a `skeleton` its weights, strictly.
@@ -130,6 +131,8 @@ def fill(
         names: Name in the file of each parameter; by default the same.
         ignored: Names in the file that are not needed. Frequencies of rotary positions are compared all the same.
         mask_row: Row of the mask in the file's embedding and output, where it is not the last.
+        padding: Rows of the file's embedding and output that were added behind the words and the mask. They are left
+            out.
         dtype: Precision of the weights.
 
     Raises:
@@ -144,15 +147,19 @@ def fill(
         )
     _check_names(tensors, names.values(), ignored)
     for name, parameter in parameters.items():
-        if tensors.shapes[names[name]] != tuple(parameter.shape):
+        rows, *rest = parameter.shape
+        expected = (rows + padding if name in _ROWS_OF_TOKENS else rows, *rest)
+        if tensors.shapes[names[name]] != expected:
             raise ValueError(
                 f"{tensors.origin}: {names[name]} has shape {list(tensors.shapes[names[name]])}, but the config asks "
-                f"for {list(parameter.shape)}."
+                f"for {list(expected)}."
             )
     frequencies = _frequencies(network, tensors, ignored)
     state: dict[str, Tensor] = {FREQUENCIES: frequencies}
-    for name in parameters:
+    for name, parameter in parameters.items():
         state[name] = _finite(tensors, names[name], dtype)
+        if padding and name in _ROWS_OF_TOKENS:
+            state[name] = state[name][: len(parameter)].clone()
         if mask_row is not None and name in _ROWS_OF_TOKENS:
             state[name] = _moved_last(state[name], mask_row, f"{tensors.origin}: {names[name]}")
     network.load_state_dict(state, assign=True)
@@ -230,6 +237,6 @@ def _read_into(file: BinaryIO, memory: memoryview, path: Path) -> None:
 
 def _listed(names: Collection[str]) -> str:
     """Names for an error, not too many of them."""
-    some = sorted(names)[:_MOST_NAMES]
+    some = [name[:80] for name in sorted(names)[:_MOST_NAMES]]
     rest = len(names) - len(some)
     return (", ".join(some) or "nothing") + (f" and {rest} more" if rest else "")

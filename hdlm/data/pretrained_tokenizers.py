@@ -11,11 +11,11 @@ of `transformers` reads alike.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from hdlm.data.tokenizer import Tokenizer
+from hdlm.package_data import is_path
 
 __all__ = ["find_tokenizer"]
 
@@ -31,8 +31,6 @@ _ALIASES = {
 }
 """Where the hub keeps what is still known by an old name."""
 _EITHER = "tokenizer.json, or vocab.json and merges.txt"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_FILE_ENDINGS = (".json", ".txt", ".bpe")
 _SECONDS = 10.0
 _LONGEST_REASON = 240
 
@@ -65,7 +63,7 @@ def find_tokenizer(
             raise ValueError(f"the folder {path} holds no tokenizer: it should hold {_EITHER}.")
     elif path.is_file():
         files = (path,)
-    elif isinstance(source, Path) or not _REPOSITORY.fullmatch(source) or path.suffix in _FILE_ENDINGS:
+    elif isinstance(source, Path) or is_path(source):
         raise ValueError(
             f"there is no tokenizer at {path}: give a tokenizer.json, a folder that holds {_EITHER}, or the name of a "
             "repository of the hub, such as gpt2."

@@ -32,6 +32,7 @@ from hdlm.evaluation.bounds import AbsorbingBound
 from hdlm.evaluation.metrics import Estimate, jackknife, mean
 from hdlm.evaluation.protocol import weights_sha256
 from hdlm.hyperschedule import autoregressive
+from hdlm.package_data import is_path
 
 __all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
 
@@ -292,6 +293,11 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if is_path(source) and not Path(source).exists():
+        raise ValueError(
+            f"the judge {source!r} cannot be had: there is no such file or folder. Give the folder of a causal "
+            "language model, a checkpoint of hdlm, or a name of the hub, such as gpt2."
+        )
     try:
         here = _is_here(source, offline=offline)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)

@@ -38,14 +38,15 @@ def judges_of(
 
 def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -> AbstractJudge:
     if not _is_ours(word):
-        return TransformersJudge(word, device, batch_size, offline=offline)
+        home = str(Path(word).expanduser()) if word.startswith("~") else word
+        return TransformersJudge(home, device, batch_size, offline=offline)
     checkpoint = hub.load(word, device=device, offline=offline)
     return CheckpointJudge(checkpoint, tokenizer_of(checkpoint), word, device, batch_size)
 
 
 def _is_ours(word: str) -> bool:
     """Whether a word names a checkpoint that `hdlm.load` opens: a model that ships, or a path to no model of theirs."""
-    path = Path(word)
+    path = Path(word).expanduser()
     if not path.exists():
         return (pretrained() / word / "config.json").is_file()
     config = path / "config.json"

@@ -58,6 +58,8 @@ class Blueprint:
             neither here nor in `tensors` is an error.
         mask_row: Row of the mask in the file's embedding and output, where it is not the last: it is moved there, and
             ids above it move down by one.
+        padding: Rows of the file's embedding and output that stand for nothing: they were added behind the words and
+            the mask to make a round number, and are left out.
         tokenizer: Name of the tokenizer it was trained with, or None if it does not say.
         context: What settled positions saw of one another.
         active: What active positions saw of one another.
@@ -73,6 +75,7 @@ class Blueprint:
     tensors: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     mask_row: int | None = None
+    padding: int = 0
     tokenizer: str | None = None
     context: Context = "block_causal"
     active: Active = "full"

@@ -23,7 +23,8 @@ from hdlm.denoiser import Denoiser
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.hub.configs import read_config
-from hdlm.hub.source import RAW, SINGLE, Hub, Source, find
+from hdlm.hub.lightning import hub_config
+from hdlm.hub.source import RAW, SINGLE, Hub, Source, beside, find, no_config
 from hdlm.hub.weights import StoredWeights, open_weights
 from hdlm.network import DDiTConfig
 from hdlm.vocabulary import Vocabulary
@@ -69,6 +70,8 @@ def load(
     weights: WeightsName = "averaged",
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    num_words: int | None = None,
+    mask_id: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
@@ -86,6 +89,9 @@ def load(
             weights and does not say which gives them as `"averaged"`.
         config: The config, or the folder that has it, if it is not beside the weights.
         tokenizer: A tokenizer file, folder or name instead of the one that the model brings or names.
+        num_words: How many words the model knows, where its config does not say so: the mask is not counted. Rows of
+            the weights behind the words and the mask are padding.
+        mask_id: Row of the mask in the weights, where it is not the row behind the words.
         device: Where the model goes.
         dtype: Precision of the weights.
         revision: Branch, tag or commit of a hub repository.
@@ -102,13 +108,15 @@ def load(
         raise ValueError(f"`dtype` must be one of {', '.join(map(str, _FLOATS))}; got {dtype}.")
     hub = Hub(revision, cache_dir, token, offline)
     files = find(source, hub, weights, None if config is None else Path(config))
-    settings = read_config(files.config)
+    settings = {} if files.config is None else read_config(files.config)
     if _is_own(settings):
+        _refuse_rows(files, num_words, mask_id)
         checkpoint, mask_row = _load_own(files, weights, device, dtype), None
         if tokenizer is None:
             return checkpoint
     else:
         stored = open_weights(*files.weights)
+        settings = _settings(settings, stored, files, num_words, mask_id)
         card, blueprint = _recognise(settings, stored, files)
         checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
         checkpoint.denoiser.to(device).eval()
@@ -131,6 +139,8 @@ def inspect(
     *,
     weights: WeightsName = "averaged",
     config: str | Path | None = None,
+    num_words: int | None = None,
+    mask_id: int | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | None = None,
@@ -144,11 +154,13 @@ def inspect(
     """
     hub = Hub(revision, cache_dir, token, offline)
     files = find(source, hub, weights, None if config is None else Path(config))
-    settings = read_config(files.config)
+    settings = {} if files.config is None else read_config(files.config)
     stored = open_weights(*files.weights)
     if _is_own(settings):
+        _refuse_rows(files, num_words, mask_id)
         evidence = Evidence(settings, stored.tensors.shapes, files.origin)
         return Found(evidence, OWN, _own_blueprint(settings, stored, files), files.files)
+    settings = _settings(settings, stored, files, num_words, mask_id)
     card, blueprint = _recognise(settings, stored, files)
     evidence = Evidence(settings, stored.tensors.shapes, files.origin)
     return Found(evidence, card.name, blueprint, files.files, stored.step)
@@ -163,8 +175,8 @@ def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> Ab
     fitting = [card for card in cards if card.recognises(evidence)]
     if len(fitting) == 1:
         return fitting[0]
-    keys = ", ".join(sorted(map(str, evidence.config))[:12]) or "none"
-    names = ", ".join(sorted(evidence.shapes)[:4]) or "none"
+    keys = ", ".join(key[:40] for key in sorted(map(str, evidence.config))[:12]) or "none"
+    names = ", ".join(name[:80] for name in sorted(evidence.shapes)[:4]) or "none"
     seen = (
         f"its config has model_type {evidence.config.get('model_type')!r} and the keys {keys}; its "
         f"{len(evidence.shapes)} tensors begin with {names}"
@@ -180,7 +192,42 @@ def _recognise(
 ) -> tuple[AbstractCard, Blueprint]:
     evidence = Evidence(settings, stored.tensors.shapes, files.origin)
     card = recognise(evidence)
-    return card, card.blueprint(evidence)
+    blueprint = card.blueprint(evidence)
+    words, rows = blueprint.vocabulary.num_words, blueprint.network.vocab_size
+    mask = blueprint.mask_row if blueprint.mask_row is not None else words if rows > words else None
+    for key, value in (("num_words", words), ("mask_id", mask)):
+        if settings.get(key) not in (None, value):
+            raise ValueError(
+                f"{files.origin}: `{key}` {settings[key]!r} is not that of its format ({card.name}), where it is "
+                f"{'none: the model has no mask' if value is None else value}."
+            )
+    return card, blueprint
+
+
+def _settings(
+    settings: Mapping[str, Any],
+    stored: StoredWeights,
+    files: Source,
+    num_words: int | None,
+    mask_id: int | None,
+) -> dict[str, Any]:
+    """The config of a model: the one beside its weights, or the one inside them; and what the user says of its rows."""
+    if files.config is None:
+        table = stored.tensors.shapes.get("vocab_embed.embedding")
+        inside = None if stored.settings is None or not table else hub_config(stored.settings, table[0])
+        if inside is None:
+            raise no_config(files.origin, beside(files.weights[0]), inside=stored.settings is not None)
+        settings = inside
+    said = {"num_words": num_words, "mask_id": mask_id}
+    return {**settings, **{key: value for key, value in said.items() if value is not None}}
+
+
+def _refuse_rows(files: Source, num_words: int | None, mask_id: int | None) -> None:
+    if num_words is not None or mask_id is not None:
+        raise ValueError(
+            f"{files.origin} is a checkpoint of this program, which says its words and its mask itself: leave "
+            "`num_words` and `mask_id` out."
+        )
 
 
 def _build(
@@ -200,6 +247,7 @@ def _build(
         blueprint.tensors,
         ignored=blueprint.ignored,
         mask_row=blueprint.mask_row,
+        padding=blueprint.padding,
         dtype=dtype,
     )
     origin: dict[str, Any] = {"format": card.name, "weights": kind, "config": dict(settings)}
@@ -227,8 +275,8 @@ def _load_own(
 ) -> Checkpoint:
     """A checkpoint of this project, from its folder or one of the two files in it."""
     named = {SINGLE: weights, RAW: "raw"}.get(files.weights[0].name)
-    folder = files.config.parent
-    if named is None or folder != files.weights[0].parent or files.config.name != "config.json":
+    folder = files.weights[0].parent
+    if named is None or files.config != folder / "config.json":
         raise ValueError(
             f"{files.origin} has the config of a checkpoint of this program, which is a folder with config.json and "
             f"{SINGLE}; got {', '.join(map(str, files.files))}."

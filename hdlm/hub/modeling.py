@@ -188,9 +188,13 @@ class HDLMForDiffusionLM(PreTrainedModel):
             **ignored: What pipelines pass to any model, `token_type_ids` say.
 
         Raises:
-            ValueError: If the model must be told the noise and is not.
+            ValueError: If the model must be told the noise and is not, a position is beyond the context, or a label is
+                the mask or no word.
         """
         pieces = self.checkpoint.denoiser
+        _check_positions(input_ids, position_ids, self.model.config.max_length)
+        if labels is not None:
+            _check_labels(labels, pieces.process.num_words)
         if noise is None:
             noise = self._noise_of_no_account(pieces, input_ids)
         noise = noise.expand(input_ids.shape)
@@ -350,6 +354,35 @@ def _canvas(prompts: Tensor, gaps: Tensor, length: int, copies: int) -> Prompt:
     tokens = F.pad(prompts.masked_fill(gaps, 0), (0, room))
     fixed = F.pad(~gaps, (0, room))
     return Prompt(tokens.repeat_interleave(copies, 0), fixed.repeat_interleave(copies, 0))
+
+
+def _check_positions(tokens: Tensor, positions: Tensor | None, context: int) -> None:
+    """Refuse positions that the network was not made for."""
+    if positions is None:
+        if tokens.shape[1] > context:
+            raise ValueError(
+                f"`input_ids` has {tokens.shape[1]} positions, but the context of this model has {context}: give at "
+                f"most {context} tokens."
+            )
+        return
+    outside = (positions < 0) | (positions >= context)
+    if outside.any():
+        raise ValueError(
+            f"`position_ids` holds {int(positions[outside][0])}, but the context of this model has the positions 0 to "
+            f"{context - 1}."
+        )
+
+
+def _check_labels(labels: Tensor, num_words: int) -> None:
+    """Refuse labels that have no probability."""
+    outside = labels[((labels < 0) | (labels >= num_words)) & (labels != _IGNORE)]
+    if outside.numel():
+        label = int(outside[0])
+        what = "is the mask" if label == num_words else "is no word of this model"
+        raise ValueError(
+            f"`labels` holds {label}, which {what}: labels are the clean tokens, 0 to {num_words - 1}, and {_IGNORE} "
+            "where the loss is not wanted."
+        )
 
 
 def _visible(mask: Tensor, tokens: Tensor) -> Bool[Tensor, "#b q q"]:

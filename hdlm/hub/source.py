@@ -4,7 +4,7 @@
 |---|---|---|
 | a folder | `config.json`, else `config.yaml` | `model.safetensors`, its shards by index, else `pytorch_model.bin` |
 | a published run | `.hydra/config.yaml` | newest `checkpoints/checkpoint_N.pth` |
-| a file of weights | beside it, or of the run it lies in | itself |
+| a file of weights | beside it, or of the run it lies in, or in a Lightning checkpoint itself | itself |
 | `org/name` | as a folder | as a folder |
 | a model that ships with hdlm | as a folder | as a folder |
 
@@ -22,7 +22,7 @@ from typing import final
 
 from hdlm.checkpoint import WeightsName
 from hdlm.hub.weights import PICKLES
-from hdlm.package_data import pretrained
+from hdlm.package_data import is_path, pretrained
 
 __all__ = ["Hub", "Source", "find"]
 
@@ -32,7 +32,6 @@ SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "p
 RAW = "raw.safetensors"
 TOKENIZERS = ("tokenizer.json",)
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
 _SECONDS = 10.0
 _LONGEST_REASON = 240
@@ -64,14 +63,14 @@ class Source:
 
     Attributes:
         origin: What to call it in an error.
-        config: Its config.
+        config: Its config; None where only the file of weights itself may hold one.
         weights: Its weights; several files are parts of one set.
         tokenizer: Its `tokenizer.json`, or None.
         fetched: Whether the hub was asked and answered.
     """
 
     origin: str
-    config: Path
+    config: Path | None
     weights: tuple[Path, ...]
     tokenizer: Path | None = None
     fetched: bool = False
@@ -79,7 +78,7 @@ class Source:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return (self.config, *self.weights, *([] if self.tokenizer is None else [self.tokenizer]))
+        return tuple(file for file in (self.config, *self.weights, self.tokenizer) if file is not None)
 
 
 def find(
@@ -104,7 +103,12 @@ def find(
         return _file(path, config)
     if isinstance(source, str) and "/" not in word and (pretrained() / word / CONFIGS[0]).is_file():
         return _folder(pretrained() / word, word, weights, config)
-    if not isinstance(source, str) or not _REPOSITORY.fullmatch(word) or path.suffix in _SUFFIXES:
+    if is_path(source):
+        raise ValueError(
+            f"there is no folder or file {word}. Give a folder with a model, or a file of weights "
+            f"({', '.join(_SUFFIXES)})."
+        )
+    if "/" not in word:
         raise ValueError(
             f"there is no folder or file {word}, and it is neither a model that ships with hdlm nor the id of a hub "
             "repository (org/name)."
@@ -133,8 +137,7 @@ def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None
             f"{origin} has no weights: neither {SINGLE}, nor {INDEX}, nor {PICKLED}; and it is no published run, "
             f"which has {RUN_CONFIG}. There: {there or 'nothing'}."
         )
-    beside = [folder / name for name in (*CONFIGS, RUN_CONFIG)]
-    return Source(origin, _config(config, beside, origin), files, _first(folder, TOKENIZERS))
+    return Source(origin, _config(config, _configs(folder), origin), files, _first(folder, TOKENIZERS))
 
 
 def _run(folder: Path, origin: str, config: Path | None) -> Source:
@@ -165,8 +168,12 @@ def _file(path: Path, config: Path | None) -> Source:
         config = (
             config / RUN_CONFIG
         )  # a run may also hold a checkpoint of this project, which is another file
-    beside = [*_configs(path.parent), path.parent.parent / RUN_CONFIG]
-    return Source(str(path), _config(config, beside, str(path)), (path,), _first(path.parent, TOKENIZERS))
+    places = beside(path)
+    if config is None and path.suffix in PICKLES and not any(file.is_file() for file in places):
+        own = None
+    else:
+        own = _config(config, places, str(path))
+    return Source(str(path), own, (path,), _first(path.parent, TOKENIZERS))
 
 
 def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
@@ -180,10 +187,27 @@ def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
     for file in beside:
         if file.is_file():
             return file
-    raise ValueError(
+    raise no_config(origin, beside)
+
+
+def no_config(origin: str, beside: Sequence[Path], *, inside: bool = False) -> ValueError:
+    """The error that weights have no config.
+
+    Args:
+        origin: What to call the weights.
+        beside: Where it was looked for.
+        inside: Whether the weights hold the configuration of another kind of training.
+    """
+    other = " The configuration inside the file is of no model that is known here." if inside else ""
+    return ValueError(
         f"{origin} has no config, so nothing says what its weights are: there is neither "
-        f"{' nor '.join(str(file) for file in beside)}. Say where it is with `config`."
+        f"{' nor '.join(str(file) for file in beside)}.{other} Say where it is with `config`."
     )
+
+
+def beside(path: Path) -> list[Path]:
+    """Where the config of a file of weights may be."""
+    return [*_configs(path.parent), path.parent.parent / RUN_CONFIG]
 
 
 def _configs(folder: Path) -> list[Path]:

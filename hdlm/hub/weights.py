@@ -5,7 +5,10 @@
 | `.safetensors`, one or several | one set of weights |
 | a state dict (`.bin`, `.pth`, `.pt`) | one set of weights |
 | a published run's `.pth` | `model`, `ema.shadow_params`, `optimizer`, `step` |
-| a Lightning `.ckpt` | `state_dict`, `ema.shadow_params`, ... |
+| a Lightning `.ckpt` | `state_dict`, `ema.shadow_params`, `hyper_parameters`, ... |
+
+Wrappers of a network (`module.`, `_orig_mod.`, `model.`, `backbone.`, ...) leave their names before or inside the names
+of tensors. They are left out in any order and at any depth; the names that remain must fit the network exactly.
 
 A moving average is a list in the order of the network's parameters, which is that of the names beside it.
 """
@@ -21,16 +24,27 @@ import torch
 from torch import Tensor
 
 from hdlm.checkpoint import WeightsName
-from hdlm.hub.pickles import PickledTensors, load_pickle
+from hdlm.hub.lightning import training_config
+from hdlm.hub.pickles import PickledTensors, StandIn, load_pickle
 from hdlm.weights import AbstractTensors, Safetensors
 
-__all__ = ["PICKLES", "StoredWeights", "open_weights"]
+__all__ = ["PICKLES", "StoredWeights", "Unwrapped", "open_weights"]
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 """Suffixes of what torch pickled."""
 
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What distributed training and compilation put before every name."""
+_WRAPPERS = frozenset(
+    {
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "_fsdp_wrapped_module",
+        "_orig_mod",
+        "backbone",
+        "model",
+    }
+    | {"module"}
+)
+"""What training and compilation put before a name or into it. No part of the network has such a name."""
 
 
 @final
@@ -43,12 +57,14 @@ class StoredWeights:
         shadow: Their moving average, in the order of the parameters among them, or None if it was not kept.
         trained: Whether the file says that its named tensors are those of the last training step.
         step: Training steps done, where the file says it.
+        settings: The configuration of its training that the file holds, as plain values, or None.
     """
 
     tensors: AbstractTensors
     shadow: Sequence[Tensor] | None = None
     trained: bool = False
     step: int | None = None
+    settings: Mapping[str, Any] | None = None
     _names: tuple[str, ...] = field(default=())
 
     def choose(
@@ -89,6 +105,41 @@ class StoredWeights:
         return PickledTensors(f"{where} (moving average)", averaged), "averaged"
 
 
+@final
+class Unwrapped(AbstractTensors):
+    """Tensors under the names that the network gives them, without what wrappers of the network added.
+
+    Args:
+        tensors: The tensors under the names in the file.
+
+    Raises:
+        ValueError: If two names in the file are one name of the network.
+    """
+
+    def __init__(self, tensors: AbstractTensors) -> None:
+        self.origin, self._tensors = tensors.origin, tensors
+        self._stored: dict[str, str] = {}
+        for stored, bare in zip(tensors.shapes, _bare(tensors.shapes), strict=True):
+            if bare in self._stored:
+                raise ValueError(
+                    f"{self.origin} holds {self._stored[bare]} and {stored}, which are one parameter of the network "
+                    f"when wrappers ({', '.join(sorted(_WRAPPERS))}) are left out. Keep one of them."
+                )
+            self._stored[bare] = stored
+        self.shapes = {bare: tensors.shapes[stored] for bare, stored in self._stored.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._tensors.read(self._stored[name], dtype)
+
+
+def _bare(names: Collection[str]) -> list[str]:
+    """Names without known wrappers, and without a first part that all of them share."""
+    parts = [[part for part in name.split(".") if part not in _WRAPPERS] or [name] for name in names]
+    while parts and all(len(own) > 1 and own[0] == parts[0][0] for own in parts):
+        parts = [own[1:] for own in parts]
+    return [".".join(own) for own in parts]
+
+
 def open_weights(*paths: Path) -> StoredWeights:
     """Look into one file of weights, or the safetensors files that make up one.
 
@@ -96,7 +147,7 @@ def open_weights(*paths: Path) -> StoredWeights:
         ValueError: If it is damaged, unsafe, or holds no weights.
     """
     if paths[0].suffix == ".safetensors":
-        return StoredWeights(Safetensors(*paths))
+        return StoredWeights(Unwrapped(Safetensors(*paths)))
     (path,) = paths
     if path.suffix not in PICKLES:
         raise ValueError(
@@ -104,20 +155,23 @@ def open_weights(*paths: Path) -> StoredWeights:
         )
     content = load_pickle(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds no weights by name but a {type(content).__name__}.")
+        kind = repr(content) if isinstance(content, StandIn) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds no weights by name but {kind}.")
     if tensors := _tensors(content):
-        return StoredWeights(PickledTensors(str(path), tensors))
+        return StoredWeights(Unwrapped(PickledTensors(str(path), tensors)))
     for key in ("model", "state_dict"):
         if tensors := _tensors(content.get(key)):
             step = content.get("step", content.get("global_step"))
+            named = Unwrapped(PickledTensors(str(path), tensors))
             return StoredWeights(
-                PickledTensors(str(path), tensors),
+                named,
                 shadow=_shadow(content.get("ema"), path),
                 trained=True,
                 step=step if isinstance(step, int) else None,
-                _names=tuple(tensors),
+                settings=training_config(content.get("hyper_parameters")),
+                _names=tuple(named.shapes),
             )
-    keys = ", ".join(sorted(str(key) for key in content)[:8])
+    keys = ", ".join(sorted(str(key)[:40] for key in content)[:8])
     raise ValueError(
         f"{path} holds no weights that are known here: neither tensors by name, nor `model`, nor `state_dict`; its "
         f"keys are {keys or 'none'}."
@@ -125,16 +179,12 @@ def open_weights(*paths: Path) -> StoredWeights:
 
 
 def _tensors(table: Any) -> dict[str, Tensor]:
-    """A state dict without the names of wrappers; empty if it is none."""
+    """A state dict; empty if it is none."""
     if not isinstance(table, Mapping) or not table:
         return {}
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in table.items()):
         return {}
-    tensors: dict[str, Tensor] = dict(table)
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
-    return tensors
+    return dict(table)
 
 
 def _shadow(average: Any, path: Path) -> Sequence[Tensor] | None:

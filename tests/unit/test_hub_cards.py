@@ -75,14 +75,13 @@ SEDD: dict[str, Any] = {
 NAMES = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.adaLN_modulation.weight")
 PLAIN = {NAMES[0]: (50258, 768), NAMES[1]: (128, 256), NAMES[2]: (1536, 128)}
 PLAIN |= {f"blocks.{index}.norm1.weight": (768,) for index in range(12)}
-BACKBONE = {f"backbone.{name}": shape for name, shape in PLAIN.items()}
 TABLES = dict.fromkeys(("rotary_emb.cos_cached", "rotary_emb.sin_cached"), (1, 512, 3, 1, 64))
 FORMATS = {
-    "MDLM": (MDLM, BACKBONE),
+    "MDLM": (MDLM, PLAIN),
     "SEDD": (SEDD, PLAIN),
-    "BD3-LM": (BD3LM, BACKBONE),
+    "BD3-LM": (BD3LM, PLAIN),
     "GIDD": (GIDD_, PLAIN | TABLES),
-    "Duo": (DUO, BACKBONE),
+    "Duo": (DUO, PLAIN),
 }
 
 
@@ -137,8 +136,7 @@ def test_the_network_is_the_published_one(name):
     assert plan.network == expected
     assert plan.tokenizer == "gpt2"
     assert plan.unknown == ()
-    prefix = "" if name in ("SEDD", "GIDD") else "backbone."
-    assert all(theirs == prefix + ours for ours, theirs in plan.tensors.items())
+    assert all(theirs == ours for ours, theirs in plan.tensors.items())
     assert len(plan.tensors) == 12 * 10 + 10
 
 
@@ -210,6 +208,47 @@ def test_a_silent_config_leaves_the_width_of_the_conditioning_to_the_weights():
 def test_what_is_missing_or_wrong_is_named(name, changes, named):
     with pytest.raises(ValueError, match=named):
         blueprint(name, **changes)
+
+
+COUNTING = ("MDLM", "BD3-LM", "GIDD", "Duo")
+"""Formats whose config counts the rows and names no mask."""
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_round_number_of_rows_needs_a_word_of_what_they_are(name):
+    rows = 50304
+    with pytest.raises(ValueError, match=r"here: `vocab_size` is 50304, a multiple of 128.*`num_words`"):
+        blueprint(name, vocab_size=rows)
+    masked = name != "Duo"
+    known = 50257 + (not masked or name == "GIDD")
+    plan = blueprint(name, vocab_size=rows, num_words=known)
+    assert plan.vocabulary.num_words == plan.process.num_words == known
+    assert plan.network.vocab_size == known + masked
+    assert (plan.padding, plan.mask_row) == (rows - known - masked, None)
+    assert plan.tokenizer == "gpt2"
+    assert plan.unknown == ()
+    whole = blueprint(name, vocab_size=rows, num_words=rows - masked)
+    assert (whole.padding, whole.vocabulary.num_words) == (0, rows - masked)
+
+
+@pytest.mark.parametrize("name", set(COUNTING) - {"Duo"})
+def test_a_config_may_name_the_mask(name):
+    plan = blueprint(name, vocab_size=1000, mask_token_id=7)
+    assert (plan.mask_row, plan.vocabulary.num_words, plan.padding) == (7, 999, 0)
+    plan = blueprint(name, vocab_size=1024, mask_id=1023)
+    assert (plan.mask_row, plan.vocabulary.num_words, plan.padding) == (None, 1023, 0)
+    plan = blueprint(name, vocab_size=1024, mask_id=0, num_words=1000)
+    assert (plan.mask_row, plan.vocabulary.num_words, plan.padding) == (0, 1000, 23)
+    for changes, named in (
+        ({"vocab_size": 1024, "mask_id": 1000}, "`num_words`"),
+        ({"vocab_size": 1000, "num_words": 1000}, "at most 999 words"),
+        ({"vocab_size": 1000, "num_words": 900, "mask_id": 901}, "cannot be row 901"),
+        ({"vocab_size": 1000, "mask_id": 1000}, "`mask_id` must be a row, 0 to 999; got 1000"),
+        ({"vocab_size": 1000, "mask_id": True}, "`mask_id` must be a row"),
+        ({"vocab_size": 1000, "num_words": 0}, "num_words"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            blueprint(name, **changes)
 
 
 def test_training_checkpoints_of_gidd_are_refused():

@@ -5,23 +5,29 @@ Each hostile file would leave a marker behind if it were obeyed; without `load` 
 
 from __future__ import annotations
 
+import collections
+import functools
 import json
 import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hdlm.checkpoint import save_checkpoint
 from hdlm.hub import inspect, load
 from hdlm.hub.configs import read_config
-from hdlm.hub.pickles import load_pickle
+from hdlm.hub.pickles import StandIn, load_pickle
 from tests.hub_folders import EPSILON, folder, tensors
 
 SUFFIXES = (".bin", ".pth", ".ckpt", ".pt")
@@ -87,7 +93,6 @@ def payloads(marker: Path) -> dict[str, Any]:
         "torch.load": Runs(torch.load, str(marker)),
         "import": Runs(__import__, "antigravity"),
         "bytearray": Runs(bytearray, 10**12),
-        "path": marker,
     }
 
 
@@ -152,6 +157,262 @@ def test_programs_by_hand(tmp_path, marker, name):
     with_pickle(path, by_hand(marker)[name])
     refused(path, match="is refused|damaged or holds more than tensors|holds no weights by name")
     assert not marker.exists()
+
+
+class Trap:
+    """An object whose every way of being built leaves the marker behind."""
+
+    marker: Path
+
+    def __init__(self, *_: Any) -> None:
+        self.spring()
+
+    def __setstate__(self, state: Any) -> None:
+        self.spring()
+
+    def __hash__(self) -> int:
+        return self.spring()
+
+    def append(self, item: Any) -> None:
+        self.spring()
+
+    extend = append
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.spring()
+
+    @classmethod
+    def spring(cls, *_: Any) -> int:
+        cls.marker.touch()
+        return 0
+
+
+class Reduced:
+    """An object that is pickled as its `__reduce__` says."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.parts
+
+
+def objects(marker: Path) -> dict[str, Any]:
+    """Objects of code that is foreign to `torch`, which are built by running it."""
+    Trap.marker = marker
+    built = Reduced(Trap, (1, 2), {"state": 1}, iter([1, 2, 3]), iter([("a", 1)]))
+    return {
+        "a path": marker,
+        "a call": Reduced(Trap, (1,)),
+        "a function": Trap,
+        "state, items and entries": built,
+        "a chain": Reduced(Trap, (Reduced(Trap, (built,), {"x": built}),), {"y": Reduced(Trap, ())}),
+        "a key of a table": {Reduced(Trap, (1,)): 1, (1, Reduced(Trap, (2,))): 2},
+        "an item of a set": {
+            1: [Reduced(frozenset, ([Reduced(Trap, (1,))],)), Reduced(set, ([Reduced(Trap, (1,))],))]
+        },
+        "numbers of numpy": [np.float64(3), np.arange(3), np.dtype("int64")],
+        "a partial function": functools.partial(max, 1),
+        "a counter": collections.Counter("text"),
+        "a generic type": list[int] | None,
+        "nothing foreign": collections.defaultdict(list, {"a": [1]}),
+    }
+
+
+@pytest.mark.parametrize("name", objects(Path()))
+def test_foreign_objects_become_inert_stand_ins(tmp_path, marker, name):
+    path, weights = place(tmp_path), tensors(EPSILON)
+    shadow = [value for key, value in weights.items() if not key.startswith("rotary")]
+    content = {"model": weights, "ema": {"shadow_params": shadow}, "step": 3, "more": objects(marker)[name]}
+    torch.save(content, path)
+    loaded = dict(load(path).network.named_parameters())
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+    assert inspect(path).step == 3
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", set(objects(Path())) - {"a path", "numbers of numpy", "nothing foreign"})
+def test_foreign_objects_do_run_if_nobody_looks(tmp_path, marker, name):
+    """So the test above can fail, where there is something to run."""
+    torch.save(objects(marker)[name], tmp_path / "file")
+    torch.load(tmp_path / "file", weights_only=False)
+    runs = name not in ("a function", "a partial function", "a counter", "a generic type")
+    assert marker.exists() == runs
+
+
+def test_stand_ins_keep_what_the_file_says(tmp_path, marker):
+    path = place(tmp_path)
+    torch.save({"it": objects(marker)["state, items and entries"], "class": Trap}, path)
+    content = load_pickle(path)
+    it = content["it"]
+    assert isinstance(it, StandIn)
+    assert it.name == content["class"].name == f"{Trap.__module__}.Trap"
+    assert (it.arguments, it.state, it.items) == ((1, 2), {"state": 1}, [1, 2, 3, "a", 1])
+    assert not callable(it)
+    assert not hasattr(it, "__dict__")
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    b"X\x03\x00\x00\x00cpuK\x0ctQK\x00(K\x0ct(K\x01t\x89NtR"
+).replace(b"_v2\n(X", b"_v2\n((X")
+CLASS, TEXT = b"cforeign\nClass\n", b"X\x01\x00\x00\x00a"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (CLASS + b"}" + TEXT + b"K\x01sb.", None),
+        (CLASS + b")\x81}" + TEXT + b"K\x01sb.", None),
+        (CLASS + b"K\x01a.", None),
+        (b"(K\x01iforeign\nClass\n.", None),
+        (b"(cforeign\nClass\nK\x01o.", None),
+        (b"}" + CLASS + b"K\x01s.", None),
+        (b"}" + CLASS + b")\x81K\x01s.", None),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n}" + TEXT + b"K\x01sb.", "sets the state of a _Maker"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\nN}" + TEXT + b"K\x01s\x86b.", "sets the state of a _Maker"),
+        (b"ctorch\nfloat32\n}b.", "sets the state of a dtype"),
+        (b"ctorch\nfloat32\n)R.", "calls a dtype"),
+        (TENSOR + b")R.", "calls a Tensor"),
+        (TENSOR + b"K\x00K\x01s.", "puts items into a Tensor"),
+        (TENSOR + b"K\x01a.", "puts items into a Tensor"),
+        (b"}" + TENSOR + b"K\x01s.", "a Tensor is no key"),
+        (b"]" + TENSOR + b"}ba.", None),
+        (b")K\x01a.", "puts items into a tuple"),
+        (b"}K\x01a.", "puts items into a dict"),
+        (b"]K\x01K\x02s.", "puts items into a list"),
+        (b"}]K\x01s.", "a list is no key"),
+        (b"cos\nsystem\n)\x81.", r"asks to run or build os\.system"),
+        (b"cbuiltins\neval\n(Vprint(1)\ntR.", r"asks to run or build builtins\.eval"),
+        (b"c__builtin__\neval\n(Vprint(1)\ntR.", r"asks to run or build builtins\.eval"),
+        (b"c__builtin__\neval.__call__\n(Vprint(1)\ntR.", r"asks to run or build builtins\.eval"),
+        (b"Pstorage\n.", r"asks to run or build \(PERSID\)"),
+        (b"K\x07Q.", "refers to an object outside"),
+        (b"(X\x07\x00\x00\x00storageK\x01K\x01K\x01K\x01tQ.", "storage of an unknown type"),
+        (b"((((.", None),
+        (b"t.", "damaged"),
+        (b"K\x01", "damaged"),
+        (b"", "damaged"),
+        (b".", "damaged"),
+        (b"h\x07.", "damaged"),
+        (b"K\x01\x86.", "a tuple lacks items"),
+        (b"(K\x01\x86.", "a tuple lacks items"),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00bz2tR.", "bytes are written"),
+        (b"ctorch\nSize\n(((K\x01ttR.", "damaged"),
+        (b"ccollections\nOrderedDict\n(]K\x05atR.", "damaged"),
+    ],
+)
+def test_steps_that_misuse_what_is_there(tmp_path, marker, program, message):
+    """A step does what it does to plain data, or the file is refused."""
+    path = place(tmp_path)
+    torch.save(torch.zeros(12), path)
+    rewritten(path, lambda name, old: b"\x80\x02" + program if name.endswith("data.pkl") else old)
+    if message is None:
+        load_pickle(path)
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pickle(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def bombs(depth: int = 2000) -> dict[str, tuple[bytes, str | None]]:
+    """Programs that are short, and whose data are large or slow."""
+    long = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20
+    pairs = b"](" + b"".join(b"K" + bytes([index]) + b"N\x86" for index in range(256)) * 100 + b"eq\x01"
+    return {
+        "tuples in tuples as a key": (b"}N\x85" + b"q\x00h\x00\x86" * 99 + b"Ns.", "a tuple is no key"),
+        "a deep tuple as a key": (b"}N" + b"\x85" * depth + b"Ns.", "a tuple is no key"),
+        "a long tuple as a key": (b"}(" + b"N" * 100 + b"tNs.", "a tuple is no key"),
+        "a large number as a key": (b"}\x8aP" + b"\x7f" * 80 + b"Ns.", "a int is no key"),
+        "a deep list": (b"]" * depth + b"a" * (depth - 1) + b".", None),
+        "tables in tables": (b"}" * 2 + b"".join(b"q\x00N}h\x00" for _ in range(9)) + b".", None),
+        "stand-ins in stand-ins": (CLASS * depth + b"b" * (depth - 1) + b".", None),
+        "one text as bytes, often": (
+            long + b"q\x00](" + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 99 + b"e.",
+            "copies the same data too often",
+        ),
+        "one table, often": (
+            pairs + b"](" + b"ccollections\nOrderedDict\n(h\x01tR" * 50 + b"e.",
+            "copies the same data too often",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_programs_whose_data_are_large_or_slow(tmp_path, name):
+    program, message = bombs()[name]
+    path = place(tmp_path)
+    with_pickle(path, b"\x80\x02" + program)
+    begin = time.process_time()
+    refused(path, match=message or "holds no weights by name|holds no weights that are known")
+    assert time.process_time() - begin < 40
+
+
+def test_programs_of_many_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("hdlm.hub.pickles.MOST_STEPS", 1000)
+    path = place(tmp_path)
+    with_pickle(path, b"\x80\x02" + b"N0" * 500 + b"N.")
+    refused(path, match="has more than 1000 steps")
+
+
+@pytest.mark.slow
+def test_programs_of_the_largest_depth(tmp_path):
+    """They end neither the process nor the patience; in a process of its own, without checks of types."""
+    files = []
+    for index, (program, message) in enumerate(bombs(500_000).values()):
+        files.append((tmp_path / str(index), message))
+        with zipfile.ZipFile(files[-1][0], "w") as archive:
+            archive.writestr("a/data.pkl", b"\x80\x02" + program)
+    code = """
+import sys
+from pathlib import Path
+from hdlm.hub.pickles import load_pickle
+for name in sys.argv[1:]:
+    try:
+        load_pickle(Path(name))
+        print("data")
+    except ValueError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code, *(str(path) for path, _ in files)]
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120
+    ).stdout.splitlines()
+    for line, (_, message) in zip(lines, files, strict=True):
+        assert (message or "data") in line
+
+
+def test_keys_without_end_do_not_fill_the_error(tmp_path):
+    path = place(tmp_path)
+    torch.save({"x" * 10**6: 1, "model": {"y" * 10**6: torch.zeros(2)}}, path)
+    refused(path, match="no format")
+    torch.save({"x" * 10**6: 1}, path)
+    refused(path, match="its keys are x+")
+
+
+def test_spoiled_programs_never_escape(tmp_path):
+    """Any bytes in the program end as data or as a ValueError."""
+    path = place(tmp_path)
+    torch.save({"model": {"a": torch.zeros(3)}, "more": [{1: (2.0, "b")}, {3}, Path("c"), b"d"]}, path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (program,) = (name for name in files if name.endswith("data.pkl"))
+    generator, outcomes = torch.Generator().manual_seed(0), set()
+    for round_ in range(300):
+        spoiled = bytearray(files[program])
+        for _ in range(1 + round_ % 4):
+            at, byte = (int(torch.randint(limit, (), generator=generator)) for limit in (len(spoiled), 256))
+            spoiled[at] = byte
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, bytes(spoiled) if name == program else content)
+        try:
+            load_pickle(path)
+            outcomes.add("data")
+        except ValueError as error:
+            outcomes.add("refused" if str(path) in str(error) else f"no path in {error}")
+    assert outcomes == {"data", "refused"}
 
 
 def test_build_cannot_reach_into_objects(tmp_path, marker):

@@ -203,8 +203,10 @@ def test_no_config(tmp_path, config):
             "no folder or file nothing, and it is neither a model that ships with hdlm nor the id of a hub",
         ),
         ("a/b/c", "no folder or file"),
-        (Path("some/folder"), "no folder or file some/folder"),
-        ("runs/model.pth", "no folder or file"),
+        (Path("some/folder"), r"no folder or file some/folder\. Give a folder"),
+        ("runs/model.pth", r"no folder or file runs/model\.pth\. Give a folder"),
+        ("/nonexistent", r"no folder or file /nonexistent\. Give a folder"),
+        ("./nonexistent", r"no folder or file \./nonexistent\. Give a folder"),
     ],
 )
 def test_nothing_there(source, message):

@@ -165,6 +165,13 @@ def test_a_judge_that_cannot_be_had(monkeypatch):
         TransformersJudge("nobody/nothing")
 
 
+@pytest.mark.parametrize("word", ["/nonexistent", "./judge", "a/b/c", "../gpt2", "runs/judge.safetensors"])
+def test_a_path_without_a_judge_is_not_taken_for_a_name_of_the_hub(monkeypatch, word):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    (found,) = judges_of([word], torch.device("cpu")).values()
+    assert "there is no such file or folder" in found
+
+
 def test_offline_the_hub_is_not_asked(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))

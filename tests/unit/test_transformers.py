@@ -162,9 +162,33 @@ def test_attention_masks_of_both_shapes(noisy: torch.Tensor) -> None:
 
 def test_positions_are_honoured(noisy: torch.Tensor) -> None:
     ours = _checkpoint()
-    positions = torch.arange(LENGTH)[None] * 3
+    positions = torch.arange(LENGTH).flip(0)[None]
     answer = HDLMForDiffusionLM.of(ours)(noisy, position_ids=positions).logits
     assert torch.equal(answer, ours.denoiser(noisy, _noise(noisy), Context(positions)))
+
+
+def test_positions_beyond_the_context_are_refused(noisy: torch.Tensor) -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint())
+    with pytest.raises(
+        ValueError, match=r"`input_ids` has 13 positions, but the context of this model has 12"
+    ):
+        model(torch.zeros(1, LENGTH + 1, dtype=torch.long))
+    for outside in (LENGTH, -1):
+        positions = torch.arange(LENGTH)[None].clone()
+        positions[0, 3] = outside
+        with pytest.raises(
+            ValueError, match=rf"`position_ids` holds {outside}, .* has the positions 0 to 11"
+        ):
+            model(noisy, position_ids=positions)
+
+
+def test_labels_without_a_probability_are_refused(noisy: torch.Tensor) -> None:
+    model = HDLMForDiffusionLM.of(_checkpoint())
+    for label, what in ((MASK, "is the mask"), (MASK + 1, "is no word"), (-1, "is no word")):
+        labels = torch.full_like(noisy, -100)
+        labels[1, 2] = label
+        with pytest.raises(ValueError, match=rf"`labels` holds {label}, which {what}"):
+            model(noisy, labels=labels)
 
 
 def test_a_network_that_is_told_the_noise_must_be_told(noisy: torch.Tensor) -> None:

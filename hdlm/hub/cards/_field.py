@@ -1,7 +1,7 @@
 """What the field's formats share: one network under other names, and configs that are tables of plain values.
 
 MDLM, SEDD, BD3-LM, GIDD and Duo all publish the DDiT of SEDD (arXiv 2310.16834) with the noise told to every block and
-to the output layer. They differ in the prefix of its names, in the words for its sizes, and in everything around it.
+to the output layer. They differ in the words for its sizes, and in everything around it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from hdlm.vocabulary import GPT2, Vocabulary
 
 __all__ = [
     "STEPS",
+    "Rows",
     "Sizes",
     "has_network",
     "ignored_buffers",
     "network",
+    "rows_of",
     "tensors",
     "unknown",
     "words",
 ]
 
+ROUNDED = 128
+"""Trainers that add rows to a vocabulary make their number a multiple of this one, or of a multiple."""
 STEPS = 128
 """Steps of a flat generation, where the files name none."""
 _TRANSFORMERS = frozenset(
@@ -34,6 +38,8 @@ _TRANSFORMERS = frozenset(
     | {"transformers_version"}
 )
 """Keys that `transformers` writes into every config; none of them says anything of the model."""
+_OF_ROWS = frozenset({"mask_id", "mask_token_id", "num_words"})
+"""Keys that say what the rows of the embedding are; see `rows_of`."""
 _NEEDED = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.adaLN_modulation.weight")
 
 
@@ -51,22 +57,21 @@ class Sizes(NamedTuple):
 
 def unknown(config: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
     """Dotted keys that neither the format nor `transformers` is known to have."""
-    return unknown_keys(config, _TRANSFORMERS | frozenset(known))
+    return unknown_keys(config, _TRANSFORMERS | _OF_ROWS | frozenset(known))
 
 
-def has_network(evidence: Evidence, prefix: str = "") -> bool:
-    """Whether the weights hold a DDiT that is told the noise everywhere, under names with this prefix."""
-    return all(len(evidence.shapes.get(prefix + name, ())) == 2 for name in _NEEDED)
+def has_network(evidence: Evidence) -> bool:
+    """Whether the weights hold a DDiT that is told the noise everywhere."""
+    return all(len(evidence.shapes.get(name, ())) == 2 for name in _NEEDED)
 
 
-def network(evidence: Evidence, sizes: Sizes, *, rows: int, prefix: str = "") -> DDiTConfig:
+def network(evidence: Evidence, sizes: Sizes, *, rows: int) -> DDiTConfig:
     """The shape of the network; the width of the conditioning is read off the weights if the config is silent.
 
     Args:
         evidence: Config and weights.
         sizes: Where the config has the sizes.
         rows: Of the embedding and the output.
-        prefix: Of the names of the tensors.
 
     Raises:
         ValueError: If a size is missing or wrong, or the weights cannot be those of so deep a network.
@@ -83,7 +88,7 @@ def network(evidence: Evidence, sizes: Sizes, *, rows: int, prefix: str = "") ->
         hidden_size=fields.whole(sizes.hidden),
         num_blocks=blocks,
         num_heads=fields.whole(sizes.heads),
-        cond_dim=fields.whole(sizes.cond, evidence.shapes[f"{prefix}sigma_map.mlp.0.weight"][0]),
+        cond_dim=fields.whole(sizes.cond, evidence.shapes["sigma_map.mlp.0.weight"][0]),
         dropout=fields.number(sizes.dropout, 0.0),
         timestep_embedding=True,
         condition_blocks=True,
@@ -92,15 +97,77 @@ def network(evidence: Evidence, sizes: Sizes, *, rows: int, prefix: str = "") ->
     )
 
 
-def tensors(config: DDiTConfig, prefix: str = "") -> dict[str, str]:
-    """Name in the file of every parameter of our network."""
+def tensors(config: DDiTConfig) -> dict[str, str]:
+    """Name in the file of every parameter of our network: the same, when wrappers are left out."""
     with torch.device("meta"):
-        return {name: prefix + name for name, _ in DDiT(config).named_parameters()}
+        return {name: name for name, _ in DDiT(config).named_parameters()}
 
 
-def ignored_buffers(prefix: str = "") -> dict[str, str]:
+def ignored_buffers() -> dict[str, str]:
     """Buffers of the network that are computed here."""
-    return {f"{prefix}rotary_emb.inv_freq": "rotary frequencies are computed, not read"}
+    return {"rotary_emb.inv_freq": "rotary frequencies are computed, not read"}
+
+
+@final
+class Rows(NamedTuple):
+    """What the rows of a file's embedding and output are.
+
+    Attributes:
+        words: How many rows are words.
+        mask: Row of the mask, where it is not the one behind the words.
+        used: How many rows are words or the mask.
+        padding: How many rows behind them stand for nothing.
+    """
+
+    words: int
+    mask: int | None
+    used: int
+    padding: int
+
+
+def rows_of(evidence: Evidence, *, masked: bool = True, mask: int | None = None) -> Rows:
+    """What the rows of a format are whose config counts them and names no mask.
+
+    Trainers that round the number of rows up leave rows behind the mask. A config may say what the rows are, with
+    `num_words` (the mask is not counted) and `mask_id`. Where it does not, the mask is the last row, and a number that
+    may have been rounded up is refused.
+
+    Args:
+        evidence: Config and weights.
+        masked: Whether one of the rows is a mask.
+        mask: Its row, where the format says so.
+
+    Raises:
+        ValueError: If nothing says which row is the mask, or what is said cannot be.
+    """
+    fields = Fields(evidence.config, evidence.origin)
+    count = fields.whole("vocab_size")
+    words = None if fields.get("num_words") is None else fields.whole("num_words")
+    for key in ("mask_token_id", "mask_id") if masked else ():
+        value = fields.get(key)
+        if value is not None and (
+            not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count
+        ):
+            raise ValueError(f"{evidence.origin}: `{key}` must be a row, 0 to {count - 1}; got {value!r}.")
+        mask = mask if value is None else value
+    if words is None:
+        if count % ROUNDED == 0 and mask != count - 1:
+            what = "which row is the mask and which are padding" if masked else "which rows are padding"
+            raise ValueError(
+                f"{evidence.origin}: `vocab_size` is {count}, a multiple of {ROUNDED}, so rows may have been added "
+                f"behind the words, and nothing says {what}. Say with `num_words` how many words there are"
+                f"{' (the mask is not counted)' if masked else ''}: it is an argument of `load`, and may be a key of "
+                "the config."
+            )
+        words = count - masked
+    used = words + masked
+    if used > count or (mask is not None and mask > words):
+        row = "" if mask is None else f", and the mask cannot be row {mask}"
+        raise ValueError(
+            f"{evidence.origin}: `num_words` {words} does not fit the {count} rows of `vocab_size`{row}: there may be "
+            f"at most {count - masked} words{', and the mask is one of the rows up to `num_words`' if masked else ''}."
+        )
+    return Rows(words, None if mask == words else mask, used, count - used)
 
 
 def words(count: int, *, pad: int | None = None) -> tuple[Vocabulary, str | None]:

@@ -15,6 +15,7 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
+    rows_of,
     tensors,
     unknown,
     words,
@@ -28,7 +29,6 @@ from hdlm.process import Absorbing
 
 __all__ = ["BD3LM"]
 
-_PREFIX = "backbone."
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "adaln", "attn_backend", "block_size", "causal", "cross_attn"}) | {
     "sampling_eps_max",
@@ -46,23 +46,23 @@ class BD3LM(AbstractCard):
     name: ClassVar[str] = "BD3-LM"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return evidence.config.get("model_type") == "bd3lm" and has_network(evidence, _PREFIX)
+        return evidence.config.get("model_type") == "bd3lm" and has_network(evidence)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = fields.whole("vocab_size")
+        rows = rows_of(evidence)
         if fields.switch("causal", False) or not fields.switch("adaln", True):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` and `adaln: false` are BD3-LM's baselines, not block diffusion."
             )
-        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
+        shape = network(evidence, _SIZES, rows=rows.used)
         length = shape.max_length
         width = fields.whole("block_size") if fields.switch("cross_attn", True) else length
         if width > length or length % width:
             raise ValueError(
                 f"{evidence.origin}: `block_size` must divide `model_length`, {length}; got {width}."
             )
-        vocabulary, tokenizer = words(rows - 1)
+        vocabulary, tokenizer = words(rows.words)
         told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
@@ -71,8 +71,10 @@ class BD3LM(AbstractCard):
             parameterization=Cavity(told, shared=True),
             noise_schedule=LINEAR,
             hyperschedules=(flat(length, STEPS) if width == length else Block(length, width, width),),
-            tensors=tensors(shape, _PREFIX),
-            ignored={**ignored_buffers(_PREFIX), "sampling_eps_min": _CLIP, "sampling_eps_max": _CLIP},
+            tensors=tensors(shape),
+            ignored={**ignored_buffers(), "sampling_eps_min": _CLIP, "sampling_eps_max": _CLIP},
+            mask_row=rows.mask,
+            padding=rows.padding,
             tokenizer=tokenizer,
             unknown=unknown(evidence.config, _KNOWN),
         )

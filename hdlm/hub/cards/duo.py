@@ -15,6 +15,7 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
+    rows_of,
     tensors,
     unknown,
     words,
@@ -27,7 +28,6 @@ from hdlm.process import Uniform
 
 __all__ = ["Duo"]
 
-_PREFIX = "backbone."
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "causal", "var_min"})
 
@@ -39,26 +39,27 @@ class Duo(AbstractCard):
     name: ClassVar[str] = "Duo"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return evidence.config.get("model_type") == "duo" and has_network(evidence, _PREFIX)
+        return evidence.config.get("model_type") == "duo" and has_network(evidence)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = fields.whole("vocab_size")
+        rows = rows_of(evidence, masked=False)
         if fields.switch("causal", False):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` is Duo's autoregressive baseline, not a diffusion."
             )
-        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
-        vocabulary, tokenizer = words(rows, pad=rows - 1)
+        shape = network(evidence, _SIZES, rows=rows.used)
+        vocabulary, tokenizer = words(rows.words, pad=rows.words - 1)
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
-            process=Uniform(rows),
+            process=Uniform(rows.words),
             parameterization=Cavity("sigma", shared=True),
             noise_schedule=LogLinear(),
             hyperschedules=(flat(shape.max_length, STEPS),),
-            tensors=tensors(shape, _PREFIX),
-            ignored=ignored_buffers(_PREFIX),
+            tensors=tensors(shape),
+            ignored=ignored_buffers(),
+            padding=rows.padding,
             tokenizer=tokenizer,
             unknown=unknown(evidence.config, _KNOWN),
         )

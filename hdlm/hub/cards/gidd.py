@@ -1,7 +1,8 @@
 """GIDD (arXiv 2503.04482): masks with a hump of uniform noise, `model_type: dit`, a name that others bear too.
 
-The mask is the last row and no mask is named; before it stands a [PAD], which is a word like the others here. The
-network is told the time itself. It publishes its rotary tables, which are computed here, in place of frequencies.
+No mask is named. It is the last row, unless rows were added behind it to make a round number, which the config or the
+user must say (`num_words`). Before it stands a [PAD], which is a word like the others here. The network is told the
+time itself. It publishes its rotary tables, which are computed here, in place of frequencies.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import ClassVar, final
 
 from hdlm import process
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, tensors, unknown, words
+from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, rows_of, tensors, unknown, words
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
@@ -47,9 +48,9 @@ class GIDD(AbstractCard):
                 "so that the last is not the mask. Use weights in its format for `transformers`."
             )
         fields = Fields(evidence.config, evidence.origin)
-        rows = fields.whole("vocab_size")
-        shape = network(evidence, _SIZES, rows=rows)
-        vocabulary, tokenizer = words(rows - 1, pad=rows - 2)
+        rows = rows_of(evidence)
+        shape = network(evidence, _SIZES, rows=rows.used)
+        vocabulary, tokenizer = words(rows.words, pad=rows.words - 1)
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
@@ -59,6 +60,8 @@ class GIDD(AbstractCard):
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),
             ignored=dict.fromkeys(_TABLES, "rotary tables are computed, not read"),
+            mask_row=rows.mask,
+            padding=rows.padding,
             tokenizer=tokenizer,
             unknown=unknown(evidence.config, _KNOWN),
         )

@@ -16,6 +16,7 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
+    rows_of,
     tensors,
     unknown,
     words,
@@ -30,7 +31,6 @@ from hdlm.vocabulary import Vocabulary
 
 __all__ = ["MDLM"]
 
-_PREFIX = "backbone."
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "time_conditioning"})
 _BERT_ROWS, _BERT_MASK = 30522, 103
@@ -45,14 +45,14 @@ class MDLM(AbstractCard):
     name: ClassVar[str] = "MDLM"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return evidence.config.get("model_type") == "mdlm" and has_network(evidence, _PREFIX)
+        return evidence.config.get("model_type") == "mdlm" and has_network(evidence)
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = fields.whole("vocab_size")
-        shape = network(evidence, _SIZES, rows=rows, prefix=_PREFIX)
-        bert = rows == _BERT_ROWS
-        vocabulary, tokenizer = (_BERT, "bert-base-uncased") if bert else words(rows - 1)
+        rows = rows_of(evidence, mask=_BERT_MASK if fields.get("vocab_size") == _BERT_ROWS else None)
+        bert = (rows.words, rows.mask) == (_BERT_ROWS - 1, _BERT_MASK)
+        shape = network(evidence, _SIZES, rows=rows.used)
+        vocabulary, tokenizer = (_BERT, "bert-base-uncased") if bert else words(rows.words)
         told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
@@ -61,9 +61,10 @@ class MDLM(AbstractCard):
             parameterization=Cavity(told, shared=True),
             noise_schedule=LogLinear(),
             hyperschedules=(flat(shape.max_length, STEPS),),
-            tensors=tensors(shape, _PREFIX),
-            ignored=ignored_buffers(_PREFIX),
-            mask_row=_BERT_MASK if bert else None,
+            tensors=tensors(shape),
+            ignored=ignored_buffers(),
+            mask_row=rows.mask,
+            padding=rows.padding,
             tokenizer=tokenizer,
             unknown=unknown(evidence.config, _KNOWN),
         )

@@ -1,0 +1,108 @@
+"""The configuration inside a Lightning checkpoint, as the plain values that the cards of the hub read.
+
+The trainers of MDLM, Duo and BD3-LM save `hyper_parameters = {"config": DictConfig, "tokenizer": ...}`. The pickle
+gives a `StandIn` for each object of OmegaConf. The values are in its state: `_content` of a container, `_val` of a
+node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from hdlm.hub.configs import resolve
+from hdlm.hub.pickles import StandIn
+
+__all__ = ["hub_config", "training_config"]
+
+MOST_VALUES = 100_000
+"""Values of a configuration. Parts that stand in many places count in each of them."""
+DEEPEST = 64
+"""Tables inside one another."""
+
+_LOG_LINEAR = (None, "loglinear", "log-linear")
+_SIZES = {
+    "hidden_dim": "hidden_size",
+    "n_blocks": "n_blocks",
+    "n_heads": "n_heads",
+    "cond_dim": "cond_dim",
+    "model_length": "length",
+    "dropout": "dropout",
+}
+"""Keys of the hub, and those of the table `model` in the trainers."""
+
+
+def training_config(saved: Any) -> dict[str, Any] | None:
+    """The configuration in `hyper_parameters` with interpolations resolved; None if there is none.
+
+    Raises:
+        ValueError: If it is larger than any configuration, or its keys refer to one another in a circle.
+    """
+    config = saved.get("config", saved) if isinstance(saved, Mapping) else saved
+    plain = _Plain().of(config, 0)
+    return resolve(plain) if isinstance(plain, dict) and plain else None
+
+
+@final
+class _Plain:
+    """Turns stand-ins of OmegaConf into plain values, up to a number of them."""
+
+    def __init__(self) -> None:
+        self._left = MOST_VALUES
+
+    def of(self, value: Any, depth: int) -> Any:
+        """The plain value; None in place of what a configuration does not hold."""
+        self._left -= 1
+        if self._left < 0 or depth > DEEPEST:
+            raise ValueError(
+                f"the configuration in it has more than {MOST_VALUES} values or {DEEPEST} levels."
+            )
+        if isinstance(value, StandIn):
+            state = value.state
+            if not value.name.startswith("omegaconf.") or not isinstance(state, dict):
+                return None
+            return self.of(state.get("_content", state.get("_val")), depth + 1)
+        if isinstance(value, Mapping):
+            return {key: self.of(part, depth + 1) for key, part in value.items() if isinstance(key, str)}
+        if isinstance(value, list | tuple):
+            return [self.of(part, depth + 1) for part in value]
+        return value if isinstance(value, str | bool | int | float) else None
+
+
+def hub_config(config: Mapping[str, Any], rows: int) -> dict[str, Any] | None:
+    """The config that the hub has for a model of these trainers; None if it is none of the models that are known.
+
+    Args:
+        config: The configuration of the training.
+        rows: Of the embedding.
+    """
+    model, algorithm = config.get("model"), config.get("algo", config)
+    if (
+        not isinstance(model, Mapping)
+        or not isinstance(algorithm, Mapping)
+        or algorithm.get("backbone") != "dit"
+    ):
+        return None
+    noise = config.get("noise")
+    if isinstance(noise, Mapping) and noise.get("type") not in _LOG_LINEAR:
+        return None
+    if "algo" in config:
+        name = {"duo_base": "duo"}.get(str(algorithm.get("name")), algorithm.get("name"))
+    else:
+        name = "mdlm" if config.get("parameterization") == "subs" else None
+    made = {key: model.get(own) for key, own in _SIZES.items()}
+    made |= {"model_type": name, "vocab_size": rows, "causal": algorithm.get("causal_attention", False)}
+    match name:
+        case "mdlm":
+            if made.pop("causal"):
+                return None
+            made["time_conditioning"] = algorithm.get("time_conditioning", False)
+        case "bd3lm":
+            made["time_conditioning"] = algorithm.get("time_conditioning", False)
+            made["cross_attn"] = algorithm.get("cross_attn", True)
+            made["block_size"] = config.get("block_size")
+        case "duo":
+            pass
+        case _:
+            return None
+    return made
