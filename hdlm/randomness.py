@@ -27,11 +27,12 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _Key: TypeAlias = tuple[int, int] | tuple[Tensor, Tensor]
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor | int, Tensor, Tensor | int], key: _Key) -> tuple[Tensor, ...]:
     """Philox4x32 with 10 rounds.
 
     Args:
-        counter: Four broadcastable int64 tensors with values in [0, 2^32).
+        counter: Four broadcastable int64 tensors with values in [0, 2^32); the second and the fourth may be integers,
+            which need not be copied to a device.
         key: Two integers in [0, 2^32), or int64 tensors of them that broadcast with the counter.
 
     Returns:
@@ -102,7 +103,5 @@ class Randomness:
             stream: What the number is for, in [0, 2^32): different streams are independent.
         """
         device = position.device
-        steps = torch.as_tensor(step, device=device)
-        purpose = torch.tensor(stream, device=device)
-        high, low, _, _ = philox((position, steps, sequence, purpose), self._key(device))
+        high, low, _, _ = philox((position, step, sequence, stream), self._key(device))
         return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53

@@ -61,7 +61,7 @@ class Table(AbstractHyperschedule):
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
         """Row `n` of the table; its last row from there on."""
         rows = torch.as_tensor(n).clamp(max=len(self.table) - 1)
-        return self.table.to(rows.device)[rows]
+        return self._held("table", rows.device)[rows]
 
     @property
     def settles(self) -> Int[Tensor, " l"]:
