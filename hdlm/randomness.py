@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias, final
+from typing import TypeAlias, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ def philox(counter: tuple[Tensor, Tensor | int, Tensor, Tensor | int], key: _Key
     Returns:
         Four int64 tensors of the broadcast shape, with independent values in [0, 2^32).
     """
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3 = cast(tuple[Tensor, Tensor, Tensor, Tensor], counter)  # integers take part as tensors do
     k0, k1 = key
     for _ in range(10):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]

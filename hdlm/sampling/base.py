@@ -115,19 +115,21 @@ class Reading:
 
     def draw(self, where: Bool[Tensor, "b l"], uniform: Float[Tensor, "b l"]) -> Int[Tensor, " n"]:
         """Words drawn from `p(x_0 | x_t)` at the given positions, with one uniform number each."""
-        numbers = uniform[where]
+        at = where.nonzero(as_tuple=True)
+        numbers = uniform[at]
         drawn = [
             draw_index((log_w - log_w.amax(-1, keepdim=True)).exp_(), numbers[part])
-            for part, log_w in self._chunks(where)
+            for part, log_w in self._chunks(where, at)
         ]
         return torch.cat(drawn) if drawn else numbers.long()
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
-        stands = self.tokens[where][:, None]
+        at = where.nonzero(as_tuple=True)
+        stands = self.tokens[at][:, None]
         found = [
             (log_w.gather(1, stands[part])[:, 0] - log_w.logsumexp(-1)).double().exp()
-            for part, log_w in self._chunks(where)
+            for part, log_w in self._chunks(where, at)
         ]
         return torch.cat(found) if found else stands[:, 0].double()
 
@@ -138,11 +140,18 @@ class Reading:
 
         Unlike `log_clean`, it never holds more than a few rows.
         """
-        return torch.cat([of(log_w.log_softmax(-1)) for _, log_w in self._chunks(where)])
+        return torch.cat(
+            [of(log_w.log_softmax(-1)) for _, log_w in self._chunks(where, where.nonzero(as_tuple=True))]
+        )
 
-    def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
-        row, column = where.nonzero(as_tuple=True)
+    def _chunks(self, where: Tensor, places: tuple[Tensor, ...]) -> Iterator[tuple[slice, Tensor]]:
+        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time.
+
+        Args:
+            where: The positions to read.
+            places: Their rows and columns, which the caller has counted: on an accelerator counting waits for it.
+        """
+        row, column = places
         if not len(row):
             return
         answer = self.answer(where)

@@ -12,8 +12,8 @@ than it must. On this device each of them is an event with the line of code that
 
 The device is PyTorch's `PrivateUse1` backend under the name `logical`, with two devices, `logical:0` and `logical:1`. A
 tensor on it is a `LogicalTensor`, a subclass which states that device and holds a tensor of the CPU; a dispatch mode
-computes every operator with these. So numbers are those of the CPU, and the device of every tensor, the autograd engine,
-autocast, `nn.Module.to` and checkpointing behave as on an accelerator. Kernels are not: what an accelerator's own
+computes every operator with these. So numbers are those of the CPU, and the device of every tensor, autograd, autocast,
+`nn.Module.to` and checkpointing behave as on an accelerator. Kernels are not: what an accelerator's own
 kernels compute, how long they take, and whether they exist, is unknown here.
 """
 
@@ -106,9 +106,9 @@ class LogicalTensor(Tensor):
     host: Tensor
 
     @staticmethod
-    def __new__(cls, host: Tensor, device: torch.device) -> LogicalTensor:
+    def __new__(cls: type[LogicalTensor], host: Tensor, device: torch.device) -> LogicalTensor:
         """The tensor with the numbers of `host` on `device`."""
-        new: LogicalTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        new: LogicalTensor = Tensor._make_wrapper_subclass(
             cls,
             host.shape,
             strides=host.stride(),
@@ -119,10 +119,10 @@ class LogicalTensor(Tensor):
         new.host = host
         return new
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute an operator while no `LogicalDevice` is open."""
@@ -136,6 +136,10 @@ class LogicalTensor(Tensor):
         """The address of the numbers."""
         return self.host.data_ptr()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The memory of the numbers."""
+        return self.host.untyped_storage()
+
     def numpy(self, *, force: bool = False) -> NoReturn:
         """Refused, as by every accelerator.
 
@@ -144,7 +148,7 @@ class LogicalTensor(Tensor):
         """
         raise TypeError(f"cannot convert a tensor on {self.device} to numpy: use Tensor.cpu() first.")
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         """The numbers and the device."""
         return f"LogicalTensor({self.host}, device={str(self.device)!r})"
 
@@ -164,12 +168,12 @@ class LogicalDevice(TorchDispatchMode):
     """
 
     def __init__(self, *, strict: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         _register()
         self.device = torch.device(_NAME, 0)
         self.events: list[Event] = []
         self.operators: Counter[str] = Counter()
-        self._strict, self._captured = strict, 0
+        self._strict, self._paused, self._captured = strict, False, 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> LogicalDevice:
@@ -178,12 +182,12 @@ class LogicalDevice(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(
             True
         )  # `torch.tensor(..., device=...)` is a copy from main memory
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Close the device; its tensors can still be used."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         _State.open -= 1
         torch._C._set_only_lift_cpu_tensors(_State.open > 0)
 
@@ -195,7 +199,7 @@ class LogicalDevice(TorchDispatchMode):
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
-        """A region that a CUDA graph would capture: events in it are marked, since a captured copy or wait is an error."""
+        """A region that a CUDA graph would capture. Its events are marked: a copy or a wait in it is an error."""
         self._captured += 1
         try:
             yield
@@ -203,9 +207,14 @@ class LogicalDevice(TorchDispatchMode):
             self._captured -= 1
 
     def clear(self) -> None:
-        """Forget what was noted."""
+        """Forget what was noted, and note what follows."""
         self.events.clear()
         self.operators.clear()
+        self._paused = False
+
+    def pause(self) -> None:
+        """Note nothing until `clear`; mixed devices are still refused."""
+        self._paused = True
 
     def of_kind(self, *kinds: Kind) -> list[Event]:
         """The events of some kinds."""
@@ -213,6 +222,8 @@ class LogicalDevice(TorchDispatchMode):
 
     def _note(self, kind: Kind | None, operator: str) -> None:
         with self._lock:
+            if self._paused and kind != "mix":
+                return
             if kind is None:
                 self.operators[operator] += 1
                 return
@@ -450,6 +461,10 @@ class _Module:
         return _COUNT if _State.open else 0
 
     @staticmethod
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return True
+
+    @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -460,6 +475,15 @@ class _Module:
     @staticmethod
     def set_rng_state(state: Tensor, device: Any = None) -> None:
         pass
+
+    class Event:
+        """Nothing is behind on this device, so there is nothing to wait for."""
+
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
 
     @staticmethod
     def device(index: Any) -> contextlib.AbstractContextManager[None]:
@@ -486,6 +510,6 @@ def _register() -> None:
 
     class Guard(torch._C._acc.DeviceGuard):
         def type_(self) -> Any:
-            return torch._C._autograd.DeviceType.PrivateUse1  # type: ignore[attr-defined]
+            return torch._C._autograd.DeviceType.PrivateUse1
 
     backend_registration._setup_privateuseone_for_python_backend(_NAME, _Module(), Hooks(), Guard())
