@@ -1,5 +1,8 @@
 """What the toolkit does on a logical device, as a program: `python tests/on_a_logical_device.py REPORT`.
 
+`--renew` writes what it found into `allowed_waits.json`; places that are new there have no reason yet. `--device cuda`
+runs the scenarios on a real accelerator instead, where only the results are compared.
+
 PyTorch starts the threads of autograd for the devices that it knows at the first backward pass of a process, so the
 logical device must be there before: hence a process of its own. Each scenario runs on the CPU and on the device; the
 report says whether both found the same, how many calls of the network there were, and which events. Then the same with
@@ -8,9 +11,10 @@ a fault of each kind, which must show in the report.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
-import sys
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -216,7 +220,8 @@ def training(optimizer: str, **changes: dict[str, Any]) -> Scenario:
         again = prepare(Recipe.from_table(table), device).trainer()
         again.restore(state)
         places = {one.device for one in run.denoiser.parameters()}
-        assert places == {device}, f"trained on {places}, not on {device}"
+        assert {one.type for one in places} == {device.type}, f"trained on {places}, not on {device}"
+        assert device.index is None or places == {device}, f"trained on {places}, not on {device}"
         weights = [value for _, value in sorted(again.state().weights.items())]
         losses = torch.tensor([one.loss for one in reports])
         if optimizer == "muon":  # accelerators have torch's Muon, which rounds to bfloat16
@@ -436,12 +441,15 @@ def flatten(value: Any) -> list[Tensor]:
     )
 
 
-def report(scenario: Scenario) -> dict[str, Any]:
-    """Run a scenario in both places."""
+def report(scenario: Scenario, device: torch.device | None = None) -> dict[str, Any]:
+    """Run a scenario on the CPU and on the logical device, or on a real one."""
+    events: list[Event] = []
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         forget_accelerate()
         expected = scenario(CPU, Path(one))
         forget_accelerate()
+        if device is not None:
+            return compared(scenario(device, Path(other)), expected, events)
         with LogicalDevice() as logical:
             NOTED.device = logical
             try:
@@ -449,6 +457,10 @@ def report(scenario: Scenario) -> dict[str, Any]:
             finally:
                 NOTED.device = None
             events = list(logical.events)
+    return compared(found, expected, events)
+
+
+def compared(found: Found, expected: Found, events: list[Event]) -> dict[str, Any]:
     ours, theirs = flatten(found.value), flatten(expected.value)
     same = len(ours) == len(theirs) and all(
         a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-6)
@@ -463,18 +475,40 @@ def counted(events: list[Event]) -> list[list[Any]]:
     return [[*event, count] for event, count in sorted(times.items())]
 
 
-def outcome(scenario: Scenario) -> dict[str, Any]:
+def outcome(scenario: Scenario, device: torch.device | None = None) -> dict[str, Any]:
     """The report, or the error that there was: what goes wrong in one scenario must not hide the others."""
     try:
-        return report(scenario)
+        return report(scenario, device)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def main(target: Path) -> None:
+def renew(scenarios: dict[str, dict[str, Any]]) -> None:
+    """Write the largest numbers of waits for a call into the list, and keep its reasons."""
+    path = Path(__file__).with_name("allowed_waits.json")
+    known, most = json.loads(path.read_text()), dict[str, float]()
+    for one in scenarios.values():
+        waits: Counter[str] = Counter()
+        for kind, place, _, _, count in one.get("events", ()):
+            if kind == "wait" and place.startswith("hdlm/"):
+                waits[place] += count
+        for place, count in waits.items():
+            most[place] = max(most.get(place, 0.0), math.ceil(100 * count / one["calls"]) / 100)
+    renewed = {
+        place: {"most": most[place], "reason": known.get(place, {}).get("reason", "")}
+        for place in sorted(most)
+    }
+    path.write_text(json.dumps(renewed, indent=1) + "\n")
+
+
+def main(target: Path, *, device: torch.device | None, renewing: bool) -> None:
     list_scenarios()
-    found = {name: outcome(scenario) for name, scenario in SCENARIOS.items()}
-    faults = {}
+    found = {name: outcome(scenario, device) for name, scenario in SCENARIOS.items()}
+    if renewing:
+        renew(found)
+    faults: dict[str, Any] = {}
+    if device is not None:
+        VIOLATIONS.clear()
     for name, (fault, scenario) in VIOLATIONS.items():
         expected = SCENARIOS[scenario]
 
@@ -487,6 +521,12 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    with LogicalDevice():
-        pass  # known to PyTorch before the first backward pass
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--device", type=torch.device)
+    parser.add_argument("--renew", action="store_true")
+    options = parser.parse_args()
+    if options.device is None:
+        with LogicalDevice():
+            pass  # known to PyTorch before the first backward pass
+    main(options.report, device=options.device, renewing=options.renew)

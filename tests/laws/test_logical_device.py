@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
+
+from tests.conftest import NO_CUDA
 
 PROGRAM = Path(__file__).parents[1] / "on_a_logical_device.py"
 ALLOWED: dict[str, dict[str, Any]] = json.loads(PROGRAM.with_name("allowed_waits.json").read_text())
@@ -148,6 +151,15 @@ def test_a_table_that_is_copied_in_every_step_is_found(report: dict[str, Any]) -
         return sum(event[-1] for event in scenario["events"] if event[0] == "to device")
 
     assert copies(report["violations"]["copy the table"]) > copies(report["scenarios"][name]) + 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
+def test_every_scenario_finds_on_cuda_what_it_finds_on_a_cpu(repository: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cuda.json"
+    run(repository, [str(PROGRAM), str(target), "--device", "cuda"])
+    scenarios = json.loads(target.read_text())["scenarios"]
+    assert not {name: one for name, one in scenarios.items() if "error" in one or not one["same"]}
 
 
 # -- how much is asked of a device --------------------------------------------------------------------------------
