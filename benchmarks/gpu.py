@@ -1,4 +1,4 @@
-"""Measure on a GPU: `make bench-gpu`. Prints the machine, and then what the benchmarks of sampling and training print."""
+"""Measure on a GPU: `make bench-gpu`. Prints the machine, then the tables of the benchmarks of sampling and training."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class LogicalTensor(Tensor):
         """
         raise TypeError(f"cannot convert a tensor on {self.device} to numpy: use Tensor.cpu() first.")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """The numbers and the device."""
         return f"LogicalTensor({self.host}, device={str(self.device)!r})"
 

@@ -345,7 +345,9 @@ def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monk
     assert selective["native_layer_norm"] == full["native_layer_norm"] > kept["native_layer_norm"]
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning:torch"
+)
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_selective_recomputation_keeps_what_flex_attention_found(compiled):
     """The second pass is given the memory of the first: no kernel runs again."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hdlm.checkpoint import load_checkpoint
@@ -350,21 +351,28 @@ def test_the_gauge_uses_the_precision_of_the_run(
     assert asked == [True]
 
 
+def _accelerator(state: SimpleNamespace) -> Accelerator:
+    """An accelerator in a given state, on a machine without any."""
+    made = Accelerator.__new__(Accelerator)
+    made.state = state
+    return made
+
+
 def test_a_single_process_trains_on_the_device_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate` would take the first one."""
     current: list[int] = []
     monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
     second = torch.device("cuda", 1)
-    state = SimpleNamespace(device=torch.device("cuda"))
+    state = SimpleNamespace(num_processes=1, device=torch.device("cuda"))
     found = SimpleNamespace(device=state.device)
     monkeypatch.setattr(engine, "PartialState", lambda: found)
-    engine._place(SimpleNamespace(num_processes=1, device=state.device, state=state), second)
+    engine._place(_accelerator(state), second)
     assert state.device == found.device == second
     assert current == [1]
 
 
-def test_several_processes_have_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    several = SimpleNamespace(num_processes=2, device=torch.device("cuda", 0))
+def test_several_processes_have_a_device_each() -> None:
+    several = _accelerator(SimpleNamespace(num_processes=2, device=torch.device("cuda", 0)))
     with pytest.raises(ValueError, match=r"--device cuda:1 names one device, and 2 processes use one each"):
         engine._place(several, torch.device("cuda", 1))
     engine._place(several, torch.device("cuda"))
