@@ -1,4 +1,4 @@
-"""Measure on a GPU: `make bench-gpu`. Prints the machine, then the tables of the benchmarks of sampling and training."""
+"""Measure on a GPU: `make bench-gpu`. Prints the machine, then the tables of the sampling and training benchmarks."""
 
 from __future__ import annotations
 
