@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench
+.PHONY: help demo test test-all test-gpu lint bench bench-gpu
 .SECONDARY:
 
 help: ## list the targets
@@ -25,6 +25,10 @@ test: lint ## lint, types and the fast tests
 test-all: lint ## lint, types and every test
 	$(PYTEST)
 
+test-gpu: $(VENV)/installed-dev ## the tests that need a GPU; docs/gpu.md says where to send the output
+	@$(BIN)/python -m benchmarks.gpu --describe
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -v
+
 lint: $(VENV)/installed-dev ## style and strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +36,10 @@ lint: $(VENV)/installed-dev ## style and strict types
 
 bench: $(VENV)/installed-dev ## measure what docs/benchmarks.md reports
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(VENV)/installed-dev ## measure on a GPU; docs/gpu.md says where to send the output
+	@$(BIN)/python -m benchmarks.gpu --describe
+	$(BIN)/python -m benchmarks.gpu
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from hdlm.hyperschedule import AbstractHyperschedule, Regions
+from hdlm.transfer import moved
 
 Context = Literal["full", "causal", "block_causal"]
 Active = Literal["full", "causal"]
@@ -132,15 +133,9 @@ class Visibility:
 
     def to(self, device: torch.device | str) -> Visibility:
         """The same ranks and slots on another device."""
-        return Visibility(
-            self.query_rank.to(device),
-            self.key_rank.to(device),
-            self.query_first.to(device),
-            self.query_last.to(device),
-            self.key_slot.to(device),
-            None if self.query_document is None else self.query_document.to(device),
-            None if self.key_document is None else self.key_document.to(device),
-        )
+        names = (*_RANKS, "query_document", "key_document")
+        there: Any = moved([getattr(self, name) for name in names], torch.device(device))
+        return Visibility(**dict(zip(names, there, strict=True)))
 
     def mask_mod(self) -> MaskMod:
         """The predicate `(batch, head, query, key) -> bool` that FlexAttention compiles.
@@ -335,7 +330,7 @@ class _Ranking:
 
 def _ranking(hyperschedule: AbstractHyperschedule, context: Context, device: torch.device) -> _Ranking:
     _check_choice("context", context, Context)
-    settles = hyperschedule.settles.to(device)
+    settles = hyperschedule.settles_on(device)
     if context == "causal":
         ordered, order = torch.sort(settles, stable=True)
         rank = torch.argsort(order)

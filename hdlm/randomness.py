@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias, final
+from typing import TypeAlias, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -27,17 +27,18 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _Key: TypeAlias = tuple[int, int] | tuple[Tensor, Tensor]
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: _Key) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor | int, Tensor, Tensor | int], key: _Key) -> tuple[Tensor, ...]:
     """Philox4x32 with 10 rounds.
 
     Args:
-        counter: Four broadcastable int64 tensors with values in [0, 2^32).
+        counter: Four broadcastable int64 tensors with values in [0, 2^32); the second and the fourth may be integers,
+            which need not be copied to a device.
         key: Two integers in [0, 2^32), or int64 tensors of them that broadcast with the counter.
 
     Returns:
         Four int64 tensors of the broadcast shape, with independent values in [0, 2^32).
     """
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3 = cast(tuple[Tensor, Tensor, Tensor, Tensor], counter)  # integers take part as tensors do
     k0, k1 = key
     for _ in range(10):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -102,7 +103,5 @@ class Randomness:
             stream: What the number is for, in [0, 2^32): different streams are independent.
         """
         device = position.device
-        steps = torch.as_tensor(step, device=device)
-        purpose = torch.tensor(stream, device=device)
-        high, low, _, _ = philox((position, steps, sequence, purpose), self._key(device))
+        high, low, _, _ = philox((position, step, sequence, stream), self._key(device))
         return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53

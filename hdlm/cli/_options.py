@@ -48,10 +48,17 @@ def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     )
 
 
+_WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Accelerators on which random numbers, draws and bounds cannot be computed."""
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device`; read it with `device_of`."""
     parser.add_argument(
-        "--device", default="auto", help="cpu, an accelerator, or auto: the fastest here (default)"
+        "--device",
+        default="auto",
+        help="cpu, an accelerator such as cuda or cuda:1, or auto: an accelerator if there is one that "
+        "computes in float64, else cpu (default)",
     )
 
 
@@ -59,21 +66,38 @@ def device_of(args: argparse.Namespace) -> torch.device:
     """The device that `--device` names.
 
     Raises:
-        ValueError: if there is no such device here.
+        ValueError: if there is no such device here, or it does not compute in float64.
     """
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and accelerator.type in _WITHOUT_FLOAT64:
+        if _type_of(args.device) == accelerator.type:
+            raise ValueError(
+                f"--device {args.device} computes nothing in float64, which random numbers, draws and bounds need: "
+                "give --device cpu, or leave it out."
+            )
+        accelerator = None
     if args.device == "auto":
         return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        device = None
     here = {"cpu"} | ({accelerator.type} if accelerator else set())
-    if device is None or device.type not in here:
+    if _type_of(args.device) not in here:
         raise ValueError(f"--device must be auto or one of {', '.join(sorted(here))}; got {args.device!r}.")
+    device = torch.device(args.device)
+    count = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"--device {args.device}: there are {count} of them here, counted from 0.")
     return device
+
+
+def _type_of(device: str) -> str | None:
+    """The kind of device of that name; None if there is no such kind."""
+    import torch
+
+    try:
+        return torch.device(device).type
+    except RuntimeError:
+        return None
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

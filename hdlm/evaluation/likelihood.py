@@ -25,6 +25,7 @@ from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
+from hdlm.transfer import moved
 
 __all__ = ["Likelihood", "Progress", "evaluate"]
 
@@ -218,7 +219,7 @@ class _Passes:
 
     def __call__(self, bound: AbstractBound, stack: Int[Tensor, "w l"]) -> Float[Tensor, " r"]:
         """Nats of a stack, one sum a replicate."""
-        times = self._times(bound, len(stack)).to(stack.device)
+        times = self._times(bound, len(stack))
         totals = torch.zeros(len(self._replicates), dtype=torch.float64)
         for rows in torch.arange(len(times)).split(self._batch_size):
             replicate, window = rows // len(stack), rows % len(stack)
@@ -228,7 +229,8 @@ class _Passes:
                 torch.arange(stack.shape[1])[None],
                 stream=_DRAWS,
             )
-            nats = bound(stack[window], times[rows], draw.to(stack.device))
+            chosen, time, noise = moved([window, times[rows], draw], stack.device)
+            nats = bound(stack[chosen], time, noise)
             totals.index_add_(0, replicate, nats.double().cpu())
             self._report(len(rows))
         self._windows += len(stack)

@@ -11,8 +11,10 @@ Reference: Unifying Autoregressive and Diffusion-Based Sequence Generation (arXi
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass
 from numbers import Integral
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,6 +62,23 @@ class AbstractHyperschedule(abc.ABC):
     @abc.abstractmethod
     def settles(self) -> Int[Tensor, " l"]:
         """First step at which each position is settled (level 0)."""
+
+    @final
+    def settles_on(self, device: torch.device) -> Int[Tensor, " l"]:
+        """`settles` on a device, which keeps its copy, so that no later step copies again."""
+        return self._held("settles", device)
+
+    @functools.cached_property
+    def _copies(self) -> dict[tuple[str, torch.device], Tensor]:
+        """Attributes on the devices on which they were wanted."""
+        return {}
+
+    @final
+    def _held(self, name: str, device: torch.device) -> Int[Tensor, "*shape"]:
+        """The attribute `name` on a device, which keeps its copy."""
+        if (name, device) not in self._copies:
+            self._copies[name, device] = getattr(self, name).to(device)
+        return self._copies[name, device]
 
     @property
     def num_steps(self) -> int:

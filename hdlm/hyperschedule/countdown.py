@@ -35,17 +35,10 @@ class AbstractCountdown(AbstractHyperschedule):
         """First step at which each position is settled: `starts + num_levels`."""
         return self.starts + self.num_levels
 
-    @functools.cached_property
-    def _settles_on(self) -> dict[torch.device, Int[Tensor, " l"]]:
-        """`settles` on the devices that were asked on, so that no step waits for a copy."""
-        return {}
-
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
         """Noise level of every position after `n` steps, in `[0, num_levels]`."""
         steps = torch.as_tensor(n)
-        if steps.device not in self._settles_on:
-            self._settles_on[steps.device] = self.settles.to(steps.device)
-        return (self._settles_on[steps.device] - steps[..., None]).clamp(0, self.num_levels)
+        return (self.settles_on(steps.device) - steps[..., None]).clamp(0, self.num_levels)
 
     @property
     def epochs(self) -> Int[Tensor, " l"]:

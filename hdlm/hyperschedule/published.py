@@ -57,7 +57,7 @@ class PublishedSlide(Windowed):
         entered = torch.as_tensor(n)[..., None] - self.width
         shift = torch.where(entered < 0, entered, entered * self.stride)
         place = torch.arange(self.length, device=shift.device) - shift
-        level = self.ramp.to(shift.device)[place.clamp(0, self.width - 1)]
+        level = self._held("ramp", shift.device)[place.clamp(0, self.width - 1)]
         return level.masked_fill(place < 0, 0).masked_fill(place >= self.width, self.num_levels)
 
     @property
@@ -105,8 +105,8 @@ class PublishedWave(Windowed):
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
         """Noise level of every position after `n` steps, in `[0, num_levels]`."""
         steps = torch.as_tensor(n)
-        open_for = steps[..., None] - self.opens.to(steps.device)
-        descended = (open_for - self.delays.to(steps.device)).clamp(min=0)
+        open_for = steps[..., None] - self._held("opens", steps.device)
+        descended = (open_for - self._held("delays", steps.device)).clamp(min=0)
         return (self.num_levels - 1 - descended).clamp(min=0).masked_fill(open_for < 0, self.num_levels)
 
     @property

@@ -61,7 +61,8 @@ class Table(AbstractHyperschedule):
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
         """Row `n` of the table; its last row from there on."""
         rows = torch.as_tensor(n).clamp(max=len(self.table) - 1)
-        return self.table.to(rows.device)[rows]
+        chosen = self._held("table", rows.device).index_select(0, rows.reshape(-1))
+        return chosen.view(*rows.shape, self.length)
 
     @property
     def settles(self) -> Int[Tensor, " l"]:

@@ -94,6 +94,12 @@ def attend(
 
 @functools.cache
 def _flex() -> Callable[..., Tensor]:
-    """FlexAttention is a fused kernel only once it is compiled."""
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    """FlexAttention is a fused kernel only once it is compiled.
+
+    The compiled code is wrapped in an operator that selective recomputation recognises: unwrapped, it would not be
+    seen, and the backward pass would compute attention a second time.
+    """
+    compiled: Callable[..., Tensor] = torch.compile(
+        flex_attention, options={"wrap_inductor_compiled_regions": True}
+    )
     return compiled

@@ -29,6 +29,8 @@ Recomputation: TypeAlias = Literal["none", "selective", "full"]
 """How much is computed again."""
 
 _PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default})
+_ATTENTION = frozenset({torch.ops.higher_order.flex_attention, torch.ops.higher_order.inductor_compiled_code})
+"""FlexAttention, as it is and compiled; see `hdlm.network.attention`."""
 _CHEAP = 4
 """A product is cheap if it sums over fewer than one in so many of the numbers that it makes."""
 
@@ -63,5 +65,5 @@ def _policy(
         summed, made = left.shape[-1], right.shape[-1]
         keep = _CHEAP * summed >= made and (summed <= made or block.changes_branches)
     else:
-        keep = "scaled_dot_product" in operator.name()
+        keep = operator in _ATTENTION or "scaled_dot_product" in operator.name()
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -19,6 +19,7 @@ from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.objective import rows
 from hdlm.objective.canvas import Canvas
 from hdlm.process import AbstractNoiseProcess
+from hdlm.transfer import moved
 
 __all__ = ["AbstractCost", "AbstractObjective", "CleanToken", "Term"]
 
@@ -105,17 +106,13 @@ class AbstractObjective(abc.ABC):
             at = (weight > 0).nonzero()[:, 0]
             chosen.append((term.cost, at, weight[at] / weight.numel()))
         canvas = canvas if device is None else canvas.to(device)
+        numbers = moved([one for _, at, weight in chosen for one in (at, weight)], canvas.x_0.device)
         prediction = canvas.predict(denoiser)
-        where = canvas.x_0.device
         totals = [
             rows.total(
-                _reader(cost, canvas),
-                prediction,
-                at.to(where, non_blocking=True),
-                weight.to(where, non_blocking=True),
-                targets=_targets(cost, prediction, canvas),
+                _reader(cost, canvas), prediction, at, weight, targets=_targets(cost, prediction, canvas)
             )
-            for cost, at, weight in chosen
+            for (cost, _, _), at, weight in zip(chosen, numbers[::2], numbers[1::2], strict=True)
         ]
         return torch.stack(torch.broadcast_tensors(*totals)).sum()
 

@@ -28,6 +28,7 @@ from hdlm.hyperschedule import (
 )
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
+from hdlm.transfer import moved
 
 __all__ = ["Canvas", "Corruption", "documents"]
 
@@ -76,10 +77,8 @@ class Canvas:
     def to(self, device: torch.device) -> Canvas:
         """The same on another device, but for who sees whom, which is where the network wants it."""
         names = ("x_0", "x_t", "t", "s", "measure", "steps", "window")
-        moved: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name, values in moved.items():
-            moved[name] = values if values is None else values.to(device, non_blocking=True)
-        return replace(self, **moved)
+        there: Any = moved([getattr(self, name) for name in names], device)
+        return replace(self, **dict(zip(names, there, strict=True)))
 
     def predict(self, denoiser: AbstractDenoiser) -> Prediction:
         """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`.

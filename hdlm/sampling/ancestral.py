@@ -39,8 +39,7 @@ class Ancestral:
         process = self.process or move.process
         own = torch.zeros_like(move.t)
         restless = move.visible & words_move(process, move)
-        if restless.any():
-            own[restless] = move.reading.own(restless).to(own.dtype)
+        own = own.masked_scatter(restless, move.reading.own(restless).to(own.dtype))
         law = process.reverse(move.x, own, move.s, move.t)
         kind = move.uniform(_KIND)
         leaves = move.moving & (kind >= law.stay)
@@ -51,7 +50,7 @@ class Ancestral:
         if word.any():
             new = torch.where(word, draw_word(process.num_words, move.uniform(_WORD)), new)
         if model.any():
-            new[model] = move.reading.draw(model, move.uniform(_MODEL))
+            new = new.masked_scatter(model, move.reading.draw(model, move.uniform(_MODEL)))
         return new
 
 

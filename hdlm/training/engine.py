@@ -16,7 +16,7 @@ import warnings
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
@@ -70,7 +70,27 @@ def make_engine(optimizer: OptimizerSettings, run: RunSettings, device: torch.de
     )
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _check_fsdp(engine)
+    _place(engine, device)
     return engine
+
+
+def _place(engine: Accelerator, device: torch.device) -> None:
+    """Have a single process use the device that it was given: `accelerate` takes the current one of its kind.
+
+    Raises:
+        ValueError: If there are several processes, each of which has a device of its own, and this one was given
+            another.
+    """
+    if engine.num_processes > 1:
+        if device.index is not None and device != engine.device:
+            raise ValueError(
+                f"--device {device} names one device, and {engine.num_processes} processes use one each: give "
+                f"--device {device.type}, and choose devices with the launcher (`--gpu_ids`)."
+            )
+        return
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    engine.state.device = PartialState().device = device
 
 
 def agreed_precision(asked: str, device: torch.device) -> str:

@@ -23,7 +23,6 @@ from hdlm.training.flops import peak_flops, training_flops
 from hdlm.training.loop import StepReport
 from hdlm.training.mixture import Mixture
 from hdlm.training.parts import Noisy
-from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
 
 __all__ = ["Gauge", "Reading"]
@@ -95,9 +94,19 @@ class Gauge:
         self._marks: deque[tuple[float, int, float]] = deque()
 
     @classmethod
-    def of(cls, recipe: Recipe, network: DDiTConfig, mixture: Mixture, device: torch.device) -> Gauge:
-        """The gauge of a recipe's run; on a CPU this takes a moment to see how fast it is."""
-        peak = peak_flops(device, bf16=choose_precision(recipe.run.precision, device) == "bf16")
+    def of(
+        cls, recipe: Recipe, network: DDiTConfig, mixture: Mixture, device: torch.device, precision: str
+    ) -> Gauge:
+        """The gauge of a recipe's run; on a CPU this takes a moment to see how fast it is.
+
+        Args:
+            recipe: What to do.
+            network: What is trained.
+            mixture: Which step trains on what.
+            device: Where.
+            precision: `Trainer.precision`: what the network computes in.
+        """
+        peak = peak_flops(device, bf16=precision == "bf16")
         return cls(
             network,
             mixture,

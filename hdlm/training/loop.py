@@ -44,6 +44,7 @@ from hdlm.training.state import (
     whole_state_dicts,
 )
 from hdlm.training.zero import is_zero, set_weight
+from hdlm.transfer import moved
 
 __all__ = ["StepReport", "Trainer", "Watcher"]
 
@@ -147,9 +148,9 @@ class _News:
     @classmethod
     def of(cls, values: Tensor) -> _News:
         """Send numbers off."""
-        if not values.is_cuda:
-            return cls(values.cpu(), lambda: None)
-        arrived = torch.cuda.Event()
+        if values.device.type == "cpu":
+            return cls(values, lambda: None)
+        arrived = torch.get_device_module(values.device).Event()
         host = values.to("cpu", non_blocking=True)
         arrived.record()
         return cls(host, arrived.synchronize)
@@ -460,10 +461,8 @@ class Trainer:
             self.seconds = now
             return _News.of(torch.stack([loss, norm]))
         mine = torch.tensor([_vote(stop), now if self.is_main else 0.0], dtype=torch.float64)
-        if loss.is_cuda:
-            mine = mine.pin_memory()
         share = (loss / self._accelerator.num_processes).double()[None]
-        both = torch.cat([share, mine.to(loss.device, non_blocking=True)])
+        both = torch.cat([share, *moved([mine], loss.device)])
         total = self._accelerator.reduce(both, "sum")
         news = _News.of(torch.cat([total[:1], norm.double()[None], total[1:]]))
         readable, self._unread = (news, None) if loss.device.type == "cpu" else (self._unread, news)

@@ -14,6 +14,7 @@ from hdlm.denoiser import Denoiser
 from hdlm.objective import AbstractObjective, Corruption
 from hdlm.objective.canvas import documents
 from hdlm.objective.rows import cross_entropy
+from hdlm.transfer import moved
 
 __all__ = ["AbstractPart", "NextToken", "Noisy"]
 
@@ -107,7 +108,7 @@ class NextToken(AbstractPart):
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
     ) -> Float[Tensor, ""]:
-        x_0 = x_0.to(denoiser.device, non_blocking=True)
+        (x_0,) = moved([x_0], denoiser.device)
         before, after = x_0[:, :-1], x_0[:, 1:]
         position = torch.arange(before.shape[1], device=x_0.device)
         causal = position[None, None, :] <= position[None, :, None]

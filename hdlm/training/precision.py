@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import torch
@@ -15,32 +16,46 @@ def choose_precision(asked: str, device: torch.device) -> str:
     """`"bf16"` or `"no"`, as `accelerate` calls them.
 
     Args:
-        asked: One of these, or `"auto"`: bf16 if a matrix product takes less time in it. Processors without units
+        asked: One of these, or `"auto"`. An accelerator then takes bf16 if it has units for it. A CPU takes it if a
+            product of matrices takes less time in it, which is measured once in a process: processors without units
             for it emulate it, up to a hundred times slower than float32.
         device: Where training runs.
     """
     if asked != "auto":
         return asked
-    return "bf16" if _seconds(torch.bfloat16, device) < _seconds(torch.float32, device) else "no"
+    fast = _is_faster_on_cpu() if device.type == "cpu" else _has_units(device)
+    return "bf16" if fast else "no"
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
+def _has_units(device: torch.device) -> bool:
+    """Whether an accelerator computes in bfloat16 without emulation; no if its backend does not say."""
+    backend = torch.get_device_module(device)
+    if not hasattr(backend, "is_bf16_supported"):
+        return False
+    with backend.device(device):
+        return bool(backend.is_bf16_supported(including_emulation=False))
+
+
+@functools.cache
+def _is_faster_on_cpu() -> bool:
+    return _seconds(torch.bfloat16) < _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
     """The least time of a few matrix products, the first of which only warms up.
 
-    On a CPU it is the time of one thread at work, not of the clock on the wall: where other programs take turns with
-    ours, waiting would otherwise hide a hundredfold difference.
+    It is the time of one thread at work, not of the clock on the wall: where other programs take turns with ours,
+    waiting would otherwise hide a hundredfold difference.
     """
-    on_cpu = device.type == "cpu"
-    clock = time.thread_time if on_cpu else time.perf_counter
-    matrix = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+    matrix = torch.ones(_SIZE, _SIZE, dtype=dtype)
     threads = torch.get_num_threads()
     times = []
     try:
-        torch.set_num_threads(1 if on_cpu else threads)
+        torch.set_num_threads(1)
         for _ in range(_ROUNDS + 1):
-            start = clock()
+            start = time.thread_time()
             (matrix @ matrix)[0, 0].item()
-            times.append(clock() - start)
+            times.append(time.thread_time() - start)
     finally:
         torch.set_num_threads(threads)
     return min(times[1:])

@@ -125,8 +125,6 @@ class Session:
         self._run, self._folder, self._settings = run, folder, run.recipe.run
         self._shelf = Shelf(folder, self._settings.keep)
         self.trainer = run.trainer()
-        self.gauge = Gauge.of(run.recipe, run.denoiser.backbone.config, run.mixture, run.device)
-        self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
         self._saved: int | None = None
         self._saved_at = 0.0
         self._offer: tuple[int, float | None] | None = None
@@ -134,6 +132,9 @@ class Session:
         agree(None if found is None else found.state.step, "the checkpoint to go on from")
         if found is not None:
             self._go_on(found)
+        network, precision = run.denoiser.backbone.config, self.trainer.precision
+        self.gauge = Gauge.of(run.recipe, network, run.mixture, run.device, precision)
+        self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
 
     def execute(
         self, stop: StopRequest, watchers: Sequence[Watcher] = (), closing: Sequence[Closing] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -12,13 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    create_selective_checkpoint_contexts,
+)
 
-from hdlm.network import DDiT, DDiTConfig, recomputation
-from hdlm.network.attention import attend, resolve
+from hdlm.network import DDiT, DDiTConfig, has_compiler, recomputation
+from hdlm.network.attention import _flex, attend, resolve
 from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotary
 
@@ -338,6 +343,27 @@ def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monk
     assert costly(full) > costly(selective)
     assert selective["gelu"] == 2 * kept["gelu"] == full["gelu"]
     assert selective["native_layer_norm"] == full["native_layer_norm"] > kept["native_layer_norm"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning:torch"
+)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_selective_recomputation_keeps_what_flex_attention_found(compiled):
+    """The second pass is given the memory of the first: no kernel runs again."""
+    if compiled and not has_compiler(torch.device("cpu")):
+        pytest.skip("no compiler here")
+    attend = _flex() if compiled else flex_attention
+    mask = create_block_mask(lambda b, h, q, k: q >= k, 1, 1, 256, 256, device="cpu")
+    query = torch.randn(1, 2, 256, 16)
+    policy = functools.partial(recomputation._policy, random_network().blocks[0])
+    first, second = create_selective_checkpoint_contexts(policy)
+    with torch.no_grad():
+        with first:
+            found = attend(query, query, query, block_mask=mask)
+        with second:
+            again = attend(query, query, query, block_mask=mask)
+    assert found.data_ptr() == again.data_ptr()
 
 
 @pytest.mark.parametrize(("changed", "products"), [("nothing", 3), ("dropout", 4), ("gates", 4)])

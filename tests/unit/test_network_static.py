@@ -464,6 +464,7 @@ assert static.records == (device.type != "cpu")
 """
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_graphs_on_cuda(compiled: bool) -> None:

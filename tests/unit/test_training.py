@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,11 +12,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hdlm.checkpoint import load_checkpoint
@@ -32,7 +36,9 @@ from hdlm.training import (
     StepReport,
     StopRequest,
     choose_precision,
+    engine,
     listening,
+    precision,
     prepare,
     unfinished,
 )
@@ -301,10 +307,75 @@ def test_precision_is_what_was_asked_or_the_faster_one(
     of_bf16: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {torch.bfloat16: of_bf16, torch.float32: 2.0}
-    monkeypatch.setattr("hdlm.training.precision._seconds", lambda dtype, device: seconds[dtype])
+    monkeypatch.setattr("hdlm.training.precision._seconds", lambda dtype: seconds[dtype])
+    precision._is_faster_on_cpu.cache_clear()
     assert choose_precision("auto", CPU) == expected
     assert choose_precision("bf16", CPU) == "bf16"
     assert choose_precision("no", CPU) == "no"
+    precision._is_faster_on_cpu.cache_clear()
+
+
+@pytest.mark.parametrize(("units", "expected"), [(True, "bf16"), (False, "no"), (None, "no")])
+def test_precision_of_an_accelerator_is_decided_by_its_units(
+    units: bool | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is timed, emulation does not count, and the device that is asked about is the one that is used."""
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: pytest.fail("timed a product"))
+    used = []
+
+    class Backend:
+        @contextlib.contextmanager
+        def device(self, device: torch.device) -> Iterator[None]:
+            used.append(device)
+            yield
+
+    class WithUnits(Backend):
+        def is_bf16_supported(self, including_emulation: bool = True) -> bool:
+            return including_emulation or bool(units)
+
+    backend = Backend() if units is None else WithUnits()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
+    second = torch.device("cuda", 1)
+    assert choose_precision("auto", second) == expected
+    assert used == ([] if units is None else [second])
+
+
+def test_the_gauge_uses_the_precision_of_the_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = iter(["bf16", "no"])
+    asked = []
+    monkeypatch.setattr("hdlm.training.engine.choose_precision", lambda *_: next(decisions))
+    monkeypatch.setattr("hdlm.training.gauge.peak_flops", lambda device, *, bf16: asked.append(bf16))
+    Session(_run(text, run={"precision": "auto"}), tmp_path)
+    assert asked == [True]
+
+
+def _accelerator(state: SimpleNamespace) -> Accelerator:
+    """An accelerator in a given state, on a machine without any."""
+    made = Accelerator.__new__(Accelerator)
+    made.state = state
+    return made
+
+
+def test_a_single_process_trains_on_the_device_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate` would take the first one."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    second = torch.device("cuda", 1)
+    state = SimpleNamespace(num_processes=1, device=torch.device("cuda"))
+    found = SimpleNamespace(device=state.device)
+    monkeypatch.setattr(engine, "PartialState", lambda: found)
+    engine._place(_accelerator(state), second)
+    assert state.device == found.device == second
+    assert current == [1]
+
+
+def test_several_processes_have_a_device_each() -> None:
+    several = _accelerator(SimpleNamespace(num_processes=2, device=torch.device("cuda", 0)))
+    with pytest.raises(ValueError, match=r"--device cuda:1 names one device, and 2 processes use one each"):
+        engine._place(several, torch.device("cuda", 1))
+    engine._place(several, torch.device("cuda"))
 
 
 def test_precision_does_not_ask_the_clock_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
