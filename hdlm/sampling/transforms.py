@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import final
 
 import torch
@@ -59,7 +58,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, Integral) or self.k < 1:
+        if not float(self.k).is_integer() or self.k < 1:
             raise ValueError(f"`k` of top-k must be an integer of at least 1; got {self.k}.")
 
     def __call__(
