@@ -118,7 +118,7 @@ STATES = "answers depend on the stated noise"
         (LogScore(blend_rate=0.3), "none", {STATES, KEPT}),
         (Shifted(LogScore(shared=True)), "position", {CACHED, SHARED, LOCKSTEP, RENEWED}),
     ],
-    ids=repr,
+    ids=lambda value: ", ".join(sorted(value)) if isinstance(value, set) else repr(value),
 )
 def test_a_wrong_statement_breaks_the_laws(reading, stated, broken) -> None:
     """Of the parameterization, and of every denoiser that has it."""
