@@ -231,7 +231,7 @@ def test_a_round_number_of_rows_needs_a_word_of_what_they_are(name):
     assert (whole.padding, whole.vocabulary.num_words) == (0, rows - masked)
 
 
-@pytest.mark.parametrize("name", set(COUNTING) - {"Duo"})
+@pytest.mark.parametrize("name", sorted(set(COUNTING) - {"Duo"}))
 def test_a_config_may_name_the_mask(name):
     plan = blueprint(name, vocab_size=1000, mask_token_id=7)
     assert (plan.mask_row, plan.vocabulary.num_words, plan.padding) == (7, 999, 0)
