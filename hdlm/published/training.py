@@ -241,9 +241,9 @@ def _precision() -> str:
 
 
 def _plan(config: Config, recipe: Recipe, folder: Path) -> str:
-    shape, run = recipe.network, recipe.run
+    shape, run, process = recipe.network, recipe.run, dict(recipe.process)
     return (
-        f"{config.model_type} ({config.type}), {recipe.process.type} {recipe.process.strength:g}, "
+        f"{config.model_type} ({config.type}), {process.pop('type')} {next(iter(process.values())):g}, "
         f"{shape.num_blocks} blocks of {shape.hidden_size}, context {recipe.data.context}, annealing "
         f"{config.annealing.type}: {run.steps:,} steps of {run.batch_size} sequences of {config.data.train}, "
         f"into {folder}"

@@ -69,6 +69,13 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
     """What another process or another strength means."""
     if type(old) is not type(new):
         return f"process {type(old).__name__} -> {type(new).__name__}: noise of another kind than the network has met"
+    if not isinstance(new, EpsilonHybrid | GammaHybrid):
+        same = old == new
+        return (
+            ""
+            if same
+            else f"process {old!r} -> {new!r}: more or less noise of a kind than the network has learnt"
+        )
     strengths = _strength(old), _strength(new)
     if strengths[0] == strengths[1]:
         return ""

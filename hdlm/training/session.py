@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,8 +287,23 @@ def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
         elif _are_tables(one) and len(one) == len(other):
             for number, pair in enumerate(zip(one, other, strict=True)):
                 yield from _differences(*pair, f"{dotted}[{number}].")
+        elif isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _different_entries(one, other, dotted)
         elif one != other:
             yield f"`{dotted}` was {_shown(one)} and is {_shown(other)}"
+
+
+def _different_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Options of one piece that differ; the piece itself if it is of another type."""
+    if ours.get("type") != theirs.get("type"):
+        yield f"`{name}` was {ours.get('type')} and is {theirs.get('type')}"
+        return
+    for option in dict.fromkeys([*ours, *theirs]):
+        one, other = ours.get(option), theirs.get(option)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _different_entries(one, other, f"{name}.{option}")
+        elif one != other:
+            yield f"`{name}.{option}` was {one!r} and is {other!r}"
 
 
 def _are_tables(value: Any) -> bool:
