@@ -183,12 +183,15 @@ def build(offered: ModuleType, description: object) -> Any:
         raise ValueError(f"a {_kind_name(offered)} must be a table with a `type`; got {description!r}.")
     options = {name: _built(offered, value) for name, value in description.items() if name != "type"}
     piece = piece_class(offered, description["type"])
-    names = [option.name for option in dataclasses.fields(piece) if option.init]
+    kinds = {option.name: str(option.type) for option in dataclasses.fields(piece) if option.init}
+    names = list(kinds)
     for name in options:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             meant = f"did you mean {nearest[0]}?" if nearest else "it has no options."
             raise ValueError(f"{description['type']} has no option {name!r}; {meant}")
+        if type(options[name]) is int and kinds[name].startswith("float"):
+            options[name] = float(options[name])
     try:
         return piece(**options)
     except TypeError as error:

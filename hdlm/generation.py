@@ -145,7 +145,7 @@ def _resized(
     Raises:
         ValueError: If it has not.
     """
-    options = {option.name for option in fields(model)} if is_dataclass(model) else set()
+    options: set[str] = {option.name for option in fields(model)} if is_dataclass(model) else set()
     sizes = {"length": length, "width": width, "num_levels": steps}
     wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(model, name, None))}
     if not wanted:

@@ -70,13 +70,13 @@ MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 _SHAPE = ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "cond_dim", "dropout")
 _CONDITIONING = ("cond_dim", "condition_blocks", "condition_output")
-_PIECES: Mapping[str, ModuleType] = {
-    "process": processes,
-    "noise_schedule": noise_schedules,
-    "parameterization": parameterizations,
-    "objective": objectives,
+_PIECES: Mapping[str, tuple[ModuleType, type]] = {
+    "process": (processes, AbstractNoiseProcess),
+    "noise_schedule": (noise_schedules, AbstractNoiseSchedule),
+    "parameterization": (parameterizations, AbstractParameterization),
+    "objective": (objectives, AbstractObjective),
 }
-"""Tables of a recipe that describe a piece, and the package that offers its classes."""
+"""Tables of a recipe that describe a piece, the package that offers its classes, and what all of them are."""
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
 
@@ -436,10 +436,15 @@ class Recipe:
     def _piece(self, name: str) -> Any:
         """One of `_PIECES`, which complains under its name."""
         words = {"num_words": self.data.vocabulary} if name == "process" else {}
+        package, kind = _PIECES[name]
         try:
-            return build(_PIECES[name], {**getattr(self, name), **words})
+            piece = build(package, {**getattr(self, name), **words})
         except ValueError as error:
             raise ValueError(f"[{name}]: {error}") from error
+        require(
+            isinstance(piece, kind), f"{name}.type", f"a subclass of {kind.__name__}", type(piece).__name__
+        )
+        return piece
 
     def build_process(self, num_words: int) -> AbstractNoiseProcess:
         """How tokens are noised.
