@@ -72,7 +72,7 @@ def check_vacant(folder: Path, again: str) -> None:
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give the name of a folder.")
     if Shelf(folder).steps():
-        raise ValueError(f"{folder} holds a run already: resume it by {again}, or choose another folder.")
+        raise ValueError(f"{folder} holds a run already: go on with it by {again}, or choose another folder.")
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a checkpoint; choose another folder, or remove it.")
 

@@ -22,7 +22,7 @@ class Documents(AbstractCorpus):
         texts: The documents, at least one.
 
     Raises:
-        ValueError: If there is none, or one is not a string.
+        ValueError: If there is none.
     """
 
     texts: tuple[str, ...]
@@ -30,9 +30,6 @@ class Documents(AbstractCorpus):
     def __post_init__(self) -> None:
         if not self.texts:
             raise ValueError("the text has no documents: give at least one string.")
-        other = next((text for text in self.texts if not isinstance(text, str)), "")
-        if other != "":
-            raise ValueError(f"each document must be a string; got one of type {type(other).__name__}.")
 
     def documents(self) -> Iterator[str]:
         yield from self.texts
