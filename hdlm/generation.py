@@ -150,7 +150,7 @@ def _resized(
     wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(model, name, None))}
     if not wanted:
         return model
-    fixed = [name for name in wanted if not {name, "length"} <= options]
+    fixed = ["steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options]
     if fixed:
         raise ValueError(
             f"The checkpoint's hyperschedule, {model!r}, has no other {', '.join(fixed)}: leave that out, or name "

@@ -290,7 +290,7 @@ def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
         elif _are_tables(one) and len(one) == len(other):
             for number, pair in enumerate(zip(one, other, strict=True)):
                 yield from _differences(*pair, f"{dotted}[{number}].")
-        elif isinstance(one, Mapping) and isinstance(other, Mapping):
+        elif isinstance(one, Mapping) and isinstance(other, Mapping) and not name:
             yield from _different_entries(one, other, dotted)
         elif one != other:
             yield f"`{dotted}` was {_shown(one)} and is {_shown(other)}"

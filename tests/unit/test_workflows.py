@@ -164,7 +164,7 @@ def test_a_table_of_levels_is_trained_and_written_by(tmp_path: Path) -> None:
     assert len(hdlm.write(model, "", hdlm.Settings("exact"))[0].tokens) <= 16
     with pytest.raises(ValueError, match="has no other length"):
         hdlm.write(model, "", hdlm.Settings("exact", length=8))
-    with pytest.raises(ValueError, match="has no other num_levels"):
+    with pytest.raises(ValueError, match="has no other steps"):
         hdlm.write(model, "", hdlm.Settings("exact", steps=7))
 
 
