@@ -235,7 +235,9 @@ def piece_class(offered: ModuleType, name: str) -> Any:
         isinstance(piece, type) and dataclasses.is_dataclass(piece) and issubclass(piece, _kinds(offered))
     ):
         kinds = " or ".join(kind.__name__ for kind in _kinds(offered))
-        raise ValueError(f"`{name}` must be a dataclass that subclasses {kinds}; got {piece!r}.")
+        raise ValueError(
+            f"there is no {what} {name!r}: it must be a dataclass that subclasses {kinds}; got {piece!r}."
+        )
     return piece
 
 

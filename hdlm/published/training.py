@@ -185,6 +185,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
             text=_text(config, recipe),
             memory=config.hf_model_id if keeps else None,
             keep_step=True,
+            strict=False,
         )
     run, trainer = session.run, session.trainer
     if is_main:

@@ -88,6 +88,7 @@ def begin(
     text: Corpora | None = None,
     memory: str | None = None,
     keep_step: bool = False,
+    strict: bool = True,
 ) -> Session:
     """Everything before the first step.
 
@@ -101,13 +102,14 @@ def begin(
         text: Where the text comes from, if not as the recipe says.
         memory: Folder of the run whose optimizers are taken over as well.
         keep_step: Whether the steps of that run count.
+        strict: Whether options that would not act beside `start` are refused; a published configuration may hold some.
 
     Raises:
         ValueError: If the recipe cannot be followed.
     """
     check_trackers(recipe.watch.trackers)
     if found is None:
-        refuse_idle(recipe.data, text, start)
+        refuse_idle(recipe.data, text, start if strict else None)
     run = prepare(recipe, device, say, start if found is None else found.checkpoint, text)
     session = Session(run, folder, found)
     if found is not None:
