@@ -12,8 +12,10 @@ when it is first used (PEP 562), so that `import hdlm` loads neither torch nor a
 from __future__ import annotations
 
 import ast
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -29,6 +31,17 @@ def _homes(stub: Path) -> dict[str, str]:
 _HOME = _homes(Path(__file__).with_suffix(".pyi"))
 
 __all__ = sorted([*_HOME, "__version__"])
+
+
+class _Package(ModuleType):
+    """The package. `train` and `finetune` stay functions when the submodules of these names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -74,5 +74,7 @@ from hdlm.sampling import Trace as Trace
 from hdlm.sampling import algorithm as algorithm
 from hdlm.sampling import sample as sample
 from hdlm.vocabulary import Vocabulary as Vocabulary
+from hdlm.workflows import finetune as finetune
+from hdlm.workflows import train as train
 
 __version__: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast, final
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided, placed
-from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
 from hdlm.passages import Ending, Reader, Stream, text_of
 from hdlm.sampling import (
@@ -125,8 +125,6 @@ class Settings:
             known = ", ".join(["autoregressive", "flat", *_FAMILIES])
             raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
         model = trained[0] if trained else None
-        if self.hyperschedule is None and isinstance(model, Table):
-            return self._as_it_is(model, length)
         grid = None if self.grid is None else time_grid(self.grid)
         listed = len(grid.values) if isinstance(grid, Interpolated) else getattr(model, "num_levels", None)
         steps = self.steps if self.steps is not None else listed
@@ -134,18 +132,36 @@ class Settings:
             raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
         if self.hyperschedule == "flat":
             return flat(length, steps)
+        if self.hyperschedule is None and model is not None:
+            return _resized(model, length, self.width, steps)
         width = self.width if self.width is not None else min(getattr(model, "width", length), length)
-        family = type(model) if self.hyperschedule is None else _FAMILIES[self.hyperschedule]
-        return cast("AbstractHyperschedule", cast("type[Block]", family)(length, width, steps))
+        assert self.hyperschedule is not None
+        return _FAMILIES[self.hyperschedule](length, width, steps)
 
-    def _as_it_is(self, model: Table, length: int) -> Table:
-        """A table has no sizes to change."""
-        if (self.width, self.steps) != (None, None) or length != model.length:
-            raise ValueError(
-                f"The checkpoint's hyperschedule is a table for {model.length} positions, which has no other length, "
-                "width or steps: leave them out, or name another hyperschedule."
-            )
+
+def _resized(
+    model: AbstractHyperschedule, length: int, width: int | None, steps: int
+) -> AbstractHyperschedule:
+    """A hyperschedule with other sizes, if its class has them.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    options: set[str] = {option.name for option in fields(model)} if is_dataclass(model) else set()
+    sizes = {"length": length, "width": width, "num_levels": steps}
+    wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(model, name, None))}
+    if not wanted:
         return model
+    fixed = ["steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options]
+    if fixed:
+        raise ValueError(
+            f"The checkpoint's hyperschedule, {model!r}, has no other {', '.join(fixed)}: leave that out, or name "
+            "another hyperschedule."
+        )
+    if "width" in options and width is None:
+        wanted["width"] = min(getattr(model, "width", length), length)
+    made: AbstractHyperschedule = replace(cast("Any", model), **wanted)
+    return made
 
 
 @final

@@ -31,15 +31,21 @@ def counted(prepared: Run) -> list[Measurement]:
 def measured(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
     """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
     from hdlm.evaluation import evaluate
+    from hdlm.evaluation.plans import bound_of, measurable
     from hdlm.view.report import Measurement
 
+    corruption = prepared.mixture.parts[0].corruption
     what = f"measuring the {name}"
     prepared.denoiser.eval()
     with share_bar(what, shown=console.is_terminal) as bar:
         result = evaluate(
             prepared.denoiser,
             prepared.validation.tokens,
-            prepared.mixture.hyperschedules[0],
+            measurable(corruption.hyperschedule),
+            bound=bound_of(prepared.denoiser.process),
+            noise_schedule=corruption.noise_schedule,
+            context=corruption.context,
+            active=corruption.active,
             num_bytes=prepared.validation.num_bytes,
             replicates=replicates,
             seed=prepared.recipe.run.seed,

@@ -99,7 +99,8 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
-    from hdlm.training import Recipe, Session, listening, prepare, progress_bar
+    from hdlm.training import Recipe, listening
+    from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
 
     began = time.perf_counter()
@@ -111,18 +112,18 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
         changes["run"] |= {"minutes": args.minutes, "steps": None}
     recipe = Recipe.load(recipes() / "demo.toml", changes)
     with console.status("reading, learning a tokenizer"):
-        prepared = prepare(recipe, device, lambda line: console.print(line, soft_wrap=True))
+        session = begin(recipe, args.output, device, lambda line: console.print(line, soft_wrap=True))
+    run, trainer = session.run, session.trainer
+
+    def report() -> None:
+        rows.append(measured(console, run, f"network, after {trainer.step} steps", replicates=4))
+        console.print(f"\n{table(rows)}")
+        samples = _samples(console, run.checkpoint(), args.seed, device)
+        _write_up(args.output, run, rows, samples, time.perf_counter() - began)
+
     with listening() as stop:
-        rows = [*counted(prepared), measured(console, prepared, "network, untrained", replicates=2)]
-        with progress_bar(console) as bar:
-            report = Session(prepared, args.output).execute(stop, (bar,))
-    steps = report.step if report else 0
-    if stop:
-        console.print(f"stopped after {steps} steps; what has been learnt is kept")
-    rows.append(measured(console, prepared, f"network, after {steps} steps", replicates=4))
-    console.print(f"\n{table(rows)}")
-    samples = _samples(console, prepared.checkpoint(), args.seed, device)
-    _write_up(args.output, prepared, rows, samples, time.perf_counter() - began)
+        rows = [*counted(run), measured(console, run, "network, untrained", replicates=2)]
+        carry_out(session, console, stop=stop, last=report)
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
     console.print(
         f'  hdlm sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False

@@ -27,14 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._measure import counted, measured
-from hdlm.cli._models import ANY_MODEL, check_vacant, source_of
+from hdlm.cli._models import ANY_MODEL, source_of
 from hdlm.cli._options import add_device, add_json, at_least_one, device_of, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hdlm.checkpoint import Checkpoint
     from hdlm.training import Recipe, Trainer, Unfinished
     from hdlm.view.report import Measurement
 
@@ -171,54 +170,42 @@ def _trained(args: argparse.Namespace) -> int:
     """Train as a recipe says."""
     from rich.console import Console
 
+    from hdlm.checkpoint import load_checkpoint
     from hdlm.evaluation.during_training import Observer
-    from hdlm.training import PREEMPTED, Session, listening, prepare, progress_bar
-    from hdlm.training.finetuning import changes, memory_of
-    from hdlm.training.text import refuse_idle
-    from hdlm.training.trackers import check_trackers, tracking
+    from hdlm.hub import load
+    from hdlm.training import PREEMPTED
+    from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
     device = device_of(args)
     found = _found(args, console, is_main=is_main)
-    recipe = recipe_of(args, found)
-    check_trackers(recipe.watch.trackers)
-    start = _start(args, found)
-    if found is None:
-        refuse_idle(recipe.data, start=start)
-    prepared = prepare(recipe, device, console.print, start)
-    if start is not None and found is None:
-        for line in changes(start, prepared.checkpoint()):
-            console.print(f"  {line}")
-    session = Session(prepared, args.output, found)
-    if args.keep_optimizer and found is None:
-        session.trainer.inherit(memory_of(args.start, console.print))
-    observer = Observer(prepared, session, args.output, console.print)
-    with (
-        listening() as stop,
-        tracking(recipe, args.output, console.print) as sink,
-        progress_bar(console, gauge=session.gauge) as bar,
-    ):
-        session.log.tell(sink)
-        session.execute(stop, (bar, observer))
-    steps = session.trainer.step
-    session.trainer.close()
-    if not is_main:
-        return PREEMPTED if session.trainer.preempted else 0
-    if not session.trainer.is_over:
-        console.print(f"stopped by {stop.name} after {steps} steps; what has been learnt is kept")
-    if session.trainer.preempted:
-        console.print(f"checkpoint: {args.output}; go on with --resume")
-        return PREEMPTED
-    learnt = replace(prepared, denoiser=_saved(args.output, device))
-    rows = [*counted(prepared), measured(console, learnt, f"network, after {steps} steps", replicates=2)]
-    session.finish()
-    if args.json:
-        print_json(_result(args.output, session.trainer, rows))
-    else:
-        console.print(f"{table(rows)}\n\ncheckpoint: {args.output}")
-    return 0
+    session = begin(
+        recipe_of(args, found),
+        args.output,
+        device,
+        console.print,
+        found=found,
+        start=None if found is not None or args.start is None else load(source_of(args.start)),
+        memory=args.start if args.keep_optimizer else None,
+    )
+    trainer, run = session.trainer, session.run
+
+    def report() -> None:
+        learnt = replace(run, denoiser=load_checkpoint(args.output, device).denoiser)
+        last = measured(console, learnt, f"network, after {trainer.step} steps", replicates=2)
+        rows = [*counted(run), last]
+        if args.json:
+            print_json(_result(args.output, trainer, rows))
+        else:
+            console.print(f"{table(rows)}\n\ncheckpoint: {args.output}")
+
+    carry_out(session, console, (Observer(run, session, args.output, console.print),), last=report)
+    if not trainer.preempted:
+        return 0
+    console.print(f"checkpoint: {args.output}; go on with --resume")
+    return PREEMPTED
 
 
 def recipe_of(args: argparse.Namespace, found: Unfinished | None = None) -> Recipe:
@@ -231,20 +218,14 @@ def recipe_of(args: argparse.Namespace, found: Unfinished | None = None) -> Reci
     Raises:
         ValueError: If there is no such recipe, or an option does not suit it.
     """
-    from hdlm.package_data import recipes
     from hdlm.training import Recipe
+    from hdlm.training.launch import recipe_file
 
     changes = _changes(args)
     if args.recipe is None and found is not None:
         table = found.recipe.to_table()
         return Recipe.from_table(table | {name: table[name] | given for name, given in changes.items()})
-    path = Path(args.recipe or _RECIPE)
-    if path.suffix != ".toml":
-        path = recipes() / f"{path}.toml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in recipes().glob("*.toml")))
-            raise ValueError(f"there is no recipe {args.recipe!r}; known: {known}, or a TOML file of yours.")
-    return Recipe.load(path, changes)
+    return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -271,15 +252,11 @@ def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> Unfi
         ValueError: If the folder cannot take the run.
     """
     from hdlm.training import unfinished
-    from hdlm.training.keeping import Shelf
+    from hdlm.training.launch import check_vacant
 
     if not args.resume:
-        if is_main and Shelf(args.output).steps():
-            raise ValueError(
-                f"--output {args.output} holds a run already: go on with it by --resume, or choose another folder."
-            )
         if is_main:
-            check_vacant(args.output)
+            check_vacant(args.output, "--resume")
         return None
     found = unfinished(args.output, console.print)
     if found is None:
@@ -309,22 +286,6 @@ def _check_meant(args: argparse.Namespace) -> None:
         f"--resume: there is no run in --output {folder}: {there}. Give the folder of the run; or add --text or "
         "--recipe to begin a new run there."
     )
-
-
-def _start(args: argparse.Namespace, found: Unfinished | None) -> Checkpoint | None:
-    """The model to begin with, if any."""
-    from hdlm.hub import load
-
-    if found is not None:
-        return found.checkpoint
-    return None if args.start is None else load(source_of(args.start))
-
-
-def _saved(folder: Path, device: Any) -> Any:
-    """The denoiser that a run has left."""
-    from hdlm.checkpoint import load_checkpoint
-
-    return load_checkpoint(folder, device).denoiser
 
 
 def _result(output: Path, trainer: Trainer, rows: list[Measurement]) -> dict[str, Any]:

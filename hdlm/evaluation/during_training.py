@@ -24,6 +24,7 @@ from hdlm.evaluation.metrics import Estimate, diversity
 from hdlm.evaluation.plans import bound_of, measurable
 from hdlm.evaluation.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.training import Run, Session, StepReport
 from hdlm.training.recipe import WatchSettings
@@ -74,8 +75,7 @@ class Observer:
         self._settings = run.recipe.watch if settings is None else settings
         self._plan = run.mixture.hyperschedules[0] if plan is None else plan
         self._writing = self._plan if writing is None else writing
-        family = "analytic" if run.recipe.objective.type == "ScoreEntropy" else "original"
-        self._sampler = family if sampler is None else sampler
+        self._sampler = _family(run.denoiser.parameterization) if sampler is None else sampler
         self._judge: AbstractJudge | str | None = None
         self._nobody = not self._settings.judge
         self._tried: dict[str, int] = {}
@@ -201,6 +201,12 @@ class Observer:
         self._nobody = True
         self._say(f"no generative perplexity by {settings.judge}: {self._judge}")
         return {}
+
+
+def _family(parameterization: AbstractParameterization) -> str:
+    """The sampler that published models of such outputs write by."""
+    inner = parameterization.inner if isinstance(parameterization, Shifted) else parameterization
+    return "analytic" if isinstance(inner, LogScore) else "original"
 
 
 def _is_due(step: int, every: int | None) -> bool:

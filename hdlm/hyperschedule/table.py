@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from jaxtyping import Int
@@ -12,6 +14,7 @@ from hdlm.hyperschedule.base import AbstractHyperschedule
 
 
 @final
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Table(AbstractHyperschedule):
     """Levels read from a table: row `n` holds the level of every position after `n` steps.
 
@@ -26,15 +29,29 @@ class Table(AbstractHyperschedule):
         ValueError: if it is empty or not of integers, leaves `[0, num_levels]`, rises, or does not settle.
     """
 
-    def __init__(self, table: Int[Tensor, "rows l"], num_levels: int | None = None) -> None:
+    table: Int[Tensor, "rows l"]
+    num_levels: int
+
+    def __init__(self, table: Int[Tensor, "rows l"] | Sequence[Any], num_levels: int | None = None) -> None:
+        table = _tensor(table)
         if table.ndim != 2 or table.numel() == 0:
             raise ValueError(f"`table` must be of shape [steps + 1, length]; got {tuple(table.shape)}.")
         if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
             raise ValueError(f"`table` must hold integer levels; got {table.dtype}. Round it first.")
-        self.table = table.long().clone()
-        self.length = table.shape[1]
-        self.num_levels = max(int(table.max()), 1) if num_levels is None else num_levels
+        largest = max(int(table.max()), 1)
+        # Fields of a frozen dataclass cannot be assigned.
+        object.__setattr__(self, "table", table.long().clone())
+        object.__setattr__(self, "length", table.shape[1])
+        object.__setattr__(self, "num_levels", largest if num_levels is None else num_levels)
         self._check()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Table):
+            return NotImplemented
+        return self.num_levels == other.num_levels and torch.equal(self.table, other.table)
+
+    def __hash__(self) -> int:
+        return hash((self.num_levels, tuple(self.table.flatten().tolist())))
 
     def _check(self) -> None:
         low, high = int(self.table.min()), int(self.table.max())
@@ -68,3 +85,17 @@ class Table(AbstractHyperschedule):
     def settles(self) -> Int[Tensor, " l"]:
         """First step at which each position has level 0."""
         return (self.table > 0).sum(0)
+
+
+def _tensor(table: Tensor | Sequence[Any]) -> Tensor:
+    """The levels as a tensor.
+
+    Raises:
+        ValueError: if they are rows that do not make a table.
+    """
+    if isinstance(table, Tensor):
+        return table
+    try:
+        return torch.tensor(table)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`table` must be rows of levels, all of one length; got {table!r}.") from error

@@ -23,6 +23,7 @@ from hdlm.hyperschedule import (
     AbstractHyperschedule,
     AbstractPacking,
     Packed,
+    autoregressive,
     opens_rightwards,
     packing,
 )
@@ -30,7 +31,7 @@ from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.transfer import moved
 
-__all__ = ["Canvas", "Corruption", "documents"]
+__all__ = ["Canvas", "Corruption", "documents", "next_tokens"]
 
 
 @final
@@ -302,6 +303,32 @@ class Corruption:
             0, epochs, starts, "amin"
         )
         return bool((first[epochs] == starts).all())
+
+
+def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Canvas:
+    """The canvas of next-token prediction: clean text without its last token, whose targets are the tokens that follow.
+
+    Position `i` holds token `i`, sees the tokens up to it, and its target `x_0` is token `i + 1`.
+
+    Args:
+        x_0: Clean tokens, at least two a row, where the network is.
+        document_end: As in `Corruption`.
+    """
+    before, after = x_0[:, :-1], x_0[:, 1:]
+    schedule = autoregressive(before.shape[1])
+    seen = attention.generation(schedule, schedule.num_steps, context="causal")
+    if document_end is not None:
+        seen = seen.to(x_0.device).within(documents(before, document_end))
+    zeros = torch.zeros(before.shape, dtype=torch.float64, device=x_0.device)
+    return Canvas(
+        x_0=after,
+        x_t=before,
+        t=zeros,
+        s=zeros,
+        measure=torch.ones_like(zeros),
+        steps=zeros,
+        attention=seen.on(x_0.device),
+    )
 
 
 def documents(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b l"]:

@@ -32,6 +32,7 @@ from hdlm.published.options import (
     TrainingOptions,
 )
 from hdlm.training import Recipe
+from hdlm.training.short_form import SHORT_OPTIONS
 from hdlm.training.tables import key_of, options_of, read, require
 
 __all__ = ["GOVERNED", "ONLY", "Config", "Family", "refuse"]
@@ -94,6 +95,9 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "process.epsilon": "training.epsilon",
         "process.gamma": "graph.gamma",
         "process.noise_schedule": "noise.type",
+        "noise_schedule": "noise.type",
+        "parameterization": "type",
+        "objective.type": "model_type",
         "objective.unmasked": "training.lambda",
         "objective.max_weight": "annealing.sampling_eps",
         "objective.diffusion": "annealing.diffusion_loss_weight",
@@ -158,7 +162,7 @@ class Config:
     @classmethod
     def options(cls) -> tuple[str, ...]:
         """Dotted names of everything that may be set; `read` refuses what has a published name under another."""
-        return (*options_of(cls), *(f"recipe.{option}" for option in options_of(Recipe)))
+        return (*options_of(cls), *(f"recipe.{option}" for option in (*options_of(Recipe), *SHORT_OPTIONS)))
 
     @classmethod
     def read(cls, table: Mapping[str, Any], asked: Iterable[str] = ()) -> Config:

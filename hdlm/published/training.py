@@ -32,22 +32,10 @@ from hdlm.parameterization import LogScore, Shifted
 from hdlm.published.composition import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.config import Config, refuse
 from hdlm.published.model import pick_device
-from hdlm.training import (
-    PREEMPTED,
-    Recipe,
-    Run,
-    Session,
-    StepReport,
-    Trainer,
-    listening,
-    prepare,
-    progress_bar,
-    unfinished,
-)
-from hdlm.training.finetuning import changes, memory_of
+from hdlm.training import PREEMPTED, Recipe, Run, Session, StepReport, Trainer, unfinished
+from hdlm.training.launch import begin, carry_out
 from hdlm.training.tables import require
-from hdlm.training.text import Corpora, refuse_idle
-from hdlm.training.trackers import check_trackers, tracking
+from hdlm.training.text import Corpora
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,55 +166,41 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
         config = _completed(config, start)
         console.print(f"finetuning {config.hf_model_id}")
     recipe = config.recipe(_precision())
-    check_trackers(recipe.watch.trackers)
     console.print(_plan(config, recipe, composed.folder))
     beside = _idle_beside(config, start)
     for option, reason in (config.idle | beside).items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
             console.print(f"  not used: {option} ({reason})")
-    text = _text(config, recipe)
     if found is not None:
         console.print(f"going on after {found.state.step} steps")
     else:
         refuse(beside, composed.asked)
-        with config.in_published_words():
-            refuse_idle(recipe.data, text)
-    run = prepare(recipe, pick_device(None), console.print, start, text)
-    if start is not None and found is None:
-        for line in changes(start, run.checkpoint()):
-            console.print(f"  {line}")
-    session = Session(run, composed.folder, found)
-    if found is None and config.hf_model_id is not None and not config.reset_step_for_finetuning:
-        session.trainer.inherit(memory_of(config.hf_model_id, console.print), keep_step=True)
+    keeps = config.hf_model_id is not None and not config.reset_step_for_finetuning
+    with config.in_published_words():
+        session = begin(
+            recipe,
+            composed.folder,
+            pick_device(None),
+            console.print,
+            found=found,
+            start=start,
+            text=_text(config, recipe),
+            memory=config.hf_model_id if keeps else None,
+            keep_step=True,
+            strict=False,
+        )
+    run, trainer = session.run, session.trainer
     if is_main:
         composed.write(config.found(run.tokenizer.vocabulary.num_words))
-    _train(config, run, session, composed.folder, console)
-    session.finish()
-    trainer = session.trainer
-    trainer.close()
+    observers = (
+        _observer(config, run, session, composed.folder, console),
+        _Snapshots(config, trainer, composed.folder),
+    )
+    carry_out(session, console, observers)
+    if not trainer.is_over:
+        console.print("training.resume=true goes on with it")
     console.print(f"checkpoint: {composed.folder}")
     return PREEMPTED if trainer.preempted else 0
-
-
-def _train(config: Config, run: Run, session: Session, folder: Path, console: Console) -> None:
-    """Take all steps that are left, look at the model as often as asked, and keep it."""
-    trainer = session.trainer
-    observer, snapshots = (
-        _observer(config, run, session, folder, console),
-        _Snapshots(config, trainer, folder),
-    )
-    with (
-        listening() as stop,
-        progress_bar(console, gauge=session.gauge) as bar,
-        tracking(run.recipe, folder, console.print) as sink,
-    ):
-        session.log.tell(sink)
-        session.execute(stop, (bar, observer, snapshots), (observer.finish, snapshots.finish))
-    if not trainer.is_over:
-        console.print(
-            f"stopped by {stop.name} after {trainer.step} steps; what has been learnt is kept, and "
-            "training.resume=true goes on with it"
-        )
 
 
 def _precision() -> str:
@@ -243,9 +217,9 @@ def _precision() -> str:
 
 
 def _plan(config: Config, recipe: Recipe, folder: Path) -> str:
-    shape, run = recipe.network, recipe.run
+    shape, run, process = recipe.network, recipe.run, dict(recipe.process)
     return (
-        f"{config.model_type} ({config.type}), {recipe.process.type} {recipe.process.strength:g}, "
+        f"{config.model_type} ({config.type}), {process.pop('type')} {next(iter(process.values())):g}, "
         f"{shape.num_blocks} blocks of {shape.hidden_size}, context {recipe.data.context}, annealing "
         f"{config.annealing.type}: {run.steps:,} steps of {run.batch_size} sequences of {config.data.train}, "
         f"into {folder}"

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from hdlm.checkpoint import Checkpoint, describe
-from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.hyperschedule import AbstractHyperschedule, packing
 from hdlm.hyperschedule.base import Windowed
-from hdlm.parameterization import AbstractParameterization, Shifted
+from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
+from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.training.keeping import Shelf
+from hdlm.training.recipe import Recipe
 from hdlm.training.state import TrainingState
 
-__all__ = ["changes", "memory_of"]
+__all__ = ["changes", "memory_of", "recipe_of"]
 
 
 def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> TrainingState:
@@ -38,6 +43,69 @@ def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> Tra
             "trained here have: let them begin anew."
         )
     return found[1]
+
+
+def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The recipe that trains a checkpoint further as what it is, but for the text and the length of the run.
+
+    Objective and mixture are those that it records. A checkpoint that records none gets the bound that suits it: the
+    score entropy for log scores, the weighted cross-entropy for a process that only masks, `NELBO` for any other.
+
+    Args:
+        checkpoint: The model.
+    """
+    denoiser, shape = checkpoint.denoiser, checkpoint.network.config
+    process = describe(denoiser.process)
+    del process["num_words"]
+    network = {
+        name: getattr(shape, name)
+        for name in ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "dropout")
+    }
+    if shape.timestep_embedding:
+        network |= {
+            name: getattr(shape, name) for name in ("condition_blocks", "condition_output", "cond_dim")
+        }
+    table: dict[str, Any] = {
+        "data": {"vocabulary": checkpoint.vocabulary.num_words, "context": checkpoint.length},
+        "network": network | {"context": checkpoint.context, "active": checkpoint.active},
+        "process": process,
+        "noise_schedule": describe(checkpoint.noise_schedule),
+        "parameterization": describe(denoiser.parameterization),
+        "optimizer": _RATES,
+    }
+    if "recipe" in checkpoint.training:
+        recorded = Recipe.recorded(checkpoint.training["recipe"])
+        return table | {"objective": recorded.objective, "mixture": recorded.to_table()["mixture"]}
+    objective = _objective(denoiser.process, denoiser.parameterization)
+    parts = [
+        _part(checkpoint, one, continuous=objective["type"] != "NELBO") for one in checkpoint.hyperschedules
+    ]
+    return table | {"objective": objective, "mixture": parts}
+
+
+_RATES = {"matrix_rate": 0.002, "embedding_rate": 0.0005, "head_rate": 0.0005}
+"""A tenth of the default rates of the optimizer."""
+
+
+def _objective(process: AbstractNoiseProcess, parameterization: AbstractParameterization) -> dict[str, Any]:
+    """The bound that suits a process and outputs."""
+    inner = parameterization.inner if isinstance(parameterization, Shifted) else parameterization
+    if isinstance(inner, LogScore):
+        return describe(ScoreEntropy())
+    half = process.weights(torch.tensor(0.5, dtype=torch.float64))
+    return describe(WeightedCrossEntropy(0.0) if half.uniform == 0 else NELBO())
+
+
+def _part(
+    checkpoint: Checkpoint, hyperschedule: AbstractHyperschedule, *, continuous: bool
+) -> dict[str, Any]:
+    """A part of a mixture; in two streams where every position then has a target and could not have in one canvas."""
+    described = describe(hyperschedule)
+    described.pop("length", None)
+    two = checkpoint.context != "full" and len(hyperschedule.settles.unique()) > 1
+    if checkpoint.denoiser.lookback:
+        two = two and packing(hyperschedule).rightwards
+    return {"hyperschedule": described, "two_stream": two, "continuous": continuous}
 
 
 def changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
@@ -69,6 +137,13 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
     """What another process or another strength means."""
     if type(old) is not type(new):
         return f"process {type(old).__name__} -> {type(new).__name__}: noise of another kind than the network has met"
+    if not isinstance(new, EpsilonHybrid | GammaHybrid):
+        same = old == new
+        return (
+            ""
+            if same
+            else f"process {old!r} -> {new!r}: more or less noise of a kind than the network has learnt"
+        )
     strengths = _strength(old), _strength(new)
     if strengths[0] == strengths[1]:
         return ""

@@ -13,22 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-from hdlm import hyperschedule as hyperschedules
-from hdlm import noise_schedule as noise_schedules
-from hdlm.checkpoint import build
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.objective import (
-    NELBO,
-    AbstractObjective,
-    Combination,
-    Corruption,
-    CrossEntropy,
-    ScoreEntropy,
-    WeightedCrossEntropy,
-)
+from hdlm.objective import NELBO, Corruption
 from hdlm.process import AbstractNoiseProcess
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
-from hdlm.training.recipe import ObjectiveSettings, Recipe
+from hdlm.training.recipe import Recipe
 from hdlm.training.tables import require
 
 __all__ = ["Mixture"]
@@ -52,29 +41,20 @@ class Mixture:
     warm_share: float = 0.0
 
     @classmethod
-    def of(cls, recipe: Recipe, process: AbstractNoiseProcess, end: int | None = None) -> Mixture:
+    def of(cls, recipe: Recipe, process: AbstractNoiseProcess, document_end: int | None = None) -> Mixture:
         """The mixture of a recipe.
 
         Args:
             recipe: What to do.
             process: How tokens are noised.
-            end: The token that ends a document, if the tokenizer has one.
+            document_end: The token that ends a document, if documents are kept apart.
 
         Raises:
-            ValueError: If a hyperschedule is unknown or does not fit the context, documents are to be kept apart
-                that nothing ends, or two streams would show what is asked; see `Corruption`.
+            ValueError: If a hyperschedule is unknown or does not fit the context, or two streams would show what is
+                asked; see `Corruption`.
         """
-        apart = recipe.network.separate_documents
-        require(
-            not apart or end is not None,
-            "network.separate_documents",
-            "false with a tokenizer that has no token for the end of a document",
-            apart,
-        )
-        document_end = end if apart else None
-        length, batch_size = recipe.data.context, recipe.run.batch_size
-        objective = _objective(recipe.objective)
-        noise_schedule = build(noise_schedules, recipe.process.noise_schedule)
+        batch_size, objective = recipe.run.batch_size, recipe.build_objective()
+        noise_schedule, lookback = recipe.build_noise_schedule(), recipe.build_parameterization().lookback
         parts = []
         for part in recipe.mixture:
             require(
@@ -83,16 +63,15 @@ class Mixture:
                 "false with objective.type=NELBO, which is a sum over the hyperschedule's own steps",
                 part.continuous,
             )
-            hyperschedule = build(hyperschedules, {**part.hyperschedule, "length": length})
             corruption = Corruption(
                 process,
-                hyperschedule,
+                part.build(recipe.data.context),
                 noise_schedule,
                 two_stream=part.two_stream,
                 continuous=part.continuous,
                 context=recipe.network.context,
                 active=recipe.network.active,
-                num_given=int(recipe.network.shifted),
+                num_given=lookback,
                 document_end=document_end,
             )
             parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
@@ -121,19 +100,3 @@ class Mixture:
         """Where the interval of each part but the last ends."""
         total = sum(part.share for part in self.parts)
         return [sum_ / total for sum_ in itertools.accumulate(part.share for part in self.parts)][:-1]
-
-
-def _objective(settings: ObjectiveSettings) -> AbstractObjective:
-    match settings.type:
-        case "WeightedCrossEntropy":
-            return WeightedCrossEntropy(
-                settings.unmasked, settings.unmasked_weight, max_weight=settings.max_weight
-            )
-        case "NELBO":
-            return NELBO()
-    floor = max(1 / settings.max_weight, ScoreEntropy().floor)
-    parts: tuple[tuple[float, AbstractObjective], ...] = (
-        (settings.diffusion, ScoreEntropy(floor, settings.score_entropy)),
-        (settings.cross_entropy, CrossEntropy()),
-    )
-    return Combination(tuple(part for part in parts if part[0]))

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import Denoiser
-from hdlm.objective import AbstractObjective, Corruption
-from hdlm.objective.canvas import documents
-from hdlm.objective.rows import cross_entropy
+from hdlm.objective import AbstractObjective, Corruption, CrossEntropy
+from hdlm.objective.canvas import next_tokens
+from hdlm.parameterization import AbstractParameterization, Mean, NetworkInputs, NoiseDependence
+from hdlm.process import AbstractNoiseProcess
 from hdlm.transfer import moved
 
 __all__ = ["AbstractPart", "NextToken", "Noisy"]
@@ -90,8 +91,8 @@ class Noisy(AbstractPart):
 class NextToken(AbstractPart):
     """Next-token prediction without noise: the warm start.
 
-    One causal pass over clean text in which every position teaches costs half of a two-stream pass and says about
-    twice as much. What a network so learns of words and contexts it keeps when it turns to noise.
+    It is a layout like the others, `next_tokens`: one causal pass over clean text, in which every position has a
+    target. The pass costs half of a two-stream pass, and the network keeps what it learns when noise comes.
 
     Attributes:
         batch_size: As above.
@@ -109,16 +110,46 @@ class NextToken(AbstractPart):
         draw: Float[Tensor, "b l"],
     ) -> Float[Tensor, ""]:
         (x_0,) = moved([x_0], denoiser.device)
-        before, after = x_0[:, :-1], x_0[:, 1:]
-        position = torch.arange(before.shape[1], device=x_0.device)
-        causal = position[None, None, :] <= position[None, :, None]
-        if self.document_end is not None:
-            own = documents(before, self.document_end)
-            causal = causal & (own[:, None, :] == own[:, :, None])
-        told = denoiser.parameterization.inputs(torch.zeros(before.shape, device=x_0.device))
-        rows = denoiser.backbone.features(
-            before, condition=told.condition, blend=told.blend, attention=causal
-        ).flatten(0, 1)
-        share = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=x_0.device)
-        matrix, bias = denoiser.backbone.projection()
-        return cross_entropy(rows, matrix, bias, after.flatten(), share, denoiser.process.num_words)
+        canvas = next_tokens(x_0, self.document_end)
+        reading = _NextTokenLogits(denoiser.parameterization)
+        return _NEXT_TOKEN.mean(Denoiser(denoiser.backbone, denoiser.process, reading), canvas)
+
+
+_NEXT_TOKEN = CrossEntropy(worst=torch.inf)
+
+
+@final
+@dataclass(frozen=True)
+class _NextTokenLogits(AbstractParameterization):
+    """Outputs that are logits of the next token, of a network that gets what another parameterization gives it."""
+
+    own: AbstractParameterization
+
+    @property
+    def is_softmax(self) -> bool:
+        return True
+
+    @property
+    def noise_dependence(self) -> NoiseDependence:
+        return self.own.noise_dependence
+
+    def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
+        return self.own.inputs(u)
+
+    def log_clean(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        return Mean().log_clean(process, raw, x_t, u)
+
+    def log_score(
+        self,
+        process: AbstractNoiseProcess,
+        raw: Float[Tensor, "*n rows"],
+        x_t: Int[Tensor, "*n"],
+        u: Float[Tensor, "*n"],
+    ) -> Float[Tensor, "*n v"]:
+        return Mean().log_score(process, raw, x_t, u)

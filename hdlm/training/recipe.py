@@ -17,34 +17,47 @@ optimizer step trains one of its parts, in proportion to their shares.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, final, get_args
+
+import torch
 
 from hdlm import hyperschedule as hyperschedules
 from hdlm import noise_schedule as noise_schedules
+from hdlm import objective as objectives
+from hdlm import parameterization as parameterizations
+from hdlm import process as processes
 from hdlm.attention import Active, Context
-from hdlm.checkpoint import build
+from hdlm.checkpoint import build, describe, piece_class
+from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiTConfig
 from hdlm.network.recomputation import Recomputation
-from hdlm.training.tables import read, require
+from hdlm.noise_schedule import AbstractNoiseSchedule
+from hdlm.objective import AbstractObjective
+from hdlm.parameterization import AbstractParameterization
+from hdlm.process import AbstractNoiseProcess
+from hdlm.training.short_form import in_full
+from hdlm.training.tables import IdleOptionError, read, require
 
 __all__ = [
     "DataSettings",
     "IdleOptionError",
     "MixturePart",
     "NetworkSettings",
-    "ObjectiveSettings",
     "OptimizerSettings",
-    "ProcessSettings",
     "Recipe",
     "RunSettings",
     "TrackerName",
     "WarmStartSettings",
     "WatchSettings",
+    "import_own",
 ]
 
 OptimizerName = Literal["muon", "adamw"]
@@ -52,32 +65,20 @@ DecayName = Literal["matrices", "all"]
 MuonScale = Literal["original", "match_rms_adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
-ProcessName = Literal["EpsilonHybrid", "GammaHybrid"]
-ObjectiveName = Literal["WeightedCrossEntropy", "ScoreEntropy", "NELBO"]
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 """Metadata of an option that may be another one when a run goes on: it changes no weight, but for rounding."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-Formula = Literal["paper", "published_code"]
-Ratios = Literal["exact", "published_code"]
-_SIZES = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
-"""Options of a network that are checked where networks are made."""
+_SHAPE = ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "cond_dim", "dropout")
+_CONDITIONING = ("cond_dim", "condition_blocks", "condition_output")
+_PIECES: Mapping[str, tuple[ModuleType, type]] = {
+    "process": (processes, AbstractNoiseProcess),
+    "noise_schedule": (noise_schedules, AbstractNoiseSchedule),
+    "parameterization": (parameterizations, AbstractParameterization),
+    "objective": (objectives, AbstractObjective),
+}
+"""Tables of a recipe that describe a piece, the package that offers its classes, and what all of them are."""
 TRAINED_HERE = "train"
 """What `data.tokenizer` says when a tokenizer is to be trained on the text."""
-
-
-@final
-class IdleOptionError(ValueError):
-    """An option that was given and would change nothing beside the others.
-
-    Args:
-        option: Its dotted name.
-        value: What it was given.
-        instead: What to do.
-    """
-
-    def __init__(self, option: str, value: object, instead: str) -> None:
-        super().__init__(f"`{option}` would not act here: {instead}; got {value!r}.")
-        self.option = option
 
 
 @final
@@ -121,19 +122,18 @@ class DataSettings:
 @final
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The DDiT; its vocabulary and length follow from the data.
+    """The network; its vocabulary and length follow from the data.
 
     Attributes:
+        type: Class of the network, a name out of `hdlm.network`: `"DDiT"`.
         hidden_size: Width of a position.
         num_blocks: Depth.
         num_heads: Heads of attention.
+        mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
         dropout: Share of activations that training drops.
-        shifted: Whether the output at a position speaks of the next one, as in next-token prediction: then nothing has
-            to be unlearnt after a warm start.
-        told_noise: Whether the network is told the total noise of each position, as gamma-hybrids are.
-        cond_dim: Width of what it is told, with `told_noise`.
-        blend: Whether the embedding of the mask is blended into all others as noise rises; gamma-hybrids only.
-        scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
+        condition_blocks: Whether the noise modulates every block, if the parameterization gives it to the network.
+        condition_output: Whether the noise modulates the final norm as well, as in MDLM, SEDD, BD3-LM, GIDD and Duo.
+        cond_dim: Width of the vector that the noise is embedded in.
         context: What settled positions see of one another; see `hdlm.attention`.
         active: What active positions see of one another.
         separate_documents: Whether documents that share a window of training see nothing of one another.
@@ -142,112 +142,19 @@ class NetworkSettings:
             `"none"`. It changes no number.
     """
 
+    type: Literal["DDiT"] = "DDiT"
     hidden_size: int = 256
     num_blocks: int = 2
     num_heads: int = 4
+    mlp_ratio: int = 4
     dropout: float = 0.0
-    shifted: bool = False
-    told_noise: bool = False
+    condition_blocks: bool = True
+    condition_output: bool = False
     cond_dim: int = 128
-    blend: bool = False
-    scale_by_sigma: bool = True
     context: Context = "block_causal"
     active: Active = "full"
     separate_documents: bool = False
     checkpoint_activations: Recomputation = field(default="none", metadata=MAY_CHANGE)
-
-
-@final
-@dataclass(frozen=True)
-class ProcessSettings:
-    """How tokens are noised, and how fast.
-
-    Attributes:
-        type: Family of the process.
-        epsilon: Of the epsilon-hybrid, which is 0.01 unless given: share of wrong words among the visible ones.
-        gamma: Of the gamma-hybrid: share of the uniform rate.
-        noise_schedule: `type`, a name out of `hdlm.noise_schedule`, and its fields.
-    """
-
-    type: ProcessName = "EpsilonHybrid"
-    epsilon: float | None = None
-    gamma: float | None = None
-    noise_schedule: Mapping[str, Any] = field(default_factory=lambda: {"type": "Linear"})
-
-    def __post_init__(self) -> None:
-        own, other = ("epsilon", "gamma") if self.type == "EpsilonHybrid" else ("gamma", "epsilon")
-        require(
-            getattr(self, other) is None,
-            f"process.{other}",
-            f"left out: {self.type} has `{own}`",
-            getattr(self, other),
-        )
-        require(self.epsilon is None or 0 <= self.epsilon < 1, "process.epsilon", "in [0, 1)", self.epsilon)
-        require(self.gamma is None or 0 <= self.gamma <= 1, "process.gamma", "in [0, 1]", self.gamma)
-        require(self.gamma is not None or self.type != "GammaHybrid", "process.gamma", "given", self.gamma)
-        build(noise_schedules, self.noise_schedule)
-
-    @property
-    def strength(self) -> float:
-        """`epsilon` or `gamma`."""
-        if self.type == "GammaHybrid":
-            assert self.gamma is not None
-            return self.gamma
-        return 0.01 if self.epsilon is None else self.epsilon
-
-
-@final
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """What is minimised.
-
-    Attributes:
-        type: The paper's weighted cross-entropy or the exact bound of the hyperschedule's own steps (`NELBO`), for
-            outputs that are logits of the clean token; or the score entropy, for outputs that are log scores.
-        unmasked: Of the weighted cross-entropy: the paper's lambda.
-        unmasked_weight: Of the weighted cross-entropy: whether visible tokens weigh as in the paper, or as in the
-            published code with a hyperschedule.
-        score_entropy: Of the score entropy: exact, or with the ratios that the published gamma-hybrids were trained on.
-        max_weight: Cap on the weights `1 / p` and `1 / (1 - p)`; noise fractions come no nearer to 0 and 1 than its
-            inverse in the score entropy.
-        diffusion: Of the score entropy: its weight.
-        cross_entropy: Weight of a cross-entropy that is added to the score entropy; 0 for none.
-    """
-
-    type: ObjectiveName = "WeightedCrossEntropy"
-    unmasked: float = 0.1
-    unmasked_weight: Formula = "paper"
-    score_entropy: Ratios = "exact"
-    max_weight: float = math.inf
-    diffusion: float = 1.0
-    cross_entropy: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.max_weight > 0, "objective.max_weight", "positive", self.max_weight)
-        for name in ("diffusion", "cross_entropy", "unmasked"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"objective.{name}", "at least 0 and finite", value)
-        others = {
-            "unmasked": (self.unmasked == ObjectiveSettings.unmasked, "WeightedCrossEntropy"),
-            "unmasked_weight": (self.unmasked_weight == "paper", "WeightedCrossEntropy"),
-            "score_entropy": (self.score_entropy == "exact", "ScoreEntropy"),
-            "cross_entropy": (self.cross_entropy == 0, "ScoreEntropy"),
-            "diffusion": (self.diffusion == 1, "ScoreEntropy"),
-        }
-        for name, (left_out, owner) in others.items():
-            require(
-                left_out or self.type == owner,
-                f"objective.{name}",
-                f"left out with objective.type={self.type}; {owner} has it",
-                getattr(self, name),
-            )
-        require(
-            self.max_weight == math.inf or self.type != "NELBO",
-            "objective.max_weight",
-            "left out with objective.type=NELBO, which caps nothing",
-            self.max_weight,
-        )
-        require(self.diffusion + self.cross_entropy > 0, "objective.diffusion", "positive", self.diffusion)
 
 
 @final
@@ -281,6 +188,25 @@ class MixturePart:
             "without `length`, which is data.context",
             self.hyperschedule,
         )
+
+    def build(self, length: int) -> AbstractHyperschedule:
+        """The hyperschedule.
+
+        Args:
+            length: Positions, the context.
+
+        Raises:
+            ValueError: If there is no such hyperschedule, or it does not fit the context.
+        """
+        kind = piece_class(hyperschedules, str(self.hyperschedule["type"]))
+        sized = any(option.name == "length" for option in dataclasses.fields(kind))
+        table = {**self.hyperschedule, "length": length} if sized else self.hyperschedule
+        made: AbstractHyperschedule = build(hyperschedules, table)
+        expected = f"one for data.context={length} positions"
+        require(
+            made.length == length, "mixture.hyperschedule", expected, f"{kind.__name__} for {made.length}"
+        )
+        return made
 
 
 @final
@@ -468,58 +394,112 @@ class WatchSettings:
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """All of a run."""
+    """All of a run.
+
+    Attributes:
+        process: How tokens are noised: `type`, a class of `hdlm.process` or your own, and its fields but for
+            `num_words`, which follows from the tokenizer.
+        noise_schedule: How fast noise comes: `type`, a class of `hdlm.noise_schedule` or your own, and its fields.
+        parameterization: What the outputs of the network mean: `type`, a class of `hdlm.parameterization` or your own,
+            and its fields.
+        objective: What is minimised: `type`, a class of `hdlm.objective` or your own, and its fields.
+    """
 
     data: DataSettings
     network: NetworkSettings
-    process: ProcessSettings
-    objective: ObjectiveSettings
     mixture: tuple[MixturePart, ...]
     warm_start: WarmStartSettings
     optimizer: OptimizerSettings
     run: RunSettings
     watch: WatchSettings = WatchSettings()
+    process: Mapping[str, Any] = field(kw_only=True)
+    noise_schedule: Mapping[str, Any] = field(default_factory=lambda: {"type": "Linear"}, kw_only=True)
+    parameterization: Mapping[str, Any] = field(kw_only=True)
+    objective: Mapping[str, Any] = field(kw_only=True)
     description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         require(bool(self.mixture), "mixture", "at least one part", self.mixture)
-        shape, scores = self.network, self.objective.type == "ScoreEntropy"
-        require(
-            not shape.blend or (scores and self.process.type == "GammaHybrid"),
-            "network.blend",
-            "false but for a GammaHybrid with objective.type=ScoreEntropy",
-            shape.blend,
-        )
-        require(
-            shape.told_noise or not scores,
-            "network.told_noise",
-            "true with objective.type=ScoreEntropy: log scores depend on the noise",
-            shape.told_noise,
-        )
+        # Two ways to write one piece, by its defaults or without them, are one recipe.
+        for name in _PIECES:
+            described = describe(self._piece(name))
+            object.__setattr__(self, name, {key: described[key] for key in described if key != "num_words"})
         for option, acts, instead in self._conditional():
             name, _, key = option.partition(".")
             settings = getattr(self, name)
             if not acts and (value := getattr(settings, key)) != getattr(type(settings), key):
                 raise IdleOptionError(option, value, instead)
-        DDiTConfig(
-            self.data.vocabulary + 1,
-            **{name: getattr(shape, name) for name in _SIZES},
+        self.network_config(self.data.vocabulary + 1)
+        for part in self.mixture:
+            part.build(self.data.context)
+
+    def _piece(self, name: str) -> Any:
+        """One of `_PIECES`, which complains under its name."""
+        words = {"num_words": self.data.vocabulary} if name == "process" else {}
+        package, kind = _PIECES[name]
+        try:
+            piece = build(package, {**getattr(self, name), **words})
+        except ValueError as error:
+            raise ValueError(f"[{name}]: {error}") from error
+        require(
+            isinstance(piece, kind), f"{name}.type", f"a subclass of {kind.__name__}", type(piece).__name__
+        )
+        return piece
+
+    def build_process(self, num_words: int) -> AbstractNoiseProcess:
+        """How tokens are noised.
+
+        Args:
+            num_words: Words of the tokenizer.
+        """
+        process: AbstractNoiseProcess = build(processes, {**self.process, "num_words": num_words})
+        return process
+
+    def build_noise_schedule(self) -> AbstractNoiseSchedule:
+        """How fast noise comes."""
+        schedule: AbstractNoiseSchedule = build(noise_schedules, self.noise_schedule)
+        return schedule
+
+    def build_parameterization(self) -> AbstractParameterization:
+        """What the outputs of the network mean."""
+        parameterization: AbstractParameterization = build(parameterizations, self.parameterization)
+        return parameterization
+
+    def build_objective(self) -> AbstractObjective:
+        """What is minimised."""
+        objective: AbstractObjective = build(objectives, self.objective)
+        return objective
+
+    def network_config(self, rows: int) -> DDiTConfig:
+        """The shape of the network.
+
+        Args:
+            rows: One for each word, and one for the mask where the network has one.
+        """
+        shape, conditioned = self.network, self.is_conditioned
+        return DDiTConfig(
+            rows,
+            **{name: getattr(shape, name) for name in _SHAPE},
+            timestep_embedding=conditioned,
+            condition_blocks=conditioned and shape.condition_blocks,
+            condition_output=conditioned and shape.condition_output,
             max_length=self.data.context,
         )
-        for part in self.mixture:
-            build(hyperschedules, {**part.hyperschedule, "length": self.data.context})
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether the parameterization gives the network a number for the noise."""
+        return self.build_parameterization().inputs(torch.tensor([0.5])).condition is not None
 
     def _conditional(self) -> Iterator[tuple[str, bool, str]]:
         """Options that only act beside others: which, whether they do here, and what to do if not."""
-        data, optimizer, objective, watch = self.data, self.optimizer, self.objective, self.watch
-        scores, entropy = objective.type == "ScoreEntropy", "`objective.diffusion` is 0"
+        data, optimizer, watch = self.data, self.optimizer, self.watch
         validates, samples = watch.validate_every is not None, watch.sample_every is not None
         yield "data.validation", not data.validation_corpus, "`data.validation_corpus` is measured with whole"
         yield "data.cache", not data.streaming, "`data.streaming` keeps nothing"
-        yield "network.cond_dim", self.network.told_noise, "set `network.told_noise`, or leave it out"
-        yield "network.scale_by_sigma", scores, "only objective.type=ScoreEntropy has it"
-        yield "objective.score_entropy", not scores or objective.diffusion > 0, entropy
-        yield "objective.max_weight", not scores or objective.diffusion > 0, entropy
+        for name in _CONDITIONING:
+            instead = "choose a [parameterization] that gives the network the noise, or leave it out"
+            yield f"network.{name}", self.is_conditioned, instead
         yield "warm_start.batch_scale", self.warm_start.share > 0, "set `warm_start.share`, or leave it out"
         yield "optimizer.decay", optimizer.weight_decay > 0, "set `optimizer.weight_decay`, or leave it out"
         yield "optimizer.muon_scale", optimizer.name == "muon", "only `optimizer.name` muon has it"
@@ -552,12 +532,13 @@ class Recipe:
             raise ValueError(f"{path} is no TOML: {error}.") from error
         for name, options in (changes or {}).items():
             table[name] = {**table.get(name, {}), **options}
+        import_own(table)
         return cls.from_table(table)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
-        """Build a recipe from plain values; see `load`."""
-        return read(cls, table)
+        """Build a recipe from plain values, in full or in the short form; see `load`."""
+        return read(cls, in_full(table))
 
     @classmethod
     def recorded(cls, table: Mapping[str, Any]) -> Recipe:
@@ -580,3 +561,23 @@ class Recipe:
     def to_table(self) -> dict[str, Any]:
         """Plain values; the inverse of `from_table`."""
         return dataclasses.asdict(self)
+
+
+def import_own(table: object) -> None:
+    """Import the modules of the user's own classes that a recipe names, `type = "mypackage.MyProcess"`.
+
+    Only for recipes that the user has written: importing a module runs its code.
+
+    Raises:
+        ValueError: If there is no such module.
+    """
+    for value in table.values() if isinstance(table, Mapping) else table if isinstance(table, list) else ():
+        import_own(value)
+    kind = table.get("type") if isinstance(table, Mapping) else None
+    module = kind.rpartition(".")[0] if isinstance(kind, str) else ""
+    if not module or module in sys.modules:
+        return
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"`type` is {kind!r}, but {module} cannot be imported: {error}.") from error

@@ -11,17 +11,18 @@ from typing import Any, final
 
 import torch
 
-from hdlm.checkpoint import Checkpoint
+from hdlm.checkpoint import Checkpoint, makes_masks
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT, DDiTConfig
+from hdlm.network import DDiT
 from hdlm.noise_schedule import AbstractNoiseSchedule
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
-from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.process import AbstractNoiseProcess
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
+from hdlm.training.tables import require
 from hdlm.training.text import Corpora, TrainingText, read_text
+from hdlm.vocabulary import Vocabulary
 
 __all__ = ["Run", "prepare"]
 
@@ -112,58 +113,34 @@ def prepare(
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
-    words = recipe.data.vocabulary
     # What the mixture refuses it refuses here, before text is read, which may take hours.
-    Mixture.of(recipe, _process(recipe, words), words)
+    Mixture.of(recipe, recipe.build_process(recipe.data.vocabulary))
     read = read_text(recipe, say, start, text)
+    vocabulary = read.tokenizer.vocabulary
+    document_end = vocabulary.eos if recipe.network.separate_documents else None
+    require(
+        document_end is not None or not recipe.network.separate_documents,
+        "network.separate_documents",
+        "false with a tokenizer that has no token for the end of a document",
+        recipe.network.separate_documents,
+    )
     torch.manual_seed(recipe.run.seed)
-    network = _network(recipe, read.tokenizer)
+    process = recipe.build_process(vocabulary.num_words)
+    network = DDiT(recipe.network_config(_rows(process, vocabulary, start)))
+    network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
         _take_over(network, start)
     network.to(device)
-    process = _process(recipe, read.tokenizer.vocabulary.num_words)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
-    return Run(
-        recipe,
-        read,
-        Denoiser(network, process, _parameterization(recipe)),
-        Mixture.of(recipe, process, read.tokenizer.vocabulary.eos),
-        device,
-    )
+    denoiser = Denoiser(network, process, recipe.build_parameterization())
+    return Run(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
 
 
-def _process(recipe: Recipe, num_words: int) -> AbstractNoiseProcess:
-    settings = recipe.process
-    family = EpsilonHybrid if settings.type == "EpsilonHybrid" else GammaHybrid
-    return family(num_words, settings.strength)
-
-
-def _parameterization(recipe: Recipe) -> AbstractParameterization:
-    """Score entropy trains log scores, cross-entropy logits of the clean token."""
-    shape = recipe.network
-    inner: AbstractParameterization = Mean("sigma" if shape.told_noise else "none")
-    if recipe.objective.type == "ScoreEntropy":
-        inner = LogScore(shape.scale_by_sigma, recipe.process.gamma if shape.blend else None)
-    return Shifted(inner) if shape.shifted else inner
-
-
-def _network(recipe: Recipe, tokenizer: Tokenizer) -> DDiT:
-    shape = recipe.network
-    network = DDiT(
-        DDiTConfig(
-            vocab_size=tokenizer.vocabulary.size,
-            hidden_size=shape.hidden_size,
-            num_blocks=shape.num_blocks,
-            num_heads=shape.num_heads,
-            cond_dim=shape.cond_dim,
-            dropout=shape.dropout,
-            timestep_embedding=shape.told_noise,
-            condition_blocks=shape.told_noise,
-            max_length=recipe.data.context,
-        )
-    )
-    network.checkpoint_activations = shape.checkpoint_activations
-    return network
+def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:
+    """Rows of the network: one for each word, and one for the mask, which networks that never see it may lack."""
+    if start is not None and not makes_masks(process):
+        return start.network.config.vocab_size
+    return vocabulary.size
 
 
 def _take_over(network: DDiT, start: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from hdlm.training.gauge import Gauge
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.keeping import Shelf, publish
 from hdlm.training.loop import StepReport, Watcher
-from hdlm.training.recipe import Recipe
+from hdlm.training.recipe import Recipe, import_own
 from hdlm.training.run import Run
 from hdlm.training.state import TrainingState
 from hdlm.training.watchers import MetricsLog
@@ -99,6 +99,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
             f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
             f"--from {folder}."
         )
+    import_own(json.loads((place / _CONFIG).read_bytes()))
     checkpoint = load_checkpoint(place, weights="raw")
     return Unfinished(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint, kept)
 
@@ -113,6 +114,8 @@ class Session:
         found: What to go on from; None to begin.
 
     Attributes:
+        run: As given.
+        folder: As given.
         trainer: What trains.
         gauge: How fast it is.
         log: Lines of `metrics.jsonl`.
@@ -122,7 +125,7 @@ class Session:
     """
 
     def __init__(self, run: Run, folder: Path, found: Unfinished | None = None) -> None:
-        self._run, self._folder, self._settings = run, folder, run.recipe.run
+        self.run, self.folder, self._settings = run, folder, run.recipe.run
         self._shelf = Shelf(folder, self._settings.keep)
         self.trainer = run.trainer()
         self._saved: int | None = None
@@ -176,7 +179,7 @@ class Session:
                     close(self.trainer.step)
         except OSError as error:
             raise self._advised(error) from error
-        self.trainer.average.give_to(self._run.denoiser.backbone)
+        self.trainer.average.give_to(self.run.denoiser.backbone)
         return report
 
     def save(self, report: StepReport | None = None) -> None:
@@ -194,11 +197,11 @@ class Session:
         summary = {} if report is None else _summary(report)
 
         def write(folder: Path) -> None:
-            checkpoint = self._run.checkpoint(summary)
+            checkpoint = self.run.checkpoint(summary)
             save_checkpoint(folder, checkpoint, averaged=state.average, raw=state.weights)
             state.write(folder)
 
-        publish(self._shelf.put(state.step, write), self._folder)
+        publish(self._shelf.put(state.step, write), self.folder)
 
     def finish(self) -> None:
         """Note that nothing is left to do, if the run is over: from now on it does not go on."""
@@ -238,7 +241,7 @@ class Session:
             self._note_offer()
 
     def _go_on(self, found: Unfinished) -> None:
-        found.check(self._run.recipe)
+        found.check(self.run.recipe)
         self.trainer.restore(found.state)
         self._saved, self._saved_at = found.state.step, found.state.seconds
 
@@ -246,7 +249,7 @@ class Session:
         """Refuse to write over what another program has done since this one looked, which took no lock."""
         if self.trainer.is_main and tuple(self._shelf.steps()) != self._kept:
             raise ValueError(
-                f"{self._folder} holds steps that were not there when this program looked: another one has trained in "
+                f"{self.folder} holds steps that were not there when this program looked: another one has trained in "
                 "it. Go on from there with --resume (training.resume=true), or choose another folder."
             )
 
@@ -255,11 +258,11 @@ class Session:
         self._shelf.rewind(self.trainer.step)
         self.log.rewind(self.trainer.step)
         self._shelf.mend({line["step"]: line["validation"] for line in self._lines() if "validation" in line})
-        publish(self._shelf.place(self.trainer.step), self._folder)
+        publish(self._shelf.place(self.trainer.step), self.folder)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """What `metrics.jsonl` says."""
-        path = self._folder / _METRICS
+        path = self.folder / _METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return (json.loads(line) for line in lines)
 
@@ -273,7 +276,7 @@ class Session:
             else room
         )
         reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
-        return OSError(error.errno, reason, str(error.filename or self._folder))
+        return OSError(error.errno, reason, str(error.filename or self.folder))
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
@@ -288,8 +291,23 @@ def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
         elif _are_tables(one) and len(one) == len(other):
             for number, pair in enumerate(zip(one, other, strict=True)):
                 yield from _differences(*pair, f"{dotted}[{number}].")
+        elif isinstance(one, Mapping) and isinstance(other, Mapping) and not name:
+            yield from _different_entries(one, other, dotted)
         elif one != other:
             yield f"`{dotted}` was {_shown(one)} and is {_shown(other)}"
+
+
+def _different_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Options of one piece that differ; the piece itself if it is of another type."""
+    if ours.get("type") != theirs.get("type"):
+        yield f"`{name}` was {ours.get('type')} and is {theirs.get('type')}"
+        return
+    for option in dict.fromkeys([*ours, *theirs]):
+        one, other = ours.get(option), theirs.get(option)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _different_entries(one, other, f"{name}.{option}")
+        elif one != other:
+            yield f"`{name}.{option}` was {one!r} and is {other!r}"
 
 
 def _are_tables(value: Any) -> bool:

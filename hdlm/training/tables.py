@@ -11,11 +11,26 @@ import difflib
 from collections import abc
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
-__all__ = ["key_of", "nearest", "options_of", "read", "require"]
+__all__ = ["IdleOptionError", "key_of", "nearest", "options_of", "read", "require"]
 
 T = TypeVar("T")
+
+
+@final
+class IdleOptionError(ValueError):
+    """An option that was given and would change nothing beside the others.
+
+    Args:
+        option: Its dotted name.
+        value: What it was given.
+        instead: What to do.
+    """
+
+    def __init__(self, option: str, value: object, instead: str) -> None:
+        super().__init__(f"`{option}` would not act here: {instead}; got {value!r}.")
+        self.option = option
 
 
 def require(condition: bool, option: str, expected: str, got: object) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -125,7 +126,8 @@ def _counts(line: bytes, step: int) -> bool:
 def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None = None) -> Iterator[Watcher]:
     """Show how far a run is, its loss, its speed and when it will end.
 
-    On a terminal this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and then, and the last.
+    In a terminal and in a notebook this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and
+    then, and the last.
 
     Args:
         console: Where to show it.
@@ -133,7 +135,7 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
         gauge: What to ask for speed, utilisation, memory and the learning rate.
     """
     countdown = _Countdown()
-    if not console.is_terminal:
+    if not _has_bars(console):
         told = time.monotonic()
 
         def tell(report: StepReport) -> None:
@@ -165,6 +167,11 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
             before = report
 
         yield show
+
+
+def _has_bars(console: Console) -> bool:
+    """Whether the console is a terminal, or a notebook that can show a bar."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 _PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}

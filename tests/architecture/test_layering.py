@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"generation"}),
     frozenset({"training", "serving", "view", "verification", "hub"}),
     frozenset({"evaluation"}),
-    frozenset({"published"}),
+    frozenset({"published", "workflows"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),

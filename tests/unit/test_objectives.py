@@ -111,7 +111,7 @@ def _mixture(objective: dict[str, Any], **tables: Any) -> Mixture:
         ),
         (
             {"type": "ScoreEntropy", "score_entropy": "published_code"},
-            Combination(((1.0, ScoreEntropy(ratios="published_code")),)),
+            ScoreEntropy(ratios="published_code"),
         ),
     ],
     ids=str,

@@ -30,6 +30,7 @@ from hdlm.published.generation import eval_generation
 from hdlm.published.modeling import eval_modeling
 from hdlm.published.training import _take_place, finetune, train
 from hdlm.training import Recipe
+from hdlm.training.short_form import SHORT_OPTIONS
 from hdlm.training.tables import options_of
 
 NAMES = ("epsilon_hdlm", "gamma_hdlm", "epsilon_finetune_from_hf", "gamma_finetune_from_hf")
@@ -71,8 +72,9 @@ def test_shipped_configurations_make_recipes(name: str, ending: str) -> None:
         )
         config = config.of_checkpoint(shape)
     recipe = config.recipe()
-    assert recipe.process.type == ("GammaHybrid" if "gamma" in name else "EpsilonHybrid")
-    assert recipe.process.strength == 0.01
+    gamma = "gamma" in name
+    process = {"type": "GammaHybrid", "gamma": 0.01} if gamma else {"type": "EpsilonHybrid", "epsilon": 0.01}
+    assert recipe.process == process
     assert Recipe.from_table(recipe.to_table()) == recipe
 
 
@@ -121,7 +123,7 @@ def test_presets_are_networks_of_their_sizes(size: str, family: str) -> None:
     config = _config("-cn", f"{family}_hdlm", f"model={family}_{size}", "annealing.width=8")
     shape, told = config.recipe().network, family == "gamma"
     sizes = (shape.hidden_size, shape.num_blocks, shape.num_heads, shape.cond_dim)
-    assert shape.told_noise is told
+    assert config.recipe().is_conditioned is told
     with torch.device("meta"):
         switches = {"timestep_embedding": told, "condition_blocks": told}
         network = DDiT(DDiTConfig(config.tokenizer.tokens + 1, *sizes, **switches))
@@ -173,7 +175,7 @@ ACTING = [
     ("epsilon_hdlm", "training.lambda=0.3", "objective.unmasked", 0.3),
     ("epsilon_hdlm", "training.loss_type=standard", "process.epsilon", 0.0),
     ("epsilon_hdlm", "training.loss_type=standard", "objective.unmasked", 0.0),
-    ("epsilon_hdlm", "type=shifted", "network.shifted", True),
+    ("epsilon_hdlm", "type=shifted", "parameterization.type", "Shifted"),
     ("epsilon_hdlm", "annealing.sampling_eps=0.01", "objective.max_weight", 100.0),
     ("epsilon_hdlm", "annealing.efficient=false", "mixture.0.two_stream", False),
     ("epsilon_hdlm", "annealing.attention.context_type=causal", "network.context", "causal"),
@@ -191,15 +193,15 @@ ACTING = [
     ("gamma_hdlm", "graph.gamma=0.3", "process.gamma", 0.3),
     ("gamma_hdlm", "graph.type=absorb", "process.gamma", 0.0),
     ("gamma_hdlm", "graph.type=uniform", "process.gamma", 1.0),
-    ("gamma_hdlm", "noise.type=loglinear", "process.noise_schedule.floor", 5e-3),
-    ("gamma_hdlm", "noise.type=geometric", "process.noise_schedule.type", "Geometric"),
-    ("gamma_hdlm", "annealing.ce_loss_weight=0", "objective.cross_entropy", 0.0),
-    ("gamma_hdlm", "annealing.diffusion_loss_weight=2", "objective.diffusion", 2.0),
+    ("gamma_hdlm", "noise.type=loglinear", "noise_schedule.floor", 5e-3),
+    ("gamma_hdlm", "noise.type=geometric", "noise_schedule.type", "Geometric"),
+    ("gamma_hdlm", "annealing.ce_loss_weight=0", "objective.type", "ScoreEntropy"),
+    ("gamma_hdlm", "annealing.diffusion_loss_weight=2", "objective.parts.0.0", 2.0),
     ("gamma_hdlm", "optim.warmup=100000", "optimizer.warmup", 0.1),
-    ("gamma_hdlm", "model.hybrid_sigma_embedding=false", "network.blend", False),
-    ("gamma_hdlm", "model.scale_by_sigma=false", "network.scale_by_sigma", False),
+    ("gamma_hdlm", "model.hybrid_sigma_embedding=false", "parameterization.blend_rate", None),
+    ("gamma_hdlm", "model.scale_by_sigma=false", "parameterization.scale_by_sigma", False),
     ("gamma_hdlm", "model=gamma_tiny annealing.width=16", "network.hidden_size", 64),
-    ("gamma_hdlm", "type=shifted", "network.shifted", True),
+    ("gamma_hdlm", "type=shifted", "parameterization.type", "Shifted"),
     ("epsilon_hdlm", "training.seed=3", "run.seed", 3),
     ("epsilon_hdlm", "optim.optimizer=Muon", "optimizer.name", "muon"),
     ("epsilon_hdlm", "annealing.type=hybrid", "mixture.0.two_stream", True),
@@ -363,7 +365,7 @@ def test_faults_are_named(name: str, override: str, complaint: str) -> None:
 
 
 def test_what_has_a_published_name_is_an_option_of_recipes() -> None:
-    ours, published = set(options_of(Recipe)), set(options_of(Config))
+    ours, published = {*options_of(Recipe), *SHORT_OPTIONS}, set(options_of(Config))
     assert set(GOVERNED) <= ours
     assert set(GOVERNED.values()) <= published
 

@@ -16,6 +16,7 @@ import torch
 from hdlm.evaluation.during_training import Observer
 from hdlm.package_data import recipes
 from hdlm.training import Recipe, Session, StopRequest, prepare
+from hdlm.training.short_form import SHORT_OPTIONS
 from hdlm.training.tables import options_of
 from hdlm.training.text import refuse_idle
 
@@ -40,6 +41,9 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
     "network.num_blocks": (2, {}),
     "network.num_heads": (1, {}),
     "network.dropout": (0.5, {}),
+    "network.mlp_ratio": (2, {}),
+    "network.condition_blocks": (False, {"network.told_noise": True}),
+    "network.condition_output": (True, {"network.told_noise": True}),
     "network.shifted": (True, {}),
     "network.told_noise": (True, {}),
     "network.cond_dim": (8, {"network.told_noise": True}),
@@ -96,6 +100,7 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
 }
 """Another value of each option, and the options that let it act."""
 ELSEWHERE = {
+    "network.type": "has one value",
     "network.checkpoint_activations": "memory: tests/unit/test_lean.py",
     "run.minutes": "ends a run: tests/unit/test_training.py",
     "run.accumulation": "memory: tests/unit/test_training.py",
@@ -116,7 +121,8 @@ def _names() -> set[str]:
     mixture = {
         f"mixture.0.{name}" for name in ("hyperschedule", "share", "two_stream", "continuous", "batch_scale")
     }
-    return {name for name in options_of(Recipe) if name not in tables | {"mixture"}} | mixture
+    pieces = {"mixture", "process", "noise_schedule", "parameterization", "objective"}
+    return {name for name in options_of(Recipe) if name not in tables | pieces} | mixture | set(SHORT_OPTIONS)
 
 
 def test_every_option_is_looked_at() -> None:

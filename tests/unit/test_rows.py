@@ -145,6 +145,27 @@ def test_next_token_prediction_is_its_formula(small_pieces):
         torch.testing.assert_close(ours, theirs, **TIGHT)
 
 
+@pytest.mark.parametrize("end", [None, 3])
+def test_next_token_layout_gives_the_numbers_of_one_causal_pass(small_pieces, end):
+    """To the bit: the loss and the gradients of a pass with a mask made by hand, without a canvas."""
+    denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
+    x_0 = torch.randint(WORDS, (BATCH, LENGTH), generator=torch.Generator().manual_seed(4))
+    before, after = x_0[:, :-1], x_0[:, 1:]
+    mask = torch.ones(LENGTH - 1, LENGTH - 1, dtype=torch.bool).tril()[None]
+    if end is not None:
+        ends = (before == end).long()
+        own = ends.cumsum(-1) - ends
+        mask = mask & (own[:, None, :] == own[:, :, None])
+    hidden = denoiser.backbone.features(before, attention=mask).flatten(0, 1)
+    share = torch.full((len(hidden),), 1 / len(hidden), dtype=torch.float64)
+    expected = rows.cross_entropy(hidden, *denoiser.backbone.projection(), after.flatten(), share, WORDS)
+    nothing = torch.zeros(BATCH, 1, dtype=torch.float64)
+    found = NextToken(BATCH, end).loss(denoiser, x_0, nothing, nothing.expand(x_0.shape))
+    assert torch.equal(found, expected)
+    for ours, theirs in zip(slopes(found, denoiser), slopes(expected, denoiser), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operation made, in bytes."""
 

@@ -25,7 +25,6 @@ from torch import nn
 from hdlm.checkpoint import load_checkpoint
 from hdlm.denoiser import Context
 from hdlm.package_data import recipes
-from hdlm.process import EpsilonHybrid
 from hdlm.training import (
     ExponentialMovingAverage,
     Mixture,
@@ -429,7 +428,7 @@ def test_shipped_recipes_can_be_followed(file: Path) -> None:
     recipe = Recipe.load(file)
     assert recipe.description
     assert Recipe.from_table(recipe.to_table()) == recipe
-    process = EpsilonHybrid(recipe.data.vocabulary, recipe.process.epsilon)
+    process = recipe.build_process(recipe.data.vocabulary)
     assert all(
         schedule.length == recipe.data.context for schedule in Mixture.of(recipe, process).hyperschedules
     )

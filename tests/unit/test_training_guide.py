@@ -10,15 +10,21 @@ import dataclasses
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from hdlm import hyperschedule as hyperschedules
+from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.package_data import configs
+from hdlm.parameterization import Cavity, Shifted
+from hdlm.process import GIDD
 from hdlm.published.composition import compose, words_of
 from hdlm.published.config import Config
 from hdlm.training import Recipe
+from hdlm.training.recipe import _PIECES
 from hdlm.training.tables import key_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -73,6 +79,44 @@ def test_the_tables_are_those_of_the_recipe_classes(name: str) -> None:
     )
     undocumented = [option for option, (_, meaning) in expected.items() if not meaning]
     assert not undocumented
+
+
+def test_the_table_of_pieces_names_every_class() -> None:
+    table = (
+        GUIDE.read_text(encoding="utf-8").partition("## The pieces of a recipe")[2].partition("```toml")[0]
+    )
+    listed = dict(re.findall(r"^\| `(?:\[(?=\w))?(\w+)\]?` \| (.*?) \|", table, flags=re.M))
+    for name, (package, kind) in (
+        _PIECES | {"hyperschedule": (hyperschedules, AbstractHyperschedule)}
+    ).items():
+        offered = [getattr(package, one) for one in package.__all__]
+        classes = {one.__name__ for one in offered if isinstance(one, type) and issubclass(one, kind)}
+        concrete = {one for one in classes if not one.startswith("Abstract")}
+        assert set(re.findall(r"`(\w+)`", listed[name])) == concrete
+
+
+def test_its_recipe_can_be_followed() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.S)
+    table = tomllib.loads(block) | {"data": {"context": 4}, "run": {"steps": 1}}
+    recipe = Recipe.from_table(table)
+    assert recipe.build_process(7) == GIDD(7, 0.1)
+    assert recipe.build_parameterization() == Shifted(Cavity("fraction"))
+
+
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks, one after the other, with two steps in the place of minutes and a small network."""
+    monkeypatch.chdir(tmp_path)
+    Path("novels").mkdir()
+    for name in ("one", "two"):
+        Path("novels", f"{name}.txt").write_text(
+            f"{name} cat sat on the mat and the dog sat on the log . " * 400
+        )
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 3
+    code = re.sub(r"minutes=\d+", "steps=2", "\n".join(blocks))
+    code = code.replace('output="runs/python", steps=2', 'output="runs/python", steps=2, network=SMALL')
+    exec(compile(code, str(GUIDE), "exec"), {"SMALL": {"hidden_size": 32, "num_blocks": 1}})
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["further", "pieces", "python", "wider"]
 
 
 def _published(words: list[str]) -> None:

@@ -234,7 +234,8 @@ def test_a_shifted_model_is_given_the_first_token_which_counts_for_nothing(
 ) -> None:
     run = run_of(sample_every=6, samples=2, judge="")
     table = run.recipe.to_table()
-    run = prepare(Recipe.from_table({**table, "network": {**table["network"], "shifted": True}}), CPU)
+    shifted = {"type": "Shifted", "inner": table["parameterization"]}
+    run = prepare(Recipe.from_table({**table, "parameterization": shifted}), CPU)
     session = Session(run, tmp_path)
     session.execute(StopRequest(), (Observer(run, session, tmp_path, lambda _: None),))
     (line,) = (one for one in _lines(tmp_path / "metrics.jsonl") if "entropy" in one)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hdlm.data.corpora.base import AbstractCorpus, First, Piece
+from hdlm.data.corpora.documents import Documents
 from hdlm.data.corpora.kjv import KingJamesBible
 from hdlm.data.corpora.named import DATA_DIR, NAMED, NamedDataset, Part, part_of
 from hdlm.data.corpora.pydoc_topics import PydocTopics
@@ -17,6 +18,7 @@ __all__ = [
     "DATA_DIR",
     "NAMED",
     "AbstractCorpus",
+    "Documents",
     "First",
     "JSONLines",
     "KingJamesBible",

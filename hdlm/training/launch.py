@@ -1,0 +1,160 @@
+"""One training run, from its recipe to the mark that it has ended: what every command and `hdlm.train` do.
+
+begin        recipe, text and a checkpoint to begin with -> a `Session` before its first step
+carry_out    the steps that are left, their measurements, what follows the last step, and the mark
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from rich.console import Console
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.package_data import recipes
+from hdlm.training.finetuning import changes, memory_of
+from hdlm.training.interrupt import StopRequest, listening
+from hdlm.training.keeping import Shelf
+from hdlm.training.loop import StepReport
+from hdlm.training.recipe import Recipe
+from hdlm.training.run import prepare
+from hdlm.training.session import Session, Unfinished
+from hdlm.training.text import Corpora, refuse_idle
+from hdlm.training.trackers import check_trackers, tracking
+from hdlm.training.watchers import progress_bar
+
+__all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file"]
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """Does something after steps, and after the last one."""
+
+    def __call__(self, report: StepReport, /) -> None:
+        """Do what is due after this step."""
+
+    def finish(self, step: int, /) -> None:
+        """Do what is due after the last step and was not done."""
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: A TOML file, or the name of a recipe that comes with the package.
+
+    Raises:
+        ValueError: If there is no recipe of that name.
+    """
+    if Path(name).suffix == ".toml":
+        return Path(name)
+    file = recipes() / f"{name}.toml"
+    if not file.is_file():
+        known = ", ".join(sorted(file.stem for file in recipes().glob("*.toml")))
+        raise ValueError(f"there is no recipe {str(name)!r}; known: {known}, or a TOML file of yours.")
+    return file
+
+
+def check_vacant(folder: Path, again: str) -> None:
+    """Refuse a folder that cannot take a new run.
+
+    Args:
+        folder: The folder.
+        again: The option that resumes the run in it.
+
+    Raises:
+        ValueError: If it is a file, or holds a run or a model.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the name of a folder.")
+    if Shelf(folder).steps():
+        raise ValueError(f"{folder} holds a run already: go on with it by {again}, or choose another folder.")
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} already holds a checkpoint; choose another folder, or remove it.")
+
+
+def begin(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    found: Unfinished | None = None,
+    start: Checkpoint | None = None,
+    text: Corpora | None = None,
+    memory: str | None = None,
+    keep_step: bool = False,
+    strict: bool = True,
+) -> Session:
+    """Everything before the first step.
+
+    Args:
+        recipe: What to do.
+        folder: Where the run is kept.
+        device: Where to train.
+        say: Gets a line for each thing that was done.
+        found: The run to resume; its checkpoint is the one to begin with.
+        start: The model to begin with, if none is resumed.
+        text: Where the text comes from, if not as the recipe says.
+        memory: Folder of the run whose optimizers are taken over as well.
+        keep_step: Whether the steps of that run count.
+        strict: Whether options that would not act beside `start` are refused; a published configuration may hold some.
+
+    Raises:
+        ValueError: If the recipe cannot be followed.
+    """
+    check_trackers(recipe.watch.trackers)
+    if found is None:
+        refuse_idle(recipe.data, text, start if strict else None)
+    run = prepare(recipe, device, say, start if found is None else found.checkpoint, text)
+    session = Session(run, folder, found)
+    if found is not None:
+        return session
+    for line in () if start is None else changes(start, run.checkpoint()):
+        say(f"  {line}")
+    if memory is not None:
+        session.trainer.inherit(memory_of(memory, say), keep_step=keep_step)
+    return session
+
+
+def carry_out(
+    session: Session,
+    console: Console,
+    observers: Sequence[Observing] = (),
+    *,
+    stop: StopRequest | None = None,
+    last: Callable[[], object] = lambda: None,
+) -> StopRequest:
+    """Take the steps that are left, and mark the run as ended once nothing is left to do.
+
+    Args:
+        session: The run.
+        console: Where its progress is shown.
+        observers: Called after each step, and with the last one.
+        stop: What turns true when somebody asks to stop; by default signals do.
+        last: Called in the main process behind the last step, unless a scheduler ended the run. A run that is killed
+            meanwhile is not marked as ended.
+
+    Returns:
+        What asked to stop, if anything did.
+    """
+    trainer, recipe = session.trainer, session.run.recipe
+    signals: AbstractContextManager[StopRequest] = listening() if stop is None else nullcontext(stop)
+    with (
+        signals as request,
+        tracking(recipe, session.folder, console.print) as sink,
+        progress_bar(console, gauge=session.gauge) as bar,
+    ):
+        session.log.tell(sink)
+        session.execute(request, (bar, *observers), [observer.finish for observer in observers])
+    trainer.close()
+    if trainer.is_main and not trainer.is_over:
+        console.print(f"stopped by {request.name} after {trainer.step} steps; what has been learnt is kept")
+    if trainer.is_main and not trainer.preempted:
+        last()
+    session.finish()
+    return request

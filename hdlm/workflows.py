@@ -1,0 +1,348 @@
+"""Whole tasks in one call: `train` a model on text, and `finetune` one.
+
+They do what `hdlm train` does, by the same code. Each piece is an object of this package or of the user's own, or a
+table of a recipe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from rich.console import Console
+
+from hdlm.checkpoint import Checkpoint, describe, load_checkpoint
+from hdlm.data import AbstractCorpus, corpus
+from hdlm.data.corpora import Documents
+from hdlm.data.shards import Shards
+from hdlm.evaluation.during_training import Observer
+from hdlm.hub import load
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.network import DDiTConfig
+from hdlm.noise_schedule import AbstractNoiseSchedule
+from hdlm.objective import AbstractObjective
+from hdlm.parameterization import AbstractParameterization
+from hdlm.process import AbstractNoiseProcess
+from hdlm.training import Recipe, Unfinished, unfinished
+from hdlm.training.finetuning import recipe_of
+from hdlm.training.launch import begin, carry_out, check_vacant, recipe_file
+from hdlm.training.recipe import import_own
+from hdlm.training.text import Corpora
+
+__all__ = ["finetune", "train"]
+
+Table: TypeAlias = Mapping[str, Any]
+Text: TypeAlias = str | Path | AbstractCorpus | Shards | Iterable[object]
+_IN_MEMORY = "in memory: "
+"""How a recipe records text that it cannot name."""
+_LONGEST_NAME = 256
+"""Characters of the longest string that is compared with the names of files."""
+
+
+def train(
+    text: Text | None = None,
+    *,
+    output: str | Path,
+    minutes: float | None = None,
+    steps: int | None = None,
+    process: AbstractNoiseProcess | Table | None = None,
+    noise_schedule: AbstractNoiseSchedule | Table | None = None,
+    parameterization: AbstractParameterization | Table | None = None,
+    objective: AbstractObjective | Table | None = None,
+    hyperschedule: AbstractHyperschedule | Table | None = None,
+    network: DDiTConfig | Table | None = None,
+    recipe: Recipe | Table | str | Path = "demo",
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Checkpoint:
+    """Train a model on text.
+
+    What is left out is as in the recipe. The sizes of objects are those of the run: the words of a process are the
+    vocabulary, the length of a hyperschedule is the context.
+
+    Args:
+        text: A file, a folder, a glob or the name of a corpus; documents, as a list of strings or any iterable; a
+            corpus; or shards. By default what the recipe names.
+        output: Folder of the run: checkpoints, metrics and what it takes to resume.
+        minutes: How long to train.
+        steps: How many optimizer steps to take instead, repeatable to the bit on a CPU.
+        process: How tokens are noised.
+        noise_schedule: How fast noise comes.
+        parameterization: What the outputs of the network mean.
+        objective: What is minimised.
+        hyperschedule: When positions are noisy, in the place of the recipe's mixture.
+        network: Options of the network; of a `DDiTConfig`, all of them.
+        recipe: A recipe, its table, its TOML file, or the name of one that comes with the package.
+        seed: Seed of all randomness.
+        device: Where to train; by default an accelerator if there is one.
+        resume: Whether to resume the run in the folder, exactly, or begin one if there is none. Without further
+            options the run keeps its recipe.
+        progress: Whether progress is shown, as a bar in a terminal or a notebook and as lines elsewhere.
+
+    Returns:
+        The model that the run has left, with averaged weights.
+
+    Raises:
+        ValueError: If an option is out of range, the options do not fit, the text cannot be used, or the folder
+            cannot take the run; the message says what to do.
+    """
+    console, folder = _console(progress=progress), Path(output)
+    found = _found(folder, console, resume=resume)
+    table = _table(recipe) if found is None or recipe != "demo" else found.recipe.to_table()
+    _put_pieces(table, process, noise_schedule, parameterization, objective, hyperschedule, network)
+    corpora = _put_text(table, text)
+    _put_run(table, minutes, steps, seed)
+    return _carried_out(Recipe.from_table(table), folder, console, device, found=found, text=corpora)
+
+
+def finetune(
+    checkpoint: Checkpoint | str | Path,
+    text: Text | None = None,
+    *,
+    output: str | Path,
+    minutes: float | None = None,
+    steps: int | None = None,
+    process: AbstractNoiseProcess | Table | None = None,
+    noise_schedule: AbstractNoiseSchedule | Table | None = None,
+    parameterization: AbstractParameterization | Table | None = None,
+    objective: AbstractObjective | Table | None = None,
+    hyperschedule: AbstractHyperschedule | Table | None = None,
+    recipe: Recipe | Table | str | Path | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    keep_optimizer: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Checkpoint:
+    """Train a model further, on other text or as something else.
+
+    Network and tokenizer are those of the checkpoint, and so is every piece that is left out. The optimizer is the
+    default one with a tenth of its rates.
+
+    Args:
+        checkpoint: A model, or what `hdlm.load` finds.
+        text: As for `train`.
+        output: As for `train`.
+        minutes: As for `train`.
+        steps: As for `train`.
+        process: As for `train`.
+        noise_schedule: As for `train`.
+        parameterization: As for `train`.
+        objective: As for `train`; by default the recorded one, or one that suits the process and the outputs.
+        hyperschedule: As for `train`.
+        recipe: Tables that replace options of the checkpoint's, `{"optimizer": {"head_rate": 1e-4}}`; or a recipe that
+            says everything.
+        seed: As for `train`.
+        device: As for `train`.
+        keep_optimizer: Whether to begin with the state of the optimizers; the checkpoint must be the folder of a run.
+        resume: As for `train`.
+        progress: As for `train`.
+
+    Returns:
+        The model that the run has left, with averaged weights.
+
+    Raises:
+        ValueError: As for `train`, or if the recipe does not fit the checkpoint.
+    """
+    if keep_optimizer and isinstance(checkpoint, Checkpoint):
+        raise ValueError(
+            "keep_optimizer=True needs the folder of a run as the checkpoint: a model has no optimizers."
+        )
+    console, folder = _console(progress=progress), Path(output)
+    found = _found(folder, console, resume=resume)
+    start = checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+    if found is not None and recipe is None:
+        table = found.recipe.to_table()
+    elif recipe is None or isinstance(recipe, Mapping):
+        table = recipe_of(start)
+        import_own(recipe)
+        for name, options in (recipe or {}).items():
+            both = (
+                isinstance(options, Mapping)
+                and isinstance(table.get(name), Mapping)
+                and "type" not in options
+            )
+            table[name] = {**table[name], **options} if both else options
+    else:
+        table = _table(recipe)
+    _put_pieces(table, process, noise_schedule, parameterization, objective, hyperschedule)
+    corpora = _put_text(table, text)
+    _put_run(table, minutes, steps, seed)
+    made = Recipe.from_table(table)
+    memory = str(checkpoint) if keep_optimizer else None
+    return _carried_out(made, folder, console, device, found=found, text=corpora, start=start, memory=memory)
+
+
+def _carried_out(
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    device: torch.device | str | None,
+    *,
+    found: Unfinished | None,
+    text: Corpora | None,
+    start: Checkpoint | None = None,
+    memory: str | None = None,
+) -> Checkpoint:
+    """Begin or resume a run, carry it out, and load what it has left."""
+    place = _device(device)
+    session = begin(recipe, folder, place, console.print, found=found, start=start, text=text, memory=memory)
+    carry_out(session, console, (Observer(session.run, session, folder, console.print),))
+    return load_checkpoint(folder, place)
+
+
+def _console(*, progress: bool) -> Console:
+    is_main = os.environ.get("RANK", "0") == "0"
+    return Console(quiet=not (progress and is_main), highlight=False, soft_wrap=True)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    return torch.device(device)
+
+
+def _found(folder: Path, console: Console, *, resume: bool) -> Unfinished | None:
+    """The run to resume, if any."""
+    if resume:
+        return unfinished(folder, console.print)
+    if os.environ.get("RANK", "0") == "0":
+        check_vacant(folder, "resume=True")
+    return None
+
+
+def _table(recipe: Recipe | Table | str | Path) -> dict[str, Any]:
+    """The plain values of a recipe."""
+    if isinstance(recipe, Mapping):
+        import_own(recipe)
+        return dict(recipe)
+    return (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe_file(recipe))).to_table()
+
+
+def _put_run(table: dict[str, Any], minutes: float | None, steps: int | None, seed: int | None) -> None:
+    """Enter how long a run is, and its seed.
+
+    Raises:
+        ValueError: If both limits are given.
+    """
+    if minutes is not None and steps is not None:
+        raise ValueError(f"give minutes or steps, not both; got minutes={minutes} and steps={steps}.")
+    given: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if (minutes, steps) != (None, None):
+        given |= {"minutes": minutes, "steps": steps}
+    table["run"] = {**table.get("run", {}), **given}
+
+
+def _put_pieces(
+    table: dict[str, Any],
+    process: AbstractNoiseProcess | Table | None,
+    noise_schedule: AbstractNoiseSchedule | Table | None,
+    parameterization: AbstractParameterization | Table | None,
+    objective: AbstractObjective | Table | None,
+    hyperschedule: AbstractHyperschedule | Table | None,
+    network: DDiTConfig | Table | None = None,
+) -> None:
+    """Enter pieces that are given by hand, and the vocabulary and the context that their sizes ask for.
+
+    Raises:
+        ValueError: If two of them ask for different sizes.
+    """
+    sizes: list[tuple[str, str, int]] = []
+    pieces = {"process": process, "noise_schedule": noise_schedule, "objective": objective}
+    for name, piece in (pieces | {"parameterization": parameterization}).items():
+        if piece is not None:
+            table[name] = described = _described(piece)
+            if (words := described.pop("num_words", None)) is not None:
+                sizes.append(("vocabulary", f"the {name}", words))
+    if hyperschedule is not None:
+        described = _described(hyperschedule)
+        length = getattr(hyperschedule, "length", None)
+        described.pop("length", None)
+        table["mixture"] = [{"hyperschedule": described}]
+        if length is not None:
+            sizes.append(("context", "the hyperschedule", length))
+    if isinstance(network, DDiTConfig):
+        options = network.to_dict()
+        sizes.append(("vocabulary", "the network", options.pop("vocab_size") - 1))
+        sizes.append(("context", "the network", options.pop("max_length")))
+        if not options.pop("timestep_embedding"):
+            options = {name: value for name, value in options.items() if not name.startswith("cond")}
+        network = options
+    if network is not None:
+        table["network"] = {**table.get("network", {}), **network}
+    data = dict(table.get("data", {}))
+    for option in ("vocabulary", "context"):
+        asked = {who: size for name, who, size in sizes if name == option}
+        if len(set(asked.values())) > 1:
+            said = " and ".join(f"{who} {size}" for who, size in asked.items())
+            raise ValueError(f"the pieces must be of one {option}; got {said}.")
+        for size in asked.values():
+            data[option] = size
+    table["data"] = data
+
+
+def _described(piece: Any) -> dict[str, Any]:
+    """A piece as a table of a recipe.
+
+    Raises:
+        ValueError: If it is neither a table nor a dataclass.
+    """
+    if isinstance(piece, Mapping):
+        import_own(piece)
+        return dict(piece)
+    return describe(piece)
+
+
+def _put_text(table: dict[str, Any], text: Text | None) -> Corpora | None:
+    """Enter where the text comes from; the result is the text itself where the recipe cannot name it.
+
+    Raises:
+        ValueError: If the text is none, or a run is resumed whose text must be given again.
+    """
+    data = table["data"]
+    names = data.get("corpus", ())
+    if text is None:
+        kept = next((name for name in names if name.startswith(_IN_MEMORY)), None)
+        if kept is not None:
+            raise ValueError(
+                f"the run was trained on text that no file holds, {kept}: give the same text again."
+            )
+        return None
+    if isinstance(text, Shards):
+        text = text.folder
+    if isinstance(text, str | Path):
+        data["corpus"] = [str(text)]
+        return None
+    if not isinstance(text, AbstractCorpus):
+        items = tuple(text)
+        if items and all(isinstance(item, Path) for item in items):
+            data["corpus"] = [str(item) for item in items]
+            return None
+        text = Documents(_documents(items))
+    data["corpus"] = [f"{_IN_MEMORY}{text!r}"]
+    other = data.get("validation_corpus")
+    return Corpora(text, corpus(*other, key=data.get("key", "text")) if other else None)
+
+
+def _documents(items: tuple[object, ...]) -> tuple[str, ...]:
+    """Items of a list as documents.
+
+    Raises:
+        ValueError: If one is no string, or all are names of files.
+    """
+    strings = tuple(item for item in items if isinstance(item, str))
+    if len(strings) < len(items):
+        other = next(item for item in items if not isinstance(item, str))
+        raise ValueError(f"each document must be a string; got one of type {type(other).__name__}.")
+    if strings and all(len(item) < _LONGEST_NAME and Path(item).exists() for item in strings):
+        raise ValueError(
+            f"a list of strings is a list of documents, but these are names of files: {', '.join(strings)}. Give them "
+            "as pathlib.Path, or the name of their folder."
+        )
+    return strings

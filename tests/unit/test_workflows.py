@@ -1,0 +1,478 @@
+"""`hdlm.train` and `hdlm.finetune`: what they take, what they give, and that commands do the same."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import hdlm
+from hdlm.checkpoint import describe, load_checkpoint
+from hdlm.cli import main
+from hdlm.data import AbstractCorpus, Tokenizer
+from hdlm.data.corpora import Documents
+from hdlm.hyperschedule import Table
+from hdlm.process import AbstractNoiseProcess, Weights
+from hdlm.training import Recipe, StopRequest, unfinished
+from hdlm.training.launch import carry_out
+from hdlm.training.watchers import progress_bar
+
+SENTENCE = "the cat sat on the mat and the dog sat on the log . "
+TEXTS = [f"{SENTENCE * 4}{number}" for number in range(40)]
+NETWORK = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+SHORT: dict[str, Any] = {
+    "network": NETWORK,
+    "hyperschedule": hdlm.Block(16, 4, 2),
+    "recipe": {"data": {"vocabulary": 262}, "run": {"batch_size": 2, "precision": "no", "save_every": None}},
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@dataclass(frozen=True)
+class Halves(AbstractNoiseProcess):
+    """A process of the user's own: of what is lost, one half becomes masks."""
+
+    num_words: int
+
+    def weights(self, u: torch.Tensor) -> Weights:
+        return Weights(1 - u, u / 2, u / 2)
+
+
+class Plain(hdlm.AbstractObjective):
+    """An objective of the user's own that is not a dataclass."""
+
+    def terms(self, process: AbstractNoiseProcess, canvas: hdlm.Canvas) -> tuple[Any, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Numbered(AbstractCorpus):
+    """A corpus of the user's own."""
+
+    count: int
+
+    def documents(self) -> Iterator[str]:
+        yield from TEXTS[: self.count]
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder, weights="raw").network.state_dict()
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_kind_of_text_trains_the_same_model(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number:02}.txt").write_text(text)
+    files = sorted(folder.iterdir())
+    texts: dict[str, Any] = {
+        "a list of strings": list(TEXTS),
+        "an iterable": iter(TEXTS),
+        "a corpus": Documents(tuple(TEXTS)),
+        "a corpus of the user's own": Numbered(len(TEXTS)),
+        "a folder": str(folder),
+        "a path": folder,
+        "a glob": f"{folder}/*.txt",
+        "paths": files,
+    }
+    made = {}
+    for name, text in texts.items():
+        output = tmp_path / name.replace(" ", "-")
+        hdlm.train(text, output=output, steps=1, **SHORT)
+        made[name] = _weights(output)
+    assert all(_same(made["a folder"], weights) for weights in made.values())
+
+
+def test_shards_are_text_too(tmp_path: Path) -> None:
+    from hdlm.data import train_tokenizer
+    from hdlm.data.shards import write_shards
+
+    shards = write_shards(
+        Documents(tuple(TEXTS)), train_tokenizer(TEXTS, 262), tmp_path / "shards", share=0.2
+    )
+    recipe = {**SHORT["recipe"], "data": {"vocabulary": 262, "validation": 0.2}}
+    model = hdlm.train(shards, output=tmp_path / "run", steps=1, **{**SHORT, "recipe": recipe})
+    assert model.training["recipe"]["data"]["corpus"] == [str(tmp_path / "shards")]
+
+
+PIECES: dict[str, dict[str, Any]] = {
+    "objects": {
+        "process": hdlm.GIDD(262, 0.2),
+        "noise_schedule": hdlm.Cosine(),
+        "parameterization": hdlm.Cavity("sigma"),
+        "objective": hdlm.NELBO(),
+        "hyperschedule": hdlm.Slide(16, 4, 4),
+        "network": hdlm.DDiTConfig(263, 16, 1, 2, 8, 0.1, 2, True, True, True, 16),
+    },
+    "tables": {
+        "process": {"type": "GIDD", "p_uniform": 0.2},
+        "noise_schedule": {"type": "Cosine"},
+        "parameterization": {"type": "Cavity", "conditioning": "sigma"},
+        "objective": {"type": "NELBO"},
+        "hyperschedule": {"type": "Slide", "width": 4, "num_levels": 4},
+        "network": {**NETWORK, "cond_dim": 8, "dropout": 0.1, "mlp_ratio": 2, "condition_output": True},
+        "recipe": {**SHORT["recipe"], "data": {"vocabulary": 262, "context": 16}},
+    },
+}
+
+
+def test_objects_and_tables_are_two_ways_to_write_a_run(tmp_path: Path) -> None:
+    made = {
+        name: hdlm.train(TEXTS, output=tmp_path / name, steps=2, **SHORT | PIECES[name]) for name in PIECES
+    }
+    assert _same(_weights(tmp_path / "objects"), _weights(tmp_path / "tables"))
+    recipes = [Recipe.from_table(model.training["recipe"]) for model in made.values()]
+    assert recipes[0] == recipes[1]
+    model = made["objects"]
+    assert model.denoiser.process == hdlm.GIDD(model.vocabulary.num_words, 0.2)
+    assert model.denoiser.parameterization == hdlm.Cavity("sigma")
+    assert model.hyperschedules == (hdlm.Slide(16, 4, 4),)
+    assert model.network.config.condition_output
+
+
+def test_classes_of_the_users_own_are_trained(tmp_path: Path) -> None:
+    model = hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT, process=Halves(262))
+    assert describe(model.denoiser.process)["type"] == f"{__name__}.Halves"
+    assert hdlm.load(tmp_path / "run").denoiser.process == model.denoiser.process
+
+
+def test_a_table_of_levels_is_trained_and_written_by(tmp_path: Path) -> None:
+    levels = Table([[2] * 16, [1] * 16, [0] * 8 + [1] * 8, [0] * 16])
+    recipe = SHORT["recipe"] | {
+        "mixture": [{"hyperschedule": {"type": "Table", "table": levels.table.tolist()}}]
+    }
+    recipe["mixture"][0]["two_stream"] = False
+    recipe["data"] = {"vocabulary": 262, "context": 16}
+    short = {name: value for name, value in SHORT.items() if name != "hyperschedule"}
+    model = hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **short | {"recipe": recipe})
+    assert model.hyperschedules == (levels,)
+    assert len(hdlm.write(model, "", hdlm.Settings("exact"))[0].tokens) <= 16
+    with pytest.raises(ValueError, match="has no other length"):
+        hdlm.write(model, "", hdlm.Settings("exact", length=8))
+    with pytest.raises(ValueError, match="has no other steps"):
+        hdlm.write(model, "", hdlm.Settings("exact", steps=7))
+
+
+@pytest.mark.parametrize("text", ["list", "file"])
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: Any = TEXTS
+    if text == "file":
+        source = tmp_path / "text.txt"
+        source.write_text("\n\n".join(TEXTS))
+    hdlm.train(source, output=tmp_path / "through", steps=5, **SHORT)
+
+    def interrupted(session: Any, console: Console, observers: Any = ()) -> StopRequest:
+        stop = StopRequest()
+
+        def interrupt(report: Any) -> None:
+            if report.step == 2:
+                stop(signal.SIGTERM, None)
+
+        interrupt.finish = lambda step: None  # type: ignore[attr-defined]
+        return carry_out(session, console, (*observers, interrupt), stop=stop)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as first:
+        first.setattr("hdlm.workflows.carry_out", interrupted)
+        hdlm.train(source, output=tmp_path / "run", steps=5, **SHORT)
+    found = unfinished(tmp_path / "run")
+    assert found is not None
+    assert found.state.step == 2
+    if text == "list":
+        with pytest.raises(ValueError, match="give the same text again"):
+            hdlm.train(output=tmp_path / "run", resume=True, progress=False)
+        with pytest.raises(ValueError, match=r"another recipe: `data\.corpus`"):
+            hdlm.train(TEXTS[1:], output=tmp_path / "run", resume=True, progress=False)
+        hdlm.train(TEXTS, output=tmp_path / "run", resume=True, device="cpu", progress=False)
+    else:
+        hdlm.train(output=tmp_path / "run", resume=True, device="cpu", progress=False)
+    assert _same(_weights(tmp_path / "through"), _weights(tmp_path / "run"))
+
+
+MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "two lengths": (
+        TEXTS,
+        {"hyperschedule": hdlm.Block(8, 2, 2), "network": PIECES["objects"]["network"]},
+        "context",
+    ),
+    "two limits": (TEXTS, {"minutes": 1.0}, "minutes or steps, not both"),
+    "no documents": ([], {}, "no documents"),
+    "numbers": ([1, 2], {}, "each document must be a string; got one of type int"),
+    "no such recipe": (TEXTS, {"recipe": "soufflé"}, "there is no recipe 'soufflé'; known: demo"),
+    "a local class": (TEXTS, {"process": None}, "a class of your own|must be a dataclass"),
+    "no dataclass": (TEXTS, {"objective": Plain()}, "only dataclasses can be written down; Plain is none"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_before_anything_is_written(mistake: str, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Local(Halves):
+        """A class that no other program can find."""
+
+    text, changes, complaint = MISTAKES[mistake]
+    if mistake == "a local class":
+        changes = {"process": Local(262)}
+    with pytest.raises(ValueError, match=complaint):
+        hdlm.train(text, output=tmp_path / "run", steps=1, **SHORT | changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_of_files_are_not_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(SENTENCE)
+    with pytest.raises(ValueError, match=r"names of files: .*a\.txt\. Give them as pathlib\.Path"):
+        hdlm.train([str(tmp_path / "a.txt")], output=tmp_path / "run", steps=1, **SHORT)
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
+    hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
+    with pytest.raises(ValueError, match="holds a run already: go on with it by resume=True"):
+        hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
+    with pytest.raises(ValueError, match="has come to its end"):
+        hdlm.train(TEXTS, output=tmp_path / "run", resume=True, progress=False)
+
+
+def test_the_public_names_stay_functions_when_the_modules_are_imported() -> None:
+    for name in ("train", "finetune"):
+        module = importlib.import_module(f"hdlm.{name}")
+        assert callable(module.main)
+        assert getattr(hdlm, name).__module__ == "hdlm.workflows"
+        assert sys.modules[f"hdlm.{name}"] is module
+
+
+# -- progress -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_unless_told_otherwise(progress: bool, tmp_path: Path, capsys: Any) -> None:
+    hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT | {"progress": progress})
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert ("step 1/1" in printed.out) is progress
+    assert progress or not printed.out
+
+
+@pytest.mark.parametrize(
+    ("notebook", "has_widgets", "bar"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_notebook_that_has_widgets_shows_a_bar(
+    notebook: bool, has_widgets: bool, bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    class Bar:
+        """Stands for a bar of rich."""
+
+        def __init__(self, *columns: object, console: Console) -> None:
+            shown.append(console)
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+        def add_task(self, name: str, total: float) -> int:
+            return 0
+
+    monkeypatch.setattr("hdlm.training.watchers.Progress", Bar)
+    monkeypatch.setattr("hdlm.training.watchers.find_spec", lambda name: object() if has_widgets else None)
+    with progress_bar(Console(file=io.StringIO(), force_jupyter=notebook, force_terminal=False)):
+        assert bool(shown) is bar
+
+
+# -- one orchestration ------------------------------------------------------------------------------------------
+
+RECIPE = """
+[data]
+vocabulary = 262
+context = 16
+validation = 0.1
+[network]
+hidden_size = 16
+num_blocks = 1
+num_heads = 2
+[[mixture]]
+hyperschedule = { type = "Block", width = 4, num_levels = 4 }
+[run]
+steps = 3
+batch_size = 2
+precision = "no"
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(SENTENCE * 60)
+    return file
+
+
+def _measured(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line["step"] for line in map(json.loads, lines) if "validation" in line]
+
+
+def test_the_measurement_of_the_last_step_is_logged(text: Path, tmp_path: Path, capsys: Any) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(RECIPE)
+    words = ["train", "--text", str(text), "--recipe", str(recipe), "--validate-every", "2"]
+    assert main([*words, "--output", str(tmp_path / "command")]) == 0, capsys.readouterr().err
+    changes = {"watch": {"validate_every": 2}, "data": {"corpus": [str(text)]}}
+    hdlm.train(output=tmp_path / "call", recipe=Recipe.load(recipe, changes), device="cpu", progress=False)
+    assert _measured(tmp_path / "command") == _measured(tmp_path / "call") == [2, 3]
+    assert _same(_weights(tmp_path / "command"), _weights(tmp_path / "call"))
+
+
+def test_the_run_of_the_demonstration_has_an_end(
+    text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "demo.toml").write_text(RECIPE.replace("context = 16", "context = 32"))
+    monkeypatch.setattr("hdlm.cli.demo.recipes", lambda: tmp_path / "recipes")
+    words = ["demo", "--act", "2", "--text", str(text), "--output", str(tmp_path / "demo"), "--device", "cpu"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert (tmp_path / "demo" / "report.md").is_file()
+    with pytest.raises(ValueError, match="has come to its end, after 3 steps"):
+        unfinished(tmp_path / "demo")
+
+
+def test_a_run_that_is_measured_when_it_is_killed_is_not_at_its_end(tmp_path: Path) -> None:
+    from hdlm.training.launch import begin
+
+    recipe = Recipe.from_table(
+        {"mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 2}}]}
+        | {
+            "network": NETWORK,
+            "data": {"vocabulary": 262, "context": 16, "validation": 0.1},
+            "run": {"steps": 1, "precision": "no"},
+        }
+    )
+    from hdlm.training.text import Corpora
+
+    session = begin(
+        recipe, tmp_path, torch.device("cpu"), lambda line: None, text=Corpora(Documents(tuple(TEXTS)))
+    )
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(session, Console(quiet=True), last=killed)
+    assert unfinished(tmp_path) is not None
+
+
+# -- finetuning -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_the_checkpoints(tmp_path: Path) -> None:
+    first = hdlm.train(TEXTS, output=tmp_path / "first", steps=2, **SHORT | PIECES["objects"])
+    second = hdlm.finetune(
+        first, TEXTS[:20], output=tmp_path / "second", steps=2, device="cpu", progress=False
+    )
+    for part in ("process", "parameterization"):
+        assert getattr(second.denoiser, part) == getattr(first.denoiser, part)
+    assert second.hyperschedules == first.hyperschedules
+    assert second.network.config == first.network.config
+    assert second.tokenizer == first.tokenizer
+    assert second.training["recipe"]["objective"] == {"type": "NELBO"}
+    assert not _same(_weights(tmp_path / "first"), _weights(tmp_path / "second"))
+
+
+def test_finetuning_changes_what_is_given(tmp_path: Path) -> None:
+    hdlm.train(TEXTS, output=tmp_path / "first", steps=2, **SHORT)
+    made = hdlm.finetune(
+        str(tmp_path / "first"),
+        TEXTS,
+        output=tmp_path / "second",
+        steps=1,
+        process={"type": "Uniform"},
+        objective=hdlm.NELBO(),
+        recipe={
+            "optimizer": {"name": "adamw"},
+            "run": {"batch_size": 2},
+            "mixture": [{"hyperschedule": {"type": "Slide", "width": 4, "num_levels": 4}}],
+        },
+        keep_optimizer=False,
+        device="cpu",
+        progress=False,
+    )
+    assert isinstance(made.denoiser.process, hdlm.Uniform)
+    assert made.hyperschedules == (hdlm.Slide(16, 4, 4),)
+    assert made.training["recipe"]["optimizer"]["name"] == "adamw"
+
+
+def test_optimizers_are_those_of_a_folder(tmp_path: Path) -> None:
+    model = hdlm.train(TEXTS, output=tmp_path / "first", steps=2, **SHORT)
+    options: dict[str, Any] = {"steps": 1, "device": "cpu", "progress": False}
+    with pytest.raises(ValueError, match="needs the folder of a run"):
+        hdlm.finetune(model, TEXTS, output=tmp_path / "second", keep_optimizer=True, **options)
+    hdlm.finetune(tmp_path / "first", TEXTS, output=tmp_path / "kept", keep_optimizer=True, **options)
+    hdlm.finetune(tmp_path / "first", TEXTS, output=tmp_path / "new", **options)
+    assert not _same(_weights(tmp_path / "kept"), _weights(tmp_path / "new"))
+
+
+PEERS: dict[str, str] = {
+    "mdlm": "WeightedCrossEntropy",
+    "sedd": "ScoreEntropy",
+    "sedd_uniform": "ScoreEntropy",
+    "bd3lm": "WeightedCrossEntropy",
+    "gidd": "NELBO",
+    "duo": "NELBO",
+}
+
+
+def _tokenizer(num_words: int) -> str:
+    """One token for each word of a small language, of as many words as a tiny model has."""
+    tokenizers = pytest.importorskip("tokenizers")
+    known = ["[UNK]", "[SEP]", *dict.fromkeys(SENTENCE.split()), *map(str, range(len(TEXTS)))]
+    known += [f"unused{number}" for number in range(num_words)]
+    words = {word: number for number, word in enumerate(known[:num_words])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.decoder = tokenizers.decoders.WordPiece()
+    made.add_special_tokens(["[UNK]", "[SEP]"])
+    return str(made.to_str())
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_checkpoint_of_a_peer_is_finetuned(name: str, shared: Path, tmp_path: Path) -> None:
+    """Its first loss is that of the checkpoint as it was loaded, and training lowers it."""
+    start = hdlm.load(shared / "golden" / "peers" / name)
+    words = start.vocabulary.num_words
+    start = replace(start, tokenizer=_tokenizer(words))
+    assert Tokenizer.from_json(str(start.tokenizer), "", words).vocabulary.num_words == words
+    before = {key: value.clone() for key, value in start.network.state_dict().items()}
+    recipe = {"run": {"batch_size": 8, "precision": "no"}, "watch": {"log_every": 1}}
+    rates = dict.fromkeys(("matrix_rate", "embedding_rate", "head_rate"), 0.01)
+    recipe["optimizer"] = {**rates, "name": "adamw", "warmup": 0.0, "schedule": "constant"}
+    made = hdlm.finetune(
+        start, TEXTS, output=tmp_path / "run", steps=24, recipe=recipe, device="cpu", progress=False
+    )
+    assert _same(before, start.network.state_dict())
+    assert made.denoiser.process == start.denoiser.process
+    assert made.denoiser.parameterization == start.denoiser.parameterization
+    assert made.noise_schedule == start.noise_schedule
+    assert made.hyperschedules == start.hyperschedules
+    assert made.network.config == start.network.config
+    assert made.training["recipe"]["objective"]["type"] == PEERS[name]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
