@@ -27,11 +27,12 @@ from hdlm import Block, Settings, algorithm, flat, load_checkpoint, sample, writ
 from hdlm.checkpoint import Checkpoint
 from hdlm.cli._progress import share_bar
 from hdlm.data import corpus, split
-from hdlm.evaluation import protocol, windows
-from hdlm.evaluation.grids import as_times, measured_profile
-from hdlm.evaluation.judge import CheckpointJudge, generative_perplexity
-from hdlm.evaluation.metrics import Estimate, diversity, mean
-from hdlm.evaluation.scoring import PERPLEXITY, pieces, text_of
+from hdlm.evaluation import windows
+from hdlm.evaluation.generation.judge import CheckpointJudge, generative_perplexity
+from hdlm.evaluation.generation.metrics import Estimate, diversity, mean
+from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, text_of
+from hdlm.evaluation.likelihood.grids import as_times, measured_profile
+from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, read_text
 from hdlm.generation import tokenizer_of
 from hdlm.package_data import pretrained

@@ -10,8 +10,8 @@ only the noisy half.
 
 A position is *taught* if its loss has a weight. On one canvas these are those of one block, in two streams all of them:
 compare tokens with lines of the same layout, taught tokens with any. MFU is the arithmetic that the model needs
-(`hdlm.training.flops`) over what a product of matrices achieves on this machine in float32, measured in the same run;
-its inverse bounds what any optimisation could still gain here.
+(`hdlm.training.monitor.flops`) over what a product of matrices achieves on this machine in float32, measured in the
+same run; its inverse bounds what any optimisation could still gain here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from hdlm.network.recomputation import Recomputation
 from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
-from hdlm.training.flops import peak_flops, training_flops
+from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.vocabulary import GPT2
 
 NUM_LEVELS = 16
@@ -300,7 +300,9 @@ def main() -> None:
     device = torch.device(options.device)
     peak = peak_flops(device, bf16=device.type != "cpu")
     if peak is None:
-        raise SystemExit(f"the peak of {device} is not known to hdlm.training.flops: MFU means nothing.")
+        raise SystemExit(
+            f"the peak of {device} is not known to hdlm.training.monitor.flops: MFU means nothing."
+        )
     config = config_of(options)
     print(
         f"{config.num_blocks} blocks of {config.hidden_size}, {config.vocab_size} rows; "

@@ -11,8 +11,6 @@ from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
 from hdlm.hub import load as load
-from hdlm.hub import push_to_hub as push_to_hub
-from hdlm.hub import save_pretrained as save_pretrained
 from hdlm.hyperschedule import AbstractCountdown as AbstractCountdown
 from hdlm.hyperschedule import AbstractHyperschedule as AbstractHyperschedule
 from hdlm.hyperschedule import Block as Block
@@ -73,6 +71,8 @@ from hdlm.sampling import TopP as TopP
 from hdlm.sampling import Trace as Trace
 from hdlm.sampling import algorithm as algorithm
 from hdlm.sampling import sample as sample
+from hdlm.sharing import push_to_hub as push_to_hub
+from hdlm.sharing import save_pretrained as save_pretrained
 from hdlm.vocabulary import Vocabulary as Vocabulary
 from hdlm.workflows import finetune as finetune
 from hdlm.workflows import train as train

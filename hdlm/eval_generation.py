@@ -13,7 +13,7 @@ if __name__ == "__main__":
 def main() -> int:
     """Do it with the arguments of the process; the answer is the exit status."""
     from hdlm.cli._errors import guarded
-    from hdlm.published.generation import eval_generation
+    from hdlm.published.eval_generation import eval_generation
 
     return guarded("hdlm/eval_generation.py", eval_generation, sys.argv[1:])
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 def main() -> int:
     """Do it with the arguments of the process; the answer is the exit status."""
     from hdlm.cli._errors import guarded
-    from hdlm.published.modeling import eval_modeling
+    from hdlm.published.eval_modeling import eval_modeling
 
     return guarded("hdlm/eval_modeling.py", eval_modeling, sys.argv[1:])
 

@@ -24,7 +24,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.training import Recipe, Session, StepReport, StopRequest, engine, prepare, unfinished
+from hdlm.training import Recipe, Session, StepReport, StopRequest, prepare, unfinished
+from hdlm.training.distributed import accelerator as engine
 
 LIMIT = 240
 ROOT = Path(__file__).parents[1]

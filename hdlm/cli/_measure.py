@@ -31,7 +31,7 @@ def counted(prepared: Run) -> list[Measurement]:
 def measured(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
     """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
     from hdlm.evaluation import evaluate
-    from hdlm.evaluation.plans import bound_of, measurable
+    from hdlm.evaluation.likelihood.defaults import bound_of, measurable
     from hdlm.view.report import Measurement
 
     corruption = prepared.mixture.parts[0].corruption

@@ -1,4 +1,4 @@
-"""The verbs: every module of this package whose name does not begin with `_`, found without importing it."""
+"""The verbs: every module or package in this folder whose name does not begin with `_`, found without an import."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ class Verb:
     @property
     def name(self) -> str:
         """As typed on the command line."""
-        return self.path.stem.replace("_", "-")
+        return self._module.replace("_", "-")
+
+    @property
+    def _module(self) -> str:
+        return self.path.parent.name if self.path.name == "__init__.py" else self.path.stem
 
     @cached_property
     def description(self) -> str:
@@ -45,10 +49,11 @@ class Verb:
 
     def load(self) -> VerbModule:
         """Import the module."""
-        return cast(VerbModule, import_module(f"{__package__}.{self.path.stem}"))
+        return cast(VerbModule, import_module(f"{__package__}.{self._module}"))
 
 
 def verbs() -> dict[str, Verb]:
     """Every verb by its name, in alphabetical order."""
-    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {verb.name: verb for verb in map(Verb, files)}
+    folder = Path(__file__).parent
+    files = [*folder.glob("[!_]*.py"), *folder.glob("[!_]*/__init__.py")]
+    return {verb.name: verb for verb in sorted(map(Verb, files), key=lambda verb: verb.name)}

@@ -23,8 +23,8 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
     Raises:
         ValueError: If an option is for passages that are printed, or the file has samples that were made otherwise.
     """
-    from hdlm.evaluation.processes import Processes
-    from hdlm.evaluation.samples import draw_samples, num_evaluations, tokens_per_second
+    from hdlm.distributed import Processes
+    from hdlm.evaluation.generation.samples import draw_samples, num_evaluations, tokens_per_second
     from hdlm.generation import Ending
     from hdlm.sampling import ApproximateCache
 

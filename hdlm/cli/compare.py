@@ -25,7 +25,7 @@ from hdlm.cli._options import add_json, print_json
 from hdlm.cli._outputs import FILE, PICTURE
 
 if TYPE_CHECKING:
-    from hdlm.evaluation.comparison import Cell, Comparison
+    from hdlm.evaluation.records.comparison import Cell, Comparison
 
 RESULTS = "results.json"
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
-    from hdlm.evaluation.comparison import compare
+    from hdlm.evaluation.records.comparison import compare
 
     documents = _documents(args.results)
     if any(document.get("kind") == "frontier" for document in documents.values()):
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> int:
     """Frontiers in one table and one picture."""
-    from hdlm.evaluation.comparison import overlay
+    from hdlm.evaluation.records.comparison import overlay
     from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
 
     if args.metric:
@@ -98,7 +98,7 @@ def _documents(words: list[str]) -> dict[str, dict[str, Any]]:
 
 def _document(path: Path, part: str) -> dict[str, Any]:
     """One result; a file of the published command holds one for each data set."""
-    from hdlm.evaluation.protocol import read
+    from hdlm.evaluation.records.protocol import read
 
     document = read(path)
     parts = document.get("datasets")
@@ -160,7 +160,7 @@ def _print(comparison: Comparison) -> None:
 
 
 def _footer(comparison: Comparison) -> tuple[str, ...]:
-    from hdlm.evaluation.comparison import SIGNIFICANT
+    from hdlm.evaluation.records.comparison import SIGNIFICANT
 
     failures = [
         f"{metric} of {name} failed: {cell.failed}"

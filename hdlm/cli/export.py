@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and list what was written."""
-    from hdlm.hub.export import export
+    from hdlm.sharing.export import export
 
     check_vacant(args.output)
     checkpoint = open_checkpoint(args)

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send, or show what would be sent."""
-    from hdlm.hub.push import push_to_hub
+    from hdlm.sharing.push import push_to_hub
 
     if args.hyperschedule is not None and args.layout != "published":
         raise ValueError("--hyperschedule is for --layout published; the layout hdlm names all of them.")

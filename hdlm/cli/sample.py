@@ -157,7 +157,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     values = {option.name: getattr(args, option.name) for option in fields(Settings)}
     if args.grid is not None:
-        from hdlm.evaluation.grids import grid_text
+        from hdlm.evaluation.likelihood.grids import grid_text
 
         values["grid"] = grid_text(args.grid, args.steps)
     return Settings(**values)

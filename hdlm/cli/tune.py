@@ -26,8 +26,8 @@ from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint
-    from hdlm.evaluation.grids import Profile
-    from hdlm.evaluation.metrics import Estimate
+    from hdlm.evaluation.generation.metrics import Estimate
+    from hdlm.evaluation.likelihood.grids import Profile
 
 OTHERS = ("uniform", "cosine")
 """Grids that need no learning."""
@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, learn, write and tell."""
     from dataclasses import asdict
 
-    from hdlm.evaluation import protocol, windows
-    from hdlm.evaluation.grids import as_times, check_steps, measured_profile
+    from hdlm.evaluation import windows
+    from hdlm.evaluation.likelihood.grids import as_times, check_steps, measured_profile
+    from hdlm.evaluation.records import protocol
     from hdlm.evaluation.text import find_text, read_text
     from hdlm.generation import Settings, planned, tokenizer_of
 
@@ -134,7 +135,7 @@ def _gaps(
     checkpoint: Checkpoint, measured: Profile, steps: int, learned: tuple[float, ...]
 ) -> dict[str, Estimate]:
     """What each grid costs."""
-    from hdlm.evaluation.grids import as_masks
+    from hdlm.evaluation.likelihood.grids import as_masks
     from hdlm.noise_schedule import time_grid
 
     others = {name: as_masks(time_grid(name), steps, checkpoint) for name in OTHERS}

@@ -1,10 +1,10 @@
 """Evaluation: bounds on `-log p` of text, each with its standard error and the protocol it was made under."""
 
-from hdlm.evaluation.bounds import AbsorbingBound, AbstractBound, HybridBound
-from hdlm.evaluation.likelihood import Likelihood, Progress, evaluate
-from hdlm.evaluation.precision import until_precise
-from hdlm.evaluation.result import LikelihoodResult
-from hdlm.evaluation.windows import Stack, first_positions, windows
+from hdlm.evaluation.likelihood.bounds import AbsorbingBound, AbstractBound, HybridBound
+from hdlm.evaluation.likelihood.estimator import Likelihood, Progress, evaluate
+from hdlm.evaluation.likelihood.precision import until_precise
+from hdlm.evaluation.likelihood.result import LikelihoodResult
+from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
 
 __all__ = [
     "AbsorbingBound",

@@ -17,12 +17,12 @@ import torch
 
 from hdlm.atomic import replacing
 from hdlm.denoiser import Denoiser
-from hdlm.evaluation.judge import AbstractJudge, generative_perplexity
-from hdlm.evaluation.judges import judges_of
-from hdlm.evaluation.likelihood import evaluate
-from hdlm.evaluation.metrics import Estimate, diversity
-from hdlm.evaluation.plans import bound_of, measurable
-from hdlm.evaluation.result import LikelihoodResult
+from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
+from hdlm.evaluation.generation.judges import judges_of
+from hdlm.evaluation.generation.metrics import Estimate, diversity
+from hdlm.evaluation.likelihood.defaults import bound_of, measurable
+from hdlm.evaluation.likelihood.estimator import evaluate
+from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.sampling import Prompt, algorithm, sample

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hdlm.data import NAMED, AbstractCorpus, NamedDataset, Tokenizer, corpus
 from hdlm.data.corpora.named import part_of
-from hdlm.evaluation.protocol import describe_data
+from hdlm.evaluation.records.protocol import describe_data
 
 __all__ = ["Source", "Text", "find_text", "read_text"]
 

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from hdlm.checkpoint import FORMAT, Checkpoint, WeightsName, assemble, load_checkpoint
+from hdlm.checkpoint.weights import fill, skeleton
 from hdlm.denoiser import Denoiser
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.hub.configs import read_config
 from hdlm.hub.lightning import hub_config
 from hdlm.hub.source import RAW, SINGLE, Hub, Source, beside, find, no_config
-from hdlm.hub.weights import StoredWeights, open_weights
+from hdlm.hub.stored import StoredWeights, open_weights
 from hdlm.network import DDiTConfig
 from hdlm.vocabulary import Vocabulary
-from hdlm.weights import fill, skeleton
 
 if TYPE_CHECKING:
     from hdlm.data import Tokenizer

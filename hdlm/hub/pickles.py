@@ -29,7 +29,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from hdlm.weights import AbstractTensors
+from hdlm.checkpoint.weights import AbstractTensors
 
 __all__ = ["PickledTensors", "StandIn", "load_pickle"]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import final
 
 from hdlm.checkpoint import WeightsName
-from hdlm.hub.weights import PICKLES
+from hdlm.hub.stored import PICKLES
 from hdlm.package_data import is_path, pretrained
 
 __all__ = ["Hub", "Source", "find"]

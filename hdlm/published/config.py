@@ -31,9 +31,9 @@ from hdlm.published.options import (
     TokenizerOptions,
     TrainingOptions,
 )
+from hdlm.strict_config import key_of, options_of, read, require
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
-from hdlm.training.tables import key_of, options_of, read, require
 
 __all__ = ["GOVERNED", "ONLY", "Config", "Family", "refuse"]
 

@@ -33,11 +33,11 @@ from torch.nn.attention.flex_attention import BlockMask
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Predecessors, Prediction, Question
-from hdlm.hub.export import export, published_config
-from hdlm.hub.push import Shared, push_to_hub
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess
+from hdlm.sharing.export import export, published_config
+from hdlm.sharing.push import Shared, push_to_hub
 
 __all__ = [
     "AbstractPublishedModel",
@@ -197,11 +197,11 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
         return next(self.parameters()).device
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a folder in the published layout; see `hdlm.hub.export.export`."""
+        """Write a folder in the published layout; see `hdlm.sharing.export.export`."""
         export(self.checkpoint, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Shared:
-        """Send it to the hub in the published layout, to a private repository; see `hdlm.hub.push.push_to_hub`."""
+        """Send it to the hub in the published layout, to a private repository; see `hdlm.sharing.push.push_to_hub`."""
         return push_to_hub(self.checkpoint, repo_id, layout="published", **options)
 
     @abc.abstractmethod

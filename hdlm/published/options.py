@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 
 from hdlm.attention import Active, Context
 from hdlm.hub.cards.published import LOG_LINEAR_FLOOR
-from hdlm.training.tables import require
+from hdlm.strict_config import require
 
 __all__ = [
     "AnnealingOptions",

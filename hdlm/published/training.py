@@ -29,12 +29,12 @@ from hdlm.data.shards import Shards
 from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore, Shifted
-from hdlm.published.composition import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.config import Config, refuse
+from hdlm.published.hydra_cli import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.model import pick_device
+from hdlm.strict_config import require
 from hdlm.training import PREEMPTED, Recipe, Run, Session, StepReport, Trainer, unfinished
 from hdlm.training.launch import begin, carry_out
-from hdlm.training.tables import require
 from hdlm.training.text import Corpora
 
 if TYPE_CHECKING:

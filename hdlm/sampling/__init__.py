@@ -16,20 +16,20 @@
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
-from hdlm.sampling.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
-from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Answer, Chain, Foresees, Move, Reading, Step, Transform
-from hdlm.sampling.confidence import ByConfidence
-from hdlm.sampling.correction import AdaptiveCorrection
 from hdlm.sampling.draws import draw_index, draw_word
-from hdlm.sampling.engine import Engine, Finished, Frame, Stop
-from hdlm.sampling.first_hitting import FirstHitting
-from hdlm.sampling.gibbs import GibbsCorrection
+from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.window import ApproximateCache, View, settled_lasts
 from hdlm.sampling.loop import Generation, sample
-from hdlm.sampling.memory import ApproximateCache, View, settled_lasts
 from hdlm.sampling.prompt import Prompt
-from hdlm.sampling.remasking import (
+from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
+from hdlm.sampling.steps.ancestral import Ancestral
+from hdlm.sampling.steps.confidence import ByConfidence
+from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.first_hitting import FirstHitting
+from hdlm.sampling.steps.gibbs import GibbsCorrection
+from hdlm.sampling.steps.remasking import (
     AbstractRemaskSchedule,
     Cap,
     Confidence,
@@ -39,7 +39,7 @@ from hdlm.sampling.remasking import (
     ReMDM,
     Rescale,
 )
-from hdlm.sampling.scores import Analytic, Euler
+from hdlm.sampling.steps.scores import Analytic, Euler
 from hdlm.sampling.trace import Change, Trace
 from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK, TopP
 

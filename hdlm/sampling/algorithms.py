@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 
 from hdlm.process import Absorbing, AbstractNoiseProcess
-from hdlm.sampling.adaptive import ByEntropy, ByThreshold
-from hdlm.sampling.ancestral import Ancestral
 from hdlm.sampling.base import Chain, Step
-from hdlm.sampling.confidence import ByConfidence
-from hdlm.sampling.correction import AdaptiveCorrection
-from hdlm.sampling.first_hitting import FirstHitting
-from hdlm.sampling.gibbs import GibbsCorrection
-from hdlm.sampling.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
-from hdlm.sampling.scores import Analytic, Euler
+from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
+from hdlm.sampling.steps.ancestral import Ancestral
+from hdlm.sampling.steps.confidence import ByConfidence
+from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.first_hitting import FirstHitting
+from hdlm.sampling.steps.gibbs import GibbsCorrection
+from hdlm.sampling.steps.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
+from hdlm.sampling.steps.scores import Analytic, Euler
 
 __all__ = ["ALGORITHMS", "ANY_STEPS", "SMALL_STEPS", "algorithm", "exactness"]
 

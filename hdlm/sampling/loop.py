@@ -19,8 +19,8 @@ from hdlm.denoiser import AbstractDenoiser, placed
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.sampling.base import Step, Transform
-from hdlm.sampling.engine import Engine, Finished, Frame, Stop
-from hdlm.sampling.memory import ApproximateCache, View
+from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.window import ApproximateCache, View
 from hdlm.sampling.prompt import Prompt
 
 __all__ = ["Generation", "sample"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from hdlm.sampling.engine import Frame
+from hdlm.sampling.engine.engine import Frame
 
 __all__ = ["Change", "Trace"]
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from hdlm.training.ema import ExponentialMovingAverage
 from hdlm.training.interrupt import PREEMPTED, StopRequest, listening
 from hdlm.training.loop import StepReport, Trainer, Watcher
 from hdlm.training.mixture import Mixture
-from hdlm.training.muon import Muon, orthogonalise
-from hdlm.training.optimizers import make_optimizers
+from hdlm.training.monitor.watchers import MetricsLog, progress_bar
+from hdlm.training.optim.ema import ExponentialMovingAverage
+from hdlm.training.optim.muon import Muon, orthogonalise
+from hdlm.training.optim.optimizers import make_optimizers
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
-from hdlm.training.run import Run, prepare
 from hdlm.training.session import Session, Unfinished, unfinished
-from hdlm.training.watchers import MetricsLog, progress_bar
+from hdlm.training.setup import Run, prepare
 
 __all__ = [
     "PREEMPTED",

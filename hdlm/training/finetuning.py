@@ -19,9 +19,9 @@ from hdlm.hyperschedule.base import Windowed
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
-from hdlm.training.keeping import Shelf
+from hdlm.training.checkpoints.state import TrainingState
+from hdlm.training.checkpoints.store import Shelf
 from hdlm.training.recipe import Recipe
-from hdlm.training.state import TrainingState
 
 __all__ = ["changes", "memory_of", "recipe_of"]
 

@@ -16,16 +16,16 @@ from rich.console import Console
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.package_data import recipes
+from hdlm.training.checkpoints.store import Shelf
 from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.interrupt import StopRequest, listening
-from hdlm.training.keeping import Shelf
 from hdlm.training.loop import StepReport
+from hdlm.training.monitor.trackers import check_trackers, tracking
+from hdlm.training.monitor.watchers import progress_bar
 from hdlm.training.recipe import Recipe
-from hdlm.training.run import prepare
 from hdlm.training.session import Session, Unfinished
+from hdlm.training.setup import prepare
 from hdlm.training.text import Corpora, refuse_idle
-from hdlm.training.trackers import check_trackers, tracking
-from hdlm.training.watchers import progress_bar
 
 __all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file"]
 

@@ -28,22 +28,22 @@ from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
-from hdlm.training.ema import ExponentialMovingAverage
-from hdlm.training.engine import agreed_precision, make_engine
-from hdlm.training.interrupt import StopRequest
-from hdlm.training.mixture import Mixture
-from hdlm.training.optimizers import make_optimizers, set_rates
-from hdlm.training.parts import AbstractPart
-from hdlm.training.recipe import OptimizerSettings, RunSettings
-from hdlm.training.sharding import named_parameters, spread_like, whole
-from hdlm.training.state import (
+from hdlm.training.checkpoints.state import (
     TrainingState,
     gather_optimizers,
     group_names,
     spread_optimizers,
     whole_state_dicts,
 )
-from hdlm.training.zero import is_zero, set_weight
+from hdlm.training.distributed.accelerator import agreed_precision, make_engine
+from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
+from hdlm.training.distributed.zero import is_zero, set_weight
+from hdlm.training.interrupt import StopRequest
+from hdlm.training.mixture import Mixture
+from hdlm.training.optim.ema import ExponentialMovingAverage
+from hdlm.training.optim.optimizers import make_optimizers, set_rates
+from hdlm.training.parts import AbstractPart
+from hdlm.training.recipe import OptimizerSettings, RunSettings
 from hdlm.transfer import moved
 
 __all__ = ["StepReport", "Trainer", "Watcher"]

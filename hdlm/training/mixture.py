@@ -16,9 +16,9 @@ from typing import final
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.objective import NELBO, Corruption
 from hdlm.process import AbstractNoiseProcess
+from hdlm.strict_config import require
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.recipe import Recipe
-from hdlm.training.tables import require
 
 __all__ = ["Mixture"]
 

@@ -43,8 +43,8 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
+from hdlm.strict_config import IdleOptionError, read, require
 from hdlm.training.short_form import in_full
-from hdlm.training.tables import IdleOptionError, read, require
 
 __all__ = [
     "DataSettings",

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hdlm.training.engine import agree, agreed
-from hdlm.training.gauge import Gauge
+from hdlm.training.checkpoints.state import TrainingState
+from hdlm.training.checkpoints.store import Shelf, publish
+from hdlm.training.distributed.accelerator import agree, agreed
 from hdlm.training.interrupt import StopRequest
-from hdlm.training.keeping import Shelf, publish
 from hdlm.training.loop import StepReport, Watcher
+from hdlm.training.monitor.throughput import Gauge
+from hdlm.training.monitor.watchers import MetricsLog
 from hdlm.training.recipe import Recipe, import_own
-from hdlm.training.run import Run
-from hdlm.training.state import TrainingState
-from hdlm.training.watchers import MetricsLog
+from hdlm.training.setup import Run
 
 __all__ = ["Closing", "Session", "Unfinished", "unfinished"]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from hdlm.objective import ScoreEntropy
-from hdlm.training.tables import IdleOptionError, options_of, read, require
+from hdlm.strict_config import IdleOptionError, options_of, read, require
 
 __all__ = ["SHORT_OPTIONS", "ObjectiveOptions", "OutputOptions", "ProcessOptions", "in_full"]
 

@@ -33,8 +33,8 @@ from hdlm.data.encoding import SAMPLE, head_of, sample_of
 from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
 from hdlm.data.streaming import Stream, StreamedWindows
+from hdlm.strict_config import IdleOptionError, require
 from hdlm.training.recipe import TRAINED_HERE, DataSettings, Recipe
-from hdlm.training.tables import IdleOptionError, require
 
 __all__ = ["Corpora", "TrainingText", "read_text", "refuse_idle"]
 

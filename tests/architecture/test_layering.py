@@ -12,17 +12,26 @@ from tests.architecture.source import Module, modules
 # Each layer may import those before it and nothing else; within a layer, components do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"atomic", "vocabulary", "noise_schedule", "randomness", "package_data", "network", "transfer"}
+        {
+            "atomic",
+            "distributed",
+            "strict_config",
+            "vocabulary",
+            "noise_schedule",
+            "randomness",
+            "package_data",
+            "network",
+            "transfer",
+        }
     ),
-    frozenset({"hyperschedule", "process", "data", "weights"}),
+    frozenset({"hyperschedule", "process", "data"}),
     frozenset({"attention", "parameterization"}),
     frozenset({"denoiser"}),
     frozenset({"objective", "sampling", "checkpoint"}),
-    frozenset({"passages"}),
     frozenset({"generation"}),
-    frozenset({"training", "serving", "view", "verification", "hub"}),
-    frozenset({"evaluation"}),
-    frozenset({"published", "workflows"}),
+    frozenset({"training", "view", "verification", "hub"}),
+    frozenset({"evaluation", "sharing"}),
+    frozenset({"published", "integrations", "workflows"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),
@@ -33,7 +42,7 @@ RANK = {component: rank for rank, layer in enumerate(LAYERS) for component in la
 # What the layers up to `sampling` may ask of the world, so that they run on a bare GPU image.
 CORE_DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "jaxtyping"})
 LAST_CORE_RANK = RANK["sampling"]
-NEEDS_AN_EXTRA = frozenset({"data"})
+NEEDS_AN_EXTRA = frozenset({"data", "distributed"})
 ABOVE_BUT_LIGHT = frozenset({"verification"})
 
 

@@ -30,10 +30,10 @@ WRITING_FUNCTIONS = {
 """Functions that write a file, and which argument names it."""
 ALLOWED = {
     ("hdlm.atomic", "_pour"): "writes to a stream or a device",
-    ("hdlm.training.watchers", "write"): "appends a line to the log, and takes back one that is torn",
-    ("hdlm.evaluation.samples", "_append"): "appends samples behind the last whole line",
+    ("hdlm.training.monitor.watchers", "write"): "appends a line to the log, and takes back one that is torn",
+    ("hdlm.evaluation.generation.samples", "_append"): "appends samples behind the last whole line",
     (
-        "hdlm.training.keeping",
+        "hdlm.training.checkpoints.store",
         "_to_disk",
     ): "opens files of a folder that is not in its place yet, to sync them",
     ("hdlm.cli._streams", "_nowhere"): "opens the null device",

@@ -155,7 +155,7 @@ import lm_eval
 from lm_eval.api.registry import get_model, model_registry
 from lm_eval.tasks import TaskManager
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation.harness import HDLM
+from hdlm.integrations.lm_eval import HDLM
 from hdlm.package_data import pretrained
 
 assert get_model("hdlm") is HDLM and "hf" in model_registry and "dummy" in model_registry

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Guided
-from hdlm.evaluation.bounds import HybridBound, least_variance
+from hdlm.evaluation.likelihood.bounds import HybridBound, least_variance
 from hdlm.hub import load
 from hdlm.hyperschedule import Block, Slide, Wave, flat
 from hdlm.objective import Corruption

@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hdlm.hub import inspect, load
-from hdlm.hub.weights import _WRAPPERS
+from hdlm.hub.stored import _WRAPPERS
 from tests.peer import CLOSE, Peer, logits
 
 PEERS = ("mdlm", "duo", "bd3lm")

@@ -38,20 +38,8 @@ from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import LogScore, Mean
 from hdlm.process import EpsilonHybrid, GammaHybrid
 from hdlm.randomness import Randomness
-from hdlm.sampling import (
-    Analytic,
-    Ancestral,
-    Answer,
-    Euler,
-    Frame,
-    Move,
-    Reading,
-    Step,
-    algorithm,
-    ancestral,
-    correction,
-    sample,
-)
+from hdlm.sampling import Analytic, Ancestral, Answer, Euler, Frame, Move, Reading, Step, algorithm, sample
+from hdlm.sampling.steps import ancestral, correction
 from hdlm.verification import FAILURE_RATE, chi_square
 from tests.parity.test_golden_network import Golden
 from tests.tiny import FixedAnswer

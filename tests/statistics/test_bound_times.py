@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hdlm.evaluation import AbsorbingBound, AbstractBound, HybridBound, evaluate
-from hdlm.evaluation.times import Density, density_of, placed
+from hdlm.evaluation.likelihood.times import Density, density_of, placed
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, autoregressive, flat
 from hdlm.noise_schedule import (
     LINEAR,

@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 import torch
 
-from hdlm.evaluation import LikelihoodResult, bounds, evaluate
+from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.evaluation.likelihood import bounds
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
 from hdlm.noise_schedule import CosinePower, Geometric, Power
 from hdlm.objective import Canvas, WeightedCrossEntropy

@@ -14,9 +14,9 @@ from hdlm import hub
 from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.cli import main
 from hdlm.data import train_tokenizer
-from hdlm.hub.export import export
 from hdlm.hyperschedule import Block, Slide, Wave
 from hdlm.process import EpsilonHybrid
+from hdlm.sharing.export import export
 from tests.hub_cache import publish, use
 from tests.tiny import tiny_denoiser
 

@@ -13,7 +13,7 @@ import pytest
 
 from hdlm.cli import main
 from hdlm.evaluation import LikelihoodResult
-from hdlm.evaluation.comparison import IncomparableError, compare, overlay
+from hdlm.evaluation.records.comparison import IncomparableError, compare, overlay
 from hdlm.view.report import number
 
 WORDS, LETTERS = "a" * 64, "b" * 64

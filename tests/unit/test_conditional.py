@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from hdlm.evaluation.conditional import Conditional, Window, split_text
+from hdlm.evaluation.likelihood.conditional import Conditional, Window, split_text
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, autoregressive, flat
 from hdlm.parameterization import Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform

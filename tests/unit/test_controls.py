@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdlm.evaluation.controls import CONTROLS, control
-from hdlm.evaluation.metrics import diversity
+from hdlm.evaluation.generation.controls import CONTROLS, control
+from hdlm.evaluation.generation.metrics import diversity
 
 TEXT = torch.arange(50).repeat(4)
 

@@ -10,13 +10,13 @@ import torch
 from hdlm import load_checkpoint, write
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, placed
 from hdlm.evaluation import evaluate
-from hdlm.evaluation.conditional import Conditional
-from hdlm.evaluation.harness import Examinee
-from hdlm.evaluation.judge import CheckpointJudge
-from hdlm.evaluation.samples import draw_samples
-from hdlm.evaluation.telemetry import fill_in
+from hdlm.evaluation.generation.corrections import fill_in
+from hdlm.evaluation.generation.judge import CheckpointJudge
+from hdlm.evaluation.generation.samples import draw_samples
+from hdlm.evaluation.likelihood.conditional import Conditional
 from hdlm.generation import Settings, complete, tokenizer_of
 from hdlm.hyperschedule import autoregressive, flat
+from hdlm.integrations.lm_eval import Examinee
 from hdlm.package_data import pretrained
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
@@ -31,7 +31,7 @@ PLACES_A_MODEL = {
     "hdlm.checkpoint.load_checkpoint",
     "hdlm.hub.load.load",
     "hdlm.cli._models.open_checkpoint",
-    "hdlm.evaluation.judge.__init__",  # of `TransformersJudge`, which loads its model
+    "hdlm.evaluation.generation.judge.__init__",  # of `TransformersJudge`, which loads its model
     "hdlm.objective.times.stratified_times",  # numbers, and no model
 }
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-import hdlm.evaluation.frontier as frontier
+import hdlm.evaluation.generation.frontier as frontier
 from hdlm.cli import main
 from hdlm.cli._registry import verbs
 from hdlm.cli.eval import kinds
-from hdlm.evaluation.judge import CheckpointJudge
+from hdlm.evaluation.generation.judge import CheckpointJudge
 from hdlm.view.frontier import Curve, Point, draw_frontier
 
 MODEL = "kjv-epsilon-4m"
@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_models_of_other_words_are_not_put_in_one_picture(tmp_path, monkeypatch, capsys):
-    from hdlm.cli import _eval_frontier
+    from hdlm.cli.eval import frontier as _eval_frontier
 
     real = _eval_frontier.open_checkpoint
 

@@ -13,14 +13,14 @@ from hdlm.checkpoint import load_checkpoint
 from hdlm.cli import main
 from hdlm.cli._models import shipped
 from hdlm.evaluation import evaluate
-from hdlm.evaluation.judge import CheckpointJudge, TransformersJudge
-from hdlm.evaluation.judges import judges_of
-from hdlm.evaluation.mauve import FEWEST, mauve
-from hdlm.evaluation.metrics import Estimate
-from hdlm.evaluation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
-from hdlm.evaluation.scoring import PERPLEXITY, attempt, pieces, score, text_of
-from hdlm.evaluation.self_bleu import self_bleu
-from hdlm.evaluation.telemetry import fates, fill_in, per_step, revisions
+from hdlm.evaluation.generation.corrections import fates, fill_in, per_step, revisions
+from hdlm.evaluation.generation.judge import CheckpointJudge, TransformersJudge
+from hdlm.evaluation.generation.judges import judges_of
+from hdlm.evaluation.generation.mauve import FEWEST, mauve
+from hdlm.evaluation.generation.metrics import Estimate
+from hdlm.evaluation.generation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
+from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, score, text_of
+from hdlm.evaluation.generation.self_bleu import self_bleu
 from hdlm.generation import Settings, tokenizer_of, write
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import pretrained
@@ -227,7 +227,7 @@ def test_a_batch_that_does_not_fit_is_halved(checkpoint, monkeypatch) -> None:
             raise torch.OutOfMemoryError("too many")
         return write(*args, num=num, **options)
 
-    monkeypatch.setattr("hdlm.evaluation.samples.write", narrow)
+    monkeypatch.setattr("hdlm.evaluation.generation.samples.write", narrow)
     found = draw_samples(checkpoint, SHORT, num=5)
     assert sizes == [5, 5, 4, 2, 2, 1]
     assert [tuple(one.tokens) for one in found] == [one.tokens for one in write(checkpoint, "", SHORT, num=5)]

@@ -17,16 +17,17 @@ import torch
 from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.cli import main
 from hdlm.data import train_tokenizer
-from hdlm.evaluation import LikelihoodResult, evaluate, protocol, windows
-from hdlm.evaluation.likelihood import Likelihood
-from hdlm.evaluation.measuring import BatchSize
-from hdlm.evaluation.plans import plan_of
-from hdlm.evaluation.processes import Processes
+from hdlm.distributed import Processes
+from hdlm.evaluation import LikelihoodResult, evaluate, windows
+from hdlm.evaluation.likelihood.defaults import plan_of
+from hdlm.evaluation.likelihood.estimator import Likelihood
+from hdlm.evaluation.likelihood.resumable import BatchSize
+from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import find_text, read_text
 from hdlm.generation import tokenizer_of
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
-from hdlm.published import modeling
+from hdlm.published import eval_modeling as modeling
 from hdlm.view.likelihood import interval, likelihood_table
 from tests.tiny import tiny_denoiser
 
@@ -108,7 +109,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
 ) -> None:
     words = [model, "--data", data, "--replicates", 7, "--json", "--output"]
     whole = json.loads(hdlm(*words, tmp_path / "whole")[1])[str(data)]["result"]
-    monkeypatch.setattr("hdlm.evaluation.measuring._PIECE", 1)
+    monkeypatch.setattr("hdlm.evaluation.likelihood.resumable._PIECE", 1)
     measure, done = Likelihood.measure, []
 
     def dies(self: Likelihood, first: int, count: int, **options: object) -> LikelihoodResult:

@@ -12,8 +12,8 @@ import torch
 from hdlm import EpsilonHybrid, Settings, flat, load_checkpoint, sample
 from hdlm.cli import main
 from hdlm.denoiser import Context, Denoiser
-from hdlm.evaluation import grids
-from hdlm.evaluation.grids import Profile, grid_text
+from hdlm.evaluation.likelihood import grids
+from hdlm.evaluation.likelihood.grids import Profile, grid_text
 from hdlm.generation import tokenizer_of
 from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
 from hdlm.package_data import pretrained

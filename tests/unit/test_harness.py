@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint
-from hdlm.cli import _eval_harness, main
-from hdlm.evaluation import evaluate, harness
-from hdlm.evaluation.harness import Examinee
+from hdlm.cli import main
+from hdlm.cli.eval import harness as _eval_harness
+from hdlm.evaluation import evaluate
 from hdlm.generation import Settings, complete, tokenizer_of
 from hdlm.hyperschedule import autoregressive
+from hdlm.integrations import lm_eval as harness
+from hdlm.integrations.lm_eval import Examinee
 from hdlm.package_data import pretrained
 from hdlm.sampling import Generation
 

@@ -17,8 +17,6 @@ from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.generation import Settings, write
-from hdlm.hub.export import export, published_config
-from hdlm.hub.push import save_pretrained
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
@@ -33,6 +31,8 @@ from hdlm.network import DDiT, DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Cosine, Geometric, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.sharing.export import export, published_config
+from hdlm.sharing.push import save_pretrained
 from hdlm.training import Recipe, Session, StopRequest, prepare
 from hdlm.vocabulary import GPT2, Vocabulary
 from tests.tiny import tiny_denoiser

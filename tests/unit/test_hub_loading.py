@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import hdlm
 import hdlm.data
 from hdlm.checkpoint import save_checkpoint
+from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.data import Tokenizer
 from hdlm.generation import tokenizer_of
 from hdlm.hub import CARDS, Evidence, inspect, load
@@ -26,7 +27,6 @@ from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, flat
 from hdlm.noise_schedule import Geometric, LogLinear
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
-from hdlm.weights import Safetensors, fill, skeleton
 from tests.hub_cache import environment, publish, use
 from tests.hub_folders import EPSILON, GAMMA, LENGTH, WORDS, changed, folder, network, run, tensors
 

@@ -15,11 +15,11 @@ import yaml
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import train_tokenizer
-from hdlm.hub.model_card import model_card
-from hdlm.hub.push import Shared, push_to_hub, save_pretrained
 from hdlm.hyperschedule import Block, Wave
 from hdlm.parameterization import LogScore
 from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.sharing.model_card import model_card
+from hdlm.sharing.push import Shared, push_to_hub, save_pretrained
 from hdlm.vocabulary import Vocabulary
 from tests.hub_cache import publish, use
 from tests.tiny import tiny_denoiser

@@ -11,9 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation.judge import AbstractJudge, Judgement, TransformersJudge, generative_perplexity
-from hdlm.evaluation.judges import judges_of
-from hdlm.evaluation.protocol import weights_sha256
+from hdlm.evaluation.generation.judge import (
+    AbstractJudge,
+    Judgement,
+    TransformersJudge,
+    generative_perplexity,
+)
+from hdlm.evaluation.generation.judges import judges_of
+from hdlm.evaluation.records.protocol import weights_sha256
 from hdlm.package_data import pretrained
 from tests import gpt2
 

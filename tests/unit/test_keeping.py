@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hdlm.training import keeping
-from hdlm.training.keeping import Shelf
+from hdlm.training.checkpoints import store as keeping
+from hdlm.training.checkpoints.store import Shelf
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hdlm.training.keeping import Shelf
+from hdlm.training.checkpoints.store import Shelf
 with Shelf(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(60)

@@ -25,9 +25,9 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
 )
 
-from hdlm.training import engine
-from hdlm.training.engine import make_engine
-from hdlm.training.keeping import Shelf
+from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.distributed import accelerator as engine
+from hdlm.training.distributed.accelerator import make_engine
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
 FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"

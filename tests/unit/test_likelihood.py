@@ -22,7 +22,7 @@ from hdlm.evaluation import (
     first_positions,
     windows,
 )
-from hdlm.evaluation.bounds import masking_fraction
+from hdlm.evaluation.likelihood.bounds import masking_fraction
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,

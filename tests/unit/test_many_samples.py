@@ -15,8 +15,8 @@ import pytest
 
 from hdlm import Settings, load_checkpoint, write
 from hdlm.cli import main
-from hdlm.evaluation.processes import Processes
-from hdlm.evaluation.samples import draw_samples
+from hdlm.distributed import Processes
+from hdlm.evaluation.generation.samples import draw_samples
 from hdlm.generation import Ending
 from hdlm.noise_schedule import Cosine
 from hdlm.package_data import pretrained

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from hdlm.evaluation.metrics import DIVERSITY, diversity, jackknife, mean, token_entropy
-from hdlm.evaluation.scoring import score_tokens
+from hdlm.evaluation.generation.metrics import DIVERSITY, diversity, jackknife, mean, token_entropy
+from hdlm.evaluation.generation.scoring import score_tokens
 
 
 def test_entropy_is_the_published_one(shared):

@@ -446,7 +446,7 @@ def test_an_error_of_keeping_has_the_content_of_the_innermost_result(tmp_path: P
 
 
 def test_samples_that_cannot_be_kept_are_printed(tmp_path: Path, capsys, monkeypatch) -> None:
-    from hdlm.evaluation import samples
+    from hdlm.evaluation.generation import samples
 
     monkeypatch.setattr(samples._Kept, "_append", _full)
     words = ["sample", "kjv-epsilon-4m", "--num", "2", "--length", "8", "--steps", "1"]
@@ -459,7 +459,7 @@ def test_samples_that_cannot_be_kept_are_printed(tmp_path: Path, capsys, monkeyp
 @pytest.mark.parametrize("verb", ["eval likelihood", "eval generation", "tune"])
 def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys, monkeypatch, verb) -> None:
     """The folder is deleted, or the disk is filled, while the verb is at work."""
-    from hdlm.evaluation import protocol
+    from hdlm.evaluation.records import protocol
 
     text = tmp_path / "text.txt"
     text.write_text("In the beginning God created the heaven and the earth.\n" * 20)

@@ -14,9 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, train_tokenizer
 from hdlm.generation import Passage, Settings, write
+from hdlm.generation.passages import Ending, Reader, Stream, text_of
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
-from hdlm.passages import Ending, Reader, Stream, text_of
 from hdlm.process import Absorbing
 from tests.gpt2 import tokenizer_json
 from tests.tiny import tiny_denoiser

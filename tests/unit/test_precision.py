@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hdlm.evaluation import LikelihoodResult, evaluate
-from hdlm.evaluation.precision import until_precise
+from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.hyperschedule import autoregressive, flat
 from hdlm.process import Absorbing
 from hdlm.verification.exact import ExactDenoiser

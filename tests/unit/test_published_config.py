@@ -21,17 +21,17 @@ from hdlm import hub
 from hdlm.cli import main
 from hdlm.cli._errors import guarded
 from hdlm.evaluation import evaluate
-from hdlm.evaluation.metrics import token_entropy
+from hdlm.evaluation.generation.metrics import token_entropy
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
-from hdlm.published.composition import Composed, compose, words_of
 from hdlm.published.config import GOVERNED, ONLY, Config, _flat
-from hdlm.published.generation import eval_generation
-from hdlm.published.modeling import eval_modeling
+from hdlm.published.eval_generation import eval_generation
+from hdlm.published.eval_modeling import eval_modeling
+from hdlm.published.hydra_cli import Composed, compose, words_of
 from hdlm.published.training import _take_place, finetune, train
+from hdlm.strict_config import options_of
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
-from hdlm.training.tables import options_of
 
 NAMES = ("epsilon_hdlm", "gamma_hdlm", "epsilon_finetune_from_hf", "gamma_finetune_from_hf")
 SHAPE = {

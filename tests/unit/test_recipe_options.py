@@ -15,9 +15,9 @@ import torch
 
 from hdlm.evaluation.during_training import Observer
 from hdlm.package_data import recipes
+from hdlm.strict_config import options_of
 from hdlm.training import Recipe, Session, StopRequest, prepare
 from hdlm.training.short_form import SHORT_OPTIONS
-from hdlm.training.tables import options_of
 from hdlm.training.text import refuse_idle
 
 CPU = torch.device("cpu")

@@ -38,8 +38,8 @@ from hdlm.training import (
     prepare,
     unfinished,
 )
+from hdlm.training.checkpoints.store import Shelf
 from hdlm.training.finetuning import memory_of
-from hdlm.training.keeping import Shelf
 from tests.train_in_processes import carry_out
 
 CPU = torch.device("cpu")
@@ -510,7 +510,8 @@ def test_processes_go_on_from_the_same_checkpoint(
     _execute(table, tmp_path, 5)
     found = unfinished(tmp_path)
     monkeypatch.setattr(
-        "hdlm.training.engine.broadcast_object_list", lambda mine: [10] if mine == [5] else mine
+        "hdlm.training.distributed.accelerator.broadcast_object_list",
+        lambda mine: [10] if mine == [5] else mine,
     )
     with pytest.raises(
         ValueError, match="is 5 to this process and 10 to the main one: all must see the same"

@@ -35,12 +35,12 @@ from hdlm.training import (
     StepReport,
     StopRequest,
     choose_precision,
-    engine,
     listening,
     precision,
     prepare,
     unfinished,
 )
+from hdlm.training.distributed import accelerator as engine
 from hdlm.training.loop import Trainer
 from hdlm.training.recipe import OptimizerSettings, RunSettings
 
@@ -344,8 +344,10 @@ def test_the_gauge_uses_the_precision_of_the_run(
 ) -> None:
     decisions = iter(["bf16", "no"])
     asked = []
-    monkeypatch.setattr("hdlm.training.engine.choose_precision", lambda *_: next(decisions))
-    monkeypatch.setattr("hdlm.training.gauge.peak_flops", lambda device, *, bf16: asked.append(bf16))
+    monkeypatch.setattr("hdlm.training.distributed.accelerator.choose_precision", lambda *_: next(decisions))
+    monkeypatch.setattr(
+        "hdlm.training.monitor.throughput.peak_flops", lambda device, *, bf16: asked.append(bf16)
+    )
     Session(_run(text, run={"precision": "auto"}), tmp_path)
     assert asked == [True]
 

@@ -21,11 +21,11 @@ from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.package_data import configs
 from hdlm.parameterization import Cavity, Shifted
 from hdlm.process import GIDD
-from hdlm.published.composition import compose, words_of
 from hdlm.published.config import Config
+from hdlm.published.hydra_cli import compose, words_of
+from hdlm.strict_config import key_of
 from hdlm.training import Recipe
 from hdlm.training.recipe import _PIECES
-from hdlm.training.tables import key_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 MARK = "<!-- The tables below"

@@ -17,12 +17,12 @@ from transformers.utils import logging
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hdlm.denoiser import Context
 from hdlm.generation import Settings, complete, planned
-from hdlm.hub.modeling import DenoisingOutput, HDLMConfig, HDLMForDiffusionLM
-from hdlm.hub.push import save_pretrained
 from hdlm.hyperschedule import Block
+from hdlm.integrations.transformers import DenoisingOutput, HDLMConfig, HDLMForDiffusionLM
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import EpsilonHybrid, GammaHybrid
 from hdlm.sampling import Prompt
+from hdlm.sharing.push import save_pretrained
 from hdlm.vocabulary import Vocabulary
 from tests.tiny import tiny_denoiser
 

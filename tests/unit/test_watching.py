@@ -16,22 +16,14 @@ import torch
 from rich.console import Console
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation import during_training, evaluate, judges
+from hdlm.evaluation import during_training, evaluate
 from hdlm.evaluation.during_training import Observer
+from hdlm.evaluation.generation import judges
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.training import (
-    MetricsLog,
-    Recipe,
-    Run,
-    Session,
-    StepReport,
-    StopRequest,
-    prepare,
-    progress_bar,
-    trackers,
-)
-from hdlm.training.flops import peak_flops, training_flops
-from hdlm.training.gauge import Gauge
+from hdlm.training import MetricsLog, Recipe, Run, Session, StepReport, StopRequest, prepare, progress_bar
+from hdlm.training.monitor import trackers
+from hdlm.training.monitor.flops import peak_flops, training_flops
+from hdlm.training.monitor.throughput import Gauge
 from hdlm.training.recipe import WatchSettings
 
 CPU = torch.device("cpu")
@@ -122,7 +114,7 @@ def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any, monkeypatch: py
     assert reading.memory is not None
     assert reading.memory > 2**24
     clock = iter([100.0, 106.0])
-    monkeypatch.setattr("hdlm.training.gauge.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hdlm.training.monitor.throughput.time.perf_counter", lambda: next(clock))
     with gauge.paused():
         pass
     gauge(_report(4, seconds=14.0))
@@ -322,7 +314,7 @@ def test_a_tracker_that_hangs_does_not_keep_the_program() -> None:
 
 def test_the_peak_of_memory_is_that_of_this_program() -> None:
     """A program begins with what `getrusage` says of the one that started it."""
-    code = "import torch; from hdlm.training.gauge import _peak_memory as p; print(p(torch.device('cpu')))"
+    code = "import torch; from hdlm.training.monitor.throughput import _peak_memory as p; print(p(torch.device('cpu')))"
     hog = (
         "import subprocess, sys; x = bytearray(2**30); x[::4096] = b'1' * 2**18; "
         f"subprocess.run([sys.executable, '-c', {code!r}])"

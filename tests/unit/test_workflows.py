@@ -25,7 +25,7 @@ from hdlm.hyperschedule import Table
 from hdlm.process import AbstractNoiseProcess, Weights
 from hdlm.training import Recipe, StopRequest, unfinished
 from hdlm.training.launch import carry_out
-from hdlm.training.watchers import progress_bar
+from hdlm.training.monitor.watchers import progress_bar
 
 SENTENCE = "the cat sat on the mat and the dog sat on the log . "
 TEXTS = [f"{SENTENCE * 4}{number}" for number in range(40)]
@@ -291,8 +291,10 @@ def test_a_notebook_that_has_widgets_shows_a_bar(
         def add_task(self, name: str, total: float) -> int:
             return 0
 
-    monkeypatch.setattr("hdlm.training.watchers.Progress", Bar)
-    monkeypatch.setattr("hdlm.training.watchers.find_spec", lambda name: object() if has_widgets else None)
+    monkeypatch.setattr("hdlm.training.monitor.watchers.Progress", Bar)
+    monkeypatch.setattr(
+        "hdlm.training.monitor.watchers.find_spec", lambda name: object() if has_widgets else None
+    )
     with progress_bar(Console(file=io.StringIO(), force_jupyter=notebook, force_terminal=False)):
         assert bool(shown) is bar
 

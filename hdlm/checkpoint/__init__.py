@@ -1,0 +1,39 @@
+"""A checkpoint: a folder that says everything that is needed to use a model, and nothing that can run code.
+
+    model.safetensors    the weights (of a training run, their moving average)
+    raw.safetensors      the weights without averaging, where they were kept
+    config.json          network, vocabulary, process, parameterization, noise schedule, hyperschedules, training
+    tokenizer.json       the tokenizer, where there is one
+
+Each piece of `config.json` is the name of a class and the fields of that frozen dataclass:
+`{"type": "Block", "length": 128, "width": 4, "num_levels": 4}`. The class is one that this package offers, or the
+user's own, `{"type": "mypackage.MyProcess", ...}`, whose module was imported before: reading a checkpoint imports
+nothing. Loading is strict: no tensor missing, none unexpected, none of another shape. Every file is written under
+another name and then renamed, so a run that is killed at any moment leaves whole files.
+"""
+
+from hdlm.checkpoint.format import (
+    FORMAT,
+    MODEL_TYPE,
+    Checkpoint,
+    WeightsName,
+    assemble,
+    load_checkpoint,
+    makes_masks,
+    save_checkpoint,
+)
+from hdlm.checkpoint.pieces import build, describe, piece_class
+
+__all__ = [
+    "FORMAT",
+    "MODEL_TYPE",
+    "Checkpoint",
+    "WeightsName",
+    "assemble",
+    "build",
+    "describe",
+    "load_checkpoint",
+    "makes_masks",
+    "piece_class",
+    "save_checkpoint",
+]

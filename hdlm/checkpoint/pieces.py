@@ -1,0 +1,131 @@
+"""Descriptions of pieces: a process or a hyperschedule as a plain table, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["build", "describe", "piece_class"]
+
+
+def describe(piece: Any) -> dict[str, Any]:
+    """The name of a piece's class and its fields, as plain values; the inverse of `build`.
+
+    Raises:
+        ValueError: If it is no dataclass, so that fields do not say all of it.
+    """
+    if not dataclasses.is_dataclass(piece) or isinstance(piece, type):
+        raise ValueError(f"only dataclasses can be written down; {type(piece).__name__} is none.")
+    names = [option.name for option in dataclasses.fields(piece) if option.init]
+    return {"type": _type_name(type(piece)), **{name: _plain(getattr(piece, name)) for name in names}}
+
+
+def _type_name(kind: type) -> str:
+    """The name of a class of this package; the module and the name of any other."""
+    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    """The value of a field without classes: tables, tuples, numbers and words."""
+    if dataclasses.is_dataclass(value):
+        return describe(value)
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def build(offered: ModuleType, description: object) -> Any:
+    """The piece that `describe` described.
+
+    Args:
+        offered: The package that offers the class, `hdlm.process` say; see `piece_class`.
+        description: What `describe` gave.
+
+    Raises:
+        ValueError: If the class is unknown, or its fields are not these.
+    """
+    if not isinstance(description, Mapping) or not isinstance(description.get("type"), str):
+        raise ValueError(f"a {_kind_name(offered)} must be a table with a `type`; got {description!r}.")
+    options = {name: _built(offered, value) for name, value in description.items() if name != "type"}
+    piece = piece_class(offered, description["type"])
+    kinds = {option.name: str(option.type) for option in dataclasses.fields(piece) if option.init}
+    names = list(kinds)
+    for name in options:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            meant = f"did you mean {nearest[0]}?" if nearest else "it has no options."
+            raise ValueError(f"{description['type']} has no option {name!r}; {meant}")
+        if type(options[name]) is int and kinds[name].startswith("float"):
+            options[name] = float(options[name])
+    try:
+        return piece(**options)
+    except TypeError as error:
+        raise ValueError(f"{description['type']} cannot be built from {options!r}: {error}.") from error
+
+
+def _built(offered: ModuleType, value: Any) -> Any:
+    """The value of a field: pieces inside it are built, and lists are tuples."""
+    if isinstance(value, Mapping):
+        return build(offered, value)
+    return tuple(_built(offered, item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _kind_name(offered: ModuleType) -> str:
+    return offered.__name__.rpartition(".")[2].replace("_", " ")
+
+
+def piece_class(offered: ModuleType, name: str) -> Any:
+    """The class that a `type` names.
+
+    Args:
+        offered: The package that offers such classes.
+        name: A name in its `__all__`, or the module and the name of a subclass of one of its abstract classes. The
+            module must have been imported.
+
+    Raises:
+        ValueError: If there is no such class.
+    """
+    known, what = _pieces(offered), _kind_name(offered)
+    if name in known:
+        return known[name]
+    module, _, own = name.rpartition(".")
+    if not module:
+        raise ValueError(
+            f"there is no {what} {name!r}; known: {', '.join(known)}, or yours as `package.Class`."
+        )
+    if module not in sys.modules:
+        raise ValueError(f"the {what} {name!r} is a class of your own: import {module} before you read this.")
+    piece = getattr(sys.modules[module], own, None)
+    if not (
+        isinstance(piece, type) and dataclasses.is_dataclass(piece) and issubclass(piece, _kinds(offered))
+    ):
+        kinds = " or ".join(kind.__name__ for kind in _kinds(offered))
+        raise ValueError(
+            f"there is no {what} {name!r}: it must be a dataclass that subclasses {kinds}; got {piece!r}."
+        )
+    return piece
+
+
+def _kinds(offered: ModuleType) -> tuple[type, ...]:
+    """The abstract classes of a package."""
+    values = (getattr(offered, name) for name in offered.__all__)
+    return tuple(value for value in values if isinstance(value, type) and inspect.isabstract(value))
+
+
+def _pieces(offered: ModuleType) -> dict[str, type]:
+    """The classes of a package that a name in a file may stand for: its own kinds, not what they are made of."""
+    kinds = _kinds(offered)
+    classes = {name: value for name in offered.__all__ if isinstance(value := getattr(offered, name), type)}
+    return {
+        name: piece
+        for name, piece in classes.items()
+        if issubclass(piece, kinds) and dataclasses.is_dataclass(piece) and piece not in kinds
+    }

@@ -1,0 +1,39 @@
+"""Measure a model: how well it predicts text, what it writes, and how it does on the tasks of others.
+
+Examples:
+  hdlm eval likelihood runs/first --data wikitext2 --data-dir data --target-stderr 0.01
+  hdlm eval likelihood runs/first --data book.txt --bound hybrid --stride 64 --output results/book
+  hdlm eval generation runs/first --num 200 --algorithm acs --judge models/gpt2 --controls repeat unigram
+  hdlm eval frontier runs/first --algorithm original acs --temperature 0.6 0.8 1.0 --judge models/gpt2
+  hdlm eval harness runs/first --tasks tasks/mine.yaml
+
+Every number has its standard error and the protocol it was made under; `hdlm compare` puts results side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+
+def kinds() -> list[str]:
+    """What can be measured: one file each, `likelihood.py` for `hdlm eval likelihood`."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be measured, each kind with its options."""
+    parsers = parser.add_subparsers(dest="kind", metavar="WHAT", required=True, title="what to measure")
+    for kind in kinds():
+        module = import_module(f"{__name__}.{kind}")
+        summary = str(module.__doc__).partition("\n")[0]
+        one = parsers.add_parser(kind, help=summary, description=module.__doc__)
+        module.add_arguments(one)
+        one.set_defaults(measure=module.run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure it."""
+    status: int = args.measure(args)
+    return status

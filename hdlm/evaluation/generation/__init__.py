@@ -1,0 +1,1 @@
+"""Measures of generated text, by judges and by counts."""

@@ -1,0 +1,361 @@
+"""Generative perplexity: what another language model thinks of the text that was written.
+
+    token-weighted   exp( sum of nats over all samples / sum of judged tokens )
+    over samples     mean of exp( nats / judged tokens ) of each sample
+
+The judge reads text with its own tokenizer. A token is judged when something stands before it: the judge's
+begin-of-sequence token where it has one, else the first token of a sample is given and not judged. What is longer than
+the judge can read is read in windows that overlap by half or more; each token is judged once, in the first that has it.
+
+A text that repeats itself scores well, so the number means nothing without the entropy of the samples beside it
+(arXiv 2409.02908), and nothing at all across judges.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.data.tokenizer import Tokenizer
+from hdlm.denoiser import placed
+from hdlm.evaluation.generation.metrics import Estimate, jackknife, mean
+from hdlm.evaluation.likelihood.bounds import AbsorbingBound
+from hdlm.evaluation.records.protocol import weights_sha256
+from hdlm.hyperschedule import autoregressive
+from hdlm.package_data import is_path
+
+__all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge makes of one text.
+
+    Attributes:
+        nats: `-log p` of its judged tokens.
+        num_tokens: How many these are.
+    """
+
+    nats: float
+    num_tokens: int
+
+
+class AbstractJudge(abc.ABC):
+    """A language model that gives text a probability.
+
+    Attributes:
+        name: What to call it in a report.
+        sha256: Hash of its weights: numbers of different judges must not be compared.
+    """
+
+    name: str
+    sha256: str
+
+    @property
+    def noted(self) -> dict[str, str]:
+        """What stands beside every number of this judge."""
+        return {"judge": self.name, "judge_sha256": self.sha256}
+
+    @abc.abstractmethod
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """What it makes of each text."""
+
+
+@final
+class TransformersJudge(AbstractJudge):
+    """A causal language model in the format of `transformers`.
+
+    Args:
+        source: Folder, or name on the hub.
+        device: Where it computes.
+        batch_size: Texts in a pass.
+        offline: Whether the hub must not be asked.
+
+    Raises:
+        ValueError: If there is no such model here and none can be had, if weights of it are missing, or if it is not
+            causal.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 8,
+        *,
+        offline: bool = False,
+    ) -> None:
+        self.name, self._device, self._batch_size = source, torch.device(device), batch_size
+        self._tokenizer, model = _opened(source, offline=offline)
+        self._model = model.to(self._device).eval()
+        if _looks_ahead(self._model, self._device):
+            raise ValueError(
+                f"the judge {source!r} sees what follows a token, and so cannot say how likely it is. Give a causal "
+                "language model."
+            )
+        self.sha256 = weights_sha256(model)
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        return _judged(self._rows(texts), self._limit, self._batch_size, self._pass)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """What it has in mind after each text: the last hidden state of the last token, as MAUVE wants it.
+
+        Of a text that is longer than it can read, it reads the beginning.
+
+        Raises:
+            ValueError: If there is no text, or one has no token.
+        """
+        rows = [row[: self._limit] for row in self._rows(texts)]
+        if not rows or not all(rows):
+            raise ValueError(f"{self.name} has no features of nothing: give texts, none of them empty.")
+        found: list[Tensor] = []
+        for some in _chunks(rows, self._batch_size):
+            last = torch.tensor([len(row) - 1 for row in some])
+            hidden = self._model(input_ids=self._padded(some), output_hidden_states=True).hidden_states[-1]
+            found.append(hidden[torch.arange(len(some)), last].float().cpu())
+        return torch.cat(found)
+
+    @property
+    def _limit(self) -> int | None:
+        """Tokens that it can read."""
+        limit: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        return limit
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of the texts."""
+        begin = self._tokenizer.bos_token_id
+        rows = [self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        return [row if begin is None else [begin, *row] for row in rows]
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        """One batch, padded behind, where causal attention sees no padding."""
+        tokens = torch.zeros(len(rows), max(2, *map(len, rows)), dtype=torch.long)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        return tokens.to(self._device)
+
+    def _pass(self, windows: list[_Window]) -> list[float]:
+        tokens = self._padded([window.tokens for window in windows])
+        place = torch.arange(1, tokens.shape[1])
+        judged = torch.stack([(place >= one.given) & (place < len(one.tokens)) for one in windows])
+        logits = self._model(input_ids=tokens).logits[:, :-1].float()
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        found: list[float] = (
+            nats.view(judged.shape).double().masked_fill(~judged.to(nats.device), 0.0).sum(1).tolist()
+        )
+        return found
+
+
+@final
+class CheckpointJudge(AbstractJudge):
+    """A model of ours: its exact likelihood as a writer of one token after the other.
+
+    Args:
+        checkpoint: The model; its noise must be able to mask everything.
+        tokenizer: Its tokenizer.
+        name: What to call it in a report.
+        device: That of the model by default, and no other.
+        batch_size: Texts in a pass.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        name: str,
+        device: torch.device | str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.name, self._checkpoint, self._tokenizer = name, checkpoint, tokenizer
+        self._device, self._batch_size = placed(checkpoint.denoiser, device), batch_size
+        self.sha256 = weights_sha256(checkpoint.network)
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        begin = self._tokenizer.vocabulary.bos
+        rows = [self._tokenizer.encode(text) if text else [] for text in texts]
+        rows = [row if begin is None else [begin, *row] for row in rows]
+        return _judged(rows, self._checkpoint.length, self._batch_size, self._pass)
+
+    def _pass(self, windows: list[_Window]) -> list[float]:
+        found = [0.0] * len(windows)
+        for length, given in sorted({(len(one.tokens), one.given) for one in windows}):
+            alike = [at for at, one in enumerate(windows) if (len(one.tokens), one.given) == (length, given)]
+            for at, nats in zip(alike, self._nats([windows[at].tokens for at in alike], given), strict=True):
+                found[at] = nats
+        return found
+
+    def _nats(self, rows: list[list[int]], given: int) -> list[float]:
+        """Nats of rows of one length, without the first tokens, which are given."""
+        model, tokens = self._checkpoint, torch.tensor(rows, device=self._device)
+        bound = AbsorbingBound(
+            model.denoiser, autoregressive(tokens.shape[1]), "exact", model.context, model.active, given
+        )
+        times = torch.zeros(len(tokens), bound.corruption.num_times, dtype=torch.float64)
+        draw = torch.zeros(tokens.shape, dtype=torch.float64)
+        found: list[float] = bound(tokens, times.to(self._device), draw.to(self._device)).tolist()
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class _Window:
+    """Part of a text, as long as a judge can read, and how many of its first tokens are given."""
+
+    text: int
+    tokens: list[int]
+    given: int
+
+
+def _judged(
+    rows: list[list[int]], limit: int | None, size: int, nats: Callable[[list[_Window]], list[float]]
+) -> list[Judgement]:
+    """Judge rows of tokens, some windows at a time."""
+    totals = [0.0] * len(rows)
+    windows = [window for text, row in enumerate(rows) for window in _windows(text, row, limit or len(row))]
+    for some in _chunks(windows, size):
+        for window, found in zip(some, nats(some), strict=True):
+            totals[window.text] += found
+    return [Judgement(total, max(0, len(row) - 1)) for total, row in zip(totals, rows, strict=True)]
+
+
+def _windows(text: int, row: list[int], limit: int) -> Iterator[_Window]:
+    """Windows of a text in which every token but the first is new once."""
+    end = min(limit, len(row))
+    if end > 1:
+        yield _Window(text, row[:end], 1)
+    while end < len(row):
+        new = min(limit - limit // 2, len(row) - end)
+        end += new
+        yield _Window(text, row[end - limit : end], limit - new)
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def generative_perplexity(
+    judge: AbstractJudge, texts: Sequence[str], watch: Callable[[int], None] | None = None
+) -> dict[str, Estimate]:
+    """Both perplexities of some texts, with jackknife errors over texts.
+
+    Args:
+        judge: Who judges.
+        texts: The samples.
+        watch: Told how many have been judged.
+
+    Raises:
+        ValueError: If there is no text, or nothing in one to judge.
+    """
+    if not texts:
+        raise ValueError("there are no samples to judge; give at least one.")
+    found: list[Judgement] = []
+    for start in range(0, len(texts), _CHUNK):
+        found += judge.judge(texts[start : start + _CHUNK])
+        if watch is not None:
+            watch(len(found))
+    empty = [index for index, one in enumerate(found) if not one.num_tokens]
+    if empty:
+        raise ValueError(f"sample {empty[0]} has no token that {judge.name} could judge: it is too short.")
+    nats, count = math.fsum(one.nats for one in found), sum(one.num_tokens for one in found)
+    without = [
+        math.exp((nats - one.nats) / (count - one.num_tokens)) if len(found) > 1 else 0.0 for one in found
+    ]
+    return {
+        "generative perplexity": jackknife(math.exp(nats / count), without),
+        "generative perplexity, mean over samples": mean(
+            [math.exp(one.nats / one.num_tokens) for one in found]
+        ),
+    }
+
+
+def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
+    """The tokenizer and the model of a folder or a name.
+
+    Raises:
+        ValueError: If it cannot be had, or is not whole: what is missing would be random.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if is_path(source) and not Path(source).exists():
+        raise ValueError(
+            f"the judge {source!r} cannot be had: there is no such file or folder. Give the folder of a causal "
+            "language model, a checkpoint of hdlm, or a name of the hub, such as gpt2."
+        )
+    try:
+        here = _is_here(source, offline=offline)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=here, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
+            f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
+            "that is here."
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of the judge {source!r} are damaged, or those of another model ({error}). Fetch them again."
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the judge {source!r} lacks {len(missing)} of its weights, {missing[0]} among them: it is not whole, or "
+            "no language model."
+        )
+    return tokenizer, model
+
+
+@torch.no_grad()
+def _looks_ahead(model: Any, device: torch.device) -> bool:
+    """Whether what a model says behind the first tokens depends on a later one."""
+    tokens = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
+    one, other = model(input_ids=tokens).logits[:, :2].float()
+    return bool((one - other).abs().max() > _NOISE * one.std())
+
+
+def _is_here(source: str, *, offline: bool) -> bool:
+    """Whether nothing need be fetched; if something must, whether the hub answers is found out at once.
+
+    Raises:
+        OSError: If it does not.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if Path(source).is_dir() or isinstance(
+        huggingface_hub.try_to_load_from_cache(source, "config.json"), str
+    ):
+        return True
+    if offline or constants.HF_HUB_OFFLINE:
+        raise OSError("the hub was not asked (offline)")
+    try:
+        huggingface_hub.HfApi().model_info(source, timeout=_SECONDS)
+    except (errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
+        raise OSError(str(error)) from error
+    return False
+
+
+_NOISE = 1e-2
+"""What numbers of few digits may make of equal ones, in standard deviations."""
+_SECONDS = 10.0
+"""How long the hub may take to answer."""
+_CHUNK = 32
+"""Samples between two reports of progress."""

@@ -1,0 +1,59 @@
+"""Who judges generated text, by the word that a user says: a language model of others, or a checkpoint of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hdlm import hub
+from hdlm.evaluation.generation.judge import AbstractJudge, CheckpointJudge, TransformersJudge
+from hdlm.generation import tokenizer_of
+from hdlm.package_data import pretrained
+
+__all__ = ["judges_of"]
+
+
+def judges_of(
+    words: Sequence[str], device: torch.device, batch_size: int = 8, *, offline: bool = False
+) -> dict[str, AbstractJudge | str]:
+    """Judges by the word that means them; for one that cannot be had, the reason.
+
+    Args:
+        words: Each a folder or hub name of a causal language model, or whatever `hdlm.load` opens.
+        device: Where they compute.
+        batch_size: Texts in a pass.
+        offline: Whether the hub must not be asked.
+    """
+    found: dict[str, AbstractJudge | str] = {}
+    for word in words:
+        try:
+            found[word] = _judge(word, device, batch_size, offline=offline)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            found[word] = " ".join(str(error).split())
+    return found
+
+
+def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -> AbstractJudge:
+    if not _is_ours(word):
+        home = str(Path(word).expanduser()) if word.startswith("~") else word
+        return TransformersJudge(home, device, batch_size, offline=offline)
+    checkpoint = hub.load(word, device=device, offline=offline)
+    return CheckpointJudge(checkpoint, tokenizer_of(checkpoint), word, device, batch_size)
+
+
+def _is_ours(word: str) -> bool:
+    """Whether a word names a checkpoint that `hdlm.load` opens: a model that ships, or a path to no model of theirs."""
+    path = Path(word).expanduser()
+    if not path.exists():
+        return (pretrained() / word / "config.json").is_file()
+    config = path / "config.json"
+    if not config.is_file():
+        return True
+    from transformers import CONFIG_MAPPING
+
+    found = json.loads(config.read_text(encoding="utf-8"))
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    return kind == "hdlm" or kind not in CONFIG_MAPPING

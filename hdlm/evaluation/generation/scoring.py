@@ -1,0 +1,152 @@
+"""All that is said of samples, by name: each number with its error, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
+from hdlm.evaluation.generation.mauve import mauve
+from hdlm.evaluation.generation.metrics import DIVERSITY, Estimate
+from hdlm.evaluation.generation.self_bleu import self_bleu
+from hdlm.generation.passages import text_of
+
+__all__ = [
+    "DEFINITIONS",
+    "PERPLEXITY",
+    "attempt",
+    "pieces",
+    "score",
+    "score_mauve",
+    "score_tokens",
+    "text_of",
+]
+
+PERPLEXITY = "generative perplexity"
+
+DEFINITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "entropy": "-sum_k (c_k / n) log(c_k / n) in nats, c_k the count of token k among the n of a sample; mean over "
+        "samples (arXiv 2310.16834, 2409.02908)",
+        "distinct-n": "different n-grams of token ids over n-grams, all samples together (arXiv 1510.03055)",
+        "repetition-4": "1 - different 4-grams over 4-grams of a sample; mean over samples (arXiv 1908.04319)",
+        "self-BLEU": "BLEU-4 of the token ids of each sample with all others as references, in [0, 1]; mean over "
+        "samples (arXiv 1802.01886)",
+        PERPLEXITY: "exp(nats / tokens) over all samples, tokens and probabilities those of the judge; it means "
+        "nothing without the entropy (arXiv 2409.02908), and nothing across judges",
+        f"{PERPLEXITY}, mean over samples": "mean of exp(nats / tokens) of each sample",
+        "MAUVE": "area under the divergence curve of clustered features of the judge, c = 5, samples / 10 clusters; 1 "
+        "is best (arXiv 2102.01454)",
+    }
+)
+"""Every number in words. Errors are standard errors by the jackknife over samples (over ten groups for MAUVE)."""
+
+Scores = dict[str, dict[str, Any]]
+
+
+def attempt(names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]], **more: Any) -> Scores:
+    """What a measurement says, ready for JSON; if it fails, the reason under each of its names.
+
+    Args:
+        names: What it measures.
+        measure: The measurement.
+        **more: What to note beside every number, such as the judge.
+    """
+    try:
+        return {name: {**asdict(value), **more} for name, value in measure().items()}
+    except (ValueError, OverflowError, ModuleNotFoundError) as error:
+        return {name: {"failed": " ".join(str(error).split()), **more} for name in names}
+
+
+def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
+    """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
+    found: Scores = {}
+    for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
+        found |= attempt((name,), partial(_named, name, measure, rows))
+    return found
+
+
+def _named(
+    name: str, measure: Callable[[Sequence[Sequence[int]]], Estimate], rows: Sequence[Sequence[int]]
+) -> dict[str, Estimate]:
+    return {name: measure(rows)}
+
+
+def score(
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    judges: Mapping[str, AbstractJudge | str] = MappingProxyType({}),
+    watch: Callable[[int], None] | None = None,
+) -> Scores:
+    """All that needs no real text to compare with.
+
+    Args:
+        rows: Token ids of each sample.
+        texts: Its words.
+        judges: Judges by name; a string says why one could not be had.
+        watch: Told how many texts a judge has judged.
+
+    Returns:
+        Numbers by name. Those of judges after the first have the judge in their name.
+    """
+    found = score_tokens(rows)
+    for place, (name, judge) in enumerate(judges.items()):
+        label = PERPLEXITY if not place else f"{PERPLEXITY} ({name})"
+        if isinstance(judge, str):
+            found[label] = {"failed": judge, "judge": name}
+            continue
+        judged = attempt((PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), **judge.noted)
+        found |= {key.replace(PERPLEXITY, label): value for key, value in judged.items()}
+    return found
+
+
+def score_mauve(
+    texts: Sequence[str],
+    reference: Sequence[str],
+    features: Callable[[Sequence[str]], Tensor],
+    seed: int,
+    judge: AbstractJudge,
+) -> Scores:
+    """MAUVE of texts.
+
+    Args:
+        texts: The samples.
+        reference: Real text of the same length, at least as many pieces.
+        features: From texts to the features of a judge.
+        seed: Of the clustering.
+        judge: Whose they are.
+    """
+    return attempt(
+        ("MAUVE",),
+        lambda: {"MAUVE": mauve(features(texts), features(reference), seed=seed)},
+        **judge.noted,
+    )
+
+
+def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int[Tensor, "num length"]:
+    """Pieces of a text that do not overlap, chosen at random.
+
+    Args:
+        text: Tokens of the text.
+        num: How many.
+        length: Tokens in each.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: If the text has not so many.
+    """
+    there = len(text) // length
+    if there < num:
+        raise ValueError(
+            f"the reference has {len(text)} tokens, {there} pieces of {length}; {num} are needed, as many as samples. "
+            "Give more text, or write fewer or shorter samples."
+        )
+    chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:num]
+    return text[: there * length].view(there, length)[chosen]

@@ -1,0 +1,1 @@
+"""Bounds on the likelihood of text, with standard errors."""

@@ -1,0 +1,248 @@
+"""A long measurement, made so that it can be interrupted: in pieces of replicates, at the batch size that fits.
+
+    Measuring(checkpoint, text, ...)     what is measured; its document, before anything has been measured
+      .measure(first, count)             some replicates, shared out among the processes that there are
+      .run(replicates or target, keep)   as many as asked for, or as it takes; `keep` is told after every piece
+
+Replicates are functions of their numbers, so pieces add up to the whole whoever measures them, and nats are added,
+never perplexities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar, final
+
+import torch
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.distributed import ALONE, Processes
+from hdlm.evaluation.likelihood.defaults import bound_of
+from hdlm.evaluation.likelihood.estimator import Likelihood, Progress
+from hdlm.evaluation.likelihood.precision import until_precise
+from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
+from hdlm.evaluation.records.protocol import describe, differences
+from hdlm.evaluation.text import Text
+from hdlm.hyperschedule import AbstractHyperschedule
+
+__all__ = ["BatchSize", "Measuring"]
+
+Found = TypeVar("Found")
+Keep = Callable[[dict[str, Any]], None]
+
+POSITIONS: Mapping[str, int] = {"cpu": 1 << 12}
+"""Positions in a pass to begin with, by the kind of device."""
+_POSITIONS_ELSEWHERE = 1 << 16
+_PIECE = 1024
+"""Windows in a piece, at least: about what may be lost by a kill."""
+
+
+@final
+@dataclass
+class BatchSize:
+    """A batch size that is halved whenever memory does not suffice.
+
+    Attributes:
+        size: Windows in a pass.
+    """
+
+    size: int
+
+    @classmethod
+    def automatic(cls, length: int, device: torch.device) -> BatchSize:
+        """About as many positions as keep a device busy."""
+        return cls(max(POSITIONS.get(device.type, _POSITIONS_ELSEWHERE) // length, 1))
+
+    def fit(self, work: Callable[[int], Found]) -> Found:
+        """Work at this batch size, or at the next smaller one that memory suffices for.
+
+        Raises:
+            ValueError: If it does not suffice for a single window.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            if self.size == 1:
+                raise ValueError(
+                    f"memory does not suffice for a single window: {reason}. Use shorter windows (--length)."
+                )
+            self.size //= 2
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@final
+@dataclass(eq=False)
+class Measuring:
+    """A text to be measured under a model.
+
+    Attributes:
+        checkpoint: The model.
+        model: What the user calls it.
+        text: The text.
+        data: What `describe_data` gave of it.
+        plan: The hyperschedule.
+        bound: Which bound; by default the paper's, where it fits the model.
+        estimator: How; by default the one with the least variance.
+        stride: New tokens in each window; all by default.
+        within_documents: Whether each document has windows of its own.
+        weights: Which weights were asked for.
+        tokenizer: Text of the tokenizer's file, if it is not the checkpoint's own.
+        seed: Of all random numbers.
+        batch_size: Windows in a pass; found automatically by default.
+        processes: Who shares the work.
+        watch: Told how far a piece is.
+
+    Raises:
+        ValueError: If the windows are longer than the model's context, or as `evaluate`.
+    """
+
+    checkpoint: Checkpoint
+    model: str
+    text: Text
+    data: Mapping[str, Any]
+    plan: AbstractHyperschedule
+    bound: BoundName | None = None
+    estimator: Estimator | None = None
+    stride: int | None = None
+    within_documents: bool = False
+    weights: Any = "only"
+    tokenizer: str | None = None
+    seed: int = 0
+    batch_size: BatchSize | None = None
+    processes: Processes = ALONE
+    watch: Callable[[Progress], None] | None = None
+    _seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.plan.length > self.checkpoint.length:
+            raise ValueError(
+                f"windows may have up to {self.checkpoint.length} tokens, the model's context; got {self.plan.length}."
+            )
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """The number that is measured."""
+        checkpoint = self.checkpoint
+        return Likelihood(
+            checkpoint.denoiser,
+            self.text.tokens,
+            self.plan,
+            bound=self.bound or bound_of(checkpoint.denoiser.process),
+            estimator=self.estimator,
+            noise_schedule=checkpoint.noise_schedule,
+            context=checkpoint.context,
+            active=checkpoint.active,
+            num_bytes=self.text.num_bytes,
+            stride=self.stride,
+            documents=self.text.lengths if self.within_documents else None,
+            seed=self.seed,
+        )
+
+    @cached_property
+    def _frame(self) -> dict[str, Any]:
+        return describe(
+            self.checkpoint,
+            self.model,
+            kind="likelihood",
+            result={},
+            seed=self.seed,
+            weights=self.weights,
+            data=self.data,
+            tokenizer=self.tokenizer,
+        )
+
+    def document(self, result: LikelihoodResult | None = None) -> dict[str, Any]:
+        """The document of a result; without one, of the result to be."""
+        found = self.likelihood.outline if result is None else result
+        return self._frame | {"result": found.to_dict(), "wall_seconds": round(self._seconds, 3)}
+
+    def is_of(self, document: Mapping[str, Any] | None) -> bool:
+        """Whether a document is of this very measurement, so that it can be gone on from."""
+        return document is not None and "result" in document and not differences(document, self.document())
+
+    def known(self, document: Mapping[str, Any]) -> LikelihoodResult:
+        """What was measured before, and is gone on from.
+
+        Raises:
+            ValueError: If it was measured in another way.
+        """
+        apart = differences(document, self.document())
+        if apart:
+            said = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in apart.items())
+            raise ValueError(f"there is a result of another measurement: {said}.")
+        self._seconds = float(document.get("wall_seconds", 0.0))
+        return LikelihoodResult.from_dict(document["result"])
+
+    def measure(self, first: int, count: int) -> LikelihoodResult:
+        """Replicates `first .. first + count - 1`, shared out among the processes."""
+        begun = time.perf_counter()
+        exact = self.likelihood.outline.estimator == "exact"
+        start, share = self.processes.share(1 if exact else count)
+        device = self.checkpoint.denoiser.device
+        batch = self.batch_size or BatchSize.automatic(self.plan.length, device)
+        self.batch_size = batch
+        own: tuple[float, ...] = ()
+        if share:
+            own = batch.fit(
+                lambda size: self.likelihood.measure(
+                    first + start, share, batch_size=size, device=device, watch=self.watch
+                )
+            ).estimates
+        estimates = self.processes.gather(own)
+        self._seconds += time.perf_counter() - begun
+        return replace(self.likelihood.outline, estimates=estimates)
+
+    def run(
+        self,
+        *,
+        replicates: int | None = None,
+        target: float | None = None,
+        most: int = 1024,
+        known: LikelihoodResult | None = None,
+        keep: Keep = lambda document: None,
+    ) -> dict[str, Any]:
+        """Measure; the answer is the document of the result.
+
+        Args:
+            replicates: How many independent estimates, in all.
+            target: The standard error wanted instead, in bits per token.
+            most: Replicates after which to give up on it.
+            known: Those that were measured before, from number 0 on.
+            keep: Given the document of all there is, after every piece.
+
+        Raises:
+            ValueError: If the target is not reached, or as `evaluate`.
+        """
+        if target is None:
+            return self.document(self._repeat(replicates or 0, known, keep))
+        found = until_precise(
+            self.measure, target, most=most, known=known, keep=lambda result: keep(self.document(result))
+        )
+        return self.document(found)
+
+    def _repeat(self, replicates: int, known: LikelihoodResult | None, keep: Keep) -> LikelihoodResult:
+        """A number of replicates, in pieces."""
+        if replicates < 1:
+            raise ValueError(
+                f"say how many replicates, at least 1, or which error to reach; got {replicates}."
+            )
+        outline = self.likelihood.outline
+        wanted = 1 if outline.estimator == "exact" else replicates
+        piece = -(-_PIECE // outline.num_windows) * self.processes.count
+        found = known
+        while found is None or found.replicates < wanted:
+            have = 0 if found is None else found.replicates
+            more = self.measure(have, min(piece, wanted - have))
+            found = more if found is None else found.and_more(more)
+            keep(self.document(found))
+        return found

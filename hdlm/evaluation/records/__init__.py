@@ -1,0 +1,1 @@
+"""Result documents: the protocol that they were measured by, and comparisons of several."""

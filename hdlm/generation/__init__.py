@@ -1,0 +1,13 @@
+"""From words to words: a checkpoint, its tokenizer and a sampler behind one function.
+
+checkpoint = load_checkpoint(Path("my-model"))
+for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", steps=16)):
+    print(passage.text)
+"""
+
+from hdlm.generation.passages import Ending
+from hdlm.generation.settings import Settings, planned
+from hdlm.generation.text import BLANK, Passage, blanks, tokenizer_of
+from hdlm.generation.write import complete, write
+
+__all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]

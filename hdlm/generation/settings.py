@@ -1,0 +1,172 @@
+"""The settings of generation: algorithm, number of steps, hyperschedule, and changes of the distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, cast, final
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
+from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.sampling import (
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Transform,
+)
+
+__all__ = ["Settings", "planned"]
+
+_FAMILIES: dict[str, type[Block | Slide | Wave]] = {"block": Block, "slide": Slide, "wave": Wave}
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """How to write. None leaves a choice to the checkpoint.
+
+    Attributes:
+        algorithm: Name of the sampler; see `hdlm.sampling.ALGORITHMS`.
+        eta: Strength of corrections and remasking, in [0, 1].
+        hyperschedule: `"autoregressive"`, `"flat"`, `"block"`, `"slide"` or `"wave"`; by default the one that the
+            checkpoint lists first, or the widest one for infilling.
+        width: Positions that are written together.
+        steps: Steps that each position takes from noise to word; by default as many as the grid lists.
+        grid: When they are; see `hdlm.noise_schedule.time_grid`. Evenly spread by default.
+        length: Positions on the canvas, at most the context of the network.
+        temperature: See `Temperature`; 1 leaves the model as it is.
+        top_k: See `TopK`.
+        top_p: See `TopP`.
+        min_p: See `MinP`.
+        repetition_penalty: See `RepetitionPenalty`; 1 is off.
+        guidance: Scale of classifier-free guidance by the prompt; 0 is off.
+    """
+
+    algorithm: str = "acs"
+    eta: float = 0.05
+    hyperschedule: str | None = None
+    width: int | None = None
+    steps: int | None = None
+    grid: str | None = None
+    length: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    guidance: float = 0.0
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """What is done to the model's distribution, in order: penalty, temperature, then truncation."""
+        chosen: list[Transform] = []
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenalty(self.repetition_penalty))
+        if self.temperature != 1:
+            chosen.append(Temperature(self.temperature))
+        if self.top_k is not None:
+            chosen.append(TopK(self.top_k))
+        if self.top_p is not None:
+            chosen.append(TopP(self.top_p))
+        if self.min_p is not None:
+            chosen.append(MinP(self.min_p))
+        return tuple(chosen)
+
+    def noise(self, trained: AbstractNoiseSchedule) -> AbstractNoiseSchedule:
+        """The noise schedule to write along: the trained one, at the times of the grid."""
+        return trained if self.grid is None else Composed(trained, time_grid(self.grid))
+
+    def plan(self, trained: tuple[AbstractHyperschedule, ...], length: int) -> AbstractHyperschedule:
+        """The hyperschedule to write along.
+
+        Args:
+            trained: What the checkpoint was trained on, the best first.
+            length: Positions on the canvas.
+
+        Raises:
+            ValueError: If the name is unknown, or a width or a number of steps is out of range.
+        """
+        unused = {"autoregressive": ("width", "steps", "grid"), "flat": ("width",)}.get(
+            self.hyperschedule or "", ()
+        )
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` means nothing to the hyperschedule {self.hyperschedule!r}; leave it out."
+                )
+        if self.hyperschedule == "autoregressive":
+            return autoregressive(length)
+        if self.hyperschedule not in (None, "flat", *_FAMILIES):
+            known = ", ".join(["autoregressive", "flat", *_FAMILIES])
+            raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
+        model = trained[0] if trained else None
+        grid = None if self.grid is None else time_grid(self.grid)
+        listed = len(grid.values) if isinstance(grid, Interpolated) else getattr(model, "num_levels", None)
+        steps = self.steps if self.steps is not None else listed
+        if steps is None or (model is None and self.hyperschedule is None):
+            raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
+        if self.hyperschedule == "flat":
+            return flat(length, steps)
+        if self.hyperschedule is None and model is not None:
+            return _resized(model, length, self.width, steps)
+        width = self.width if self.width is not None else min(getattr(model, "width", length), length)
+        assert self.hyperschedule is not None
+        return _FAMILIES[self.hyperschedule](length, width, steps)
+
+
+def _resized(
+    model: AbstractHyperschedule, length: int, width: int | None, steps: int
+) -> AbstractHyperschedule:
+    """A hyperschedule with other sizes, if its class has them.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    options: set[str] = {option.name for option in fields(model)} if is_dataclass(model) else set()
+    sizes = {"length": length, "width": width, "num_levels": steps}
+    wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(model, name, None))}
+    if not wanted:
+        return model
+    fixed = ["steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options]
+    if fixed:
+        raise ValueError(
+            f"The checkpoint's hyperschedule, {model!r}, has no other {', '.join(fixed)}: leave that out, or name "
+            "another hyperschedule."
+        )
+    if "width" in options and width is None:
+        wanted["width"] = min(getattr(model, "width", length), length)
+    made: AbstractHyperschedule = replace(cast("Any", model), **wanted)
+    return made
+
+
+def planned(
+    checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool
+) -> AbstractHyperschedule:
+    """The hyperschedule that settings and checkpoint agree on.
+
+    Args:
+        checkpoint: The model.
+        settings: How to write.
+        length: Positions on the canvas.
+        infilling: Whether gaps stand between given words: then all positions are written together unless `settings`
+            say otherwise.
+
+    Raises:
+        ValueError: If the canvas does not fit the network, or the settings do not fit the checkpoint.
+    """
+    trained = checkpoint.hyperschedules
+    if not infilling:
+        _check_length("canvas", length, checkpoint.length)
+        return settings.plan(trained, length)
+    _check_length("text with its gaps", length, checkpoint.length)
+    widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
+    whole = settings.hyperschedule is None and settings.width is None
+    return (replace(settings, width=length) if whole else settings).plan(widest, length)
+
+
+def _check_length(what: str, length: int, context: int) -> None:
+    if not 1 <= length <= context:
+        raise ValueError(
+            f"The {what} must have between 1 and {context} positions, the network's context; got {length}."
+        )

@@ -1,0 +1,115 @@
+"""Text and tokens: generated passages, and gaps to fill."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import final
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.data.tokenizer import Place, Tokenizer
+
+__all__ = ["BLANK", "Passage", "blanks", "tokenizer_of"]
+
+BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
+
+"""What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
+
+_LONGEST_SHOWN = 40
+
+"""Characters of a gap that an error repeats."""
+
+
+@final
+@dataclass(frozen=True)
+class Passage:
+    """A text that was written.
+
+    Attributes:
+        text: The words, the prompt included; documents are separated by a newline.
+        tokens: Their ids, the special ones included. Where the text ends at a string, the fewest that have all of it.
+        given: How many tokens of it were given.
+        num_evaluations: Calls of the network for all passages that were written with it.
+        evaluations: Those that this passage took part in.
+        computed: Positions of it that these have computed in all.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    given: int
+    num_evaluations: int
+    evaluations: int
+    computed: int
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: If it has none, or one of another size.
+    """
+    if checkpoint.tokenizer is None:
+        raise ValueError(
+            "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json it was "
+            "trained with into its folder, or say where one is: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
+        )
+    return Tokenizer.from_json(
+        checkpoint.tokenizer, "the checkpoint's tokenizer.json", checkpoint.vocabulary.num_words
+    )
+
+
+def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:
+    """Tokens of a text in which `[MASK]` (or `[MASK:n]`) stands for masks, as a whole document.
+
+    Args:
+        text: The text.
+        tokenizer: What makes tokens of it.
+        mask_id: The mask.
+        most: How many masks there may be at most; None for any number.
+
+    Raises:
+        ValueError: If there is nothing to fill in, a gap has no token, or there are more masks than `most`.
+    """
+    text = text.strip()
+    _check_gaps(text, most)
+    ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
+    end = 0
+    for found in BLANK.finditer(text):
+        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * _width(found)
+        end = found.end()
+    ids += _piece(text[end:], tokenizer, first=end == 0)
+    if mask_id not in ids:
+        raise ValueError("Nothing to fill in: the text has no [MASK] (one token) or [MASK:n] (n tokens).")
+    return ids if tokenizer.vocabulary.eos is None else [*ids, tokenizer.vocabulary.eos]
+
+
+def _width(gap: re.Match[str]) -> int:
+    """How many tokens a gap has."""
+    return int((gap[1] or "1").lstrip("0"))
+
+
+def _check_gaps(text: str, most: int | None) -> None:
+    """Gaps must have tokens, and not more than there is room for; checked before any list is made of them."""
+    room = most
+    for found in BLANK.finditer(text):
+        digits = (found[1] or "1").lstrip("0")
+        if not digits:
+            raise ValueError(
+                f"The gap {found[0]} has no token: write [MASK] for one token, [MASK:n] for n tokens, at least 1."
+            )
+        if room is None:
+            continue
+        if len(digits) > len(str(room)) or int(digits) > room:
+            shown = found[0] if len(found[0]) <= _LONGEST_SHOWN else f"{found[0][:_LONGEST_SHOWN]}...]"
+            raise ValueError(
+                f"The gap {shown} does not fit: the canvas has {most} positions, the network's context, for the text "
+                "and all of its gaps."
+            )
+        room -= int(digits)
+
+
+def _piece(text: str, tokenizer: Tokenizer, *, first: bool) -> list[int]:
+    """Tokens of the text before, between or behind gaps; a space beside a gap belongs to the word behind it."""
+    place: Place = "start" if first else "spaced" if text.startswith(" ") else "glued"
+    words = (text if first else text.removeprefix(" ")).removesuffix(" ")
+    return tokenizer.encode(words, place) if words else []

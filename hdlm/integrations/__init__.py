@@ -1,0 +1,1 @@
+"""Classes for other frameworks: `transformers` and lm-evaluation-harness."""

@@ -1,0 +1,263 @@
+"""`hdlm/eval_generation.py`: what text a model writes.
+
+It leaves `results.json`, the document of `hdlm.evaluation.records.protocol`, in which every number stands beside what
+it takes to measure it again. What could not be measured is in it with the reason, never as a number, and then the exit status is
+1; everything else has been measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdlm.atomic import check_folder, keeping, replacing
+from hdlm.data import NamedDataset, Tokenizer, tokenise
+from hdlm.evaluation.generation.judges import judges_of
+from hdlm.evaluation.generation.samples import DRAW_DTYPE
+from hdlm.evaluation.generation.scoring import DEFINITIONS, score, score_tokens
+from hdlm.evaluation.records import protocol
+from hdlm.generation import Settings
+from hdlm.hyperschedule import AbstractHyperschedule, flat
+from hdlm.network import DDiT
+from hdlm.published import samplers
+from hdlm.published.eval_common import bar, check_counts, documents, parser, tokenizer_for, write_json
+from hdlm.published.model import AbstractPublishedModel, option, smart_model_loader
+from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
+
+__all__ = ["eval_generation"]
+
+JUDGE, NOBODY = "gpt2-large", "none"
+STEPS = 128
+LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(samplers, name)
+    for name in ("full_diff", "semi_diff", "full_diff_shifted", "semi_diff_shifted")
+}
+SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
+SAMPLES = ("samples.json", "samples.txt")
+REFERENCES = ("ptb", "wikitext103", "lambada")
+
+Writer = Callable[[AbstractPublishedModel, int, int], Tensor]
+"""Writes some samples with a model, the first of which has this index."""
+
+
+def eval_generation(arguments: Sequence[str]) -> int:
+    """Write samples and measure them; the answer is the exit status."""
+    args = _generation_arguments(arguments)
+    print(f"writing {args.num_samples} samples with {args.checkpoint_path}", file=sys.stderr)
+    family = "auto" if args.family == "auto" else f"{args.family.removesuffix('_hybrid')}_hybrid"
+    model, config, device, _, trained = smart_model_loader(
+        args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
+    )
+    tokenizer = tokenizer_for(args, model.checkpoint)
+    calls, begin = _count_calls(model.checkpoint.network), time.perf_counter()
+    settings, made = _samples(args, model, config, trained.hyperschedule, tokenizer.vocabulary.bos)
+    seconds, num_calls = time.perf_counter() - begin, len(calls)
+    given = _num_given(settings["sampling_method"])
+    rows = made.tolist()
+    texts = [tokenizer.decode(row) for row in rows]
+    asked = [] if args.judge == NOBODY else [args.judge]
+    measured = score([row[given:] for row in rows], texts, judges_of(asked, device, args.batch_size))
+    failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
+    references, missing = _references(args, tokenizer, len(rows), made.shape[1] - given)
+    folder = args.output_dir
+    result = {
+        "settings": settings,
+        "num_samples": len(rows),
+        "length": made.shape[1],
+        "num_given": given,
+        "num_evaluations": num_calls / math.ceil(len(rows) / args.batch_size),
+        "tokens_per_second": made[:, given:].numel() / seconds,
+        "draw_dtype": DRAW_DTYPE,
+        "metrics": measured,
+        "references": references,
+        "controls": {},
+        "telemetry": None,
+        "definitions": dict(DEFINITIONS),
+    }
+    document = protocol.describe(
+        model.checkpoint,
+        str(args.checkpoint_path),
+        kind="generation",
+        result=result,
+        seed=args.seed,
+        weights=args.weights,
+        tokenizer=tokenizer.to_json(),
+        wall_seconds=time.perf_counter() - begin,
+    )
+    with keeping(lambda: json.dumps(document)):
+        protocol.write(folder / "results.json", document)
+    if args.save_samples:
+        both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
+        write_json(folder / "samples.json", both)
+        with replacing(folder / "samples.txt") as aside:
+            aside.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    for name, value in measured.items():
+        print(f"{name:42} {_shown(value)}")
+    for name, reference in references.items():
+        print(f"{name + ', entropy of as much text':42} {_shown(reference.get('entropy', reference))}")
+    print(f"results: {folder}")
+    return int(failed or missing)
+
+
+def _count_calls(network: DDiT) -> list[None]:
+    """A list that grows by one with every call of the network, whatever sequences it is about."""
+    calls: list[None] = []
+    network.blocks[0].register_forward_hook(lambda *_: calls.append(None))
+    return calls
+
+
+def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    options = parser("hdlm/eval_generation.py", "Write samples and measure them.")
+    options.add_argument(
+        "--family",
+        choices=("auto", "epsilon", "gamma", "epsilon_hybrid", "gamma_hybrid"),
+        default="auto",
+        help="what the model must be (default: whatever it is)",
+    )
+    options.add_argument("--num_samples", type=int, default=100, help="default: 100")
+    options.add_argument(
+        "--steps",
+        type=int,
+        help=f"from noise to text; of a block (default: {STEPS}; for SAR, as the model was trained)",
+    )
+    options.add_argument(
+        "--datasets",
+        nargs="+",
+        help=f"text to compare with (default: those of {', '.join(REFERENCES)} that lie in the data folder)",
+    )
+    options.add_argument(
+        "--sampling_method",
+        choices=(*LOGIT_METHODS, *SCORE_METHODS),
+        help="default: full_diff or full_diff_shifted; SAR for gamma-hybrids",
+    )
+    options.add_argument("--algorithm", help="original, acs, remask, remask_adhoc_shuffle, remdm, ...")
+    options.add_argument("--eta", type=float, default=0.01, help="strength of corrections (default: 0.01)")
+    options.add_argument("--length", type=int, help="tokens in a sample (default: the model's context)")
+    options.add_argument("--batch_size", type=int, default=16, help="samples at a time (default: 16)")
+    options.add_argument(
+        "--judge",
+        default=JUDGE,
+        help="who judges perplexity: folder or hub name of a causal language model, or a checkpoint of hdlm; "
+        f"{NOBODY} for nobody (default: {JUDGE})",
+    )
+    options.add_argument(
+        "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="for the results"
+    )
+    options.add_argument("--save_samples", action="store_true", help="write the samples too")
+    args = options.parse_args(arguments)
+    check_counts(args, "num_samples", "steps", "batch_size", "length")
+    check_folder(args.output_dir, "results.json", *(SAMPLES if args.save_samples else ()))
+    return args
+
+
+def _samples(
+    args: argparse.Namespace,
+    model: AbstractPublishedModel,
+    config: Any,
+    trained: AbstractHyperschedule,
+    first_word: int | None,
+) -> tuple[dict[str, Any], Tensor]:
+    """How samples are written, and the samples."""
+    scores = config.model_type == "gamma_hybrid"
+    usual = "SAR" if scores else "full_diff_shifted" if model.denoiser.lookback else "full_diff"
+    method = args.sampling_method or usual
+    if (method in SCORE_METHODS) != scores:
+        kind, known = ("gamma", SCORE_METHODS) if scores else ("epsilon", LOGIT_METHODS)
+        raise ValueError(f"--sampling_method {method} is not for {kind}-hybrids; use {' or '.join(known)}.")
+    length = args.length or model.checkpoint.length
+    if scores:
+        settings, write = _from_scores(args, method, config, trained, length)
+    else:
+        settings, write = _from_logits(args, method, first_word, length)
+    made = []
+    with bar("writing") as show:
+        for first in range(0, args.num_samples, args.batch_size):
+            size = min(args.batch_size, args.num_samples - first)
+            made.append(write(model, size, first))
+            show(first + size, args.num_samples)
+    return {"sampling_method": method, "eta": args.eta, **settings}, torch.cat(made).cpu()
+
+
+def _num_given(method: str) -> int:
+    """How many tokens at the beginning nobody wrote: a shifted model is given the first."""
+    return int(method.endswith("shifted"))
+
+
+def _from_logits(
+    args: argparse.Namespace, method: str, first_word: int | None, length: int
+) -> tuple[dict[str, Any], Writer]:
+    """How an epsilon-hybrid writes."""
+    algorithm, steps = args.algorithm or "original", args.steps or STEPS
+    begins = _num_given(method) and first_word is not None
+
+    def write(model: AbstractPublishedModel, size: int, first: int) -> Tensor:
+        return LOGIT_METHODS[method](
+            model,
+            prompt=torch.tensor([[first_word]]) if begins else None,
+            batch_size=size,
+            alg=algorithm,
+            steps=steps,
+            context_length=length,
+            eta=args.eta,
+            seed=args.seed,
+            first_sequence=first,
+        )
+
+    return {"algorithm": algorithm, "steps": steps}, write
+
+
+def _from_scores(
+    args: argparse.Namespace, method: str, config: Any, trained: AbstractHyperschedule, length: int
+) -> tuple[dict[str, Any], Writer]:
+    """How a gamma-hybrid writes: NAR the whole canvas at once, SAR along the model's hyperschedule."""
+    from omegaconf import OmegaConf
+
+    asked = {} if args.algorithm is None else {"sampling": {"algorithm": args.algorithm, "eta": args.eta}}
+    how = OmegaConf.merge(config, asked)
+    plan: AbstractHyperschedule = flat(length, args.steps or STEPS)
+    if method == "SAR":
+        plan = Settings(steps=args.steps).plan((trained,), length)
+
+    def write(model: AbstractPublishedModel, size: int, first: int) -> Tensor:
+        return SCORE_METHODS[method](
+            how, meta_schedule=plan, batch_dims=(size, length), seed=args.seed, first_sequence=first
+        )(model)
+
+    predictor = option(how, "sampling.predictor", "analytic")
+    return {"algorithm": option(how, "sampling.algorithm", predictor), "steps": plan.num_levels}, write
+
+
+def _references(
+    args: argparse.Namespace, tokenizer: Tokenizer, num: int, length: int
+) -> tuple[dict[str, Any], bool]:
+    """The same measures of as much text of data sets; and whether one that was asked for is missing."""
+    folder = {} if args.data_dir is None else {"folder": args.data_dir}
+    here = [name for name in REFERENCES if NamedDataset(name, **folder).local_copy() is not None]
+    found: dict[str, Any] = {}
+    for name in here if args.datasets is None else args.datasets:
+        try:
+            tokens = tokenise(tokenizer, documents(name, args.data_dir)).tokens
+            rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
+            if not rows:
+                raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")
+            found[name] = {"windows": len(rows), **score_tokens(rows)}
+        except (ValueError, OSError) as error:
+            found[name] = {"failed": " ".join(str(error).split())}
+    return found, args.datasets is not None and any("failed" in one for one in found.values())
+
+
+def _shown(value: Any) -> str:
+    """A measured number with its error, or why there is none."""
+    if "failed" in value:
+        return f"not computed: {value['failed']}"
+    error = "" if value["error"] is None else f" ± {value['error']:.3f}"
+    return f"{value['value']:.3f}{error}"

@@ -1,0 +1,134 @@
+"""`hdlm/eval_modeling.py`: how well a model predicts text.
+
+It leaves `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, in which every number
+stands beside what it takes to measure it again. It is written as the work goes on; the same command takes it up after a kill,
+and what was measured of other data sets under the same checkpoint stays. What could not be measured is in it with the
+reason, never as a number. The exit status is 0 unless a data set that was asked for could not be had: then it is 1, and
+everything else has been measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hdlm.atomic import NotKeptError, check_folder
+from hdlm.checkpoint import Checkpoint
+from hdlm.data import NAMED, Tokenizer
+from hdlm.evaluation.likelihood.defaults import plan_of
+from hdlm.evaluation.likelihood.resumable import BatchSize, Measuring
+from hdlm.evaluation.records.protocol import read
+from hdlm.evaluation.text import find_text, read_text
+from hdlm.published.eval_common import bar, check_counts, opened, parser, tokenizer_for, write_json
+
+__all__ = ["eval_modeling"]
+
+
+def eval_modeling(arguments: Sequence[str]) -> int:
+    """Measure the likelihood of data sets; the answer is the exit status."""
+    options = parser("hdlm/eval_modeling.py", "Measure an upper bound on the perplexity of data sets.")
+    options.add_argument("--work_dir", type=Path, required=True, help="folder for results.json")
+    for option in ("--dataset", "--valid_dataset"):
+        options.add_argument(option, help=f"a data set: {', '.join(NAMED)}, a file or a folder")
+    options.add_argument("--datasets", nargs="+", default=[], help="several data sets")
+    options.add_argument("--batch_size", type=int, default=16, help="windows in a pass (default: 16)")
+    options.add_argument("--length", type=int, help="tokens in a window (default: the model's context)")
+    options.add_argument(
+        "--monte_carlo_timesteps",
+        type=int,
+        default=100,
+        help="independent estimates of each window; fewer are quicker and less sure (default: 100)",
+    )
+    options.add_argument(
+        "--bound",
+        choices=("absorbing", "hybrid"),
+        help="default: absorbing, the paper's; hybrid where noise does not end in masks",
+    )
+    options.add_argument("--ngpus", type=int, choices=(1,), default=1, help="evaluation runs on one device")
+    options.add_argument("--single_gpu", action="store_true", help="as it always is")
+    args = options.parse_args(arguments)
+    check_counts(args, "batch_size", "length", "monte_carlo_timesteps")
+    check_folder(args.work_dir, "results.json")
+    names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
+    if not names:
+        raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
+    print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
+    checkpoint = opened(args)
+    tokenizer = tokenizer_for(args, checkpoint)
+    path = args.work_dir / "results.json"
+    before = _before(path, str(args.checkpoint_path))
+    results: dict[str, Any] = {}
+
+    def keep(name: str, document: dict[str, Any]) -> None:
+        results[name] = document
+        write_json(path, {"checkpoint": str(args.checkpoint_path), "datasets": {**before, **results}})
+
+    for name in dict.fromkeys(names):
+        try:
+            with bar(name) as show:
+                measuring = _measuring(args, checkpoint, tokenizer, name, show)
+                known = measuring.known(before[name]) if measuring.is_of(before.get(name)) else None
+                document = measuring.run(
+                    replicates=args.monte_carlo_timesteps,
+                    known=known,
+                    keep=lambda document, name=name: keep(name, document),  # type: ignore[misc]
+                )
+            keep(name, document)
+        except NotKeptError:
+            raise
+        except (ValueError, OSError) as error:
+            keep(name, {"failed": " ".join(str(error).split())})
+    _print_table(results)
+    print(f"results: {path}")
+    return int(any("failed" in result for result in results.values()))
+
+
+def _before(path: Path, checkpoint: str) -> dict[str, Any]:
+    """What was measured before under this checkpoint, by data set."""
+    document = read(path) if path.is_file() else {}
+    found = document.get("datasets")
+    return dict(found) if isinstance(found, dict) and document.get("checkpoint") == checkpoint else {}
+
+
+def _measuring(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    name: str,
+    show: Callable[[int, int], None],
+) -> Measuring:
+    source = find_text(name, folder=args.data_dir)
+    text = read_text(tokenizer, source.corpus.documents())
+    return Measuring(
+        checkpoint,
+        str(args.checkpoint_path),
+        text,
+        source.describe(text),
+        plan_of(checkpoint, args.length),
+        args.bound,
+        weights=args.weights,
+        tokenizer=tokenizer.to_json(),
+        seed=args.seed,
+        batch_size=BatchSize(args.batch_size),
+        watch=lambda progress: show(progress.done, progress.total),
+    )
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    print(
+        f"{'data set':26} {'tokens':>9} {'bound':>10} {'perplexity':>22} {'bits/token':>11} {'bits/byte':>10}"
+    )
+    for name, result in results.items():
+        if "failed" in result:
+            print(f"{name:26} not computed: {result['failed']}")
+            continue
+        result = result["result"]
+        error = result["perplexity_error"]
+        perplexity = f"{result['perplexity']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        print(
+            f"{name:26} {result['num_tokens']:9,} {result['bound']:>10} {perplexity:>22} "
+            f"{result['bits_per_token']:11.4f} {result['bits_per_byte']:10.4f}"
+        )

@@ -1,0 +1,1 @@
+"""The engine: many sequences, each at its own step, that share calls of the network."""

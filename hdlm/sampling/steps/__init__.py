@@ -1,0 +1,1 @@
+"""The steps: ways to walk back from noise, one idea a file."""

@@ -1,0 +1,5 @@
+"""Models for others: the published formats, model cards, and pushing to a hub."""
+
+from hdlm.sharing.push import push_to_hub, save_pretrained
+
+__all__ = ["push_to_hub", "save_pretrained"]

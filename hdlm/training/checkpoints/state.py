@@ -1,0 +1,244 @@
+"""All that a run needs to go on exactly where it stopped, in a folder that is a checkpoint of its model as well.
+
+    model.safetensors, raw.safetensors, config.json, tokenizer.json    the checkpoint: average, weights, recipe
+    optimizer.safetensors    the memory of the optimizers, each tensor as "OPTIMIZER/KEY/PARAMETER"
+    state.json               step, sequences (the place in the text), seconds, ticks of the average, versions of
+                             software, and size and SHA-256 of every other file; written last
+
+There is no state of random numbers and none of a learning-rate schedule: both are functions of the seed and the step.
+No tensor knows how many processes there were, so any number of them may go on.
+
+`accelerate.save_state` would do less: it writes into a folder that is incomplete while it does so, keeps optimizers and
+random numbers in pickles, which can run code, and keeps one state of random numbers for each process, so that another
+number of processes cannot go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from hdlm import __version__
+from hdlm.atomic import replacing
+from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
+from hdlm.training.distributed.zero import gather_zero, is_zero, spread_zero
+
+__all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimizers", "whole_state_dicts"]
+
+FORMAT = 1
+"""Version of the layout of `state.json`."""
+
+_STATE, _OPTIMIZER, _RAW, _AVERAGE = (
+    "state.json",
+    "optimizer.safetensors",
+    "raw.safetensors",
+    "model.safetensors",
+)
+STATE_FILES = frozenset({_STATE, _OPTIMIZER})
+"""What such a folder holds besides the checkpoint of the model."""
+_SOFTWARE = ("torch", "accelerate", "safetensors")
+
+
+@final
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run is.
+
+    Attributes:
+        step: Optimizer steps done.
+        sequences: Windows of text that they took; the next step takes those that follow.
+        seconds: Time spent on them.
+        ticks: Steps that the average of the weights is of.
+        precision: What the network computes in, `"bf16"` or `"no"`.
+        device: Kind of device it computed on.
+        processes: How many processes there were, for people to read.
+        weights: The network's parameters and buffers.
+        average: The same, with the moving average of the parameters.
+        optimizers: Tensors that the optimizers remember, by `"OPTIMIZER/KEY/PARAMETER"`.
+        text: Fingerprint of the text that it learns from.
+    """
+
+    step: int
+    sequences: int
+    seconds: float
+    ticks: int
+    precision: str
+    device: str
+    processes: int
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    optimizers: Mapping[str, Tensor]
+    text: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Add this to a folder that holds the checkpoint of the model."""
+        with replacing(folder / _OPTIMIZER) as aside:
+            aside.write_bytes(save_tensors({name: v.contiguous() for name, v in self.optimizers.items()}))
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _STATE)
+        table = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "versions": {
+                "hdlm": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in _SOFTWARE},
+            },
+            "files": {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in files},
+        }
+        with replacing(folder / _STATE) as aside:
+            aside.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingState:
+        """Read a folder, and compare every file with what was written.
+
+        Raises:
+            ValueError: If anything is missing or damaged; it names the file.
+        """
+        table = _read_table(folder / _STATE)
+        for name, expected in table["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing.")
+            if path.stat().st_size != expected["size"]:
+                raise ValueError(f"{path} has {path.stat().st_size:,} bytes instead of {expected['size']:,}.")
+            if _digest(path) != expected["sha256"]:
+                raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_STATE}.")
+        plain: dict[str, Any] = {name: table[name] for name in _PLAIN}
+        tensors = {name: load_file(folder / file) for name, file in _TENSORS.items()}
+        return cls(**plain, **tensors)  # type: ignore[arg-type]
+
+
+_TENSORS = {"weights": _RAW, "average": _AVERAGE, "optimizers": _OPTIMIZER}
+_PLAIN = tuple(name for name in TrainingState.__dataclass_fields__ if name not in _TENSORS)
+
+
+def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What optimizers remember, whole and on the CPU; every process must ask.
+
+    Args:
+        network: Whose parameters they move.
+        optimizers: In an order that stays the same.
+    """
+    found = {}
+    parameters = named_parameters(network)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for number, optimizer in enumerate(optimizers):
+        if _is_zero(parameters):
+            memories = gather_zero(parameters, optimizer)
+        else:
+            memories = {names[id(parameter)]: memory for parameter, memory in optimizer.state.items()}
+        for name, memory in memories.items():
+            for key, value in memory.items():
+                found[f"{number}/{key}/{name}"] = whole(value).cpu()
+    return found
+
+
+def spread_optimizers(
+    network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], memory: Mapping[str, Tensor]
+) -> None:
+    """Give optimizers back what `gather_optimizers` found; every process must.
+
+    Raises:
+        ValueError: If it is of other optimizers or of another network.
+    """
+    parameters = named_parameters(network)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    states: list[dict[str, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, value in memory.items():
+        number, key, parameter = name.split("/", 2)
+        if int(number) >= len(optimizers) or parameter not in parameters:
+            raise ValueError(f"{_OPTIMIZER} is of another optimizer or network: there is no {name!r} here.")
+        states[int(number)].setdefault(parameter, {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        if _is_zero(parameters):
+            spread_zero(parameters, optimizer, state)
+            continue
+        order = [names[id(one)] for group in optimizer.param_groups for one in group["params"]]
+        table = optimizer.state_dict()
+        table["state"] = {
+            order.index(parameter): {key: spread_like(v, parameters[parameter]) for key, v in entries.items()}
+            for parameter, entries in state.items()
+        }
+        optimizer.load_state_dict(table)
+
+
+def group_names(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[list[list[str]]]:
+    """The names of the parameters in each group of each optimizer; ask before they are spread.
+
+    Args:
+        network: Whose parameters they move.
+        optimizers: In an order that stays the same.
+    """
+    names = {id(parameter): name for name, parameter in named_parameters(network).items()}
+    return [
+        [[names[id(one)] for one in group["params"]] for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+
+
+def whole_state_dicts(
+    network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], names: Sequence[Sequence[Sequence[str]]]
+) -> list[dict[str, Any]]:
+    """What the `state_dict` of each optimizer would be if nothing were spread; every process must ask.
+
+    Args:
+        network: Whose parameters they move.
+        optimizers: In the order of `names`.
+        names: What `group_names` said of them.
+    """
+    places = [
+        {name: place for place, name in enumerate(name for group in groups for name in group)}
+        for groups in names
+    ]
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for entry, value in gather_optimizers(network, optimizers).items():
+        number, key, name = entry.split("/", 2)
+        states[int(number)].setdefault(places[int(number)][name], {})[key] = value
+    return [
+        {
+            "state": dict(sorted(state.items())),
+            "param_groups": [
+                group | {"params": [place[name] for name in members]}
+                for group, members in zip(optimizer.param_groups, groups, strict=True)
+            ],
+        }
+        for optimizer, state, place, groups in zip(optimizers, states, places, names, strict=True)
+    ]
+
+
+def _is_zero(parameters: Mapping[str, nn.Parameter]) -> bool:
+    return any(is_zero(parameter) for parameter in parameters.values())
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """The table of `state.json`, with all that is required."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing.")
+    try:
+        table = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise ValueError(f"{path} must be a table with `format` {FORMAT}.")
+    if missing := [name for name in (*_PLAIN, "files") if name not in table]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    if not isinstance(table["files"], dict):
+        raise ValueError(f"{path} must have a table of `files`.")
+    return table
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

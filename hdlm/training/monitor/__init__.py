@@ -1,0 +1,1 @@
+"""What is recorded while a model is trained: throughput, metrics and trackers."""

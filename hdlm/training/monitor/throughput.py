@@ -1,0 +1,168 @@
+"""How well a run uses its machine: tokens a second, model FLOPs utilisation, memory; and the learning rate in use.
+
+All are of the last minute, without what was spent on looking at the model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from accelerate.state import PartialState
+
+from hdlm.network import DDiTConfig
+from hdlm.training.loop import StepReport
+from hdlm.training.mixture import Mixture
+from hdlm.training.monitor.flops import peak_flops, training_flops
+from hdlm.training.parts import Noisy
+from hdlm.training.recipe import Recipe
+
+__all__ = ["Gauge", "Reading"]
+
+_WINDOW = 60.0
+"""Seconds that speed is the mean of."""
+_STATUS = Path("/proc/self/status")
+"""What Linux says of this process."""
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """What the gauge shows.
+
+    Attributes:
+        tokens_per_second: Of all processes together; None before there are two steps to compare.
+        utilisation: FLOPs that the model needs over those that the devices can do; None if these are unknown.
+        memory: Bytes that this process took at most: of the GPU, or of main memory without one; None if unknown.
+        learning_rate: Now; of Muon the matrices' own.
+    """
+
+    tokens_per_second: float | None
+    utilisation: float | None
+    memory: int | None
+    learning_rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, rounded, for a line of metrics."""
+        speed = self.tokens_per_second
+        known = {
+            "learning_rate": float(f"{self.learning_rate:.5g}"),
+            "tokens_per_second": None if speed is None else round(speed, 1),
+            "utilisation": None if self.utilisation is None else round(self.utilisation, 4),
+            "memory": self.memory,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@final
+class Gauge:
+    """Watches the steps of a run; one for all who show what it measures.
+
+    Args:
+        network: What is trained.
+        mixture: Which step trains on what.
+        length: Tokens of a window.
+        device: Where.
+        peak: FLOP/s of all devices together; None if unknown.
+        rate: Peak learning rate.
+        steps: Optimizer steps in all; None if the clock ends the run.
+    """
+
+    def __init__(
+        self,
+        network: DDiTConfig,
+        mixture: Mixture,
+        length: int,
+        device: torch.device,
+        *,
+        peak: float | None,
+        rate: float,
+        steps: int | None,
+    ) -> None:
+        self._network, self._mixture, self._length, self._device = network, mixture, length, device
+        self._peak, self._rate, self.steps = peak, rate, steps
+        self._last: StepReport | None = None
+        self._flops = self._idle = 0.0
+        self._marks: deque[tuple[float, int, float]] = deque()
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, network: DDiTConfig, mixture: Mixture, device: torch.device, precision: str
+    ) -> Gauge:
+        """The gauge of a recipe's run; on a CPU this takes a moment to see how fast it is.
+
+        Args:
+            recipe: What to do.
+            network: What is trained.
+            mixture: Which step trains on what.
+            device: Where.
+            precision: `Trainer.precision`: what the network computes in.
+        """
+        peak = peak_flops(device, bf16=precision == "bf16")
+        return cls(
+            network,
+            mixture,
+            recipe.data.context,
+            device,
+            peak=None if peak is None else peak * PartialState().num_processes,
+            rate=recipe.optimizer.matrix_rate,
+            steps=recipe.run.steps,
+        )
+
+    def __call__(self, report: StepReport) -> None:
+        """Note a step; the same one again changes nothing."""
+        last = self._last
+        if last is not None and last.step == report.step:
+            return
+        if last is None and report.step == 1:
+            self._marks.append((0.0, 0, 0.0))
+        part = self._mixture.at(report.step - 1, 0.0 if last is None else last.progress)
+        two_stream = isinstance(part, Noisy) and part.corruption.two_stream
+        self._flops += part.batch_size * training_flops(self._network, self._length, two_stream=two_stream)
+        now = report.seconds - self._idle
+        self._marks.append((now, report.tokens, self._flops))
+        while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW:
+            self._marks.popleft()
+        self._last = report
+
+    def read(self) -> Reading:
+        """The reading after the last step that was noted."""
+        rate = self._rate * (0.0 if self._last is None else self._last.rate)
+        memory = _peak_memory(self._device)
+        if len(self._marks) < 2:
+            return Reading(None, None, memory, rate)
+        (since, tokens, flops), (now, more_tokens, more_flops) = self._marks[0], self._marks[-1]
+        seconds = max(now - since, 1e-9)
+        used = None if self._peak is None else (more_flops - flops) / seconds / self._peak
+        return Reading((more_tokens - tokens) / seconds, used, memory, rate)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in the block is no training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._idle += time.perf_counter() - began
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type != "cpu" and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.is_file():  # `getrusage` begins with the peak of the program that started this one
+        kib = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))
+        return 1024 * int(kib[1]) if kib else None
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,1 @@
+"""Optimizers, their learning rates, and the average of the weights."""

@@ -1,0 +1,156 @@
+"""A run before its first step: what a recipe makes of its text, from the tokenizer to the trainer.
+
+recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from hdlm.checkpoint import Checkpoint, makes_masks
+from hdlm.data import Tokenizer, TokenStream
+from hdlm.denoiser import Denoiser
+from hdlm.network import DDiT
+from hdlm.noise_schedule import AbstractNoiseSchedule
+from hdlm.process import AbstractNoiseProcess
+from hdlm.strict_config import require
+from hdlm.training.loop import Trainer
+from hdlm.training.mixture import Mixture
+from hdlm.training.recipe import Recipe
+from hdlm.training.text import Corpora, TrainingText, read_text
+from hdlm.vocabulary import Vocabulary
+
+__all__ = ["Run", "prepare"]
+
+_FREE = frozenset({"dropout", "max_length"})
+"""Options of a network that no weight depends on; nor does `cond_dim` in one that is told nothing."""
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """Everything that is ready before the first step.
+
+    Attributes:
+        recipe: What was asked for.
+        text: What is learnt from, and what is not.
+        denoiser: The model; training changes it in place.
+        mixture: Which noise at which step.
+        device: Where training happens.
+    """
+
+    recipe: Recipe
+    text: TrainingText
+    denoiser: Denoiser
+    mixture: Mixture
+    device: torch.device
+
+    def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+        """The model as it is now.
+
+        Args:
+            training: What to say of its training besides the recipe.
+        """
+        return Checkpoint(
+            self.denoiser,
+            self.tokenizer.vocabulary,
+            self.noise_schedule,
+            self.mixture.hyperschedules,
+            self.tokenizer.to_json(),
+            {"recipe": self.recipe.to_table(), **(training or {})},
+            self.recipe.network.context,
+            self.recipe.network.active,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Trained on the training text, or what the recipe names."""
+        return self.text.tokenizer
+
+    @property
+    def train(self) -> TokenStream:
+        """Tokens to learn from."""
+        return self.text.train
+
+    @property
+    def validation(self) -> TokenStream:
+        """Tokens that training never sees."""
+        return self.text.validation
+
+    @property
+    def noise_schedule(self) -> AbstractNoiseSchedule:
+        """How fast noise comes."""
+        return self.mixture.parts[0].corruption.noise_schedule
+
+    def trainer(self) -> Trainer:
+        """What trains the denoiser, before its first step."""
+        recipe = self.recipe
+        windows = self.text.windows(recipe.data.context, recipe.run.seed)
+        return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
+
+
+def prepare(
+    recipe: Recipe,
+    device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
+    start: Checkpoint | None = None,
+    text: Corpora | None = None,
+) -> Run:
+    """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
+
+    Args:
+        recipe: What to do.
+        device: Where to train.
+        say: Told in a line what has been done.
+        start: Where to begin: its tokenizer and its weights. What they mean (process, parameterization, hyperschedules)
+            is the recipe's to say.
+        text: Where the text comes from, if not as the recipe says.
+
+    Raises:
+        ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
+    """
+    # What the mixture refuses it refuses here, before text is read, which may take hours.
+    Mixture.of(recipe, recipe.build_process(recipe.data.vocabulary))
+    read = read_text(recipe, say, start, text)
+    vocabulary = read.tokenizer.vocabulary
+    document_end = vocabulary.eos if recipe.network.separate_documents else None
+    require(
+        document_end is not None or not recipe.network.separate_documents,
+        "network.separate_documents",
+        "false with a tokenizer that has no token for the end of a document",
+        recipe.network.separate_documents,
+    )
+    torch.manual_seed(recipe.run.seed)
+    process = recipe.build_process(vocabulary.num_words)
+    network = DDiT(recipe.network_config(_rows(process, vocabulary, start)))
+    network.checkpoint_activations = recipe.network.checkpoint_activations
+    if start is not None:
+        _take_over(network, start)
+    network.to(device)
+    say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
+    denoiser = Denoiser(network, process, recipe.build_parameterization())
+    return Run(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
+
+
+def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:
+    """Rows of the network: one for each word, and one for the mask, which networks that never see it may lack."""
+    if start is not None and not makes_masks(process):
+        return start.network.config.vocab_size
+    return vocabulary.size
+
+
+def _take_over(network: DDiT, start: Checkpoint) -> None:
+    """Give a network the weights of a checkpoint of the same shape; what no weight depends on may differ."""
+    want, have = network.config, start.network.config
+    free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}
+    for option, value in want.to_dict().items():
+        if option not in free and getattr(have, option) != value:
+            raise ValueError(
+                f"the checkpoint to begin with has {option} {getattr(have, option)}, the recipe {value}: "
+                "change the recipe's [network] or [data]."
+            )
+    network.load_state_dict(start.network.state_dict())
