@@ -1,8 +1,8 @@
 """`hdlm/eval_generation.py`: what text a model writes.
 
-It leaves `results.json`, the document of `hdlm.evaluation.records.protocol`, in which every number stands beside what
-it takes to measure it again. What could not be measured is in it with the reason, never as a number, and then the exit status is
-1; everything else has been measured all the same.
+It writes `results.json`, a document of `hdlm.evaluation.records.protocol`, in which every number stands beside what it
+takes to measure it again. What could not be measured is in it with the reason, never as a number. Then the exit status
+is 1, and everything else has been measured all the same.
 """
 
 from __future__ import annotations

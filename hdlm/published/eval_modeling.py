@@ -1,10 +1,10 @@
 """`hdlm/eval_modeling.py`: how well a model predicts text.
 
-It leaves `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, in which every number
-stands beside what it takes to measure it again. It is written as the work goes on; the same command takes it up after a kill,
-and what was measured of other data sets under the same checkpoint stays. What could not be measured is in it with the
-reason, never as a number. The exit status is 0 unless a data set that was asked for could not be had: then it is 1, and
-everything else has been measured all the same.
+It writes `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, in which every number
+stands beside what it takes to measure it again. The file grows while the program runs: the same command resumes after a
+kill, and results of other data sets under the same checkpoint stay. What could not be measured is in it with the
+reason, never as a number. The exit status is 1 if a data set that was asked for could not be had, and then everything
+else has been measured all the same; otherwise it is 0.
 """
 
 from __future__ import annotations
