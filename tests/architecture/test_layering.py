@@ -11,7 +11,7 @@ from tests.architecture.source import Module, modules
 
 # Each layer may import those before it and nothing else; within a layer, components do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic", "vocabulary", "noise_schedule", "randomness", "package_data", "network"}),
+    frozenset({"atomic", "vocabulary", "noise_schedule", "randomness", "student", "package_data", "network"}),
     frozenset({"hyperschedule", "process", "data", "weights"}),
     frozenset({"attention", "parameterization"}),
     frozenset({"denoiser"}),
