@@ -79,7 +79,8 @@ def _cell(result: Mapping[str, Any], key: str, digits: int) -> str:
 
 def _bits(result: Mapping[str, Any]) -> Float[np.ndarray, " n"]:
     """Every estimate, in bits per token."""
-    return np.array(result["estimates"], dtype=float) / (result["num_tokens"] * math.log(2))
+    estimates = np.array(result["estimates"], dtype=np.float64)
+    return estimates / (int(result["num_tokens"]) * math.log(2))
 
 
 def _interval(result: Mapping[str, Any]) -> str:
