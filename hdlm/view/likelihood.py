@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hdlm.student import student_quantile
 from hdlm.view.palette import INK, MUTED, RULE, SERIES
 from hdlm.view.report import write_report
 
@@ -21,8 +22,8 @@ __all__ = ["draw_replicates", "interval", "likelihood_table", "write_likelihood"
 FEWEST = 4
 """Replicates from which an interval is drawn: that of fewer is wider than any page."""
 _LARGEST_EXPONENT = 700
-_NORMAL = 1.959964
-"""97.5% point of the normal distribution."""
+_LEVEL = 0.95
+"""Probability with which an interval holds the bound."""
 
 DEFINITIONS: Mapping[str, str] = {
     "absorbing": "B bounds -log p from above: the integral over u in (0, 1) of E[sum over masked positions of -log "
@@ -76,6 +77,22 @@ def _cell(result: Mapping[str, Any], key: str, digits: int) -> str:
     return "unknown" if value is None else _number(value, result[f"{key}_error"], digits)
 
 
+def _bits(result: Mapping[str, Any]) -> Float[np.ndarray, " n"]:
+    """Every estimate, in bits per token."""
+    estimates = np.array(result["estimates"], dtype=np.float64)
+    return estimates / (int(result["num_tokens"]) * math.log(2))
+
+
+def _interval(result: Mapping[str, Any]) -> str:
+    """From where to where, if there is more than one estimate."""
+    if result["estimator"] == "exact":
+        return "exact"
+    means, reach = interval(_bits(result))
+    if math.isnan(reach[-1]):
+        return "unknown: there is one replicate"
+    return f"{means[-1] - reach[-1]:,.5f} to {means[-1] + reach[-1]:,.5f}"
+
+
 def _per_word(result: Mapping[str, Any], words: int | None) -> str:
     """Perplexity per word, where a float can hold it."""
     if not words or result["nats"] / words > _LARGEST_EXPONENT:
@@ -95,6 +112,7 @@ def write_likelihood(folder: Path, name: str, document: Mapping[str, Any]) -> No
         "bits per byte, B / (bytes log 2)": _cell(result, "bits_per_byte", 5),
         "perplexity per word, exp(B / words)": _per_word(result, data.get("words")),
         "B, nats": _number(result["nats"], error, 2),
+        "bits per token, 95% interval": _interval(result),
     }
     made = {
         **{key: document[key] for key in ("model", "weights", "weights_sha256", "dtype", "device", "seed")},
@@ -107,7 +125,10 @@ def write_likelihood(folder: Path, name: str, document: Mapping[str, Any]) -> No
     about = [DEFINITIONS[result["estimator"]]]
     if result["estimator"] != "exact":
         about = [DEFINITIONS[result["bound"]], *about]
-        about.append("± is the standard error over independent replicates, each a pass over all windows.")
+        about.append(
+            "± is the standard error over independent replicates, each a pass over all windows. The 95% "
+            "interval is that of Student's t."
+        )
     write_report(
         folder / "report.md",
         f"Likelihood of {name}",
@@ -144,17 +165,13 @@ def interval(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """The mean of the first `k` estimates and how far its 95% interval reaches, for each `k`.
 
-    Student's quantile is expanded in the inverse degrees of freedom (Abramowitz and Stegun, 26.7.5), good to a percent
-    from three degrees on; below `FEWEST` estimates the reach is not a number.
+    The interval is Student's. That of a single estimate is unknown, and its reach is not a number.
     """
     counts = np.arange(1, len(estimates) + 1)
     means = np.cumsum(estimates) / counts
     reach = np.full(len(estimates), np.nan)
-    for k in range(FEWEST, len(estimates) + 1):
-        z, degrees = _NORMAL, k - 1
-        quantile = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        quantile += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-        reach[k - 1] = quantile * estimates[:k].std(ddof=1) / math.sqrt(k)
+    for k in range(2, len(estimates) + 1):
+        reach[k - 1] = student_quantile(_LEVEL, k - 1) * estimates[:k].std(ddof=1) / math.sqrt(k)
     return means, reach
 
 
@@ -165,14 +182,14 @@ def draw_replicates(document: Mapping[str, Any], output: Path, name: str) -> Non
     from hdlm.view.figures import figure, only_ticks
 
     result = document["result"]
-    bits = np.array(result["estimates"], dtype=float) / (result["num_tokens"] * math.log(2))
+    bits = _bits(result)
     counts = np.arange(1, len(bits) + 1)
     means, reach = interval(bits)
     with figure(6.4, 3.6, output) as drawing:
         axes = drawing.subplots()
         axes.scatter(counts, bits, s=12, color=MUTED, alpha=0.6, linewidths=0, label="one replicate")
         axes.plot(counts, means, color=SERIES[0], linewidth=1.8, label="mean so far")
-        known = ~np.isnan(reach)
+        known = counts >= FEWEST
         if known.sum() == 1:
             axes.errorbar(counts[known], means[known], reach[known], color=SERIES[0], label="95% interval")
         elif known.any():

@@ -16,6 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "atomic",
             "distributed",
             "strict_config",
+            "student",
             "vocabulary",
             "noise_schedule",
             "randomness",

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import scipy.stats
 import torch
+from torch import Tensor
 
 from hdlm.evaluation import LikelihoodResult, evaluate
 from hdlm.evaluation.likelihood import bounds
@@ -113,16 +114,18 @@ def test_score_entropy_of_the_exact_model_is_the_likelihood(
     assert p_value(result, truth()) > FAILURE_RATE
 
 
-def replaced_text_bound(blocks: list[list[int]], process: EpsilonHybrid) -> float:
+def replaced_text_bound(
+    blocks: list[list[int]], process: EpsilonHybrid, world: World = WORLD, text: Tensor = TEXT
+) -> float:
     """The bound that first recovers `y` (words replaced, none masked) exactly, then each word by itself given `y`.
 
     `sum over blocks of E_y[ log q(y | x) - log p(y | before) - sum_i log p(x_i | y, before) ]`, by enumeration.
     """
-    x, law = WORLD.sequences, WORLD.law
+    x, law = world.sequences, world.law
     hair = torch.full(x.shape, 1e-12, dtype=torch.float64)
     total = torch.zeros(len(x), dtype=torch.float64)
     for at in blocks:
-        y = WORLD.sequences[:, at].unique(dim=0)
+        y = world.sequences[:, at].unique(dim=0)
         q = state_law(process, x[:, at], hair[:, at], y)
         q = q / q.sum(-1, keepdim=True)
         same_past = (x[:, None, : at[0]] == x[None, :, : at[0]]).all(-1).double()
@@ -134,7 +137,7 @@ def replaced_text_bound(blocks: list[list[int]], process: EpsilonHybrid) -> floa
             same_word = (x[:, None, i] == x[None, :, i]).double()
             cost = cost - (torch.einsum("st,sty->sy", same_word, joint) / evidence).log()
         total += (q * cost).sum(-1)
-    return float(total[WORLD.index(TEXT.view(-1, 3))].sum())
+    return float(total[world.index(text.view(-1, world.length))].sum())
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from hdlm.generation import tokenizer_of
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
 from hdlm.published import eval_modeling as modeling
-from hdlm.view.likelihood import interval, likelihood_table
+from hdlm.view.likelihood import interval, likelihood_table, write_likelihood
 from tests.tiny import tiny_denoiser
 
 LENGTH = 8
@@ -332,11 +332,21 @@ def test_intervals_are_those_of_student() -> None:
     stats = pytest.importorskip("scipy.stats")
     estimates = torch.randn(40, generator=torch.Generator().manual_seed(0)).double().numpy()
     means, reach = interval(estimates)
-    for count in (4, 5, 10, 40):
+    assert math.isnan(reach[0])
+    for count in (2, 3, 4, 5, 10, 40):
         first = estimates[:count]
         exact = stats.t.ppf(0.975, count - 1) * first.std(ddof=1) / math.sqrt(count)
         assert means[count - 1] == pytest.approx(first.mean())
-        assert reach[count - 1] == pytest.approx(exact, rel=0.01)
+        assert reach[count - 1] == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_report_states_the_interval_of_the_result(tmp_path: Path, model: Path, data: Path, hdlm) -> None:
+    documents = json.loads(hdlm(model, "--data", data, "--replicates", 3, "--device", "cpu", "--json")[1])
+    document = documents[str(data)]
+    result = LikelihoodResult.from_dict(document["result"])
+    low, high = (side / result.num_tokens / math.log(2) for side in result.interval())
+    write_likelihood(tmp_path, "here", document)
+    assert f"95% interval | {low:,.5f} to {high:,.5f} |" in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_a_table_says_what_failed() -> None:

@@ -269,6 +269,18 @@ def test_units_and_their_errors() -> None:
         assert getattr(RESULT, f"{name}_error") == pytest.approx(slope * error, rel=1e-4)
 
 
+def test_the_interval_is_that_of_student() -> None:
+    low, high = RESULT.interval()
+    assert (low + high) / 2 == pytest.approx(22)
+    assert (high - low) / 2 == pytest.approx(4.3026527 * RESULT.standard_error)  # two degrees of freedom
+    narrow = RESULT.interval(0.5)
+    assert (narrow[1] - narrow[0]) / 2 == pytest.approx(0.8164966 * RESULT.standard_error)
+    assert replace(RESULT, estimates=(22.0,)).interval() is None
+    assert replace(RESULT, estimates=(22.0,), estimator="exact").interval() == (22.0, 22.0)
+    with pytest.raises(ValueError, match=r"between 0 and 1; got 95\.0"):
+        RESULT.interval(95.0)
+
+
 def test_one_replicate_has_no_error_and_unknown_bytes_no_rate() -> None:
     alone = replace(RESULT, estimates=(22.0,), num_bytes=None)
     assert alone.standard_error is None

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, final
 
+from hdlm.student import student_quantile
+
 __all__ = ["BoundName", "Estimator", "LikelihoodResult"]
 
 BoundName = Literal["absorbing", "hybrid"]
@@ -92,6 +94,24 @@ class LikelihoodResult:
             return None
         squares = math.fsum((estimate - self.nats) ** 2 for estimate in self.estimates)
         return math.sqrt(squares / (self.replicates - 1) / self.replicates)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Where the bound on the whole text lies, in nats, with probability `level`, by Student's t.
+
+        The standard error is estimated from the replicates, so the interval is wider than that of the normal
+        distribution. An exact likelihood has an interval of length 0; that of one estimate is unknown, which is None.
+
+        Args:
+            level: Probability in (0, 1) with which such an interval holds the mean of the estimates.
+
+        Raises:
+            ValueError: If `level` is out of range.
+        """
+        error = self.standard_error
+        if error is None:
+            return None
+        reach = student_quantile(level, max(self.replicates - 1, 1)) * error
+        return self.nats - reach, self.nats + reach
 
     @property
     def nats_per_token(self) -> float:
