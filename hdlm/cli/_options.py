@@ -53,21 +53,40 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`; read it with `device_of`."""
+    """Add `--device` and `--threads`; read them with `device_of`."""
     parser.add_argument(
         "--device",
         default="auto",
         help="cpu, an accelerator such as cuda or cuda:1, or auto: an accelerator if there is one that "
         "computes in float64, else cpu (default)",
     )
+    parser.add_argument(
+        "--threads",
+        type=at_least_one,
+        metavar="N",
+        help="threads to compute with on a CPU (default: $OMP_NUM_THREADS, else the fastest number, measured)",
+    )
 
 
-def device_of(args: argparse.Namespace) -> torch.device:
-    """The device that `--device` names.
+def device_of(args: argparse.Namespace, recorded_threads: int = 0) -> torch.device:
+    """The device that `--device` names; on a CPU, the number of threads is set as well.
+
+    Args:
+        args: The options.
+        recorded_threads: What the run to resume was computed with; 0 if there is none.
 
     Raises:
         ValueError: if there is no such device here, or it does not compute in float64.
     """
+    from hdlm import threads
+
+    device = _device(args)
+    if device.type == "cpu" or args.threads is not None:
+        threads.settle(args.threads, recorded_threads)
+    return device
+
+
+def _device(args: argparse.Namespace) -> torch.device:
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

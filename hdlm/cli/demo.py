@@ -4,12 +4,14 @@ Act 1 takes seconds: a small epsilon-hybrid model that ships with hdlm writes th
 sampling and with ACS, which goes back over its words, and fills the gaps of a sentence.
 Act 2 takes less than six minutes on two cores: the same thing from nothing, on the King James Bible (or text of yours):
 tokenizer, training, likelihood before and after beside what counting achieves, samples, and a report with pictures.
+On a slow or busy machine it trains until the model beats the bigram counts, for at most ten minutes in all, unless
+--minutes is given.
 
 Examples:
   hdlm demo
   hdlm demo --act 1 --seed 7
   hdlm demo --act 2 --text my-novel.txt --minutes 2 --output runs/novel
-Ctrl-C stops training after the current step; what has been learnt is evaluated and kept all the same.
+Ctrl-C ends training after the current step; what has been learnt is evaluated and kept all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from hdlm.atomic import check_folder
 from hdlm.cli._measure import counted, measured
@@ -30,13 +32,16 @@ from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import torch
     from rich.console import Console
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.generation import Settings
     from hdlm.hyperschedule import AbstractHyperschedule
-    from hdlm.training import Run
+    from hdlm.training import Run, Session, StepReport
+    from hdlm.training.interrupt import StopRequest
     from hdlm.view.report import Measurement
 
 PROMPTS = ("And the LORD said unto", "In the beginning", "And it came to pass")
@@ -45,13 +50,24 @@ GAPS = (
     "Thus [MASK:3], Go ye up to [MASK], and do that which is right in the sight of the LORD."
 )
 ETA = 0.3
+LONGEST = 10.0
+"""Minutes after which act 2 trains no further, however little has been learnt."""
+STRETCH = 1.5
+"""How many times as long a run becomes whose model is between the unigram and the bigram counts."""
+EVALUATION = 60.0
+"""Seconds that the last measurement may take, as far as one estimate allows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which act, on what text, and where to."""
     parser.add_argument("--act", choices=("1", "2", "both"), default="both", help="which act (default: both)")
     parser.add_argument("--output", type=FOLDER, help="folder of act 2 (default: demo, or demo-2 and so on)")
-    parser.add_argument("--minutes", type=float, help="how long act 2 trains (default: as its recipe says)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="how long act 2 trains (default: as its recipe says, then until it beats the bigram, at most "
+        f"{LONGEST:.0f} minutes)",
+    )
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="train on these files instead of the Bible")
     add_seed(parser, default=1)
     add_device(parser)
@@ -99,6 +115,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
+    from hdlm.threads import is_fixed
     from hdlm.training import Recipe, listening
     from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
@@ -113,22 +130,84 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     recipe = Recipe.load(recipes() / "demo.toml", changes)
     with console.status("reading, learning a tokenizer"):
         session = begin(recipe, args.output, device, lambda line: console.print(line, soft_wrap=True))
-    run, trainer = session.run, session.trainer
+    trainer = session.trainer
 
     def report() -> None:
-        rows.append(measured(console, run, f"network, after {trainer.step} steps", replicates=4))
+        name = f"network, after {trainer.step} steps"
+        rows.append(measured(console, session.run, name, replicates=judge.replicates))
         console.print(f"\n{table(rows)}")
-        samples = _samples(console, run.checkpoint(), args.seed, device)
-        _write_up(args.output, run, rows, samples, time.perf_counter() - began)
+        samples = _samples(console, session.run.checkpoint(), args.seed, device)
+        _write_up(args.output, session.run, rows, samples, time.perf_counter() - began)
 
     with listening() as stop:
-        rows = [*counted(run), measured(console, run, "network, untrained", replicates=2)]
-        carry_out(session, console, stop=stop, last=report)
+        rows = [*counted(session.run), measured(console, session.run, "network, untrained", replicates=1)]
+        judge = Judge(session, stop, rows[:2], console, began + 60 * LONGEST)
+        judges = (judge,) if args.minutes is None and recipe.run.minutes is not None else ()
+        adapts = not is_fixed(args.threads)
+        carry_out(session, console, judges, stop=stop, last=report, adapts=adapts, ends_early=True)
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
     console.print(
         f'  hdlm sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
     )
     console.print(f"[dim]act 2 took {(time.perf_counter() - began) / 60:.1f} minutes[/]")
+
+
+@final
+class Judge:
+    """Measures the model at the end of the run, and extends the run while the model does not beat the bigram counts.
+
+    Args:
+        session: The run, which minutes limit.
+        stop: Whether the user has asked to stop; then the run is not extended.
+        counts: What unigrams and bigrams achieve.
+        console: Where results are printed.
+        deadline: When training ends in any case, on the clock.
+        clock: Returns seconds.
+
+    Attributes:
+        replicates: How many estimates the measurement after the run should take.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        stop: StopRequest,
+        counts: Sequence[Measurement],
+        console: Console,
+        deadline: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._session, self._stop, self._console = session, stop, console
+        self._unigram, self._bigram = (row.bits_per_byte for row in counts)
+        self._deadline, self._clock = deadline, clock
+        self.replicates = 4
+
+    def __call__(self, report: StepReport) -> None:
+        """Measure after the last step, and extend the run if that is of use."""
+        if report.progress < 1 or self._stop:
+            return
+        began = self._clock()
+        with self._session.gauge.paused(), self._session.trainer.at_rest():
+            name = f"network, after {report.step} steps"
+            bits = measured(self._console, self._session.run, name, replicates=1).bits_per_byte
+        now = self._clock()
+        self.replicates = max(1, min(4, int(EVALUATION / max(now - began, 1e-9))))
+        left = self._deadline - now
+        if bits < self._bigram or left <= 0 or self._stop:
+            return
+        planned, passed = self._session.run.recipe.run.minutes, report.seconds / 60 + (now - began) / 60
+        longest = passed + left / 60
+        minutes = longest if bits >= self._unigram or planned is None else max(passed, planned) * STRETCH
+        self._session.extend(min(longest, minutes))
+        self._console.print(
+            f"The model does not beat the bigram counts ({self._bigram:.3f} bits per byte) yet. Training continues "
+            f"for {min(longest, minutes) - passed:.1f} minutes, and until it does for at most {left / 60:.1f} minutes; "
+            "Ctrl-C ends it with a report.",
+            soft_wrap=True,
+        )
+
+    def finish(self, step: int) -> None:
+        """Do nothing: the model was measured after its last step."""
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -48,6 +48,7 @@ _PUBLISHED = {
     "minutes": "recipe.run.minutes=MINUTES",
     "steps": "training.n_iters=STEPS",
     "seed": "training.seed=SEED",
+    "threads": "the environment variable OMP_NUM_THREADS",
     "validate_every": "training.eval_freq=STEPS",
     "sample_every": "training.snapshot_freq=STEPS",
     "judge": "eval.perplexity=true",
@@ -173,14 +174,15 @@ def _trained(args: argparse.Namespace) -> int:
     from hdlm.checkpoint import load_checkpoint
     from hdlm.evaluation.during_training import Observer
     from hdlm.hub import load
+    from hdlm.threads import is_fixed
     from hdlm.training import PREEMPTED
     from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
-    device = device_of(args)
     found = _found(args, console, is_main=is_main)
+    device = device_of(args, 0 if found is None else found.state.threads)
     session = begin(
         recipe_of(args, found),
         args.output,
@@ -201,7 +203,8 @@ def _trained(args: argparse.Namespace) -> int:
         else:
             console.print(f"{table(rows)}\n\ncheckpoint: {args.output}")
 
-    carry_out(session, console, (Observer(run, session, args.output, console.print),), last=report)
+    observer = Observer(run, session, args.output, console.print)
+    carry_out(session, console, (observer,), last=report, adapts=not is_fixed(args.threads))
     if not trainer.preempted:
         return 0
     console.print(f"checkpoint: {args.output}; go on with --resume")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hdlm import hub
+from hdlm import hub, threads
 from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, find_tokenizer
@@ -53,9 +53,10 @@ def check_counts(args: argparse.Namespace, *options: str) -> None:
 
 def opened(args: argparse.Namespace) -> Checkpoint:
     """The model that the options name, on their device."""
-    return hub.load(
-        args.checkpoint_path, weights=args.weights, config=args.config_path, device=pick_device(args.device)
-    )
+    device = pick_device(args.device)
+    if device.type == "cpu":
+        threads.settle()
+    return hub.load(args.checkpoint_path, weights=args.weights, config=args.config_path, device=device)
 
 
 def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer:

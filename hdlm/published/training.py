@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from hdlm import hub
+from hdlm import hub, threads
 from hdlm.atomic import check_folder, replacing
 from hdlm.checkpoint import Checkpoint, build
 from hdlm.data import NAMED, AbstractCorpus, NamedDataset, corpus
@@ -176,11 +176,14 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     else:
         refuse(beside, composed.asked)
     keeps = config.hf_model_id is not None and not config.reset_step_for_finetuning
+    device = pick_device(None)
+    if device.type == "cpu":
+        threads.settle(recorded=0 if found is None else found.state.threads)
     with config.in_published_words():
         session = begin(
             recipe,
             composed.folder,
-            pick_device(None),
+            device,
             console.print,
             found=found,
             start=start,
@@ -196,7 +199,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
         _observer(config, run, session, composed.folder, console),
         _Snapshots(config, trainer, composed.folder),
     )
-    carry_out(session, console, observers)
+    carry_out(session, console, observers, adapts=not threads.is_fixed())
     if not trainer.is_over:
         console.print("training.resume=true goes on with it")
     console.print(f"checkpoint: {composed.folder}")

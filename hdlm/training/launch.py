@@ -20,6 +20,7 @@ from hdlm.training.checkpoints.store import Shelf
 from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.interrupt import StopRequest, listening
 from hdlm.training.loop import StepReport
+from hdlm.training.monitor.throughput import ThreadSwitch
 from hdlm.training.monitor.trackers import check_trackers, tracking
 from hdlm.training.monitor.watchers import progress_bar
 from hdlm.training.recipe import Recipe
@@ -128,6 +129,8 @@ def carry_out(
     *,
     stop: StopRequest | None = None,
     last: Callable[[], object] = lambda: None,
+    adapts: bool = False,
+    ends_early: bool = False,
 ) -> StopRequest:
     """Take the steps that are left, and mark the run as ended once nothing is left to do.
 
@@ -138,6 +141,8 @@ def carry_out(
         stop: What turns true when somebody asks to stop; by default signals do.
         last: Called in the main process behind the last step, unless a scheduler ended the run. A run that is killed
             meanwhile is not marked as ended.
+        adapts: Whether the number of threads may change when steps become slow; on a CPU and in one process only.
+        ends_early: Whether Ctrl-C ends the run for good, so that it cannot be resumed.
 
     Returns:
         What asked to stop, if anything did.
@@ -150,11 +155,12 @@ def carry_out(
         progress_bar(console, gauge=session.gauge) as bar,
     ):
         session.log.tell(sink)
-        session.execute(request, (bar, *observers), [observer.finish for observer in observers])
+        switch = (ThreadSwitch(session.gauge, console.print),) if adapts and trainer.is_alone_on_cpu else ()
+        session.execute(request, (bar, *switch, *observers), [observer.finish for observer in observers])
     trainer.close()
     if trainer.is_main and not trainer.is_over:
         console.print(f"stopped by {request.name} after {trainer.step} steps; what has been learnt is kept")
     if trainer.is_main and not trainer.preempted:
         last()
-    session.finish()
+    session.finish(early=ends_early and not trainer.preempted)
     return request

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, final
 
 import torch
@@ -235,6 +235,11 @@ class Trainer:
         return self.sequences * self._windows.length
 
     @property
+    def is_alone_on_cpu(self) -> bool:
+        """Whether a single process trains, on a CPU."""
+        return bool(self._accelerator.num_processes == 1 and self._accelerator.device.type == "cpu")
+
+    @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return bool(self._accelerator.is_main_process)
@@ -310,6 +315,7 @@ class Trainer:
             average={name: value.cpu() for name, value in self.average.state_dict().items()},
             optimizers=gather_optimizers(self._network, self._memories),
             text=self._windows.fingerprint,
+            threads=torch.get_num_threads(),
         )
 
     @torch.no_grad()
@@ -365,6 +371,19 @@ class Trainer:
             },
             "step": self.step,
         }
+
+    def extend(self, minutes: float) -> None:
+        """Move the end of a run that minutes limit; the learning rate follows the new end from the next step on.
+
+        Args:
+            minutes: How long the run takes in all.
+
+        Raises:
+            ValueError: If steps limit the run.
+        """
+        if self._run.minutes is None:
+            raise ValueError(f"a run that ends after {self._run.steps} steps is not extended by minutes.")
+        self._run = replace(self._run, minutes=minutes)
 
     def wait(self) -> None:
         """Wait for all processes."""

@@ -203,9 +203,27 @@ class Session:
 
         publish(self._shelf.put(state.step, write), self.folder)
 
-    def finish(self) -> None:
-        """Note that nothing is left to do, if the run is over: from now on it does not go on."""
-        if self.trainer.is_main and self.trainer.is_over:
+    def extend(self, minutes: float) -> None:
+        """Move the end of a run that minutes limit; its recipe, and so the checkpoint, records the new end.
+
+        Args:
+            minutes: How long the run takes in all.
+
+        Raises:
+            ValueError: If steps limit the run.
+        """
+        self.trainer.extend(minutes)
+        recipe = self.run.recipe
+        longer = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, minutes=minutes))
+        self.run = dataclasses.replace(self.run, recipe=longer)
+
+    def finish(self, *, early: bool = False) -> None:
+        """Record that the run has ended, if it is over: from now on it cannot be resumed.
+
+        Args:
+            early: Whether a run with steps left ends as well.
+        """
+        if self.trainer.is_main and (early or self.trainer.is_over):
             self._shelf.finish(self.trainer.step)
 
     def has(self, step: int, name: str) -> bool:

@@ -7,11 +7,8 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 
-import pytest
-
 from tests.architecture.source import PACKAGE, Module, modules
 
-EVERY_MODULE = [pytest.param(module, id=module.name) for module in modules()]
 LONGEST_FUNCTION = 80
 TOO_BROAD = frozenset({"Exception", "BaseException"})
 
@@ -28,18 +25,15 @@ WELL_KNOWN = frozenset(
 )
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_no_literal_ids_or_devices(module: Module) -> None:
-    if module.name.startswith(HOMES_OF_LITERALS):
-        return
+def test_no_literal_ids_or_devices() -> None:
     literals = [
-        (node.lineno, node.value)
-        for node in ast.walk(module.tree)
+        (module.name, node.lineno, node.value)
+        for module in modules()
+        if not module.name.startswith(HOMES_OF_LITERALS)
+        for node in module.nodes
         if isinstance(node, ast.Constant) and _is_special(node.value)
     ]
-    assert not literals, (
-        f"{module.path}: take ids from the Vocabulary and devices from the caller: {literals}"
-    )
+    assert not literals, "take ids from the Vocabulary and devices from the caller"
 
 
 def _is_special(value: object) -> bool:
@@ -56,22 +50,30 @@ def test_no_module_shadows_another_package() -> None:
 
 
 def _functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (n for n in module.nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_functions_fit_on_a_screen(module: Module) -> None:
-    lengths = {f.name: (f.end_lineno or f.lineno) - f.lineno + 1 for f in _functions(module)}
+def test_functions_fit_on_a_screen() -> None:
+    lengths = {
+        f"{module.name}.{function.name}, line {function.lineno}": (function.end_lineno or 0)
+        - function.lineno
+        + 1
+        for module in modules()
+        for function in _functions(module)
+    }
     assert not {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_exceptions_are_named(module: Module) -> None:
-    caught = [node.type for node in ast.walk(module.tree) if isinstance(node, ast.ExceptHandler)]
-    broad = [t for t in caught if t is None or (isinstance(t, ast.Name) and t.id in TOO_BROAD)]
-    assert not broad, f"{module.path}: a failure never becomes a default; name what may happen."
+def test_exceptions_are_named() -> None:
+    broad = [
+        f"{module.name}, line {node.lineno}"
+        for module in modules()
+        for node in module.nodes
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in TOO_BROAD))
+    ]
+    assert not broad, "a failure never becomes a default; name what may happen"
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_modules_open_with_a_docstring(module: Module) -> None:
-    assert ast.get_docstring(module.tree), f"{module.path} opens without its definition."
+def test_modules_open_with_a_docstring() -> None:
+    assert not [module.name for module in modules() if not ast.get_docstring(module.tree)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-import pytest
-
 from tests.architecture.source import Module, modules
 
 # Each layer may import those before it and nothing else; within a layer, components do not know each other.
@@ -23,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "package_data",
             "network",
             "transfer",
+            "threads",
         }
     ),
     frozenset({"hyperschedule", "process", "data"}),
@@ -48,48 +47,55 @@ ABOVE_BUT_LIGHT = frozenset({"verification"})
 
 
 def _own_imports(module: Module) -> Iterator[str]:
-    return (name for name in module.imports() if name.split(".")[0] == "hdlm")
+    return (name for name in module.imports if name.split(".")[0] == "hdlm")
 
 
 def _foreign_imports(module: Module) -> set[str]:
-    roots = {name.split(".")[0] for name in module.imports()}
+    roots = {name.split(".")[0] for name in module.imports}
     return roots - set(sys.stdlib_module_names) - {"hdlm"}
 
 
-def _each(*components: str) -> list[object]:
-    chosen = [module for module in modules() if not components or module.component in components]
-    return [pytest.param(module, id=module.name) for module in chosen]
+def _of(*components: str) -> list[Module]:
+    return [module for module in modules() if module.component in components]
 
 
-@pytest.mark.parametrize("module", _each())
-def test_every_module_has_a_place(module: Module) -> None:
-    assert not module.component or module.component in RANK, (
-        f"{module.name} is in no layer: give `{module.component}` one, here and in docs/architecture.md."
-    )
+def test_every_module_has_a_place() -> None:
+    homeless = [m.name for m in modules() if m.component and m.component not in RANK]
+    assert not homeless, "give each component a layer, here and in docs/architecture.md"
 
 
-@pytest.mark.parametrize("module", _each())
-def test_imports_go_down(module: Module) -> None:
-    if not module.component:
-        return
-    for name in _own_imports(module):
-        other = name.split(".")[1]
-        if other in {module.component, "__version__"}:
+def test_imports_go_down() -> None:
+    imports = {
+        (module.name, module.component, name, name.split(".")[1])
+        for module in modules()
+        if module.component
+        for name in _own_imports(module)
+    }
+    upward, unknown = [], []
+    for module, component, name, other in sorted(imports):
+        if other in {component, "__version__"}:
             continue
-        assert other in RANK, f"{module.name} imports {name}; import from the module that defines it."
-        assert RANK[other] < RANK[module.component], f"{module.name} must not import {name}: see LAYERS."
+        if other not in RANK:
+            unknown.append(f"{module} imports {name}")
+        elif RANK[other] >= RANK[component]:
+            upward.append(f"{module} imports {name}")
+    assert not unknown, "import from the module that defines it"
+    assert not upward, "see LAYERS"
 
 
-@pytest.mark.parametrize("module", _each())
-def test_imports_are_absolute(module: Module) -> None:
-    relative = [name for name in module.imports() if name.startswith(".")]
-    assert not relative, f"{module.name} imports {relative}; write `from hdlm...`."
+def test_imports_are_absolute() -> None:
+    relative = [
+        (module.name, name) for module in modules() for name in module.imports if name.startswith(".")
+    ]
+    assert not relative, "write `from hdlm...`"
 
 
-@pytest.mark.parametrize("module", _each("network"))
-def test_the_network_knows_nothing_but_torch(module: Module) -> None:
-    assert _foreign_imports(module) <= {"torch", "jaxtyping"}
-    assert all(name.startswith("hdlm.network") for name in _own_imports(module))
+def test_the_network_knows_nothing_but_torch() -> None:
+    network = _of("network")
+    assert network
+    assert not {m.name: foreign for m in network if (foreign := _foreign_imports(m) - {"torch", "jaxtyping"})}
+    own = [(module.name, name) for module in network for name in _own_imports(module)]
+    assert not [(module, name) for module, name in own if not name.startswith("hdlm.network")]
 
 
 CORE = [
@@ -99,9 +105,8 @@ CORE = [
 ]
 
 
-@pytest.mark.parametrize("module", _each(*CORE))
-def test_the_core_has_few_dependencies(module: Module) -> None:
-    assert _foreign_imports(module) <= CORE_DEPENDENCIES
+def test_the_core_has_few_dependencies() -> None:
+    assert not {m.name: more for m in _of(*CORE) if (more := _foreign_imports(m) - CORE_DEPENDENCIES)}
 
 
 def test_the_namespace_imports_nothing_foreign() -> None:

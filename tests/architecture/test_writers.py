@@ -9,8 +9,6 @@ import pytest
 
 from tests.architecture.source import Module, modules
 
-EVERY_MODULE = [pytest.param(module, id=module.name) for module in modules()]
-
 WRITING_METHODS = {"write_text", "write_bytes", "savefig", "tofile", "touch"}
 """Methods of a path or a figure that write a file; `write_text` and `write_bytes` of the path that they belong to."""
 WRITING_FUNCTIONS = {
@@ -28,6 +26,8 @@ WRITING_FUNCTIONS = {
     "os.link": 1,
 }
 """Functions that write a file, and which argument names it."""
+OPENING = {"open", "fdopen"}
+WRITING = WRITING_METHODS | {name.rpartition(".")[2] for name in WRITING_FUNCTIONS}
 ALLOWED = {
     ("hdlm.atomic", "_pour"): "writes to a stream or a device",
     ("hdlm.training.monitor.watchers", "write"): "appends a line to the log, and takes back one that is torn",
@@ -44,10 +44,9 @@ ALLOWED = {
 def _writes(function: ast.AST) -> Iterator[tuple[int, str, str | None]]:
     """Calls that write a file: the line, the call, and the name of what holds the path if it is a plain name."""
     for node in ast.walk(function):
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or (method := _method(node)) not in OPENING | WRITING:
             continue
         called = ast.unparse(node.func)
-        method = called.rpartition(".")[2]
         if method == "open" and called != "os.open" and _mode(node, called) & set("wax+"):
             yield node.lineno, called, None
         elif method == "savefig":
@@ -60,6 +59,13 @@ def _writes(function: ast.AST) -> Iterator[tuple[int, str, str | None]]:
             called == "os.open" and "O_RDONLY" not in ast.unparse(node) and "devnull" not in ast.unparse(node)
         ) or (called == "os.fdopen" and "rb" not in ast.unparse(node)):
             yield node.lineno, called, None
+
+
+def _method(call: ast.Call) -> str | None:
+    """The last name of what is called; None if it has no name."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else None
 
 
 def _mode(call: ast.Call, called: str) -> set[str]:
@@ -99,9 +105,9 @@ def _astray(module: Module) -> list[str]:
     return [f"line {line}: {call}" for line, call, _ in _writes(module.tree) if line not in fine]
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_files_are_written_through_replacing(module: Module) -> None:
-    assert not (found := _astray(module)), f"{module.path}: use hdlm.atomic.replacing: {found}"
+def test_files_are_written_through_replacing() -> None:
+    found = {module.name: astray for module in modules() if (astray := _astray(module))}
+    assert not found, "use hdlm.atomic.replacing"
 
 
 @pytest.mark.parametrize(
@@ -154,18 +160,25 @@ def test_what_is_allowed_is_there() -> None:
     assert set(ALLOWED) <= there
 
 
-@pytest.mark.parametrize("module", EVERY_MODULE)
-def test_text_of_files_has_an_encoding(module: Module) -> None:
+def test_text_of_files_has_an_encoding() -> None:
+    found = {module.name: astray for module in modules() if (astray := _without_encoding(module))}
+    assert not found, "the locale must not decide"
+
+
+def _without_encoding(module: Module) -> list[str]:
+    """Calls of a module that read or write text without saying its encoding."""
     astray = []
-    for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Call):
+    for node in module.nodes:
+        if not isinstance(node, ast.Call) or (method := _method(node)) not in OPENING | {
+            "read_text",
+            "write_text",
+        }:
             continue
         called = ast.unparse(node.func)
-        method = called.rpartition(".")[2]
         text = isinstance(node.func, ast.Attribute) and method in ("read_text", "write_text")
         text |= called in ("open", "gzip.open") and "b" not in _mode(node, called)
         text |= isinstance(node.func, ast.Attribute) and method == "open" and _mode(node, called) > set()
         text &= "b" not in _mode(node, called)
         if text and not any(word.arg == "encoding" for word in node.keywords):
             astray.append(f"line {node.lineno}: {ast.unparse(node)}")
-    assert not astray, f"{module.path}: the locale must not decide: {astray}"
+    return astray

@@ -7,7 +7,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from hdlm.data.corpora import Documents
 from hdlm.hyperschedule import Table
 from hdlm.process import AbstractNoiseProcess, Weights
 from hdlm.training import Recipe, StopRequest, unfinished
-from hdlm.training.launch import carry_out
+from hdlm.training.launch import begin, carry_out
 from hdlm.training.monitor.watchers import progress_bar
+from hdlm.training.text import Corpora
+from hdlm.view.report import Measurement
 
 SENTENCE = "the cat sat on the mat and the dog sat on the log . "
 TEXTS = [f"{SENTENCE * 4}{number}" for number in range(40)]
@@ -355,9 +357,83 @@ def test_the_run_of_the_demonstration_has_an_end(
         unfinished(tmp_path / "demo")
 
 
-def test_a_run_that_is_measured_when_it_is_killed_is_not_at_its_end(tmp_path: Path) -> None:
-    from hdlm.training.launch import begin
+def _demonstrated(
+    text: Path, folder: Path, monkeypatch: Any, measured: Callable[..., Measurement], *, longest: float
+) -> int:
+    """Act 2 of the demo, with scripted measurements and a recipe of a fifth of a second."""
+    (folder / "recipes").mkdir()
+    recipe = RECIPE.replace("context = 16", "context = 32").replace("steps = 3", "minutes = 0.003")
+    (folder / "recipes" / "demo.toml").write_text(recipe)
+    monkeypatch.setattr("hdlm.cli.demo.recipes", lambda: folder / "recipes")
+    monkeypatch.setattr("hdlm.cli.demo.measured", measured)
+    monkeypatch.setattr("hdlm.cli.demo.LONGEST", longest)
+    words = ["demo", "--act", "2", "--text", str(text), "--output", str(folder / "demo"), "--device", "cpu"]
+    return main(words)
 
+
+def test_the_demonstration_trains_until_it_beats_the_bigram(
+    text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    bits = iter(
+        [9.0, 1e-3 + 0.5, 0.4, 0.4]
+    )  # untrained, then at the end of the run and of its extension, and last
+    counts = [Measurement("unigram counts", 1.0, 2.0), Measurement("bigram counts", 0.5, 2.0)]
+    monkeypatch.setattr("hdlm.cli.demo.counted", lambda run: counts)
+
+    def measured(*_: object, **__: object) -> Measurement:
+        return Measurement("network", next(bits), 2.0)
+
+    assert _demonstrated(text, tmp_path, monkeypatch, measured, longest=60.0) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count("does not beat the bigram counts (0.500 bits per byte) yet") == 1
+    minutes = json.loads((tmp_path / "demo" / "config.json").read_text())["training"]["recipe"]["run"][
+        "minutes"
+    ]
+    assert minutes >= 1.5 * 0.003
+    with pytest.raises(ValueError, match="has come to its end"):
+        unfinished(tmp_path / "demo")
+
+
+def test_the_demonstration_ends_at_the_latest_when_its_time_is_over(
+    text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def measured(*_: object, **__: object) -> Measurement:
+        return Measurement("network", 99.0, 2.0)
+
+    assert _demonstrated(text, tmp_path, monkeypatch, measured, longest=0.0) == 0, capsys.readouterr().err
+    assert "Training continues" not in capsys.readouterr().out
+    assert (tmp_path / "demo" / "report.md").is_file()
+
+
+def test_ctrl_c_ends_the_demonstration_for_good_with_its_report(
+    text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Ctrl-C comes when the untrained network is measured, and the model never beats the bigram."""
+    pressed: list[int] = []
+
+    def measured(*_: object, **__: object) -> Measurement:
+        if not pressed:
+            pressed.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return Measurement("network", 99.0, 2.0)
+
+    assert _demonstrated(text, tmp_path, monkeypatch, measured, longest=60.0) == 0, capsys.readouterr().err
+    assert "stopped by SIGINT after 0 steps" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "report.md").is_file()
+    with pytest.raises(ValueError, match="has come to its end"):
+        unfinished(tmp_path / "demo")
+
+
+def test_a_run_that_steps_limit_is_not_extended(tmp_path: Path) -> None:
+    table = {"network": NETWORK, "data": {"vocabulary": 262, "context": 16, "validation": 0.1}}
+    table |= {"run": {"steps": 1, "precision": "no"}}
+    table |= {"mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 2}}]}
+    corpora = Corpora(Documents(tuple(TEXTS)))
+    session = begin(Recipe.from_table(table), tmp_path, torch.device("cpu"), lambda line: None, text=corpora)
+    with pytest.raises(ValueError, match="a run that ends after 1 steps is not extended by minutes"):
+        session.extend(1.0)
+
+
+def test_a_run_that_is_measured_when_it_is_killed_is_not_at_its_end(tmp_path: Path) -> None:
     recipe = Recipe.from_table(
         {"mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 2}}]}
         | {
@@ -366,8 +442,6 @@ def test_a_run_that_is_measured_when_it_is_killed_is_not_at_its_end(tmp_path: Pa
             "run": {"steps": 1, "precision": "no"},
         }
     )
-    from hdlm.training.text import Corpora
-
     session = begin(
         recipe, tmp_path, torch.device("cpu"), lambda line: None, text=Corpora(Documents(tuple(TEXTS)))
     )

@@ -67,6 +67,7 @@ class TrainingState:
         average: The same, with the moving average of the parameters.
         optimizers: Tensors that the optimizers remember, by `"OPTIMIZER/KEY/PARAMETER"`.
         text: Fingerprint of the text that it learns from.
+        threads: How many threads computed the last step on a CPU; 0 if that was not recorded.
     """
 
     step: int
@@ -80,6 +81,7 @@ class TrainingState:
     average: Mapping[str, Tensor]
     optimizers: Mapping[str, Tensor]
     text: str = ""
+    threads: int = 0
 
     def write(self, folder: Path) -> None:
         """Add this to a folder that holds the checkpoint of the model."""
@@ -232,6 +234,7 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise ValueError(f"{path} must be a table with `format` {FORMAT}.")
+    table.setdefault("threads", 0)
     if missing := [name for name in (*_PLAIN, "files") if name not in table]:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
     if not isinstance(table["files"], dict):

@@ -9,15 +9,17 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, final
 
 import torch
 from accelerate.state import PartialState
 
+from hdlm import threads
 from hdlm.network import DDiTConfig
 from hdlm.training.loop import StepReport
 from hdlm.training.mixture import Mixture
@@ -25,10 +27,14 @@ from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.training.parts import Noisy
 from hdlm.training.recipe import Recipe
 
-__all__ = ["Gauge", "Reading"]
+__all__ = ["Gauge", "Reading", "ThreadSwitch"]
 
 _WINDOW = 60.0
 """Seconds that speed is the mean of."""
+_SLOW, _SLOW_STEPS, _SLOW_SECONDS, _FEW = 3.0, 3, 2.0, 5
+"""How many times as slow; for how many steps, and seconds; and after how many usual steps."""
+_RETRY = 60.0
+"""Seconds of training after which fewer threads than possible are put to the test."""
 _STATUS = Path("/proc/self/status")
 """What Linux says of this process."""
 
@@ -144,6 +150,14 @@ class Gauge:
         used = None if self._peak is None else (more_flops - flops) / seconds / self._peak
         return Reading((more_tokens - tokens) / seconds, used, memory, rate)
 
+    def last_step(self) -> tuple[float, float] | None:
+        """Seconds of the last step, and FLOPs per second in it; None before there are two steps to compare."""
+        if len(self._marks) < 2:
+            return None
+        (since, _, flops), (now, _, more_flops) = self._marks[-2], self._marks[-1]
+        seconds = max(now - since, 1e-9)
+        return seconds, (more_flops - flops) / seconds
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What happens in the block is no training."""
@@ -152,6 +166,72 @@ class Gauge:
             yield
         finally:
             self._idle += time.perf_counter() - began
+
+
+@final
+class ThreadSwitch:
+    """A watcher that measures the number of threads again, and sets it, when steps have become slow.
+
+    Steps are slow while their speed is less than a third of the median of the steps before. After three slow steps,
+    which take at least two seconds together, the number of threads is measured. While fewer threads than at most are
+    in use, it is also measured once a minute, and more and more seldom as long as nothing changes.
+
+    Args:
+        gauge: Measures the speed of steps.
+        say: Gets a line for each change.
+        choose: Returns the fastest number of threads.
+        most: The largest number of threads; by default what `hdlm.threads` says.
+    """
+
+    def __init__(
+        self,
+        gauge: Gauge,
+        say: Callable[[str], object],
+        *,
+        choose: Callable[[], int] = threads.measure,
+        most: int | None = None,
+    ) -> None:
+        self._gauge, self._say, self._choose = gauge, say, choose
+        self._most = threads.at_most() if most is None else most
+        self._speeds: deque[float] = deque(maxlen=50)
+        self._slow: list[float] = []
+        self._since, self._pause = 0.0, _RETRY
+
+    def __call__(self, report: StepReport) -> None:
+        """Note a step, and measure the number of threads if that is due."""
+        self._gauge(report)
+        if (last := self._gauge.last_step()) is None:
+            return
+        seconds, speed = last
+        self._since += seconds
+        if len(self._speeds) >= _FEW and speed < median(self._speeds) / _SLOW:
+            self._slow.append(seconds)
+        else:
+            self._speeds.append(speed)
+            self._slow.clear()
+        if len(self._slow) >= _SLOW_STEPS and sum(self._slow) >= _SLOW_SECONDS:
+            self._switch("steps have become slow")
+        elif torch.get_num_threads() < self._most and self._since >= self._pause:
+            self._switch("the number of threads was measured again")
+
+    def _switch(self, why: str) -> None:
+        """Measure, and take what is fastest now."""
+        before = torch.get_num_threads()
+        with self._gauge.paused():
+            now = self._choose()
+        self._since = 0.0
+        if now == before:
+            self._pause *= 2
+        else:
+            torch.set_num_threads(now)
+            self._pause = _RETRY
+            self._say(f"{why}: training continues with {_count(now)} instead of {before}")
+        self._speeds.clear()
+        self._slow.clear()
+
+
+def _count(number: int) -> str:
+    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def _peak_memory(device: torch.device) -> int | None:
