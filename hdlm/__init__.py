@@ -37,7 +37,7 @@ class _Package(ModuleType):
     """The package. `train` and `finetune` stay functions when the submodules of these names are imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
+        if not (_HOME.get(name, __name__) != __name__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
@@ -48,7 +48,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use and remember it."""
     if name not in _HOME:
         raise AttributeError(f"module 'hdlm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
-    value = getattr(import_module(_HOME[name]), name)
+    home = _HOME[name]
+    value = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

@@ -1,3 +1,4 @@
+from hdlm import evaluate as evaluate
 from hdlm.attention import Visibility as Visibility
 from hdlm.checkpoint import Checkpoint as Checkpoint
 from hdlm.checkpoint import load_checkpoint as load_checkpoint
@@ -6,7 +7,7 @@ from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
 from hdlm.evaluation import LikelihoodResult as LikelihoodResult
-from hdlm.evaluation import evaluate as evaluate
+from hdlm.evaluation.records.comparison import compare as compare
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write

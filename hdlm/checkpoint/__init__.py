@@ -12,16 +12,8 @@ nothing. Loading is strict: no tensor missing, none unexpected, none of another 
 another name and then renamed, so a run that is killed at any moment leaves whole files.
 """
 
-from hdlm.checkpoint.format import (
-    FORMAT,
-    MODEL_TYPE,
-    Checkpoint,
-    WeightsName,
-    assemble,
-    load_checkpoint,
-    makes_masks,
-    save_checkpoint,
-)
+from hdlm.checkpoint.checkpoint import FORMAT, MODEL_TYPE, Checkpoint, makes_masks
+from hdlm.checkpoint.format import WeightsName, assemble, load_checkpoint, save_checkpoint
 from hdlm.checkpoint.pieces import build, describe, piece_class
 
 __all__ = [

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdlm.atomic import check_folder
-from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import check_vacant, shipped
 from hdlm.cli._options import add_device, add_seed, device_of
 from hdlm.cli._outputs import FOLDER
@@ -99,6 +98,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
+    from hdlm.evaluation.held_out import counted, measured
     from hdlm.training import Recipe, listening
     from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
