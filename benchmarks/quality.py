@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from hdlm.cli._progress import share_bar
 from jaxtyping import Int
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from hdlm.evaluation.likelihood.grids import as_times, measured_profile
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, read_text
 from hdlm.package_data import pretrained
+from hdlm.progress import share_bar
 from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES

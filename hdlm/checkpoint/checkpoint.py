@@ -23,7 +23,6 @@ from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiT
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
-from hdlm.process import AbstractNoiseProcess
 from hdlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from hdlm.evaluation.likelihood.result import LikelihoodResult
     from hdlm.generation.text import Passage
 
-__all__ = ["FORMAT", "MODEL_TYPE", "VERBS", "Checkpoint", "makes_masks"]
+__all__ = ["FORMAT", "MODEL_TYPE", "VERBS", "Checkpoint"]
 
 FORMAT = 1
 """Version of the layout of `config.json`."""
@@ -78,7 +77,7 @@ class Checkpoint:
             self.denoiser.process,
             self.network.config.vocab_size,
         )
-        fits = (words + 1,) if makes_masks(process) else (words, words + 1)
+        fits = (words + 1,) if process.makes_masks else (words, words + 1)
         if process.num_words != words or rows not in fits:
             raise ValueError(
                 f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
@@ -266,11 +265,6 @@ class Checkpoint:
             "active": self.active,
             "training": dict(self.training),
         }
-
-
-def makes_masks(process: AbstractNoiseProcess) -> bool:
-    """Whether noise ever turns a word into the mask."""
-    return bool(process.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
 
 
 def _implementation(verb: str) -> Callable[..., Any]:

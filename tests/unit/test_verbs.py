@@ -216,3 +216,28 @@ def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book:
         model.likelihood([str(book)])
     with pytest.raises(ValueError, match="a name, a corpus or a list of strings"):
         model.likelihood(3)
+
+
+def test_a_notebook_trains_writes_and_measures_in_three_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(
+        "the cat sat on the mat and the dog sat on the log . " * 400, encoding="utf-8"
+    )
+    recipe = {"data": {"vocabulary": 262}, "run": {"batch_size": 2, "precision": "no"}}
+    network = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+    model = hdlm.train(
+        "book.txt",
+        output="runs/book",
+        steps=2,
+        recipe=recipe,
+        network=network,
+        hyperschedule=hdlm.Block(16, 4, 2),
+    )
+    passages = model.generate("the cat", num=4, temperature=0.8, seed=0)
+    assert [passage.text.startswith("the cat") for passage in passages] == [True] * 4
+    measured = model.likelihood("book.txt", limit=64)
+    assert measured == hdlm.evaluate.likelihood(model, "book.txt", limit=64)
+    assert measured.bits_per_byte is not None
+    assert measured.bits_per_byte > 0

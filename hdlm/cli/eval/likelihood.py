@@ -170,8 +170,11 @@ def options_of(args: argparse.Namespace) -> LikelihoodOptions:
     """How to measure, as the options say."""
     from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions
 
-    names = {"detokenize": not args.as_it_is, "within_documents": args.documents}
     alike = ("part", "data_dir", "limit", "length", "stride", "bound", "estimator", "replicates")
-    alike += ("hyperschedule", "width", "steps", "batch_size", "seed")
-    own = {name: getattr(args, name) for name in alike}
-    return LikelihoodOptions(**names, **own, target_error=args.target_stderr)
+    how = ("hyperschedule", "width", "steps", "batch_size", "seed")
+    return LikelihoodOptions(
+        **{name: getattr(args, name) for name in (*alike, *how)},
+        detokenize=not args.as_it_is,
+        within_documents=args.documents,
+        target_error=args.target_stderr,
+    )

@@ -288,7 +288,7 @@ def _curves(
             for algorithm in algorithms:
                 points = []
                 for value in values:
-                    here = {options.swept: value}
+                    here: dict[str, float] = {options.swept: value}
                     how = replace(settings, algorithm=algorithm, **here)  # type: ignore[arg-type]
                     points.append({**here, **sweep.point(checkpoint, how, watch)})
                     done += 1
