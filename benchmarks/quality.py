@@ -25,7 +25,6 @@ from torch import Tensor
 
 from hdlm import Block, Settings, algorithm, flat, load_checkpoint, sample, write
 from hdlm.checkpoint import Checkpoint
-from hdlm.cli._progress import share_bar
 from hdlm.data import corpus, split
 from hdlm.evaluation import windows
 from hdlm.evaluation.generation.judge import CheckpointJudge, generative_perplexity
@@ -34,8 +33,8 @@ from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, text_of
 from hdlm.evaluation.likelihood.grids import as_times, measured_profile
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, read_text
-from hdlm.generation import tokenizer_of
 from hdlm.package_data import pretrained
+from hdlm.progress import share_bar
 from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
@@ -158,11 +157,11 @@ class Bench:
     def real(self, text: Text) -> Point:
         """As much real text."""
         rows = pieces(text.tokens.long(), self.num, self.length, self.seed).tolist()
-        tokenizer = tokenizer_of(self.checkpoint)
+        tokenizer = self.checkpoint.tokenizer
         return Point(REAL, None, *self._scores(rows, [text_of(row, tokenizer) for row in rows]), 0.0, 0.0)
 
     def _scores(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> tuple[Estimate, Estimate]:
-        judge = CheckpointJudge(self.checkpoint, tokenizer_of(self.checkpoint), MODEL)
+        judge = CheckpointJudge(self.checkpoint, self.checkpoint.tokenizer, MODEL)
         return generative_perplexity(judge, texts)[PERPLEXITY], diversity(rows)["entropy"]
 
     def deviations(self, steps: int, refreshes: Sequence[int | None]) -> list[Deviation]:
@@ -180,7 +179,7 @@ class Bench:
             "num_sequences": self.num,
             "batch_size": AT_A_TIME,
             "seed": self.seed,
-            "prompt": Prompt.prefix([tokenizer_of(self.checkpoint).vocabulary.bos or 0], self.length),
+            "prompt": Prompt.prefix([self.checkpoint.tokenizer.vocabulary.bos or 0], self.length),
             "noise_schedule": self.checkpoint.noise_schedule,
         }
         sample(denoiser, plan, algorithm("original", denoiser.process), watch=watch, **options)
@@ -329,7 +328,7 @@ def draw(points: Sequence[Point], output: Path) -> None:
 def measured(bench: Bench, steps: Sequence[int], thresholds: Sequence[float]) -> Iterator[Point]:
     """All points, one after the other."""
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
-    text = read_text(tokenizer_of(bench.checkpoint), held_out, bench.length * bench.num * 2)
+    text = read_text(bench.checkpoint.tokenizer, held_out, bench.length * bench.num * 2)
     yield bench.real(text)
     todo = [(*one, None) for one in modes(bench.length, steps, bench.learned(text, steps), thresholds)]
     todo += approximate_modes(bench.length, steps[-1])

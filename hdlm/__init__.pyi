@@ -6,7 +6,7 @@ from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
 from hdlm.evaluation import LikelihoodResult as LikelihoodResult
-from hdlm.evaluation import evaluate as evaluate
+from hdlm.evaluation.records.comparison import compare as compare
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
@@ -21,6 +21,7 @@ from hdlm.hyperschedule import Table as Table
 from hdlm.hyperschedule import Wave as Wave
 from hdlm.hyperschedule import autoregressive as autoregressive
 from hdlm.hyperschedule import flat as flat
+from hdlm.measurements import evaluate as evaluate
 from hdlm.network import DDiT as DDiT
 from hdlm.network import DDiTConfig as DDiTConfig
 from hdlm.network import KVCache as KVCache

@@ -38,8 +38,6 @@ Table: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | Path | AbstractCorpus | Shards | Iterable[object]
 _IN_MEMORY = "in memory: "
 """How a recipe records text that it cannot name."""
-_LONGEST_NAME = 256
-"""Characters of the longest string that is compared with the names of files."""
 
 
 def train(
@@ -324,25 +322,7 @@ def _put_text(table: dict[str, Any], text: Text | None) -> Corpora | None:
         if items and all(isinstance(item, Path) for item in items):
             data["corpus"] = [str(item) for item in items]
             return None
-        text = Documents(_documents(items))
+        text = Documents.of(items)
     data["corpus"] = [f"{_IN_MEMORY}{text!r}"]
     other = data.get("validation_corpus")
     return Corpora(text, corpus(*other, key=data.get("key", "text")) if other else None)
-
-
-def _documents(items: tuple[object, ...]) -> tuple[str, ...]:
-    """Items of a list as documents.
-
-    Raises:
-        ValueError: If one is no string, or all are names of files.
-    """
-    strings = tuple(item for item in items if isinstance(item, str))
-    if len(strings) < len(items):
-        other = next(item for item in items if not isinstance(item, str))
-        raise ValueError(f"each document must be a string; got one of type {type(other).__name__}.")
-    if strings and all(len(item) < _LONGEST_NAME and Path(item).exists() for item in strings):
-        raise ValueError(
-            f"a list of strings is a list of documents, but these are names of files: {', '.join(strings)}. Give them "
-            "as pathlib.Path, or the name of their folder."
-        )
-    return strings

@@ -12,16 +12,8 @@ nothing. Loading is strict: no tensor missing, none unexpected, none of another 
 another name and then renamed, so a run that is killed at any moment leaves whole files.
 """
 
-from hdlm.checkpoint.format import (
-    FORMAT,
-    MODEL_TYPE,
-    Checkpoint,
-    WeightsName,
-    assemble,
-    load_checkpoint,
-    makes_masks,
-    save_checkpoint,
-)
+from hdlm.checkpoint.checkpoint import FORMAT, MODEL_TYPE, Checkpoint
+from hdlm.checkpoint.format import WeightsName, assemble, load_checkpoint, save_checkpoint
 from hdlm.checkpoint.pieces import build, describe, piece_class
 
 __all__ = [
@@ -33,7 +25,6 @@ __all__ = [
     "build",
     "describe",
     "load_checkpoint",
-    "makes_masks",
     "piece_class",
     "save_checkpoint",
 ]

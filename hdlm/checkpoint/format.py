@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -18,37 +16,14 @@ from hdlm import noise_schedule as noise_schedules
 from hdlm import parameterization as parameterizations
 from hdlm import process as processes
 from hdlm.atomic import replacing
-from hdlm.attention import Active, Context
-from hdlm.checkpoint.pieces import (
-    build,
-    describe,
-)
+from hdlm.checkpoint.checkpoint import FORMAT, Checkpoint
+from hdlm.checkpoint.pieces import build
 from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.denoiser import Denoiser
-from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
-from hdlm.process import AbstractNoiseProcess
 from hdlm.vocabulary import Vocabulary
 
-__all__ = [
-    "FORMAT",
-    "MODEL_TYPE",
-    "Checkpoint",
-    "WeightsName",
-    "assemble",
-    "load_checkpoint",
-    "makes_masks",
-    "save_checkpoint",
-]
-
-FORMAT = 1
-
-"""Version of the layout of `config.json`."""
-
-MODEL_TYPE = "hdlm"
-
-"""What `transformers` knows these models by: see `hdlm.integrations.transformers`."""
+__all__ = ["WeightsName", "assemble", "load_checkpoint", "save_checkpoint"]
 
 WeightsName = Literal["averaged", "raw"]
 
@@ -59,82 +34,6 @@ _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _TABLES = ("network", "vocabulary", "process", "parameterization", "noise_schedule")
 
 _LISTS = ("hyperschedules",)
-
-
-@final
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model and what is known of it.
-
-    Attributes:
-        denoiser: Network, process and parameterization; the network is a `DDiT`.
-        vocabulary: What its tokens mean.
-        noise_schedule: How fast noise came in training.
-        hyperschedules: What it was trained on, the one it generates best by first.
-        tokenizer: Text of a `tokenizer.json`, or None for a model of bare ids.
-        training: How it came about: plain values for people to read.
-        context: What settled positions saw of one another in training; see `hdlm.attention`.
-        active: What active positions saw of one another in training.
-    """
-
-    denoiser: Denoiser
-    vocabulary: Vocabulary
-    noise_schedule: AbstractNoiseSchedule = field(default_factory=Linear)
-    hyperschedules: tuple[AbstractHyperschedule, ...] = ()
-    tokenizer: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    context: Context = "block_causal"
-    active: Active = "full"
-
-    def __post_init__(self) -> None:
-        words, process, rows = (
-            self.vocabulary.num_words,
-            self.denoiser.process,
-            self.network.config.vocab_size,
-        )
-        fits = (words + 1,) if makes_masks(process) else (words, words + 1)
-        if process.num_words != words or rows not in fits:
-            raise ValueError(
-                f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
-                f"network {rows} rows (one for each word, and one for the mask, where there is one)."
-            )
-        for name, value, choices in (("context", self.context, Context), ("active", self.active, Active)):
-            if value not in get_args(choices):
-                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
-
-    @property
-    def network(self) -> DDiT:
-        """The network inside the denoiser."""
-        backbone = self.denoiser.backbone
-        if not isinstance(backbone, DDiT):
-            raise ValueError(f"a checkpoint holds a DDiT; got {type(backbone).__name__}.")
-        return backbone
-
-    @property
-    def length(self) -> int:
-        """Number of positions the network is meant for."""
-        return self.network.config.max_length
-
-    def config(self) -> dict[str, Any]:
-        """What `config.json` says."""
-        return {
-            "format": FORMAT,
-            "model_type": MODEL_TYPE,
-            "network": self.network.config.to_dict(),
-            "vocabulary": dataclasses.asdict(self.vocabulary),
-            "process": describe(self.denoiser.process),
-            "parameterization": describe(self.denoiser.parameterization),
-            "noise_schedule": describe(self.noise_schedule),
-            "hyperschedules": [describe(hyperschedule) for hyperschedule in self.hyperschedules],
-            "context": self.context,
-            "active": self.active,
-            "training": dict(self.training),
-        }
-
-
-def makes_masks(process: AbstractNoiseProcess) -> bool:
-    """Whether noise ever turns a word into the mask."""
-    return bool(process.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
 
 
 def save_checkpoint(
@@ -163,8 +62,8 @@ def save_checkpoint(
     if averaged is not None:
         kept = {name: value.detach().cpu().contiguous() for name, value in own.items()}
         _write(folder / _FILES["raw"], save_tensors(kept))
-    if checkpoint.tokenizer is not None:
-        _write(folder / _TOKENIZER, checkpoint.tokenizer.encode())
+    if checkpoint.tokenizer_json is not None:
+        _write(folder / _TOKENIZER, checkpoint.tokenizer_json.encode())
     _write(folder / _CONFIG, (json.dumps(checkpoint.config(), indent=2) + "\n").encode())
 
 

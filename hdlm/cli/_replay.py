@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 def replay_of(checkpoint: Checkpoint, trace: Trace, sequence: int) -> Replay:
     """How a sequence came to be, in words."""
-    from hdlm.generation import tokenizer_of
     from hdlm.view.replay import Replay, frames
 
-    tokenizer = tokenizer_of(checkpoint)
+    tokenizer = checkpoint.tokenizer
 
     def read(token: int) -> str | None:
         return None if token == trace.mask_id else tokenizer.piece(token)

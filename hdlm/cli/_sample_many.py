@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hdlm.cli._models import open_fast
 from hdlm.cli._options import device_of
-from hdlm.cli._progress import share_bar
+from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.generation import Settings

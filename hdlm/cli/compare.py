@@ -27,8 +27,6 @@ from hdlm.cli._outputs import FILE, PICTURE
 if TYPE_CHECKING:
     from hdlm.evaluation.records.comparison import Cell, Comparison
 
-RESULTS = "results.json"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to compare, and where the table goes."""
@@ -36,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="+",
         metavar="RESULT",
-        help=f"a result, or the folder of a {RESULTS}; RESULT:NAME is one data set of several",
+        help="a result, or the folder of a results.json; RESULT:NAME is one data set of several",
     )
     parser.add_argument("--metric", nargs="+", default=[], help="what to compare (default: all they share)")
     parser.add_argument("--markdown", type=FILE, metavar="FILE", help="write the table as Markdown, too")
@@ -46,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
-    from hdlm.evaluation.records.comparison import compare
+    from hdlm.evaluation.records.comparison import compare, read_results
 
-    documents = _documents(args.results)
+    documents = read_results(args.results)
     if any(document.get("kind") == "frontier" for document in documents.values()):
         return _overlay(args, documents)
     comparison = compare(documents, tuple(args.metric))
@@ -80,41 +78,6 @@ def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> 
     if args.markdown is not None:
         write_frontier_report(args.markdown, document)
     return 0
-
-
-def _documents(words: list[str]) -> dict[str, dict[str, Any]]:
-    """Results by the names that tell them apart."""
-    found: dict[str, dict[str, Any]] = {}
-    for word in words:
-        file, _, part = (word, "", "") if Path(word).exists() else word.rpartition(":")
-        path = Path(file or word)
-        name = str(path.parent if path.name == RESULTS and path.parent.name else path)
-        name += f":{part}" if file and part else ""
-        if name in found:
-            raise ValueError(f"{name} is given twice; give each result once.")
-        found[name] = _document(path / RESULTS if path.is_dir() else path, part if file else "")
-    return found
-
-
-def _document(path: Path, part: str) -> dict[str, Any]:
-    """One result; a file of the published command holds one for each data set."""
-    from hdlm.evaluation.records.protocol import read
-
-    document = read(path)
-    parts = document.get("datasets")
-    if not isinstance(parts, dict):
-        if part:
-            raise ValueError(f"{path} is one result; leave :{part} out.")
-        return document
-    chosen = part or (next(iter(parts)) if len(parts) == 1 else "")
-    if not isinstance(parts.get(chosen), dict):
-        raise ValueError(
-            f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
-        )
-    found: dict[str, Any] = parts[chosen]
-    if "failed" in found:
-        raise ValueError(f"{path}: {chosen} was not measured: {found['failed']}")
-    return found
 
 
 def _cells(cell: Cell) -> tuple[str, str]:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from hdlm.atomic import check_folder
-from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import check_vacant, shipped
 from hdlm.cli._options import add_device, add_seed, device_of
 from hdlm.cli._outputs import FOLDER
@@ -115,6 +114,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and say what it has learnt."""
+    from hdlm.evaluation.held_out import counted, measured
     from hdlm.threads import is_fixed
     from hdlm.training import Recipe, listening
     from hdlm.training.launch import begin, carry_out
@@ -184,6 +184,8 @@ class Judge:
 
     def __call__(self, report: StepReport) -> None:
         """Measure after the last step, and extend the run if that is of use."""
+        from hdlm.evaluation.held_out import measured
+
         if report.progress < 1 or self._stop:
             return
         began = self._clock()

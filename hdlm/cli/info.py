@@ -69,13 +69,12 @@ def _list(args: argparse.Namespace) -> int:
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint says of itself, and what was counted."""
-    from hdlm.generation import tokenizer_of
     from hdlm.hub import inspect
     from hdlm.hub.load import OWN
 
     checkpoint = open_checkpoint(args)
     found = inspect(source_of(args.checkpoint), **reading_of(args))
-    tokenizer = tokenizer_of(checkpoint) if checkpoint.tokenizer else None
+    tokenizer = checkpoint.tokenizer if checkpoint.tokenizer_json else None
     named = found.blueprint.tokenizer
     without = f"none here; trained with {named}" if named else "none"
     size = sum(file.stat().st_size for file in found.files if file.suffix not in (".json", ".yaml", ".yml"))

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 from hdlm.cli._models import add_checkpoint, open_fast
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json, whole
 from hdlm.cli._outputs import KEPT_FILE
-from hdlm.cli._progress import steps_bar
 from hdlm.cli._replay import replay_of, show
 from hdlm.cli._sample_many import write_many
 
@@ -168,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         return write_many(args, settings_of(args))
     from hdlm.generation import BLANK, Ending, write
+    from hdlm.generation.progress import steps_bar
     from hdlm.sampling import ApproximateCache, Trace
 
     if args.infill is not None and not BLANK.search(args.infill):

@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     """Tokenise, and say what came of it."""
     from rich.console import Console
 
-    from hdlm.cli._progress import share_bar
     from hdlm.data import corpus
     from hdlm.data.shards import write_shards
+    from hdlm.progress import share_bar
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     text = corpus(*args.source, key=args.key)

@@ -26,7 +26,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._measure import counted, measured
 from hdlm.cli._models import ANY_MODEL, source_of
 from hdlm.cli._options import add_device, add_json, at_least_one, device_of, print_json
 from hdlm.cli._outputs import FOLDER
@@ -173,6 +172,7 @@ def _trained(args: argparse.Namespace) -> int:
 
     from hdlm.checkpoint import load_checkpoint
     from hdlm.evaluation.during_training import Observer
+    from hdlm.evaluation.held_out import counted, measured
     from hdlm.hub import load
     from hdlm.threads import is_fixed
     from hdlm.training import PREEMPTED

@@ -22,7 +22,7 @@ from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
 from hdlm.cli._outputs import FILE
-from hdlm.cli._progress import share_bar
+from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.evaluation.likelihood.grids import as_times, check_steps, measured_profile
     from hdlm.evaluation.records import protocol
     from hdlm.evaluation.text import find_text, read_text
-    from hdlm.generation import Settings, planned, tokenizer_of
+    from hdlm.generation import Settings, planned
 
     for steps in args.steps:
         check_steps(steps)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(hyperschedule="block", width=args.width or length, steps=1)
     plan = planned(checkpoint, settings, length, infilling=False)
     source = find_text(args.data, args.part, args.data_dir)
-    text = read_text(tokenizer_of(checkpoint), source.corpus.documents(), args.limit)
+    text = read_text(checkpoint.tokenizer, source.corpus.documents(), args.limit)
     (whole, *_) = windows(text.tokens.to(device), length)
     with share_bar("measuring", shown=not args.json and sys.stderr.isatty()) as bar:
         profile = measured_profile(

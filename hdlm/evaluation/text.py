@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.data import NAMED, AbstractCorpus, NamedDataset, Tokenizer, corpus
+from hdlm.data.corpora import Documents
 from hdlm.data.corpora.named import part_of
 from hdlm.evaluation.records.protocol import describe_data
 
@@ -47,12 +48,13 @@ class Source:
 
 
 def find_text(
-    name: str, part: str = "test", folder: Path | None = None, *, detokenize: bool = True
+    text: object, part: str = "test", folder: Path | None = None, *, detokenize: bool = True
 ) -> Source:
     """The text that a user means.
 
     Args:
-        name: A named data set, with its part behind a colon if it has one of its own; or files, a folder, a glob.
+        text: A named data set, with its part behind a colon if it has one of its own; files, a folder, a glob; a
+            corpus; or documents, as a list of strings.
         part: Part of a named data set.
         folder: Where copies of named data sets lie, if not in the folder of the environment.
         detokenize: Whether to undo the tokenisation that some named data sets come in.
@@ -60,6 +62,10 @@ def find_text(
     Raises:
         ValueError: If there is no such text, or no such part of it.
     """
+    if not isinstance(text, str | Path):
+        given = text if isinstance(text, AbstractCorpus) else Documents.of(text)
+        return Source(repr(given), "all", None, given)
+    name = str(text)
     named, _, own_part = name.partition(":")
     if named not in NAMED:
         return Source(name, "all", None, corpus(name))

@@ -7,7 +7,7 @@ for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", s
 
 from hdlm.generation.passages import Ending
 from hdlm.generation.settings import Settings, planned
-from hdlm.generation.text import BLANK, Passage, blanks, tokenizer_of
+from hdlm.generation.text import BLANK, Passage, blanks
 from hdlm.generation.write import complete, write
 
-__all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "tokenizer_of", "write"]
+__all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "write"]

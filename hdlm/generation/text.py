@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import final
 
-from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Place, Tokenizer
 
-__all__ = ["BLANK", "Passage", "blanks", "tokenizer_of"]
+__all__ = ["BLANK", "Passage", "blanks"]
 
 BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
 
@@ -40,22 +39,6 @@ class Passage:
     num_evaluations: int
     evaluations: int
     computed: int
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        ValueError: If it has none, or one of another size.
-    """
-    if checkpoint.tokenizer is None:
-        raise ValueError(
-            "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json it was "
-            "trained with into its folder, or say where one is: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
-        )
-    return Tokenizer.from_json(
-        checkpoint.tokenizer, "the checkpoint's tokenizer.json", checkpoint.vocabulary.num_words
-    )
 
 
 def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:

@@ -17,7 +17,6 @@ from hdlm.generation.text import (
     Passage,
     _piece,
     blanks,
-    tokenizer_of,
 )
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import (
@@ -70,7 +69,7 @@ def write(
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
     """
-    tokenizer = tokenizer_of(checkpoint)
+    tokenizer = checkpoint.tokenizer
     given, plan = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
     gaps = BLANK.search(prompt) is not None

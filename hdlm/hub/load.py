@@ -131,7 +131,7 @@ def load(
         return checkpoint
     if words.bos is None and words.eos is None:
         words = found.vocabulary
-    return dataclasses.replace(checkpoint, tokenizer=found.to_json(), vocabulary=words)
+    return dataclasses.replace(checkpoint, tokenizer_json=found.to_json(), vocabulary=words)
 
 
 def inspect(

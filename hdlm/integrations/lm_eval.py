@@ -36,7 +36,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.likelihood.conditional import Conditional, split_text
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
 from hdlm.evaluation.likelihood.result import BoundName
-from hdlm.generation import Settings, complete, planned, tokenizer_of
+from hdlm.generation import Settings, complete, planned
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import Prompt
 
@@ -88,7 +88,7 @@ class Examinee:
         device: torch.device | str | None = None,
         watch: Watch = _silent,
     ) -> None:
-        self._tokenizer = tokenizer_of(checkpoint)
+        self._tokenizer = checkpoint.tokenizer
         self._checkpoint, self._watch = checkpoint, watch
         self._settings = Settings() if settings is None else settings
         self.measure = Conditional(
@@ -302,7 +302,7 @@ def _harness_class() -> type:
             if batch_size not in (None, "auto"):
                 options["batch_size"] = int(str(batch_size))
             self.examinee = Examinee(opened, device=self._device, **options)
-            self._tokenizer_name = hashlib.sha256(str(opened.tokenizer).encode()).hexdigest()
+            self._tokenizer_name = hashlib.sha256(str(opened.tokenizer_json).encode()).hexdigest()
 
         @property
         def tokenizer_name(self) -> str:

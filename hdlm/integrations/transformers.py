@@ -155,7 +155,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
         with torch.device("meta"):
             made = cls(HDLMConfig.of(checkpoint))
         made.model = checkpoint.network
-        made.tokenizer = checkpoint.tokenizer
+        made.tokenizer = checkpoint.tokenizer_json
         made.training = checkpoint.network.training
         return made
 

@@ -92,6 +92,16 @@ class AbstractNoiseProcess(abc.ABC):
         return self.num_words
 
     @property
+    def makes_masks(self) -> bool:
+        """Whether noise ever turns a word into the mask."""
+        return bool(self.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
+
+    @property
+    def ends_in_masks(self) -> bool:
+        """Whether pure noise is masks alone."""
+        return bool(self.weights(torch.ones((), dtype=torch.float64)).mask == 1)
+
+    @property
     def words_wait(self) -> bool:
         """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
         middle = self.rates(torch.full((), 0.5, dtype=torch.float64))

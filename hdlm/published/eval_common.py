@@ -14,7 +14,6 @@ from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, find_tokenizer
 from hdlm.evaluation.text import find_text
-from hdlm.generation import tokenizer_of
 from hdlm.published.model import pick_device
 
 __all__ = ["bar", "check_counts", "documents", "opened", "parser", "tokenizer_for", "write_json"]
@@ -68,8 +67,8 @@ def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer
     words = checkpoint.vocabulary.num_words
     if args.tokenizer is not None:
         return find_tokenizer(args.tokenizer, num_words=words)
-    if checkpoint.tokenizer is not None:
-        return tokenizer_of(checkpoint)
+    if checkpoint.tokenizer_json is not None:
+        return checkpoint.tokenizer
     path = Path(args.checkpoint_path)
     folders = [args.config_path, path.parent.parent] if path.is_file() else [args.config_path]
     for folder in folders:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from hdlm.atomic import check_folder, keeping, replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
+from hdlm.evaluation.generation.document import generation_result
 from hdlm.evaluation.generation.judges import judges_of
-from hdlm.evaluation.generation.samples import DRAW_DTYPE
-from hdlm.evaluation.generation.scoring import DEFINITIONS, score, score_tokens
+from hdlm.evaluation.generation.scoring import score, score_tokens
 from hdlm.evaluation.records import protocol
 from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, flat
@@ -69,20 +69,18 @@ def eval_generation(arguments: Sequence[str]) -> int:
     failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
     references, missing = _references(args, tokenizer, len(rows), made.shape[1] - given)
     folder = args.output_dir
-    result = {
-        "settings": settings,
-        "num_samples": len(rows),
-        "length": made.shape[1],
-        "num_given": given,
-        "num_evaluations": num_calls / math.ceil(len(rows) / args.batch_size),
-        "tokens_per_second": made[:, given:].numel() / seconds,
-        "draw_dtype": DRAW_DTYPE,
-        "metrics": measured,
-        "references": references,
-        "controls": {},
-        "telemetry": None,
-        "definitions": dict(DEFINITIONS),
-    }
+    result = generation_result(
+        settings=settings,
+        num_samples=len(rows),
+        length=made.shape[1],
+        num_given=given,
+        num_evaluations=num_calls / math.ceil(len(rows) / args.batch_size),
+        tokens_per_second=made[:, given:].numel() / seconds,
+        metrics=measured,
+        references=references,
+        controls={},
+        telemetry=None,
+    )
     document = protocol.describe(
         model.checkpoint,
         str(args.checkpoint_path),

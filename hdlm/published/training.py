@@ -137,7 +137,7 @@ def _begin(composed: Composed, *, finetunes: bool | None) -> int:
 
 def _idle_beside(config: Config, start: Checkpoint | None) -> dict[str, str]:
     """Options that mean nothing beside the checkpoint to finetune, and why."""
-    if config.hf_model_id is None or start is None or start.tokenizer is None:
+    if config.hf_model_id is None or start is None or start.tokenizer_json is None:
         return {}
     words = start.vocabulary.num_words
     options = ["tokenizer.model", *(["tokenizer.tokens"] if config.tokenizer.tokens != words else [])]

@@ -165,8 +165,8 @@ def export(
         "README.md": card.encode(),
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
-    if checkpoint.tokenizer is not None:
-        contents["tokenizer.json"] = checkpoint.tokenizer.encode()
+    if checkpoint.tokenizer_json is not None:
+        contents["tokenizer.json"] = checkpoint.tokenizer_json.encode()
     for name, content in contents.items():
         with replacing(folder / name) as aside:
             aside.write_bytes(content)
@@ -319,7 +319,7 @@ def _tokenizer(checkpoint: Checkpoint, came_with: Table) -> Table:
     """Size and name of the tokenizer: GPT-2's has its own name, another that of its file."""
     name: Any = "gpt2"
     if checkpoint.vocabulary != GPT2:
-        name = came_with.get("model") if checkpoint.tokenizer is None else "tokenizer.json"
+        name = came_with.get("model") if checkpoint.tokenizer_json is None else "tokenizer.json"
     return {**came_with, "tokens": checkpoint.vocabulary.num_words, "model": name}
 
 

@@ -125,7 +125,7 @@ def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     known = [_readable(describe(hyperschedule)) for hyperschedule in checkpoint.hyperschedules]
     yield "hyperschedules, the best first", "; ".join(known) or "none listed"
     yield "attention", f"settled positions {checkpoint.context}, active ones {checkpoint.active}"
-    where = "in `tokenizer.json`" if checkpoint.tokenizer else "not included"
+    where = "in `tokenizer.json`" if checkpoint.tokenizer_json else "not included"
     yield "tokenizer", f"{vocabulary.num_words:,} words, {where}; the mask is id {vocabulary.mask_id}"
 
 
@@ -140,7 +140,7 @@ def _readable(value: Any) -> str:
 
 
 def _use(checkpoint: Checkpoint, source: str) -> str:
-    if checkpoint.tokenizer is None:
+    if checkpoint.tokenizer_json is None:
         write = (
             "step = hdlm.algorithm('acs', model.denoiser.process)\n"
             f"schedule = hdlm.Block({checkpoint.length}, width={checkpoint.length}, num_levels=32)\n"

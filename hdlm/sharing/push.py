@@ -77,14 +77,14 @@ def save_pretrained(
 
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """`tokenizer.json`, and the few words that `AutoTokenizer` wants besides; nothing for a model of bare ids."""
-    if checkpoint.tokenizer is None:
+    if checkpoint.tokenizer_json is None:
         return {}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.length,
         "clean_up_tokenization_spaces": False,
     }
-    document = json.loads(checkpoint.tokenizer)
+    document = json.loads(checkpoint.tokenizer_json)
     # Unless told, transformers 4 takes the space from the front of a text.
     if (space := (document.get("pre_tokenizer") or {}).get("add_prefix_space")) is not None:
         config["add_prefix_space"] = space
@@ -94,7 +94,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         if token in names:
             config[f"{role}_token"] = names[token]
     return {
-        "tokenizer.json": checkpoint.tokenizer.encode(),
+        "tokenizer.json": checkpoint.tokenizer_json.encode(),
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
 

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import torch
 
-from hdlm.checkpoint import Checkpoint, makes_masks
+from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT
@@ -138,7 +138,7 @@ def prepare(
 
 def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:
     """Rows of the network: one for each word, and one for the mask, which networks that never see it may lack."""
-    if start is not None and not makes_masks(process):
+    if start is not None and not process.makes_masks:
         return start.network.config.vocab_size
     return vocabulary.size
 

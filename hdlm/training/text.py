@@ -179,7 +179,7 @@ def _conditional(
     inner = [source.corpus if isinstance(source, First) else source for source in sources]
     keyed = any(isinstance(source, JSONLines | Parquet) for source in inner)
     yield "key", keyed, "only JSON lines and Parquet have it"
-    if start is not None and start.tokenizer is not None:
+    if start is not None and start.tokenizer_json is not None:
         words = start.vocabulary.num_words
         own = f"the checkpoint to begin with brings its tokenizer of {words} words"
         yield "tokenizer", False, own
@@ -261,9 +261,9 @@ def _tell(say: Say, tokens: int | None, text: TrainingText) -> None:
 
 def _tokenizer(data: DataSettings, documents: Iterable[str], start: Checkpoint | None) -> Tokenizer:
     """That of the checkpoint to begin with, one that is found, or a new one."""
-    if start is not None and start.tokenizer is not None:
+    if start is not None and start.tokenizer_json is not None:
         return Tokenizer.from_json(
-            start.tokenizer, "the tokenizer.json to begin with", start.vocabulary.num_words
+            start.tokenizer_json, "the tokenizer.json to begin with", start.vocabulary.num_words
         )
     if data.tokenizer != TRAINED_HERE:
         return find_tokenizer(data.tokenizer, num_words=data.vocabulary)

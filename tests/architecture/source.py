@@ -46,6 +46,13 @@ class Module:
             elif isinstance(node, ast.ImportFrom):
                 yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
 
+    def imports_for_types(self) -> Iterator[str]:
+        """Dotted names of what is imported for type checkers only, under `if TYPE_CHECKING:`."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                body = Module(self.name, self.path, ast.Module(node.body, []))
+                yield from body.imports
+
 
 @cache
 def modules() -> tuple[Module, ...]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 
+import pytest
+
+from hdlm.checkpoint.checkpoint import VERBS, Checkpoint
 from tests.architecture.source import Module, modules
 
 # Each layer may import those before it and nothing else; within a layer, components do not know each other.
@@ -19,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "noise_schedule",
             "randomness",
             "package_data",
+            "progress",
             "network",
             "transfer",
             "threads",
@@ -31,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"generation"}),
     frozenset({"training", "view", "verification", "hub"}),
     frozenset({"evaluation", "sharing"}),
-    frozenset({"published", "integrations", "workflows"}),
+    frozenset({"published", "integrations", "workflows", "measurements"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),
@@ -39,10 +45,13 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 RANK = {component: rank for rank, layer in enumerate(LAYERS) for component in layer}
 
+# The verbs of a checkpoint are implemented in layers above it, and imported by name when they are called.
+HAS_VERBS = "hdlm.checkpoint.checkpoint"
+
 # What the layers up to `sampling` may ask of the world, so that they run on a bare GPU image.
 CORE_DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "jaxtyping"})
 LAST_CORE_RANK = RANK["sampling"]
-NEEDS_AN_EXTRA = frozenset({"data", "distributed"})
+NEEDS_AN_EXTRA = frozenset({"data", "distributed", "progress"})
 ABOVE_BUT_LIGHT = frozenset({"verification"})
 
 
@@ -69,7 +78,7 @@ def test_imports_go_down() -> None:
         (module.name, module.component, name, name.split(".")[1])
         for module in modules()
         if module.component
-        for name in _own_imports(module)
+        for name in set(_own_imports(module)) - _for_types_alone(module)
     }
     upward, unknown = [], []
     for module, component, name, other in sorted(imports):
@@ -81,6 +90,23 @@ def test_imports_go_down() -> None:
             upward.append(f"{module} imports {name}")
     assert not unknown, "import from the module that defines it"
     assert not upward, "see LAYERS"
+
+
+def _for_types_alone(module: Module) -> set[str]:
+    """Imports that only the type checker sees, where they may go up: those of the verbs of a checkpoint."""
+    return set(module.imports_for_types()) if module.name == HAS_VERBS else set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_the_arguments_of_its_implementation(verb: str) -> None:
+    method = inspect.signature(getattr(Checkpoint, verb))
+    implementation = inspect.signature(getattr(import_module(VERBS[verb]), verb))
+    assert _arguments(method) == _arguments(implementation)
+
+
+def _arguments(signature: inspect.Signature) -> list[tuple[str, object, object]]:
+    _, *rest = signature.parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in rest]
 
 
 def test_imports_are_absolute() -> None:

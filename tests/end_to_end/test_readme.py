@@ -16,6 +16,8 @@ from hdlm.cli._registry import verbs
 from tests.conftest import REPOSITORY
 
 PAGES = ("README.md", "CONTRIBUTING.md")
+GUIDES = ("docs/evaluation.md", "docs/sampling.md")
+"""Pages whose Python is run, too."""
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -26,8 +28,8 @@ def _blocks(page: str, language: str) -> list[str]:
 
 def _python() -> list[object]:
     return [
-        pytest.param(code, id=f"{page}-{index}")
-        for page in PAGES
+        pytest.param(code, id=f"{Path(page).name}-{index}")
+        for page in (*PAGES, *GUIDES)
         for index, code in enumerate(_blocks(page, "python"))
     ]
 

@@ -115,3 +115,15 @@ def test_one_number_decides_a_corruption():
 def test_bad_parameters_are_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_a_process_says_what_its_noise_makes_of_words(process: AbstractNoiseProcess) -> None:
+    words = torch.arange(process.num_words).repeat(400)
+    draw = torch.rand(words.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noised = [
+        process.corrupt(words, torch.full(words.shape, u, dtype=torch.float64), draw) == process.mask_id
+        for u in (0.3, 0.6, 1.0)
+    ]
+    assert process.makes_masks == any(bool(masks.any()) for masks in noised)
+    assert process.ends_in_masks == bool(noised[-1].all())

@@ -15,7 +15,6 @@ from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import LikelihoodResult, evaluate
 from hdlm.evaluation.text import Text, find_text, read_text
-from hdlm.generation import tokenizer_of
 from hdlm.hyperschedule import AbstractHyperschedule, Block, autoregressive, flat
 from hdlm.package_data import pretrained
 from hdlm.process import Absorbing
@@ -34,7 +33,7 @@ def text(model: Checkpoint, shared: Path) -> Text:
     """Six windows of 64 tokens and a short one."""
     source = find_text("wikitext2", folder=shared / "data")
     assert source.detokenizer == "wikitext"
-    return read_text(tokenizer_of(model), source.corpus.documents(), LENGTH * WINDOWS + 20)
+    return read_text(model.tokenizer, source.corpus.documents(), LENGTH * WINDOWS + 20)
 
 
 def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:

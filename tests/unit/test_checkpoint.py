@@ -34,7 +34,7 @@ def _checkpoint(**changes: object) -> Checkpoint:
         Vocabulary(WORDS, eos=3),
         Cosine(),
         (Block(16, 4, 8), Slide(16, 4, 4)),
-        tokenizer='{"model": null}',
+        tokenizer_json='{"model": null}',
         training={"steps": 7},
     )
     return dataclasses.replace(whole, **changes)
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 def test_round_trip(folder: Path) -> None:
     saved, loaded = _checkpoint(), load_checkpoint(folder)
     assert loaded.config() == saved.config()
-    assert loaded.tokenizer == saved.tokenizer
+    assert loaded.tokenizer_json == saved.tokenizer_json
     assert loaded.hyperschedules == saved.hyperschedules
     assert not loaded.denoiser.training
     tokens = torch.randint(WORDS + 1, (3, 16), generator=torch.Generator().manual_seed(1))

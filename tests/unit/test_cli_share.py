@@ -40,7 +40,9 @@ def ours() -> Checkpoint:
     denoiser = tiny_denoiser(EpsilonHybrid(tokenizer.vocabulary.num_words, 0.1)).float()
     denoiser.backbone.config = dataclasses.replace(denoiser.backbone.config, max_length=LENGTH)
     trained = (Slide(LENGTH, 4, 4), Wave(LENGTH, 4, 2), Block(LENGTH, 4, 2))
-    return Checkpoint(denoiser, tokenizer.vocabulary, hyperschedules=trained, tokenizer=tokenizer.to_json())
+    return Checkpoint(
+        denoiser, tokenizer.vocabulary, hyperschedules=trained, tokenizer_json=tokenizer.to_json()
+    )
 
 
 @pytest.fixture

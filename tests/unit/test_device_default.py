@@ -14,7 +14,7 @@ from hdlm.evaluation.generation.corrections import fill_in
 from hdlm.evaluation.generation.judge import CheckpointJudge
 from hdlm.evaluation.generation.samples import draw_samples
 from hdlm.evaluation.likelihood.conditional import Conditional
-from hdlm.generation import Settings, complete, tokenizer_of
+from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive, flat
 from hdlm.integrations.lm_eval import Examinee
 from hdlm.package_data import pretrained
@@ -121,9 +121,7 @@ def test_every_function_refuses_another_device_than_the_models(checkpoint) -> No
         "Examinee": lambda device: Examinee(checkpoint, device=device),
         "draw_samples": lambda device: draw_samples(checkpoint, Settings(length=8), device=device),
         "fill_in": lambda device: fill_in(checkpoint, text, Settings(length=8), device=device),
-        "CheckpointJudge": lambda device: CheckpointJudge(
-            checkpoint, tokenizer_of(checkpoint), "judge", device
-        ),
+        "CheckpointJudge": lambda device: CheckpointJudge(checkpoint, checkpoint.tokenizer, "judge", device),
     }
     for call in calls.values():
         with pytest.raises(ValueError, match="leave `device` out, or move the denoiser"):

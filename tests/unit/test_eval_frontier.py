@@ -164,7 +164,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert main([*SWEEP, "--temperature", "-1", *output]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "--judge no-such-judge/here" in lines[0]
+    assert "judge no-such-judge/here" in lines[0]
     with pytest.raises(SystemExit):
         main([*SWEEP, *output])
 
@@ -176,7 +176,7 @@ def test_models_of_other_words_are_not_put_in_one_picture(tmp_path, monkeypatch,
 
     def another(args, device):
         checkpoint = real(type(args)(**{**vars(args), "checkpoint": MODEL}), device)
-        change = {"tokenizer": "{}"} if args.checkpoint == "words" else {"length": 7}
+        change = {"tokenizer_json": "{}"} if args.checkpoint == "words" else {"length": 7}
         return checkpoint if args.checkpoint == MODEL else replace(checkpoint, **change)
 
     monkeypatch.setattr(_eval_frontier, "open_checkpoint", another)

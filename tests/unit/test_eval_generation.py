@@ -21,7 +21,7 @@ from hdlm.evaluation.generation.metrics import Estimate
 from hdlm.evaluation.generation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
 from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, score, text_of
 from hdlm.evaluation.generation.self_bleu import self_bleu
-from hdlm.generation import Settings, tokenizer_of, write
+from hdlm.generation import Settings, write
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import pretrained
 from hdlm.sampling import Change
@@ -39,7 +39,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint):
-    return tokenizer_of(checkpoint)
+    return checkpoint.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -404,10 +404,10 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mauve", "--judge", "x"], "--mauve needs real text"),
-        (["--controls", "repeat"], "--controls needs real text"),
-        (["--infill", "0.5"], "--infill needs real text"),
-        (["--mauve", "--reference", "x", "--judge", "none"], "--mauve needs the features"),
+        (["--mauve", "--judge", "x"], "mauve needs real text"),
+        (["--controls", "repeat"], "controls needs real text"),
+        (["--infill", "0.5"], "infill needs real text"),
+        (["--mauve", "--reference", "x", "--judge", "none"], "mauve needs the features"),
         (["--judge", "none", "--judge", "gpt2"], "--judge none is for no judge"),
         (["--save-samples"], "needs --output"),
         (["--algorithm", "original", "--eta-sweep", "0.1"], "eta means nothing to the sampler 'original'"),

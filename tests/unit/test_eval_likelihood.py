@@ -24,7 +24,6 @@ from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.resumable import BatchSize
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import find_text, read_text
-from hdlm.generation import tokenizer_of
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
 from hdlm.published import eval_modeling as modeling
@@ -51,7 +50,9 @@ def checkpoint() -> Checkpoint:
     denoiser = tiny_denoiser(EpsilonHybrid(tokenizer.vocabulary.num_words, 0.1)).float().eval()
     denoiser.backbone.config = dataclasses.replace(denoiser.backbone.config, max_length=LENGTH)
     trained = (Block(LENGTH, 4, 2), Slide(LENGTH, 4, 4))
-    return Checkpoint(denoiser, tokenizer.vocabulary, hyperschedules=trained, tokenizer=tokenizer.to_json())
+    return Checkpoint(
+        denoiser, tokenizer.vocabulary, hyperschedules=trained, tokenizer_json=tokenizer.to_json()
+    )
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def data(tmp_path: Path) -> Path:
 def test_it_is_the_likelihood_of_the_library(hdlm, checkpoint: Checkpoint, model: Path, data: Path) -> None:
     status, printed, _ = hdlm(model, "--data", data, "--replicates", 3, "--seed", 4, "--json")
     document = json.loads(printed)[str(data)]
-    text = read_text(tokenizer_of(checkpoint), SENTENCES)
+    text = read_text(checkpoint.tokenizer, SENTENCES)
     expected = evaluate(
         checkpoint.denoiser, text.tokens, Block(LENGTH, 4, 2), num_bytes=text.num_bytes, replicates=3, seed=4
     )
@@ -244,7 +245,7 @@ def test_windows_of_documents_never_cross() -> None:
 
 
 def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> None:
-    text = read_text(tokenizer_of(checkpoint), SENTENCES)
+    text = read_text(checkpoint.tokenizer, SENTENCES)
     plan = autoregressive(LENGTH)
     apart = evaluate(checkpoint.denoiser, text.tokens, plan, documents=text.lengths)
     alone = [evaluate(checkpoint.denoiser, one, plan).nats for one in text.tokens.split(list(text.lengths))]
@@ -255,7 +256,7 @@ def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> Non
 
 @pytest.mark.parametrize("limit", [5, 12, 20, 10_000])
 def test_a_limit_takes_the_beginning(checkpoint: Checkpoint, limit: int) -> None:
-    tokenizer = tokenizer_of(checkpoint)
+    tokenizer = checkpoint.tokenizer
     text, whole = read_text(tokenizer, iter(SENTENCES), limit), read_text(tokenizer, SENTENCES)
     assert len(text.tokens) <= max(limit, 2)
     assert sum(text.lengths) == len(text.tokens)

@@ -14,7 +14,6 @@ from hdlm.cli import main
 from hdlm.denoiser import Context, Denoiser
 from hdlm.evaluation.likelihood import grids
 from hdlm.evaluation.likelihood.grids import Profile, grid_text
-from hdlm.generation import tokenizer_of
 from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
 from hdlm.package_data import pretrained
 from hdlm.process import GIDD, Absorbing
@@ -111,7 +110,7 @@ def test_a_profile_is_what_the_network_says_of_masks():
     """With all masked there is no chance; with one, it is the number of one of the positions, and any may be it."""
     checkpoint = load_checkpoint(pretrained() / MODEL)
     window = torch.tensor(
-        tokenizer_of(checkpoint).encode("In the beginning God created the heaven and the earth.")
+        checkpoint.tokenizer.encode("In the beginning God created the heaven and the earth.")
     )
     window, length = window[:7], 7
     found = grids.measured_profile(checkpoint, flat(length, 4), window.expand(40, length), batch_size=7).nats

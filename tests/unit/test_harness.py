@@ -14,7 +14,7 @@ from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.cli import main
 from hdlm.cli.eval import harness as _eval_harness
 from hdlm.evaluation import evaluate
-from hdlm.generation import Settings, complete, tokenizer_of
+from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive
 from hdlm.integrations import lm_eval as harness
 from hdlm.integrations.lm_eval import Examinee
@@ -53,7 +53,7 @@ def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: Examinee) 
 
 
 def test_greedy_is_said_of_the_likeliest_ending(exact: Examinee, checkpoint: Checkpoint) -> None:
-    tokenizer = tokenizer_of(checkpoint)
+    tokenizer = checkpoint.tokenizer
     words = {tokenizer.piece(token) for token in range(checkpoint.vocabulary.num_words)}
     endings = sorted(word for word in words if word.startswith(" ") and word.strip().isalpha())[::5]
     pairs = [("And the LORD spake unto", ending) for ending in [" Moses", *endings]]
@@ -65,7 +65,7 @@ def test_greedy_is_said_of_the_likeliest_ending(exact: Examinee, checkpoint: Che
 
 def test_a_whole_text_is_measured_as_elsewhere(exact: Examinee, checkpoint: Checkpoint) -> None:
     """Where it fits, it is the exact likelihood of `evaluate`; where not, every token is measured all the same."""
-    tokenizer, text = tokenizer_of(checkpoint), "In the beginning God created the heaven and the earth."
+    tokenizer, text = checkpoint.tokenizer, "In the beginning God created the heaven and the earth."
     plan = autoregressive(checkpoint.length)
     start = torch.tensor([checkpoint.vocabulary.bos])
     words = torch.tensor(tokenizer.encode(text))

@@ -220,7 +220,7 @@ def test_gpt2_is_called_by_its_name_and_others_by_their_file(tokenizer: str | No
         network = DDiT(DDiTConfig(GPT2.size, hidden_size=4, num_blocks=1, num_heads=1, max_length=LENGTH))
     denoiser = Denoiser(network, EpsilonHybrid(GPT2.num_words, 0.1), Mean())
     for vocabulary, name in ((GPT2, "gpt2"), (Vocabulary(GPT2.num_words), tokenizer and "tokenizer.json")):
-        ours = Checkpoint(denoiser, vocabulary, tokenizer=tokenizer)
+        ours = Checkpoint(denoiser, vocabulary, tokenizer_json=tokenizer)
         assert published_config(ours)["tokenizer"] == {"tokens": GPT2.num_words, "model": name}
 
 
@@ -297,7 +297,7 @@ def test_train_here_export_load_as_published(trained: Checkpoint, tmp_path: Path
     export(trained, tmp_path)
     read = hub.load(tmp_path)
     assert torch.equal(_answers(read), _answers(trained))
-    assert read.tokenizer == trained.tokenizer
+    assert read.tokenizer_json == trained.tokenizer_json
     settings = Settings("acs", eta=0.2)
     assert write(read, "the cat", settings, seed=3) == write(trained, "the cat", settings, seed=3)
 

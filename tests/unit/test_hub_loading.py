@@ -19,7 +19,6 @@ import hdlm.data
 from hdlm.checkpoint import save_checkpoint
 from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.data import Tokenizer
-from hdlm.generation import tokenizer_of
 from hdlm.hub import CARDS, Evidence, inspect, load
 from hdlm.hub.configs import read_config, resolve
 from hdlm.hub.load import recognise
@@ -181,7 +180,7 @@ def test_own_checkpoints(tmp_path):
 
 
 def test_shipped_models_have_names():
-    assert load("kjv-epsilon-4m").tokenizer
+    assert load("kjv-epsilon-4m").tokenizer_json
     assert inspect("kjv-epsilon-4m").card == "hdlm"
 
 
@@ -565,9 +564,9 @@ def letters(*more: str, size: int = WORDS) -> str:
 
 def test_the_tokenizer_beside_the_weights(tmp_path):
     whole = folder(tmp_path, EPSILON)
-    assert load(whole).tokenizer is None
+    assert load(whole).tokenizer_json is None
     (whole / "tokenizer.json").write_text(letters(), encoding="utf-8")
-    assert tokenizer_of(load(whole)).encode("abc") == [1, 2, 3]
+    assert load(whole).tokenizer.encode("abc") == [1, 2, 3]
     assert (load(whole).vocabulary.bos, load(whole).vocabulary.eos) == (0, 0)
     assert "tokenizer.json" in {file.name for file in inspect(whole).files}
 
@@ -587,7 +586,7 @@ def test_a_tokenizer_that_does_not_belong_to_the_weights(tmp_path, content, mess
 def test_a_tokenizer_that_counts_the_mask_as_a_word(tmp_path):
     whole = folder(tmp_path, EPSILON)
     (whole / "tokenizer.json").write_text(letters("[MASK]"), encoding="utf-8")
-    assert tokenizer_of(load(whole)).vocabulary.num_words == WORDS
+    assert load(whole).tokenizer.vocabulary.num_words == WORDS
 
 
 def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
@@ -602,14 +601,14 @@ def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
 
     monkeypatch.setattr(hdlm.data, "find_tokenizer", find)
     whole = folder(tmp_path / "model", EPSILON)
-    assert load(whole).tokenizer
-    assert load(whole, tokenizer="mine").tokenizer
-    assert load(folder(tmp_path / "b", changed(EPSILON, tokenizer__model="absent"))).tokenizer is None
+    assert load(whole).tokenizer_json
+    assert load(whole, tokenizer="mine").tokenizer_json
+    assert load(folder(tmp_path / "b", changed(EPSILON, tokenizer__model="absent"))).tokenizer_json is None
     with pytest.raises(ValueError, match="no such tokenizer"):
         load(whole, tokenizer="absent")
     assert asked == [("gpt2", True), ("mine", False), ("absent", True), ("absent", False)]
     for name in ("../other", "/etc/passwd", "a/b/c", ""):
-        assert load(folder(tmp_path / "c", changed(EPSILON, tokenizer__model=name))).tokenizer is None
+        assert load(folder(tmp_path / "c", changed(EPSILON, tokenizer__model=name))).tokenizer_json is None
     assert len(asked) == 4
 
 

@@ -32,7 +32,7 @@ def _checkpoint(**changes: Any) -> Checkpoint:
     denoiser = tiny_denoiser(EpsilonHybrid(tokenizer.vocabulary.num_words, 0.1)).float()
     given: dict[str, Any] = {
         "hyperschedules": (Block(denoiser.backbone.config.max_length, 4, 3),),
-        "tokenizer": tokenizer.to_json(),
+        "tokenizer_json": tokenizer.to_json(),
         "training": {"recipe": {"run": {"steps": 7}}, "note": "```fenced```"},
     }
     return Checkpoint(denoiser, tokenizer.vocabulary, **{**given, **changes})
@@ -120,7 +120,7 @@ def test_what_is_sent_loads_from_the_hub(
     read = hub.load(NAME)
     assert read.denoiser.process == ours.denoiser.process
     assert read.hyperschedules == ours.hyperschedules
-    assert read.tokenizer == ours.tokenizer
+    assert read.tokenizer_json == ours.tokenizer_json
 
 
 @pytest.mark.parametrize("layout", ["hdlm", "published"])
@@ -189,9 +189,9 @@ def test_a_shared_folder_is_a_checkpoint_with_its_card(tmp_path: Path) -> None:
     save_pretrained(ours, tmp_path, source=NAME)
     read = hub.load(tmp_path)
     assert read.config() == ours.config()
-    assert read.tokenizer == ours.tokenizer
+    assert read.tokenizer_json == ours.tokenizer_json
     assert f'hdlm.load("{NAME}")' in (tmp_path / "README.md").read_text()
-    bare = _checkpoint(tokenizer=None)
+    bare = _checkpoint(tokenizer_json=None)
     save_pretrained(bare, tmp_path / "bare")
     assert not (tmp_path / "bare" / "tokenizer_config.json").exists()
 
@@ -222,14 +222,14 @@ def test_the_card_says_what_anybody_must_know() -> None:
 
 
 def test_the_card_of_a_model_without_records_says_so() -> None:
-    card = model_card(_checkpoint(training={}, tokenizer=None), NAME)
+    card = model_card(_checkpoint(training={}, tokenizer_json=None), NAME)
     assert "No results were recorded" in card
     assert "Nothing is recorded of how" in card
     assert "hdlm.sample(" in _sections(card)["Use"]
 
 
 def test_the_snippet_of_the_card_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, changes in enumerate(({}, {"tokenizer": None})):
+    for number, changes in enumerate(({}, {"tokenizer_json": None})):
         ours = _small(**changes)
         folder = tmp_path / str(number)
         save_pretrained(ours, folder)

@@ -103,7 +103,7 @@ def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
         draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
     with pytest.raises(ValueError, match=r"made otherwise \(noise_schedule, tokenizer_sha256 differ\)"):
         draw_samples(
-            replace(checkpoint, noise_schedule=Cosine(), tokenizer=f"{checkpoint.tokenizer} "),
+            replace(checkpoint, noise_schedule=Cosine(), tokenizer_json=f"{checkpoint.tokenizer_json} "),
             SHORT,
             num=2,
             seed=3,

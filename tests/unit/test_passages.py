@@ -254,7 +254,7 @@ def test_a_stream_is_the_passage_along_every_hyperschedule(how: Settings) -> Non
     eos = model().vocabulary.eos
     for whole, one in zip(passages, ended, strict=True):
         ids = list(whole.tokens)
-        tokenizer = Tokenizer.from_json(str(model().tokenizer))
+        tokenizer = Tokenizer.from_json(str(model().tokenizer_json))
         assert one.text == whole_text(tokenizer, ids, whole.given, stopping)
         assert not any(string in one.text[1:] for string in stopping.strings)
         assert one.tokens == whole.tokens[: len(one.tokens)]

@@ -710,8 +710,7 @@ def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
     found = json.loads(Path("out", "results.json").read_text())["datasets"]["ptb"]["result"]
     loaded = hub.load(run)
     from hdlm.data import corpus, tokenise
-    from hdlm.generation import tokenizer_of
 
-    tokens = tokenise(tokenizer_of(loaded), tuple(corpus("ptb").documents())).tokens
+    tokens = tokenise(loaded.tokenizer, tuple(corpus("ptb").documents())).tokens
     plan = loaded.hyperschedules[0]
     assert evaluate(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(found["nats"])

@@ -272,13 +272,13 @@ def test_the_tokenizer_travels_and_opens_in_transformers(tmp_path: Path) -> None
     trained = data.train_tokenizer(["some words, and some more"], 270)
     words = trained.vocabulary.num_words
     denoiser = tiny_denoiser(EpsilonHybrid(words, 0.1)).float()
-    ours = Checkpoint(denoiser, trained.vocabulary, tokenizer=trained.to_json())
+    ours = Checkpoint(denoiser, trained.vocabulary, tokenizer_json=trained.to_json())
     HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == words
     assert tokenizer.encode("more words") == trained.encode("more words")
     assert tokenizer.eos_token_id == trained.vocabulary.eos
-    assert load_checkpoint(tmp_path).tokenizer == ours.tokenizer
+    assert load_checkpoint(tmp_path).tokenizer_json == ours.tokenizer_json
 
 
 def test_the_config_file_says_both_names(tmp_path: Path) -> None:

@@ -466,7 +466,7 @@ def test_what_is_left_out_is_the_checkpoints(tmp_path: Path) -> None:
         assert getattr(second.denoiser, part) == getattr(first.denoiser, part)
     assert second.hyperschedules == first.hyperschedules
     assert second.network.config == first.network.config
-    assert second.tokenizer == first.tokenizer
+    assert second.tokenizer_json == first.tokenizer_json
     assert second.training["recipe"]["objective"] == {"type": "NELBO"}
     assert not _same(_weights(tmp_path / "first"), _weights(tmp_path / "second"))
 
@@ -533,8 +533,8 @@ def test_the_checkpoint_of_a_peer_is_finetuned(name: str, shared: Path, tmp_path
     """Its first loss is that of the checkpoint as it was loaded, and training lowers it."""
     start = hdlm.load(shared / "golden" / "peers" / name)
     words = start.vocabulary.num_words
-    start = replace(start, tokenizer=_tokenizer(words))
-    assert Tokenizer.from_json(str(start.tokenizer), "", words).vocabulary.num_words == words
+    start = replace(start, tokenizer_json=_tokenizer(words))
+    assert Tokenizer.from_json(str(start.tokenizer_json), "", words).vocabulary.num_words == words
     before = {key: value.clone() for key, value in start.network.state_dict().items()}
     recipe = {"run": {"batch_size": 8, "precision": "no"}, "watch": {"log_every": 1}}
     rates = dict.fromkeys(("matrix_rate", "embedding_rate", "head_rate"), 0.01)

@@ -27,7 +27,7 @@ from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
 from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
 from hdlm.cli._outputs import Output
-from hdlm.cli._progress import share_bar
+from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint

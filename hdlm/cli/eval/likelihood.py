@@ -19,19 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.atomic import NotKeptError, check_folder, keeping
+from hdlm.atomic import NotKeptError, check_folder
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
 from hdlm.cli._outputs import FOLDER
-from hdlm.cli._progress import share_bar
 
 if TYPE_CHECKING:
-    from hdlm.checkpoint import Checkpoint
-    from hdlm.distributed import Processes
-    from hdlm.evaluation.likelihood.resumable import Measuring
-
-FILE = "results.json"
-FILES = (FILE, "report.md", "replicates.png")
+    from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     from hdlm.cli._errors import explained
     from hdlm.distributed import Processes
+    from hdlm.evaluation.likelihood.evaluate import FILES, likelihood_document
     from hdlm.view.likelihood import likelihood_table
 
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
@@ -126,7 +121,16 @@ def run(args: argparse.Namespace) -> int:
     documents: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
-            documents[name] = _measured(args, checkpoint, name, folders[name], processes)
+            documents[name] = likelihood_document(
+                checkpoint,
+                name,
+                options_of(args),
+                model=args.checkpoint,
+                weights=args.weights,
+                output=folders[name],
+                processes=processes,
+                progress=sys.stderr.isatty(),
+            )
         except (ValueError, OSError) as error:
             if len(names) == 1 or isinstance(error, NotKeptError):
                 raise
@@ -162,65 +166,15 @@ def folders_of(output: Path | None, names: Sequence[str]) -> dict[str, Path | No
     return dict(folders)
 
 
-def measuring_of(args: argparse.Namespace, checkpoint: Checkpoint, name: str) -> Measuring:
-    """What the options say is to be measured."""
-    from hdlm.evaluation.likelihood.defaults import plan_of
-    from hdlm.evaluation.likelihood.resumable import BatchSize, Measuring
-    from hdlm.evaluation.text import find_text, read_text
-    from hdlm.generation import tokenizer_of
+def options_of(args: argparse.Namespace) -> LikelihoodOptions:
+    """How to measure, as the options say."""
+    from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions
 
-    plan = plan_of(
-        checkpoint, args.length, hyperschedule=args.hyperschedule, width=args.width, steps=args.steps
+    alike = ("part", "data_dir", "limit", "length", "stride", "bound", "estimator", "replicates")
+    how = ("hyperschedule", "width", "steps", "batch_size", "seed")
+    return LikelihoodOptions(
+        **{name: getattr(args, name) for name in (*alike, *how)},
+        detokenize=not args.as_it_is,
+        within_documents=args.documents,
+        target_error=args.target_stderr,
     )
-    source = find_text(name, args.part, args.data_dir, detokenize=not args.as_it_is)
-    text = read_text(tokenizer_of(checkpoint), source.corpus.documents(), args.limit)
-    batch = None if args.batch_size is None else BatchSize(args.batch_size)
-    return Measuring(
-        checkpoint,
-        args.checkpoint,
-        text,
-        source.describe(text),
-        plan,
-        args.bound,
-        args.estimator,
-        args.stride,
-        args.documents,
-        args.weights,
-        seed=args.seed,
-        batch_size=batch,
-    )
-
-
-def _measured(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    name: str,
-    folder: Path | None,
-    processes: Processes,
-) -> dict[str, Any]:
-    from hdlm.evaluation.records import protocol
-    from hdlm.view.likelihood import write_likelihood
-
-    measuring = measuring_of(args, checkpoint, name)
-    measuring.processes = processes
-    known = None
-    if folder is not None and (folder / FILE).exists():
-        try:
-            known = measuring.known(protocol.read(folder / FILE))
-        except ValueError as error:
-            raise ValueError(f"{folder / FILE}: {error} Choose another --output.") from error
-
-    now = f"measuring {name}"
-    with share_bar(now, shown=processes.is_main and sys.stderr.isatty()) as bar:
-
-        def keep(document: dict[str, Any]) -> None:
-            nonlocal now
-            bits, error = (document["result"][key] for key in ("bits_per_token", "bits_per_token_error"))
-            now = f"{name}: {bits:.4f}" + (f" ± {error:.4f}" if error else "") + " bits per token"
-            if folder is not None and processes.is_main:
-                with keeping(lambda: json_text({name: document})):
-                    protocol.write(folder / FILE, document)
-                    write_likelihood(folder, name, document)
-
-        measuring.watch = lambda progress: bar(progress.done / progress.total, now)
-        return measuring.run(replicates=args.replicates, target=args.target_stderr, known=known, keep=keep)

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final, get_args
 
 import torch
 
-from hdlm.atomic import keeping
+from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
+from hdlm.evaluation.generation.document import common
 from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
+from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import entropy
 from hdlm.evaluation.generation.samples import (
     Sample,
@@ -32,10 +35,11 @@ from hdlm.evaluation.generation.samples import (
 )
 from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, text_of
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import Text
-from hdlm.generation import Settings, tokenizer_of
+from hdlm.evaluation.text import Text, find_text, read_text
+from hdlm.generation import Settings
+from hdlm.progress import share_bar
 
-__all__ = ["MEASURES", "Sweep"]
+__all__ = ["MEASURES", "FrontierOptions", "Sweep", "has_failed", "measured_frontier"]
 
 MEASURES = ("entropy", PERPLEXITY)
 """What a point is made of."""
@@ -114,7 +118,7 @@ class Sweep:
             text: The text.
             length: Tokens in a piece: as many as a sample has that were not given.
         """
-        tokenizer = tokenizer_of(checkpoint)
+        tokenizer = checkpoint.tokenizer
         try:
             rows = pieces(text.tokens.long(), self.num, length, self.seed).tolist()
         except ValueError as error:
@@ -141,3 +145,175 @@ def _price(samples: list[Sample]) -> dict[str, Any]:
 def _name(values: Mapping[str, Any]) -> str:
     """A file name that is another if anything is."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@final
+@dataclass(frozen=True)
+class FrontierOptions:
+    """What is swept, and over what.
+
+    Attributes:
+        swept: `"temperature"` or `"top_p"`.
+        values: Its values; each is a point of every curve.
+        judge: Folder or hub name of a causal language model, or name of a checkpoint, that judges perplexity.
+        algorithms: The samplers; each has a curve.
+        prompt: Text that all samples begin with.
+        num: Samples of a point.
+        batch_size: How many samples are written at a time; by default as many as fit.
+        seed: Seed of all randomness.
+        reference: Real text, a point of its own; as for `hdlm.evaluation.text.find_text`.
+        data_dir: Folder of data sets, if not that of the environment.
+        offline: Whether only files of the hub are used that are here already.
+
+    Raises:
+        ValueError: If nothing is swept.
+    """
+
+    swept: Literal["temperature", "top_p"]
+    values: tuple[float, ...]
+    judge: str
+    algorithms: tuple[str, ...] = ("acs",)
+    prompt: str = ""
+    num: int = 50
+    batch_size: int | None = None
+    seed: int = 0
+    reference: object = None
+    data_dir: Path | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.swept not in get_args(Literal["temperature", "top_p"]) or not self.values:
+            raise ValueError(f"give values of temperature or of top_p; got {self.swept} {self.values}.")
+
+
+def measured_frontier(
+    models: Mapping[str, Checkpoint],
+    settings: Settings,
+    options: FrontierOptions,
+    output: Path,
+    *,
+    weights: Any = "only",
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Sweep, and write the document, a report and a picture into a folder; the result is the document.
+
+    Args:
+        models: The models by name, all with one tokenizer: entropy is over tokens.
+        settings: How to write, apart from what is swept.
+        options: What is swept.
+        output: The folder. Every point is kept there when it is done, and the same call resumes there.
+        weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
+        progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+
+    Raises:
+        ValueError: If the models cannot be compared, or there is no such judge.
+    """
+    from hdlm.view.frontier import write_frontier
+
+    begin = time.perf_counter()
+    check_folder(output / "points")
+    one = _check_alike(models, settings.length)
+    (judge,) = judges_of([options.judge], one.device, offline=options.offline).values()
+    if isinstance(judge, str):
+        raise ValueError(f"the judge {options.judge} cannot be used: {judge}")
+    sweep = Sweep(
+        output / "points", judge, options.num, options.seed, options.prompt, options.batch_size, one.device
+    )
+    text = data = None
+    if options.reference is not None:
+        source = find_text(options.reference, folder=options.data_dir)
+        text = read_text(one.tokenizer, source.corpus.documents())
+        data = source.describe(text)
+    curves = _curves(models, settings, options, sweep, progress)
+    first = curves[0]["points"][0]
+    reference = None if text is None else sweep.reference(one, text, first["length"] - first["num_given"])
+    document = _document(models, settings, options, weights) | {
+        **judge.noted,
+        "data": data,
+        "curves": curves,
+        "reference": reference,
+        "wall_seconds": round(time.perf_counter() - begin, 3),
+    }
+    with keeping(lambda: json.dumps(document)):
+        protocol.write(output / "results.json", document)
+        write_frontier(output, document)
+    return document
+
+
+def has_failed(document: Mapping[str, Any]) -> bool:
+    """Whether a point of a frontier lacks one of its two numbers."""
+    points = [point for curve in document["curves"] for point in curve["points"]]
+    points += [document["reference"]] if document["reference"] else []
+    return any("failed" in point[measure] for point in points for measure in MEASURES)
+
+
+def _check_alike(models: Mapping[str, Checkpoint], length: int | None) -> Checkpoint:
+    """The first model, if the samples of all can be compared.
+
+    Raises:
+        ValueError: If they cannot: tokenizers differ, or a length is needed to make their samples alike.
+    """
+    (first, one), *others = models.items()
+    for name, other in others:
+        if other.tokenizer_json != one.tokenizer_json:
+            raise ValueError(
+                f"{name} and {first} have different tokenizers: their entropies cannot be compared."
+            )
+        if length is None and other.length != one.length:
+            raise ValueError(
+                f"{name} writes {other.length} tokens and {first} {one.length}, and entropy depends on it: "
+                "give a length."
+            )
+    return one
+
+
+def _curves(
+    models: Mapping[str, Checkpoint],
+    settings: Settings,
+    options: FrontierOptions,
+    sweep: Sweep,
+    progress: bool | None,
+) -> list[dict[str, Any]]:
+    """Every sampler of every model, at every setting."""
+    values, algorithms = sorted(set(options.values)), list(dict.fromkeys(options.algorithms))
+    total = len(models) * len(algorithms) * len(values)
+    done = 0
+    curves = []
+    with share_bar("writing", shown=progress) as bar:
+
+        def watch(_: int, share: float) -> None:
+            bar((done + share) / total, f"point {done + 1} of {total}")
+
+        for model, checkpoint in models.items():
+            for algorithm in algorithms:
+                points = []
+                for value in values:
+                    here: dict[str, float] = {options.swept: value}
+                    how = replace(settings, algorithm=algorithm, **here)  # type: ignore[arg-type]
+                    points.append({**here, **sweep.point(checkpoint, how, watch)})
+                    done += 1
+                curves.append({"model": model, "algorithm": algorithm, "points": points})
+    return curves
+
+
+def _document(
+    models: Mapping[str, Checkpoint], settings: Settings, options: FrontierOptions, weights: Any
+) -> dict[str, Any]:
+    """What all points have in common, and what each model is."""
+    described = {
+        name: protocol.describe(one, name, kind="generation", result={}, seed=options.seed, weights=weights)
+        for name, one in models.items()
+    }
+    own = ("weights", "weights_sha256", "process", "parameterization", "dtype")
+    first = next(iter(described.values()))
+    return {
+        "kind": "frontier",
+        "swept": options.swept,
+        "num_samples": options.num,
+        "length": settings.length or next(iter(models.values())).length,
+        "prompt": options.prompt,
+        "settings": {name: getattr(settings, name) for name in ("eta", "hyperschedule", "width", "steps")},
+        "models": {name: {key: one[key] for key in own} for name, one in described.items()},
+        **common(),
+        **{key: first[key] for key in ("device", "seed", "versions", "tokenizer_sha256")},
+    }

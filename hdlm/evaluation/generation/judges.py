@@ -10,7 +10,6 @@ import torch
 
 from hdlm import hub
 from hdlm.evaluation.generation.judge import AbstractJudge, CheckpointJudge, TransformersJudge
-from hdlm.generation import tokenizer_of
 from hdlm.package_data import pretrained
 
 __all__ = ["judges_of"]
@@ -41,7 +40,7 @@ def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -
         home = str(Path(word).expanduser()) if word.startswith("~") else word
         return TransformersJudge(home, device, batch_size, offline=offline)
     checkpoint = hub.load(word, device=device, offline=offline)
-    return CheckpointJudge(checkpoint, tokenizer_of(checkpoint), word, device, batch_size)
+    return CheckpointJudge(checkpoint, checkpoint.tokenizer, word, device, batch_size)
 
 
 def _is_ours(word: str) -> bool:

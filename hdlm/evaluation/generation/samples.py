@@ -169,7 +169,7 @@ def drawn_with(
         "visibility": [checkpoint.context, checkpoint.active],
         "length": checkpoint.length,
         "dtype": str(next(checkpoint.network.parameters()).dtype),
-        "tokenizer_sha256": hashlib.sha256(str(checkpoint.tokenizer).encode()).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(str(checkpoint.tokenizer_json).encode()).hexdigest(),
         "hdlm": protocol.versions()["hdlm"],
     }
 

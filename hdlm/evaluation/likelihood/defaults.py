@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.likelihood.result import BoundName
 from hdlm.generation import Settings
@@ -15,8 +13,7 @@ __all__ = ["bound_of", "measurable", "plan_of"]
 
 def bound_of(process: AbstractNoiseProcess) -> BoundName:
     """The paper's bound, or that of the process itself where noise is not all masks in the end."""
-    full = process.weights(torch.ones((), dtype=torch.float64))
-    return "absorbing" if bool(full.mask == 1) else "hybrid"
+    return "absorbing" if process.ends_in_masks else "hybrid"
 
 
 def measurable(plan: AbstractHyperschedule) -> AbstractHyperschedule:

@@ -15,16 +15,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 from hdlm.evaluation.likelihood.result import LikelihoodResult
+from hdlm.evaluation.records.protocol import read
 
-__all__ = ["SIGNIFICANT", "Cell", "Comparison", "IncomparableError", "compare", "marks", "overlay"]
+__all__ = [
+    "SIGNIFICANT",
+    "Cell",
+    "Comparison",
+    "IncomparableError",
+    "compare",
+    "marks",
+    "overlay",
+    "read_results",
+]
 
 Document = Mapping[str, Any]
 
+RESULTS = "results.json"
+"""Name of the file that holds a result in a folder."""
 SIGNIFICANT = 2.0
 """Standard errors that a difference must exceed to be marked."""
 _AGAINST_TEXT = frozenset({"MAUVE", "mauve"})
@@ -102,11 +115,14 @@ class Comparison:
         }
 
 
-def compare(documents: Mapping[str, Document], metrics: tuple[str, ...] = ()) -> Comparison:
+def compare(
+    documents: Mapping[str, Document] | Sequence[str | Path], metrics: tuple[str, ...] = ()
+) -> Comparison:
     """Put results side by side.
 
     Args:
-        documents: Result documents by name, two or more; the others are compared with the first.
+        documents: Two or more results; the others are compared with the first. Files or folders, as for
+            `read_results`, or documents by name.
         metrics: Metrics to compare; all that the results have in common by default. What the others were made with
             then does not matter.
 
@@ -114,6 +130,8 @@ def compare(documents: Mapping[str, Document], metrics: tuple[str, ...] = ()) ->
         IncomparableError: If they were made under different protocols; every field that differs is named.
         ValueError: If there are fewer than two, one is no result document, or lacks a metric that is asked for.
     """
+    if not isinstance(documents, Mapping):
+        documents = read_results(documents)
     if len(documents) < 2:
         raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
     kinds = {name: _field(document, "kind", name) for name, document in documents.items()}
@@ -122,6 +140,46 @@ def compare(documents: Mapping[str, Document], metrics: tuple[str, ...] = ()) ->
             raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
     _check(_apart({name: {"kind": kind} for name, kind in kinds.items()}))
     return _KINDS[next(iter(kinds.values()))](documents, metrics)
+
+
+def read_results(places: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """Results by the names that tell them apart.
+
+    Args:
+        places: Each a result, or the folder of a `results.json`; `PLACE:NAME` is one data set of several.
+
+    Raises:
+        ValueError: If one is given twice, is no result, or holds several of which none is named.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for word in map(str, places):
+        file, _, part = (word, "", "") if Path(word).exists() else word.rpartition(":")
+        path = Path(file or word)
+        name = str(path.parent if path.name == RESULTS and path.parent.name else path)
+        name += f":{part}" if file and part else ""
+        if name in found:
+            raise ValueError(f"{name} is given twice; give each result once.")
+        found[name] = _document(path / RESULTS if path.is_dir() else path, part if file else "")
+    return found
+
+
+def _document(path: Path, part: str) -> dict[str, Any]:
+    """One result; a file of the published command holds one for each data set."""
+    document = read(path)
+    parts = document.get("datasets")
+    if not isinstance(parts, dict):
+        if part:
+            raise ValueError(f"{path} is one result; leave :{part} out.")
+        return document
+    chosen = part or (next(iter(parts)) if len(parts) == 1 else "")
+    if not isinstance(parts.get(chosen), dict):
+        raise ValueError(
+            f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
+        )
+    found: dict[str, Any] = parts[chosen]
+    if "failed" in found:
+        raise ValueError(f"{path}: {chosen} was not measured: {found['failed']}")
+    return found
 
 
 # === Likelihood ===

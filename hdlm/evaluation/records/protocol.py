@@ -91,7 +91,7 @@ def describe(
         tokenizer: Text of the tokenizer's file, where it is not the checkpoint's own.
         wall_seconds: How long it took.
     """
-    text = checkpoint.tokenizer if tokenizer is None else tokenizer
+    text = checkpoint.tokenizer_json if tokenizer is None else tokenizer
     parameter = next(checkpoint.network.parameters())
     return {
         "kind": kind,

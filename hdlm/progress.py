@@ -1,23 +1,30 @@
-"""Progress bars on standard error, for anything that may take longer than two seconds."""
+"""Progress bars on standard error, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
 
-if TYPE_CHECKING:
-    from hdlm.sampling import Frame
+__all__ = ["share_bar", "somebody_watches"]
+
+
+def somebody_watches() -> bool:
+    """Whether a progress bar would be seen: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 @contextmanager
-def share_bar(what: str, *, shown: bool) -> Iterator[Callable[[float, str], None]]:
+def share_bar(what: str, *, shown: bool | None = None) -> Iterator[Callable[[float, str], None]]:
     """A bar on standard error; what it yields is called with the share that is done and what is going on.
 
     Args:
         what: What is going on at first, in a word or two.
-        shown: Whether there is anybody to see it.
+        shown: Whether the bar is shown; by default where `somebody_watches`, if `rich` is installed.
     """
+    if shown is None:
+        shown = somebody_watches() and find_spec("rich") is not None
     if not shown:
         yield lambda share, now: None
         return
@@ -35,15 +42,3 @@ def share_bar(what: str, *, shown: bool) -> Iterator[Callable[[float, str], None
         yield lambda share, now: progress.update(
             task, description=now, completed=share, percent=int(100 * share)
         )
-
-
-@contextmanager
-def steps_bar(what: str, *, shown: bool) -> Iterator[Callable[[Frame], None]]:
-    """The same over generation steps: what it yields is called with each frame."""
-    with share_bar(what, shown=shown) as bar:
-
-        def tick(frame: Frame) -> None:
-            first = int(frame.sequence[0])
-            bar(frame.share, f"{what} from passage {first + 1}" if first else what)
-
-        yield tick

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from hdlm.cli._progress import share_bar
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from hdlm.data import Bigram, Unigram
+from hdlm.evaluation.likelihood.defaults import bound_of, measurable
+from hdlm.evaluation.likelihood.estimator import evaluate
+from hdlm.progress import share_bar
+from hdlm.training import Run
+from hdlm.view.report import Measurement
 
-    from hdlm.training import Run
-    from hdlm.view.report import Measurement
+__all__ = ["counted", "measured"]
 
 
 def counted(prepared: Run) -> list[Measurement]:
     """What counting words and pairs of words achieves on the same tokens."""
-    from hdlm.data import Bigram, Unigram
-    from hdlm.view.report import Measurement
-
     words, test = prepared.tokenizer.vocabulary.num_words, prepared.validation
     rows = []
     for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
@@ -30,10 +29,6 @@ def counted(prepared: Run) -> list[Measurement]:
 
 def measured(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
     """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
-    from hdlm.evaluation import evaluate
-    from hdlm.evaluation.likelihood.defaults import bound_of, measurable
-    from hdlm.view.report import Measurement
-
     corruption = prepared.mixture.parts[0].corruption
     what = f"measuring the {name}"
     prepared.denoiser.eval()

@@ -1,0 +1,273 @@
+"""The model that a user holds: a network, all that is known of it, and what can be done with it.
+
+The verbs (`generate`, `infill`, `likelihood`) are implemented in layers above this one, in `hdlm.generation` and
+`hdlm.evaluate`, which take a checkpoint as their argument. A verb imports its implementation by name when it is
+called; `VERBS` lists them all. So the layers below stay free of those above, and loading a model imports neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final, get_args
+
+import torch
+
+from hdlm.attention import Active, Context
+from hdlm.checkpoint.pieces import describe
+from hdlm.denoiser import Denoiser
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.network import DDiT
+from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
+from hdlm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from hdlm.data.tokenizer import Tokenizer
+    from hdlm.evaluation.likelihood.result import LikelihoodResult
+    from hdlm.generation.text import Passage
+
+__all__ = ["FORMAT", "MODEL_TYPE", "VERBS", "Checkpoint"]
+
+FORMAT = 1
+"""Version of the layout of `config.json`."""
+
+MODEL_TYPE = "hdlm"
+"""What `transformers` knows these models by: see `hdlm.integrations.transformers`."""
+
+VERBS: Mapping[str, str] = {
+    "generate": "hdlm.generation.verbs",
+    "infill": "hdlm.generation.verbs",
+    "likelihood": "hdlm.measurements",
+}
+"""The module that implements each verb, as a function of the same name whose first argument is the checkpoint."""
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and what is known of it.
+
+    Attributes:
+        denoiser: Network, process and parameterization; the network is a `DDiT`.
+        vocabulary: What its tokens mean.
+        noise_schedule: How fast noise came in training.
+        hyperschedules: What it was trained on, the one it generates best by first.
+        tokenizer_json: Text of a `tokenizer.json`, or None for a model of bare ids.
+        training: How it came about: plain values for people to read.
+        context: What settled positions saw of one another in training; see `hdlm.attention`.
+        active: What active positions saw of one another in training.
+    """
+
+    denoiser: Denoiser
+    vocabulary: Vocabulary
+    noise_schedule: AbstractNoiseSchedule = field(default_factory=Linear)
+    hyperschedules: tuple[AbstractHyperschedule, ...] = ()
+    tokenizer_json: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    context: Context = "block_causal"
+    active: Active = "full"
+
+    def __post_init__(self) -> None:
+        words, process, rows = (
+            self.vocabulary.num_words,
+            self.denoiser.process,
+            self.network.config.vocab_size,
+        )
+        fits = (words + 1,) if process.makes_masks else (words, words + 1)
+        if process.num_words != words or rows not in fits:
+            raise ValueError(
+                f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
+                f"network {rows} rows (one for each word, and one for the mask, where there is one)."
+            )
+        for name, value, choices in (("context", self.context, Context), ("active", self.active, Active)):
+            if value not in get_args(choices):
+                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
+
+    @property
+    def network(self) -> DDiT:
+        """The network inside the denoiser."""
+        backbone = self.denoiser.backbone
+        if not isinstance(backbone, DDiT):
+            raise ValueError(f"a checkpoint holds a DDiT; got {type(backbone).__name__}.")
+        return backbone
+
+    @property
+    def length(self) -> int:
+        """Number of positions the network is meant for."""
+        return self.network.config.max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is. Everything that is done with the model is done there."""
+        return self.denoiser.device
+
+    def to(self, device: torch.device | str) -> Checkpoint:
+        """Move the network to a device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            This checkpoint.
+        """
+        self.denoiser.to(device)
+        return self
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of text, and text of tokens; read from `tokenizer_json` when it is first used.
+
+        Raises:
+            ValueError: If there is no tokenizer, or one of another size.
+        """
+        if self.tokenizer_json is None:
+            raise ValueError(
+                "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json it was "
+                "trained with into its folder, or say where one is: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
+            )
+        from hdlm.data.tokenizer import Tokenizer
+
+        words = self.vocabulary.num_words
+        return Tokenizer.from_json(self.tokenizer_json, "the checkpoint's tokenizer.json", words)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        stop: Sequence[str] = (),
+        stop_at_end: bool = False,
+        stream: Callable[[int, str], None] | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> list[Passage]:
+        """Write text that continues a prompt.
+
+        Args:
+            prompt: Text to begin with.
+            num: How many passages, at least 1.
+            seed: Seed of all randomness; passage `k` is a function of the seed and `k`.
+            batch_size: How many passages are written at a time; it changes no passage.
+            stop: Strings that end a passage; it ends before the first of them.
+            stop_at_end: Whether a passage ends at the token that ends a text.
+            stream: Called with the number of a passage and the next piece of its text, as soon as that is certain.
+            progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+            **settings: Fields of `hdlm.Settings`: `algorithm`, `steps`, `temperature`, `length` and so on. What is
+                left out is as `Settings` and the checkpoint have it.
+
+        Returns:
+            The passages; each has a `text`.
+
+        Raises:
+            ValueError: If a setting is unknown or out of range, the prompt does not fit, or it has gaps: see `infill`.
+        """
+        passages: list[Passage] = _implementation("generate")(
+            self,
+            prompt,
+            num=num,
+            seed=seed,
+            batch_size=batch_size,
+            stop=stop,
+            stop_at_end=stop_at_end,
+            stream=stream,
+            progress=progress,
+            **settings,
+        )
+        return passages
+
+    def infill(
+        self,
+        text: str,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> list[Passage]:
+        """Fill in the gaps of a text.
+
+        Args:
+            text: The text. `[MASK]` is a gap of one token, `[MASK:5]` one of five.
+            num: How many passages, at least 1.
+            seed: Seed of all randomness.
+            batch_size: How many passages are written at a time; it changes no passage.
+            progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+            **settings: Fields of `hdlm.Settings`, as in `generate`.
+
+        Returns:
+            The whole text, once for each passage.
+
+        Raises:
+            ValueError: If there is no gap, the text does not fit, or a setting is unknown or out of range.
+        """
+        passages: list[Passage] = _implementation("infill")(
+            self, text, num=num, seed=seed, batch_size=batch_size, progress=progress, **settings
+        )
+        return passages
+
+    def likelihood(
+        self,
+        text: object,
+        *,
+        output: str | Path | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> LikelihoodResult:
+        """Measure how well the model predicts a text.
+
+        Args:
+            text: A file, a folder, a glob or the name of a data set; documents, as a list of strings; or a corpus.
+            output: Folder for `results.json`, report and picture; a measurement that was interrupted is resumed there.
+            progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+            **options: Fields of `hdlm.evaluate.LikelihoodOptions`: `replicates`, `hyperschedule`, `length`, `stride`
+                and so on. The checkpoint knows its noise schedule, its context and its hyperschedules.
+
+        Returns:
+            The bound on `-log p` of the text, with `bits_per_byte`, `perplexity` and their standard errors.
+
+        Raises:
+            ValueError: If the text cannot be used, or an option is unknown, out of range or does not fit the model.
+        """
+        result: LikelihoodResult = _implementation("likelihood")(
+            self, text, output=output, progress=progress, **options
+        )
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write the checkpoint into a folder, from which `hdlm.load` reads it.
+
+        Args:
+            folder: The folder; it is made if it does not exist.
+        """
+        from hdlm.checkpoint.format import save_checkpoint
+
+        save_checkpoint(Path(folder), self)
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says."""
+        return {
+            "format": FORMAT,
+            "model_type": MODEL_TYPE,
+            "network": self.network.config.to_dict(),
+            "vocabulary": dataclasses.asdict(self.vocabulary),
+            "process": describe(self.denoiser.process),
+            "parameterization": describe(self.denoiser.parameterization),
+            "noise_schedule": describe(self.noise_schedule),
+            "hyperschedules": [describe(hyperschedule) for hyperschedule in self.hyperschedules],
+            "context": self.context,
+            "active": self.active,
+            "training": dict(self.training),
+        }
+
+
+def _implementation(verb: str) -> Callable[..., Any]:
+    """The function of a layer above that does what a verb says."""
+    function: Callable[..., Any] = getattr(import_module(VERBS[verb]), verb)
+    return function

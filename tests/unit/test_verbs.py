@@ -1,0 +1,243 @@
+"""The verbs of a checkpoint, and the measurements of `hdlm.evaluate`: the same as the functions and commands below."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hdlm
+from hdlm.cli import main
+from hdlm.cli.eval.generation import CONTROLS as OPTION_CONTROLS
+from hdlm.evaluation.generation.evaluate import CONTROLS, has_failed
+from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
+from hdlm.evaluation.text import read_text
+from hdlm.generation import Ending
+from hdlm.sampling import Frame
+
+MODEL = "kjv-epsilon-4m"
+TEXT = ["In the beginning God created the heaven and the earth. " * 3, "And the earth was without form."]
+
+
+@pytest.fixture(scope="module")
+def model() -> hdlm.Checkpoint:
+    return hdlm.load(MODEL, device="cpu")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(TEXT * 20), encoding="utf-8")
+    return path
+
+
+def test_generate_writes_what_write_does(model: hdlm.Checkpoint) -> None:
+    ours = model.generate(
+        "And it came to pass", num=2, seed=3, steps=4, length=24, temperature=0.8, stop=["."]
+    )
+    settings = hdlm.Settings(steps=4, length=24, temperature=0.8)
+    assert ours == hdlm.write(
+        model, "And it came to pass", settings, num=2, seed=3, ending=Ending(strings=(".",))
+    )
+
+
+def test_a_single_string_to_stop_at_is_one_string(model: hdlm.Checkpoint) -> None:
+    one, several = (model.generate("And", seed=3, steps=4, length=24, stop=stop) for stop in ("th", ["th"]))
+    assert one == several
+
+
+def test_stream_gives_the_text_in_pieces(model: hdlm.Checkpoint) -> None:
+    pieces: list[str] = []
+    (passage,) = model.generate(steps=4, length=16, stream=lambda _, piece: pieces.append(piece))
+    assert "".join(pieces) == passage.text
+
+
+def test_infill_writes_what_write_does(model: hdlm.Checkpoint) -> None:
+    text = "And the [MASK:2] said unto the people."
+    assert model.infill(text, seed=1) == hdlm.write(model, text, seed=1)
+
+
+def test_every_setting_is_an_option_of_generate(model: hdlm.Checkpoint) -> None:
+    given = {option.name: option.default for option in fields(hdlm.Settings)} | {"steps": 2, "length": 16}
+    assert model.generate(seed=2, **given) == model.generate(seed=2, steps=2, length=16)
+
+
+def test_verbs_refuse_what_they_do_not_know(model: hdlm.Checkpoint) -> None:
+    with pytest.raises(ValueError, match="unknown option `temprature`; did you mean `temperature`"):
+        model.generate(temprature=0.5)
+    with pytest.raises(ValueError, match="unknown option `strid`; did you mean `stride`"):
+        model.likelihood(TEXT, strid=4)
+    with pytest.raises(ValueError, match="to `infill`"):
+        model.generate("a [MASK]")
+    with pytest.raises(ValueError, match="no gap"):
+        model.infill("no gap here")
+
+
+def test_likelihood_is_that_of_evaluate_with_all_that_the_checkpoint_knows(model: hdlm.Checkpoint) -> None:
+    other = replace(model, context="full", active="causal", noise_schedule=hdlm.Cosine())
+    text = read_text(other.tokenizer, TEXT)
+    expected = hdlm.evaluation.evaluate(
+        other.denoiser,
+        text.tokens,
+        plan_of(other, 32),
+        bound=bound_of(other.denoiser.process),
+        noise_schedule=other.noise_schedule,
+        context="full",
+        active="causal",
+        num_bytes=text.num_bytes,
+        replicates=2,
+        seed=5,
+    )
+    assert other.likelihood(TEXT, length=32, replicates=2, seed=5) == expected
+    assert model.likelihood(TEXT, length=32, replicates=2, seed=5) != expected
+
+
+def test_likelihood_of_a_file_is_that_of_the_command(model: hdlm.Checkpoint, book: Path, capsys: Any) -> None:
+    words = ["--data", str(book), "--replicates", "2", "--limit", "100", "--length", "32", "--device", "cpu"]
+    assert main(["eval", "likelihood", MODEL, *words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)[str(book)]
+    result = model.likelihood(book, replicates=2, limit=100, length=32)
+    assert json.loads(json.dumps(result.to_dict())) == document["result"]
+
+
+def test_a_measurement_is_resumed_in_its_folder_and_compared(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    two = model.likelihood(TEXT, length=32, replicates=2, output=first)
+    four = model.likelihood(TEXT, length=32, replicates=4, output=first)
+    assert four.estimates[:2] == two.estimates
+    whole = model.likelihood(TEXT, length=32, replicates=4, output=second)
+    assert four.estimates == pytest.approx(whole.estimates, rel=1e-6)
+    assert replace(four, estimates=whole.estimates) == whole
+    with pytest.raises(ValueError, match="another measurement"):
+        model.likelihood(TEXT, length=16, output=first)
+    model.likelihood(TEXT, length=32, hyperschedule="autoregressive", output=other)
+    compared = hdlm.compare([first, other])
+    assert compared.names == (str(first), str(other))
+    assert compared.cells["bits per byte"][0].value == four.bits_per_byte
+
+
+def test_generation_is_that_of_the_command(model: hdlm.Checkpoint, book: Path, capsys: Any) -> None:
+    words = ["--num", "3", "--length", "16", "--steps", "2", "--judge", MODEL, "--reference", str(book)]
+    assert (
+        main(["eval", "generation", MODEL, *words, "--controls", "unigram", "--device", "cpu", "--json"]) == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    measured = hdlm.evaluate.generation(
+        model, num=3, length=16, steps=2, judges=MODEL, reference=book, measures={"controls": ("unigram",)}
+    )
+    own = json.loads(json.dumps(measured.document))
+    for name in ("wall_seconds", "model", "weights"):
+        assert own.pop(name) != document.pop(name)
+    assert own["result"].pop("tokens_per_second") != document["result"].pop("tokens_per_second")
+    assert own == document
+    assert measured.metrics["entropy"]["value"] > 0
+    assert len(measured.samples) == 3
+
+
+def test_options_of_generation_are_checked_before_any_work(model: hdlm.Checkpoint) -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"mauve": True}, "needs real text"),
+        ({"infill": 0.5}, "needs real text"),
+        ({"maove": True}, "unknown measures maove"),
+        ({"controls": ("noise",), "reference": "x"}, "controls are"),
+        ({"batch_size": 0}, "batch_size"),
+    )
+    for measures, message in cases:
+        reference = measures.pop("reference", None)
+        with pytest.raises(ValueError, match=message):
+            hdlm.evaluate.generation(model, reference=reference, measures=measures)
+
+
+def test_controls_of_the_command_are_those_of_the_library() -> None:
+    assert OPTION_CONTROLS == CONTROLS
+
+
+def test_a_frontier_of_one_model(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+    document = hdlm.evaluate.frontier(
+        model, judge=MODEL, output=tmp_path, temperature=[1.0, 0.5], num=2, length=16, steps=2
+    )
+    assert [point["temperature"] for point in document["curves"][0]["points"]] == [0.5, 1.0]
+    assert not has_failed(document["curves"])
+    assert json.loads((tmp_path / "results.json").read_text()) == document
+    with pytest.raises(ValueError, match="either temperature or top_p"):
+        hdlm.evaluate.frontier(model, judge=MODEL, output=tmp_path)
+
+
+def test_device_and_tokenizer_are_objects(model: hdlm.Checkpoint) -> None:
+    assert model.device == torch.device("cpu")
+    assert model.to("cpu") is model
+    assert model.tokenizer is model.tokenizer
+    assert model.tokenizer.decode(model.tokenizer.encode("In the beginning")) == "In the beginning"
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        _ = replace(model, tokenizer_json=None).tokenizer
+
+
+def test_to_moves_all_that_is_done_with_the_model() -> None:
+    model = hdlm.load(MODEL).to("meta")
+    assert model.device == torch.device("meta")
+
+
+def test_save_and_load(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+    model.save(tmp_path / "copy")
+    copy = hdlm.load(tmp_path / "copy")
+    assert copy.config() == model.config()
+    assert copy.generate(steps=2, length=16) == model.generate(steps=2, length=16)
+
+
+def test_progress_is_shown_when_wanted_only(
+    model: hdlm.Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    frames: list[Frame] = []
+    monkeypatch.setattr("rich.progress.Progress.update", lambda *_, **options: frames.append(options))
+    model.generate(steps=2, length=16, progress=False)
+    model.generate(steps=2, length=16)  # no terminal here
+    assert not frames
+    model.generate(steps=2, length=16, progress=True)
+    assert frames
+    assert frames[-1]["completed"] == pytest.approx(1.0)
+
+
+def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> None:
+    tokens = torch.tensor(model.tokenizer.encode(TEXT[1]))
+    plan = plan_of(model, len(tokens), hyperschedule="autoregressive")
+    with pytest.warns(DeprecationWarning, match=r"hdlm\.evaluate\.likelihood"):
+        result = hdlm.evaluate(model.denoiser, tokens, plan)
+    assert result == hdlm.evaluation.evaluate(model.denoiser, tokens, plan)
+
+
+def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book: Path) -> None:
+    with pytest.raises(ValueError, match="must be a string"):
+        model.likelihood([1, 2])
+    with pytest.raises(ValueError, match="names of files"):
+        model.likelihood([str(book)])
+    with pytest.raises(ValueError, match="a name, a corpus or a list of strings"):
+        model.likelihood(3)
+
+
+def test_a_notebook_trains_writes_and_measures_in_three_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(
+        "the cat sat on the mat and the dog sat on the log . " * 400, encoding="utf-8"
+    )
+    recipe = {"data": {"vocabulary": 262}, "run": {"batch_size": 2, "precision": "no"}}
+    network = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+    model = hdlm.train(
+        "book.txt",
+        output="runs/book",
+        steps=2,
+        recipe=recipe,
+        network=network,
+        hyperschedule=hdlm.Block(16, 4, 2),
+    )
+    passages = model.generate("the cat", num=4, temperature=0.8, seed=0)
+    assert [passage.text.startswith("the cat") for passage in passages] == [True] * 4
+    measured = model.likelihood("book.txt", limit=64)
+    assert measured == hdlm.evaluate.likelihood(model, "book.txt", limit=64)
+    assert measured.bits_per_byte is not None
+    assert measured.bits_per_byte > 0
