@@ -12,7 +12,7 @@ from tests.committed_figures import missing_figure, unpack
 
 DATA = Path(__file__).parent / "data"
 PEERS = ("mdlm", "sedd", "sedd_uniform", "bd3lm", "gidd", "duo")
-MOST_BYTES = 4 * 2**20
+MOST_BYTES = 4_000_000
 
 
 @pytest.fixture(scope="module")
