@@ -34,8 +34,9 @@ lint: $(VENV)/installed-dev ## style and strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not `--quiet`: it would hide the warnings from `--strict` as well.
 docs: $(VENV)/installed-docs ## the site, from the pages and the docstrings; build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --strict
 
 bench: $(VENV)/installed-dev ## measure what docs/benchmarks.md reports
 	$(BIN)/python -m benchmarks
