@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu lint bench bench-gpu
+.PHONY: help demo test test-all test-gpu lint docs bench bench-gpu
 .SECONDARY:
 
 help: ## list the targets
@@ -33,6 +33,10 @@ lint: $(VENV)/installed-dev ## style and strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not `--quiet`: it would hide the warnings from `--strict` as well.
+docs: $(VENV)/installed-docs ## the site, from the pages and the docstrings; build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --strict
 
 bench: $(VENV)/installed-dev ## measure what docs/benchmarks.md reports
 	$(BIN)/python -m benchmarks

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from tests.committed_figures import missing_figure, unpack
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
 NO_CUDA = "no CUDA here, so CUDA graphs were replayed by a stand-in only"
-NO_GOLDEN_DATA = f"no golden data at {GOLDEN_DATA}: set HDLM_SHARED to the folder that holds `golden/`"
+HAS_FULL_SET = (GOLDEN_DATA / "golden").is_dir()
+NOT_COMMITTED = "only the committed part of the golden figures is here: set HDLM_SHARED to the full set"
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +24,37 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of golden data, outputs of the published implementation; skips where there is none."""
-    if not (GOLDEN_DATA / "golden").is_dir():
-        pytest.skip(NO_GOLDEN_DATA)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of golden data, outputs of the published implementations: the full set or the committed part."""
+    return GOLDEN_DATA if HAS_FULL_SET else unpack(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def full_set() -> Path:
+    """The folder of the full set of golden data; skips where there is none."""
+    if not HAS_FULL_SET:
+        pytest.skip(NOT_COMMITTED)
     return GOLDEN_DATA
+
+
+def _skip_what_is_not_committed() -> Generator[None, None, None]:
+    try:
+        yield
+    except (KeyError, FileNotFoundError, ValueError) as error:
+        name = None if HAS_FULL_SET else missing_figure(error)
+        if name is None:
+            raise
+        pytest.skip(f"{NOT_COMMITTED} ({name} is missing)")
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say aloud how many tests did not run for want of data or devices: a green run is no full one."""
     reports = terminalreporter.getreports("skipped")
-    for reason in (NO_GOLDEN_DATA, NO_CUDA):
+    for reason in (NOT_COMMITTED, NO_CUDA):
         lost = sum(reason in str(report.longrepr) for report in reports)
         if lost:
             terminalreporter.write_sep("!", f"{lost} tests did not run: {reason}", red=True, bold=True)

@@ -29,9 +29,9 @@ def model() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def text(model: Checkpoint, shared: Path) -> Text:
+def text(model: Checkpoint, full_set: Path) -> Text:
     """Six windows of 64 tokens and a short one."""
-    source = find_text("wikitext2", folder=shared / "data")
+    source = find_text("wikitext2", folder=full_set / "data")
     assert source.detokenizer == "wikitext"
     return read_text(model.tokenizer, source.corpus.documents(), LENGTH * WINDOWS + 20)
 

@@ -57,8 +57,8 @@ def judge(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real_text(shared, tmp_path_factory):
-    text = (shared / "data" / "wikitext2_raw_test.txt").read_text(encoding="utf-8")[:30000]
+def real_text(full_set, tmp_path_factory):
+    text = (full_set / "data" / "wikitext2_raw_test.txt").read_text(encoding="utf-8")[:30000]
     path = tmp_path_factory.mktemp("text") / "wikitext.txt"
     path.write_text(text, encoding="utf-8")
     return str(path)

@@ -154,11 +154,11 @@ def test_the_lines_of_a_file_are_the_rows_of_the_hub(folder: Path) -> None:
         list(corpus("lm1b").documents())
 
 
-def test_real_text_is_mended(shared: Path) -> None:
-    dataset = NamedDataset("wikitext2", folder=shared / "data")
-    raw = list(NamedDataset("wikitext2", folder=shared / "data", detokenize=False).documents())
+def test_real_text_is_mended(full_set: Path) -> None:
+    dataset = NamedDataset("wikitext2", folder=full_set / "data")
+    raw = list(NamedDataset("wikitext2", folder=full_set / "data", detokenize=False).documents())
     text = list(dataset.documents())
-    assert dataset.local_copy() == shared / "data" / "wikitext2_raw_test.txt"
+    assert dataset.local_copy() == full_set / "data" / "wikitext2_raw_test.txt"
     assert any(" @-@ " in row for row in raw)
     assert not any(" @-@ " in row for row in text)
     start = [
@@ -168,7 +168,9 @@ def test_real_text_is_mended(shared: Path) -> None:
         "Robert Boulter is an English film, television and theatre actor.",
     ]
     assert [row[: len(known)] for row, known in zip(text, start, strict=False)] == start
-    assert len(text) == len(raw) == len((shared / "data" / "wikitext2_raw_test.txt").read_text().splitlines())
+    assert (
+        len(text) == len(raw) == len((full_set / "data" / "wikitext2_raw_test.txt").read_text().splitlines())
+    )
 
 
 ROWS: dict[str, list[str]] = {
