@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, PublishedWave, Slide
@@ -64,11 +63,7 @@ AlignmentName = Literal["aligned", "shifted"]
 LOG_LINEAR_FLOOR = 5e-3
 """What is left of the data at the end of `noise.type: loglinear`; it is no option of a published configuration."""
 
-_GRAPHS: Mapping[str, type[AbstractNoiseProcess]] = {
-    "QGamma": GammaHybrid,
-    "absorb": Absorbing,
-    "uniform": Uniform,
-}
+_GRAPHS: Mapping[str, Any] = {"QGamma": GammaHybrid, "absorb": Absorbing, "uniform": Uniform}
 _WINDOWS: Mapping[str, type[Windowed]] = {
     "block": Block,
     "simple": PublishedSlide,
@@ -184,14 +179,13 @@ def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        option: value
-        for family, other in (("epsilon_hybrid", "gamma_hybrid"), ("gamma_hybrid", "epsilon_hybrid"))
-        for option, value in dotted(family_defaults(family))
-        if dict(dotted(family_defaults(other))).get(option, value) == value
-    }
-)
+_DOTTED = [dict(dotted(family_defaults(family))) for family in _OF_FAMILY]
+DEFAULTS: Mapping[str, Any] = {
+    option: value
+    for table in _DOTTED
+    for option, value in table.items()
+    if all(other.get(option, value) == value for other in _DOTTED)
+}
 """Published defaults by dotted option, but for those in which the two families differ."""
 
 
@@ -211,7 +205,8 @@ def noise_process(graph: str, num_words: int, gamma: float = 0.0) -> AbstractNoi
         ValueError: If there is no such word, or gamma is out of range.
     """
     _known("graph.type", graph, GraphName)
-    return GammaHybrid(num_words, gamma) if graph == "QGamma" else _GRAPHS[graph](num_words)
+    process: AbstractNoiseProcess = _GRAPHS[graph](num_words, *([gamma] if graph == "QGamma" else []))
+    return process
 
 
 def graph_of(process: AbstractNoiseProcess) -> str | None:
