@@ -34,7 +34,7 @@ from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Predecessors, Prediction, Question
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.parameterization import LogScore
+from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
 from hdlm.published_names import Family, alignment_of
 from hdlm.sharing.export import export, published_config
