@@ -19,7 +19,7 @@ def benchmarks() -> Iterator[Benchmark]:
     network = DDiT(CONFIG).eval().requires_grad_(False)
     tokens = torch.randint(CONFIG.vocab_size, (1, LENGTH))
     cache = network.new_cache()
-    network.features(tokens[:, :-NEW], cache=cache, store=LENGTH - NEW)
+    network.features(tokens[:, :-NEW], cache=cache, store=torch.arange(LENGTH - NEW))
     size = f"{CONFIG.num_blocks} blocks of {CONFIG.hidden_size}"
 
     def of_a_few() -> torch.Tensor:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm import Block, Settings, algorithm, flat, load_checkpoint, sample, write
+from hdlm import Block, Settings, algorithm, flat, load, sample, write
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import corpus, split
 from hdlm.evaluation import windows
@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="short and few: whether it works")
     options = parser.parse_args()
-    checkpoint = load_checkpoint(pretrained() / MODEL)
+    checkpoint = load(pretrained() / MODEL)
     length, steps, thresholds = checkpoint.length, (4, 8, 16, 32), (0.1, 0.3, 0.6)
     if options.quick:
         length, steps, thresholds = 24, (2, 4), (0.3,)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,12 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use and remember it."""
+    if name == "load_checkpoint":
+        advice = (
+            "`hdlm.load_checkpoint` is deprecated and leaves in the next version: use `hdlm.load` instead."
+        )
+        warnings.warn(advice, DeprecationWarning, stacklevel=2)
+        return import_module("hdlm.checkpoint").load_checkpoint
     if name not in _HOME:
         raise AttributeError(f"module 'hdlm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
     value = getattr(import_module(_HOME[name]), name)

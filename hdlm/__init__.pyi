@@ -1,6 +1,5 @@
 from hdlm.attention import Visibility as Visibility
 from hdlm.checkpoint import Checkpoint as Checkpoint
-from hdlm.checkpoint import load_checkpoint as load_checkpoint
 from hdlm.checkpoint import save_checkpoint as save_checkpoint
 from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser

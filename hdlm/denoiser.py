@@ -47,7 +47,7 @@ class Context:
         attention: Who may attend to whom, True = may, over cached keys followed by current ones; or a `BlockMask` of
             FlexAttention; None lets everybody see everybody.
         cache: What `AbstractDenoiser.new_cache` returned: keys and values of positions that no longer change.
-        store: Which of the current positions enter the cache: a count of leading ones, or their indices.
+        store: Indices of the current positions that enter the cache.
         ordered: Whether the caller has made sure that the position before each one that will be read stands directly
             before it, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
     """
@@ -55,7 +55,7 @@ class Context:
     positions: Int[Tensor, "#b q"] | None = None
     attention: Any = None
     cache: Any = None
-    store: int | Tensor | None = None
+    store: Int[Tensor, " n"] | None = None
     ordered: bool = False
 
 

@@ -9,38 +9,82 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
-__all__ = ["IdleOptionError", "key_of", "nearest", "options_of", "read", "require"]
+__all__ = [
+    "IdleOptionError",
+    "OptionError",
+    "UnknownOptionError",
+    "key_of",
+    "nearest",
+    "options_of",
+    "read",
+    "require",
+]
 
 T = TypeVar("T")
 
 
-@final
-class IdleOptionError(ValueError):
-    """An option that was given and would change nothing beside the others.
+class OptionError(ValueError):
+    """An option that cannot be used as it was given.
 
     Args:
         option: Its dotted name.
-        value: What it was given.
-        instead: What to do.
+        given: Its value.
+        expected: What it must do or be; each `{}` stands for one of the other options.
+        others: Dotted names of the other options.
+        advice: A sentence that follows.
     """
 
-    def __init__(self, option: str, value: object, instead: str) -> None:
-        super().__init__(f"`{option}` would not act here: {instead}; got {value!r}.")
-        self.option = option
+    form: ClassVar[str] = "`{option}` must {expected}; got {given!r}."
+
+    def __init__(self, option: str, given: object, expected: str, *others: str, advice: str = "") -> None:
+        full = expected.format(*(f"`{other}`" for other in others)) if others else expected
+        super().__init__(self.form.format(option=option, expected=full, given=given) + advice)
+        self.option, self.given, self.expected = option, given, expected
+        self.others, self.advice = others, advice
+
+    def renamed(self, name: Callable[[str], str]) -> OptionError:
+        """A copy in which every option has another name.
+
+        Args:
+            name: The new name of an option.
+        """
+        others = (name(other) for other in self.others)
+        return type(self)(name(self.option), self.given, self.expected, *others, advice=self.advice)
 
 
-def require(condition: bool, option: str, expected: str, got: object) -> None:
+@final
+class IdleOptionError(OptionError):
+    """An option that was given and would change nothing beside the others; `expected` is what to do."""
+
+    form = "`{option}` would not act here: {expected}; got {given!r}."
+
+
+@final
+class UnknownOptionError(OptionError):
+    """An option that there is not."""
+
+    form = "unknown option `{option}`; did you mean {expected}?"
+
+
+def require(condition: bool, option: str, expected: str, got: object, *others: str) -> None:
     """Refuse a value.
 
+    Args:
+        condition: Whether the value is fine.
+        option: Dotted name of its option.
+        expected: What it must be; each `{}` stands for one of the other options.
+        got: The value.
+        others: Dotted names of the other options.
+
     Raises:
-        ValueError: If the condition does not hold; it names the option, what was expected and what was given.
+        OptionError: If the condition does not hold; it has the option, what was expected and what was given.
     """
     if not condition:
-        raise ValueError(f"`{option}` must be {expected}; got {got!r}.")
+        raise OptionError(option, got, f"be {expected}", *others)
 
 
 def key_of(option: dataclasses.Field[Any]) -> str:
@@ -95,8 +139,8 @@ def read(cls: type[T], table: object, name: str = "") -> T:
     options = {key_of(option): option for option in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in options:
-            meant = nearest(str(key), options)
-            raise ValueError(f"unknown option `{prefix}{key}`; did you mean `{prefix}{meant}`?")
+            meant = f"{prefix}{nearest(str(key), options)}"
+            raise UnknownOptionError(f"{prefix}{key}", table[key], "{}", meant)
     hints = get_type_hints(cls)
     values = {}
     for key, option in options.items():
@@ -118,7 +162,7 @@ def _left_out(hint: Any, option: str) -> Any:
         return _convert({}, hint, option)
     if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
         return ()
-    raise ValueError(f"`{option}` must be given.")
+    raise OptionError(option, None, "be given")
 
 
 def _convert(value: Any, hint: Any, option: str) -> Any:

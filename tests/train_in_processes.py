@@ -84,8 +84,6 @@ def _work(job: dict[str, Any]) -> None:
     trainer.wait()
     saved = load_checkpoint(folder).network.state_dict()
     assert trainer._accelerator.distributed_type == DistributedType(asked), asked
-    if asked == "DEEPSPEED":
-        assert trainer._loss.zero_optimization_stage() == job["stage"]
     assert any(isinstance(weight, DTensor) for weight in run.denoiser.parameters()) == (asked == "FSDP")
     with trainer.at_rest() as denoiser:
         assert (denoiser is not None) == trainer.is_main

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+
+from hdlm.strict_config import nearest
 
 __all__ = ["build", "describe", "piece_class"]
 
@@ -60,8 +61,7 @@ def build(offered: ModuleType, description: object) -> Any:
     names = list(kinds)
     for name in options:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-            meant = f"did you mean {nearest[0]}?" if nearest else "it has no options."
+            meant = f"did you mean {nearest(name, names)}?" if names else "it has no options."
             raise ValueError(f"{description['type']} has no option {name!r}; {meant}")
         if type(options[name]) is int and kinds[name].startswith("float"):
             options[name] = float(options[name])

@@ -7,13 +7,11 @@ place. Names and shapes are compared before anything is read, so what does not b
 from __future__ import annotations
 
 import abc
-import json
-import math
-import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +25,7 @@ __all__ = ["AbstractTensors", "Safetensors", "fill", "skeleton"]
 FREQUENCIES = "rotary_emb.inv_freq"
 """The one buffer of a network. It is computed; a file's own is only compared with it."""
 
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_NAMES = 8
 
 
@@ -59,7 +57,6 @@ class _Place:
     path: Path
     kind: str
     shape: tuple[int, ...]
-    start: int
 
 
 @final
@@ -91,11 +88,9 @@ class Safetensors(AbstractTensors):
             raise ValueError(
                 f"{place.path}: {name} is of type {place.kind}; weights are floating-point numbers."
             )
-        flat = torch.empty(math.prod(place.shape), dtype=_FLOATS[place.kind])
-        with place.path.open("rb", buffering=0) as file:
-            file.seek(place.start)
-            _read_into(file, flat.view(torch.uint8).numpy().data, place.path)
-        return flat.view(place.shape).to(dtype)
+        with _opened(place.path) as file:
+            value: Tensor = file.get_tensor(name)
+            return value.to(dtype, copy=True)
 
 
 def skeleton(config: DDiTConfig, tensors: AbstractTensors) -> DDiT:
@@ -208,31 +203,30 @@ def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
     return rows[order]
 
 
-def _directory(path: Path) -> dict[str, _Place]:
-    """What a safetensors file holds; the library has checked that it all lies inside the file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file that is open for reading, on the CPU.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
     if not path.is_file():
         raise ValueError(f"{path.parent} has no weights: {path.name} is missing.")
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: _Place(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
 
 
-def _read_into(file: BinaryIO, memory: memoryview, path: Path) -> None:
-    while memory:
-        count = file.readinto(memory)  # type: ignore[attr-defined]
-        if not count:
-            raise ValueError(f"{path} is damaged: it ends too early.")
-        memory = memory[count:]
+def _directory(path: Path) -> dict[str, _Place]:
+    """The name, type and shape of each tensor of a safetensors file."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        return {
+            name: _Place(path, str(part.get_dtype()), tuple(part.get_shape()))
+            for name, part in slices.items()
+        }
 
 
 def _listed(names: Collection[str]) -> str:

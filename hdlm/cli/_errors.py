@@ -20,10 +20,8 @@ EXTRAS = {
     "mauve": "eval",
     "omegaconf": "train",
     "rich": "view",
-    "starlette": "serve",
     "tokenizers": "train",
     "transformers": "hub",
-    "uvicorn": "serve",
     "yaml": "hub",
 }
 """The extra that brings each optional package."""

@@ -1,6 +1,6 @@
 """From words to words: a checkpoint, its tokenizer and a sampler behind one function.
 
-checkpoint = load_checkpoint(Path("my-model"))
+checkpoint = load("my-model")
 for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", steps=16)):
     print(passage.text)
 """

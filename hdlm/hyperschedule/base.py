@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hdlm.strict_config import OptionError, require
+
 ACTIVE_MARGIN = 10
 """Active levels keep `ACTIVE_MARGIN * eps` away from both ends of time; settled and worthless keep `eps`."""
 
@@ -153,14 +155,9 @@ class Windowed(AbstractHyperschedule):
     def __post_init__(self) -> None:
         for name in ("length", "width", "num_levels"):
             value = getattr(self, name)
-            if not isinstance(value, Integral):
-                raise ValueError(f"`{name}` must be an integer; got {value!r}.")
-        if self.length < 1:
-            raise ValueError(f"`length` must be at least 1 position; got {self.length}.")
+            require(isinstance(value, Integral), name, "an integer", value)
+        require(self.length >= 1, "length", "at least 1 position", self.length)
         if not 1 <= self.width <= self.length:
-            raise ValueError(
-                f"`width` must lie in [1, length={self.length}]; got {self.width}. "
-                f"Use width={self.length} for one window over the whole canvas."
-            )
-        if self.num_levels < 1:
-            raise ValueError(f"`num_levels` must be at least 1; got {self.num_levels}.")
+            advice = f" Use {self.length} for one window over the whole canvas."
+            raise OptionError("width", self.width, f"lie in [1, length={self.length}]", advice=advice)
+        require(self.num_levels >= 1, "num_levels", "at least 1", self.num_levels)

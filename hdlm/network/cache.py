@@ -7,16 +7,13 @@ kept instead of being computed again. The cache is exact: it changes no logit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["KVCache", "Store"]
-
-Store: TypeAlias = int | Int[Tensor, " n"] | Bool[Tensor, " q"]
-"""Which of the current positions to keep: how many leading ones, their indices, or a mask."""
+__all__ = ["KVCache"]
 
 
 @final
@@ -25,18 +22,9 @@ class KVCache:
 
     A pass writes its keys and values behind the kept ones and attends to both without copying either;
     afterwards `keep` says which of them stay. Memory doubles when it runs out.
-
-    Args:
-        capacity: Number of positions to reserve memory for at first use.
-
-    Raises:
-        ValueError: If the capacity is negative.
     """
 
-    def __init__(self, capacity: int = 0) -> None:
-        if capacity < 0:
-            raise ValueError(f"`capacity` must be at least 0; got {capacity}.")
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._length = 0
         self._layers: list[tuple[Tensor, Tensor]] = []
 
@@ -88,7 +76,7 @@ class KVCache:
         elif self._layers[layer][0].shape[0] != key.shape[0]:
             raise ValueError(
                 f"The cache holds {self._layers[layer][0].shape[0]} sequences and the pass {key.shape[0]}; "
-                "call `cache.select(rows)` when sequences leave or change places."
+                "a cache is for the sequences that it was begun with."
             )
         elif self._layers[layer][0].shape[2] < end:
             self._layers[layer] = (
@@ -100,28 +88,36 @@ class KVCache:
         values[:, :, self._length : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
-    def keep(self, store: Store, num_current: int) -> None:
+    def keep(self, store: Int[Tensor, " n"], num_current: int) -> None:
         """Keep positions of the pass that was just written, in the order given; the others are forgotten.
 
         Args:
-            store: Which of the current positions.
+            store: Indices of the current positions to keep.
             num_current: Number of positions in that pass.
 
         Raises:
-            ValueError: If more positions are asked for than the pass had.
+            ValueError: If there are more indices than the pass had positions.
         """
-        if isinstance(store, int):
-            if not 0 <= store <= num_current:
-                raise ValueError(
-                    f"`store` must lie in [0, {num_current}], the positions of this pass; got {store}."
-                )
-            self._length += store
-            return
-        chosen = store.nonzero()[:, 0] if store.dtype == torch.bool else store
-        start, end = self._length, self._length + chosen.shape[0]
+        start = self._length
+        self.extend(len(store), num_current)
         for tensor in (tensor for pair in self._layers for tensor in pair):
-            tensor[:, :, start:end] = tensor[:, :, start : start + num_current][:, :, chosen]
-        self._length = end
+            tensor[:, :, start : self._length] = tensor[:, :, start : start + num_current][:, :, store]
+
+    def extend(self, count: int, num_current: int) -> None:
+        """Keep the leading positions of the pass that was just written.
+
+        Args:
+            count: How many.
+            num_current: Number of positions in that pass.
+
+        Raises:
+            ValueError: If that is more positions than the pass had.
+        """
+        if count > num_current:
+            raise ValueError(
+                f"`store` must have at most {num_current} indices, the positions of this pass; got {count}."
+            )
+        self._length += count
 
     def retain(self, places: Int[Tensor, " n"]) -> None:
         """Keep only these of the kept positions, in this order; what stays in its place is not copied.
@@ -134,17 +130,9 @@ class KVCache:
             tensor[:, :, moved] = tensor[:, :, places[moved]]
         self._length = len(places)
 
-    def select(self, rows: Int[Tensor, " n"] | Bool[Tensor, " b"]) -> None:
-        """Keep only these sequences of the batch, in this order (an index may repeat)."""
-        self._layers = [(keys[rows], values[rows]) for keys, values in self._layers]
-
-    def clear(self) -> None:
-        """Forget every position; the memory stays reserved for the same batch."""
-        self._length = 0
-
     def _reserve(self, like: Tensor, length: int) -> Tensor:
         batch, heads, _, dim = like.shape
-        return like.new_empty(batch, heads, max(self._capacity, length), dim)
+        return like.new_empty(batch, heads, length, dim)
 
     def _grow(self, full: Tensor, length: int) -> Tensor:
         batch, heads, capacity, dim = full.shape

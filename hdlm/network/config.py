@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, final
+
+from hdlm.strict_config import OptionError, read, require
 
 __all__ = ["DDiTConfig"]
 
@@ -54,23 +55,28 @@ class DDiTConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+            counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(counts, name, "a positive integer", value)
         for name in _SWITCHES:
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be true or false; got {value!r}.")
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "true or false", value)
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must lie in [0, 1); got {self.dropout!r}.")
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                "`hidden_size` must be an even multiple of `num_heads`, so that every head splits into rotary pairs; "
-                f"got hidden_size={self.hidden_size}, num_heads={self.num_heads}."
-            )
-        if (self.condition_blocks or self.condition_output) and not self.timestep_embedding:
-            raise ValueError(
-                "`condition_blocks` and `condition_output` use the timestep embedding: "
-                "set `timestep_embedding=True`."
-            )
+            raise OptionError("dropout", self.dropout, "lie in [0, 1)")
+        require(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "hidden_size",
+            f"an even multiple of {{}} ({self.num_heads}), so that every head splits into rotary pairs",
+            self.hidden_size,
+            "num_heads",
+        )
+        require(
+            self.timestep_embedding or not (self.condition_blocks or self.condition_output),
+            "timestep_embedding",
+            "true with {} or {}, which use it",
+            False,
+            "condition_blocks",
+            "condition_output",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -91,16 +97,4 @@ class DDiTConfig:
         Raises:
             ValueError: If a key is unknown (the nearest known one is named), missing, or has a bad value.
         """
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        for key in fields:
-            if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"Unknown network option {key!r}; did you mean {nearest!r}? Known: {', '.join(known)}."
-                )
-        missing = [k for k, f in known.items() if f.default is dataclasses.MISSING and k not in fields]
-        if missing:
-            raise ValueError(
-                f"The network needs {', '.join(missing)}; got only {', '.join(fields) or 'nothing'}."
-            )
-        return cls(**fields)
+        return read(cls, fields)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hdlm.network import recomputation
 from hdlm.network.attention import Attention, SharedMask, attend, resolve
-from hdlm.network.cache import KVCache, Store
+from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig
 from hdlm.network.layers import Block, Embedding, OutputLayer, See, TimestepEmbedding
 from hdlm.network.packed import Linear
@@ -75,7 +75,7 @@ class DDiT(nn.Module):
         blend: Float[Tensor, "#b #q"] | None = None,
         attention: Attention = None,
         cache: KVCache | None = None,
-        store: Store | None = None,
+        store: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "b q v"]:
         """`head(features(...))`: see `features` for the arguments."""
         hidden = self.features(
@@ -98,7 +98,7 @@ class DDiT(nn.Module):
         blend: Float[Tensor, "#b #q"] | None = None,
         attention: Attention = None,
         cache: KVCache | None = None,
-        store: Store | None = None,
+        store: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "b q h"]:
         """All but the vocabulary projection, so that it need run on chosen positions only.
 
@@ -112,8 +112,7 @@ class DDiT(nn.Module):
             attention: Who may attend whom (True = may; keys are the cached positions, then the current ones);
                 `None` if all attend all. A query that may attend nobody attends all keys equally.
             cache: Keys and values of earlier positions, attended to besides the current ones.
-            store: Which current positions the cache keeps after this pass: a number of leading ones, indices
-                or a mask; by default none.
+            store: Indices of the current positions that the cache keeps after this pass; by default none.
 
         Returns:
             Hidden states after the final norm.

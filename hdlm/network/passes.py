@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.network.attention import Attention
-from hdlm.network.cache import KVCache, Store
+from hdlm.network.cache import KVCache
 
 __all__ = ["Pass"]
 
@@ -24,7 +24,7 @@ class Pass(NamedTuple):
     blend: Float[Tensor, "#b #q"] | None = None
     attention: Attention = None
     cache: KVCache | None = None
-    store: Store | None = None
+    store: Int[Tensor, " n"] | None = None
 
     @property
     def num_kept(self) -> int:

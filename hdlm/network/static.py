@@ -209,12 +209,10 @@ class StaticBatch:
             cache, store = one.cache, one.store
             if cache is None or store is None:
                 continue
-            if not isinstance(store, int):
-                chosen = store.nonzero()[:, 0] if store.dtype == torch.bool else store
-                slots.append(torch.full_like(chosen, slot))
-                sources.append(chosen + len(cache))
-                targets.append(torch.arange(len(chosen), device=chosen.device) + len(cache))
-            cache.keep(store if isinstance(store, int) else len(chosen), one.tokens.shape[1])
+            slots.append(torch.full_like(store, slot))
+            sources.append(store + len(cache))
+            targets.append(torch.arange(len(store), device=store.device) + len(cache))
+            cache.extend(len(store), one.tokens.shape[1])
         if slots:
             rows, old, new = (torch.cat(numbers) for numbers in (slots, sources, targets))
             self._memory[:, :, rows, :, new] = self._memory[:, :, rows, :, old]

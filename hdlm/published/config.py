@@ -9,12 +9,11 @@ have a published name: under it they are set, and under it complaints about them
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, final
 
 from hdlm.data.corpora import NAMED
 from hdlm.data.shards import Shards
@@ -31,13 +30,12 @@ from hdlm.published.options import (
     TokenizerOptions,
     TrainingOptions,
 )
-from hdlm.strict_config import key_of, options_of, read, require
+from hdlm.published_names import DEFAULTS, AlignmentName, Family, dotted
+from hdlm.strict_config import OptionError, key_of, options_of, read, require
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
 
-__all__ = ["GOVERNED", "ONLY", "Config", "Family", "refuse"]
-
-Family = Literal["epsilon_hybrid", "gamma_hybrid"]
+__all__ = ["GOVERNED", "ONLY", "Config", "refuse"]
 
 FLOOR = 4e-5 / 3e-4
 """Where the published cosine ends, relative to the peak it was published with."""
@@ -154,7 +152,7 @@ class Config:
     sampling: SamplingOptions | None = None
     ngpus: int | None = None
     gradient_accumulation_steps: int = 1
-    type: Literal["aligned", "shifted"] = "aligned"
+    type: AlignmentName = DEFAULTS["type"]
     reset_step_for_finetuning: bool = True
     hf_model_id: str | None = None
     beyond: Mapping[str, Any] = field(default_factory=dict, metadata={"key": "recipe"})
@@ -176,7 +174,7 @@ class Config:
             ValueError: If an option is unknown, missing, out of range, or would not act; it is named, and what to use.
         """
         config = read(cls, table)
-        given = dict(_flat(table))
+        given = dict(dotted(table))
         for option, (value, instead) in ONLY.items():
             if given.get(option) not in (None, value):
                 raise ValueError(f"`{option}` can only be {value!r} here, got {given[option]!r}: {instead}.")
@@ -392,30 +390,26 @@ class Config:
 
     @contextmanager
     def in_published_words(self) -> Iterator[None]:
-        """Give complaints of recipes and networks the published names of options.
+        """Give errors of recipes and networks the published names of options.
 
         Raises:
-            ValueError: In the place of theirs.
+            OptionError: In the place of theirs.
         """
         try:
             yield
-        except ValueError as error:
-            raise ValueError(self._renamed(str(error))) from error
+        except OptionError as error:
+            raise error.renamed(self._published) from error
 
-    def _renamed(self, complaint: str) -> str:
-        """A complaint of a recipe or a network with every option under its published name."""
-        names = {f"`{option}`": f"`{published}`" for option, published in GOVERNED.items()}
-        rate = "training.lr" if self.hf_model_id is not None and self.training.lr is not None else "optim.lr"
-        names |= {f"`optimizer.{group}_rate`": f"`{rate}`" for group in ("matrix", "embedding", "head")}
-        names |= {f"`{own}`": f"`{GOVERNED[f'network.{own}']}`" for own in _OF_NETWORK}
-        names |= {"`width`": "`annealing.width`", "`num_levels`": "`annealing.tau`"}
-        tables = {f"`{table.name}" for table in dataclasses.fields(Recipe)}
-
-        def renamed(found: re.Match[str]) -> str:
-            beyond = f"`recipe.{found[0][1:]}" if found[0].partition(".")[0] in tables else found[0]
-            return names.get(found[0], beyond)
-
-        return re.sub(r"`\w+(\.\w+)*`", renamed, complaint)
+    def _published(self, option: str) -> str:
+        """The published name of an option of a recipe, a network or a hyperschedule; else its place in a recipe."""
+        if option in _RATES:
+            return (
+                "training.lr" if self.hf_model_id is not None and self.training.lr is not None else "optim.lr"
+            )
+        if option in _ALONE or option in GOVERNED:
+            return _ALONE.get(option) or GOVERNED[option]
+        is_ours = option.partition(".")[0] in {table.name for table in dataclasses.fields(Recipe)}
+        return f"recipe.{option}" if is_ours else option
 
     def found(self, num_words: int) -> dict[str, Any]:
         """Options and what they came to, for whoever reads the configuration of a finished run.
@@ -531,19 +525,13 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-_OF_NETWORK = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
-"""Options of a network whose complaints name them alone."""
+_RATES = tuple(f"optimizer.{group}_rate" for group in ("matrix", "embedding", "head"))
+_NETWORK = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
+_ALONE = {name: GOVERNED[f"network.{name}"] for name in _NETWORK}
+_ALONE |= {"width": "annealing.width", "num_levels": "annealing.tau"}
+"""Options of networks and hyperschedules, which have no table, and the published ones that set them."""
 
 
 def _governor(option: str) -> str | None:
     """The published option that sets one of a recipe, if any."""
     return GOVERNED.get(option, GOVERNED.get(option.partition(".")[0]))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Every option of a nested table by its dotted name."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, cast, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,8 +34,9 @@ from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Predecessors, Prediction, Question
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
+from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
+from hdlm.published_names import Family, alignment_of
 from hdlm.sharing.export import export, published_config
 from hdlm.sharing.push import Shared, push_to_hub
 
@@ -45,14 +46,11 @@ __all__ = [
     "EpsilonModel",
     "GammaModel",
     "Metaschedule",
-    "ModelType",
     "option",
     "pick_device",
     "say_once",
     "smart_model_loader",
 ]
-
-ModelType = Literal["epsilon_hybrid", "gamma_hybrid"]
 
 _LACKING = "smart_model_loader needs what pip install 'hdlm[published]' brings ({})."
 
@@ -247,7 +245,7 @@ class EpsilonModel(AbstractPublishedModel):
         Raises:
             ValueError: If the network wants to be told the noise.
         """
-        network, meaning = self.checkpoint.network, unshifted(self.denoiser.parameterization)
+        network, (_, meaning) = self.checkpoint.network, alignment_of(self.denoiser.parameterization)
         if getattr(meaning, "conditioning", None) not in ("none", "zero"):
             raise ValueError(
                 f"A network that is told its noise ({meaning!r}) cannot be called as `model(ids, positions)`. Use "
@@ -272,7 +270,7 @@ class GammaModel(AbstractPublishedModel):
 
     def __init__(self, checkpoint: Checkpoint, config: Any = None, **choices: bool) -> None:
         super().__init__(checkpoint, config, **choices)
-        if not isinstance(unshifted(checkpoint.denoiser.parameterization), LogScore):
+        if not isinstance(alignment_of(checkpoint.denoiser.parameterization)[1], LogScore):
             raise ValueError(f"{checkpoint.denoiser.parameterization!r} gives no scores; use `EpsilonModel`.")
 
     def forward(
@@ -292,7 +290,7 @@ class GammaModel(AbstractPublishedModel):
             attn_mask: Who may not attend to whom, True = may not: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
             settled_tokens: Which are finished; used by the post-processing, where the model has any.
         """
-        network, meaning = self.checkpoint.network, unshifted(self.denoiser.parameterization)
+        network, (_, meaning) = self.checkpoint.network, alignment_of(self.denoiser.parameterization)
         if not isinstance(meaning, LogScore):
             raise ValueError(f"{meaning!r} gives no scores.")
         noise = (sigma[:, None] if sigma.ndim == 1 else sigma).expand(ids.shape)
@@ -306,11 +304,6 @@ class GammaModel(AbstractPublishedModel):
         if meaning.scale_by_sigma:
             raw = raw - (torch.expm1(noise).log() + math.log(raw.shape[-1] - 1))[..., None]
         return self._finish(raw, ids, settled_tokens)
-
-
-def unshifted(parameterization: AbstractParameterization) -> AbstractParameterization:
-    """What the numbers mean, wherever they stand."""
-    return unshifted(parameterization.inner) if isinstance(parameterization, Shifted) else parameterization
 
 
 def _rows(positions: Tensor | None) -> Tensor | None:
@@ -446,15 +439,15 @@ def smart_model_loader(
         ValueError: If the source is no model, or one of the other family.
         OSError: If it cannot be reached.
     """
-    if model_type not in ("auto", *get_args(ModelType)):
-        known = ", ".join(("auto", *get_args(ModelType)))
+    if model_type not in ("auto", *get_args(Family)):
+        known = ", ".join(("auto", *get_args(Family)))
         raise ValueError(f"Unknown `model_type` {model_type!r}; known are {known}.")
     place = pick_device(device)
     config = None if config_path is None else Path(config_path)
     checkpoint = hub.load(model_path, config=config, device=place, **options)
-    family: ModelType = (
+    family: Family = (
         "gamma_hybrid"
-        if isinstance(unshifted(checkpoint.denoiser.parameterization), LogScore)
+        if isinstance(alignment_of(checkpoint.denoiser.parameterization)[1], LogScore)
         else "epsilon_hybrid"
     )
     if model_type not in ("auto", family):
@@ -478,7 +471,7 @@ def _flat(checkpoint: Checkpoint) -> AbstractHyperschedule:
     return flat(checkpoint.length, checkpoint.length)
 
 
-def _configuration(checkpoint: Checkpoint, family: ModelType) -> Any:
+def _configuration(checkpoint: Checkpoint, family: Family) -> Any:
     """The configuration that the model came with; for a model of this project, what the published trainer would say."""
     try:
         from omegaconf import OmegaConf

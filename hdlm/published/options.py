@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 from hdlm.attention import Active, Context
-from hdlm.hub.cards.published import LOG_LINEAR_FLOOR
+from hdlm.checkpoint import describe
+from hdlm.published_names import (
+    DEFAULTS,
+    AnnealingName,
+    GraphName,
+    NoiseName,
+    gamma_of,
+    hyperschedule_class,
+    noise_schedule,
+)
 from hdlm.strict_config import require
 
 __all__ = [
@@ -84,15 +93,15 @@ class DataOptions:
 class GraphOptions:
     """`graph.*`: the process of the gamma family."""
 
-    type: Literal["QGamma", "absorb", "uniform"] = "QGamma"
-    gamma: float = 0.01
+    type: GraphName = DEFAULTS["graph.type"]
+    gamma: float = DEFAULTS["graph.gamma"]
     report_all: bool = False
     expanded_sigma: bool = True
 
     @property
     def rate(self) -> float:
         """Share of the uniform rate: absorption and uniform noise are the ends of the family."""
-        return {"QGamma": self.gamma, "absorb": 0.0, "uniform": 1.0}[self.type]
+        return gamma_of(self.type, self.gamma)
 
 
 @final
@@ -100,9 +109,9 @@ class GraphOptions:
 class NoiseOptions:
     """`noise.*`: how fast noise comes in the gamma family."""
 
-    type: Literal["loglinear", "geometric"] = "loglinear"
-    sigma_min: float = 1e-4
-    sigma_max: float = 10.0
+    type: NoiseName = DEFAULTS["noise.type"]
+    sigma_min: float = DEFAULTS["noise.sigma_min"]
+    sigma_max: float = DEFAULTS["noise.sigma_max"]
     ar_diffusion: bool = False
     expanded_sigma: bool = True
 
@@ -115,9 +124,7 @@ class NoiseOptions:
     @property
     def schedule(self) -> dict[str, Any]:
         """The same for a recipe."""
-        if self.type == "loglinear":
-            return {"type": "LogLinear", "floor": LOG_LINEAR_FLOOR}
-        return {"type": "Geometric", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        return describe(noise_schedule(self.type, self.sigma_min, self.sigma_max))
 
 
 @final
@@ -137,8 +144,8 @@ class SamplingOptions:
 class AttentionOptions:
     """`annealing.attention.*`: what settled and active positions see of one another."""
 
-    context_type: Context = "block_causal"
-    block_type: Active = "full"
+    context_type: Context = DEFAULTS["annealing.attention.context_type"]
+    block_type: Active = DEFAULTS["annealing.attention.block_type"]
 
 
 @final
@@ -146,14 +153,14 @@ class AttentionOptions:
 class AnnealingOptions:
     """`annealing.*`: when each position is noisy."""
 
-    type: Literal["block", "simple", "hybrid", "none"]
+    type: AnnealingName
     width: int
     tau: int
     eval_tau: int | None = None
     efficient: bool = False
     steps_per_level: int | None = None
     sampling_method: Literal["AR", "NAR", "SAR"] = "SAR"
-    sampling_eps: float = 1e-4
+    sampling_eps: float = DEFAULTS["annealing.sampling_eps"]
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     match_inference: bool = True
     diffusion_loss_weight: float | None = None
@@ -173,11 +180,8 @@ class AnnealingOptions:
 
     def hyperschedule(self, tau: int) -> dict[str, Any]:
         """For a recipe, at some number of levels."""
-        if self.type == "none":
-            return {"type": "Block", "width": None, "num_levels": tau}
-        family = {"block": "Block", "simple": "PublishedSlide", "hybrid": "PublishedWave"}[self.type]
-        name = "Slide" if self.type == "simple" and tau == self.width else family
-        return {"type": name, "width": self.width, "num_levels": tau}
+        name = hyperschedule_class(self.type, self.width, tau).__name__
+        return {"type": name, "width": None if self.type == "none" else self.width, "num_levels": tau}
 
 
 @final

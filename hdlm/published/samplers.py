@@ -25,9 +25,11 @@ References: HDLM (arXiv 2504.06416), MDLM (arXiv 2406.07524), SEDD (arXiv 2310.1
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast, final, get_args
+from typing import Any, ParamSpec, cast, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +41,7 @@ from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, Block, flat
 from hdlm.network import DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule
-from hdlm.parameterization import Mean, Shifted
+from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
 from hdlm.published.model import (
     AbstractPublishedModel,
@@ -48,8 +50,8 @@ from hdlm.published.model import (
     option,
     pick_device,
     say_once,
-    unshifted,
 )
+from hdlm.published_names import alignment_of, parameterization
 from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.vocabulary import GPT2, Vocabulary
 
@@ -65,11 +67,12 @@ __all__ = [
     "views",
 ]
 
+P = ParamSpec("P")
 Model = Callable[..., Any]
 """A model of `smart_model_loader`, or anything that is called in the same way."""
 
 
-def full_diff(
+def _ask_full(
     model: Model,
     metaschedule: AbstractHyperschedule | None = None,
     annealing: Any = None,
@@ -88,7 +91,7 @@ def full_diff(
     *,
     seed: int | None = None,
     first_sequence: int = 0,
-) -> Int[Tensor, "b l"]:
+) -> _Asked:
     """Write all positions together.
 
     Args:
@@ -120,47 +123,10 @@ def full_diff(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
-    return asked.write(plan, how, shifted=False)
+    return _Asked(model, plan, how, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
 
 
-def full_diff_shifted(
-    model: Model,
-    metaschedule: AbstractHyperschedule | None = None,
-    annealing: Any = None,
-    prompt: Tensor | None = None,
-    batch_size: int = 1,
-    alg: str = "original",
-    steps: int = 512,
-    temperature: float = 1.0,
-    cfg_scale: float = 0.0,
-    context_length: int = DDiTConfig.max_length,
-    eps: float = 1e-5,
-    dim: int | None = None,
-    device: torch.device | str | int | None = None,
-    repetition_penalty: float = 1.0,
-    eta: float = 0.015,
-    *,
-    seed: int | None = None,
-    first_sequence: int = 0,
-) -> Int[Tensor, "b l"]:
-    """`full_diff` of a model whose logits at a position speak of the next one.
-
-    Nothing speaks of the first position. Without a prompt it is given the vocabulary's begin-of-sequence token, or else
-    its end-of-document token; GPT-2's if `dim` is GPT-2's.
-
-    Raises:
-        ValueError: As `full_diff`; and if there is neither a prompt nor such a token.
-    """
-    plan = fitted(metaschedule, context_length) or flat(context_length, steps)
-    how = Settings(
-        alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
-    )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
-    return asked.write(plan, how, shifted=True)
-
-
-def semi_diff(
+def _ask_semi(
     model: Model,
     prompt: Tensor | None = None,
     batch_size: int = 1,
@@ -180,7 +146,7 @@ def semi_diff(
     annealing: Any = None,
     seed: int | None = None,
     first_sequence: int = 0,
-) -> Int[Tensor, "b l"]:
+) -> _Asked:
     """Write block after block; the other arguments are those of `full_diff`.
 
     Args:
@@ -211,42 +177,51 @@ def semi_diff(
     how = Settings(
         alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
     )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
-    return asked.write(plan, how, shifted=False)
+    return _Asked(model, plan, how, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
 
 
-def semi_diff_shifted(
-    model: Model,
-    prompt: Tensor | None = None,
-    batch_size: int = 1,
-    alg: str = "original",
-    steps: int = 512,
-    temperature: float = 1.0,
-    cfg_scale: float = 0.0,
-    context_length: int = DDiTConfig.max_length,
-    eps: float = 1e-5,
-    dim: int | None = None,
-    device: torch.device | str | int | None = None,
-    repetition_penalty: float = 1.0,
-    eta: float = 0.01,
-    block_size: int = 16,
-    *,
-    metaschedule: AbstractHyperschedule | None = None,
-    annealing: Any = None,
-    seed: int | None = None,
-    first_sequence: int = 0,
-) -> Int[Tensor, "b l"]:
+def _sampler(name: str, ask: Callable[P, _Asked], doc: str | None = None) -> Callable[P, Tensor]:
+    """The published sampler of a name: what its arguments ask for, written.
+
+    Args:
+        name: Its published name; that of a sampler of shifted models ends in `_shifted`.
+        ask: A function with the parameters of the sampler.
+        doc: Its documentation, if not that of `ask`.
+    """
+
+    @functools.wraps(ask)
+    def sampler(*args: P.args, **kwargs: P.kwargs) -> Int[Tensor, "b l"]:
+        return ask(*args, **kwargs).write(shifted=name.endswith("_shifted"))
+
+    signature = inspect.signature(ask).replace(return_annotation="Int[Tensor, 'b l']")
+    vars(sampler).update(__signature__=signature)
+    sampler.__name__, sampler.__qualname__, sampler.__doc__ = name, name, doc or ask.__doc__
+    return sampler
+
+
+full_diff = _sampler("full_diff", _ask_full)
+full_diff_shifted = _sampler(
+    "full_diff_shifted",
+    _ask_full,
+    """`full_diff` of a model whose logits at a position speak of the next one.
+
+    Nothing speaks of the first position. Without a prompt it is given the vocabulary's begin-of-sequence token, or else
+    its end-of-document token; GPT-2's if `dim` is GPT-2's.
+
+    Raises:
+        ValueError: As `full_diff`; and if there is neither a prompt nor such a token.
+    """,
+)
+semi_diff = _sampler("semi_diff", _ask_semi)
+semi_diff_shifted = _sampler(
+    "semi_diff_shifted",
+    _ask_semi,
     """`semi_diff` of a model whose logits at a position speak of the next one; see `full_diff_shifted`.
 
     Raises:
         ValueError: As `full_diff_shifted`.
-    """
-    plan = fitted(metaschedule, context_length) or Block(context_length, block_size, steps)
-    how = Settings(
-        alg, eta, temperature=temperature, repetition_penalty=repetition_penalty, guidance=cfg_scale
-    )
-    asked = _Asked(model, annealing, prompt, batch_size, eps, dim, device, seed, first_sequence)
-    return asked.write(plan, how, shifted=True)
+    """,
+)
 
 
 @final
@@ -276,6 +251,8 @@ class _Asked:
     """What all four samplers of logits are given."""
 
     model: Model
+    plan: AbstractHyperschedule
+    how: Settings
     annealing: Any
     prompt: Tensor | None
     batch_size: int
@@ -285,8 +262,9 @@ class _Asked:
     seed: int | None
     first_sequence: int
 
-    def write(self, plan: AbstractHyperschedule, how: Settings, *, shifted: bool) -> Int[Tensor, "b l"]:
-        """Generate along a hyperschedule."""
+    def write(self, *, shifted: bool) -> Int[Tensor, "b l"]:
+        """Generate with the model, whose logits are read as those of a shifted model or not."""
+        plan, how = self.plan, self.how
         vocabulary = self._vocabulary()
         denoiser = self._denoiser(vocabulary, shifted)
         prompt = _prompt(self.prompt, self.batch_size, plan.length)
@@ -331,16 +309,16 @@ class _Asked:
 
     def _denoiser(self, vocabulary: Vocabulary, shifted: bool) -> AbstractDenoiser:
         """The model as a denoiser, read as this sampler reads it."""
+        asked = "shifted" if shifted else "aligned"
         if not isinstance(self.model, AbstractPublishedModel):
-            meaning = Shifted(Mean()) if shifted else Mean()
+            meaning = parameterization(asked, Mean())
             return CallableDenoiser(self.model, Absorbing(vocabulary.num_words), meaning)
         own = self.model.denoiser
-        if (own.lookback > 0) == shifted:
+        trained, inner = alignment_of(own.parameterization)
+        if trained == asked:
             return own
-        trained, asked = ("aligned", "shifted")[:: 1 if shifted else -1]
         say_once(f"hdlm: this model was trained {trained}, and its logits are read {asked}.")
-        inner = unshifted(own.parameterization)
-        return Denoiser(own.backbone, own.process, Shifted(inner) if shifted else inner)
+        return Denoiser(own.backbone, own.process, parameterization(asked, inner))
 
 
 def draw_seed(seed: int | None) -> int:

@@ -25,13 +25,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Denoiser
-from hdlm.hub.cards.published import LOG_LINEAR_FLOOR
-from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, PublishedWave, flat
-from hdlm.noise_schedule import AbstractNoiseSchedule, Geometric, LogLinear
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.parameterization import LogScore
-from hdlm.process import Absorbing, AbstractNoiseProcess, GammaHybrid, Uniform
+from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.published.model import AbstractPublishedModel, CallableDenoiser, option
 from hdlm.published.samplers import Model, device_of, draw_seed, fitted, views
+from hdlm.published_names import DEFAULTS, hyperschedule, noise_process, noise_schedule
 from hdlm.sampling import Analytic, Euler, Move, Step, algorithm, sample
 
 __all__ = ["get_nar_sampling_fn", "get_sar_sampling_fn"]
@@ -207,44 +207,31 @@ class _ScoreSampler:
 
 def _process_of(config: Any) -> AbstractNoiseProcess:
     """The noise process that a published configuration names."""
-    words, kind = option(config, "tokenizer.tokens"), option(config, "graph.type")
+    words, graph, gamma = (option(config, name) for name in ("tokenizer.tokens", "graph.type", "graph.gamma"))
     if words is None:
         raise ValueError("The configuration lacks `tokenizer.tokens`, the number of words; or give `graph`.")
-    match str(kind).lower():
-        case "qgamma":
-            return GammaHybrid(words, option(config, "graph.gamma", 0.0))
-        case "absorb":
-            return Absorbing(words)
-        case "uniform":
-            return Uniform(words)
-    raise ValueError(f"`graph.type` must be one of QGamma, absorb, uniform; got {kind!r}. Or give `graph`.")
+    if gamma is None and graph == "QGamma":
+        raise ValueError(
+            "The configuration lacks `graph.gamma`, which the model was trained with; or give `graph`."
+        )
+    return noise_process(str(graph), words, gamma or 0.0)
 
 
 def _noise_of(config: Any) -> AbstractNoiseSchedule:
     """The noise schedule that a published configuration names."""
-    match option(config, "noise.type", "loglinear"):
-        case "loglinear":
-            return LogLinear(LOG_LINEAR_FLOOR)
-        case "geometric":
-            return Geometric(option(config, "noise.sigma_min", 1e-4), option(config, "noise.sigma_max", 20.0))
-        case other:
-            raise ValueError(
-                f"`noise.type` must be one of loglinear, geometric; got {other!r}. Or give `noise`."
-            )
+    noise = option(config, "noise.type", DEFAULTS["noise.type"])
+    ends = [option(config, f"noise.{end}") for end in ("sigma_min", "sigma_max")]
+    if noise == "geometric" and None in ends:
+        raise ValueError(
+            "The configuration lacks `noise.sigma_min` or `noise.sigma_max`, which the model was trained with; or give "
+            "`noise`."
+        )
+    return noise_schedule(noise, *(ends if noise == "geometric" else ()))
 
 
 def _plan_of(config: Any, length: int) -> AbstractHyperschedule:
     """The hyperschedule that a published configuration names."""
     annealing = option(config, "annealing")
-    kind, width = option(annealing, "type", "none"), min(option(annealing, "width", length), length)
-    levels = option(annealing, "eval_tau", option(annealing, "tau", width))
-    match kind:
-        case "block":
-            return Block(length, width, levels)
-        case "simple":
-            return PublishedSlide(length, width, levels)
-        case "hybrid":
-            return PublishedWave(length, width, levels)
-        case "none":
-            return flat(length, levels)
-    raise ValueError(f"`annealing.type` must be one of block, simple, hybrid, none; got {kind!r}.")
+    width = min(option(annealing, "width", length), length)
+    levels = option(annealing, "eval_tau", option(annealing, "tau"))
+    return hyperschedule(option(annealing, "type", "none"), length, width, levels)

@@ -22,16 +22,17 @@ import torch
 
 from hdlm import hub, threads
 from hdlm.atomic import check_folder, replacing
-from hdlm.checkpoint import Checkpoint, build
+from hdlm.checkpoint import Checkpoint
 from hdlm.data import NAMED, AbstractCorpus, NamedDataset, corpus
 from hdlm.data.corpora import First, Part
 from hdlm.data.shards import Shards
 from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.parameterization import LogScore, Shifted
+from hdlm.parameterization import LogScore
 from hdlm.published.config import Config, refuse
 from hdlm.published.hydra_cli import Composed, compose, composed_here, sweep, words_of
 from hdlm.published.model import pick_device
+from hdlm.published_names import alignment_of, hyperschedule
 from hdlm.strict_config import require
 from hdlm.training import PREEMPTED, Recipe, Run, Session, StepReport, Trainer, unfinished
 from hdlm.training.launch import begin, carry_out
@@ -235,8 +236,7 @@ def _completed(config: Config, start: Checkpoint) -> Config:
     Raises:
         ValueError: If the checkpoint is of the other family, or its network is another.
     """
-    network, reading = start.network.config, start.denoiser.parameterization
-    inner = reading.inner if isinstance(reading, Shifted) else reading
+    network, (_, inner) = start.network.config, alignment_of(start.denoiser.parameterization)
     gamma = isinstance(inner, LogScore)
     if gamma != config.is_gamma or network.condition_output:
         have = "gamma_hybrid" if gamma else "epsilon_hybrid"
@@ -331,13 +331,8 @@ def _observer(config: Config, run: Run, session: Session, folder: Path, console:
 
 def _eval_plan(config: Config, run: Run) -> AbstractHyperschedule:
     """The hyperschedule to generate and to measure along, at `eval_tau` levels."""
-    from hdlm import hyperschedule
-
     trained, levels = run.mixture.hyperschedules[0], config.annealing.eval_tau
     if levels in (None, trained.num_levels):
         return trained
     assert levels is not None
-    shape = config.annealing.hyperschedule(levels)
-    width = trained.length if shape["width"] is None else shape["width"]
-    plan: AbstractHyperschedule = build(hyperschedule, {**shape, "width": width, "length": trained.length})
-    return plan
+    return hyperschedule(config.annealing.type, trained.length, config.annealing.width, levels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
 from hdlm.sampling.steps.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
 from hdlm.sampling.steps.scores import Analytic, Euler
+from hdlm.strict_config import nearest
 
 __all__ = ["ALGORITHMS", "ANY_STEPS", "SMALL_STEPS", "algorithm", "exactness"]
 
@@ -108,9 +108,10 @@ def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> St
         ValueError: If the name is unknown or `eta` out of range.
     """
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}.{hint}")
+        meant = nearest(name, ALGORITHMS)
+        raise ValueError(
+            f"Unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}. Did you mean {meant!r}?"
+        )
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
     return ALGORITHMS[name](process, eta)

@@ -15,7 +15,6 @@ Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.0641
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -27,11 +26,18 @@ from safetensors.torch import save as save_tensors
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.hub.cards.published import LOG_LINEAR_FLOOR, PublishedEpsilon, PublishedGamma
-from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, PublishedWave, Slide
-from hdlm.noise_schedule import AbstractNoiseSchedule, Geometric, Linear, LogLinear
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
-from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.hub.cards.published import PublishedEpsilon, PublishedGamma
+from hdlm.noise_schedule import AbstractNoiseSchedule, Linear, LogLinear
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean
+from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from hdlm.published_names import (
+    LOG_LINEAR_FLOOR,
+    alignment_of,
+    annealing_of,
+    family_defaults,
+    graph_of,
+    noise_of,
+)
 from hdlm.sharing.model_card import LICENCE, model_card
 from hdlm.vocabulary import GPT2
 
@@ -39,89 +45,8 @@ __all__ = ["export", "published_config"]
 
 Table = dict[str, Any]
 
-_LOG_LINEAR = LogLinear(LOG_LINEAR_FLOOR)
-"""What published configs call `loglinear`."""
-_GRAPHS: dict[type[AbstractNoiseProcess], str] = {
-    GammaHybrid: "QGamma",
-    Absorbing: "absorb",
-    Uniform: "uniform",
-}
 _MLP_RATIO = 4
 _SHARE_OURS = "To share this checkpoint, use the layout of hdlm (`save_pretrained`, `push_to_hub`)."
-_COMMON: Table = {
-    "ngpus": 1,
-    "gradient_accumulation_steps": 1,
-    "training": {
-        "batch_size": 512,
-        "accum": 1,
-        "n_iters": 1_000_000,
-        "log_freq": 500,
-        "eval_freq": 5000,
-        "snapshot_freq_for_preemption": 5000,
-        "snapshot_sampling": True,
-        "ema": 0.9999,
-        "warmup_iter": 50_000,
-    },
-    "data": {
-        "train": "openwebtext-train",
-        "valid": "wikitext103",
-        "cache_dir": "~/cache_data",
-        "debug": False,
-    },
-    "annealing": {
-        "efficient": False,
-        "sampling_method": "SAR",
-        "sampling_eps": 1e-4,
-        "match_inference": True,
-    },
-    "eval": {"batch_size": 4, "perplexity": True, "perplexity_batch_size": 16},
-    "optim": {
-        "optimizer": "AdamW",
-        "lr": 3e-4,
-        "beta1": 0.9,
-        "eps": 1e-8,
-        "warmup": 10_000,
-        "grad_clip": 1.0,
-    },
-    "model": {"type": "ddit"},
-}
-_EPSILON: Table = {
-    "model_type": "epsilon_hybrid",
-    "reset_step_for_finetuning": True,
-    "type": "aligned",
-    "training": {"snapshot_freq": 5000, "loss_type": "hybrid", "lambda": 1.0},
-    "optim": {"weight_decay": 0.1, "beta2": 0.95, "scheduler": "cosine"},
-    "experiment": {"name": "epsilon-hdlm-1", "wandb_project": "hdlm-experiments"},
-    "model": {
-        "name": "epsilon_hdlm",
-        "scale_by_sigma": False,
-        "hybrid_sigma_embedding": False,
-        "post_process_logits": False,
-    },
-}
-_GAMMA: Table = {
-    "model_type": "gamma_hybrid",
-    "training": {"snapshot_freq": 10_000, "weight": "standard"},
-    "graph": {"type": "QGamma", "report_all": False, "expanded_sigma": True},
-    "noise": {
-        "type": "loglinear",
-        "sigma_min": 1e-4,
-        "sigma_max": 10.0,
-        "ar_diffusion": False,
-        "expanded_sigma": True,
-    },
-    "sampling": {
-        "predictor": "analytic",
-        "steps_per_level": 1,
-        "noise_removal": True,
-        "strategy": "direct",
-        "strategy_param": 0.9,
-    },
-    "annealing": {"steps_per_level": 1, "diffusion_loss_weight": 1.0, "ce_loss_weight": 1.0},
-    "optim": {"weight_decay": 0.0, "beta2": 0.999, "scheduler": "lambda"},
-    "experiment": {"name": "gamma-hdlm-1", "wandb_project": "hdlm-experiments"},
-    "model": {"name": "gamma_hdlm", "post_process_logits": True},
-}
 
 
 def export(
@@ -185,10 +110,10 @@ def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> Table:
     Raises:
         ValueError: If something of the checkpoint has no published form; the message names it.
     """
-    reading, shifted = _unshifted(checkpoint.denoiser.parameterization)
+    alignment, reading = alignment_of(checkpoint.denoiser.parameterization)
     config = _family(checkpoint, reading)
-    if shifted or "type" in config:
-        config["type"] = "shifted" if shifted else "aligned"
+    if alignment != "aligned" or "type" in config:
+        config["type"] = alignment
     config["tokenizer"] = _tokenizer(checkpoint, config.get("tokenizer", {}))
     config["model"] |= _network(checkpoint)
     config["annealing"] |= _annealing(checkpoint, hyperschedule)
@@ -198,13 +123,6 @@ def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> Table:
     }
     _recipe(config, checkpoint.training)
     return config
-
-
-def _unshifted(parameterization: AbstractParameterization) -> tuple[AbstractParameterization, bool]:
-    """What the outputs mean, and whether they speak of the next position."""
-    if isinstance(parameterization, Shifted):
-        return parameterization.inner, True
-    return parameterization, False
 
 
 def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> Table:
@@ -217,13 +135,14 @@ def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> Table:
     if isinstance(process, EpsilonHybrid | Absorbing) and reading == Mean() and not told:
         if checkpoint.noise_schedule != Linear():
             raise _formless(checkpoint.noise_schedule, "noise schedule", "`Linear()`", _ANY_SCHEDULE)
-        config = _merged(_COMMON, _EPSILON, _came_with(checkpoint, PublishedEpsilon.name))
+        config = family_defaults("epsilon_hybrid", _came_with(checkpoint, PublishedEpsilon.name))
         config["training"]["epsilon"] = process.epsilon if isinstance(process, EpsilonHybrid) else 0.0
         return config
-    if isinstance(process, tuple(_GRAPHS)) and isinstance(reading, LogScore) and told:
+    graph = graph_of(process)
+    if graph is not None and isinstance(reading, LogScore) and told:
         blend = reading.blend_rate
-        config = _merged(_COMMON, _GAMMA, _came_with(checkpoint, PublishedGamma.name))
-        config["graph"]["type"] = _GRAPHS[type(process)]
+        config = family_defaults("gamma_hybrid", _came_with(checkpoint, PublishedGamma.name))
+        config["graph"]["type"] = graph
         config["graph"]["gamma"] = process.gamma if isinstance(process, GammaHybrid) else blend or 0.0
         config["noise"] |= _noise(checkpoint.noise_schedule)
         config["annealing"]["sampling_eps"] = _earliest(checkpoint.noise_schedule, reading.floor)
@@ -255,22 +174,12 @@ def _formless(piece: object, what: str, published: str, advice: str) -> ValueErr
     return ValueError(f"the {what} {piece!r} has no published form; published is {published}. {advice}")
 
 
-def _merged(*tables: Table) -> Table:
-    """A copy of nested tables in one; later ones win."""
-    merged: Table = {}
-    for table in tables:
-        for name, value in copy.deepcopy(table).items():
-            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-            merged[name] = _merged(merged[name], value) if both else value
-    return merged
-
-
 def _noise(schedule: AbstractNoiseSchedule) -> Table:
-    if schedule == _LOG_LINEAR:
-        return {"type": "loglinear"}
-    if isinstance(schedule, Geometric):
-        return {"type": "geometric", "sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-    raise _formless(schedule, "noise schedule", f"`{_LOG_LINEAR!r}` or any `Geometric`", _ANY_SCHEDULE)
+    options = noise_of(schedule)
+    if options is None:
+        published = f"`{LogLinear(LOG_LINEAR_FLOOR)!r}` or any `Geometric`"
+        raise _formless(schedule, "noise schedule", published, _ANY_SCHEDULE)
+    return options
 
 
 def _scores(reading: LogScore, gamma: float) -> Table:
@@ -331,23 +240,15 @@ def _annealing(checkpoint: Checkpoint, index: int) -> Table:
     """
     trained = checkpoint.hyperschedules
     if not trained:
-        return {
-            "type": "none",
-            "width": checkpoint.length,
-            "tau": checkpoint.length,
-            "eval_tau": checkpoint.length,
-        }
+        return dict.fromkeys(("width", "tau", "eval_tau"), checkpoint.length) | {"type": "none"}
     if not 0 <= index < len(trained):
         raise ValueError(
             f"the checkpoint lists {len(trained)} hyperschedules, from 0 to {len(trained) - 1}; got {index}."
         )
-    name = _published_name(trained[index], checkpoint.length)
-    if name is None:
-        others = [
-            f"{i}: {schedule!r}"
-            for i, schedule in enumerate(trained)
-            if _published_name(schedule, checkpoint.length)
-        ]
+    options = [annealing_of(schedule, checkpoint.length) for schedule in trained]
+    chosen = options[index]
+    if chosen is None:
+        others = [f"{i}: {trained[i]!r}" for i, named in enumerate(options) if named is not None]
         advice = (
             f"The checkpoint lists others that have one, choose by number: {'; '.join(others)}."
             if others
@@ -360,30 +261,10 @@ def _annealing(checkpoint: Checkpoint, index: int) -> Table:
             "`PublishedSlide` (simple) or `PublishedWave` (hybrid), over the whole context",
             advice,
         )
-    chosen = trained[index]
-    width, levels = getattr(chosen, "width", checkpoint.length), chosen.num_levels
     same = [
-        other.num_levels
-        for other in trained[index + 1 :]
-        if _published_name(other, checkpoint.length) == name and getattr(other, "width", None) == width
+        other["tau"] for other in options[index + 1 :] if other == chosen | {"tau": other and other["tau"]}
     ]
-    return {"type": name, "width": width, "tau": (*same, levels)[0], "eval_tau": levels}
-
-
-def _published_name(schedule: AbstractHyperschedule, length: int) -> str | None:
-    """What published configs call a hyperschedule, or None."""
-    if schedule.length != length:
-        return None
-    match schedule:
-        case Block(width=width):
-            return "none" if width == length else "block"
-        case PublishedSlide():
-            return "simple"
-        case Slide(width=width, num_levels=levels) if width == levels:
-            return "simple"
-        case PublishedWave():
-            return "hybrid"
-    return None
+    return {**chosen, "tau": (*same, chosen["tau"])[0], "eval_tau": chosen["tau"]}
 
 
 def _recipe(config: Table, training: Mapping[str, Any]) -> None:

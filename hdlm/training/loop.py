@@ -37,7 +37,6 @@ from hdlm.training.checkpoints.state import (
 )
 from hdlm.training.distributed.accelerator import agreed_precision, make_engine
 from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
-from hdlm.training.distributed.zero import is_zero, set_weight
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.mixture import Mixture
 from hdlm.training.optim.ema import ExponentialMovingAverage
@@ -202,7 +201,7 @@ class Trainer:
     ) -> None:
         self._mixture, self._windows, self._settings, self._run = mixture, windows, optimizer, run
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
-        self._accelerator = make_engine(optimizer, run, device)
+        self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
         self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
@@ -398,8 +397,6 @@ class Trainer:
         """Take weights, average and the memory of the optimizers over."""
         for name, parameter in named_parameters(self._network).items():
             parameter.copy_(spread_like(state.weights[name], parameter))
-            if is_zero(parameter):
-                set_weight(parameter, state.weights[name])
         self.average.restore(state.average, state.ticks)
         spread_optimizers(self._network, self._memories, state.optimizers)
 

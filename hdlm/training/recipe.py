@@ -424,11 +424,11 @@ class Recipe:
         for name in _PIECES:
             described = describe(self._piece(name))
             object.__setattr__(self, name, {key: described[key] for key in described if key != "num_words"})
-        for option, acts, instead in self._conditional():
+        for option, acts, instead, *others in self._conditional():
             name, _, key = option.partition(".")
             settings = getattr(self, name)
             if not acts and (value := getattr(settings, key)) != getattr(type(settings), key):
-                raise IdleOptionError(option, value, instead)
+                raise IdleOptionError(option, value, instead, *others)
         self.network_config(self.data.vocabulary + 1)
         for part in self.mixture:
             part.build(self.data.context)
@@ -491,27 +491,42 @@ class Recipe:
         """Whether the parameterization gives the network a number for the noise."""
         return self.build_parameterization().inputs(torch.tensor([0.5])).condition is not None
 
-    def _conditional(self) -> Iterator[tuple[str, bool, str]]:
+    def _conditional(self) -> Iterator[tuple[str, bool, str, *tuple[str, ...]]]:
         """Options that only act beside others: which, whether they do here, and what to do if not."""
         data, optimizer, watch = self.data, self.optimizer, self.watch
         validates, samples = watch.validate_every is not None, watch.sample_every is not None
-        yield "data.validation", not data.validation_corpus, "`data.validation_corpus` is measured with whole"
-        yield "data.cache", not data.streaming, "`data.streaming` keeps nothing"
+        yield (
+            "data.validation",
+            not data.validation_corpus,
+            "{} is measured with whole",
+            "data.validation_corpus",
+        )
+        yield "data.cache", not data.streaming, "{} keeps nothing", "data.streaming"
         for name in _CONDITIONING:
             instead = "choose a [parameterization] that gives the network the noise, or leave it out"
             yield f"network.{name}", self.is_conditioned, instead
-        yield "warm_start.batch_scale", self.warm_start.share > 0, "set `warm_start.share`, or leave it out"
-        yield "optimizer.decay", optimizer.weight_decay > 0, "set `optimizer.weight_decay`, or leave it out"
-        yield "optimizer.muon_scale", optimizer.name == "muon", "only `optimizer.name` muon has it"
-        yield "optimizer.floor", optimizer.schedule != "constant", "`optimizer.schedule` is constant"
+        yield (
+            "warm_start.batch_scale",
+            self.warm_start.share > 0,
+            "set {}, or leave it out",
+            "warm_start.share",
+        )
+        yield (
+            "optimizer.decay",
+            optimizer.weight_decay > 0,
+            "set {}, or leave it out",
+            "optimizer.weight_decay",
+        )
+        yield "optimizer.muon_scale", optimizer.name == "muon", "only {} muon has it", "optimizer.name"
+        yield "optimizer.floor", optimizer.schedule != "constant", "{} is constant", "optimizer.schedule"
         for name in ("validation_windows", "replicates"):
-            yield f"watch.{name}", validates, "set `watch.validate_every`, or leave it out"
+            yield f"watch.{name}", validates, "set {}, or leave it out", "watch.validate_every"
         for name in ("samples", "judge"):
-            yield f"watch.{name}", samples, "set `watch.sample_every`, or leave it out"
-        either = "set `watch.validate_every` or `watch.sample_every`, or leave it out"
-        yield "watch.batch_size", validates or samples, either
-        yield "watch.judge_batch_size", bool(watch.judge), "set `watch.judge`, or leave it out"
-        yield "watch.project", bool(watch.trackers), "set `watch.trackers`, or leave it out"
+            yield f"watch.{name}", samples, "set {}, or leave it out", "watch.sample_every"
+        either = ("set {} or {}, or leave it out", "watch.validate_every", "watch.sample_every")
+        yield "watch.batch_size", validates or samples, *either
+        yield "watch.judge_batch_size", bool(watch.judge), "set {}, or leave it out", "watch.judge"
+        yield "watch.project", bool(watch.trackers), "set {}, or leave it out", "watch.trackers"
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:

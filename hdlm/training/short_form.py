@@ -156,7 +156,7 @@ class ObjectiveOptions:
         for name in ("score_entropy", "max_weight"):
             value = getattr(self, name)
             if self.diffusion == 0 and value != getattr(type(self), name):
-                raise IdleOptionError(f"objective.{name}", value, "`objective.diffusion` is 0")
+                raise IdleOptionError(f"objective.{name}", value, "{} is 0", "objective.diffusion")
 
     def piece(self) -> dict[str, Any]:
         """The objective in full."""

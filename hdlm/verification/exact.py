@@ -66,10 +66,9 @@ class Memory:
         """What is remembered, then the current keys."""
         return current if self._keys is None else self._keys.followed_by(current)
 
-    def keep(self, current: _Keys, store: int | Tensor) -> None:
+    def keep(self, current: _Keys, store: Tensor) -> None:
         """Remember some of the current keys behind the others; `store` as in `Context`."""
-        chosen = slice(store) if isinstance(store, int) else store
-        self._keys = self.before(current.select(slice(None), chosen))
+        self._keys = self.before(current.select(slice(None), store))
 
     def retain(self, places: Tensor) -> None:
         """Keep only these of the remembered positions, in this order."""

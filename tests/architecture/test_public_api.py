@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import hdlm
+from hdlm import checkpoint
 from tests.architecture.source import modules
 
 LIST = Path(__file__).with_name("public_api.txt")
@@ -25,6 +26,12 @@ def test_the_public_names_are_those_agreed_on() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="hyperschedules"):
         _ = hdlm.hyperschedules
+
+
+def test_load_checkpoint_is_a_deprecated_alias() -> None:
+    with pytest.deprecated_call(match=r"use `hdlm.load` instead"):
+        assert hdlm.load_checkpoint is checkpoint.load_checkpoint  # type: ignore[attr-defined]
+    assert "load_checkpoint" not in dir(hdlm)
 
 
 def test_dir_lists_the_public_names() -> None:

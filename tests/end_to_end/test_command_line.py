@@ -510,7 +510,11 @@ def test_mistakes_in_training(hdlm, home, tmp_path, monkeypatch, given, parts):
         ("hidden_size", "hiden_size", ("`network.hiden_size`", "did you mean `network.hidden_size`?")),
         ("[run]", "[runs]", ("`runs`", "did you mean `run`?")),
         ("hidden_size = 16", "hidden_size = 'wide'", ("`network.hidden_size` must be int; got 'wide'",)),
-        ("num_heads = 2", "num_heads = 3", ("`num_heads`", "hidden_size=16, num_heads=3")),
+        (
+            "num_heads = 2",
+            "num_heads = 3",
+            ("`hidden_size` must be an even multiple of `num_heads` (3)", "got 16"),
+        ),
         ("width = 4", "width = 99", (f"[1, length={CONTEXT}]", "got 99", f"Use width={CONTEXT}")),
         ("width = 4", "widht = 4", ("Block has no option 'widht'; did you mean width?",)),
         ("width = 4", "length = 8, width = 4", ("without `length`, which is data.context",)),

@@ -100,7 +100,7 @@ def test_cache(peer, width):
     cache, blocks = peer.network.new_cache(), []
     for clean, noisy in zip(peer["x0"].split(width, 1), peer["xt"].split(width, 1), strict=True):
         blocks.append(peer.network(noisy, condition=ZERO, cache=cache))
-        peer.network.features(clean, condition=ZERO, cache=cache, store=width)
+        peer.network.features(clean, condition=ZERO, cache=cache, store=torch.arange(width))
     torch.testing.assert_close(torch.cat(blocks, 1), peer[f"logits_kvcache__bs{width}"], **CLOSE)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality import MODEL, Bench
-from hdlm import load_checkpoint
+from hdlm import load
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, Prediction, Question
 from hdlm.hyperschedule import Block, Slide, flat
 from hdlm.package_data import pretrained
@@ -237,7 +237,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 def test_how_far_the_shipped_model_is_off_is_measured() -> None:
     """Nothing where everything is computed anew at every call; the more, the longer it is not."""
-    bench = Bench(load_checkpoint(pretrained() / MODEL), num=2, length=24, seed=0)
+    bench = Bench(load(pretrained() / MODEL), num=2, length=24, seed=0)
     exact, fresh, stale = bench.deviations(12, (1, 2, None))
     assert exact.most == 0
     assert exact.share == 1 > fresh.share > stale.share > 0.1

@@ -7,7 +7,7 @@ import ast
 import pytest
 import torch
 
-from hdlm import load_checkpoint, write
+from hdlm import load, write
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, placed
 from hdlm.evaluation import evaluate
 from hdlm.evaluation.generation.corrections import fill_in
@@ -104,7 +104,7 @@ def test_a_device_is_compared_by_kind_and_by_number_where_one_is_given() -> None
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return load_checkpoint(pretrained() / "kjv-epsilon-4m")
+    return load(pretrained() / "kjv-epsilon-4m")
 
 
 def test_every_function_refuses_another_device_than_the_models(checkpoint) -> None:

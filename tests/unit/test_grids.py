@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hdlm import EpsilonHybrid, Settings, flat, load_checkpoint, sample
+from hdlm import EpsilonHybrid, Settings, flat, load, sample
 from hdlm.cli import main
 from hdlm.denoiser import Context, Denoiser
 from hdlm.evaluation.likelihood import grids
@@ -108,7 +108,7 @@ def test_the_error_of_a_gap_is_that_over_windows():
 
 def test_a_profile_is_what_the_network_says_of_masks():
     """With all masked there is no chance; with one, it is the number of one of the positions, and any may be it."""
-    checkpoint = load_checkpoint(pretrained() / MODEL)
+    checkpoint = load(pretrained() / MODEL)
     window = torch.tensor(
         checkpoint.tokenizer.encode("In the beginning God created the heaven and the earth.")
     )
@@ -153,7 +153,7 @@ def test_one_half_learns_and_the_other_measures():
 @pytest.mark.parametrize("noise", [LINEAR, LogLinear(1e-3), Cosine()], ids=repr)
 def test_times_are_where_the_process_masks_as_much(noise):
     """GIDD's masks are not its noise fraction, nor is that the time."""
-    checkpoint = load_checkpoint(pretrained() / MODEL)
+    checkpoint = load(pretrained() / MODEL)
     checkpoint = replace(
         checkpoint,
         noise_schedule=noise,

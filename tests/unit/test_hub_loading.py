@@ -22,7 +22,7 @@ from hdlm.data import Tokenizer
 from hdlm.hub import CARDS, Evidence, inspect, load
 from hdlm.hub.configs import read_config, resolve
 from hdlm.hub.load import recognise
-from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, flat
+from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, Slide, flat
 from hdlm.noise_schedule import Geometric, LogLinear
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
@@ -473,6 +473,8 @@ def test_a_key_table_must_name_every_parameter(tmp_path):
         ({"type": "simple", "width": 4, "tau": 3}, (PublishedSlide(LENGTH, 4, 3),)),
         ({"type": "hybrid", "width": 4, "tau": 3}, (PublishedWave(LENGTH, 4, 3),)),
         ({"type": "none", "tau": 5}, (flat(LENGTH, 5),)),
+        ({"type": "none", "tau": 5, "eval_tau": 7}, (flat(LENGTH, 7), flat(LENGTH, 5))),
+        ({"type": "simple", "width": 4, "tau": 4}, (Slide(LENGTH, 4, 4),)),
         ({}, (flat(LENGTH, LENGTH),)),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hdlm import Settings, load_checkpoint, write
+from hdlm import Settings, load, write
 from hdlm.cli import main
 from hdlm.distributed import Processes
 from hdlm.evaluation.generation.samples import draw_samples
@@ -40,7 +40,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return load_checkpoint(pretrained() / MODEL)
+    return load(pretrained() / MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -433,7 +433,7 @@ def test_it_compiles_to_one_graph():
     ("arguments", "message"),
     [
         ({"condition": torch.ones(2, 5)}, "leave `condition` out"),
-        ({"store": 3}, "there is no `cache`"),
+        ({"store": torch.arange(3)}, "there is no `cache`"),
         ({"attention": torch.ones(1, 5, 6, dtype=torch.bool)}, r"which of 5 keys .* got shape \(1, 5, 6\)"),
     ],
 )

@@ -20,18 +20,22 @@ def test_round_trip_through_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (SIZES | {"hiden_size": 4}, "'hiden_size'; did you mean 'hidden_size'"),
-        (
-            {"vocab_size": 11, "hidden_size": 24},
-            "needs num_blocks, num_heads; got only vocab_size, hidden_size",
-        ),
-        ({}, "got only nothing"),
+        (SIZES | {"hiden_size": 4}, "unknown option `hiden_size`; did you mean `hidden_size`"),
+        ({"vocab_size": 11, "hidden_size": 24}, "`num_blocks` must be given"),
+        ({}, "`vocab_size` must be given"),
+        (SIZES | {"mlp_ratio": 4.0}, "`mlp_ratio` must be int; got 4.0"),
         (SIZES | {"vocab_size": 0}, "`vocab_size` must be a positive integer; got 0"),
-        (SIZES | {"num_blocks": True}, "`num_blocks` must be a positive integer; got True"),
+        (SIZES | {"num_blocks": True}, "`num_blocks` must be int; got True"),
         (SIZES | {"dropout": 1.0}, r"`dropout` must lie in \[0, 1\); got 1.0"),
-        (SIZES | {"hidden_size": 27}, "hidden_size=27, num_heads=3"),
-        (SIZES | {"num_heads": 5}, "hidden_size=24, num_heads=5"),
-        (SIZES | {"condition_output": True}, "set `timestep_embedding=True`"),
+        (
+            SIZES | {"hidden_size": 27},
+            r"`hidden_size` must be an even multiple of `num_heads` \(3\).*; got 27",
+        ),
+        (SIZES | {"num_heads": 5}, r"even multiple of `num_heads` \(5\).*; got 24"),
+        (
+            SIZES | {"condition_output": True},
+            "`timestep_embedding` must be true with `condition_blocks` or `condition_output`",
+        ),
     ],
 )
 def test_refusals(fields, message):
@@ -51,7 +55,7 @@ def test_refusals(fields, message):
 def test_a_value_of_another_type_is_refused_where_nobody_checks_types(fields, message, monkeypatch):
     monkeypatch.setattr(DDiTConfig, "__init__", unchecked_init)
     with pytest.raises(ValueError, match=message):
-        DDiTConfig.from_dict(fields)
+        DDiTConfig(**fields)
 
 
 def unchecked_init(self, **fields):

@@ -24,11 +24,12 @@ from hdlm.evaluation import evaluate
 from hdlm.evaluation.generation.metrics import token_entropy
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
-from hdlm.published.config import GOVERNED, ONLY, Config, _flat
+from hdlm.published.config import GOVERNED, ONLY, Config
 from hdlm.published.eval_generation import eval_generation
 from hdlm.published.eval_modeling import eval_modeling
 from hdlm.published.hydra_cli import Composed, compose, words_of
 from hdlm.published.training import _take_place, finetune, train
+from hdlm.published_names import dotted
 from hdlm.strict_config import options_of
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
@@ -145,7 +146,7 @@ def test_the_tiny_preset_is_for_processors(family: str) -> None:
     assert recipe.run.steps * recipe.run.batch_size * recipe.data.context < 2e6
 
 
-ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8, "deepspeed": 8}
+ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8}
 
 
 @pytest.mark.parametrize("name", ACCELERATE)
@@ -237,7 +238,7 @@ def test_no_option_is_dead(name: str) -> None:
     table, dead = _composed("-cn", name).table, []
     del table["training"]["accum"]  # only the same as gradient_accumulation_steps
     recipe = Config.read(table).recipe()
-    for option, value in _flat(table):
+    for option, value in dotted(table):
         if option in ELSEWHERE or not isinstance(value, int | float):
             continue
         other = copy.deepcopy(table)

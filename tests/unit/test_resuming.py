@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,43 +178,6 @@ def test_fsdp_takes_the_same_steps_and_goes_on_from_any_checkpoint(
     first, went_on, then = carry_out(jobs, tmp_path, "fsdp.yaml")
     _close(begun + went_on, one)
     _close(first + then + _numbers(_execute(table, tmp_path / "spread")), one)
-
-
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install hdlm[deepspeed]"
-)
-
-
-def _zero(table: dict[str, Any], folder: Path, stage: int = 2, stop: int = 0) -> list[list[float]]:
-    job = {"recipe": table, "folder": str(folder), "engine": "DEEPSPEED", "stage": stage, "stop": stop}
-    [reported] = carry_out([job], folder.parent, "deepspeed.yaml", "--zero_stage", str(stage))
-    return reported
-
-
-@pytest.mark.slow
-@needs_deepspeed
-@pytest.mark.parametrize("stage", [1, 2])
-def test_deepspeed_takes_the_same_steps_and_goes_on_to_the_bit(
-    text: Path, tmp_path: Path, stage: int
-) -> None:
-    table = _no_dropout(text, optimizer={"name": "adamw"}, run={"steps": 12, "save_every": None})
-    whole = _zero(table, tmp_path / "whole", stage)
-    pieces = _zero(table, tmp_path / "pieces", stage, stop=5)
-    assert len(pieces) == 6
-    assert pieces + _zero(table, tmp_path / "pieces", stage) == whole
-    _same(tmp_path / "whole", tmp_path / "pieces")
-    _close(whole, _numbers(_execute(table, tmp_path / "one")))
-
-
-@pytest.mark.slow
-@needs_deepspeed
-def test_deepspeed_goes_on_from_any_checkpoint_and_any_run_from_its(text: Path, tmp_path: Path) -> None:
-    table = _no_dropout(text, optimizer={"name": "adamw"}, run={"steps": 12, "save_every": None})
-    one = _numbers(_execute(table, tmp_path / "one"))
-    begun = _numbers(_execute(table, tmp_path / "begun by one", 5))
-    _close(begun + _zero(table, tmp_path / "begun by one"), one)
-    begun = _zero(table, tmp_path / "begun by zero", stop=5)
-    _close(begun + _numbers(_execute(table, tmp_path / "begun by zero")), one)
 
 
 @pytest.mark.slow

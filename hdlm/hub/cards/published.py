@@ -14,7 +14,7 @@ neither family modulates its output layer, which sets them apart from SEDD, whos
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, cast, final
+from typing import Any, cast, final, get_args
 
 import torch
 
@@ -22,51 +22,42 @@ from hdlm.attention import Active, Context
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards._field import ignored_buffers, tensors
 from hdlm.hub.fields import Fields, unknown_keys
-from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, PublishedWave, flat
+from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiTConfig
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, Geometric, LogLinear
-from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
-from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean
+from hdlm.process import AbstractNoiseProcess, EpsilonHybrid
+from hdlm.published_names import (
+    DEFAULTS,
+    AlignmentName,
+    AnnealingName,
+    Family,
+    GraphName,
+    NoiseName,
+    dotted,
+    family_defaults,
+    hyperschedule,
+    noise_process,
+    noise_schedule,
+    parameterization,
+)
 from hdlm.vocabulary import GPT2, Vocabulary
 
 __all__ = ["PublishedEpsilon", "PublishedGamma"]
-
-LOG_LINEAR_FLOOR = 5e-3
-"""What is left of the data at the end of `noise.type: loglinear`; it is no option of the published config."""
-
-SAMPLING_EPS = 1e-4
-"""Time of a settled position, where the config is silent: what a gamma-hybrid is told of words that are known."""
 
 _EMBEDDING, _OUTPUT_MODULATION = "vocab_embed.embedding", "output_layer.adaLN_modulation.weight"
 _TIMESTEP, _BLOCK_MODULATION = "sigma_map.mlp.0.weight", "blocks.0.adaLN_modulation.weight"
 _OF_BLOCK = re.compile(r"blocks\.(\d+)\.norm1\.weight")
 
-_COMMON = frozenset(
-    {"model_type", "ngpus", "gradient_accumulation_steps", "type", "reset_step_for_finetuning", "hf_model_id"}
-    | {"tokenizer.tokens", "tokenizer.model", "sampling.predictor", "sampling.noise_removal"}
-    | {f"data.{key}" for key in ("train", "valid", "cache_dir", "debug")}
-    | {f"eval.{key}" for key in ("batch_size", "perplexity", "perplexity_batch_size")}
-    | {f"experiment.{key}" for key in ("name", "wandb_project")}
-    | {f"annealing.{key}" for key in ("type", "efficient", "width", "tau", "eval_tau", "sampling_method")}
-    | {f"annealing.{key}" for key in ("sampling_eps", "match_inference")}
-    | {f"annealing.attention.{key}" for key in ("context_type", "block_type")}
-    | {f"optim.{key}" for key in ("optimizer", "lr", "beta1", "beta2", "eps", "weight_decay", "warmup")}
-    | {f"optim.{key}" for key in ("grad_clip", "scheduler")}
-    | {f"training.{key}" for key in ("batch_size", "accum", "n_iters", "snapshot_freq", "log_freq")}
-    | {f"training.{key}" for key in ("eval_freq", "snapshot_freq_for_preemption", "snapshot_sampling")}
-    | {f"training.{key}" for key in ("ema", "warmup_iter", "lr", "finetune_lr_multiplier")}
-    | {f"model.{key}" for key in ("name", "type", "hidden_size", "cond_dim", "length", "n_blocks", "n_heads")}
-    | {f"model.{key}" for key in ("dropout", "scale_by_sigma", "transformer_sigma_conditioning")}
-    | {f"model.{key}" for key in ("hybrid_sigma_embedding", "post_process_logits", "use_timestep_embedding")}
+_BOTH = frozenset(
+    {"hf_model_id", "tokenizer.tokens", "tokenizer.model", "sampling.predictor", "sampling.noise_removal"}
+    | {"type", "reset_step_for_finetuning", "training.lr", "training.finetune_lr_multiplier"}
+    | {f"annealing.{key}" for key in ("type", "width", "tau", "eval_tau")}
+    | {f"model.{key}" for key in ("hidden_size", "cond_dim", "length", "n_blocks", "n_heads", "dropout")}
+    | {f"model.{key}" for key in ("scale_by_sigma", "transformer_sigma_conditioning")}
+    | {f"model.{key}" for key in ("hybrid_sigma_embedding", "use_timestep_embedding")}
 )
-_OF_EPSILON = _COMMON | {"training.loss_type", "training.epsilon", "training.lambda"}
-_OF_GAMMA = (
-    _COMMON
-    | {"training.weight", "annealing.steps_per_level", "annealing.diffusion_loss_weight"}
-    | {"annealing.ce_loss_weight", "sampling.steps_per_level", "sampling.strategy", "sampling.strategy_param"}
-    | {f"graph.{key}" for key in ("type", "gamma", "report_all", "expanded_sigma")}
-    | {f"noise.{key}" for key in ("type", "sigma_min", "sigma_max", "ar_diffusion", "expanded_sigma")}
-)
+"""Options of both families that have no published default."""
 
 
 @final
@@ -76,7 +67,7 @@ class PublishedEpsilon(AbstractCard):
     name = "published epsilon-hybrid"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return _family(evidence) == "epsilon"
+        return _family(evidence) == "epsilon_hybrid"
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
@@ -88,7 +79,7 @@ class PublishedEpsilon(AbstractCard):
                 "published one is, and what it is told is not known here."
             )
         process = _valid(evidence, EpsilonHybrid, words, fields.number("training.epsilon"))
-        return _blueprint(evidence, network, process, Mean(), LINEAR, _OF_EPSILON)
+        return _blueprint(evidence, network, process, Mean(), LINEAR, "epsilon_hybrid")
 
 
 @final
@@ -98,37 +89,34 @@ class PublishedGamma(AbstractCard):
     name = "published gamma-hybrid"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return _family(evidence) == "gamma"
+        return _family(evidence) == "gamma_hybrid"
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
         words = fields.whole("tokenizer.tokens")
-        graph = fields.choice("graph.type", ("QGamma", "absorb", "uniform"))
+        graph = fields.choice("graph.type", get_args(GraphName))
         network = _network(evidence, fields, rows=words if graph == "uniform" else words + 1)
         if not network.timestep_embedding:
             raise ValueError(
                 f"{evidence.origin} is a gamma-hybrid that is not told the noise (`model.use_timestep_embedding`); no "
                 "published one is."
             )
-        process: AbstractNoiseProcess
-        if graph == "QGamma":
-            process = _valid(evidence, GammaHybrid, words, fields.number("graph.gamma"))
-        else:
-            process = Absorbing(words) if graph == "absorb" else Uniform(words)
+        gamma = fields.number("graph.gamma") if graph == "QGamma" else 0.0
+        process = _valid(evidence, noise_process, graph, words, gamma)
         blended = fields.switch("model.hybrid_sigma_embedding", False)
         noise = _noise(evidence, fields)
-        earliest = torch.tensor(fields.number("annealing.sampling_eps", SAMPLING_EPS), dtype=torch.float64)
+        earliest = fields.number("annealing.sampling_eps", DEFAULTS["annealing.sampling_eps"])
         outputs = _valid(
             evidence,
             LogScore,
             fields.switch("model.scale_by_sigma", False),
             fields.number("graph.gamma") if blended else None,
-            floor=float(noise.fraction(earliest)),
+            floor=float(noise.fraction(torch.tensor(earliest, dtype=torch.float64))),
         )
-        return _blueprint(evidence, network, process, outputs, noise, _OF_GAMMA)
+        return _blueprint(evidence, network, process, outputs, noise, "gamma_hybrid")
 
 
-def _family(evidence: Evidence) -> Literal["epsilon", "gamma"] | None:
+def _family(evidence: Evidence) -> Family | None:
     """Which of the two it is, if any."""
     fields = Fields(evidence.config, evidence.origin)
     sizes = ("tokenizer.tokens", "model.hidden_size", "model.n_blocks", "model.n_heads")
@@ -137,14 +125,13 @@ def _family(evidence: Evidence) -> Literal["epsilon", "gamma"] | None:
     if _EMBEDDING not in evidence.shapes or _OUTPUT_MODULATION in evidence.shapes:
         return None
     match fields.get("model_type"):
-        case "epsilon_hybrid":
-            return "epsilon"
-        case "gamma_hybrid":
-            return "gamma"
+        case "epsilon_hybrid" | "gamma_hybrid" as family:
+            return cast(Family, family)
         case None:
             told = _TIMESTEP in evidence.shapes or _BLOCK_MODULATION in evidence.shapes
             named = "gamma" in str(fields.get("model.name"))
-            return "gamma" if told or named or fields.get("graph.type") == "QGamma" else "epsilon"
+            gamma = told or named or fields.get("graph.type") == "QGamma"
+            return "gamma_hybrid" if gamma else "epsilon_hybrid"
         case _:
             return None
 
@@ -197,22 +184,19 @@ def _agreed(evidence: Evidence, fields: Fields, switch: str, tensor: str) -> boo
 
 
 def _noise(evidence: Evidence, fields: Fields) -> AbstractNoiseSchedule:
-    if fields.choice("noise.type", ("loglinear", "geometric"), "loglinear") == "loglinear":
-        return LogLinear(LOG_LINEAR_FLOOR)
-    ends = fields.number("noise.sigma_min"), fields.number("noise.sigma_max")
-    return cast(Geometric, _valid(evidence, Geometric, *ends))
+    noise = fields.choice("noise.type", get_args(NoiseName), DEFAULTS["noise.type"])
+    ends = (fields.number(f"noise.{end}") for end in ("sigma_min", "sigma_max") if noise == "geometric")
+    made: AbstractNoiseSchedule = _valid(evidence, noise_schedule, noise, *ends)
+    return made
 
 
 def _hyperschedules(evidence: Evidence, fields: Fields, length: int) -> tuple[AbstractHyperschedule, ...]:
     """What it was trained on; one more, in front, if it was to be evaluated with another number of levels."""
-    kinds = {"block": Block, "simple": PublishedSlide, "hybrid": PublishedWave}
-    kind = fields.choice("annealing.type", (*kinds, "none"), "none")
-    if kind == "none":
-        return (flat(length, fields.whole("annealing.tau", length)),)
-    width = fields.whole("annealing.width")
+    kind = fields.choice("annealing.type", get_args(AnnealingName), "none")
+    width = length if kind == "none" else fields.whole("annealing.width")
     levels = fields.whole("annealing.tau", width)
     wanted = dict.fromkeys((fields.whole("annealing.eval_tau", levels), levels))
-    return tuple(_valid(evidence, kinds[kind], length, width, each) for each in wanted)
+    return tuple(_valid(evidence, hyperschedule, kind, length, width, each) for each in wanted)
 
 
 def _blueprint(
@@ -221,20 +205,23 @@ def _blueprint(
     process: AbstractNoiseProcess,
     outputs: AbstractParameterization,
     noise: AbstractNoiseSchedule,
-    known: frozenset[str],
+    family: Family,
 ) -> Blueprint:
     """What the two families share."""
     fields = Fields(evidence.config, evidence.origin)
     names = fields.get("tokenizer.model")
-    shifted = fields.choice("type", ("aligned", "shifted"), "aligned") == "shifted"
+    alignment = fields.choice("type", get_args(AlignmentName), DEFAULTS["type"])
     attention = "annealing.attention"
-    context = fields.choice(f"{attention}.context_type", ("block_causal", "causal", "full"), "block_causal")
-    active = fields.choice(f"{attention}.block_type", ("full", "causal"), "full")
+    context, active = (
+        fields.choice(f"{attention}.{key}", get_args(words), DEFAULTS[f"{attention}.{key}"])
+        for key, words in (("context_type", Context), ("block_type", Active))
+    )
+    known = _BOTH | {option for option, _ in dotted(family_defaults(family))}
     return Blueprint(
         network=network,
         vocabulary=GPT2 if process.num_words == GPT2.num_words else Vocabulary(process.num_words),
         process=process,
-        parameterization=Shifted(outputs) if shifted else outputs,
+        parameterization=parameterization(alignment, outputs),
         noise_schedule=noise,
         hyperschedules=_hyperschedules(evidence, fields, network.max_length),
         tensors=tensors(network),

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from hdlm import __version__
 from hdlm.atomic import replacing
 from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
-from hdlm.training.distributed.zero import gather_zero, is_zero, spread_zero
 
 __all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimizers", "whole_state_dicts"]
 
@@ -134,16 +133,11 @@ def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optim
         optimizers: In an order that stays the same.
     """
     found = {}
-    parameters = named_parameters(network)
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = {id(parameter): name for name, parameter in named_parameters(network).items()}
     for number, optimizer in enumerate(optimizers):
-        if _is_zero(parameters):
-            memories = gather_zero(parameters, optimizer)
-        else:
-            memories = {names[id(parameter)]: memory for parameter, memory in optimizer.state.items()}
-        for name, memory in memories.items():
+        for parameter, memory in optimizer.state.items():
             for key, value in memory.items():
-                found[f"{number}/{key}/{name}"] = whole(value).cpu()
+                found[f"{number}/{key}/{names[id(parameter)]}"] = whole(value).cpu()
     return found
 
 
@@ -164,9 +158,6 @@ def spread_optimizers(
             raise ValueError(f"{_OPTIMIZER} is of another optimizer or network: there is no {name!r} here.")
         states[int(number)].setdefault(parameter, {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
-        if _is_zero(parameters):
-            spread_zero(parameters, optimizer, state)
-            continue
         order = [names[id(one)] for group in optimizer.param_groups for one in group["params"]]
         table = optimizer.state_dict()
         table["state"] = {
@@ -218,10 +209,6 @@ def whole_state_dicts(
         }
         for optimizer, state, place, groups in zip(optimizers, states, places, names, strict=True)
     ]
-
-
-def _is_zero(parameters: Mapping[str, nn.Parameter]) -> bool:
-    return any(is_zero(parameter) for parameter in parameters.values())
 
 
 def _read_table(path: Path) -> dict[str, Any]:

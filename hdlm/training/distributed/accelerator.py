@@ -4,10 +4,9 @@
 |---|---|---|
 | nothing, `single.yaml`, `multi*.yaml` | one process, or DDP | everything |
 | `fsdp.yaml` | FSDP2 | a part of weights, gradients and memory of the optimizers |
-| `deepspeed.yaml` | ZeRO 1 or 2 | all weights, a part of the memory of the optimizer (and of gradients) |
 
 The rest of accelerate's setups change what a process is (tensor, context and pipeline parallelism), or what is
-trained (weights in half precision, an optimizer of DeepSpeed), and are refused.
+trained (DeepSpeed, which drives one optimizer only), and are refused.
 """
 
 from __future__ import annotations
@@ -18,43 +17,25 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
-    DeepSpeedPlugin,
     DistributedType,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
     broadcast_object_list,
     parse_flag_from_env,
 )
 
 from hdlm.training.precision import choose_precision
-from hdlm.training.recipe import OptimizerSettings, RunSettings
+from hdlm.training.recipe import RunSettings
 
 __all__ = ["agree", "agreed", "agreed_precision", "make_engine"]
 
 T = TypeVar("T")
 
-_STAGES = (1, 2)
-_OURS = frozenset(
-    {
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "zero_optimization",
-        "zero_allow_untested_optimizer",
-        "steps_per_print",
-        "wall_clock_breakdown",
-    }
-)
-"""What a DeepSpeed file may say; batches, accumulation and clipping are the recipe's, whatever it says of them."""
 
-
-def make_engine(optimizer: OptimizerSettings, run: RunSettings, device: torch.device) -> Accelerator:
+def make_engine(run: RunSettings, device: torch.device) -> Accelerator:
     """The engine that the launcher asked for.
 
     Args:
-        optimizer: How weights move.
         run: How much at a time.
         device: Where; the processes of the launcher that have no accelerator talk by gloo.
 
@@ -63,8 +44,6 @@ def make_engine(optimizer: OptimizerSettings, run: RunSettings, device: torch.de
     """
     _refuse_model_parallelism()
     accumulation = GradientAccumulationPlugin(run.accumulation, sync_with_dataloader=False)
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        return _deepspeed(optimizer, run, device, accumulation)
     engine = Accelerator(
         cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_plugin=accumulation
     )
@@ -122,11 +101,16 @@ def agree(mine: object, name: str) -> None:
 
 
 def _refuse_model_parallelism() -> None:
-    """Processes share batches here; there is no other way of sharing work.
+    """Processes share batches here, and FSDP2 shards a network; there is no other way of sharing work.
 
     Raises:
         ValueError: If the launcher was told of one.
     """
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "DeepSpeed is not supported: it would leave out Muon and use its own optimizer. FSDP2 shards weights, "
+            "gradients and the state of every optimizer: use configs/accelerate/fsdp.yaml instead."
+        )
     for flag, name in (
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism_config"),
         ("ACCELERATE_USE_MEGATRON_LM", "megatron_lm_config"),
@@ -151,73 +135,4 @@ def _check_fsdp(engine: Accelerator) -> None:
             "accelerate has no FSDP on processors, so every process holds the whole network (DDP): the same steps, "
             "but no memory is saved.",
             stacklevel=2,
-        )
-
-
-def _deepspeed(
-    optimizer: OptimizerSettings,
-    run: RunSettings,
-    device: torch.device,
-    accumulation: GradientAccumulationPlugin,
-) -> Accelerator:
-    """ZeRO 1 or 2, with the batches, accumulation and clipping of the recipe.
-
-    `accelerate` takes DeepSpeed for something of accelerators alone, and on a processor would fall back to DDP;
-    naming the backend is what keeps it from that.
-    """
-    plugin = DeepSpeedPlugin(gradient_accumulation_steps=run.accumulation, gradient_clipping=optimizer.clip)
-    _check_deepspeed(plugin, optimizer)
-    gloo = [InitProcessGroupKwargs(backend="gloo")] if device.type == "cpu" else []
-    engine = Accelerator(
-        mixed_precision="no",
-        gradient_accumulation_plugin=accumulation,
-        deepspeed_plugin=plugin,
-        kwargs_handlers=gloo,
-    )
-    if engine.device.type != device.type:
-        raise ValueError(
-            f"DeepSpeed trains on {engine.device.type}, not on {device.type}: leave --device out."
-        )
-    passes = engine.num_processes * run.accumulation
-    plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": max(1, run.batch_size // passes),
-        "train_batch_size": max(1, run.batch_size // passes) * passes,
-        "gradient_accumulation_steps": run.accumulation,
-        "gradient_clipping": optimizer.clip,
-    }
-    return engine
-
-
-def _check_deepspeed(plugin: DeepSpeedPlugin, optimizer: OptimizerSettings) -> None:
-    """Refuse what DeepSpeed would do otherwise than the recipe says.
-
-    Raises:
-        ValueError: It says what, and what to do instead.
-    """
-    zero = plugin.deepspeed_config["zero_optimization"]
-    stage = zero["stage"]
-    if stage not in _STAGES:
-        instead = "multi8.yaml does what stage 0 does" if stage == 0 else "fsdp.yaml shards what stage 3 does"
-        raise ValueError(f"`zero_stage` of DeepSpeed must be 1 or 2; got {stage}: {instead}.")
-    for part in ("offload_optimizer", "offload_param"):
-        if zero.get(part, {}).get("device", "none") != "none":
-            raise ValueError(
-                f"`{part}` of DeepSpeed trains by another AdamW, on the processor: leave it out, and use fsdp.yaml "
-                "if memory is short."
-            )
-    if optimizer.name == "muon":
-        raise ValueError(
-            "DeepSpeed drives one optimizer and would leave out Muon without a word: set `optimizer.name` to "
-            '"adamw" (optim.optimizer=AdamW), or use fsdp.yaml, which runs both.'
-        )
-    table = plugin.deepspeed_config
-    acting = sorted(
-        name
-        for name, value in table.items()
-        if name not in _OURS and not (isinstance(value, dict) and value.get("enabled") in (False, "auto"))
-    )
-    if acting:
-        raise ValueError(
-            f"DeepSpeed's {', '.join(f'`{name}`' for name in acting)} would act besides the recipe: leave it out; the "
-            "recipe has the optimizer, its schedule and the precision."
         )
