@@ -187,7 +187,7 @@ def test_another_measurement_is_not_mixed_in(
     status, _, complaint = hdlm(*words, *changed)
     assert status == 2
     assert said in complaint
-    assert "another --output" in complaint
+    assert "another output folder" in complaint
     assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
