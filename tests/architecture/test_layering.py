@@ -121,7 +121,9 @@ def test_the_network_knows_nothing_but_torch() -> None:
     assert network
     assert not {m.name: foreign for m in network if (foreign := _foreign_imports(m) - {"torch", "jaxtyping"})}
     own = [(module.name, name) for module in network for name in _own_imports(module)]
-    assert not [(module, name) for module, name in own if not name.startswith(("hdlm.network", "hdlm.strict_config"))]
+    assert not [
+        (module, name) for module, name in own if not name.startswith(("hdlm.network", "hdlm.strict_config"))
+    ]
 
 
 CORE = [
