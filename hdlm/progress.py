@@ -17,10 +17,10 @@ def somebody_watches() -> bool:
 
 @contextmanager
 def share_bar(what: str, *, shown: bool | None = None) -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error; what it yields is called with the share that is done and what is going on.
+    """A bar on standard error; what it yields is called with the share that is done and the name of the work.
 
     Args:
-        what: What is going on at first, in a word or two.
+        what: Name of the first part of the work, in a word or two.
         shown: Whether the bar is shown; by default where `somebody_watches`, if `rich` is installed.
     """
     if shown is None:

@@ -61,7 +61,7 @@ AnnealingName = Literal["block", "simple", "hybrid", "none"]
 AlignmentName = Literal["aligned", "shifted"]
 
 LOG_LINEAR_FLOOR = 5e-3
-"""What is left of the data at the end of `noise.type: loglinear`; it is no option of a published configuration."""
+"""What is left of the data at the end of `noise.type: loglinear`; published configurations do not have this option."""
 
 _GRAPHS: Mapping[str, Any] = {"QGamma": GammaHybrid, "absorb": Absorbing, "uniform": Uniform}
 _WINDOWS: Mapping[str, type[Windowed]] = {

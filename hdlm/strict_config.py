@@ -1,6 +1,6 @@
 """Plain nested tables (TOML, JSON, YAML) to frozen dataclasses, strictly: every mistake is named by its dotted option.
 
-A dataclass is a table, its fields are the options; a field whose name is no Python identifier says so in its metadata,
+A dataclass is a table, its fields are the options; a field whose name is not a Python identifier says so in its metadata,
 `field(metadata={"key": "lambda"})`. What a field's type is, the value must be; a whole number will do for a float.
 """
 

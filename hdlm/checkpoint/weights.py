@@ -222,7 +222,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _directory(path: Path) -> dict[str, _Place]:
     """The name, type and shape of each tensor of a safetensors file."""
     with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
         return {
             name: _Place(path, str(part.get_dtype()), tuple(part.get_shape()))
             for name, part in slices.items()

@@ -22,7 +22,7 @@ def at_least_one(text: str) -> int:
     """The `type` of an argument that counts something.
 
     Raises:
-        ArgumentTypeError: if it is no whole number, or less than 1.
+        ArgumentTypeError: if it is not a whole number, or less than 1.
     """
     number = int(text) if text.strip().removeprefix("-").isdecimal() else 0
     if number < 1:
@@ -34,7 +34,7 @@ def whole(text: str) -> int:
     """The `type` of an argument that counts something there may be none of.
 
     Raises:
-        ArgumentTypeError: if it is no whole number, or negative.
+        ArgumentTypeError: if it is not a whole number, or negative.
     """
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 0; got {text!r}")

@@ -11,7 +11,7 @@ Examples:
   hdlm demo
   hdlm demo --act 1 --seed 7
   hdlm demo --act 2 --text my-novel.txt --minutes 2 --output runs/novel
-Ctrl-C ends training after the current step; what has been learnt is evaluated and kept all the same.
+Ctrl-C ends training after the current step; the model of that step is evaluated and kept all the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GAPS = (
 )
 ETA = 0.3
 LONGEST = 10.0
-"""Minutes after which act 2 trains no further, however little has been learnt."""
+"""Minutes after which act 2 trains no further, however good or bad the model is."""
 STRETCH = 1.5
 """How many times as long a run becomes whose model is between the unigram and the bigram counts."""
 EVALUATION = 60.0
@@ -113,7 +113,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
-    """Train a model, and say what it has learnt."""
+    """Train a model, and report how well it predicts text."""
     from hdlm.evaluation.held_out import counted, measured
     from hdlm.threads import is_fixed
     from hdlm.training import Recipe, listening

@@ -16,7 +16,7 @@ def steps_bar(what: str, *, shown: bool | None = None) -> Iterator[Callable[[Fra
     """A bar on standard error; what it yields is called with each frame.
 
     Args:
-        what: What is going on, in a word or two.
+        what: Name of the work, in a word or two.
         shown: As for `hdlm.progress.share_bar`.
     """
     with share_bar(what, shown=shown) as bar:

@@ -1,6 +1,6 @@
 """KVCache: what settled positions leave behind for those that come after them.
 
-The keys and values of a position that nobody later can change are functions of the past alone, so they are
+The keys and values of a position that no later position can change are functions of the past alone, so they are
 kept instead of being computed again. The cache is exact: it changes no logit.
 """
 

@@ -43,7 +43,7 @@ class Documents(AbstractCorpus):
             texts: The documents.
 
         Raises:
-            ValueError: If it is no iterable, an item is no string, or all items are names of files.
+            ValueError: If it cannot be iterated, an item is not a string, or all items are names of files.
         """
         if not isinstance(texts, Iterable):
             raise ValueError(

@@ -279,7 +279,7 @@ class _Evaluation:
         return found
 
     def _readable(self, text: Tensor) -> Tensor:
-        """The text without words that show nothing: end-of-text or spaces, repeated, are no text at all."""
+        """The text without words that show nothing: end-of-text or spaces, repeated, count as an empty text."""
         words = [word for word in text.unique().tolist() if text_of([word], self.checkpoint.tokenizer)]
         return text[torch.isin(text, torch.tensor(words))]
 

@@ -128,7 +128,7 @@ def compare(
 
     Raises:
         IncomparableError: If they were made under different protocols; every field that differs is named.
-        ValueError: If there are fewer than two, one is no result document, or lacks a metric that is asked for.
+        ValueError: If there are fewer than two, one is not a result document, or lacks a metric that is asked for.
     """
     if not isinstance(documents, Mapping):
         documents = read_results(documents)
@@ -149,7 +149,7 @@ def read_results(places: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
         places: Each a result, or the folder of a `results.json`; `PLACE:NAME` is one data set of several.
 
     Raises:
-        ValueError: If one is given twice, is no result, or holds several of which none is named.
+        ValueError: If one is given twice, is not a result, or holds several of which none is named.
     """
     found: dict[str, dict[str, Any]] = {}
     for word in map(str, places):
@@ -477,7 +477,7 @@ def overlay(documents: Mapping[str, Document]) -> dict[str, Any]:
 
     Raises:
         IncomparableError: If they were made under different protocols; every field that differs is named.
-        ValueError: If there are fewer than two, or one is no frontier.
+        ValueError: If there are fewer than two, or one is not a frontier.
     """
     if len(documents) < 2:
         raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
