@@ -1,7 +1,8 @@
 """Plain nested tables (TOML, JSON, YAML) to frozen dataclasses, strictly: every mistake is named by its dotted option.
 
 A dataclass is a table, and its fields are the options. An option whose name is not a Python identifier is named in the
-metadata of its field, `field(metadata={"key": "lambda"})`. What a field's type is, the value must be; a whole number will do for a float.
+metadata of its field, `field(metadata={"key": "lambda"})`. A value must have the type of its field; a whole number will
+do for a float.
 """
 
 from __future__ import annotations
