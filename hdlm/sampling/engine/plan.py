@@ -20,9 +20,8 @@ from hdlm.sampling.base import Move, Planned, Reading, Step, numbers_of
 
 __all__ = ["Clock", "Segment", "Sequences", "common"]
 
-_MOST_STEPS = 64
-_MOST_NUMBERS = 2**16
-"""Steps of a segment, and numbers of one purpose that are computed at a time."""
+_MOST_NUMBERS = 2**18
+"""Numbers of one purpose that are computed at a time; a segment has at least one step."""
 _Pair = tuple[Tensor, Tensor]
 
 
@@ -86,7 +85,7 @@ class Segment:
     """
 
     def __init__(self, clock: Clock, group: Sequences, x: Int[Tensor, "b l"], begin: int, end: int) -> None:
-        most = max(1, min(_MOST_STEPS, _MOST_NUMBERS // x.numel()))
+        most = max(1, _MOST_NUMBERS // x.numel())
         self.begin, self.end = begin, min(end, begin + most)
         self._clock, self._group = clock, group
         steps = torch.arange(self.begin, self.end + 1, device=x.device)

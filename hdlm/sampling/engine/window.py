@@ -29,9 +29,8 @@ from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import NoiseDependence
 from hdlm.sampling.base import Answer
 
-_MOST_STEPS = 64
-_MOST_NUMBERS = 2**16
-"""Steps, and positions times steps, for which regions and ranks are computed at a time."""
+_MOST_NUMBERS = 2**18
+"""Positions times steps for which regions and ranks are computed at a time."""
 
 __all__ = ["ApproximateCache", "KVWindow", "View", "settled_lasts"]
 
@@ -185,6 +184,7 @@ class KVWindow:
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
         self._tokens = torch.full((size, hyperschedule.length), -1, device=device)  # as they were computed
+        self._num_steps = hyperschedule.num_steps
         self._steps, self._asked = range(0), (-1, -1)
         self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
         self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
@@ -263,7 +263,7 @@ class KVWindow:
 
     def _prepare(self, n: int) -> None:
         """Compute who is settled, who is there and who sees whom at some steps from `n` on."""
-        most = max(1, min(_MOST_STEPS, _MOST_NUMBERS // len(self._beyond)))
+        most = max(1, min(self._num_steps - n + 1, _MOST_NUMBERS // len(self._beyond)))
         self._steps = range(n, n + most)
         steps = torch.arange(n, n + most, device=self._beyond.device)
         regions = self._hyperschedule.regions(steps)
