@@ -341,7 +341,7 @@ def forget_the_index() -> contextlib.AbstractContextManager[None]:
         torch,
         "arange",
         lambda *ends, device=None, **more: arange(
-            *ends, device=None if device is None else device.type, **more
+            *ends, device=None if device is None else torch.device(device).type, **more
         ),
     )
 
