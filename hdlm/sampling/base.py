@@ -323,8 +323,10 @@ class Move:
         begin = self.t if self.begin is None else self.begin
         at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
         time = self.uniform(when, each_step=False) * at_begin
-        planned = (time < at_t) & (time >= at_s)
-        return planned | ((time >= at_t) & (self.uniform(again) * at_t >= at_s)) if self.remasked else planned
+        falls: Tensor = (time < at_t) & (time >= at_s)
+        if self.remasked:
+            falls |= (time >= at_t) & (self.uniform(again) * at_t >= at_s)
+        return falls
 
     def uniform(self, purpose: int, *, each_step: bool = True) -> Float[Tensor, "b l"]:
         """Uniform float64 numbers in [0, 1), one for each position, the same at every call with a `purpose`.

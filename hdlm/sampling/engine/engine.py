@@ -352,11 +352,6 @@ class Engine:
             return common(parts)
 
         seeds = [seed for group in groups for seed in group.own.randomness.seeds_of(group.size)]
-        step: int | Tensor = groups[0].n
-        if len(groups) > 1:
-            step = torch.tensor([group.n for group in groups for _ in range(group.size)])[:, None].to(
-                x.device
-            )
         return Move(
             self._denoiser.process,
             x,
@@ -366,7 +361,7 @@ class Engine:
             query.read,
             Randomness.of_rows(seeds),
             common([group.own.sequence for group in groups]),
-            step,
+            common([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
             begin=common([group.own.begin for group in groups]),
             numbers=numbers,
         )

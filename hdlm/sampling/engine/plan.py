@@ -81,6 +81,7 @@ class Segment:
         t: Noise fractions before each step.
         s: Noise fractions behind it.
         moving: Positions that may change.
+        steps: Index of each step.
         active: For each step, whether something may happen in it.
     """
 
@@ -95,7 +96,7 @@ class Segment:
         self.s: Float[Tensor, "n b l"] = noise[1:]
         down = (self.levels[1:] < self.levels[:-1])[:, None]
         self.moving: Bool[Tensor, "n b l"] = down & ~group.fixed
-        self._steps = steps[:-1, None, None]
+        self.steps: Int[Tensor, "n 1 1"] = steps[:-1, None, None]
         self._numbers: dict[int, _Pair] = {}
         self.active: list[bool] = self._events(x).flatten(1).any(1).tolist()
 
@@ -109,7 +110,7 @@ class Segment:
         if stream // 2 not in known:
             group = self._group
             position = torch.arange(self.levels.shape[1], device=self.levels.device)
-            step = self._steps if each_step else None
+            step = self.steps if each_step else None
             known[stream // 2] = numbers_of(group.randomness, group.sequence[:, None], step, position, stream)
         return known[stream // 2][stream % 2]
 
@@ -131,7 +132,7 @@ class Segment:
             _refuse,
             group.randomness,
             group.sequence.repeat(num),
-            self._steps.expand(-1, len(x), 1).flatten(0, 1),
+            self.steps.expand(-1, len(x), 1).flatten(0, 1),
             begin=rows(group.begin),
             numbers=lambda stream, each_step: rows(self.numbers(stream, each_step)),
         )
