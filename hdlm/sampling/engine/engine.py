@@ -186,7 +186,7 @@ class Engine:
         self._clock = Clock(hyperschedule, noise, step, denoiser.process)
         self._begin = noise[hyperschedule.levels(0).to(device)]
         self._never = hyperschedule.never_written.to(device)
-        self._any_never = bool(self._never.any())
+        self._any_never = bool(hyperschedule.never_written.any())
         self._positions = torch.arange(hyperschedule.length, device=device)
         self._groups: list[SequenceGroup] = []
         self._steps_done = 0
