@@ -2,6 +2,7 @@
 
     python -m benchmarks.sampling                                  the base size of the published networks
     python -m benchmarks.sampling --quick                          a smoke test of a small size
+    python -m benchmarks.sampling --overhead                       what the sampler costs beside the shipped model
 
 One run, one network with random weights, float32; a row in bfloat16 where the machine multiplies it faster. `plain` is
 the published loop: at every step all positions are computed, projected onto the vocabulary, and drawn with float64
@@ -26,6 +27,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from benchmarks import overhead
 from benchmarks.timing import Benchmark
 from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, flat, sample
 from hdlm.denoiser import AbstractDenoiser, Prediction
@@ -214,7 +216,11 @@ def main() -> None:
         "--budget", type=float, default=480, help="seconds after which no row is begun (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a small network, few steps: does it run?")
+    parser.add_argument("--overhead", action="store_true", help="count operations beside the shipped model")
     args = parser.parse_args()
+    if args.overhead:
+        overhead.main()
+        return
     if args.quick:
         args.hidden, args.blocks, args.heads, args.words = 64, 2, 2, 500
         args.length, args.steps, args.batch = 64, [16, 64], [1, 3]

@@ -125,6 +125,10 @@ class Question:
     context: Context
 
 
+def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def joined(answers: Sequence[Prediction]) -> Prediction:
     """Several answers of one denoiser as one: their flattened positions lie end to end, `[1 n]`."""
     if len(answers) == 1:
@@ -174,7 +178,7 @@ class Predecessors:
         if not lookback:
             return cls()
         back = [_columns(one).clamp_max(lookback).flatten() for one in questions]
-        moved = torch.cat(back)
+        moved = _end_to_end(back)
         source = torch.arange(len(moved), device=moved.device) - moved
         if all(one.context.ordered or one.context.positions is None for one in questions):
             return cls(source)
@@ -392,7 +396,7 @@ class Denoiser(nn.Module, AbstractDenoiser):
 
     def _read(self, questions: Sequence[Question], hidden: Sequence[Tensor]) -> Prediction:
         """Hidden vectors as an answer, which is projected where it is read."""
-        rows = torch.cat([one.flatten(0, 1) for one in hidden])
+        rows = _end_to_end([one.flatten(0, 1) for one in hidden])
         source = Predecessors.of(questions, self.lookback)
 
         def of(at: Tensor) -> Tensor:
@@ -403,8 +407,8 @@ class Denoiser(nn.Module, AbstractDenoiser):
             return read
 
         shape = questions[0].tokens.shape if len(questions) == 1 else (1, -1)
-        tokens = torch.cat([one.tokens.flatten() for one in questions]).view(shape)
-        noise = torch.cat([one.noise.flatten() for one in questions]).view(shape)
+        tokens = _end_to_end([one.tokens.flatten() for one in questions]).view(shape)
+        noise = _end_to_end([one.noise.flatten() for one in questions]).view(shape)
         projection = Projection(of, self.backbone.projection)
         return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 

@@ -66,8 +66,12 @@ class Randomness:
 
     @staticmethod
     def of_rows(seeds: Sequence[int]) -> Randomness:
-        """The random numbers of rows with a seed each; sooner had where all are the same."""
+        """Random numbers for rows with individual seeds; takes the fast path when all seeds are equal."""
         return Randomness(seeds[0] if len(set(seeds)) == 1 else tuple(seeds))
+
+    def seeds_of(self, num_rows: int) -> tuple[int, ...]:
+        """The seed of each of some rows."""
+        return self._seeds if len(self._seeds) == num_rows else self._seeds * num_rows
 
     @property
     def _seeds(self) -> tuple[int, ...]:
@@ -102,6 +106,21 @@ class Randomness:
             position: Position in the sequence, in [0, 2^32).
             stream: What the number is for, in [0, 2^32): different streams are independent.
         """
-        device = position.device
-        high, low, _, _ = philox((position, step, sequence, stream), self._key(device))
-        return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53
+        high, low, _, _ = philox((position, step, sequence, stream), self._key(position.device))
+        return _uniform(high, low)
+
+    def pair(
+        self,
+        sequence: Int[Tensor, "*#b"],
+        step: Int[Tensor, "*#b"] | int,
+        position: Int[Tensor, "*#b"],
+        stream: int = 0,
+    ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+        """Two independent uniform numbers for each address, at the cost of one; the first is that of `uniform`."""
+        words = philox((position, step, sequence, stream), self._key(position.device))
+        return _uniform(*words[:2]), _uniform(*words[2:])
+
+
+def _uniform(high: Int[Tensor, "*b"], low: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """A float64 number in [0, 1) from two words of 32 random bits."""
+    return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53

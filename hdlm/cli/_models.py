@@ -18,9 +18,6 @@ ANY_MODEL = (
     "hdlm, or a hub id such as hdlm-group/hdlm-base-epsilon-0.01"
 )
 
-MOST_SLOTS = 64
-"""Sequences that static buffers are reserved for where nobody says how many; of base size in bfloat16, 2.7 GB."""
-
 
 def shipped() -> list[str]:
     """Names of the models that ship with the package."""
@@ -103,8 +100,5 @@ def open_fast(args: argparse.Namespace, device: torch.device | str) -> Checkpoin
     import torch
 
     checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
-    network, slots = checkpoint.network, args.slots
-    if slots is None:
-        slots = min(args.batch_size or args.num, MOST_SLOTS) if network.projection()[0].is_cuda else 0
-    network.speed_up(compiled=args.compile, slots=slots)
+    checkpoint.network.speed_up(compiled=args.compile, slots=args.slots)
     return checkpoint

@@ -95,7 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slots",
         type=whole,
         metavar="N",
-        help="sequences in static buffers, replayed as graphs on CUDA (default: all at a time on CUDA, else 0, off)",
+        default=0,
+        help="sequences in static buffers, replayed as graphs on CUDA (default: 0, off)",
     )
     parser.add_argument("--stream", action="store_true", help="print text as it settles")
     parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")

@@ -13,6 +13,7 @@ once, here. Words are `0 .. N-1` with `N = num_words`; the mask is `N`; vectors 
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -101,7 +102,12 @@ class AbstractNoiseProcess(abc.ABC):
         """Whether pure noise is masks alone."""
         return bool(self.weights(torch.ones((), dtype=torch.float64)).mask == 1)
 
-    @property
+    @functools.cached_property
+    def only_masks(self) -> bool:
+        """Whether noise never replaces a word by another and leaves masks alone, as in the absorbing process."""
+        return self.absorbs and not bool((self.weights(torch.linspace(0, 1, 33).double()).uniform > 0).any())
+
+    @functools.cached_property
     def words_wait(self) -> bool:
         """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
         middle = self.rates(torch.full((), 0.5, dtype=torch.float64))

@@ -17,11 +17,12 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
-from hdlm.sampling.base import Answer, Chain, Foresees, Move, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.sample import Generation, sample
 from hdlm.sampling.engine.window import ApproximateCache, View, settled_lasts
-from hdlm.sampling.loop import Generation, sample
+from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
@@ -62,13 +63,13 @@ __all__ = [
     "Euler",
     "Finished",
     "FirstHitting",
-    "Foresees",
     "Frame",
     "Generation",
     "GibbsCorrection",
     "Loop",
     "MinP",
     "Move",
+    "Planned",
     "Prompt",
     "ReMDM",
     "Reading",
@@ -89,5 +90,6 @@ __all__ = [
     "draw_word",
     "exactness",
     "sample",
+    "sample_plainly",
     "settled_lasts",
 ]

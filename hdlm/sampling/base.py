@@ -12,7 +12,8 @@ Randomness comes from counters (`hdlm.randomness`): a step gets its uniform numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeAlias, final, runtime_checkable
@@ -29,8 +30,9 @@ from hdlm.sampling.draws import draw_checked
 __all__ = [
     "Answer",
     "Chain",
-    "Foresees",
     "Move",
+    "Numbers",
+    "Planned",
     "Reading",
     "Step",
     "Transform",
@@ -43,6 +45,10 @@ _OfRows: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """What is wanted of some rows, and a number of each row that is finite if the row is a distribution."""
 _STREAMS = 16
 """Uniform numbers a step may have per position, and parts that a compound step may have."""
+_ALL_STEPS = 2**32 - 1
+"""The step in the address of a random number that is one for all steps."""
+Numbers: TypeAlias = Callable[[int, bool], Tensor]
+"""Uniform numbers `[b l]` of a stream; of the step of each row, or, with False, one for all steps."""
 
 
 @runtime_checkable
@@ -137,7 +143,7 @@ class Reading:
             index, _ = draw_checked((log_w - best).exp_(), numbers[part])
             return index, best[:, 0]
 
-        return self._each(where, row, column, draw, numbers.long())
+        return self._each(where, row, column, draw, torch.long)
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
@@ -148,7 +154,7 @@ class Reading:
             total = log_w.logsumexp(-1)
             return (log_w.gather(1, stands[part])[:, 0] - total).double().exp(), total
 
-        return self._each(where, row, column, own, stands[:, 0].double())
+        return self._each(where, row, column, own, torch.float64)
 
     def each(
         self, where: Bool[Tensor, "b l"], of: Callable[[Float[Tensor, "n v"]], Float[Tensor, " n"]]
@@ -163,7 +169,7 @@ class Reading:
             log_p = log_w.log_softmax(-1)
             return of(log_p), log_p.amax(-1)
 
-        return self._each(where, row, column, each, torch.zeros(0, device=where.device))
+        return self._each(where, row, column, each, torch.float32)
 
     def check(self, where: Bool[Tensor, "b l"], level: Float[Tensor, " n"]) -> None:
         """Refuse what is no distribution.
@@ -175,8 +181,10 @@ class Reading:
         Raises:
             ValueError: If one is not finite. It names the first place.
         """
+        if math.isfinite(float(level.sum())):
+            return
         fine = level.isfinite()
-        if fine.all():
+        if fine.all():  # the sum of finite numbers may be infinite
             return
         b, i = (int(index) for index in where.nonzero()[~fine][0])
         answer = self.answer(where)
@@ -195,16 +203,16 @@ class Reading:
             f"nan, {int(raw.isinf().sum())} infinite. Check the weights, or use a wider dtype."
         )
 
-    def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, none: Tensor) -> Tensor:
+    def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, dtype: torch.dtype) -> Tensor:
         """Something of each row of `log p(x_0 | x_t)`, a few rows at a time, and one check of all rows."""
         if not len(row):
-            return none
+            return torch.zeros(0, dtype=dtype, device=where.device)
         answer = self.answer(where)
         found, level = zip(
             *(of(log_w, part) for part, log_w in self._chunks(answer, row, column)), strict=True
         )
-        self.check(where, torch.cat(level))
-        return torch.cat(found)
+        self.check(where, _end_to_end(level))
+        return _end_to_end(found)
 
     def _chunks(self, answer: Answer, row: Tensor, column: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
@@ -247,6 +255,9 @@ class Move:
         step: Index of the generation step; one for all sequences, or one for each, `[b 1]`.
         stream: Which of the run's random streams this step may use.
         depth: How many compound steps this one is a part of.
+        begin: Noise fraction at which the noise of each position begins to fall; None for `t`.
+        remasked: Whether another step of the chain may put masks where words stand.
+        numbers: Returns random numbers that were computed before, those that `randomness` gives.
     """
 
     process: AbstractNoiseProcess
@@ -260,6 +271,9 @@ class Move:
     step: int | Int[Tensor, "b 1"]
     stream: int = 0
     depth: int = 0
+    begin: Float[Tensor, "b l"] | None = None
+    remasked: bool = False
+    numbers: Numbers | None = None
 
     @property
     def reading(self) -> Reading:
@@ -284,19 +298,55 @@ class Move:
     def still_masked(self) -> Float[Tensor, "b l"]:
         """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
         at_s, at_t = self.process.weights(self.s).mask, self.process.weights(self.t).mask
-        return torch.where(at_t > 0, at_s / torch.where(at_t > 0, at_t, 1.0), 0.0)
+        return at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
 
-    def uniform(self, purpose: int) -> Float[Tensor, "b l"]:
-        """Uniform float64 numbers in [0, 1), one for each position, the same whenever asked for `purpose`."""
+    def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
+        """Where a mask falls between `t` and `s`; only what it says of masked positions counts.
+
+        One uniform number decides at which step the mask of a position falls: at the first with
+        `number >= mask(s) / mask(begin)`. So the time is known before the first step, and a mask at `t` falls with
+        probability `1 - mask(s) / mask(t)`. A mask that stands at `t` although it should have fallen before was put
+        there by another step. It falls with the same probability, by a number of this step.
+
+        Args:
+            process: The process along which masks fall.
+            when: Purpose of the number of all steps.
+            again: Purpose of the number of this step.
+        """
+        begin = self.t if self.begin is None else self.begin
+        at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
+        time = self.uniform(when, each_step=False) * at_begin
+        return torch.where(time < at_t, time >= at_s, self.uniform(again) * at_t >= at_s)
+
+    def falls_here(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
+        """Where a mask may fall between `t` and `s`, whatever the tokens are; a part of `mask_falls`."""
+        begin = self.t if self.begin is None else self.begin
+        at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
+        time = self.uniform(when, each_step=False) * at_begin
+        falls: Tensor = (time < at_t) & (time >= at_s)
+        if self.remasked:
+            falls |= (time >= at_t) & (self.uniform(again) * at_t >= at_s)
+        return falls
+
+    def uniform(self, purpose: int, *, each_step: bool = True) -> Float[Tensor, "b l"]:
+        """Uniform float64 numbers in [0, 1), one for each position, the same at every call with a `purpose`.
+
+        Args:
+            purpose: What the numbers are for, in [0, 16).
+            each_step: Whether every generation step has numbers of its own; else they are the same at all steps.
+        """
+        stream = self.stream * _STREAMS + purpose
+        if self.numbers is not None:
+            return self.numbers(stream, each_step)
         position = torch.arange(self.x.shape[1], device=self.x.device)[None]
-        return self.randomness.uniform(
-            self.sequence[:, None], self.step, position, self.stream * _STREAMS + purpose
-        )
+        return numbers_of(
+            self.randomness, self.sequence[:, None], self.step if each_step else None, position, stream
+        )[stream % 2]
 
     def sub(self, index: int) -> Move:
         """The same move with random numbers of its own, for the part `index` of a compound step.
 
-        Part 0 goes on with the numbers of the whole: what is chained behind a step changes nothing that it draws.
+        Part 0 reuses the random numbers of the whole, so what is chained behind a step changes nothing that it draws.
         """
         return replace(self, stream=self.stream + index * _STREAMS**self.depth, depth=self.depth + 1)
 
@@ -316,18 +366,32 @@ class Step(Protocol):
 
 
 @runtime_checkable
-class Foresees(Protocol):
-    """A step that knows beforehand where it may read, so that one question serves a chain."""
+class Planned(Protocol):
+    """A step that knows from random numbers alone at which positions it may act, before the network is called.
 
-    def foresee(self, move: Move) -> Bool[Tensor, "b l"]:
-        """Positions that it may read of `move.reading`, whatever steps before it do."""
+    The engine skips the steps at which a planned step does nothing. A step that is not planned is called at every
+    generation step at which some position moves.
+    """
+
+    @property
+    def remasks(self) -> bool:
+        """Whether it may put a mask where a word stands."""
+        ...
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Positions that it may read or change, whatever the tokens are and other steps do.
+
+        Args:
+            move: The rows are steps of sequences, so that one call plans many steps. Its tokens are those that a
+                sequence had at an earlier step, and nothing may be read from the network.
+        """
         ...
 
 
 @final
 @dataclass(frozen=True)
 class Chain:
-    """Several steps in a row, with one question to the network between them if they ask about the same state.
+    """Several steps in a row, with one call of the network for all that read the same state.
 
     ACS is `Chain((Ancestral(), AdaptiveCorrection(eta)))`.
 
@@ -341,14 +405,44 @@ class Chain:
         if not self.steps:
             raise ValueError("A chain needs at least one step.")
 
+    @property
+    def remasks(self) -> bool:
+        """Whether one of the steps may put a mask where a word stands."""
+        return any(not isinstance(step, Planned) or step.remasks for step in self.steps)
+
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        parts = [(step, move.sub(index)) for index, step in enumerate(self.steps)]
-        later = [partial(step.foresee, own) for step, own in parts[1:] if isinstance(step, Foresees)]
+        parts = self._parts(move)
+        later = [partial(step.events, own) for step, own in parts[1:] if isinstance(step, Planned)]
         if later:
             move.reading.expected.extend(later)
         for step, own in parts:
             x = step(x, own)
         return x
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where one of the steps may act; everywhere if one of them is not planned."""
+        found = torch.zeros_like(move.moving)
+        for step, own in self._parts(move):
+            if not isinstance(step, Planned):
+                return move.moving
+            found |= step.events(own)
+        return found
+
+    def _parts(self, move: Move) -> list[tuple[Step, Move]]:
+        """The steps, each with its own random numbers."""
+        remasked = move.remasked or (len(self.steps) > 1 and self.remasks)
+        return [(step, replace(move.sub(index), remasked=remasked)) for index, step in enumerate(self.steps)]
+
+
+def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def numbers_of(
+    randomness: Randomness, sequence: Tensor, step: Tensor | int | None, position: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    """The uniform numbers of the two streams `stream - stream % 2` and the next, of a step or (None) of all steps."""
+    return randomness.pair(sequence, _ALL_STEPS if step is None else step, position, stream // 2)
 
 
 def require_masks(process: AbstractNoiseProcess, what: str) -> None:

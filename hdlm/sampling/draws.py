@@ -19,6 +19,7 @@ __all__ = ["draw_checked", "draw_index", "draw_word"]
 
 _PART = 256
 """Weights that are added up in their own precision."""
+_ZERO = torch.zeros((), dtype=torch.float64)
 
 
 def draw_index(weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -51,13 +52,14 @@ def draw_checked(
     Every index lies in `[0, v)`, whatever the weights are.
     """
     size = weights.shape[1]
-    whole = size - size % _PART
-    parts = [weights[:, :whole].unflatten(1, (-1, _PART)).sum(-1), weights[:, whole:].sum(-1, keepdim=True)]
-    part, share, total = _hit(torch.cat(parts, 1), uniform)
-    index = part[:, None] * _PART + torch.arange(min(_PART, size), device=weights.device)
-    inside = weights.gather(1, index.clamp_max(size - 1)).masked_fill(index >= size, 0.0)
-    place, _, _ = _hit(inside, share)
-    return (part * _PART + place).clamp_max(size - 1), total
+    parts = torch.nn.functional.pad(weights, (0, -size % _PART)).unflatten(1, (-1, _PART))
+    sums = parts.sum(-1)
+    part, point, cumulative, total = _hit(sums, uniform)
+    mass = sums.gather(1, part)
+    share = (1 - (cumulative.gather(1, part) - point) / mass).clamp(0, 1)
+    inside = parts.gather(1, part[..., None].expand(-1, -1, _PART))[:, 0]
+    place, *_ = _hit(inside, share[:, 0])
+    return torch.add(place, part, alpha=_PART)[:, 0].clamp_max(size - 1), total[:, 0]
 
 
 def draw_word(num_words: int, uniform: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
@@ -67,16 +69,14 @@ def draw_word(num_words: int, uniform: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]
 
 def _hit(
     weights: Float[Tensor, "n k"], uniform: Float[Tensor, " n"]
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Where the number falls in the cumulative sum of each row, how far into that weight, in [0, 1], and the sum.
+) -> tuple[Int[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, "n k"], Float[Tensor, "n 1"]]:
+    """Where the number falls in the cumulative sum of each row, as a place and as a sum; the sums, and the whole one.
 
     No place lies outside the row. Where the sum is not a number, the search would return one behind the row, which is
     an assertion of the device, and the end of the process, on CUDA.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, _ZERO))
     place = torch.searchsorted(cumulative, point, right=True).clamp_max(weights.shape[1] - 1)
-    end = cumulative.gather(1, place)
-    mass = weights.gather(1, place).to(end.dtype)
-    return place[:, 0], (1 - (end - point) / mass).clamp(0, 1)[:, 0], total[:, 0]
+    return place, point, cumulative, total

@@ -1,182 +1,86 @@
-"""The one loop: from noise to text along any hyperschedule, with any step, for any denoiser.
+"""The plain loop: from noise to text along any hyperschedule, with any step, for any denoiser.
 
-At each generation step the positions whose level drops may change. A step that changes nothing never asks the network,
-so prompts are read in one go; how it is asked is the business of the `Engine`.
+It keeps nothing and computes everything at every step. `sample` writes the same tokens with fewer and cheaper calls;
+this loop is what its engine is held against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.attention import Active, Context
+from hdlm.attention import Active, Context, generation
 from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
-from hdlm.sampling.base import Step, Transform
-from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
-from hdlm.sampling.engine.window import ApproximateCache, View
-from hdlm.sampling.prompt import Prompt
+from hdlm.randomness import Randomness
+from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
+from hdlm.sampling.prompt import Prompt, check_prompt, rows_of
 
-__all__ = ["Generation", "sample"]
+__all__ = ["PRIOR", "noise_of_levels", "sample_plainly"]
 
-
-@final
-@dataclass(frozen=True)
-class Generation:
-    """What `sample` returns.
-
-    Attributes:
-        tokens: Finished sequences; words only. What lies behind a stop repeats the last token before it.
-        num_evaluations: Calls of the network, each for a batch (NFE).
-        lengths: How many tokens of each sequence count; all, if nothing stopped it.
-        evaluations: Calls that each sequence took part in (NFE of a sequence).
-        computed: Positions of each sequence that these calls have computed in all.
-    """
-
-    tokens: Int[Tensor, "n l"]
-    num_evaluations: int
-    lengths: Int[Tensor, " n"]
-    evaluations: Int[Tensor, " n"]
-    computed: Int[Tensor, " n"]
+PRIOR = 2**32 - 1
+"""The random stream of the noise in which generation begins."""
 
 
-def sample(
+@torch.no_grad()
+def sample_plainly(
     denoiser: AbstractDenoiser,
     hyperschedule: AbstractHyperschedule,
     step: Step,
     *,
     num_sequences: int = 1,
-    batch_size: int | None = None,
     seed: int = 0,
-    first_sequence: int = 0,
     prompt: Prompt | None = None,
     transforms: Sequence[Transform] = (),
     noise_schedule: AbstractNoiseSchedule = LINEAR,
     sampling_eps: float | None = None,
     context: Context = "block_causal",
     active: Active = "full",
-    use_cache: bool = True,
-    approximate: ApproximateCache | None = None,
-    stop: Stop | None = None,
-    together: bool | None = None,
-    device: torch.device | str | None = None,
-    watch: Callable[[Frame], None] | None = None,
-) -> Generation:
-    """Generate sequences.
+) -> Int[Tensor, "n l"]:
+    """Generate sequences without a cache, all in step; the arguments are those of `sample`."""
+    process, device, length = denoiser.process, placed(denoiser, None), hyperschedule.length
+    check_prompt(prompt, process.num_words, length, num_sequences)
+    rows, columns = torch.arange(num_sequences, device=device), torch.arange(length, device=device)
+    randomness = Randomness(seed)
+    noise = noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+    start = randomness.uniform(rows[:, None], 0, columns[None], PRIOR)
+    full = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
+    x = process.draw_prior(torch.full_like(start, full), start)
+    fixed = torch.zeros_like(x, dtype=torch.bool)
+    tokens, given = rows_of(prompt, rows)
+    if tokens is not None and given is not None:
+        x, fixed = torch.where(given, tokens, x), given.expand_as(x)
 
-    Args:
-        denoiser: Knows `p(x_0 | x_t)`.
-        hyperschedule: When each position is noisy; its length is that of the sequences.
-        step: How to walk back; see `hdlm.sampling` for the choice.
-        num_sequences: How many sequences, at least 1.
-        batch_size: How many at a time; all at once by default. It changes no random number. Where the denoiser packs
-            questions, a sequence goes on as soon as it can, and one that is finished gives way to the next.
-        seed: Of all random numbers.
-        first_sequence: Index of the first sequence: `first_sequence=5` gives what a longer run has as its sixth.
-        prompt: Given tokens, which are kept.
-        transforms: Temperature and the like, applied in order before draws.
-        noise_schedule: From a position's time, `level / num_levels`, to its noise fraction.
-        sampling_eps: Read times off the published grid with this margin (`AbstractHyperschedule.times`) instead.
-        context: What settled positions see of one another.
-        active: What active positions see of one another.
-        use_cache: Keep keys and values of settled positions; exact, so it changes no logit. There is no such cache for
-            `context="full"`, in which settled positions see later ones, and for networks whose inputs depend on the
-            noise of the whole sequence (`noise_dependence`).
-        approximate: A cache that does change logits: of settled positions where there is no exact one, or of all.
-            Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
-        stop: Where sequences may end before the canvas is full.
-        together: Whether the sequences of a batch make every step at the same time. By default only where the denoiser
-            does not pack questions; else each goes at its own pace, which changes no token and saves calls.
-        device: Where tokens are; that of the denoiser by default, and no other.
-        watch: Called with a `Frame` after every step of any sequences.
+    for n in range(hyperschedule.num_steps):
+        now, then = (hyperschedule.levels(torch.tensor(step, device=device)) for step in (n, n + 1))
+        moving = (then < now) & ~fixed
+        t, s = (noise[level].masked_fill(fixed, 0.0) for level in (now, then))
+        window = (~hyperschedule.regions(torch.tensor(n, device=device)).worthless).nonzero()[:, 0]
+        seen = generation(hyperschedule, torch.tensor(n, device=device), context, active)
+        asked = Asked(window[None], seen.select(window, window).on(device), ordered=True)
+        place = torch.full_like(x, -1)
+        place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
 
-    Raises:
-        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network is given no first token
-            or a hyperschedule that does not run from left to right, or the denoiser is on another device.
-    """
-    if num_sequences < 1:
-        raise ValueError(f"`num_sequences` must be at least 1; got {num_sequences}.")
-    size = num_sequences if batch_size is None else batch_size
-    if size < 1:
-        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-    _check_prompt(prompt, denoiser, hyperschedule.length, num_sequences)
-    device = placed(denoiser, device)
-    engine = Engine(
-        denoiser,
-        hyperschedule,
-        step,
-        seed=seed,
-        transforms=transforms,
-        noise_schedule=noise_schedule,
-        sampling_eps=sampling_eps,
-        view=View(context, active, use_cache, approximate),
-        stop=stop,
-        device=device,
-        watch=watch,
-    )
-    together = not denoiser.packs if together is None else together
-    rows = torch.arange(num_sequences, device=device)
-    with torch.no_grad():
-        done = _drive(engine, rows, first_sequence, prompt, size, together)
-    return _in_order(done, engine.num_evaluations)
+        def read(x: Tensor, u: Tensor) -> Reading:
+            answer = Answer(denoiser.predict(x[:, window], u[:, window], asked), place)  # noqa: B023
+            return Reading(lambda where: answer, x, u, tuple(transforms))
+
+        if moving.any():
+            begin = noise[hyperschedule.levels(0).to(device)].expand_as(t)
+            x = step(x, Move(process, x, t, s, moving, read, randomness, rows, n, begin=begin))
+    return x
 
 
-def _drive(
-    engine: Engine, rows: Int[Tensor, " n"], first: int, prompt: Prompt | None, size: int, together: bool
-) -> list[Finished]:
-    """Keep the engine full until all sequences are finished."""
-    done: list[Finished] = []
-    while len(rows) or len(engine):
-        room = (0 if len(engine) else size) if together else size - len(engine)
-        batch, rows = rows[:room], rows[room:]
-        if len(batch):
-            tokens, fixed = _rows_of(prompt, batch)
-            engine.add(batch + first, tokens=tokens, fixed=fixed, together=together)
-            engine.awaited = len(rows)
-        done += engine.advance()
-    return done
-
-
-def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
-    """Finished sequences by their index."""
-    done = sorted(done, key=lambda one: one.sequence)
-    lengths = torch.tensor([one.length for one in done])
-    tokens = torch.stack([one.tokens for one in done])
-    last = torch.minimum(torch.arange(tokens.shape[1]), lengths[:, None] - 1).clamp_min(0)
-    return Generation(
-        tokens.gather(1, last.to(tokens.device)),
-        num_evaluations,
-        lengths,
-        torch.tensor([one.num_evaluations for one in done]),
-        torch.tensor([one.num_computed for one in done]),
-    )
-
-
-def _rows_of(prompt: Prompt | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The prompt's tokens and marks for some sequences."""
-    if prompt is None:
-        return None, None
-    tokens, fixed = prompt.tokens.to(rows.device), prompt.fixed.to(rows.device)
-    return (tokens[rows], fixed[rows]) if len(tokens) > 1 else (tokens, fixed)
-
-
-def _check_prompt(prompt: Prompt | None, denoiser: AbstractDenoiser, length: int, num_sequences: int) -> None:
-    if prompt is not None:
-        rows, columns = prompt.tokens.shape
-        if columns != length or rows not in (1, num_sequences):
-            raise ValueError(
-                f"The prompt must have {length} positions, and 1 or {num_sequences} rows; got {columns} and {rows}."
-            )
-        words = denoiser.process.num_words
-        given = prompt.tokens[prompt.fixed]
-        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < words:
-            raise ValueError(
-                f"Tokens of the prompt must be words, in [0, {words}); got {int(given.min())} to {int(given.max())}. "
-                "Was it encoded with the checkpoint's tokenizer?"
-            )
+def noise_of_levels(
+    hyperschedule: AbstractHyperschedule, noise_schedule: AbstractNoiseSchedule, sampling_eps: float | None
+) -> Float[Tensor, " levels"]:
+    """Noise fraction of each level; exactly 0 where a position is settled."""
+    levels = torch.arange(hyperschedule.num_levels + 1)
+    even = levels.double() / hyperschedule.num_levels
+    time = even if sampling_eps is None else hyperschedule.time_grid(sampling_eps)
+    return torch.where(levels > 0, noise_schedule.fraction(time), 0.0)

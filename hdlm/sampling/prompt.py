@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["Prompt"]
+__all__ = ["Prompt", "check_prompt", "rows_of"]
 
 
 @final
@@ -65,3 +65,27 @@ class Prompt:
                 f"Nothing to fill in: none of the {tokens.shape[1]} tokens is the blank ({blank})."
             )
         return Prompt(torch.where(tokens == blank, 0, tokens), tokens != blank)
+
+
+def rows_of(prompt: Prompt | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The prompt's tokens and marks for some sequences."""
+    if prompt is None:
+        return None, None
+    tokens, fixed = prompt.tokens.to(rows.device), prompt.fixed.to(rows.device)
+    return (tokens[rows], fixed[rows]) if len(tokens) > 1 else (tokens, fixed)
+
+
+def check_prompt(prompt: Prompt | None, num_words: int, length: int, num_sequences: int) -> None:
+    """Refuse a prompt that fits neither the canvas nor the vocabulary."""
+    if prompt is not None:
+        rows, columns = prompt.tokens.shape
+        if columns != length or rows not in (1, num_sequences):
+            raise ValueError(
+                f"The prompt must have {length} positions, and 1 or {num_sequences} rows; got {columns} and {rows}."
+            )
+        given = prompt.tokens[prompt.fixed]
+        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < num_words:
+            raise ValueError(
+                f"Tokens of the prompt must be words, in [0, {num_words}); got {int(given.min())} to "
+                f"{int(given.max())}. Was it encoded with the checkpoint's tokenizer?"
+            )

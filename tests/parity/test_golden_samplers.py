@@ -63,7 +63,7 @@ HYPERSCHEDULES: dict[str, AbstractHyperschedule] = {
     "gamma_simple": PublishedSlide(LENGTH, WIDTH, 4),
 }
 PROCESS = EpsilonHybrid(WORDS, 0.1)
-PURPOSES = ((ancestral._KIND, ancestral._MODEL), (correction._CHOICE, correction._MODEL))
+PURPOSES = ((ancestral._WHEN, ancestral._MODEL), (correction._CHOICE, correction._MODEL))
 """What the two parts of ACS ask uniform numbers for: which positions, which words."""
 GAMMA_NOISE = LogLinear(5e-3)
 """Of the published gamma models."""
@@ -236,7 +236,9 @@ def replay(
         numbers |= {(part.stream, purposes[0]): choice, (part.stream, purposes[1]): word}
     missing = torch.full_like(falls, torch.nan)
     with monkeypatch.context() as patch:
-        patch.setattr(Move, "uniform", lambda move, purpose: numbers.get((move.stream, purpose), missing))
+        patch.setattr(
+            Move, "uniform", lambda move, purpose, **_: numbers.get((move.stream, purpose), missing)
+        )
         return case.algorithm(step.x, move)
 
 

@@ -28,7 +28,7 @@ from tests.tiny import tiny_denoiser
 
 WORDS = 4
 PLACES_A_MODEL = {
-    "hdlm.checkpoint.load_checkpoint",
+    "hdlm.checkpoint.format.load_checkpoint",
     "hdlm.hub.load.load",
     "hdlm.cli._models.open_checkpoint",
     "hdlm.evaluation.generation.judge.__init__",  # of `TransformersJudge`, which loads its model

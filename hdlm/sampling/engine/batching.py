@@ -1,8 +1,7 @@
-"""The questions of one step, put to the network for several sequences in one call.
+"""The calls of the network in one step of several sequences.
 
-Steps ask when they want to read, and only about sequences that are read; a sequence whose last answer still holds is
-not asked about. If only some have a question, the others are sent ahead alone (`QuietError`): so they meet again when
-all of them have one.
+A step calls the network when it first reads, and only for the sequences that it reads. The sequences of a batch share
+the call. A sequence whose last answer is still valid takes no part in it.
 """
 
 from __future__ import annotations
@@ -18,46 +17,34 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Prediction, joined
 from hdlm.sampling.base import Answer, Reading, Transform
-from hdlm.sampling.engine.window import Memory
+from hdlm.sampling.engine.window import KVWindow
 
-__all__ = ["QuietError", "Speaker", "Talk"]
-
-
-class QuietError(Exception):
-    """Raised to let sequences go on for which the network need not be asked.
-
-    Attributes:
-        quiet: Their places among the speakers.
-    """
-
-    def __init__(self, quiet: list[int]) -> None:
-        super().__init__(f"{len(quiet)} speakers have no question")
-        self.quiet = quiet
+__all__ = ["BatchedQuery", "Member"]
 
 
 @final
 @dataclass(frozen=True)
-class Speaker:
-    """Sequences that are at the same step.
+class Member:
+    """Sequences of a batch that are at the same step.
 
     Attributes:
-        memory: What is remembered of them.
+        window: Their keys and values, and their last answer.
         size: How many they are.
         step: Steps done.
     """
 
-    memory: Memory
+    window: KVWindow
     size: int
     step: int
 
 
 @final
-class Talk:
-    """The questions of one step of some sequences.
+class BatchedQuery:
+    """The calls of the network in one step of some sequences.
 
     Args:
-        denoiser: Who is asked.
-        speakers: The sequences, in the order of their rows.
+        denoiser: The network.
+        members: The sequences, in the order of their rows.
         transforms: Applied to what is read.
 
     Attributes:
@@ -65,101 +52,96 @@ class Talk:
     """
 
     def __init__(
-        self, denoiser: AbstractDenoiser, speakers: Sequence[Speaker], transforms: tuple[Transform, ...]
+        self, denoiser: AbstractDenoiser, members: Sequence[Member], transforms: tuple[Transform, ...]
     ) -> None:
         self.num_evaluations = 0
-        self._denoiser, self._speakers, self._transforms = denoiser, speakers, transforms
-        self._patient = len(speakers) > 1
+        self._denoiser, self._members, self._transforms = denoiser, members, transforms
+        self._sizes = [member.size for member in members]
         self._last: tuple[Tensor, Tensor, Reading] | None = None
 
-    def ask(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
-        """What the network will say of tokens at noise fractions; about the same two tensors it is asked once."""
+    def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
+        """The answer to tokens at noise fractions; for the same two tensors the network is called once."""
         if self._last is not None and self._last[0] is x and self._last[1] is u:
             return self._last[2]
-        pairs = zip(self._speakers, self._split(x), strict=True)
-        recalled = enumerate(one.memory.recall(one.step, tokens) for one, tokens in pairs)
-        found = {place: answer for place, answer in recalled if answer is not None}
-
+        pairs = zip(self._members, self._split(x), strict=True)
+        cached = enumerate(member.window.cached_answer(member.step, tokens) for member, tokens in pairs)
+        answers = {place: answer for place, answer in cached if answer is not None}
         expected: list[Callable[[], Tensor]] = []
 
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
-            missing = self._missing(where, found)
+            missing = self._missing(where, answers)
             if missing:
-                self._consult(x, u, where, expected, found, missing)
-            return self._together(found, where)
+                self._call(x, u, where, expected, answers, missing)
+            return self._together(answers, where)
 
         reading = Reading(answer, x, u, self._transforms, expected)
         self._last = (x, u, reading)
         return reading
 
     def end(self) -> None:
-        """Forget the last question: it knows this talk, and a cycle would keep caches until garbage is collected."""
+        """Forget the last reading, which refers to this query: a cycle would keep caches until garbage is collected."""
         self._last = None
 
-    def _missing(self, where: Tensor, found: dict[int, Answer]) -> list[int]:
-        """Speakers that are read, and have no answer which speaks of all that is read.
-
-        Raises:
-            QuietError: If there are others, who can go ahead alone.
-        """
+    def _missing(self, where: Tensor, answers: dict[int, Answer]) -> list[int]:
+        """Members that are read, and have no answer for all positions that are read."""
         wanted = self._split(where)
-        missing = [
+        return [
             place
             for place in self._read(where)
-            if place not in found or bool((wanted[place] & (found[place].place < 0)).any())
+            if place not in answers or bool((wanted[place] & (answers[place].place < 0)).any())
         ]
-        if self._patient and 0 < len(missing) < len(self._speakers):
-            raise QuietError([place for place in range(len(self._speakers)) if place not in missing])
-        return missing
 
-    def _consult(
+    def _call(
         self,
         x: Tensor,
         u: Tensor,
         where: Tensor,
         expected: list[Callable[[], Tensor]],
-        found: dict[int, Answer],
+        answers: dict[int, Answer],
         missing: list[int],
     ) -> None:
-        """Ask about some speakers: all positions that are, were or may yet be read."""
-        self._patient = False
-        if self._speakers[0].memory.keeps_active:
+        """Call the network for some members: for all positions that are, were or may yet be read."""
+        if self._members[0].window.keeps_active:
             for also in expected:
                 where = where | also()
         tokens, noise, wanted = self._split(x), self._split(u), self._split(where)
         questions = []
         for place in missing:
-            one, read = self._speakers[place], wanted[place]
-            read = read | (found[place].place >= 0) if place in found else read
-            questions.append(one.memory.question(one.step, tokens[place], noise[place], read))
+            member, read = self._members[place], wanted[place]
+            read = read | (answers[place].place >= 0) if place in answers else read
+            questions.append(member.window.build_query(member.step, tokens[place], noise[place], read))
         prediction = self._denoiser.predict_many(questions)
         self.num_evaluations += 1
         begin = 0
         for place, question in zip(missing, questions, strict=True):
-            found[place] = self._speakers[place].memory.hear(prediction, begin)
+            answers[place] = self._members[place].window.record(prediction, begin)
             begin += question.tokens.numel()
 
-    def _together(self, found: dict[int, Answer], where: Tensor) -> Answer:
-        """The answers to those who are read as one."""
+    def _together(self, answers: dict[int, Answer], where: Tensor) -> Answer:
+        """The answers to the members that are read as one."""
+        if len(self._members) == 1:
+            return answers[0]
         wanted = self._read(where)
         predictions: list[Prediction] = []
         for place in wanted:
-            if not any(found[place].prediction is one for one in predictions):
-                predictions.append(found[place].prediction)
-        begins = itertools.accumulate((one.tokens.numel() for one in predictions), initial=0)
-        offsets = {id(one): begin for one, begin in zip(predictions, begins, strict=False)}
+            if not any(answers[place].prediction is known for known in predictions):
+                predictions.append(answers[place].prediction)
+        begins = itertools.accumulate((known.tokens.numel() for known in predictions), initial=0)
+        offsets = {id(known): begin for known, begin in zip(predictions, begins, strict=False)}
         index = torch.full_like(where, -1, dtype=torch.long)
         own = self._split(index)
         for place in wanted:
-            own[place].copy_(found[place].place + offsets[id(found[place].prediction)])
+            own[place].copy_(answers[place].place + offsets[id(answers[place].prediction)])
         return Answer(joined(predictions), index)
 
     def _read(self, where: Tensor) -> list[int]:
-        """Places of the speakers that are read."""
-        rows, sizes = where.any(1).tolist(), [one.size for one in self._speakers]
-        parts = zip(itertools.accumulate(sizes, initial=0), itertools.accumulate(sizes), strict=False)
-        return [place for place, (begin, end) in enumerate(parts) if any(rows[begin:end])]
+        """Places of the members that are read."""
+        if len(self._members) == 1:
+            return [0]  # a reading of no position at all does not come here
+        rows = where.any(1).tolist()
+        ends = list(itertools.accumulate(self._sizes))
+        return [place for place, end in enumerate(ends) if any(rows[end - self._sizes[place] : end])]
 
     def _split(self, values: Tensor) -> list[Tensor]:
-        """By speaker."""
-        return list(values.split([one.size for one in self._speakers]))
+        """By member."""
+        return [values] if len(self._members) == 1 else list(values.split(self._sizes))

@@ -1,12 +1,13 @@
-"""The engine: sequences that walk back from noise, each at its own pace, and ask the network together.
+"""The engine: sequences that walk back from noise, each at its own pace, and share the calls of the network.
 
-Every sequence has a step `n` of its own. An advance tries the step of all of them; the network is asked when somebody
-wants to read its answer, and only about sequences that are read. Those for which nothing need be read go on alone until
-they, too, have a question: so one call of the network serves all, though they stand at different steps, behind caches
-of different lengths. Sequences come (`add`) and go when they are finished or stopped.
+Every sequence has a step `n` of its own. A plan (`Segment`) says at which steps something may happen to it, and the
+engine goes from one such step to the next. In an advance all sequences make one step, and what they read is computed
+in one call of the network, though they stand at different steps, behind caches of different lengths. Sequences whose
+last answer is still valid go ahead alone until they, too, need a call. Sequences come (`add`) and go when they are
+finished or stopped.
 
-The engine has the clock and the tokens; what is asked is the business of a `Talk`, and what is remembered that of a
-`Memory`.
+The engine has the tokens and the plans; the calls are the business of a `BatchedQuery`, and what is kept of earlier
+calls that of a `KVWindow`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, placed
@@ -25,16 +26,16 @@ from hdlm.hyperschedule import AbstractHyperschedule, opens_rightwards
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Move, Step, Transform
-from hdlm.sampling.engine.batching import QuietError, Speaker, Talk
-from hdlm.sampling.engine.window import Memory, View
+from hdlm.sampling.engine.batching import BatchedQuery, Member
+from hdlm.sampling.engine.plan import Clock, Segment, Sequences, common
+from hdlm.sampling.engine.window import KVWindow, View
+from hdlm.sampling.loop import PRIOR, noise_of_levels
 
 __all__ = ["Engine", "Finished", "Frame", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
 """Told the index of a sequence in the run and its finished beginning, says how many tokens to keep if it ends there."""
 
-_PRIOR = 2**32 - 1
-"""The random stream of the noise in which generation begins."""
 _EXACT = View()
 
 
@@ -86,31 +87,47 @@ class Finished:
     num_computed: int
 
 
-@dataclass
-class _Group:
+@final
+@dataclass(eq=False)
+class SequenceGroup:
     """Sequences that are always at the same step.
 
     Attributes:
-        seeds: Of each of them.
+        own: What never changes about them.
         length: How many positions they have.
         end: The step at which they are finished.
-        memory: What the network remembers of them.
-        n: Steps done.
+        window: Their keys and values, and the last answer.
         kept: How many tokens of each count; None as long as nothing has stopped it.
-        checked: How many tokens have been looked at for a stop.
+        segment: The plan of the coming steps; None before the first.
+        n: Steps done; the next one is a step at which something may happen.
+        checked: How many tokens have been looked through for a stop.
     """
 
-    seeds: list[int]
+    own: Sequences
     length: int
     end: int
-    memory: Memory
+    window: KVWindow
     kept: list[int | None]
+    segment: Segment | None = None
     n: int = 0
     checked: int = 0
 
     @property
     def size(self) -> int:
-        return len(self.seeds)
+        """How many they are."""
+        return len(self.kept)
+
+    @property
+    def row(self) -> int:
+        """Where the coming step is in the plan."""
+        return self.n - self.plan.begin
+
+    @property
+    def plan(self) -> Segment:
+        """The plan of the coming step."""
+        if self.segment is None:
+            raise RuntimeError("The sequences have no plan yet; `Engine._locate` makes one.")
+        return self.segment
 
 
 @final
@@ -165,15 +182,15 @@ class Engine:
         self._seed, self._transforms, self._view = seed, tuple(transforms), view
         self._stop, self._watch = stop, watch
         self._prior = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
-        self._noise = _noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+        noise = noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+        self._clock = Clock(hyperschedule, noise, step, denoiser.process)
+        self._begin = noise[hyperschedule.levels(0).to(device)]
         self._never = hyperschedule.never_written.to(device)
-        self._any_never = bool(self._never.any())
+        self._any_never = bool(hyperschedule.never_written.any())
         self._positions = torch.arange(hyperschedule.length, device=device)
-        self._groups: list[_Group] = []
+        self._groups: list[SequenceGroup] = []
         self._steps_done = 0
-        self._sequence = self._positions[:0]
-        self._x = self._sequence.view(0, hyperschedule.length)
-        self._fixed = self._x.bool()
+        self._x = self._positions[:0].view(0, hyperschedule.length)
 
     def __len__(self) -> int:
         """How many sequences are on their way."""
@@ -213,7 +230,7 @@ class Engine:
             )
         _check_first(self._denoiser, fixed)
         seeds = self._seeds(seed, len(sequence))
-        start = Randomness.of_rows(seeds).uniform(sequence[:, None], 0, self._positions[None], _PRIOR)
+        start = Randomness.of_rows(seeds).uniform(sequence[:, None], 0, self._positions[None], PRIOR)
         x = self._denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
         held = torch.zeros_like(x, dtype=torch.bool)
         if tokens is not None and fixed is not None:
@@ -221,17 +238,29 @@ class Engine:
         held[:, length:] = True
         if self._any_never:
             self._check_given(held)
-        self._x, self._fixed = torch.cat([self._x, x]), torch.cat([self._fixed, held])
-        self._sequence = torch.cat([self._sequence, sequence])
+        self._x = torch.cat([self._x, x])
         settles = self._hyperschedule.settles.to(x.device).expand_as(x).masked_fill(held, 0)
         ends = settles.amax(1).tolist()
-        parts = (
-            [(seeds, max(ends))] if together else [([one], end) for one, end in zip(seeds, ends, strict=True)]
-        )
-        for own, end in parts:
-            whose = self._denoiser, self._hyperschedule, self._view
-            memory = Memory(*whose, size=len(own), length=length, device=x.device)
-            self._groups.append(_Group(own, length, end, memory, [None] * len(own)))
+        rows = [range(len(x))] if together else [range(row, row + 1) for row in range(len(x))]
+        for own in rows:
+            place = slice(own.start, own.stop)
+            window = KVWindow(
+                self._denoiser,
+                self._hyperschedule,
+                self._view,
+                size=len(own),
+                length=length,
+                device=x.device,
+            )
+            same = Sequences(
+                sequence[place],
+                held[place],
+                Randomness.of_rows(seeds[place]),
+                self._begin.expand(len(own), -1),
+                {},
+            )
+            kept: list[int | None] = [None] * len(own)
+            self._groups.append(SequenceGroup(same, length, max(ends[place]), window, kept))
 
     def _check_given(self, held: Bool[Tensor, "b l"]) -> None:
         """Refuse a position that begins at level 0 and is not given: no step would write it."""
@@ -254,7 +283,7 @@ class Engine:
         return [self._seed if seed is None else seed] * count
 
     def advance(self) -> list[Finished]:
-        """Go on until at least one sequence has made a step; at most a few calls of the network.
+        """Make one step of at least one sequence, in which something may happen; at most a few calls of the network.
 
         Returns:
             The sequences that are finished, which leave the engine.
@@ -262,112 +291,167 @@ class Engine:
         Raises:
             RuntimeError: If the step leaves a mask in a finished sequence.
         """
-        if self._groups:
-            self._go(list(range(len(self._groups))))
+        for group in self._groups:
+            if group.segment is None:
+                self._locate(group, self._rows_of([group]))
+        waiting = [group for group in self._groups if group.n < group.end and None in group.kept]
+        if waiting:
+            self._step_of(self._first(waiting))
         return self._leave()
 
     # -- one step -------------------------------------------------------------------------------------------
 
-    def _go(self, groups: list[int]) -> None:
-        """One step of some groups; if only some of them have a question, of those that have none."""
-        rows, members = self._rows(groups), [self._groups[number] for number in groups]
-        x, fixed, sequence = self._x[rows], self._fixed[rows], self._sequence[rows]
-        n = torch.tensor([one.n for one in members for _ in range(one.size)], device=x.device)
-        now, then = self._hyperschedule.levels(n), self._hyperschedule.levels(n + 1)
-        moving = (then < now) & ~fixed
-        new = x
-        if moving.any():
-            t, s = (self._noise[level].masked_fill(fixed, 0.0) for level in (now, then))
-            speakers = [Speaker(one.memory, one.size, one.n) for one in members]
-            talk = Talk(self._denoiser, speakers, self._transforms)
-            randomness = Randomness.of_rows([seed for one in members for seed in one.seeds])
-            process = self._denoiser.process
-            move = Move(process, x, t, s, moving, talk.ask, randomness, sequence, n[:, None])
-            try:
-                new = self._step(x, move)
-            except QuietError as found:
-                self._go([groups[place] for place in found.quiet])
-                return
-            finally:
-                talk.end()
-            self.num_evaluations += talk.num_evaluations
-        self._x[rows] = new
-        for one in members:
-            one.n += 1
-        if self._watch is not None or self._stop is not None:
-            settled = ((then == 0) | fixed).long().cumprod(1).sum(1)
-            if self._watch is not None:
-                self._show(self._watch, sequence, n, (x, new), moving, settled)
+    def _first(self, groups: list[SequenceGroup]) -> list[SequenceGroup]:
+        """Those whose last answer is still valid, if there are some: the others wait to share a call with them."""
+        if len(groups) == 1:
+            return groups
+        ready = [
+            group
+            for group in groups
+            if group.window.cached_answer(group.n, self._x[self._rows_of([group])]) is not None
+        ]
+        return ready or groups
+
+    def _step_of(self, groups: list[SequenceGroup]) -> None:
+        """One step of some groups."""
+        rows = self._rows_of(groups)
+        x = self._x[rows]
+        steps = [group.n for group in groups]
+        members = [Member(group.window, group.size, group.n) for group in groups]
+        query = BatchedQuery(self._denoiser, members, self._transforms)
+        move = self._move(groups, x, query)
+        try:
+            new = self._step(x, move)
+        finally:
+            query.end()
+        self.num_evaluations += query.num_evaluations
+        self._x = new if isinstance(rows, slice) and len(new) == len(self._x) else self._written(rows, new)
+        if self._watch is not None:
+            self._show(self._watch, groups, steps, x, new)
+        for group in groups:
+            group.n += 1
+            own = self._rows_of([group])
+            self._locate(group, own)
             if self._stop is not None:
-                self._look_for_an_end(self._stop, groups, settled)
+                self._check_stop(self._stop, group, own)
+
+    def _written(self, rows: slice | Tensor, new: Tensor) -> Tensor:
+        """All tokens with new ones in some rows; frames keep the old ones."""
+        tokens = self._x.clone()
+        tokens[rows] = new
+        return tokens
+
+    def _move(self, groups: list[SequenceGroup], x: Tensor, query: BatchedQuery) -> Move:
+        """The move of some groups, each at its own step."""
+        plans = [(group.plan, group.row) for group in groups]
+
+        def numbers(stream: int, each_step: bool) -> Tensor:
+            parts = [plan.numbers(stream, each_step) for plan, _ in plans]
+            if each_step:
+                parts = [values[row] for values, (_, row) in zip(parts, plans, strict=True)]
+            return common(parts)
+
+        seeds = [seed for group in groups for seed in group.own.randomness.seeds_of(group.size)]
+        return Move(
+            self._denoiser.process,
+            x,
+            common([plan.t[row] for plan, row in plans]),
+            common([plan.s[row] for plan, row in plans]),
+            common([plan.moving[row] for plan, row in plans]),
+            query.read,
+            Randomness.of_rows(seeds),
+            common([group.own.sequence for group in groups]),
+            common([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
+            begin=common([group.own.begin for group in groups]),
+            numbers=numbers,
+        )
+
+    def _locate(self, group: SequenceGroup, rows: slice | Tensor) -> None:
+        """Go to the next step at which something may happen, or to the end."""
+        first = group.n
+        while group.n < group.end:
+            if group.segment is None or group.n >= group.segment.end:
+                group.segment = Segment(self._clock, group.own, self._x[rows], group.n, group.end)
+            event = group.segment.next_event(group.n)
+            group.n = group.segment.end if event is None else event
+            if event is not None:
+                break
+        if self._watch is not None:
+            for n in range(first, group.n):
+                self._show(self._watch, [group], [n], self._x[rows], self._x[rows])
 
     def _show(
         self,
         watch: Callable[[Frame], None],
-        sequence: Tensor,
-        n: Tensor,
-        tokens: tuple[Tensor, Tensor],
-        moving: Tensor,
-        settled: Tensor,
+        groups: list[SequenceGroup],
+        steps: list[int],
+        before: Tensor,
+        after: Tensor,
     ) -> None:
         """A frame for each step that has been made."""
         num_steps = self._hyperschedule.num_steps
-        self._steps_done += len(n)
-        ahead = sum((group.end - group.n) * group.size for group in self._groups)
+        self._steps_done += len(after)
+        n = torch.tensor([n for group, n in zip(groups, steps, strict=True) for _ in range(group.size)])
+        n = n.to(after.device)
+        sequence, fixed = (
+            torch.cat([getattr(group.own, name) for group in groups]) for name in ("sequence", "fixed")
+        )
+        now, then = self._hyperschedule.levels(n), self._hyperschedule.levels(n + 1)
+        moving, settled = (then < now) & ~fixed, ((then == 0) | fixed).long().cumprod(1).sum(1)
+        ahead = sum((group.end - group.n) * group.size for group in self._groups) - len(after)
         share = self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
-        for step in n.unique().tolist():
+        for step in sorted(set(steps)):
             own = n == step
-            seen = sequence[own], tokens[0][own], tokens[1][own], moving[own], settled[own]
+            seen = sequence[own], before[own], after[own], moving[own], settled[own]
             watch(Frame(step, num_steps, *seen, self.num_evaluations, share))
 
-    def _look_for_an_end(self, stop: Stop, groups: list[int], settled: Tensor) -> None:
+    def _check_stop(self, stop: Stop, group: SequenceGroup, rows: slice | Tensor) -> None:
         """Note where sequences stop whose finished beginning has grown."""
-        row = 0
-        for number in groups:
-            group = self._groups[number]
-            known = int(settled[row : row + group.size].sum())
-            if known > group.checked:
-                group.checked = known
-                begin = int(self._rows([number])[0])
-                for index in range(group.size):
-                    if group.kept[index] is None:
-                        own = self._x[begin + index, : int(settled[row + index])]
-                        group.kept[index] = stop(int(self._sequence[begin + index]), own)
-            row += group.size
+        level = self._hyperschedule.levels(torch.tensor(group.n, device=self._x.device))
+        settled = ((level == 0) | group.own.fixed).long().cumprod(1).sum(1).tolist()
+        if sum(settled) <= group.checked:
+            return
+        group.checked = sum(settled)
+        names = group.own.sequence.tolist()
+        for index, tokens in enumerate(self._x[rows]):
+            if group.kept[index] is None:
+                group.kept[index] = stop(names[index], tokens[: settled[index]])
 
     def _leave(self) -> list[Finished]:
         """Take out what is finished."""
+        gone = [group for group in self._groups if group.n >= group.end or None not in group.kept]
+        if not gone:
+            return []
         done: list[Finished] = []
-        staying: list[int] = []
-        rows = self._rows(range(len(self._groups))).split([group.size for group in self._groups])
-        for number, (group, own) in enumerate(zip(self._groups, rows, strict=True)):
-            if group.n < group.end and None in group.kept:
-                staying.append(number)
-                continue
+        for group in gone:
             lengths = [group.length if kept is None else kept for kept in group.kept]
-            tokens = self._x[own, : group.length]
-            counts = self._positions[: group.length] < torch.tensor(lengths, device=own.device)[:, None]
+            tokens = self._x[self._rows_of([group])][:, : group.length]
+            counts = self._positions[: group.length] < torch.tensor(lengths, device=tokens.device)[:, None]
             if (counts & (tokens >= self._denoiser.process.num_words)).any():
                 raise RuntimeError(
                     f"{self._step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
                 )
             done += [
-                Finished(sequence, row, length, group.memory.num_evaluations, group.memory.num_computed)
+                Finished(sequence, row, length, group.window.num_evaluations, group.window.num_computed)
                 for sequence, row, length in zip(
-                    self._sequence[own].tolist(), tokens.unbind(), lengths, strict=True
+                    group.own.sequence.tolist(), tokens.unbind(), lengths, strict=True
                 )
             ]
-        if done:
-            left = self._rows(staying)
-            self._x, self._fixed, self._sequence = self._x[left], self._fixed[left], self._sequence[left]
-            self._groups = [self._groups[number] for number in staying]
+        staying = [group for group in self._groups if group not in gone]
+        self._x = self._x[self._rows_of(staying)]
+        self._groups = staying
         return done
 
-    def _rows(self, groups: Sequence[int] | range) -> Int[Tensor, " b"]:
-        """Places of the sequences of some groups."""
-        begins = [0, *itertools.accumulate(group.size for group in self._groups)]
-        chosen = [row for number in groups for row in range(begins[number], begins[number + 1])]
-        return torch.tensor(chosen, dtype=torch.long, device=self._x.device)
+    def _rows_of(self, groups: list[SequenceGroup]) -> slice | Int[Tensor, " b"]:
+        """Places of the sequences of some groups, in the order of the groups."""
+        begins = itertools.accumulate((group.size for group in self._groups), initial=0)
+        place = {id(group): begin for group, begin in zip(self._groups, begins, strict=False)}
+        if len(groups) == 1:
+            return slice(place[id(groups[0])], place[id(groups[0])] + groups[0].size)
+        if len(groups) == len(self._groups):
+            return slice(None)
+        chosen = [row for group in groups for row in range(place[id(group)], place[id(group)] + group.size)]
+        return torch.tensor(chosen, dtype=torch.long).to(self._x.device)
 
 
 def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedule) -> None:
@@ -388,13 +472,3 @@ def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None)
             f"A shifted network says nothing of the first {lookback} position(s): give a prompt that begins with the "
             "begin-of-sequence token."
         )
-
-
-def _noise_of_levels(
-    hyperschedule: AbstractHyperschedule, noise_schedule: AbstractNoiseSchedule, sampling_eps: float | None
-) -> Float[Tensor, " levels"]:
-    """Noise fraction of each level; exactly 0 where a position is settled."""
-    levels = torch.arange(hyperschedule.num_levels + 1)
-    even = levels.double() / hyperschedule.num_levels
-    time = even if sampling_eps is None else hyperschedule.time_grid(sampling_eps)
-    return torch.where(levels > 0, noise_schedule.fraction(time), 0.0)

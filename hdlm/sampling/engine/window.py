@@ -1,4 +1,4 @@
-"""What the network remembers of some sequences, and what it computes when it is asked: a *window* of positions.
+"""The keys and values that are kept of some sequences, and what a call computes: a *window* of positions.
 
 A position whose keys and values are kept is computed again only if somebody reads the answer there, or its token has
 changed since. What is kept, and for how long, is a matter of the `View`:
@@ -22,14 +22,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.attention import Active, Context, generation
+from hdlm.attention import DENSE_LIMIT, NOBODY, Active, Context, Visibility, generation
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question
 from hdlm.denoiser import Context as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import NoiseDependence
 from hdlm.sampling.base import Answer
 
-__all__ = ["ApproximateCache", "Memory", "View", "settled_lasts"]
+_MOST_NUMBERS = 2**18
+"""Positions times steps for which regions and ranks are computed at a time."""
+
+__all__ = ["ApproximateCache", "KVWindow", "View", "settled_lasts"]
 
 
 def settled_lasts(context: Context, dependence: NoiseDependence) -> bool:
@@ -125,11 +128,31 @@ class View:
 
 
 @final
-class Memory:
-    """What is remembered of sequences that are always at the same step, whose windows are the same.
+@dataclass(frozen=True)
+class _Window:
+    """What a call computes.
+
+    Attributes:
+        chosen: Whether each position is computed.
+        window: The positions that are.
+        attention: Who sees whom.
+        store: Places in the window of those that enter the cache.
+        place: Place of each position in the answer, -1 for none.
+    """
+
+    chosen: Bool[Tensor, " l"]
+    window: Int[Tensor, " q"]
+    attention: Any
+    store: Int[Tensor, " n"]
+    place: Int[Tensor, "g l"]
+
+
+@final
+class KVWindow:
+    """The keys and values of sequences that are always at the same step, and the windows that they compute.
 
     Args:
-        denoiser: Who is asked.
+        denoiser: The network.
         hyperschedule: When each position is noisy.
         view: Who sees whom, and what is remembered.
         size: How many sequences.
@@ -137,8 +160,8 @@ class Memory:
         device: Where their tokens live.
 
     Attributes:
-        num_evaluations: How often the network was asked about them.
-        num_computed: How many positions of each sequence it has computed in all.
+        num_evaluations: How many calls of the network they took part in.
+        num_computed: How many positions of each sequence these calls have computed in all.
     """
 
     def __init__(
@@ -161,8 +184,9 @@ class Memory:
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
         self._tokens = torch.full((size, hyperschedule.length), -1, device=device)  # as they were computed
-        self._n, self._asked = -1, (-1, -1)
-        self._look(0)
+        self._num_steps = hyperschedule.num_steps
+        self._steps, self._asked = range(0), (-1, -1)
+        self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
         self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
         self._answer: Answer | None = None
 
@@ -171,17 +195,16 @@ class Memory:
         """Whether a call computes no more than it must, of positions that are still being written too."""
         return self._view.keeps_active
 
-    def recall(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
+    def cached_answer(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
         """The last answer, if it is still valid: no noise is among the inputs, and tokens and view are the same."""
-        if self._answer is None or not self._noiseless:
+        if self._answer is None or not self._noiseless or self._asked != self._counts_at(n):
             return None
-        self._look(n)
-        return self._answer if self._asked == self._counts and torch.equal(x, self._tokens) else None
+        return self._answer if torch.equal(x, self._tokens) else None
 
-    def question(
+    def build_query(
         self, n: int, x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
     ) -> Question:
-        """What to ask the network, so that its answer, which is for `hear`, speaks of the positions that are read.
+        """The window to compute, so that the answer, which is for `record`, is one for the positions that are read.
 
         A shifted network reads position `i` off position `i - 1`: that one is computed with it, and remembered for
         ever only when `i` is settled.
@@ -192,38 +215,73 @@ class Memory:
             u: Noise fractions.
             read: The positions that will be read.
         """
-        self._look(n)
-        settled, absent = self._settled, self._absent
-        again = (x != self._tokens).any(0) | self._with_those_before(read.any(0))
-        if self._lasts:
-            again |= settled & ~self._for_ever
-        if self._view.forgets(self.num_evaluations):
-            again |= ~self._for_ever
-        chosen = ~absent & (again | ~self._kept)
-        self._forget(self._kept & chosen)
-        window = chosen.nonzero()[:, 0]
-        seen = generation(self._hyperschedule, self._step, self._view.context, self._view.active)
-        attention = seen.select(window, torch.cat([self._order, window])).on(x.device)
-        store = self._keep(window, chosen, settled) if self._remembers else None
-        self._expect(x, window, chosen)
-        self._asked = self._counts
-        asked = Asked(window[None], attention, self._cache, store, ordered=True)  # `_expect` sees to that
-        return Question(x[:, window], u[:, window], asked)
+        counts = self._counts_at(n)
+        read = self._with_those_before(read[0] if len(read) == 1 else read.any(0))
+        last = self._repeated if counts == self._asked and self._repeated is not None else None
+        if last is None or bool((read > last.chosen).any()):
+            self._repeated, last = None, self._window(n - self._steps.start, x, read)
+            if not len(last.store) and self._view.approximate is None:
+                self._repeated = last
+        self._asked, self._tokens = counts, x
+        self._place = last.place
+        self.num_evaluations += 1
+        self.num_computed += len(last.window)
+        # Positions whose predecessor is not in the window have no place, so the window counts as ordered.
+        store = last.store if self._remembers else None
+        asked = Asked(last.window[None], last.attention, self._cache, store, ordered=True)
+        return Question(x[:, last.window], u[:, last.window], asked)
 
-    def hear(self, prediction: Prediction, begin: int) -> Answer:
-        """The answer to the last question, which begins somewhere in what the network says."""
-        self._answer = Answer(prediction, torch.where(self._place < 0, -1, self._place + begin))
+    def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
+        """The positions to compute so that those that are read have an answer."""
+        settled, present, again = self._settled[row], self._present[row], read
+        if self._view.keeps_active:  # else only settled positions are kept, whose tokens are final
+            again = again | (x != self._tokens).any(0)
+        if self._lasts:
+            again = again | (settled > self._for_ever)
+        if self._view.forgets(self.num_evaluations):
+            again = again | ~self._for_ever
+        chosen = present & (again | ~self._kept)
+        if len(self._order):
+            self._forget(self._kept & chosen)
+        window = chosen.nonzero()[:, 0]
+        attention = self._attention(row, window, torch.cat([self._order, window]))
+        store = self._keep(window, chosen, settled) if self._remembers else window[:0]
+        return _Window(chosen, window, attention, store, self._places(x.shape[0], window, chosen))
+
+    def record(self, prediction: Prediction, begin: int) -> Answer:
+        """The answer to the last query, which begins at a place of the prediction."""
+        place = torch.where(self._place < 0, -1, self._place + begin) if begin else self._place
+        self._answer = Answer(prediction, place)
         return self._answer
 
-    def _look(self, n: int) -> None:
-        """See which positions are settled after some steps, and which are not there."""
-        if n == self._n:
-            return
-        self._n, self._step = n, torch.tensor(n, device=self._beyond.device)
-        regions = self._hyperschedule.regions(self._step)
-        self._settled, self._absent = regions.settled, regions.worthless | self._beyond
-        settled, absent = torch.stack([self._settled, self._absent]).sum(1).tolist()
-        self._counts = settled, absent  # neither ever falls
+    def _counts_at(self, n: int) -> tuple[int, int]:
+        """How many positions are settled after some steps, and how many are not there; neither ever falls."""
+        if n not in self._steps:
+            self._prepare(n)
+        settled, present = self._counts[n - self._steps.start]
+        return settled, present
+
+    def _prepare(self, n: int) -> None:
+        """Compute who is settled, who is there and who sees whom at some steps from `n` on."""
+        most = max(1, min(self._num_steps - n + 1, _MOST_NUMBERS // len(self._beyond)))
+        self._steps = range(n, n + most)
+        steps = torch.arange(n, n + most, device=self._beyond.device)
+        regions = self._hyperschedule.regions(steps)
+        view = self._view
+        self._settled, self._present = regions.settled, ~(regions.worthless | self._beyond)
+        self._seen = generation(self._hyperschedule, steps, view.context, view.active, regions)
+        self._counts = torch.stack([self._settled, self._present]).sum(2).T.tolist()
+
+    def _attention(self, row: int, window: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Any:
+        """Who sees whom in a window; None if everybody sees everybody."""
+        query_rank, key_rank = self._seen.query_rank[row], self._seen.key_rank[row]
+        if window.device.type != "cpu" and len(window) * len(keys) > DENSE_LIMIT:
+            first, nobody = torch.zeros_like(key_rank), torch.full_like(key_rank, NOBODY)
+            return (
+                Visibility(query_rank, key_rank, first, nobody, nobody).select(window, keys).on(window.device)
+            )
+        may = key_rank[keys] <= query_rank[window][:, None]
+        return None if bool(may.all()) else may[None]
 
     def _forget(self, positions: Bool[Tensor, " l"]) -> None:
         """Take positions out of the cache; the last ones that stay fill the gaps."""
@@ -241,32 +299,29 @@ class Memory:
         self, window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"], settled: Bool[Tensor, " l"]
     ) -> Int[Tensor, " n"]:
         """Note which positions of a window will be remembered; their places in it."""
-        done = settled.clone()
+        done = settled & chosen
         for ahead in range(1, self._denoiser.lookback + 1):
-            done[:-ahead] &= settled[ahead:]
-        keep = chosen if self._view.keeps_active else chosen & done
+            done = done & torch.nn.functional.pad(settled[ahead:], (0, ahead), value=True)
+        keep = chosen if self._view.keeps_active else done
         store = keep[window].nonzero()[:, 0]
-        self._order = torch.cat([self._order, window[store]])
-        self._kept |= keep
+        if len(store):
+            self._order = torch.cat([self._order, window[store]])
+            self._kept |= keep
         if self._lasts:
-            self._for_ever |= chosen & done
+            self._for_ever |= done
         return store
 
-    def _expect(self, x: Int[Tensor, "g l"], window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]) -> None:
-        """Note what is asked; there is no answer where a shifted network misses the position before."""
-        spoken = chosen.clone()
+    def _places(self, size: int, window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]) -> Int[Tensor, "g l"]:
+        """Place of each position in the answer; -1 where a shifted network misses the position before."""
+        spoken = chosen
         for behind in range(1, self._denoiser.lookback + 1):
-            spoken[behind:] &= chosen[:-behind]
-        place = torch.arange(x.shape[0] * len(window), device=x.device).view(-1, len(window))
-        self._place = x.new_full(x.shape, -1)
-        self._place[:, window] = torch.where(spoken[window], place, -1)
-        self._tokens = x.clone()
-        self.num_evaluations += 1
-        self.num_computed += len(window)
+            spoken = spoken & torch.nn.functional.pad(chosen[:-behind], (behind, 0), value=True)
+        begins = torch.arange(size, device=window.device)[:, None] * len(window)
+        return (begins + chosen.cumsum(0) - 1).masked_fill(~spoken, -1)
 
     def _with_those_before(self, read: Bool[Tensor, " l"]) -> Bool[Tensor, " l"]:
-        """The same, and the positions off which a shifted network reads them."""
-        found = read.clone()
+        """The positions that are read, and those off which a shifted network reads them."""
+        found = read
         for behind in range(1, self._denoiser.lookback + 1):
-            found[:-behind] |= read[behind:]
+            found = found | torch.nn.functional.pad(read[behind:], (0, behind))
         return found

@@ -7,10 +7,10 @@ arXiv 2406.07524). For the others the posterior also replaces words, as the clos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.process import AbstractNoiseProcess
@@ -19,7 +19,7 @@ from hdlm.sampling.draws import draw_word
 
 __all__ = ["Ancestral"]
 
-_KIND, _MODEL, _WORD = 0, 1, 2
+_KIND, _MODEL, _WORD, _AGAIN, _WHEN = 0, 1, 2, 3, 4
 
 
 @final
@@ -34,14 +34,19 @@ class Ancestral:
     """
 
     process: AbstractNoiseProcess | None = None
+    remasks: ClassVar[bool] = False
+    """Where a word may become a mask, it acts at every step, and nothing depends on this."""
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         process = self.process or move.process
+        if process.only_masks:
+            falls = move.masked & move.mask_falls(process, _WHEN, _KIND)
+            return x.masked_scatter(falls, move.reading.draw(falls, move.uniform(_MODEL)))
         own = torch.zeros_like(move.t)
         restless = move.visible & words_move(process, move)
         own = own.masked_scatter(restless, move.reading.own(restless).to(own.dtype))
         law = process.reverse(move.x, own, move.s, move.t)
-        kind = move.uniform(_KIND)
+        kind = self._kind(process, law.stay, move)
         leaves = move.moving & (kind >= law.stay)
         model = leaves & (kind < law.stay + law.model)
         word = leaves & ~model & (kind < law.stay + law.model + law.uniform)
@@ -52,6 +57,25 @@ class Ancestral:
         if model.any():
             new = new.masked_scatter(model, move.reading.draw(model, move.uniform(_MODEL)))
         return new
+
+    def _kind(
+        self, process: AbstractNoiseProcess, stay: Float[Tensor, "b l"], move: Move
+    ) -> Float[Tensor, "b l"]:
+        """The uniform number that decides what becomes of a token; a mask stays until its time has come."""
+        kind = move.uniform(_KIND)
+        if not process.words_wait:
+            return kind
+        now = move.mask_falls(process, _WHEN, _AGAIN)
+        return torch.where(move.x == process.mask_id, torch.where(now, stay + (1 - stay) * kind, -1.0), kind)
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where a mask falls or a word may move; everywhere if words do not wait while masks fall."""
+        process = self.process or move.process
+        if not process.words_wait:
+            return move.moving
+        if process.only_masks:
+            return move.moving & move.falls_here(process, _WHEN, _KIND)
+        return move.moving & (move.falls_here(process, _WHEN, _AGAIN) | words_move(process, move))
 
 
 def words_move(process: AbstractNoiseProcess, move: Move) -> Bool[Tensor, "b l"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -28,19 +28,20 @@ class AdaptiveCorrection:
     """
 
     eta: float
+    remasks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"`eta` of the correction must lie in [0, 1]; got {self.eta}.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        redraw = self.foresee(move) & (x == move.x)
+        redraw = self.events(move) & move.visible & (x == move.x)
         if not redraw.any():
             return x
         new = x.clone()
         new[redraw] = move.reading.draw(redraw, move.uniform(_MODEL))
         return new
 
-    def foresee(self, move: Move) -> Bool[Tensor, "b l"]:
-        """The words that are redrawn, but for those that a step before has changed."""
-        return move.visible & (move.uniform(_CHOICE) < self.eta * move.still_masked)
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where words are redrawn, if words stand there that the steps before it have not changed."""
+        return move.moving & (move.uniform(_CHOICE) < self.eta * move.still_masked)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.sampling.base import Chain, Move, require_masks
@@ -44,7 +44,13 @@ def _in_unit(name: str, value: float) -> None:
 
 
 class AbstractRemaskSchedule(abc.ABC):
-    """How likely a visible token is masked again."""
+    """How likely a visible token is masked again.
+
+    Attributes:
+        planned: Whether `sigma` depends on the noise fractions of the move alone, and on no token and no network.
+    """
+
+    planned: ClassVar[bool] = False
 
     @abc.abstractmethod
     def sigma(self, move: Move) -> Float[Tensor, "b l"]:
@@ -57,6 +63,7 @@ class Cap(AbstractRemaskSchedule):
     """`sigma = min(eta, sigma_max)` (ReMDM-cap)."""
 
     eta: float
+    planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _in_unit("eta", self.eta)
@@ -71,6 +78,7 @@ class Rescale(AbstractRemaskSchedule):
     """`sigma = eta sigma_max` (ReMDM-rescale)."""
 
     eta: float
+    planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _in_unit("eta", self.eta)
@@ -120,9 +128,14 @@ class ReMDM:
     """
 
     schedule: AbstractRemaskSchedule
+    remasks: ClassVar[bool] = True
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _rewrite(x, move, self.schedule.sigma(move))
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where a token is masked or written; everywhere if the schedule is not planned."""
+        return _events(move, self.schedule.sigma(move)) if self.schedule.planned else move.moving
 
 
 @final
@@ -138,13 +151,20 @@ class Remask:
     """
 
     strength: float = 1.0
+    remasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _in_unit("strength", self.strength)
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        afresh = torch.minimum(move.process.weights(move.s).mask, _largest(move))
-        return _rewrite(x, move, self.strength * afresh)
+        return _rewrite(x, move, self._sigma(move))
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where a token is masked or written."""
+        return _events(move, self._sigma(move))
+
+    def _sigma(self, move: Move) -> Float[Tensor, "b l"]:
+        return self.strength * torch.minimum(move.process.weights(move.s).mask, _largest(move))
 
 
 @final
@@ -159,9 +179,18 @@ class RemaskShuffle:
 
     eta: float
     strength: float = 1.0
+    remasks: ClassVar[bool] = True
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        return Chain((Remask(self.strength), AdaptiveCorrection(self.eta)))(x, move)
+        return self._chain(x, move)
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where a token is masked, written or redrawn."""
+        return self._chain.events(move)
+
+    @property
+    def _chain(self) -> Chain:
+        return Chain((Remask(self.strength), AdaptiveCorrection(self.eta)))
 
 
 @final
@@ -183,6 +212,7 @@ class Loop:
     on: float = 0.55
     off: float = 0.05
     level: float = 0.1
+    remasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.off < self.on < 1:
@@ -197,11 +227,21 @@ class Loop:
         return torch.where(u > self.on, before, torch.where(u < self.off, after, self.level))
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
+        outside, inside = self._parts(move)
+        x = _rewrite(x, outside, torch.zeros_like(move.t))
+        return _rewrite(x, inside, self.schedule.sigma(inside))
+
+    def events(self, move: Move) -> Bool[Tensor, "b l"]:
+        """Where a token is masked or written; in the middle everywhere if the schedule is not planned."""
+        outside, inside = self._parts(move)
+        again = _events(inside, self.schedule.sigma(inside)) if self.schedule.planned else inside.moving
+        return _events(outside, torch.zeros_like(move.t)) | again
+
+    def _parts(self, move: Move) -> tuple[Move, Move]:
+        """The move of the positions outside the middle, and that of those inside."""
         move = replace(move, t=self.warp(move.t), s=self.warp(move.s))
         middle = move.s == move.t
-        x = _rewrite(x, replace(move, moving=move.moving & ~middle), torch.zeros_like(move.t))
-        inside = replace(move, moving=move.moving & middle)
-        return _rewrite(x, inside, self.schedule.sigma(inside))
+        return replace(move, moving=move.moving & ~middle), replace(move, moving=move.moving & middle)
 
 
 def _poured(
@@ -219,13 +259,22 @@ def _poured(
     return torch.where(share > 0, torch.minimum(most, level * share), 0.0)
 
 
+def _stay(move: Move, sigma: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """Probability that a mask stays, for which the share of masks keeps to the schedule."""
+    mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
+    return (mask_s - sigma * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
+
+
+def _events(move: Move, sigma: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    """Where `_rewrite` may act: as a word is masked, or a mask written."""
+    return move.moving & (move.uniform(_KIND) < torch.maximum(sigma, 1 - _stay(move, sigma)))
+
+
 def _rewrite(x: Int[Tensor, "b l"], move: Move, sigma: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
     """Mask each word again with probability `sigma`; lift masks as often as keeps the share of masks on schedule."""
     require_masks(move.process, "Remasking")
-    mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
-    stay = (mask_s - sigma * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
     kind = move.uniform(_KIND)
-    write = move.masked & (kind < 1 - stay)  # all masks in the last step, where `stay` is exactly 0
+    write = move.masked & (kind < 1 - _stay(move, sigma))  # all masks in the last step: `stay` is exactly 0
     new = torch.where(move.visible & (kind < sigma), move.process.mask_id, x)
     if write.any():
         new[write] = move.reading.draw(write, move.uniform(_MODEL))

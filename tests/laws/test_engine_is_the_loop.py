@@ -1,0 +1,137 @@
+"""The engine writes the tokens of the plain loop, which keeps nothing and computes everything at every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hdlm.attention import Active, Context
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.noise_schedule import LINEAR, Cosine
+from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
+from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.sampling import (
+    ALGORITHMS,
+    AdaptiveCorrection,
+    Ancestral,
+    Cap,
+    Chain,
+    Loop,
+    Move,
+    Prompt,
+    Remask,
+    ReMDM,
+    Step,
+    Temperature,
+    algorithm,
+    sample,
+    sample_plainly,
+)
+from tests.laws.test_every_way_of_writing import LENGTH, SCHEDULES, WORDS, fits, prompt_of
+from tests.tiny import tiny_denoiser
+
+PROCESSES: tuple[AbstractNoiseProcess, ...] = (
+    Absorbing(WORDS),
+    EpsilonHybrid(WORDS, 0.3),
+    GammaHybrid(WORDS, 0.3),
+    GIDD(WORDS, 0.3),
+)
+CONTEXTS: tuple[Context, ...] = ("block_causal", "causal", "full")
+ACTIVES: tuple[Active, ...] = ("full", "causal")
+
+
+def random_rewriting(x: Tensor, move: Move) -> Tensor:
+    """A user's own step, about which nothing is known: it puts masks and words anywhere, and reads now and then."""
+    where = move.moving & (move.uniform(0) < 0.3) & (move.s > 0)
+    new = torch.where(where, (move.uniform(1) * (WORDS + 1)).long(), x)
+    return Ancestral()(new, replace(move, x=new).sub(1))
+
+
+OWN_STEPS: dict[str, Step] = {
+    "ancestral and remasking": Chain((Ancestral(Absorbing(WORDS)), ReMDM(Cap(0.5)))),
+    "remasking, then ancestral": Chain((ReMDM(Cap(0.5)), Ancestral(Absorbing(WORDS)))),
+    "chain in a chain": Chain(
+        (Chain((Ancestral(Absorbing(WORDS)), AdaptiveCorrection(0.8))), Chain((Remask(0.4),)))
+    ),
+    "early middle": Loop(Cap(0.6), on=0.8, off=0.3, level=0.5),
+    "own step": random_rewriting,
+}
+
+
+def engine_is_loop(
+    step: Step,
+    process: AbstractNoiseProcess,
+    schedule: AbstractHyperschedule,
+    seed: int,
+    parameterization: AbstractParameterization | None = None,
+    *,
+    every: bool = False,
+) -> None:
+    """Along one hyperschedule, with a context, a prompt, transforms and a noise schedule that the seed chooses."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one_of(things: Any) -> Any:
+        return things[int(torch.randint(len(things), (), generator=generator))]
+
+    told = isinstance(parameterization, LogScore)
+    denoiser = tiny_denoiser(process, parameterization, conditioned=told, seed=seed % 5)
+    prompt = prompt_of(one_of(("none", "prefix", "infill")), schedule, generator)
+    if denoiser.lookback:
+        prompt = Prompt.prefix([1, 2], LENGTH)
+    how = {
+        "seed": seed,
+        "prompt": prompt,
+        "transforms": one_of(((), (Temperature(0.7),))),
+        "noise_schedule": one_of((LINEAR, Cosine())),
+        "sampling_eps": one_of((None, 1e-3)),
+        "context": one_of(CONTEXTS),
+        "active": one_of(ACTIVES),
+    }
+    expected = sample_plainly(denoiser, schedule, step, num_sequences=3, **how)
+    ways: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"together": True}, {"use_cache": False}]
+    for options in ways if every else [ways[seed % 4]]:
+        found = sample(denoiser, schedule, step, num_sequences=3, **how, **options).tokens
+        assert torch.equal(found, expected), (options, how, seed)
+    alone = sample(denoiser, schedule, step, first_sequence=2, **how).tokens
+    assert torch.equal(alone[0], expected[2])
+
+
+PAIRS = [(name, process) for name in ALGORITHMS for process in PROCESSES if fits(name, process)]
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS[::2], ids=str)
+def test_engine_writes_the_tokens_of_the_loop(name: str, process: AbstractNoiseProcess) -> None:
+    place = PAIRS.index((name, process))
+    engine_is_loop(algorithm(name, process, 0.3), process, SCHEDULES[place % len(SCHEDULES)], place)
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+@pytest.mark.parametrize("process", PROCESSES[:2], ids=str)
+def test_engine_writes_the_tokens_of_the_loop_with_compound_and_own_steps(
+    name: str, process: AbstractNoiseProcess
+) -> None:
+    for seed, schedule in enumerate(SCHEDULES[:4]):
+        engine_is_loop(OWN_STEPS[name], process, schedule, seed)
+
+
+@pytest.mark.parametrize("parameterization", [Shifted(Mean()), LogScore()], ids=str)
+@pytest.mark.parametrize("name", ["original", "acs", "remask", "confidence"])
+def test_engine_writes_the_tokens_of_the_loop_with_other_networks(
+    name: str, parameterization: AbstractParameterization
+) -> None:
+    for schedule in (SCHEDULES[1], SCHEDULES[6]):
+        engine_is_loop(algorithm(name, PROCESSES[1], 0.3), PROCESSES[1], schedule, 5, parameterization)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize(("name", "process"), PAIRS, ids=str)
+def test_engine_writes_the_tokens_of_the_loop_with_many_seeds(
+    name: str, process: AbstractNoiseProcess, schedule: AbstractHyperschedule
+) -> None:
+    for seed in range(100, 104):
+        engine_is_loop(algorithm(name, process, 0.3), process, schedule, seed, every=True)
