@@ -11,7 +11,7 @@ from hdlm.cli._options import device_of
 
 
 def given(device: str) -> torch.device:
-    return device_of(argparse.Namespace(device=device))
+    return device_of(argparse.Namespace(device=device, threads=None))
 
 
 @pytest.fixture

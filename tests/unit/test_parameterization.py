@@ -13,6 +13,7 @@ from hdlm.noise_schedule import total_noise
 from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification import Trial, laws_of
+from hdlm.verification.laws.parameterizations import inputs_depend_on_the_stated_noise
 
 EXAMPLES: dict[type[AbstractParameterization], tuple[AbstractParameterization, ...]] = {
     Mean: tuple(Mean(told) for told in ("none", "sigma", "fraction", "zero")),
@@ -28,7 +29,11 @@ PROCESSES = [Absorbing(4), Uniform(4), EpsilonHybrid(4, 0.2), GammaHybrid(4, 0.3
 def test_every_public_parameterization_is_held_to_the_laws():
     public = {getattr(package, name) for name in package.__all__}
     classes = {
-        item for item in public if issubclass(item, AbstractParameterization) and not inspect.isabstract(item)
+        item
+        for item in public
+        if inspect.isclass(item)
+        and issubclass(item, AbstractParameterization)
+        and not inspect.isabstract(item)
     }
     assert classes == set(EXAMPLES)
 
@@ -37,7 +42,9 @@ def test_every_public_parameterization_is_held_to_the_laws():
 @pytest.mark.parametrize("reading", ALL)
 def test_law(reading, law):
     finding = law(reading, Trial(seed=1))
-    assert finding is not None
+    if finding is None:  # inputs that depend on all noise of a sequence leave nothing to compare
+        assert (law, reading.noise_dependence) == (inputs_depend_on_the_stated_noise, "sequence")
+        return
     assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
 
 
