@@ -242,7 +242,8 @@ def first_canvas(
             frames.append(frame.before)
 
     step = algorithm("exact", denoiser.process)
-    sample(denoiser, flat(length, 2), step, num_sequences=count, noise_schedule=noise_schedule, watch=watch)
+    options = {"noise_schedule": noise_schedule, "together": True, "watch": watch}
+    sample(denoiser, flat(length, 2), step, num_sequences=count, **options)
     return torch.cat(frames)
 
 

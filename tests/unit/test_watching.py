@@ -295,7 +295,8 @@ def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
 _HANGS = """
 import time
 from pathlib import Path
-from hdlm.training import Recipe, trackers
+from hdlm.training import Recipe
+from hdlm.training.monitor import trackers
 
 trackers._PATIENCE = 0.2
 trackers._opener = lambda *arguments: lambda: time.sleep(600)

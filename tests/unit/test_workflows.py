@@ -365,7 +365,7 @@ def _demonstrated(
     recipe = RECIPE.replace("context = 16", "context = 32").replace("steps = 3", "minutes = 0.003")
     (folder / "recipes" / "demo.toml").write_text(recipe)
     monkeypatch.setattr("hdlm.cli.demo.recipes", lambda: folder / "recipes")
-    monkeypatch.setattr("hdlm.cli.demo.measured", measured)
+    monkeypatch.setattr("hdlm.evaluation.held_out.measured", measured)
     monkeypatch.setattr("hdlm.cli.demo.LONGEST", longest)
     words = ["demo", "--act", "2", "--text", str(text), "--output", str(folder / "demo"), "--device", "cpu"]
     return main(words)
@@ -378,7 +378,7 @@ def test_the_demonstration_trains_until_it_beats_the_bigram(
         [9.0, 1e-3 + 0.5, 0.4, 0.4]
     )  # untrained, then at the end of the run and of its extension, and last
     counts = [Measurement("unigram counts", 1.0, 2.0), Measurement("bigram counts", 0.5, 2.0)]
-    monkeypatch.setattr("hdlm.cli.demo.counted", lambda run: counts)
+    monkeypatch.setattr("hdlm.evaluation.held_out.counted", lambda run: counts)
 
     def measured(*_: object, **__: object) -> Measurement:
         return Measurement("network", next(bits), 2.0)
