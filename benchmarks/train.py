@@ -215,11 +215,11 @@ def in_a_process(
         )
         for rank in range(processes)
     ]
-    spoken = [process.communicate() for process in running]
-    for process, (_, error) in zip(running, spoken, strict=True):
+    outputs = [process.communicate() for process in running]
+    for process, (_, error) in zip(running, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(f"{name!r} failed ({process.returncode}): {error.strip()[-500:]}")
-    found: dict[str, Any] = json.loads(spoken[0][0].splitlines()[-1])
+    found: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
     return found
 
 

@@ -31,6 +31,11 @@ def _homes(stub: Path) -> dict[str, str]:
 
 _HOME = _homes(Path(__file__).with_suffix(".pyi"))
 
+_DEPRECATED = {
+    "load_checkpoint": ("hdlm.checkpoint", "load"),
+    "Cavity": ("hdlm.parameterization", "LeaveOneOut"),
+}
+
 __all__ = sorted([*_HOME, "__version__"])
 
 
@@ -47,12 +52,13 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use and remember it."""
-    if name == "load_checkpoint":
+    if name in _DEPRECATED:
+        home, new = _DEPRECATED[name]
         advice = (
-            "`hdlm.load_checkpoint` is deprecated and leaves in the next version: use `hdlm.load` instead."
+            f"`hdlm.{name}` is deprecated and will be removed in the next version: use `hdlm.{new}` instead."
         )
         warnings.warn(advice, DeprecationWarning, stacklevel=2)
-        return import_module("hdlm.checkpoint").load_checkpoint
+        return getattr(import_module(home), name if name == "load_checkpoint" else new)
     if name not in _HOME:
         raise AttributeError(f"module 'hdlm' has no attribute {name!r}; it offers {', '.join(__all__)}.")
     value = getattr(import_module(_HOME[name]), name)

@@ -36,7 +36,7 @@ from hdlm.objective import Corruption as Corruption
 from hdlm.objective import ScoreEntropy as ScoreEntropy
 from hdlm.objective import WeightedCrossEntropy as WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization as AbstractParameterization
-from hdlm.parameterization import Cavity as Cavity
+from hdlm.parameterization import LeaveOneOut as LeaveOneOut
 from hdlm.parameterization import LogScore as LogScore
 from hdlm.parameterization import Mean as Mean
 from hdlm.parameterization import Shifted as Shifted

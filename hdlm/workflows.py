@@ -26,7 +26,7 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
-from hdlm.training import Recipe, Unfinished, unfinished
+from hdlm.training import Recipe, ResumePoint, find_resume_point
 from hdlm.training.finetuning import recipe_of
 from hdlm.training.launch import begin, carry_out, check_vacant, recipe_file
 from hdlm.training.recipe import import_own
@@ -182,7 +182,7 @@ def _carried_out(
     console: Console,
     device: torch.device | str | None,
     *,
-    found: Unfinished | None,
+    found: ResumePoint | None,
     text: Corpora | None,
     start: Checkpoint | None = None,
     memory: str | None = None,
@@ -206,10 +206,10 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def _found(folder: Path, console: Console, *, resume: bool) -> Unfinished | None:
+def _found(folder: Path, console: Console, *, resume: bool) -> ResumePoint | None:
     """The run to resume, if any."""
     if resume:
-        return unfinished(folder, console.print)
+        return find_resume_point(folder, console.print)
     if os.environ.get("RANK", "0") == "0":
         check_vacant(folder, "resume=True")
     return None

@@ -62,7 +62,7 @@ from hdlm.sampling import (
     algorithm,
     sample,
 )
-from hdlm.training import Recipe, Session, StopRequest, prepare
+from hdlm.training import Recipe, Session, StopRequest, build_setup
 from hdlm.verification.logical_device import Event, LogicalDevice
 
 CPU = torch.device("cpu")
@@ -212,12 +212,12 @@ def training(optimizer: str, **changes: dict[str, Any]) -> Scenario:
         }
         for name, options in changes.items():
             table[name] = {**table.get(name, {}), **options}
-        run = prepare(Recipe.from_table(table), device)
+        run = build_setup(Recipe.from_table(table), device)
         trainer, reports = run.trainer(), []
         with NOTED.only("training"):
             trainer.train(StopRequest(), (reports.append,))
         state = trainer.state()
-        again = prepare(Recipe.from_table(table), device).trainer()
+        again = build_setup(Recipe.from_table(table), device).trainer()
         again.restore(state)
         places = {one.device for one in run.denoiser.parameters()}
         assert {one.type for one in places} == {device.type}, f"trained on {places}, not on {device}"
@@ -297,7 +297,7 @@ def storage(device: torch.device, folder: Path) -> Found:
         "mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}],
         "run": {"steps": 2, "batch_size": 2, "precision": "no"},
     }
-    Session(prepare(Recipe.from_table(table), device), folder / "model").execute(StopRequest())
+    Session(build_setup(Recipe.from_table(table), device), folder / "model").execute(StopRequest())
     own, hub = load_checkpoint(folder / "model", device=device), load(folder / "model", device=device)
     tokens = torch.tensor([[1, 2, 3, 4]], device=device)
     answers = [one.network.eval()(tokens) for one in (own, hub)]

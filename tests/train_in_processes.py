@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.training import Recipe, Session, StepReport, StopRequest, prepare, unfinished
+from hdlm.training import Recipe, Session, StepReport, StopRequest, build_setup, find_resume_point
 from hdlm.training.distributed import accelerator as engine
 
 LIMIT = 240
@@ -68,9 +68,9 @@ def _work(job: dict[str, Any]) -> None:
     asked = job.get("engine", "MULTI_CPU")
     if asked == "FSDP":
         _spread()
-    found = unfinished(folder)
+    found = find_resume_point(folder)
     start = None if found is None else found.checkpoint
-    run = prepare(Recipe.from_table(job["recipe"]), torch.device("cpu"), start=start)
+    run = build_setup(Recipe.from_table(job["recipe"]), torch.device("cpu"), start=start)
     session = Session(run, folder, found)
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
@@ -85,7 +85,7 @@ def _work(job: dict[str, Any]) -> None:
     saved = load_checkpoint(folder).network.state_dict()
     assert trainer._accelerator.distributed_type == DistributedType(asked), asked
     assert any(isinstance(weight, DTensor) for weight in run.denoiser.parameters()) == (asked == "FSDP")
-    with trainer.at_rest() as denoiser:
+    with trainer.averaged_model() as denoiser:
         assert (denoiser is not None) == trainer.is_main
         if denoiser is not None:
             weights = denoiser.backbone.state_dict()

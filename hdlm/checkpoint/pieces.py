@@ -15,6 +15,9 @@ from hdlm.strict_config import nearest
 
 __all__ = ["build", "describe", "piece_class"]
 
+# Class names in checkpoints and recipes that earlier versions wrote.
+_FORMER_NAMES = {"Cavity": "LeaveOneOut"}
+
 
 def describe(piece: Any) -> dict[str, Any]:
     """The name of a piece's class and its fields, as plain values; the inverse of `build`.
@@ -94,6 +97,7 @@ def piece_class(offered: ModuleType, name: str) -> Any:
         ValueError: If there is no such class.
     """
     known, what = _pieces(offered), _kind_name(offered)
+    name = _FORMER_NAMES.get(name, name)
     if name in known:
         return known[name]
     module, _, own = name.rpartition(".")

@@ -163,10 +163,10 @@ def _made(document: dict[str, Any]) -> str:
 def _draw(path: Path, comparison: Comparison) -> None:
     from hdlm.view.comparison import Mark, draw_comparison
 
-    marks = {
+    task_scores = {
         metric: [
             Mark(cell.value, cell.error, place == 0 or cell.significant) for place, cell in enumerate(cells)
         ]
         for metric, cells in comparison.cells.items()
     }
-    draw_comparison(comparison.names, marks, path, f"Comparison: {comparison.kind}")
+    draw_comparison(comparison.names, task_scores, path, f"Comparison: {comparison.kind}")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hdlm.checkpoint import Checkpoint
     from hdlm.generation import Settings
     from hdlm.hyperschedule import AbstractHyperschedule
-    from hdlm.training import Run, Session, StepReport
+    from hdlm.training import Session, StepReport, TrainingSetup
     from hdlm.training.interrupt import StopRequest
     from hdlm.view.report import Measurement
 
@@ -189,7 +189,7 @@ class Judge:
         if report.progress < 1 or self._stop:
             return
         began = self._clock()
-        with self._session.gauge.paused(), self._session.trainer.at_rest():
+        with self._session.gauge.paused(), self._session.trainer.averaged_model():
             name = f"network, after {report.step} steps"
             bits = measured(self._console, self._session.run, name, replicates=1).bits_per_byte
         now = self._clock()
@@ -245,8 +245,8 @@ def _side_by_side(
         console.print(f"\n{name} {text}", markup=False, soft_wrap=True)
 
 
-def _plan(prepared: Run) -> AbstractHyperschedule:
-    return prepared.mixture.hyperschedules[0]
+def _plan(setup: TrainingSetup) -> AbstractHyperschedule:
+    return setup.mixture.hyperschedules[0]
 
 
 def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.device) -> dict[str, str]:
@@ -265,27 +265,27 @@ def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.
 
 
 def _write_up(
-    folder: Path, prepared: Run, rows: list[Measurement], samples: dict[str, str], seconds: float
+    folder: Path, setup: TrainingSetup, rows: list[Measurement], samples: dict[str, str], seconds: float
 ) -> None:
     """Draw the pictures and write the report."""
     from hdlm.view.curves import RunMetrics, draw_curves
     from hdlm.view.hyperschedule import draw_hyperschedule
     from hdlm.view.report import table, write_report
 
-    plan = _plan(prepared)
+    plan = _plan(setup)
     draw_hyperschedule(plan, folder / "hyperschedule.png")
     pictures = "![noise levels: positions from left to right, steps from top to bottom](hyperschedule.png)"
     metrics = folder / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
         draw_curves([RunMetrics.read(metrics)], folder / "loss.png", title="Training loss", panels=())
         pictures = f"![training loss](loss.png)\n\n{pictures}"
-    process = prepared.denoiser.process
-    recipe = json.dumps(prepared.recipe.to_table(), indent=2)
+    process = setup.denoiser.process
+    recipe = json.dumps(setup.recipe.to_table(), indent=2)
     write_report(
         folder / "report.md",
         "An epsilon-hybrid model, from nothing",
         {
-            "Likelihood": f"{table(rows)}\n\nUpper bounds with standard errors, on {len(prepared.validation.tokens):,} "
+            "Likelihood": f"{table(rows)}\n\nUpper bounds with standard errors, on {len(setup.validation.tokens):,} "
             f"tokens unseen in training; along `{plan!r}`, noise `{process!r}`.",
             "What it writes": "\n\n".join(f"**{prompt}** → {text}" for prompt, text in samples.items()),
             "Pictures": pictures,

@@ -84,10 +84,12 @@ def _read(paths: Sequence[Path]) -> list[RunMetrics]:
         raise ValueError(
             f"{next(p for p in paths if named.count(named[paths.index(p)]) > 1)} is given twice."
         )
-    return [RunMetrics.read(file, name) for file, name in zip(files, _apart(named), strict=True)]
+    return [
+        RunMetrics.read(file, name) for file, name in zip(files, _shortest_distinct_names(named), strict=True)
+    ]
 
 
-def _apart(places: Sequence[Path]) -> list[str]:
+def _shortest_distinct_names(places: Sequence[Path]) -> list[str]:
     """The last parts of paths, as many as tell them all apart."""
     for depth in range(1, max(len(place.parts) for place in places) + 1):
         names = ["/".join(place.parts[-depth:]) for place in places]

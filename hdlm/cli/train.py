@@ -33,7 +33,7 @@ from hdlm.cli._outputs import FOLDER
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hdlm.training import Recipe, Trainer, Unfinished
+    from hdlm.training import Recipe, ResumePoint, Trainer
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
@@ -211,7 +211,7 @@ def _trained(args: argparse.Namespace) -> int:
     return PREEMPTED
 
 
-def recipe_of(args: argparse.Namespace, found: Unfinished | None = None) -> Recipe:
+def recipe_of(args: argparse.Namespace, found: ResumePoint | None = None) -> Recipe:
     """The recipe that `--recipe` names, changed as the other options say.
 
     Args:
@@ -248,20 +248,20 @@ def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> Unfinished | None:
+def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:
     """What to go on from; None to begin.
 
     Raises:
         ValueError: If the folder cannot take the run.
     """
-    from hdlm.training import unfinished
+    from hdlm.training import find_resume_point
     from hdlm.training.launch import check_vacant
 
     if not args.resume:
         if is_main:
             check_vacant(args.output, "--resume")
         return None
-    found = unfinished(args.output, console.print)
+    found = find_resume_point(args.output, console.print)
     if found is None:
         _check_meant(args)
         console.print(f"there is no run in {args.output} to resume: a new one begins")

@@ -23,7 +23,7 @@ from hdlm.data.corpora.base import AbstractCorpus, Piece
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["SAMPLE", "Ids", "Sided", "encoded", "head_of", "sample_of", "sides", "tokenise"]
+__all__ = ["SAMPLE", "Ids", "SplitPiece", "encoded", "first_tokens", "sample_of", "split_pieces", "tokenise"]
 
 Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
 
@@ -37,7 +37,7 @@ _THREADS = 2
 """One encodes, on all cores, while the other hands over."""
 
 
-class Sided(NamedTuple):
+class SplitPiece(NamedTuple):
     """A piece, and on which side it is.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sided(NamedTuple):
     aside: bool
 
 
-def sides(pieces: Iterable[Piece], share: float) -> Iterator[Sided]:
+def split_pieces(pieces: Iterable[Piece], share: float) -> Iterator[SplitPiece]:
     """Say of each piece on which side it is.
 
     Args:
@@ -61,27 +61,27 @@ def sides(pieces: Iterable[Piece], share: float) -> Iterator[Sided]:
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"`validation` must lie in [0, 0.5]; got {share}.")
-    before: Sided | None = None
+    before: SplitPiece | None = None
     for piece in pieces:
-        aside = _lot(piece.text, b"aside") < share
+        aside = _hash_fraction(piece.text, b"aside") < share
         if before is not None:
             parted = before.piece.last or before.aside != aside
-            yield Sided(before.piece._replace(last=parted), before.aside)
-        before = Sided(piece, aside)
+            yield SplitPiece(before.piece._replace(last=parted), before.aside)
+        before = SplitPiece(piece, aside)
     if before is not None:
         yield before
 
 
-def _lot(text: str, purpose: bytes) -> float:
+def _hash_fraction(text: str, purpose: bytes) -> float:
     """A number in [0, 1) that a text draws."""
     digest = hashlib.blake2b(text.encode(), digest_size=6, person=purpose).digest()
     return int.from_bytes(digest) / 2**48
 
 
-def encoded(tokenizer: Tokenizer, pieces: Iterable[Sided]) -> Iterator[tuple[Sided, Ids]]:
+def encoded(tokenizer: Tokenizer, pieces: Iterable[SplitPiece]) -> Iterator[tuple[SplitPiece, Ids]]:
     """Each piece with its tokens, in order."""
     batches = _batches(iter(pieces))
-    waiting: deque[tuple[list[Sided], Future[list[Ids]]]] = deque()
+    waiting: deque[tuple[list[SplitPiece], Future[list[Ids]]]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise") as threads:
         while True:
             for batch in islice(batches, _THREADS - len(waiting)):
@@ -92,12 +92,12 @@ def encoded(tokenizer: Tokenizer, pieces: Iterable[Sided]) -> Iterator[tuple[Sid
             yield from zip(done, ids.result(), strict=True)
 
 
-def _encode(tokenizer: Tokenizer, batch: list[Sided]) -> list[Ids]:
+def _encode(tokenizer: Tokenizer, batch: list[SplitPiece]) -> list[Ids]:
     return tokenizer.encode_pieces([sided.piece for sided in batch])
 
 
-def _batches(pieces: Iterator[Sided]) -> Iterator[list[Sided]]:
-    batch: list[Sided] = []
+def _batches(pieces: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
+    batch: list[SplitPiece] = []
     size = 0
     for sided in pieces:
         batch.append(sided)
@@ -109,7 +109,7 @@ def _batches(pieces: Iterator[Sided]) -> Iterator[list[Sided]]:
         yield batch
 
 
-def head_of(
+def first_tokens(
     corpus: AbstractCorpus, tokenizer: Tokenizer, most: int, share: float = 0.0, *, aside: bool = False
 ) -> TokenStream:
     """The first tokens of one side of a corpus, in memory; no more of it is read than they need.
@@ -124,7 +124,7 @@ def head_of(
     Raises:
         ValueError: If there is nothing on this side.
     """
-    chosen = (sided for sided in sides(corpus.pieces(), share) if sided.aside is aside)
+    chosen = (sided for sided in split_pieces(corpus.pieces(), share) if sided.aside is aside)
     found = _joined(encoded(tokenizer, chosen), most)
     if found is None:
         side = f"the {100 * share:.4g}% of the text that is set aside for validation" if aside else "the text"
@@ -144,14 +144,14 @@ def tokenise(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenStream:
     Raises:
         ValueError: If there are none.
     """
-    whole = (Sided(Piece(document, first=True, last=True), aside=False) for document in documents)
+    whole = (SplitPiece(Piece(document, first=True, last=True), aside=False) for document in documents)
     found = _joined(encoded(tokenizer, whole))
     if found is None:
         raise ValueError("there are no documents to tokenise.")
     return found
 
 
-def _joined(pieces: Iterable[tuple[Sided, Ids]], most: int = sys.maxsize) -> TokenStream | None:
+def _joined(pieces: Iterable[tuple[SplitPiece, Ids]], most: int = sys.maxsize) -> TokenStream | None:
     """The first pieces as one stream; None if there is none."""
     rows: list[Ids] = []
     tokens = num_bytes = 0
@@ -175,8 +175,8 @@ def sample_of(corpus: AbstractCorpus, characters: int, share: float = 0.0) -> It
     size = corpus.size()
     rate = 1.0 if size is None else min(1.0, 1.1 * characters / max(size, 1))
     taken = 0
-    for piece, aside in sides(corpus.pieces(), share):
-        if not aside and _lot(piece.text, b"sample") < rate:
+    for piece, aside in split_pieces(corpus.pieces(), share):
+        if not aside and _hash_fraction(piece.text, b"sample") < rate:
             yield piece.text
             taken += len(piece.text)
         if taken >= characters:

@@ -23,7 +23,7 @@ import numpy as np
 
 from hdlm.atomic import replacing
 from hdlm.data.corpora.base import PIECE, AbstractCorpus
-from hdlm.data.encoding import Ids, Sided, encoded, sides
+from hdlm.data.encoding import Ids, SplitPiece, encoded, split_pieces
 from hdlm.data.mapped import MappedTokens, mapped
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
@@ -367,7 +367,7 @@ def write_shards(
         if not manifest.complete:
             _clear(folder, manifest, tokenizer)
             writer = _Writer(folder, manifest, shard_tokens, watch)
-            writer.write(encoded(tokenizer, writer.missing(sides(corpus.pieces(), share))))
+            writer.write(encoded(tokenizer, writer.missing(split_pieces(corpus.pieces(), share))))
             if (change := source.difference(Source.of(corpus, source))) is not None:
                 raise ValueError(f"while {folder} was made {change}; say --renew to tokenise it anew.")
             writer.finish()
@@ -444,7 +444,7 @@ class _Writer:
     rows: dict[Side, list[Ids]] = field(default_factory=lambda: {"train": [], "validation": []})
     counts: dict[Side, Count] = field(default_factory=lambda: {"train": Count(), "validation": Count()})
 
-    def missing(self, pieces: Iterable[Sided]) -> Iterator[Sided]:
+    def missing(self, pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
         """The pieces that are in no shard yet."""
         done = self.manifest.shards[-1].pieces if self.manifest.shards else 0
         for sided in pieces:
@@ -454,7 +454,7 @@ class _Writer:
             else:
                 yield sided
 
-    def write(self, pieces: Iterable[tuple[Sided, Ids]]) -> None:
+    def write(self, pieces: Iterable[tuple[SplitPiece, Ids]]) -> None:
         """Write shards of all that is missing."""
         for sided, ids in pieces:
             self._add(sided, ids)
@@ -469,7 +469,7 @@ class _Writer:
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         self.manifest.write(self.folder)
 
-    def _add(self, sided: Sided, ids: Ids) -> None:
+    def _add(self, sided: SplitPiece, ids: Ids) -> None:
         side: Side = "validation" if sided.aside else "train"
         text, last = sided.piece.text, sided.piece.last
         self.rows[side].append(ids)

@@ -25,7 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.data.corpora.base import AbstractCorpus
-from hdlm.data.encoding import Ids, encoded, sides
+from hdlm.data.encoding import Ids, encoded, split_pieces
 from hdlm.data.order import permutation
 from hdlm.data.packing import AbstractWindows
 from hdlm.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class Stream:
         """Tokens of one epoch, piece by piece."""
         order = permutation(seed, number, len(self._parts), _FILES).tolist()
         pieces = chain.from_iterable(self._parts[place].pieces() for place in order)
-        kept = (sided for sided in sides(pieces, self.share) if not sided.aside)
+        kept = (sided for sided in split_pieces(pieces, self.share) if not sided.aside)
         for _, ids in encoded(self.tokenizer, kept):
             yield ids
 

@@ -26,7 +26,7 @@ from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.sampling import Prompt, algorithm, sample
-from hdlm.training import Run, Session, StepReport
+from hdlm.training import Session, StepReport, TrainingSetup
 from hdlm.training.recipe import WatchSettings
 
 __all__ = ["Observer", "Say"]
@@ -61,7 +61,7 @@ class Observer:
 
     def __init__(
         self,
-        run: Run,
+        run: TrainingSetup,
         session: Session,
         folder: Path,
         say: Say,
@@ -101,7 +101,7 @@ class Observer:
         """Log the bound on validation text; the step is kept while no other has a better one."""
         self._tried["validation"] = step
         bound = None
-        with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
+        with self._session.gauge.paused(), self._session.trainer.averaged_model() as denoiser:
             if denoiser is not None:
                 bound = self._measured(denoiser, step)
         self._session.offer(step, bound)
@@ -109,7 +109,7 @@ class Observer:
     def write(self, step: int) -> None:
         """Write samples, and log how varied and how likely they are."""
         self._tried["entropy"] = step
-        with self._session.gauge.paused(), self._session.trainer.at_rest() as denoiser:
+        with self._session.gauge.paused(), self._session.trainer.averaged_model() as denoiser:
             if denoiser is None:
                 return
             try:

@@ -10,46 +10,46 @@ from hdlm.data import Bigram, Unigram
 from hdlm.evaluation.likelihood.defaults import bound_of, measurable
 from hdlm.evaluation.likelihood.estimator import evaluate
 from hdlm.progress import share_bar
-from hdlm.training import Run
+from hdlm.training import TrainingSetup
 from hdlm.view.report import Measurement
 
 __all__ = ["counted", "measured"]
 
 
-def counted(prepared: Run) -> list[Measurement]:
+def counted(setup: TrainingSetup) -> list[Measurement]:
     """What counting words and pairs of words achieves on the same tokens."""
-    words, test = prepared.tokenizer.vocabulary.num_words, prepared.validation
+    words, test = setup.tokenizer.vocabulary.num_words, setup.validation
     rows = []
     for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
-        nats = float(model.fit(prepared.train.tokens, words).nats(test.tokens).sum())
+        nats = float(model.fit(setup.train.tokens, words).nats(test.tokens).sum())
         bits = nats / math.log(2) / test.num_bytes
         rows.append(Measurement(name, bits, math.exp(nats / len(test.tokens))))
     return rows
 
 
-def measured(console: Console, prepared: Run, name: str, replicates: int) -> Measurement:
+def measured(console: Console, setup: TrainingSetup, name: str, replicates: int) -> Measurement:
     """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
-    corruption = prepared.mixture.parts[0].corruption
+    corruption = setup.mixture.parts[0].corruption
     what = f"measuring the {name}"
-    prepared.denoiser.eval()
+    setup.denoiser.eval()
     with share_bar(what, shown=console.is_terminal) as bar:
         result = evaluate(
-            prepared.denoiser,
-            prepared.validation.tokens,
+            setup.denoiser,
+            setup.validation.tokens,
             measurable(corruption.hyperschedule),
-            bound=bound_of(prepared.denoiser.process),
+            bound=bound_of(setup.denoiser.process),
             noise_schedule=corruption.noise_schedule,
             context=corruption.context,
             active=corruption.active,
-            num_bytes=prepared.validation.num_bytes,
+            num_bytes=setup.validation.num_bytes,
             replicates=replicates,
-            seed=prepared.recipe.run.seed,
-            device=prepared.device,
+            seed=setup.recipe.run.seed,
+            device=setup.device,
             watch=lambda progress: bar(progress.done / progress.total, what),
         )
     row = Measurement(
         name,
-        result.nats / math.log(2) / prepared.validation.num_bytes,
+        result.nats / math.log(2) / setup.validation.num_bytes,
         result.perplexity,
         result.bits_per_byte_error,
         result.perplexity_error,

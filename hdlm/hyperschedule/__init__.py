@@ -16,7 +16,7 @@ any table of levels you have.  Your own hyperschedule is one file: subclass `Abs
 from hdlm.hyperschedule.base import AbstractHyperschedule, Regions
 from hdlm.hyperschedule.block import Block, autoregressive, flat
 from hdlm.hyperschedule.countdown import AbstractCountdown
-from hdlm.hyperschedule.packing import AbstractPacking, Packed, opens_rightwards, packing
+from hdlm.hyperschedule.packing import AbstractPacking, Packed, opens_left_to_right, packing
 from hdlm.hyperschedule.published import PublishedSlide, PublishedWave
 from hdlm.hyperschedule.slide import Slide
 from hdlm.hyperschedule.table import Table
@@ -36,6 +36,6 @@ __all__ = [
     "Wave",
     "autoregressive",
     "flat",
-    "opens_rightwards",
+    "opens_left_to_right",
     "packing",
 ]

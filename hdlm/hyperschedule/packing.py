@@ -32,7 +32,7 @@ from torch import Tensor
 from hdlm.hyperschedule.base import AbstractHyperschedule
 from hdlm.hyperschedule.countdown import AbstractCountdown
 
-__all__ = ["AbstractPacking", "Packed", "opens_rightwards", "packing"]
+__all__ = ["AbstractPacking", "Packed", "opens_left_to_right", "packing"]
 
 ABSENT = -1
 """The step of a position that takes no part in a pass."""
@@ -71,7 +71,7 @@ class AbstractPacking(abc.ABC):
 
     num_epochs: int
     num_cells: tuple[int, ...]
-    rightwards: bool
+    left_to_right: bool
 
     @abc.abstractmethod
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
@@ -89,7 +89,7 @@ def packing(hyperschedule: AbstractHyperschedule) -> AbstractPacking:
     return _Chains(hyperschedule)
 
 
-def opens_rightwards(hyperschedule: AbstractHyperschedule, lookback: int = 1) -> bool:
+def opens_left_to_right(hyperschedule: AbstractHyperschedule, lookback: int = 1) -> bool:
     """Whether the positions before each position are on the canvas whenever it is active.
 
     A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
@@ -113,7 +113,7 @@ class _Phases(AbstractPacking):
         self._countdown = countdown
         self.num_epochs = countdown.num_epochs
         self.num_cells = (countdown.num_levels,) * countdown.num_epochs
-        self.rightwards = _rises(countdown.starts)
+        self.left_to_right = _rises(countdown.starts)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         plan = self._countdown
@@ -136,7 +136,7 @@ class _Chains(AbstractPacking):
         self.num_epochs = int(self._epochs.max()) + 1
         self._chains = [self._chains_of(epoch) for epoch in range(self.num_epochs)]
         self.num_cells = tuple(len(chains) for chains, _ in self._chains)
-        self.rightwards = _rises(self._starts) and _rises(self._settles)
+        self.left_to_right = _rises(self._starts) and _rises(self._settles)
 
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         if times.shape[-1] != self.num_epochs:

@@ -17,7 +17,7 @@ What it answers, with `bos` (what ends a document, where nothing else begins one
                            are written first stays random)
 
 A context that does not fit is cut on its left. Asking for the class imports `lm_eval` and registers the name "hdlm"
-there; `Examinee` is the same without `lm_eval`.
+there; `HarnessModel` is the same without `lm_eval`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hdlm.generation import Settings, complete, planned
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import Prompt
 
-__all__ = ["Examinee", "Watch"]
+__all__ = ["HarnessModel", "Watch"]
 
 Watch = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -57,7 +57,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 @final
-class Examinee:
+class HarnessModel:
     """A model that takes the tests of `lm_eval`, without `lm_eval`.
 
     Args:
@@ -282,7 +282,7 @@ def _harness_class() -> type:
             batch_size: Windows or canvases in a pass; None for the usual number.
             max_batch_size: Of no account: nothing is tried out.
             device: Where the model is; None for where its weights are.
-            options: As in `Examinee`.
+            options: As in `HarnessModel`.
         """
 
         def __init__(
@@ -301,7 +301,7 @@ def _harness_class() -> type:
             self._device = next(opened.network.parameters()).device
             if batch_size not in (None, "auto"):
                 options["batch_size"] = int(str(batch_size))
-            self.examinee = Examinee(opened, device=self._device, **options)
+            self.examinee = HarnessModel(opened, device=self._device, **options)
             self._tokenizer_name = hashlib.sha256(str(opened.tokenizer_json).encode()).hexdigest()
 
         @property

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_atten
 from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Attention", "SharedMask", "attend", "open_blind", "resolve"]
+__all__ = ["Attention", "SharedMask", "attend", "resolve", "unmask_empty_rows"]
 
 Attention: TypeAlias = Bool[Tensor, "#b q k"] | BlockMask | None
 """Who may attend whom, as callers say it."""
@@ -33,7 +33,7 @@ def resolve(
 ) -> tuple[SharedMask, Rotation]:
     """Prepare a mask once for all layers.
 
-    A query that may attend nobody attends everybody equally: see `open_blind`.
+    A query that may attend nobody attends everybody equally: see `unmask_empty_rows`.
     A `BlockMask` is left to its kernel (there, such a query reads zeros), except on a CPU, where
     FlexAttention has no backward pass: there the mask is made dense and, if much of it is empty, cut into pieces.
 
@@ -65,17 +65,17 @@ def resolve(
             return attention, rotation
         rows = attention.shape[0]
         attention = create_mask(attention.mask_mod, rows, 1, num_queries, num_keys, device="cpu")[:, 0]
-    mask, rotation = open_blind(attention, rotation)
+    mask, rotation = unmask_empty_rows(attention, rotation)
     whole = mask.device.type != "cpu" or torch.compiler.is_compiling()
     return mask if whole else cut(mask), rotation
 
 
-def open_blind(
+def unmask_empty_rows(
     attention: Bool[Tensor, "#b q k"], rotation: Rotation
 ) -> tuple[Bool[Tensor, "#b 1 q k"], Rotation]:
     """A mask without empty rows: a query that may attend nobody sees everybody, and is silenced."""
     blind = ~attention.any(dim=-1)
-    return (attention | blind[..., None])[:, None], rotation.silence(blind)
+    return (attention | blind[..., None])[:, None], rotation.zero_queries(blind)
 
 
 def attend(

@@ -130,18 +130,18 @@ class DDiT(nn.Module):
             return self.static([one])[0]
         num_queries = tokens.shape[1]
         mask, rotation = resolve(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
-        told = self._told(condition)
+        cond = self._conditioning(condition)
         x = self.vocab_embed(tokens, blend)
         for index, block in enumerate(self.blocks):
             if cache is not None:
-                x = block(x, told, rotation, mask, functools.partial(_see, index, cache, mask))
+                x = block(x, cond, rotation, mask, functools.partial(_see, index, cache, mask))
             else:
                 x = recomputation.run(
-                    self.checkpoint_activations, cast("Block", block), x, told, rotation, mask
+                    self.checkpoint_activations, cast("Block", block), x, cond, rotation, mask
                 )
         if cache is not None and store is not None:
             cache.keep(store, num_queries)
-        return self.output_layer.normalise(x, told)
+        return self.output_layer.normalise(x, cond)
 
     def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Several passes in one: every weight is read once; each pass sees itself and its own cache only.
@@ -160,10 +160,10 @@ class DDiT(nn.Module):
             mask, rotation = resolve(one.attention, self.rotary_emb(one.places), width, one.num_keys)
             parts.append(_Part(rows, width, one.cache, mask))
             rotations.append(rotation)
-        told = self._told_many(passes, shapes)
+        cond = self._conditioning_of_many(passes, shapes)
         x = torch.cat([self.vocab_embed(one.tokens, one.blend).flatten(0, 1) for one in passes])[None]
         rotation = Rotation.join(rotations, shapes)
-        hidden = self._through(x, told, rotation, lambda layer: functools.partial(_see_apart, layer, parts))
+        hidden = self._through(x, cond, rotation, lambda layer: functools.partial(_see_apart, layer, parts))
         for one, (_, width) in zip(passes, shapes, strict=True):
             if one.cache is not None and one.store is not None:
                 one.cache.keep(one.store, width)
@@ -231,28 +231,28 @@ class DDiT(nn.Module):
         see: Callable[[int], See],
     ) -> Tensor:
         """All but positions and `head`; layer `i` attends by `see(i)`."""
-        return self._through(self.vocab_embed(tokens, blend), self._told(condition), rotation, see)
+        return self._through(self.vocab_embed(tokens, blend), self._conditioning(condition), rotation, see)
 
     def _through(
-        self, x: Tensor, told: Tensor | None, rotation: Rotation, see: Callable[[int], See]
+        self, x: Tensor, cond: Tensor | None, rotation: Rotation, see: Callable[[int], See]
     ) -> Tensor:
         for index, block in enumerate(self.blocks):
-            x = block(x, told, rotation, None, see(index))
-        return self.output_layer.normalise(x, told)
+            x = block(x, cond, rotation, None, see(index))
+        return self.output_layer.normalise(x, cond)
 
-    def _told_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
+    def _conditioning_of_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
         """The conditioning vectors of several passes, end to end in one row."""
-        told = [self._told(one.condition) for one in passes]
+        cond = [self._conditioning(one.condition) for one in passes]
         if self.sigma_map is None:
             return None
         flat = [
             one.expand(*shape, -1).flatten(0, 1)
-            for one, shape in zip(told, shapes, strict=True)
+            for one, shape in zip(cond, shapes, strict=True)
             if one is not None
         ]
         return torch.cat(flat)[None]
 
-    def _told(self, condition: Tensor | None) -> Tensor | None:
+    def _conditioning(self, condition: Tensor | None) -> Tensor | None:
         """The conditioning vectors, or `None` for a network without conditioning."""
         if (condition is None) != (self.sigma_map is None):
             raise ValueError(

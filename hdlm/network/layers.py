@@ -147,14 +147,14 @@ class Block(nn.Module):
         see: See | None = None,
     ) -> Float[Tensor, "b q h"]:
         """Add both branches to the residual stream; `see`, if given, attends in the place of `attention`."""
-        look, think = self._modulations(condition)
-        query, key, value = self._ask(x, look, rotation)
+        attn_mod, mlp_mod = self._modulations(condition)
+        query, key, value = self._qkv(x, attn_mod, rotation)
         heads = attend(query, key, value, attention) if see is None else see(query, key, value)
-        return self._think(x, heads, look, think)
+        return self._residual(x, heads, attn_mod, mlp_mod)
 
     def compile_parts(self) -> None:
         """Compile what lies before and behind attention: the same two graphs for every block, cache and batch."""
-        for name in ("_ask", "_think"):
+        for name in ("_qkv", "_residual"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
@@ -163,17 +163,17 @@ class Block(nn.Module):
         chunks = self.adaLN_modulation(condition).chunk(6, dim=-1)
         return Modulation(*chunks[:3]), Modulation(*chunks[3:])
 
-    def _ask(self, x: Tensor, look: Modulation, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, x: Tensor, attn_mod: Modulation, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, `[b heads q d]`."""
-        qkv = self.attn_qkv(look.enter(self.norm1(x))).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.attn_qkv(attn_mod.enter(self.norm1(x))).unflatten(-1, (3, self.num_heads, -1))
         turning, value = qkv.split((2, 1), dim=2)
         query, key = (part.transpose(1, 2) for part in rotation(turning).unbind(2))
         return query, key, value[:, :, 0].transpose(1, 2)
 
-    def _think(self, x: Tensor, heads: Tensor, look: Modulation, think: Modulation) -> Tensor:
+    def _residual(self, x: Tensor, heads: Tensor, attn_mod: Modulation, mlp_mod: Modulation) -> Tensor:
         """Add what the heads saw, and what the feed-forward network makes of it."""
-        x = x + look.leave(self.dropout(self.attn_out(heads.transpose(1, 2).flatten(2))))
-        return x + think.leave(self.dropout(self.mlp(think.enter(self.norm2(x)))))
+        x = x + attn_mod.leave(self.dropout(self.attn_out(heads.transpose(1, 2).flatten(2))))
+        return x + mlp_mod.leave(self.dropout(self.mlp(mlp_mod.enter(self.norm2(x)))))
 
 
 @final

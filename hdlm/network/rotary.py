@@ -26,7 +26,7 @@ class Rotation(NamedTuple):
     cos: Float[Tensor, "#b q #two 1 half"]
     sin: Float[Tensor, "#b q #two 1 half"]
 
-    def silence(self, blind: Bool[Tensor, "#b q"]) -> Rotation:
+    def zero_queries(self, blind: Bool[Tensor, "#b q"]) -> Rotation:
         """Turn the queries of `blind` rows into zeros, and those of all other rows as before.
 
         A zero query scores every key alike. Folding it into the tables costs the layers nothing.

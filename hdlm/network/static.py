@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.network.attention import attend, open_blind
+from hdlm.network.attention import attend, unmask_empty_rows
 from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig
 from hdlm.network.layers import See
@@ -74,7 +74,7 @@ class StaticBatch:
             raise ValueError(f"`slots` must be at least 1, one for each sequence at a time; got {slots}.")
         like = weight().detach()
         self.slots, self.records, self.num_calls = slots, like.is_cuda, 0
-        self._rotary, self._body, self._told = rotary, body, config.timestep_embedding
+        self._rotary, self._body, self._conditioned = rotary, body, config.timestep_embedding
         self._weight, self._first = weight, like  # kept, so that no other weight is given its address
         self._pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self._capacity, places = config.max_length, config.max_length + _WIDEST
@@ -142,7 +142,7 @@ class StaticBatch:
             width <= _WIDEST
             and end <= self._capacity
             and (one.attention is None or dense)
-            and (one.condition is not None) == self._told
+            and (one.condition is not None) == self._conditioned
         )
 
     def _settle(self, cache: KVCache) -> int:
@@ -185,13 +185,13 @@ class StaticBatch:
         places = kept[:, None] + torch.arange(width, device=device)
         at = places[:, None, :, None].expand(-1, heads, -1, dim)
         rotation = self._rotary(self._positions[:, :width])
-        mask, rotation = open_blind(self._seen[:, :width, :reach], rotation)
+        mask, rotation = unmask_empty_rows(self._seen[:, :width, :reach], rotation)
         mask = mask & (torch.arange(reach, device=device) < end[:, None])[:, None, None]
 
         def see(layer: int) -> See:
             return functools.partial(self._see, layer, at, mask)
 
-        condition = self._condition[:, :width] if self._told else None
+        condition = self._condition[:, :width] if self._conditioned else None
         return self._body(self._tokens[:, :width], rotation, condition, self._blend[:, :width], see)
 
     def _see(self, layer: int, at: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class AbstractObjective(abc.ABC):
     @final
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
         """The loss of every position of `canvas.x_t`; differentiable in the denoiser's weights."""
-        canvas = canvas.spoken(denoiser)
+        canvas = canvas.without_lookback_positions(denoiser)
         prediction = canvas.predict(denoiser)
         losses = []
         for term in self.terms(denoiser.process, canvas):
@@ -99,7 +99,7 @@ class AbstractObjective(abc.ABC):
             device: Where the denoiser is, if not where the canvas is. The rows of a canvas on the host are chosen
                 there, so that nothing waits for the device.
         """
-        canvas = canvas.spoken(denoiser)
+        canvas = canvas.without_lookback_positions(denoiser)
         chosen = []
         for term in self.terms(denoiser.process, canvas):
             weight = term.weight.flatten()

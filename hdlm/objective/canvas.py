@@ -24,7 +24,7 @@ from hdlm.hyperschedule import (
     AbstractPacking,
     Packed,
     autoregressive,
-    opens_rightwards,
+    opens_left_to_right,
     packing,
 )
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
@@ -65,10 +65,10 @@ class Canvas:
     num_clean: int = 0
     attention: Any = None
     window: Int[Tensor, "b l"] | None = None
-    rightwards: bool = True
+    left_to_right: bool = True
     same_noise: bool = True
 
-    def spoken(self, denoiser: AbstractDenoiser) -> Canvas:
+    def without_lookback_positions(self, denoiser: AbstractDenoiser) -> Canvas:
         """The same without weight on the first positions, of which a shifted denoiser says nothing."""
         if not denoiser.lookback:
             return self
@@ -122,7 +122,7 @@ class Canvas:
         )
 
     def _check_order(self, denoiser: AbstractDenoiser) -> None:
-        if not denoiser.lookback or self.rightwards:
+        if not denoiser.lookback or self.left_to_right:
             return
         if self.num_clean:
             raise ValueError(
@@ -242,7 +242,7 @@ class Corruption:
             num_clean=x_0.shape[1] if self.two_stream else 0,
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
-            rightwards=self._rightwards,
+            left_to_right=self._left_to_right,
             same_noise=len(schedule.settles.unique()) == 1,
         )
 
@@ -270,8 +270,8 @@ class Corruption:
         return later, now, measure, (drop > 0).double() * schedule.num_steps
 
     @cached_property
-    def _rightwards(self) -> bool:
-        return self._packing.rightwards if self.two_stream else opens_rightwards(self.hyperschedule)
+    def _left_to_right(self) -> bool:
+        return self._packing.left_to_right if self.two_stream else opens_left_to_right(self.hyperschedule)
 
     @cached_property
     def _packing(self) -> AbstractPacking:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["AbstractParameterization", "NetworkInputs", "NoiseDependence", "loudest"]
+__all__ = ["AbstractParameterization", "NetworkInputs", "NoiseDependence", "max_noise_per_sequence"]
 
 NoiseDependence = Literal["none", "position", "sequence"]
 """What the inputs of a position depend on: no noise, the noise of that position alone, or that of others as well."""
@@ -36,7 +36,7 @@ class NetworkInputs:
     blend: Float[Tensor, "*b"] | None = None
 
 
-def loudest(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+def max_noise_per_sequence(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """The greatest noise fraction along the last axis, at each of its positions."""
     return u.amax(-1, keepdim=True).expand_as(u)
 

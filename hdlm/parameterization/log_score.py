@@ -11,7 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence, loudest
+from hdlm.parameterization.base import (
+    AbstractParameterization,
+    NetworkInputs,
+    NoiseDependence,
+    max_noise_per_sequence,
+)
 from hdlm.process import AbstractNoiseProcess
 
 __all__ = ["LogScore"]
@@ -54,7 +59,7 @@ class LogScore(AbstractParameterization):
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
         sigma = total_noise(self._inner(u))
         blend = None if self.blend_rate is None else -torch.expm1(-self.blend_rate * sigma)
-        return NetworkInputs(loudest(sigma) if self.shared else sigma, blend)
+        return NetworkInputs(max_noise_per_sequence(sigma) if self.shared else sigma, blend)
 
     def log_score(
         self,

@@ -108,7 +108,7 @@ class AbstractNoiseProcess(abc.ABC):
         return self.absorbs and not bool((self.weights(torch.linspace(0, 1, 33).double()).uniform > 0).any())
 
     @functools.cached_property
-    def words_wait(self) -> bool:
+    def words_stay(self) -> bool:
         """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
         middle = self.rates(torch.full((), 0.5, dtype=torch.float64))
         return bool(middle.mask > 0) and not bool((middle.uniform > 0) | (middle.release > 0))
@@ -196,7 +196,7 @@ class AbstractNoiseProcess(abc.ABC):
         replaced. Elsewhere, noise replaces words, and what is left of the data at `u` is given to the uniform part.
         """
         w = self.weights(u)
-        word = torch.zeros_like(w.clean) if self.words_wait else w.clean + w.uniform
+        word = torch.zeros_like(w.clean) if self.words_stay else w.clean + w.uniform
         return Weights(torch.zeros_like(w.clean), word, 1 - word)
 
     @final

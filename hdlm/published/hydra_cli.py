@@ -25,7 +25,7 @@ from hdlm.strict_config import nearest
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = ["Composed", "Words", "compose", "composed_here", "sweep", "words_of"]
+__all__ = ["CommandLine", "Composed", "compose", "composed_here", "parse_command_line", "sweep"]
 
 _QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")
 """Runs of a sweep write their own files."""
@@ -33,7 +33,7 @@ _QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")
 
 @final
 @dataclass(frozen=True)
-class Words:
+class CommandLine:
     """A command line, read but not followed.
 
     Attributes:
@@ -87,7 +87,7 @@ class Composed:
                 aside.write_text(text, encoding="utf-8")
 
 
-def words_of(program: str, arguments: Sequence[str], summary: str) -> Words:
+def parse_command_line(program: str, arguments: Sequence[str], summary: str) -> CommandLine:
     """Read the command line of a program that is configured by hydra.
 
     Args:
@@ -117,10 +117,10 @@ def words_of(program: str, arguments: Sequence[str], summary: str) -> Words:
         raise ValueError(
             f"there is no configuration {name!r} in {folder}; known: {', '.join(_names(folder))}."
         )
-    return Words(folder, name, tuple(args.overrides), args.cfg, args.multirun)
+    return CommandLine(folder, name, tuple(args.overrides), args.cfg, args.multirun)
 
 
-def compose(words: Words, known: Iterable[str] = ()) -> Composed:
+def compose(words: CommandLine, known: Iterable[str] = ()) -> Composed:
     """Let hydra make one configuration of a command line.
 
     Args:
@@ -145,7 +145,7 @@ def compose(words: Words, known: Iterable[str] = ()) -> Composed:
         )
 
 
-def sweep(words: Words, known: Iterable[str], job: Callable[[Any], object]) -> None:
+def sweep(words: CommandLine, known: Iterable[str], job: Callable[[Any], object]) -> None:
     """Let hydra's sweeper and launcher carry out every run that a command line asks for.
 
     Args:
@@ -212,7 +212,7 @@ def _hydra_errors(name: str) -> Iterator[None]:
         raise ValueError(f"configuration {name}: {complaint}{advice}") from error
 
 
-def _checked(words: Words, known: tuple[str, ...]) -> tuple[list[str], list[Override]]:
+def _checked(words: CommandLine, known: tuple[str, ...]) -> tuple[list[str], list[Override]]:
     """The overrides, with hydra's `++` before options that the file leaves out; and the same parsed.
 
     Raises:

@@ -30,11 +30,11 @@ from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore
 from hdlm.published.config import Config, refuse
-from hdlm.published.hydra_cli import Composed, compose, composed_here, sweep, words_of
+from hdlm.published.hydra_cli import Composed, compose, composed_here, parse_command_line, sweep
 from hdlm.published.model import pick_device
 from hdlm.published_names import alignment_of, hyperschedule
 from hdlm.strict_config import require
-from hdlm.training import PREEMPTED, Recipe, Run, Session, StepReport, Trainer, unfinished
+from hdlm.training import PREEMPTED, Recipe, Session, StepReport, Trainer, TrainingSetup, find_resume_point
 from hdlm.training.launch import begin, carry_out
 from hdlm.training.text import Corpora
 
@@ -63,7 +63,7 @@ def configured(arguments: Sequence[str]) -> int:
 
 
 def _main(program: str, arguments: Sequence[str], summary: str, *, finetunes: bool | None) -> int:
-    words, known = words_of(program, arguments, summary), Config.options()
+    words, known = parse_command_line(program, arguments, summary), Config.options()
     if words.sweeps and not words.shows:
         if _processes() > 1:
             raise ValueError(
@@ -160,7 +160,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     from rich.console import Console
 
     console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
-    found = unfinished(composed.folder, console.print) if config.training.resume else None
+    found = find_resume_point(composed.folder, console.print) if config.training.resume else None
     start = None if found is None else found.checkpoint
     if config.hf_model_id is not None:
         start = hub.load(config.hf_model_id) if start is None else start
@@ -314,7 +314,9 @@ class _Snapshots:
                 torch.save(state, aside)
 
 
-def _observer(config: Config, run: Run, session: Session, folder: Path, console: Console) -> Observer:
+def _observer(
+    config: Config, run: TrainingSetup, session: Session, folder: Path, console: Console
+) -> Observer:
     """What measures along the published hyperschedule of evaluation, and writes by the published sampler."""
     plan = _eval_plan(config, run)
     nar = config.annealing.sampling_method == "NAR"
@@ -329,7 +331,7 @@ def _observer(config: Config, run: Run, session: Session, folder: Path, console:
     )
 
 
-def _eval_plan(config: Config, run: Run) -> AbstractHyperschedule:
+def _eval_plan(config: Config, run: TrainingSetup) -> AbstractHyperschedule:
     """The hyperschedule to generate and to measure along, at `eval_tau` levels."""
     trained, levels = run.mixture.hyperschedules[0], config.annealing.eval_tau
     if levels in (None, trained.num_levels):

@@ -25,7 +25,7 @@ Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
     """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
-    return Absorbing(process.num_words) if process.words_wait else None
+    return Absorbing(process.num_words) if process.words_stay else None
 
 
 ALGORITHMS: dict[str, Builder] = {

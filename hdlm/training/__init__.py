@@ -12,8 +12,8 @@ from hdlm.training.optim.optimizers import make_optimizers
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import Recipe
-from hdlm.training.session import Session, Unfinished, unfinished
-from hdlm.training.setup import Run, prepare
+from hdlm.training.session import ResumePoint, Session, find_resume_point
+from hdlm.training.setup import TrainingSetup, build_setup
 
 __all__ = [
     "PREEMPTED",
@@ -25,18 +25,18 @@ __all__ = [
     "NextToken",
     "Noisy",
     "Recipe",
-    "Run",
+    "ResumePoint",
     "Session",
     "StepReport",
     "StopRequest",
     "Trainer",
-    "Unfinished",
+    "TrainingSetup",
     "Watcher",
+    "build_setup",
     "choose_precision",
+    "find_resume_point",
     "listening",
     "make_optimizers",
     "orthogonalise",
-    "prepare",
     "progress_bar",
-    "unfinished",
 ]

@@ -20,7 +20,7 @@ from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
 from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.training.checkpoints.state import TrainingState
-from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.recipe import Recipe
 
 __all__ = ["changes", "memory_of", "recipe_of"]
@@ -36,7 +36,7 @@ def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> Tra
     Raises:
         ValueError: If it is no run that was trained here.
     """
-    found = Shelf(Path(run)).newest(say)
+    found = CheckpointStore(Path(run)).newest(say)
     if found is None:
         raise ValueError(
             f"{run} has no memory of its optimizers (no training/ folder), which only folders of runs that were "
@@ -104,7 +104,7 @@ def _part(
     described.pop("length", None)
     two = checkpoint.context != "full" and len(hyperschedule.settles.unique()) > 1
     if checkpoint.denoiser.lookback:
-        two = two and packing(hyperschedule).rightwards
+        two = two and packing(hyperschedule).left_to_right
     return {"hyperschedule": described, "two_stream": two, "continuous": continuous}
 
 

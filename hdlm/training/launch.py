@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.package_data import recipes
-from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.finetuning import changes, memory_of
 from hdlm.training.interrupt import StopRequest, listening
 from hdlm.training.loop import StepReport
@@ -24,8 +24,8 @@ from hdlm.training.monitor.throughput import ThreadSwitch
 from hdlm.training.monitor.trackers import check_trackers, tracking
 from hdlm.training.monitor.watchers import progress_bar
 from hdlm.training.recipe import Recipe
-from hdlm.training.session import Session, Unfinished
-from hdlm.training.setup import prepare
+from hdlm.training.session import ResumePoint, Session
+from hdlm.training.setup import build_setup
 from hdlm.training.text import Corpora, refuse_idle
 
 __all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file"]
@@ -72,7 +72,7 @@ def check_vacant(folder: Path, again: str) -> None:
     """
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give the name of a folder.")
-    if Shelf(folder).steps():
+    if CheckpointStore(folder).steps():
         raise ValueError(f"{folder} holds a run already: go on with it by {again}, or choose another folder.")
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a checkpoint; choose another folder, or remove it.")
@@ -84,7 +84,7 @@ def begin(
     device: torch.device,
     say: Callable[[str], None],
     *,
-    found: Unfinished | None = None,
+    found: ResumePoint | None = None,
     start: Checkpoint | None = None,
     text: Corpora | None = None,
     memory: str | None = None,
@@ -111,7 +111,7 @@ def begin(
     check_trackers(recipe.watch.trackers)
     if found is None:
         refuse_idle(recipe.data, text, start if strict else None)
-    run = prepare(recipe, device, say, start if found is None else found.checkpoint, text)
+    run = build_setup(recipe, device, say, start if found is None else found.checkpoint, text)
     session = Session(run, folder, found)
     if found is not None:
         return session

@@ -133,7 +133,7 @@ class _Batch:
 
 @final
 @dataclass(frozen=True)
-class _News:
+class _PendingScalars:
     """Numbers on their way from the device to the host.
 
     Attributes:
@@ -145,7 +145,7 @@ class _News:
     wait: Callable[[], object]
 
     @classmethod
-    def of(cls, values: Tensor) -> _News:
+    def of(cls, values: Tensor) -> _PendingScalars:
         """Send numbers off."""
         if values.device.type == "cpu":
             return cls(values, lambda: None)
@@ -207,7 +207,7 @@ class Trainer:
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
         self._votes = 0.0
-        self._unread: _News | None = None
+        self._unread: _PendingScalars | None = None
         self._memories = make_optimizers(self._network, optimizer)
         self._names = group_names(self._network, self._memories)
         if run.compile and has_compiler(device):
@@ -280,7 +280,7 @@ class Trainer:
             self._last.check()
 
     @contextmanager
-    def at_rest(self) -> Iterator[Denoiser | None]:
+    def averaged_model(self) -> Iterator[Denoiser | None]:
         """Lend the denoiser with its averaged weights, in evaluation mode, for the length of a block.
 
         Yields:
@@ -293,7 +293,7 @@ class Trainer:
             if self._is_spread:
                 yield self._copy(self.average.state_dict())
             else:
-                with self.average.lent():
+                with self.average.swapped_in():
                     yield self._denoiser if self.is_main else None
         finally:
             self._loss.train(training)
@@ -468,19 +468,19 @@ class Trainer:
         self.average.update()
         return torch.stack(losses).mean(), whole(torch.as_tensor(norm, device=self._accelerator.device))
 
-    def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _News:
+    def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _PendingScalars:
         """Bring the loss and the norm to the host; let processes agree on the clock and on whether to stop.
 
         An accelerator's answer is read one step later, when it has long been given.
         """
         if self._accelerator.num_processes == 1:
             self.seconds = now
-            return _News.of(torch.stack([loss, norm]))
+            return _PendingScalars.of(torch.stack([loss, norm]))
         mine = torch.tensor([_vote(stop), now if self.is_main else 0.0], dtype=torch.float64)
         share = (loss / self._accelerator.num_processes).double()[None]
         both = torch.cat([share, *moved([mine], loss.device)])
         total = self._accelerator.reduce(both, "sum")
-        news = _News.of(torch.cat([total[:1], norm.double()[None], total[1:]]))
+        news = _PendingScalars.of(torch.cat([total[:1], norm.double()[None], total[1:]]))
         readable, self._unread = (news, None) if loss.device.type == "cpu" else (self._unread, news)
         if readable is not None:
             readable.wait()

@@ -2,7 +2,7 @@
 
     RUN/config.json, model.safetensors, raw.safetensors, tokenizer.json    the model as it was saved last
     RUN/metrics.jsonl                                                      how it went
-    RUN/training/                                                          what to go on from: see `Shelf`
+    RUN/training/                                                          what to go on from: see `CheckpointStore`
 
 The folder holds a model from the first moment on, untrained; whoever stops a run early is left with the last one saved.
 A run that goes on from a checkpoint takes the same steps, to the bit on a CPU, as one that was never stopped, if steps
@@ -22,16 +22,16 @@ from typing import Any, TypeAlias, final
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hdlm.training.checkpoints.state import TrainingState
-from hdlm.training.checkpoints.store import Shelf, publish
+from hdlm.training.checkpoints.store import CheckpointStore, publish
 from hdlm.training.distributed.accelerator import agree, agreed
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.loop import StepReport, Watcher
 from hdlm.training.monitor.throughput import Gauge
 from hdlm.training.monitor.watchers import MetricsLog
 from hdlm.training.recipe import Recipe, import_own
-from hdlm.training.setup import Run
+from hdlm.training.setup import TrainingSetup
 
-__all__ = ["Closing", "Session", "Unfinished", "unfinished"]
+__all__ = ["Closing", "ResumePoint", "Session", "find_resume_point"]
 
 _METRICS, _CONFIG = "metrics.jsonl", "config.json"
 Closing: TypeAlias = Callable[[int], None]
@@ -42,13 +42,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @final
 @dataclass(frozen=True)
-class Unfinished:
+class ResumePoint:
     """A run that stopped before its end.
 
     Attributes:
         recipe: What it was asked for.
         state: Where it is.
-        checkpoint: Its model, with the weights of its last step; `prepare` begins with it.
+        checkpoint: Its model, with the weights of its last step; `build_setup` begins with it.
         kept: The steps that its folder held, damaged ones too.
     """
 
@@ -71,7 +71,7 @@ class Unfinished:
             )
 
 
-def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -> Unfinished | None:
+def find_resume_point(folder: Path, say: Callable[[str], object] = lambda line: None) -> ResumePoint | None:
     """What a folder holds to go on from; None if there is nothing in it.
 
     A run that has taken its last step is unfinished until `Session.finish`: what was to follow can be made up for.
@@ -83,7 +83,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
     Raises:
         ValueError: If it holds something else than an unfinished run; it says what to do instead.
     """
-    shelf = Shelf(folder)
+    shelf = CheckpointStore(folder)
     kept = tuple(shelf.steps())
     found = shelf.newest(say)
     if found is None:
@@ -101,7 +101,7 @@ def unfinished(folder: Path, say: Callable[[str], object] = lambda line: None) -
         )
     import_own(json.loads((place / _CONFIG).read_bytes()))
     checkpoint = load_checkpoint(place, weights="raw")
-    return Unfinished(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint, kept)
+    return ResumePoint(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint, kept)
 
 
 @final
@@ -124,9 +124,9 @@ class Session:
         ValueError: If the run cannot go on from there.
     """
 
-    def __init__(self, run: Run, folder: Path, found: Unfinished | None = None) -> None:
+    def __init__(self, run: TrainingSetup, folder: Path, found: ResumePoint | None = None) -> None:
         self.run, self.folder, self._settings = run, folder, run.recipe.run
-        self._shelf = Shelf(folder, self._settings.keep)
+        self._shelf = CheckpointStore(folder, self._settings.keep)
         self.trainer = run.trainer()
         self._saved: int | None = None
         self._saved_at = 0.0
@@ -179,7 +179,7 @@ class Session:
                     close(self.trainer.step)
         except OSError as error:
             raise self._advised(error) from error
-        self.trainer.average.give_to(self.run.denoiser.backbone)
+        self.trainer.average.copy_to(self.run.denoiser.backbone)
         return report
 
     def save(self, report: StepReport | None = None) -> None:
@@ -258,7 +258,7 @@ class Session:
             self.save(report)
             self._note_offer()
 
-    def _go_on(self, found: Unfinished) -> None:
+    def _go_on(self, found: ResumePoint) -> None:
         found.check(self.run.recipe)
         self.trainer.restore(found.state)
         self._saved, self._saved_at = found.state.step, found.state.seconds

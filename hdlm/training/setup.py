@@ -24,7 +24,7 @@ from hdlm.training.recipe import Recipe
 from hdlm.training.text import Corpora, TrainingText, read_text
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["Run", "prepare"]
+__all__ = ["TrainingSetup", "build_setup"]
 
 _FREE = frozenset({"dropout", "max_length"})
 """Options of a network that no weight depends on; nor does `cond_dim` in one that is told nothing."""
@@ -32,7 +32,7 @@ _FREE = frozenset({"dropout", "max_length"})
 
 @final
 @dataclass(frozen=True)
-class Run:
+class TrainingSetup:
     """Everything that is ready before the first step.
 
     Attributes:
@@ -93,13 +93,13 @@ class Run:
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
 
 
-def prepare(
+def build_setup(
     recipe: Recipe,
     device: torch.device,
     say: Callable[[str], None] = lambda line: None,
     start: Checkpoint | None = None,
     text: Corpora | None = None,
-) -> Run:
+) -> TrainingSetup:
     """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
 
     Args:
@@ -129,11 +129,11 @@ def prepare(
     network = DDiT(recipe.network_config(_rows(process, vocabulary, start)))
     network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
-        _take_over(network, start)
+        _load_weights(network, start)
     network.to(device)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
     denoiser = Denoiser(network, process, recipe.build_parameterization())
-    return Run(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
+    return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
 
 
 def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:
@@ -143,7 +143,7 @@ def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoi
     return vocabulary.size
 
 
-def _take_over(network: DDiT, start: Checkpoint) -> None:
+def _load_weights(network: DDiT, start: Checkpoint) -> None:
     """Give a network the weights of a checkpoint of the same shape; what no weight depends on may differ."""
     want, have = network.config, start.network.config
     free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}

@@ -29,7 +29,7 @@ from hdlm.data import (
     train_tokenizer,
 )
 from hdlm.data.corpora import First, JSONLines, Parquet
-from hdlm.data.encoding import SAMPLE, head_of, sample_of
+from hdlm.data.encoding import SAMPLE, first_tokens, sample_of
 from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
 from hdlm.data.streaming import Stream, StreamedWindows
@@ -228,7 +228,7 @@ def _cached(
 
 def _sharded(shards: Shards, tokenizer: Tokenizer, other: AbstractCorpus | None, say: Say) -> TrainingText:
     validation = (
-        shards.head("validation", _MEASURED) if other is None else head_of(other, tokenizer, _MEASURED)
+        shards.head("validation", _MEASURED) if other is None else first_tokens(other, tokenizer, _MEASURED)
     )
     tokens = shards.tokens("train")
     text = TrainingText(tokenizer, shards.head("train", _COUNTED), validation, tokens)
@@ -241,11 +241,11 @@ def _streamed(data: DataSettings, named: Corpora, start: Checkpoint | None, say:
     share = data.validation if named.validation is None else 0.0
     tokenizer = _tokenizer(data, sample_of(named.train, SAMPLE, share), start)
     validation = (
-        head_of(named.train, tokenizer, _MEASURED, share, aside=True)
+        first_tokens(named.train, tokenizer, _MEASURED, share, aside=True)
         if named.validation is None
-        else head_of(named.validation, tokenizer, _MEASURED)
+        else first_tokens(named.validation, tokenizer, _MEASURED)
     )
-    train = head_of(named.train, tokenizer, _MEASURED, share)
+    train = first_tokens(named.train, tokenizer, _MEASURED, share)
     text = TrainingText(tokenizer, train, validation, Stream(named.train, tokenizer, share))
     _tell(say, None, text)
     return text

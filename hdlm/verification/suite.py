@@ -41,7 +41,7 @@ from hdlm.objective import (
     ScoreEntropy,
     WeightedCrossEntropy,
 )
-from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, Shifted
+from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, Step, algorithm
 from hdlm.verification import laws
@@ -79,8 +79,8 @@ _KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
 _READINGS: tuple[AbstractParameterization, ...] = (
     Mean(),
     Mean("sigma"),
-    Cavity("sigma"),
-    Cavity("fraction", shared=True),
+    LeaveOneOut("sigma"),
+    LeaveOneOut("fraction", shared=True),
     LogScore(),
     LogScore(blend_rate=0.1),
     LogScore(shared=True),
@@ -127,7 +127,7 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
 
 def _denoisers() -> Iterator[tuple[str, str, AbstractDenoiser]]:
     """Small networks with random weights, by what their inputs depend on, and exact denoisers."""
-    for reading in (Mean(), LogScore(blend_rate=0.1), Cavity("fraction", shared=True), Shifted(Mean())):
+    for reading in (Mean(), LogScore(blend_rate=0.1), LeaveOneOut("fraction", shared=True), Shifted(Mean())):
         yield "denoiser", f"a network read by {reading!r}", _network(reading)
     world = agreeing_world(2, 6)
     yield "denoiser", "the exact denoiser", ExactDenoiser(world, EpsilonHybrid(2, epsilon=0.2))

@@ -62,18 +62,18 @@ def draw_comparison(
             if place >= len(metrics):
                 axes.set_axis_off()
                 continue
-            metric, marks = list(metrics.items())[place]
-            _panel(axes, marks)
+            metric, task_scores = list(metrics.items())[place]
+            _panel(axes, task_scores)
             axes.set_title(metric, fontsize=9.5)
             axes.set_yticks(range(len(names)), labels if place % columns == 0 else [""] * len(names))
         drawing.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
 
 
-def _panel(axes: Axes, marks: Sequence[Mark]) -> None:
-    first = marks[0].value
+def _panel(axes: Axes, task_scores: Sequence[Mark]) -> None:
+    first = task_scores[0].value
     if first is not None:
         axes.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
-    for row, mark in enumerate(marks):
+    for row, mark in enumerate(task_scores):
         colour = INK if row == 0 else SERIES[0]
         if mark.value is None:
             axes.annotate("failed", (0.02, row), xycoords=("axes fraction", "data"), color=MUTED, va="center")
@@ -100,7 +100,7 @@ def _panel(axes: Axes, marks: Sequence[Mark]) -> None:
             fontsize=7.5,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
-    axes.set_ylim(len(marks) - 0.5, -0.65)
+    axes.set_ylim(len(task_scores) - 0.5, -0.65)
     axes.margins(x=0.2)
     axes.locator_params(axis="x", nbins=4)
     axes.grid(axis="x", color=RULE, linewidth=0.6)

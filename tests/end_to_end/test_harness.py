@@ -108,10 +108,10 @@ def test_the_command_takes_names_of_a_folder(tasks: Path) -> None:
     done = run([*asked, "--device", "cpu", "--replicates", "64", "--output", str(output)], tasks)
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads((output / "results.json").read_text())
-    marks = document["result"]["results"]
-    assert marks["who"]["acc,none"] == 1.0
-    assert 0.5 < marks["verses"]["bits_per_byte,none"] < 8
-    assert 0 <= marks["goes_on"]["exact_match,none"] <= 1
+    task_scores = document["result"]["results"]
+    assert task_scores["who"]["acc,none"] == 1.0
+    assert 0.5 < task_scores["verses"]["bits_per_byte,none"] < 8
+    assert 0 <= task_scores["goes_on"]["exact_match,none"] <= 1
     assert (document["kind"], document["result"]["protocol"]["replicates"]) == ("harness", 64)
     for text in (done.stdout, (output / "report.md").read_text()):
         assert "| task " in text

@@ -17,7 +17,7 @@ from hdlm.hyperschedule import (
     Wave,
     autoregressive,
     flat,
-    opens_rightwards,
+    opens_left_to_right,
 )
 from hdlm.parameterization import Mean, Shifted
 from hdlm.process import EpsilonHybrid, GammaHybrid
@@ -107,7 +107,7 @@ STEPS = st.sampled_from(
     st.booleans(),
 )
 def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
-    assume(not shifted or opens_rightwards(schedule))  # others are refused
+    assume(not shifted or opens_left_to_right(schedule))  # others are refused
     process = GammaHybrid(WORDS, 0.3)
     inner = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
     prompt = Prompt.prefix([1], schedule.length) if shifted else None
@@ -180,7 +180,7 @@ def test_seeds_and_batches(schedule, seed):
 )
 def test_sequences_at_their_own_pace_share_calls_and_change_nothing(schedule, step, context, active, shifted):
     """Packed into one call behind caches of different lengths, each has the tokens it has alone without a cache."""
-    assume(not shifted or opens_rightwards(schedule))  # others are refused
+    assume(not shifted or opens_left_to_right(schedule))  # others are refused
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
     prompt = Prompt.prefix([1], schedule.length) if shifted else None
     options = {"num_sequences": 4, "prompt": prompt, "context": context, "active": active}

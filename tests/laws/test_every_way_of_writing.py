@@ -28,7 +28,7 @@ from hdlm.hyperschedule import (
     flat,
 )
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, ConstantRate, Cosine, Geometric, LogLinear
-from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean
+from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, Cap, Confidence, Frame, Prompt, ReMDM, Rescale, Step, algorithm, sample
 from tests.laws.test_hyperschedules import ANY
@@ -48,7 +48,7 @@ PROCESSES: dict[str, AbstractNoiseProcess] = {
         GIDD(WORDS, 0.3),
     )
 }
-READINGS: tuple[AbstractParameterization, ...] = (Mean(), Cavity(), LogScore())
+READINGS: tuple[AbstractParameterization, ...] = (Mean(), LeaveOneOut(), LogScore())
 NOISES: tuple[AbstractNoiseSchedule, ...] = (
     LINEAR,
     LogLinear(1e-3),
@@ -77,7 +77,7 @@ SCHEDULES: list[AbstractHyperschedule] = [
 def fits(name: str, process: AbstractNoiseProcess) -> bool:
     """Whether an algorithm is for a process; the others are refused with a reason."""
     if name == "first_hitting":
-        return process.words_wait
+        return process.words_stay
     masks_alone = float(process.weights(torch.ones(1, dtype=torch.float64)).mask) == 1
     lifts_masks = name.startswith("rem") or name in ("confidence", "threshold", "entropy")
     return masks_alone or not lifts_masks
@@ -255,7 +255,7 @@ def test_the_first_canvas_is_the_limit_of_the_process(key: str, noise: AbstractN
     canvas = first_canvas(tiny_denoiser(process, num_blocks=1).eval(), noise, LENGTH, 300)
     masked = canvas == process.mask_id
     u = noise.fraction(torch.ones((), dtype=torch.float64))
-    share = 1.0 if process.words_wait else float(process.weights(u).mask)
+    share = 1.0 if process.words_stay else float(process.weights(u).mask)
     if share in (0.0, 1.0):
         assert (masked == bool(share)).all()
     spread = (share * (1 - share) / masked.numel()) ** 0.5

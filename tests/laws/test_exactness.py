@@ -47,7 +47,7 @@ CLOSE = 4e-3
 
 def masks_only(board: Board) -> Tensor:
     """`original`: back along masks alone, where words wait."""
-    process = Absorbing(WORDS) if board.process.words_wait else board.process
+    process = Absorbing(WORDS) if board.process.words_stay else board.process
     return process.posterior(board.x, board.clean, board.s, board.t)
 
 
@@ -158,7 +158,7 @@ CLAIMS = [
     for name in (*LAWS, "first_hitting", "gibbs")
     for process in PROCESSES
     for eta in ((0.0, 0.6) if name == "gibbs" else (0.05,))
-    if name != "first_hitting" or process.words_wait
+    if name != "first_hitting" or process.words_stay
 ]
 
 

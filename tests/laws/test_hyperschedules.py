@@ -24,7 +24,7 @@ from hdlm.hyperschedule import (
     Wave,
     autoregressive,
     flat,
-    opens_rightwards,
+    opens_left_to_right,
     packing,
 )
 from hdlm.hyperschedule.packing import ABSENT
@@ -76,7 +76,7 @@ def test_every_public_hyperschedule_is_held_to_the_laws():
         if inspect.isfunction(item)
         or (issubclass(item, AbstractHyperschedule) and not inspect.isabstract(item))
     }
-    assert concrete - {packing, opens_rightwards} == set(EXAMPLES)
+    assert concrete - {packing, opens_left_to_right} == set(EXAMPLES)
 
 
 @given(ANY)

@@ -27,7 +27,7 @@ from hdlm.hyperschedule import (
 )
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, Geometric, LogLinear
 from hdlm.objective import NELBO, Corruption, prior_divergence
-from hdlm.parameterization import Cavity, Mean, Shifted
+from hdlm.parameterization import LeaveOneOut, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
 from hdlm.verification.enumeration import bayes, state_law, states
 from hdlm.verification.expectation import every_canvas
@@ -58,7 +58,7 @@ def one_of(process: AbstractNoiseProcess, *, shifted: bool = False) -> Denoiser:
 
     Else it would doubt words on which there is no noise any more, and the bound would be infinite.
     """
-    reading = Mean() if isinstance(process, (Absorbing, EpsilonHybrid)) else Cavity()
+    reading = Mean() if isinstance(process, (Absorbing, EpsilonHybrid)) else LeaveOneOut()
     return tiny_denoiser(process, Shifted(reading) if shifted else reading, seed=4).eval()
 
 

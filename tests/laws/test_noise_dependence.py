@@ -19,7 +19,14 @@ from hdlm.evaluation.likelihood.bounds import HybridBound, least_variance
 from hdlm.hub import load
 from hdlm.hyperschedule import Block, Slide, Wave, flat
 from hdlm.objective import Corruption
-from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, NetworkInputs, Shifted
+from hdlm.parameterization import (
+    AbstractParameterization,
+    LeaveOneOut,
+    LogScore,
+    Mean,
+    NetworkInputs,
+    Shifted,
+)
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import ALGORITHMS, ApproximateCache, Prompt, algorithm, sample
 from hdlm.verification import Trial, verify
@@ -33,12 +40,12 @@ STATED = [
     (Mean("zero"), "none"),
     (Mean("sigma"), "position"),
     (Mean("fraction"), "position"),
-    (Cavity(), "none"),
-    (Cavity("zero", shared=True), "none"),
-    (Cavity("none", shared=True), "none"),
-    (Cavity("sigma"), "position"),
-    (Cavity("sigma", shared=True), "sequence"),
-    (Cavity("fraction", shared=True), "sequence"),
+    (LeaveOneOut(), "none"),
+    (LeaveOneOut("zero", shared=True), "none"),
+    (LeaveOneOut("none", shared=True), "none"),
+    (LeaveOneOut("sigma"), "position"),
+    (LeaveOneOut("sigma", shared=True), "sequence"),
+    (LeaveOneOut("fraction", shared=True), "sequence"),
     (LogScore(), "position"),
     (LogScore(blend_rate=0.2), "position"),
     (LogScore(shared=True), "sequence"),
@@ -110,8 +117,8 @@ STATES = "answers depend on the stated noise"
 @pytest.mark.parametrize(
     ("reading", "stated", "broken"),
     [
-        (Cavity("fraction", shared=True), "position", {CACHED, SHARED, LOCKSTEP, RENEWED}),
-        (Cavity("fraction", shared=True), "none", {STATES, KEPT, CACHED, SHARED, LOCKSTEP, RENEWED}),
+        (LeaveOneOut("fraction", shared=True), "position", {CACHED, SHARED, LOCKSTEP, RENEWED}),
+        (LeaveOneOut("fraction", shared=True), "none", {STATES, KEPT, CACHED, SHARED, LOCKSTEP, RENEWED}),
         (LogScore(shared=True), "position", {CACHED, SHARED, LOCKSTEP, RENEWED}),
         (LogScore(), "none", {STATES, KEPT}),
         (Mean("sigma"), "none", {STATES, KEPT}),

@@ -20,7 +20,7 @@ from hdlm.hyperschedule import (
     Wave,
     autoregressive,
     flat,
-    opens_rightwards,
+    opens_left_to_right,
     packing,
 )
 from hdlm.objective import Corruption
@@ -91,7 +91,7 @@ def _predecessors_are_read(plan: AbstractHyperschedule) -> int:
     ids=repr,
 )
 def test_along_every_family_the_position_before_is_read(plan) -> None:
-    assert opens_rightwards(plan)
+    assert opens_left_to_right(plan)
     assert _predecessors_are_read(plan) >= plan.length - 1
 
 
@@ -111,7 +111,7 @@ def test_along_any_table_the_position_before_is_read_or_the_table_is_refused(tab
     for n in range(table.num_steps):
         regions = table.regions(n)
         absent |= bool((regions.active[1:] & regions.worthless[:-1]).any())
-    assert opens_rightwards(table) == (not absent)
+    assert opens_left_to_right(table) == (not absent)
     if absent:
         with pytest.raises(ValueError, match=r"before it.*Table\(.*not on the canvas"):
             _predecessors_are_read(table)
@@ -131,7 +131,7 @@ def test_a_table_that_runs_leftwards_is_refused_wherever_a_shifted_network_would
         with pytest.raises(ValueError, match="Use an aligned network"):
             Engine(denoiser, LEFTWARDS, Ancestral())
     assert (sample(ALIGNED, LEFTWARDS, Ancestral(), prompt=prompt).tokens < WORDS).all()
-    assert not packing(LEFTWARDS).rightwards
+    assert not packing(LEFTWARDS).left_to_right
     for two_stream, told in ((True, "Use two_stream=False"), (False, "another hyperschedule")):
         corruption = Corruption(PROCESS, LEFTWARDS, two_stream=two_stream, num_given=1)
         times = torch.full((2, corruption.num_times), 0.3, dtype=torch.float64)

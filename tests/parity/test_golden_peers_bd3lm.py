@@ -24,14 +24,14 @@ from hdlm.hub import inspect
 from hdlm.hyperschedule import Block
 from hdlm.noise_schedule import LINEAR, CosinePower, Logarithmic, LogLinear, Power
 from hdlm.objective import Canvas, WeightedCrossEntropy
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.process import Absorbing
 from tests.peer import CLOSE, Peer, canvas, minus_infinity, normalised
 
 WIDTHS = [1, 2, 4, 8, 16]
 CPU = torch.device("cpu")
 ZERO = torch.zeros(1, 1)
-READING = Cavity("zero", shared=True)
+READING = LeaveOneOut("zero", shared=True)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import torch
 from hdlm.hub import inspect, load
 from hdlm.noise_schedule import Cosine, LogLinear, total_noise
 from hdlm.objective import ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import Cavity, LogScore, Mean
+from hdlm.parameterization import LeaveOneOut, LogScore, Mean
 from hdlm.process import Absorbing, Uniform
 from hdlm.vocabulary import Vocabulary
 from tests.peer import (
@@ -59,7 +59,7 @@ def test_what_it_is(peer):
     assert peer.checkpoint.vocabulary == Vocabulary(ROWS)
     assert peer.network.config.vocab_size == ROWS
     assert (peer.process, peer.noise_schedule) == (Uniform(ROWS), LogLinear())
-    assert peer.denoiser.parameterization == Cavity("sigma", shared=True)
+    assert peer.denoiser.parameterization == LeaveOneOut("sigma", shared=True)
 
 
 def test_logits(peer, u):
@@ -68,7 +68,7 @@ def test_logits(peer, u):
     for name, denoiser, tokens, at in (
         ("logits", peer.denoiser, ids, u),
         ("logits__sigma_one", peer.denoiser, ids, one),
-        ("logits__sigma0", peer.read_by(Cavity("zero")), ids, u),
+        ("logits__sigma0", peer.read_by(LeaveOneOut("zero")), ids, u),
         ("logits__short", peer.denoiser, peer["input_ids__short"], u),
         ("logits__roll", peer.denoiser, peer["input_ids__roll"], u),
     ):
@@ -83,10 +83,10 @@ def test_the_lightning_checkpoint_holds_raw_and_averaged_weights(peer, u):
 
 
 def test_clean_predictions(peer, u):
-    """Their softmax is over what the rest of the sequence says: our cavity, before Bayes' rule."""
-    cavity = peer.read_by(Mean("sigma"))
+    """Their softmax is p(x_0 | all other positions): our `LeaveOneOut` before Bayes' rule."""
+    before_bayes = peer.read_by(Mean("sigma"))
     for name, at in (("log_p_x0", u), ("cosine_log_p_x0", COSINE.fraction(peer["t"].double()))):
-        ours = log_clean(cavity, peer["input_ids"], at)[..., :ROWS]
+        ours = log_clean(before_bayes, peer["input_ids"], at)[..., :ROWS]
         torch.testing.assert_close(ours, peer[name], **CLOSE)
 
 
@@ -100,7 +100,7 @@ def test_bounds(peer, u):
         for denoiser, noisy, name in (
             (peer.denoiser, theirs, "loss_per_token"),
             (peer.denoiser, curved, "cosine_loss_per_token"),
-            (FixedAnswer(peer.process, Cavity(), free), theirs, "free_loss"),
+            (FixedAnswer(peer.process, LeaveOneOut(), free), theirs, "free_loss"),
         ):
             torch.testing.assert_close(EXACT(denoiser, noisy).float(), peer[name], **CLOSE)
 
@@ -124,7 +124,10 @@ def test_posteriors_and_steps(peer, u):
 def test_the_absorbing_models_of_their_code(peer, u):
     """MDLM, told nothing of time, and SEDD; the mask is the last row."""
     absorbing = Absorbing(ROWS - 1)
-    masked, scored = peer.read_by(Cavity("zero"), absorbing), peer.read_by(LogScore(floor=1e-9), absorbing)
+    masked, scored = (
+        peer.read_by(LeaveOneOut("zero"), absorbing),
+        peer.read_by(LogScore(floor=1e-9), absorbing),
+    )
     ids = peer["mdlm_input_ids"]
     torch.testing.assert_close(log_clean(masked, ids, u), minus_infinity(peer["mdlm_log_out"]), **CLOSE)
     theirs = canvas(peer["mdlm_x0"], ids, peer["t"], peer.noise_schedule)

@@ -23,7 +23,7 @@ import hdlm.process
 from hdlm.hub import inspect
 from hdlm.noise_schedule import LINEAR, LogLinear, total_noise
 from hdlm.objective import ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import Cavity, Mean
+from hdlm.parameterization import LeaveOneOut, Mean
 from hdlm.process import Absorbing
 from hdlm.vocabulary import Vocabulary
 from tests.peer import (
@@ -38,7 +38,7 @@ from tests.peer import (
     spread_over,
 )
 
-READING = Cavity("fraction", shared=True)
+READING = LeaveOneOut("fraction", shared=True)
 SHARES = ["0.0", "0.1", "0.2", "0.5"]
 ILL_CONDITIONED = (2, 15)
 
@@ -123,7 +123,7 @@ def same_function(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torc
 
 
 def test_clean_predictions(peer):
-    """Their softmax is over what the rest of the sequence says: our cavity, before Bayes' rule."""
+    """Their softmax is p(x_0 | all other positions): our `LeaveOneOut` before Bayes' rule."""
     ours = log_clean(peer.read_by(Mean("fraction")), peer["input_ids"], peer["timesteps"])
     torch.testing.assert_close(ours, minus_infinity(peer["log_p_x0"]), **CLOSE)
 

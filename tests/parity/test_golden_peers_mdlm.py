@@ -21,7 +21,7 @@ import hdlm.hub.cards.mdlm as card
 from hdlm.hub import inspect, load
 from hdlm.noise_schedule import ConstantRate, CosinePower, Geometric, LogLinear, total_noise
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import Cavity, LogScore, Mean
+from hdlm.parameterization import LeaveOneOut, LogScore, Mean
 from hdlm.process import Absorbing
 from hdlm.vocabulary import Vocabulary
 from tests.peer import (
@@ -45,7 +45,7 @@ SCHEDULES = {
     "linear": ConstantRate(1e-3, 7.0),
     "geometric": Geometric(1e-3, 5.0),
 }
-TOLD, UNTOLD = Cavity("sigma", shared=True), Cavity("zero", shared=True)
+TOLD, UNTOLD = LeaveOneOut("sigma", shared=True), LeaveOneOut("zero", shared=True)
 SEDD = LogScore(shared=True)
 
 

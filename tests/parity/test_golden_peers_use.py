@@ -10,7 +10,7 @@ import torch
 from hdlm.evaluation import evaluate
 from hdlm.hub import load
 from hdlm.hyperschedule import flat
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.process import Absorbing
 from hdlm.sampling import Prompt, algorithm, sample
 
@@ -83,7 +83,7 @@ def test_it_is_measured(models, name):
         for bound in (("absorbing", "hybrid") if absorbs else ("hybrid",))
     }
     assert all(math.log(words) < result.nats_per_token < math.inf for result in found.values())
-    if absorbs and isinstance(denoiser.parameterization, Cavity):
+    if absorbs and isinstance(denoiser.parameterization, LeaveOneOut):
         masks, whole = found["absorbing"], found["hybrid"]
         assert masks.standard_error is not None
         assert whole.standard_error is not None

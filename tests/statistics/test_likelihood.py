@@ -16,7 +16,7 @@ from hdlm.evaluation.likelihood import bounds
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
 from hdlm.noise_schedule import CosinePower, Geometric, Power
 from hdlm.objective import Canvas, WeightedCrossEntropy
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification.enumeration import state_law
 from hdlm.verification.exact import ExactDenoiser
@@ -248,7 +248,7 @@ def test_the_paper_teaches_words_in_sight_as_if_half_of_them_were_wrong(noise: f
 
     def posterior(of: EpsilonHybrid) -> torch.Tensor:
         raw = torch.cat([prior, prior.new_full((1,), -torch.inf)])
-        return Cavity().log_clean(of, raw, torch.tensor(seen), t[0, 0]).exp()[:words]
+        return LeaveOneOut().log_clean(of, raw, torch.tensor(seen), t[0, 0]).exp()[:words]
 
     happens = posterior(process)
     weighted = happens * WeightedCrossEntropy().weights(process, canvas)[:, 0]

@@ -16,7 +16,7 @@ from hdlm.evaluation.generation.samples import draw_samples
 from hdlm.evaluation.likelihood.conditional import Conditional
 from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive, flat
-from hdlm.integrations.lm_eval import Examinee
+from hdlm.integrations.lm_eval import HarnessModel
 from hdlm.package_data import pretrained
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
@@ -118,7 +118,7 @@ def test_every_function_refuses_another_device_than_the_models(checkpoint) -> No
         "complete": lambda device: complete(checkpoint, given, flat(8, 2), Settings(), device=device),
         "evaluate": lambda device: evaluate(denoiser, text[0], autoregressive(8), device=device),
         "Conditional": lambda device: Conditional(denoiser, autoregressive(8), device=device),
-        "Examinee": lambda device: Examinee(checkpoint, device=device),
+        "HarnessModel": lambda device: HarnessModel(checkpoint, device=device),
         "draw_samples": lambda device: draw_samples(checkpoint, Settings(length=8), device=device),
         "fill_in": lambda device: fill_in(checkpoint, text, Settings(length=8), device=device),
         "CheckpointJudge": lambda device: CheckpointJudge(checkpoint, checkpoint.tokenizer, "judge", device),

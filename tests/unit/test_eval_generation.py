@@ -19,7 +19,7 @@ from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.mauve import FEWEST, mauve
 from hdlm.evaluation.generation.metrics import Estimate
 from hdlm.evaluation.generation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
-from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, score, text_of
+from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, score, score_or_failure, text_of
 from hdlm.evaluation.generation.self_bleu import self_bleu
 from hdlm.generation import Settings, write
 from hdlm.hyperschedule import autoregressive
@@ -181,7 +181,9 @@ def test_mauve_needs_samples_and_as_much_real_text() -> None:
 
 def test_a_package_that_is_missing_is_a_reason_and_no_number(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mauve", None)
-    found = attempt(("MAUVE",), lambda: {"MAUVE": mauve(torch.zeros(20, 2), torch.zeros(20, 2))}, judge="j")
+    found = score_or_failure(
+        ("MAUVE",), lambda: {"MAUVE": mauve(torch.zeros(20, 2), torch.zeros(20, 2))}, judge="j"
+    )
     assert found == {
         "MAUVE": {"failed": 'MAUVE needs the package mauve-text: pip install "hdlm[eval]"', "judge": "j"}
     }

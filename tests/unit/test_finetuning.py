@@ -13,7 +13,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import evaluate
 from hdlm.hyperschedule import autoregressive
-from hdlm.training import NextToken, Recipe, Run, Session, StopRequest, prepare
+from hdlm.training import NextToken, Recipe, Session, StopRequest, TrainingSetup, build_setup
 from hdlm.training.finetuning import changes
 
 CPU = torch.device("cpu")
@@ -40,14 +40,14 @@ def _recipe(text: Path, hyperschedule: dict[str, Any], **tables: dict[str, Any])
 @pytest.fixture(scope="module")
 def autoregressor(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("runs") / "next-words"
-    run = prepare(_recipe(text, NEXT_WORDS, process={"epsilon": 0.0}), CPU)
+    run = build_setup(_recipe(text, NEXT_WORDS, process={"epsilon": 0.0}), CPU)
     session = Session(run, folder)
     session.execute(StopRequest())
     session.trainer.close()
     return hub.load(folder)
 
 
-def _next_token_loss(run: Run | Checkpoint, tokens: torch.Tensor) -> float:
+def _next_token_loss(run: TrainingSetup | Checkpoint, tokens: torch.Tensor) -> float:
     unused = torch.zeros(len(tokens), 1), torch.zeros(tokens.shape)
     with torch.no_grad():
         return float(NextToken(len(tokens)).loss(run.denoiser, tokens, *unused).mean())
@@ -55,7 +55,7 @@ def _next_token_loss(run: Run | Checkpoint, tokens: torch.Tensor) -> float:
 
 def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autoregressor: Checkpoint) -> None:
     hybrid = {"type": "Block", "width": 4, "num_levels": 4}
-    run = prepare(_recipe(text, hybrid, process={"epsilon": 0.1}), CPU, start=autoregressor)
+    run = build_setup(_recipe(text, hybrid, process={"epsilon": 0.1}), CPU, start=autoregressor)
     tokens = run.validation.tokens[:32].reshape(2, 16).long()
     before, after = _next_token_loss(autoregressor, tokens), _next_token_loss(run, tokens)
     assert after == before
@@ -100,7 +100,7 @@ def test_what_changes_is_said(
     line: str,
 ) -> None:
     given = {"process": {"epsilon": 0.0}} | tables
-    run = prepare(_recipe(text, hyperschedule, **given), CPU, start=autoregressor)
+    run = build_setup(_recipe(text, hyperschedule, **given), CPU, start=autoregressor)
     found = changes(autoregressor, run.checkpoint())
     assert len(found) == (1 if line else 0)
     assert line in " ".join(found)
@@ -108,7 +108,7 @@ def test_what_changes_is_said(
 
 def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
     several, wide = (
-        prepare(_recipe(text, {"type": "Block", "width": width, "num_levels": 4}), CPU).checkpoint()
+        build_setup(_recipe(text, {"type": "Block", "width": width, "num_levels": 4}), CPU).checkpoint()
         for width in (1, 2)
     )
     (line,) = changes(several, wide)
@@ -117,7 +117,7 @@ def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
 
 def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
     runs = {
-        epsilon: prepare(_recipe(text, NEXT_WORDS, process={"epsilon": epsilon}), CPU).checkpoint()
+        epsilon: build_setup(_recipe(text, NEXT_WORDS, process={"epsilon": epsilon}), CPU).checkpoint()
         for epsilon in (0.0, 0.1, 0.2)
     }
     assert "fewer" in changes(runs[0.2], runs[0.1])[0]
@@ -128,7 +128,7 @@ def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
 def test_another_gamma_is_named(text: Path) -> None:
     told = {"network": {"told_noise": True}, "objective": {"type": "ScoreEntropy"}}
     less, more = (
-        prepare(
+        build_setup(
             _recipe(text, NEXT_WORDS, process={"type": "GammaHybrid", "gamma": gamma}, **told), CPU
         ).checkpoint()
         for gamma in (0.01, 0.1)

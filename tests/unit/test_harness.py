@@ -17,7 +17,7 @@ from hdlm.evaluation import evaluate
 from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive
 from hdlm.integrations import lm_eval as harness
-from hdlm.integrations.lm_eval import Examinee
+from hdlm.integrations.lm_eval import HarnessModel
 from hdlm.package_data import pretrained
 from hdlm.sampling import Generation
 
@@ -28,15 +28,15 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def exact(checkpoint: Checkpoint) -> Examinee:
-    return Examinee(
+def exact(checkpoint: Checkpoint) -> HarnessModel:
+    return HarnessModel(
         checkpoint,
         hyperschedule=autoregressive(checkpoint.length),
         settings=Settings(hyperschedule="autoregressive"),
     )
 
 
-def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: Examinee) -> None:
+def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: HarnessModel) -> None:
     pairs = [
         ("And God said unto", " Moses"),
         ("And God said unto", " teeth"),
@@ -44,7 +44,7 @@ def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: Examinee) 
         ("a ", "man"),
         ("a", " man"),
     ]
-    for examinee in (exact, Examinee(checkpoint, replicates=64)):
+    for examinee in (exact, HarnessModel(checkpoint, replicates=64)):
         said = [nats for nats, _ in examinee.loglikelihood(pairs)]
         assert said[0] > said[1] + 1
         assert all(nats < 0 for nats in said)
@@ -52,7 +52,7 @@ def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: Examinee) 
     assert exact.loglikelihood([("a", "")]) == [(0.0, True)]
 
 
-def test_greedy_is_said_of_the_likeliest_ending(exact: Examinee, checkpoint: Checkpoint) -> None:
+def test_greedy_is_said_of_the_likeliest_ending(exact: HarnessModel, checkpoint: Checkpoint) -> None:
     tokenizer = checkpoint.tokenizer
     words = {tokenizer.piece(token) for token in range(checkpoint.vocabulary.num_words)}
     endings = sorted(word for word in words if word.startswith(" ") and word.strip().isalpha())[::5]
@@ -63,7 +63,7 @@ def test_greedy_is_said_of_the_likeliest_ending(exact: Examinee, checkpoint: Che
     assert best[1] or all(not greedy for _, greedy in answers)
 
 
-def test_a_whole_text_is_measured_as_elsewhere(exact: Examinee, checkpoint: Checkpoint) -> None:
+def test_a_whole_text_is_measured_as_elsewhere(exact: HarnessModel, checkpoint: Checkpoint) -> None:
     """Where it fits, it is the exact likelihood of `evaluate`; where not, every token is measured all the same."""
     tokenizer, text = checkpoint.tokenizer, "In the beginning God created the heaven and the earth."
     plan = autoregressive(checkpoint.length)
@@ -79,7 +79,7 @@ def test_a_whole_text_is_measured_as_elsewhere(exact: Examinee, checkpoint: Chec
     assert of_much < said
 
 
-def test_text_ends_where_it_is_told(exact: Examinee) -> None:
+def test_text_ends_where_it_is_told(exact: HarnessModel) -> None:
     asked = ("And the LORD", {"max_gen_toks": 24})
     whole, again, cut, short, empty = exact.generate_until(
         [
@@ -99,7 +99,7 @@ def test_text_ends_where_it_is_told(exact: Examinee) -> None:
 
 
 def test_nothing_is_written_behind_the_end(
-    exact: Examinee, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    exact: HarnessModel, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request ends where it ends, also where all are written in one batch behind contexts of other lengths."""
     requests = [
@@ -144,7 +144,7 @@ def test_a_mark_that_is_no_number_is_a_failure(
     assert ("failed: not a finite number" if math.isnan(mark) else "0.50 ± 0.10") in printed
 
 
-def test_what_a_model_does_not_know_is_refused(exact: Examinee) -> None:
+def test_what_a_model_does_not_know_is_refused(exact: HarnessModel) -> None:
     with pytest.raises(ValueError, match="asks for num_beams"):
         exact.generate_until([("a", {"num_beams": 4})])
 

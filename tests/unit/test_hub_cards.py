@@ -11,7 +11,7 @@ from hdlm.hub import CARDS, AbstractCard, Blueprint, Evidence
 from hdlm.hyperschedule import Block, flat
 from hdlm.network import DDiTConfig
 from hdlm.noise_schedule import LINEAR, Geometric, LogLinear
-from hdlm.parameterization import Cavity, LogScore
+from hdlm.parameterization import LeaveOneOut, LogScore
 from hdlm.process import GIDD, Absorbing, Uniform
 from hdlm.vocabulary import GPT2, Vocabulary
 
@@ -143,13 +143,13 @@ def test_the_network_is_the_published_one(name):
 def test_how_each_is_noised_and_read():
     plan = blueprint("MDLM")
     assert (plan.process, plan.noise_schedule) == (Absorbing(50257), LogLinear())
-    assert (plan.parameterization, plan.vocabulary) == (Cavity("zero", shared=True), GPT2)
-    assert blueprint("MDLM", time_conditioning=True).parameterization == Cavity("sigma", shared=True)
+    assert (plan.parameterization, plan.vocabulary) == (LeaveOneOut("zero", shared=True), GPT2)
+    assert blueprint("MDLM", time_conditioning=True).parameterization == LeaveOneOut("sigma", shared=True)
     plan = blueprint("Duo")
-    assert (plan.process, plan.parameterization) == (Uniform(50258), Cavity("sigma", shared=True))
+    assert (plan.process, plan.parameterization) == (Uniform(50258), LeaveOneOut("sigma", shared=True))
     assert plan.vocabulary == Vocabulary(50258, bos=50256, eos=50256, pad=50257)
     plan = blueprint("GIDD")
-    assert (plan.process, plan.parameterization) == (GIDD(50258, 0.2), Cavity("fraction", shared=True))
+    assert (plan.process, plan.parameterization) == (GIDD(50258, 0.2), LeaveOneOut("fraction", shared=True))
     assert plan.vocabulary == Vocabulary(50258, bos=50256, eos=50256, pad=50257)
     plan = blueprint("BD3-LM")
     assert (plan.process, plan.noise_schedule) == (Absorbing(50257), LINEAR)

@@ -33,7 +33,7 @@ from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shif
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sharing.export import export, published_config
 from hdlm.sharing.push import save_pretrained
-from hdlm.training import Recipe, Session, StopRequest, prepare
+from hdlm.training import Recipe, Session, StopRequest, build_setup
 from hdlm.vocabulary import GPT2, Vocabulary
 from tests.tiny import tiny_denoiser
 
@@ -290,7 +290,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         "optimizer": {"name": "adamw", "matrix_rate": 0.01, "weight_decay": 0.02, "warmup": 0.2, "ema": 0.9},
         "run": {"steps": 10, "batch_size": 4, "precision": "no"},
     }
-    Session(prepare(Recipe.from_table(recipe), torch.device("cpu")), folder / "out").execute(StopRequest())
+    Session(build_setup(Recipe.from_table(recipe), torch.device("cpu")), folder / "out").execute(
+        StopRequest()
+    )
     return hub.load(folder / "out")
 
 

@@ -116,7 +116,7 @@ def test_judges_are_known_by_their_weights(folder):
     found = judges_of([str(folder), ours], torch.device("cpu"))
     networks = AutoModelForCausalLM.from_pretrained(folder), load_checkpoint(pretrained() / ours).network
     for (word, judge), network in zip(found.items(), networks, strict=True):
-        assert judge.noted == {"judge": word, "judge_sha256": weights_sha256(network)}
+        assert judge.protocol_fields == {"judge": word, "judge_sha256": weights_sha256(network)}
 
 
 def _cut(weights):

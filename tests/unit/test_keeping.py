@@ -12,23 +12,23 @@ from pathlib import Path
 import pytest
 
 from hdlm.training.checkpoints import store as keeping
-from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.checkpoints.store import CheckpointStore
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hdlm.training.checkpoints.store import Shelf
-with Shelf(Path(sys.argv[1])).held():
+from hdlm.training.checkpoints.store import CheckpointStore
+with CheckpointStore(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def _filled(run: Path, *steps: int) -> Shelf:
-    shelf = Shelf(run, keep=100)
+def _filled(run: Path, *steps: int) -> CheckpointStore:
+    shelf = CheckpointStore(run, keep=100)
     for step in steps:
         shelf.put(step, lambda folder: None)
-    return Shelf(run, keep=2)
+    return CheckpointStore(run, keep=2)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         match = r"another program trains in .*go on with --resume"
-        with pytest.raises(ValueError, match=match), Shelf(tmp_path).held():
+        with pytest.raises(ValueError, match=match), CheckpointStore(tmp_path).held():
             pytest.fail("two programs write")
     finally:
         other.send_signal(signal.SIGKILL)
         other.communicate()
-    with Shelf(tmp_path).held():
+    with CheckpointStore(tmp_path).held():
         pass
-    with Shelf(tmp_path).held():
+    with CheckpointStore(tmp_path).held():
         pass
 
 

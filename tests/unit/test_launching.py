@@ -23,7 +23,7 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
 )
 
-from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.distributed import accelerator as engine
 from hdlm.training.distributed.accelerator import make_engine
 from hdlm.training.recipe import RunSettings
@@ -125,10 +125,10 @@ def test_the_guides_script_for_slurm_stops_and_goes_on(tmp_path: Path) -> None:
     finally:
         job.kill()
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    stopped = Shelf(tmp_path / "run").steps()[-1]
+    stopped = CheckpointStore(tmp_path / "run").steps()[-1]
     assert 0 < stopped < 150
     subprocess.run(["bash", "-c", script], check=True, timeout=200, **options)
-    assert Shelf(tmp_path / "run").steps()[-1] == 150
+    assert CheckpointStore(tmp_path / "run").steps()[-1] == 150
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [table["step"] for table in steps if "loss" in table] == list(range(1, 151))
 

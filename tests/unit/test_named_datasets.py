@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hdlm.data import NAMED, NamedDataset, corpus, tokenise, train_tokenizer
 from hdlm.data.detokenizers import rows_are_lines
-from hdlm.data.encoding import head_of
+from hdlm.data.encoding import first_tokens
 from hdlm.evaluation.text import Text, find_text
 
 
@@ -204,7 +204,7 @@ def test_the_same_rows_are_the_same_documents_wherever_they_are_from(
         path = folder / f"{name}.{ending}"
         path.write_bytes(content)
         assert list(dataset.documents()) == documents, ending
-        found = head_of(dataset, tokenizer, 10**6)
+        found = first_tokens(dataset, tokenizer, 10**6)
         assert torch.equal(found.tokens, tokens.tokens)
         assert found.num_bytes == tokens.num_bytes
         path.unlink()
@@ -252,7 +252,7 @@ def test_the_same_rows_are_the_same_documents_in_every_format(folder: Path, rows
     for name in files:
         found = corpus(str(folder / name))
         assert list(found.documents()) == rows
-        assert torch.equal(head_of(found, tokenizer, 10**6).tokens, expected.tokens)
+        assert torch.equal(first_tokens(found, tokenizer, 10**6).tokens, expected.tokens)
 
 
 def test_the_hub_says_which_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

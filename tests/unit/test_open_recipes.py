@@ -18,7 +18,7 @@ from hdlm import hyperschedule, noise_schedule, objective, parameterization, pro
 from hdlm.checkpoint import build, describe, load_checkpoint
 from hdlm.cli import main
 from hdlm.hyperschedule import Table
-from hdlm.training import Recipe, Session, StepReport, StopRequest, listening, prepare, unfinished
+from hdlm.training import Recipe, Session, StepReport, StopRequest, build_setup, find_resume_point, listening
 
 CPU = torch.device("cpu")
 TEXT = "the cat sat on the mat and the dog sat on the log . "
@@ -56,9 +56,9 @@ PIECES: dict[str, tuple[ModuleType, list[dict[str, Any]]]] = {
         parameterization,
         [
             {"type": "Mean", "conditioning": "zero"},
-            {"type": "Cavity", "conditioning": "fraction", "shared": True},
+            {"type": "LeaveOneOut", "conditioning": "fraction", "shared": True},
             {"type": "LogScore", "scale_by_sigma": False},
-            {"type": "Shifted", "inner": {"type": "Cavity", "conditioning": "sigma"}},
+            {"type": "Shifted", "inner": {"type": "LeaveOneOut", "conditioning": "sigma"}},
         ],
     ),
     "objective": (
@@ -112,7 +112,7 @@ def text(tmp_path: Path) -> Path:
 
 def _trained(table: dict[str, Any], folder: Path, pause: int | None = None) -> dict[str, torch.Tensor]:
     """Raw weights after the run, which is interrupted after `pause` steps and resumed from its folder."""
-    run = prepare(Recipe.from_table(table), CPU)
+    run = build_setup(Recipe.from_table(table), CPU)
 
     def interrupt(report: StepReport) -> None:
         if report.step == pause:
@@ -121,10 +121,10 @@ def _trained(table: dict[str, Any], folder: Path, pause: int | None = None) -> d
     with listening() as stop:
         Session(run, folder).execute(stop, (interrupt,))
     if pause is not None:
-        found = unfinished(folder)
+        found = find_resume_point(folder)
         assert found is not None
         assert found.state.step == pause
-        again = prepare(Recipe.from_table(table), CPU, start=found.checkpoint)
+        again = build_setup(Recipe.from_table(table), CPU, start=found.checkpoint)
         Session(again, folder, found).execute(StopRequest())
     return load_checkpoint(folder, weights="raw").network.state_dict()
 
@@ -169,9 +169,9 @@ def test_every_class_is_trained_saved_and_resumed(
 
 
 TRAINED = {
-    "GIDD and Cavity": {
+    "GIDD and LeaveOneOut": {
         "process": {"type": "GIDD", "p_uniform": 0.2},
-        "parameterization": {"type": "Cavity"},
+        "parameterization": {"type": "LeaveOneOut"},
     },
     "Uniform": {"process": {"type": "Uniform"}, "objective": {"type": "NELBO"}},
     "Absorbing and LogScore": {
@@ -298,13 +298,13 @@ def test_a_run_of_an_earlier_version_is_resumed(
     recorded = _recorded_by_an_earlier_version(_table(text))
     with monkeypatch.context() as earlier, listening() as stop:
         earlier.setattr(Recipe, "to_table", lambda self: recorded)
-        Session(prepare(Recipe.from_table(table), CPU), folder).execute(stop, (interrupt,))
+        Session(build_setup(Recipe.from_table(table), CPU), folder).execute(stop, (interrupt,))
     config = json.loads((folder / "config.json").read_text())
     assert config["training"]["recipe"] == recorded
-    found = unfinished(folder)
+    found = find_resume_point(folder)
     assert found is not None
     assert found.recipe == Recipe.from_table(table)
-    Session(prepare(found.recipe, CPU, start=found.checkpoint), folder, found).execute(StopRequest())
+    Session(build_setup(found.recipe, CPU, start=found.checkpoint), folder, found).execute(StopRequest())
     resumed = load_checkpoint(folder, weights="raw").network.state_dict()
     assert all(torch.equal(through[name], resumed[name]) for name in through)
 
@@ -312,8 +312,8 @@ def test_a_run_of_an_earlier_version_is_resumed(
 def test_a_resumed_run_names_the_option_of_the_piece_that_differs(text: Path, tmp_path: Path) -> None:
     gidd = {"type": "GIDD", "p_uniform": 0.2}
     table = _table(text, process=gidd)
-    Session(prepare(Recipe.from_table(table), CPU), tmp_path / "run").save()
-    found = unfinished(tmp_path / "run")
+    Session(build_setup(Recipe.from_table(table), CPU), tmp_path / "run").save()
+    found = find_resume_point(tmp_path / "run")
     assert found is not None
     with pytest.raises(ValueError, match=r"`process\.p_uniform` was 0\.2 and is 0\.3"):
         found.check(Recipe.from_table(_table(text, process=gidd | {"p_uniform": 0.3})))
@@ -331,7 +331,7 @@ FAULTS = [
     ({"process": {"type": "Gidd"}}, "no process 'Gidd'; known: .*Absorbing"),
     ({"objective": {"type": "Hope"}}, "no objective 'Hope'; known: .*NELBO"),
     (
-        {"parameterization": {"type": "Cavity"}, "network": {"shifted": True}},
+        {"parameterization": {"type": "LeaveOneOut"}, "network": {"shifted": True}},
         r"network\.shifted. would not act",
     ),
     ({"network": {"condition_output": True}}, r"network\.condition_output. would not act.*parameterization"),
@@ -414,7 +414,7 @@ def test_reading_a_checkpoint_imports_nothing(
     own: Path, text: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     recipe = Recipe.load(own, {"data": {"corpus": [str(text)]}})
-    Session(prepare(recipe, CPU), tmp_path / "run").execute(StopRequest())
+    Session(build_setup(recipe, CPU), tmp_path / "run").execute(StopRequest())
     monkeypatch.delitem(sys.modules, "own_pieces")
     with pytest.raises(ValueError, match="a class of your own: import own_pieces before"):
         load_checkpoint(tmp_path / "run")

@@ -10,14 +10,17 @@ import torch
 
 import hdlm.parameterization as package
 from hdlm.noise_schedule import total_noise
-from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean, Shifted
+from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.verification import Trial, laws_of
 from hdlm.verification.laws.parameterizations import inputs_depend_on_the_stated_noise
 
 EXAMPLES: dict[type[AbstractParameterization], tuple[AbstractParameterization, ...]] = {
     Mean: tuple(Mean(told) for told in ("none", "sigma", "fraction", "zero")),
-    Cavity: (*(Cavity(told) for told in ("none", "sigma", "fraction", "zero")), Cavity("sigma", shared=True)),
+    LeaveOneOut: (
+        *(LeaveOneOut(told) for told in ("none", "sigma", "fraction", "zero")),
+        LeaveOneOut("sigma", shared=True),
+    ),
     LogScore: (LogScore(), LogScore(shared=True), LogScore(scale_by_sigma=False), LogScore(blend_rate=0.1)),
     Shifted: (Shifted(Mean()), Shifted(LogScore(blend_rate=0.5))),
 }
@@ -68,43 +71,43 @@ def test_the_mean_reading_is_a_softmax_over_words(process):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_the_cavity_is_the_prior_of_bayes_rule(process):
+def test_leave_one_out_is_the_prior_of_bayes_rule(process):
     """`p(x_0 | x_t) ~ softmax(raw) q(x_t | x_0)`, and its score is that of the noised softmax."""
     raw, x_t, u = rows(process)
     kernel = process.between(torch.zeros_like(u), u)
     prior = torch.nn.functional.pad(raw[:, :-1].softmax(-1), (0, 1))
     joint = prior * process.likelihood(x_t, kernel)
-    clean = Cavity().log_clean(process, raw, x_t, u).exp()
+    clean = LeaveOneOut().log_clean(process, raw, x_t, u).exp()
     torch.testing.assert_close(clean, joint / joint.sum(-1, keepdim=True))
     noisy = process.spread(prior, kernel)
-    score = Cavity().log_score(process, raw, x_t, u).exp()
+    score = LeaveOneOut().log_score(process, raw, x_t, u).exp()
     torch.testing.assert_close(score, noisy / noisy.gather(-1, x_t[:, None]))
 
 
-def test_the_cavity_carries_visible_words_over():
+def test_leave_one_out_keeps_visible_words_of_the_absorbing_process():
     """Absorbing: a visible word is its own origin, however little the network thinks of it; at `u = 1`, too late."""
     process, x_t = Absorbing(4), torch.tensor([2, 2, 4])
     raw = torch.tensor([0.0, 0.0, -1e6, 1.0, 0.0]).expand(3, 5)
-    found = Cavity().log_clean(process, raw, x_t, torch.tensor([0.3, 0.0, 1.0]))
+    found = LeaveOneOut().log_clean(process, raw, x_t, torch.tensor([0.3, 0.0, 1.0]))
     torch.testing.assert_close(found[:2], torch.tensor([0, 0, 1, 0, 0]).log().expand(2, 5))
     torch.testing.assert_close(found[2], Mean().log_clean(process, raw, x_t, torch.ones(3))[2])
-    impossible = Cavity().log_clean(process, raw[:1], x_t[:1], torch.ones(1))
+    impossible = LeaveOneOut().log_clean(process, raw[:1], x_t[:1], torch.ones(1))
     torch.testing.assert_close(impossible[0], found[2])
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_the_cavity_can_be_trained(process):
+def test_leave_one_out_can_be_trained(process):
     """Gradients of what is finite are finite, though some logarithms are of zero."""
     raw, x_t, u = rows(process)
     raw.requires_grad_()
     for name in ("log_clean", "log_score"):
-        found = getattr(Cavity(), name)(process, raw, x_t, u)
+        found = getattr(LeaveOneOut(), name)(process, raw, x_t, u)
         (gradient,) = torch.autograd.grad(found[found.isfinite()].sum(), raw)
         assert gradient.isfinite().all()
         assert gradient.any()
 
 
-@pytest.mark.parametrize("reading", [Cavity("sigma", shared=True), LogScore(shared=True)], ids=repr)
+@pytest.mark.parametrize("reading", [LeaveOneOut("sigma", shared=True), LogScore(shared=True)], ids=repr)
 def test_a_network_of_one_number_a_sequence_is_told_the_greatest(reading):
     """So that a prompt, which has no noise, does not show it what it never saw."""
     u = torch.tensor([[0.0, 0.5, 0.5], [0.2, 0.2, 0.2]], dtype=torch.float64)

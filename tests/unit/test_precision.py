@@ -31,7 +31,7 @@ def measure(first: int, count: int, **options: object) -> LikelihoodResult:
 
 @pytest.mark.parametrize("estimator", ["random", "stratified", "count"])
 def test_pieces_are_the_whole(estimator: str) -> None:
-    pieces = measure(0, 3, estimator=estimator).and_more(measure(3, 5, estimator=estimator))
+    pieces = measure(0, 3, estimator=estimator).with_replicates_of(measure(3, 5, estimator=estimator))
     assert pieces.estimates == pytest.approx(measure(0, 8, estimator=estimator).estimates, abs=1e-12)
 
 
@@ -73,6 +73,6 @@ def test_an_exact_likelihood_is_measured_once() -> None:
 def test_only_what_was_measured_alike_is_joined() -> None:
     result = measure(0, 2)
     with pytest.raises(ValueError, match="num_bytes, seed differ"):
-        result.and_more(replace(result, seed=1, num_bytes=3))
+        result.with_replicates_of(replace(result, seed=1, num_bytes=3))
     with pytest.raises(ValueError, match="lacks estimates"):
         LikelihoodResult.from_dict({"num_tokens": 3})

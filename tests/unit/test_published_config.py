@@ -27,7 +27,7 @@ from hdlm.package_data import configs
 from hdlm.published.config import GOVERNED, ONLY, Config
 from hdlm.published.eval_generation import eval_generation
 from hdlm.published.eval_modeling import eval_modeling
-from hdlm.published.hydra_cli import Composed, compose, words_of
+from hdlm.published.hydra_cli import Composed, compose, parse_command_line
 from hdlm.published.training import _take_place, finetune, train
 from hdlm.published_names import dotted
 from hdlm.strict_config import options_of
@@ -49,7 +49,7 @@ SHAPE = {
 
 
 def _composed(*words: str) -> Composed:
-    return compose(words_of("program", words, "Does it."), Config.options())
+    return compose(parse_command_line("program", words, "Does it."), Config.options())
 
 
 def _config(*words: str) -> Config:

@@ -16,7 +16,7 @@ import torch
 from hdlm.evaluation.during_training import Observer
 from hdlm.package_data import recipes
 from hdlm.strict_config import options_of
-from hdlm.training import Recipe, Session, StopRequest, prepare
+from hdlm.training import Recipe, Session, StopRequest, build_setup
 from hdlm.training.short_form import SHORT_OPTIONS
 from hdlm.training.text import refuse_idle
 
@@ -158,7 +158,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
 def _left_behind(recipe: Recipe, folder: Path) -> str:
     """Everything that a run leaves but for times and the recipe itself."""
     refuse_idle(recipe.data)
-    run = prepare(recipe, CPU)
+    run = build_setup(recipe, CPU)
     session = Session(run, folder)
     session.execute(StopRequest(), (Observer(run, session, folder, print),))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -213,10 +213,10 @@ def test_the_network_computes_again_what_the_recipe_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-    network = prepare(_recipe({"network.checkpoint_activations": recomputation}), CPU).denoiser.backbone
+    network = build_setup(_recipe({"network.checkpoint_activations": recomputation}), CPU).denoiser.backbone
     assert network.checkpoint_activations == recomputation
 
 
 def test_what_two_streams_cannot_do_is_said_before_text_is_read() -> None:
     with pytest.raises(ValueError, match="give away what is asked"):
-        prepare(_recipe({"network.context": "full", "data.corpus": ["none.txt"]}), CPU)
+        build_setup(_recipe({"network.context": "full", "data.corpus": ["none.txt"]}), CPU)

@@ -28,16 +28,16 @@ from hdlm.data import AbstractWindows
 from hdlm.evaluation.during_training import Observer
 from hdlm.training import (
     Recipe,
-    Run,
+    ResumePoint,
     Session,
     StepReport,
     StopRequest,
-    Unfinished,
+    TrainingSetup,
+    build_setup,
+    find_resume_point,
     loop,
-    prepare,
-    unfinished,
 )
-from hdlm.training.checkpoints.store import Shelf
+from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.finetuning import memory_of
 from tests.train_in_processes import carry_out
 
@@ -69,13 +69,13 @@ def _table(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _run(table: dict[str, Any], found: Unfinished | None = None) -> Run:
-    return prepare(Recipe.from_table(table), CPU, start=None if found is None else found.checkpoint)
+def _run(table: dict[str, Any], found: ResumePoint | None = None) -> TrainingSetup:
+    return build_setup(Recipe.from_table(table), CPU, start=None if found is None else found.checkpoint)
 
 
 def _execute(table: dict[str, Any], folder: Path, stop_after: int = 0) -> list[StepReport]:
     """Begin a run, or go on with it; leave it after so many steps, as a signal would."""
-    found, stop, reports = unfinished(folder), StopRequest(), []
+    found, stop, reports = find_resume_point(folder), StopRequest(), []
 
     def watch(report: StepReport) -> None:
         reports.append(report)
@@ -92,7 +92,7 @@ def _same(one: Path, other: Path) -> None:
     """The last checkpoints of two runs hold the same, bit for bit."""
     states = []
     for folder in (one, other):
-        found = Shelf(folder).newest(pytest.fail)
+        found = CheckpointStore(folder).newest(pytest.fail)
         assert found is not None
         states.append(found[1])
     first, second = states
@@ -152,7 +152,7 @@ def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None
     _close(begun + went_on, one)
     assert len(stopped) == 6, "the others are asked at the end of the next step"
     _close(stopped + _numbers(_execute(accumulated, tmp_path / "begun by two")), one)
-    found = Shelf(tmp_path / "two").newest(pytest.fail)
+    found = CheckpointStore(tmp_path / "two").newest(pytest.fail)
     assert found is not None
     assert found[1].ticks == 12
     weights, alone = (load_checkpoint(tmp_path / name).network.state_dict() for name in ("two", "one"))
@@ -208,7 +208,7 @@ def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
             session.offer(report.step, bounds[report.step])
 
     session.execute(StopRequest(), (measure,))
-    shelf = Shelf(tmp_path)
+    shelf = CheckpointStore(tmp_path)
     assert shelf.steps() == [9, 20, 24]
     assert shelf.best == (9, 2.0)
     assert load_checkpoint(shelf.place(9)).training["steps"] == 9
@@ -224,14 +224,14 @@ def test_minutes_between_checkpoints_count_from_the_last(
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     table = _table(text, run={"steps": 14, "save_steps": None, "save_every": 0.6, "keep": 9})
     _execute(table, tmp_path, 10)
-    assert Shelf(tmp_path).steps() == [0, 4, 8, 10]
+    assert CheckpointStore(tmp_path).steps() == [0, 4, 8, 10]
     _execute(table, tmp_path)
-    assert Shelf(tmp_path).steps() == [0, 4, 8, 10, 14]
+    assert CheckpointStore(tmp_path).steps() == [0, 4, 8, 10, 14]
 
 
 def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> None:
     _execute(_table(text), tmp_path, 5)
-    place = Shelf(tmp_path).place(5)
+    place = CheckpointStore(tmp_path).place(5)
     assert sorted(path.name for path in place.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -276,14 +276,14 @@ def test_a_damaged_checkpoint_is_passed_over(
     text: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None
 ) -> None:
     _execute(_table(text), tmp_path, 12)
-    shelf, said = Shelf(tmp_path), []
+    shelf, said = CheckpointStore(tmp_path), []
     assert shelf.steps() == [10, 12]
     file = shelf.place(12) / name
     if damage is None:
         file.unlink()
     else:
         file.write_bytes(damage(file.read_bytes()))
-    found = unfinished(tmp_path, said.append)
+    found = find_resume_point(tmp_path, said.append)
     assert found is not None
     assert found.state.step == 10
     assert len(said) == 1
@@ -291,16 +291,16 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert name in said[0]
     (shelf.place(10) / name).write_bytes(b"")
     with pytest.raises(ValueError, match="none of the checkpoints"):
-        unfinished(tmp_path)
+        find_resume_point(tmp_path)
 
 
 def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: Path) -> None:
     _execute(_table(text), tmp_path, 12)
-    shelf, said = Shelf(tmp_path), []
+    shelf, said = CheckpointStore(tmp_path), []
     (shelf.place(12) / "notes").mkdir()
     (shelf.place(12) / "notes.txt").touch()
     shutil.copytree(shelf.place(10), shelf.place(13))
-    found = unfinished(tmp_path, said.append)
+    found = find_resume_point(tmp_path, said.append)
     assert found is not None
     assert found.state.step == 12
     assert said == ["the checkpoint of step 13 cannot be used: it is of step 10"]
@@ -310,7 +310,7 @@ def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: 
 def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> None:
     table = _table(text, watch={"log_every": 1})
     _execute(table, tmp_path, 12)
-    (Shelf(tmp_path).place(12) / "state.json").unlink()
+    (CheckpointStore(tmp_path).place(12) / "state.json").unlink()
     _execute(table, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 25))
@@ -320,7 +320,7 @@ def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path)
     table = _table(text, run={"save_steps": 4, "keep": 1})
 
     def begin(stop_after: int) -> None:
-        found, stop = unfinished(tmp_path), StopRequest()
+        found, stop = find_resume_point(tmp_path), StopRequest()
         session = Session(_run(table, found), tmp_path, found)
 
         def measure(report: StepReport) -> None:
@@ -335,8 +335,8 @@ def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path)
     begin(stop_after=10)
     (tmp_path / "training" / "best.json").write_text("{")
     begin(stop_after=0)
-    assert Shelf(tmp_path).steps() == [6, 24]
-    assert Shelf(tmp_path).best == (6, 2.0)
+    assert CheckpointStore(tmp_path).steps() == [6, 24]
+    assert CheckpointStore(tmp_path).best == (6, 2.0)
 
 
 def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Pa
     table, looked = _table(text), []
 
     def begin(*, dies: bool) -> None:
-        found = unfinished(tmp_path)
+        found = find_resume_point(tmp_path)
         session = Session(_run(table, found), tmp_path, found)
 
         def measure(report: StepReport) -> None:
@@ -360,16 +360,16 @@ def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         begin(dies=True)
-    assert Shelf(tmp_path).steps() == [0, 5]
+    assert CheckpointStore(tmp_path).steps() == [0, 5]
     begin(dies=False)
     assert looked == [*range(1, 8), *range(6, 25)]
-    assert Shelf(tmp_path).best == (8, 2.0)
+    assert CheckpointStore(tmp_path).best == (8, 2.0)
 
 
 def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, tmp_path: Path) -> None:
     """The kill came between the checkpoint and the links to its model; no step is taken again."""
     Session(_run(_table(text)), tmp_path).execute(StopRequest())
-    last = Shelf(tmp_path).place(24) / "model.safetensors"
+    last = CheckpointStore(tmp_path).place(24) / "model.safetensors"
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"that of an earlier step")
     assert _execute(_table(text), tmp_path) == []
@@ -384,7 +384,7 @@ def test_what_follows_the_last_step_is_made_up_for(
     table = _table(text, run={"steps": 4}, watch=watch)
 
     def begin(folder: Path, dies_in: str = "") -> tuple[Session, StepReport | None]:
-        found = unfinished(folder)
+        found = find_resume_point(folder)
         run = _run(table, found)
         session = Session(run, folder, found)
         observer = Observer(run, session, folder, lambda line: None)
@@ -426,7 +426,7 @@ def test_what_follows_the_last_step_is_made_up_for(
     assert groups[0] == groups[1]
     torch.testing.assert_close(*published, rtol=0, atol=0)
     with pytest.raises(ValueError, match="come to its end, after 4 steps"):
-        unfinished(broken)
+        find_resume_point(broken)
 
 
 @pytest.mark.parametrize(("last", "preempted"), [(23, True), (24, False)])
@@ -450,18 +450,18 @@ def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     table = _table(text)
     begun = Session(_run(table), tmp_path)
     _execute(table, tmp_path, 5)
-    late = unfinished(tmp_path)
+    late = find_resume_point(tmp_path)
     session = Session(_run(table, late), tmp_path, late)
     _execute(table, tmp_path, 12)
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
-    with Shelf(tmp_path).held(), pytest.raises(ValueError, match="another program trains in"):
+    with CheckpointStore(tmp_path).held(), pytest.raises(ValueError, match="another program trains in"):
         session.execute(StopRequest())
     for one in (session, begun):
         with pytest.raises(
             ValueError, match=r"another one has trained in it\. Go on from there with --resume"
         ):
             one.execute(StopRequest())
-    assert Shelf(tmp_path).steps() == [10, 12]
+    assert CheckpointStore(tmp_path).steps() == [10, 12]
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -470,7 +470,7 @@ def test_processes_go_on_from_the_same_checkpoint(
 ) -> None:
     table = _table(text)
     _execute(table, tmp_path, 5)
-    found = unfinished(tmp_path)
+    found = find_resume_point(tmp_path)
     monkeypatch.setattr(
         "hdlm.training.distributed.accelerator.broadcast_object_list",
         lambda mine: [10] if mine == [5] else mine,
@@ -510,7 +510,7 @@ def test_a_full_disk_stops_a_run_and_takes_nothing_away(text: Path, tmp_path: Pa
             Session(_run(table), tmp_path / "full").execute(StopRequest(), (fill,))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert Shelf(tmp_path / "full").steps() == [0, 5]
+    assert CheckpointStore(tmp_path / "full").steps() == [0, 5]
     assert load_checkpoint(tmp_path / "full").training["steps"] == 5
     assert not list((tmp_path / "full").rglob(".*"))
     rest = _execute(table, tmp_path / "full")
@@ -529,7 +529,7 @@ def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_p
 
     with pytest.raises(ValueError, match=r"broke down at step 8: loss nan.*begin again with --from"):
         session.execute(StopRequest(), (spoil,))
-    assert Shelf(tmp_path).steps() == [0, 5]
+    assert CheckpointStore(tmp_path).steps() == [0, 5]
     with pytest.raises(ValueError, match="step 8"):
         session.save()
 
@@ -553,7 +553,7 @@ def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Pa
     session.trainer._windows = Mortal()
     with pytest.raises(ValueError, match="worker that reads text died"):
         session.execute(StopRequest(), (kill,))
-    assert Shelf(tmp_path).steps() == [0, 5]
+    assert CheckpointStore(tmp_path).steps() == [0, 5]
     assert load_checkpoint(tmp_path).training["steps"] == 5
 
 
@@ -563,7 +563,7 @@ def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Pa
 def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: Path) -> None:
     table, folder = _table(text), tmp_path / "run"
     _execute(table, folder, 3)
-    found = unfinished(folder)
+    found = find_resume_point(folder)
     assert found is not None
     other = _table(text, optimizer={"matrix_rate": 0.5}, run={"keep": 5, "accumulation": 1, "seed": 3})
     with pytest.raises(
@@ -594,18 +594,18 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: P
 def test_a_run_that_is_over_does_not_go_on(text: Path, tmp_path: Path) -> None:
     _execute(_table(text, run={"steps": 3}), tmp_path / "over")
     with pytest.raises(ValueError, match=r"come to its end, after 3 steps.*--from"):
-        unfinished(tmp_path / "over")
-    assert unfinished(tmp_path / "nothing") is None
+        find_resume_point(tmp_path / "over")
+    assert find_resume_point(tmp_path / "nothing") is None
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no training/ folder.*--from"):
-        unfinished(tmp_path / "model")
+        find_resume_point(tmp_path / "model")
 
 
 def test_minutes_go_on_where_they_were(text: Path, tmp_path: Path) -> None:
     table = _table(text, run={"steps": None, "minutes": 60.0})
     _execute(table, tmp_path, 3)
-    found = unfinished(tmp_path)
+    found = find_resume_point(tmp_path)
     assert found is not None
     assert found.state.seconds > 0
     session = Session(_run(table, found), tmp_path, found)
@@ -679,7 +679,7 @@ def test_a_scheduler_stops_a_run_and_starts_it_again(
     assert (process.returncode, err) == (75, "")
     assert "stopped by SIGTERM" in out
     assert "--resume" in out
-    stopped = Shelf(output).steps()[-1]
+    stopped = CheckpointStore(output).steps()[-1]
     assert load_checkpoint(output).training["steps"] == stopped
     assert main(["train", "--recipe", str(recipe), "--output", str(output)]) == 2
     assert "--resume" in capsys.readouterr().err
@@ -726,7 +726,7 @@ def test_finetuning_may_begin_with_what_the_optimizers_remember(text: Path, tmp_
     other["mixture"] = [{"hyperschedule": {"type": "Slide", "width": 4, "num_levels": 4}}]
     start = load_checkpoint(tmp_path / "first")
     for keep_step, step in ((False, 0), (True, 4)):
-        trainer = prepare(Recipe.from_table(other), CPU, start=start).trainer()
+        trainer = build_setup(Recipe.from_table(other), CPU, start=start).trainer()
         trainer.inherit(memory, keep_step=keep_step)
         state = trainer.state()
         assert (state.step, state.sequences, state.ticks) == (step, 0, memory.ticks)
@@ -736,6 +736,6 @@ def test_finetuning_may_begin_with_what_the_optimizers_remember(text: Path, tmp_
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert trainer.train(StopRequest()).step == 6
     with pytest.raises(ValueError, match=r"has taken 4 steps and they count, so none of the 4 is left"):
-        prepare(Recipe.from_table(table), CPU, start=start).trainer().inherit(memory, keep_step=True)
+        build_setup(Recipe.from_table(table), CPU, start=start).trainer().inherit(memory, keep_step=True)
     with pytest.raises(ValueError, match=r"no training/ folder"):
         memory_of(str(tmp_path))

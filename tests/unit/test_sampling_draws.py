@@ -43,8 +43,8 @@ def test_a_tail_in_float32_has_its_probability_where_float32_gumbel_noise_never_
     chi_square = ((torch.histc(hits.double(), 20, 0, words) - expected) ** 2 / expected).sum()
     assert chi_square < 60  # 19 degrees of freedom: p < 1e-5
 
-    loudest = -torch.log(-torch.log(torch.tensor(1 - 2.0**-24, dtype=torch.float64)))
-    needed = torch.tensor(2.0**29, dtype=torch.float64).log() - loudest
+    max_noise_per_sequence = -torch.log(-torch.log(torch.tensor(1 - 2.0**-24, dtype=torch.float64)))
+    needed = torch.tensor(2.0**29, dtype=torch.float64).log() - max_noise_per_sequence
     assert (-torch.exp(needed)).exp() < 1e-8 * tail  # the favourite's own noise would have to be below -3.4
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hdlm.denoiser import AbstractDenoiser, Context, Guided, Prediction
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import ConstantRate, CosinePower, Geometric, Power
-from hdlm.parameterization import AbstractParameterization, Cavity, LogScore, Mean
+from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.sampling import (
     ALGORITHMS,
@@ -155,7 +155,7 @@ def test_a_network_that_answers_with_no_number_is_named_with_the_place(name: str
         )
 
 
-@pytest.mark.parametrize("reading", [Cavity(), LogScore()], ids=repr)
+@pytest.mark.parametrize("reading", [LeaveOneOut(), LogScore()], ids=repr)
 @pytest.mark.parametrize("name", ["exact", "analytic", "euler", "gibbs"])
 @pytest.mark.parametrize("process", [Uniform(WORDS), GammaHybrid(WORDS, 0.5)], ids=repr)
 def test_so_it_is_where_words_are_read(

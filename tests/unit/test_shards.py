@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hdlm.cli import main
 from hdlm.data import Tokenizer, Windows, corpus, tokenise, train_tokenizer
 from hdlm.data.corpora.base import PIECE, Piece, pieces_of
-from hdlm.data.encoding import encoded, head_of, sample_of, sides
+from hdlm.data.encoding import encoded, first_tokens, sample_of, split_pieces
 from hdlm.data.mapped import MappedTokens
 from hdlm.data.order import shuffled
 from hdlm.data.shards import Manifest, Progress, Shards, write_shards
@@ -79,14 +79,14 @@ def test_a_share_is_set_aside_by_the_text_of_its_documents(write, tokenizer) -> 
     assert found["train"] | found["validation"] == set(DOCUMENTS)
     assert not found["train"] & found["validation"]
     assert 20 <= len(found["validation"]) <= 60
-    again = sides([Piece(document, True, True) for document in reversed(DOCUMENTS)], 0.2)
+    again = split_pieces([Piece(document, True, True) for document in reversed(DOCUMENTS)], 0.2)
     assert {piece.text for piece, aside in again if aside} == found["validation"]
 
 
 def test_a_long_document_is_set_aside_in_stretches(tokenizer) -> None:
     text = " ".join(DOCUMENTS)
     pieces = list(pieces_of([text], 16))
-    sided = list(sides(pieces, 0.3))
+    sided = list(split_pieces(pieces, 0.3))
     assert "".join(piece.text for piece, _ in sided) == text
     assert {aside for _, aside in sided} == {False, True}
     for (piece, aside), (_, other) in itertools.pairwise(sided):
@@ -97,10 +97,10 @@ def test_a_long_document_is_set_aside_in_stretches(tokenizer) -> None:
 def test_one_side_can_be_had_without_the_rest(text, tokenizer, write) -> None:
     shards = write(share=0.2)
     for side in ("train", "validation"):
-        head = head_of(corpus(str(text)), tokenizer, 10**6, 0.2, aside=side == "validation")
+        head = first_tokens(corpus(str(text)), tokenizer, 10**6, 0.2, aside=side == "validation")
         assert torch.equal(head.tokens, shards.tokens(side)[:])
         assert head.num_bytes == shards.manifest.count(side).bytes == shards.head(side, 10**6).num_bytes
-    assert len(head_of(corpus(str(text)), tokenizer, 30).tokens) < 10**4
+    assert len(first_tokens(corpus(str(text)), tokenizer, 30).tokens) < 10**4
 
 
 def test_a_sample_is_drawn_from_all_of_the_text(text) -> None:
@@ -112,7 +112,7 @@ def test_a_sample_is_drawn_from_all_of_the_text(text) -> None:
 def test_encoding_is_in_order_in_batches_of_any_size(tokenizer, monkeypatch) -> None:
     pieces = [Piece(document, True, True) for document in DOCUMENTS]
     monkeypatch.setattr("hdlm.data.encoding._MOST", 7)
-    ids = [row.tolist() for _, row in encoded(tokenizer, sides(pieces, 0.0))]
+    ids = [row.tolist() for _, row in encoded(tokenizer, split_pieces(pieces, 0.0))]
     assert ids == tokenizer.encode_documents(DOCUMENTS)
 
 
@@ -368,8 +368,8 @@ def test_shards_need_no_open_files(write) -> None:
 def test_one_big_file_has_some_set_aside() -> None:
     """Of 4 MB, 5%: four stretches of a megabyte would hardly ever be among them."""
     pieces = list(pieces_of([f"line {number} of a long book\n" for number in range(160_000)]))
-    assert any(aside for _, aside in sides(pieces, 0.05))
-    assert max(len(piece.text) for piece, aside in sides(pieces, 0.05) if aside) <= PIECE
+    assert any(aside for _, aside in split_pieces(pieces, 0.05))
+    assert max(len(piece.text) for piece, aside in split_pieces(pieces, 0.05) if aside) <= PIECE
 
 
 def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> None:
@@ -385,7 +385,7 @@ def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> N
 
 def test_a_sample_has_nothing_that_is_set_aside(text) -> None:
     whole = corpus(str(text))
-    aside = {piece.text for piece, is_aside in sides(whole.pieces(), 0.2) if is_aside}
+    aside = {piece.text for piece, is_aside in split_pieces(whole.pieces(), 0.2) if is_aside}
     sample = set(sample_of(whole, 10**9, 0.2))
     assert aside
     assert sample

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hdlm.data import AbstractWindows, Tokenizer, corpus, train_tokenizer
-from hdlm.data.encoding import sides
+from hdlm.data.encoding import split_pieces
 from hdlm.data.prefetch import Prefetch
 from hdlm.data.streaming import Stream, StreamedWindows
 
@@ -96,7 +96,7 @@ def test_a_file_that_comes_later_changes_nothing(folder, tokenizer) -> None:
 def test_what_is_set_aside_is_not_in_the_stream(folder, tokenizer) -> None:
     ids = [id for ids in _stream(folder, tokenizer, 0.2).epoch(0, 0) for id in ids.tolist()]
     pieces = corpus(str(folder)).pieces()
-    aside = {piece.text for piece, is_aside in sides(pieces, 0.2) if is_aside}
+    aside = {piece.text for piece, is_aside in split_pieces(pieces, 0.2) if is_aside}
     assert aside
     assert set(tokenizer.documents(ids)) == set(DOCUMENTS) - aside
 

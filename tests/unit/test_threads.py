@@ -135,7 +135,7 @@ def test_a_measurement_leaves_the_number_as_it_was() -> None:
     assert torch.get_num_threads() == 2
 
 
-class Run:
+class TrainingSetup:
     """Steps that take the time that a test says, watched by a `ThreadSwitch`."""
 
     def __init__(self, *, now: int, most: int = 2) -> None:
@@ -167,7 +167,7 @@ class Run:
 
 
 def test_slow_steps_change_the_number_of_threads_and_one_line_says_so() -> None:
-    run = Run(now=2)
+    run = TrainingSetup(now=2)
     run.steps(20, 0.4)
     assert (run.measured, run.lines) == (0, [])
     run.best = 1
@@ -180,7 +180,7 @@ def test_slow_steps_change_the_number_of_threads_and_one_line_says_so() -> None:
 
 @pytest.mark.parametrize("slow", [(1, 30.0), (2, 30.0), (50, 1.0), (3, 0.04)])
 def test_a_pause_or_steps_that_are_a_little_slower_change_nothing(slow: tuple[int, float]) -> None:
-    run = Run(now=2)
+    run = TrainingSetup(now=2)
     usual = 0.4 if slow[1] > 0.1 else 0.01
     run.best = 1
     for _ in range(3):
@@ -191,14 +191,14 @@ def test_a_pause_or_steps_that_are_a_little_slower_change_nothing(slow: tuple[in
 
 
 def test_what_stays_slow_is_measured_once() -> None:
-    run = Run(now=2)
+    run = TrainingSetup(now=2)
     run.steps(20, 0.4)
     run.steps(100, 8.0)
     assert (run.measured, run.lines) == (1, [])
 
 
 def test_a_machine_that_is_free_again_gets_its_threads_back() -> None:
-    run = Run(now=1)
+    run = TrainingSetup(now=1)
     run.best = 2
     run.steps(140, 0.4)
     assert run.measured == 0
@@ -210,7 +210,7 @@ def test_a_machine_that_is_free_again_gets_its_threads_back() -> None:
 
 
 def test_measurements_that_change_nothing_become_seldom() -> None:
-    run = Run(now=1)
+    run = TrainingSetup(now=1)
     run.steps(6 * 120, 30.0)
     assert 6 <= run.measured <= 9
 

@@ -30,15 +30,15 @@ from hdlm.training import (
     Mixture,
     NextToken,
     Recipe,
-    Run,
     Session,
     StepReport,
     StopRequest,
+    TrainingSetup,
+    build_setup,
     choose_precision,
+    find_resume_point,
     listening,
     precision,
-    prepare,
-    unfinished,
 )
 from hdlm.training.distributed import accelerator as engine
 from hdlm.training.loop import Trainer
@@ -74,11 +74,11 @@ def _table(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _run(text: Path, **changes: dict[str, Any]) -> Run:
-    return prepare(Recipe.from_table(_table(text, **changes)), CPU)
+def _run(text: Path, **changes: dict[str, Any]) -> TrainingSetup:
+    return build_setup(Recipe.from_table(_table(text, **changes)), CPU)
 
 
-def _losses(run: Run, folder: Path) -> list[StepReport]:
+def _losses(run: TrainingSetup, folder: Path) -> list[StepReport]:
     reports: list[StepReport] = []
     Session(run, folder).execute(StopRequest(), (reports.append,))
     return reports
@@ -280,7 +280,7 @@ def test_the_average_is_the_one_written_down() -> None:
         expected = decay * expected + (1 - decay) * tick
     assert average.state_dict()["weight"].item() == pytest.approx(expected)
     assert module.weight.item() == 19
-    average.give_to(module)
+    average.copy_to(module)
     assert module.weight.item() == pytest.approx(expected)
 
 
@@ -505,11 +505,11 @@ def test_a_run_that_recorded_options_that_do_not_act_goes_on(
 
     with listening() as stop:
         Session(begun, tmp_path).execute(stop, (interrupt,))
-    found = unfinished(tmp_path)
+    found = find_resume_point(tmp_path)
     assert found is not None
     assert found.state.step == 3
     assert found.recipe == Recipe.from_table(_table(text, optimizer={"name": "adamw"}))
-    again = prepare(found.recipe, CPU, start=found.checkpoint)
+    again = build_setup(found.recipe, CPU, start=found.checkpoint)
     report = Session(again, tmp_path, found).execute(StopRequest())
     assert report is not None
     assert report.step == 30

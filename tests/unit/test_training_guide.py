@@ -19,10 +19,10 @@ import pytest
 from hdlm import hyperschedule as hyperschedules
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.package_data import configs
-from hdlm.parameterization import Cavity, Shifted
+from hdlm.parameterization import LeaveOneOut, Shifted
 from hdlm.process import GIDD
 from hdlm.published.config import Config
-from hdlm.published.hydra_cli import compose, words_of
+from hdlm.published.hydra_cli import compose, parse_command_line
 from hdlm.strict_config import key_of
 from hdlm.training import Recipe
 from hdlm.training.recipe import _PIECES
@@ -100,7 +100,7 @@ def test_its_recipe_can_be_followed() -> None:
     table = tomllib.loads(block) | {"data": {"context": 4}, "run": {"steps": 1}}
     recipe = Recipe.from_table(table)
     assert recipe.build_process(7) == GIDD(7, 0.1)
-    assert recipe.build_parameterization() == Shifted(Cavity("fraction"))
+    assert recipe.build_parameterization() == Shifted(LeaveOneOut("fraction"))
 
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def _published(words: list[str]) -> None:
     """The arguments of hdlm/train.py are those of a configuration that can be read."""
-    read = words_of("guide", words, "")
+    read = parse_command_line("guide", words, "")
     launch = [word for word in read.overrides if word.startswith(("hydra/", "hydra."))]
     for word in launch:
         name = word.removeprefix("hydra/launcher=")

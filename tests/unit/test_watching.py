@@ -20,7 +20,16 @@ from hdlm.evaluation import during_training, evaluate
 from hdlm.evaluation.during_training import Observer
 from hdlm.evaluation.generation import judges
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.training import MetricsLog, Recipe, Run, Session, StepReport, StopRequest, prepare, progress_bar
+from hdlm.training import (
+    MetricsLog,
+    Recipe,
+    Session,
+    StepReport,
+    StopRequest,
+    TrainingSetup,
+    build_setup,
+    progress_bar,
+)
 from hdlm.training.monitor import trackers
 from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.training.monitor.throughput import Gauge
@@ -34,7 +43,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     file = tmp_path_factory.mktemp("text") / "rhyme.txt"
     file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
 
-    def make(**watch: Any) -> Run:
+    def make(**watch: Any) -> TrainingSetup:
         table = {
             "data": {"corpus": [str(file)], "vocabulary": 270, "context": 16, "validation": 0.1},
             "network": {"hidden_size": 16, "num_blocks": 1, "num_heads": 2, "dropout": 0.1},
@@ -42,7 +51,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "run": {"steps": 6, "batch_size": 2, "precision": "no"},
             "watch": {"log_every": 2, **watch},
         }
-        return prepare(Recipe.from_table(table), CPU)
+        return build_setup(Recipe.from_table(table), CPU)
 
     return make
 
@@ -227,7 +236,7 @@ def test_a_shifted_model_is_given_the_first_token_which_counts_for_nothing(
     run = run_of(sample_every=6, samples=2, judge="")
     table = run.recipe.to_table()
     shifted = {"type": "Shifted", "inner": table["parameterization"]}
-    run = prepare(Recipe.from_table({**table, "parameterization": shifted}), CPU)
+    run = build_setup(Recipe.from_table({**table, "parameterization": shifted}), CPU)
     session = Session(run, tmp_path)
     session.execute(StopRequest(), (Observer(run, session, tmp_path, lambda _: None),))
     (line,) = (one for one in _lines(tmp_path / "metrics.jsonl") if "entropy" in one)

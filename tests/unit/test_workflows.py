@@ -23,7 +23,7 @@ from hdlm.data import AbstractCorpus, Tokenizer
 from hdlm.data.corpora import Documents
 from hdlm.hyperschedule import Table
 from hdlm.process import AbstractNoiseProcess, Weights
-from hdlm.training import Recipe, StopRequest, unfinished
+from hdlm.training import Recipe, StopRequest, find_resume_point
 from hdlm.training.launch import begin, carry_out
 from hdlm.training.monitor.watchers import progress_bar
 from hdlm.training.text import Corpora
@@ -116,7 +116,7 @@ PIECES: dict[str, dict[str, Any]] = {
     "objects": {
         "process": hdlm.GIDD(262, 0.2),
         "noise_schedule": hdlm.Cosine(),
-        "parameterization": hdlm.Cavity("sigma"),
+        "parameterization": hdlm.LeaveOneOut("sigma"),
         "objective": hdlm.NELBO(),
         "hyperschedule": hdlm.Slide(16, 4, 4),
         "network": hdlm.DDiTConfig(263, 16, 1, 2, 8, 0.1, 2, True, True, True, 16),
@@ -124,7 +124,7 @@ PIECES: dict[str, dict[str, Any]] = {
     "tables": {
         "process": {"type": "GIDD", "p_uniform": 0.2},
         "noise_schedule": {"type": "Cosine"},
-        "parameterization": {"type": "Cavity", "conditioning": "sigma"},
+        "parameterization": {"type": "LeaveOneOut", "conditioning": "sigma"},
         "objective": {"type": "NELBO"},
         "hyperschedule": {"type": "Slide", "width": 4, "num_levels": 4},
         "network": {**NETWORK, "cond_dim": 8, "dropout": 0.1, "mlp_ratio": 2, "condition_output": True},
@@ -142,7 +142,7 @@ def test_objects_and_tables_are_two_ways_to_write_a_run(tmp_path: Path) -> None:
     assert recipes[0] == recipes[1]
     model = made["objects"]
     assert model.denoiser.process == hdlm.GIDD(model.vocabulary.num_words, 0.2)
-    assert model.denoiser.parameterization == hdlm.Cavity("sigma")
+    assert model.denoiser.parameterization == hdlm.LeaveOneOut("sigma")
     assert model.hyperschedules == (hdlm.Slide(16, 4, 4),)
     assert model.network.config.condition_output
 
@@ -193,7 +193,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     with monkeypatch.context() as first:
         first.setattr("hdlm.workflows.carry_out", interrupted)
         hdlm.train(source, output=tmp_path / "run", steps=5, **SHORT)
-    found = unfinished(tmp_path / "run")
+    found = find_resume_point(tmp_path / "run")
     assert found is not None
     assert found.state.step == 2
     if text == "list":
@@ -354,7 +354,7 @@ def test_the_run_of_the_demonstration_has_an_end(
     assert main(words) == 0, capsys.readouterr().err
     assert (tmp_path / "demo" / "report.md").is_file()
     with pytest.raises(ValueError, match="has come to its end, after 3 steps"):
-        unfinished(tmp_path / "demo")
+        find_resume_point(tmp_path / "demo")
 
 
 def _demonstrated(
@@ -390,7 +390,7 @@ def test_the_demonstration_trains_until_it_beats_the_bigram(
     ]
     assert minutes >= 1.5 * 0.003
     with pytest.raises(ValueError, match="has come to its end"):
-        unfinished(tmp_path / "demo")
+        find_resume_point(tmp_path / "demo")
 
 
 def test_the_demonstration_ends_at_the_latest_when_its_time_is_over(
@@ -420,7 +420,7 @@ def test_ctrl_c_ends_the_demonstration_for_good_with_its_report(
     assert "stopped by SIGINT after 0 steps" in capsys.readouterr().out
     assert (tmp_path / "demo" / "report.md").is_file()
     with pytest.raises(ValueError, match="has come to its end"):
-        unfinished(tmp_path / "demo")
+        find_resume_point(tmp_path / "demo")
 
 
 def test_a_run_that_steps_limit_is_not_extended(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_a_run_that_is_measured_when_it_is_killed_is_not_at_its_end(tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         carry_out(session, Console(quiet=True), last=killed)
-    assert unfinished(tmp_path) is not None
+    assert find_resume_point(tmp_path) is not None
 
 
 # -- finetuning -------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take the tests and print the marks."""
     from hdlm.evaluation.records import protocol
-    from hdlm.evaluation.records.comparison import marks
+    from hdlm.evaluation.records.comparison import task_scores
     from hdlm.integrations import lm_eval as harness
 
     _ = harness.HDLM  # says at once if `lm_eval` is not here
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(table)
         print(", ".join(f"{name}: {value}" for name, value in how.items()))
-    return int(any(mark.value is None for mark in marks(document, args.checkpoint).values()))
+    return int(any(mark.value is None for mark in task_scores(document, args.checkpoint).values()))
 
 
 def _examined(
@@ -185,12 +185,12 @@ def _questions(samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
 
 def _table(document: dict[str, Any]) -> str:
     """Marks of every task, as Markdown."""
-    from hdlm.evaluation.records.comparison import marks
+    from hdlm.evaluation.records.comparison import task_scores
     from hdlm.view.report import markdown_table, number
 
     result = document["result"]
     rows = [("task", "metric", "value ± standard error", "better", "shots", "questions")]
-    for label, cell in marks(document, document["model"]).items():
+    for label, cell in task_scores(document, document["model"]).items():
         task, _, metric = label.partition(": ")
         value = f"failed: {cell.failed}" if cell.value is None else number(cell.value, cell.error)
         higher = (result["higher_is_better"] or {}).get(task, {}).get(metric.partition(" ")[0])

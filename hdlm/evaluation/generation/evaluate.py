@@ -25,7 +25,14 @@ from hdlm.evaluation.generation.judge import AbstractJudge, TransformersJudge
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import Estimate
 from hdlm.evaluation.generation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
-from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, score, score_mauve, text_of
+from hdlm.evaluation.generation.scoring import (
+    PERPLEXITY,
+    pieces,
+    score,
+    score_mauve,
+    score_or_failure,
+    text_of,
+)
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import find_text, read_text
 from hdlm.generation import Settings
@@ -377,7 +384,7 @@ class _Evaluation:
                     watch=lambda frame: bar(frame.share, "filling in"),
                 )
 
-        return {**found, "infilling": attempt(("gaps",), measure)}
+        return {**found, "infilling": score_or_failure(("gaps",), measure)}
 
 
 def _featured(judges: dict[str, AbstractJudge | str]) -> TransformersJudge | None:

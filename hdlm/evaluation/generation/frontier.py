@@ -33,7 +33,7 @@ from hdlm.evaluation.generation.samples import (
     num_evaluations,
     tokens_per_second,
 )
-from hdlm.evaluation.generation.scoring import PERPLEXITY, attempt, pieces, text_of
+from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, score_or_failure, text_of
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, find_text, read_text
 from hdlm.generation import Settings
@@ -87,7 +87,7 @@ class Sweep:
             Entropy and generative perplexity, each with its error or the reason why there is none, and the price.
         """
         drawn = drawn_with(checkpoint, settings, self.prompt, self.seed)
-        scored = drawn | {"num": self.num, **self.judge.noted}
+        scored = drawn | {"num": self.num, **self.judge.protocol_fields}
         kept = self.folder / f"{_name(scored)}.json"
         if kept.exists():
             return protocol.read(kept)
@@ -126,10 +126,10 @@ class Sweep:
         return self._scores(rows, [text_of(row, tokenizer) for row in rows])
 
     def _scores(self, rows: list[list[int]], texts: list[str]) -> Scores:
-        return attempt((MEASURES[0],), lambda: {MEASURES[0]: entropy(rows)}) | attempt(
+        return score_or_failure((MEASURES[0],), lambda: {MEASURES[0]: entropy(rows)}) | score_or_failure(
             (PERPLEXITY,),
             lambda: {PERPLEXITY: generative_perplexity(self.judge, texts)[PERPLEXITY]},
-            **self.judge.noted,
+            **self.judge.protocol_fields,
         )
 
 
@@ -228,7 +228,7 @@ def measured_frontier(
     first = curves[0]["points"][0]
     reference = None if text is None else sweep.reference(one, text, first["length"] - first["num_given"])
     document = _document(models, settings, options, weights) | {
-        **judge.noted,
+        **judge.protocol_fields,
         "data": data,
         "curves": curves,
         "reference": reference,

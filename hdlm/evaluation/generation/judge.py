@@ -65,7 +65,7 @@ class AbstractJudge(abc.ABC):
     sha256: str
 
     @property
-    def noted(self) -> dict[str, str]:
+    def protocol_fields(self) -> dict[str, str]:
         """What stands beside every number of this judge."""
         return {"judge": self.name, "judge_sha256": self.sha256}
 

@@ -21,10 +21,10 @@ from hdlm.generation.passages import text_of
 __all__ = [
     "DEFINITIONS",
     "PERPLEXITY",
-    "attempt",
     "pieces",
     "score",
     "score_mauve",
+    "score_or_failure",
     "score_tokens",
     "text_of",
 ]
@@ -51,7 +51,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 Scores = dict[str, dict[str, Any]]
 
 
-def attempt(names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]], **more: Any) -> Scores:
+def score_or_failure(
+    names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]], **more: Any
+) -> Scores:
     """What a measurement says, ready for JSON; if it fails, the reason under each of its names.
 
     Args:
@@ -69,7 +71,7 @@ def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
     """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
     found: Scores = {}
     for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
-        found |= attempt((name,), partial(_named, name, measure, rows))
+        found |= score_or_failure((name,), partial(_named, name, measure, rows))
     return found
 
 
@@ -102,7 +104,9 @@ def score(
         if isinstance(judge, str):
             found[label] = {"failed": judge, "judge": name}
             continue
-        judged = attempt((PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), **judge.noted)
+        judged = score_or_failure(
+            (PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), **judge.protocol_fields
+        )
         found |= {key.replace(PERPLEXITY, label): value for key, value in judged.items()}
     return found
 
@@ -123,10 +127,10 @@ def score_mauve(
         seed: Of the clustering.
         judge: Whose they are.
     """
-    return attempt(
+    return score_or_failure(
         ("MAUVE",),
         lambda: {"MAUVE": mauve(features(texts), features(reference), seed=seed)},
-        **judge.noted,
+        **judge.protocol_fields,
     )
 
 

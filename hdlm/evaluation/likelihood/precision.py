@@ -59,7 +59,7 @@ def until_precise(
         wanted = _FIRST if error is None or have < _FIRST else _wanted(have, error, target)
         count = min(max(wanted, have + max(have // 2, 1)), most) - have
         piece = measure(have, count)
-        found = piece if found is None else found.and_more(piece)
+        found = piece if found is None else found.with_replicates_of(piece)
         keep(found)
 
 

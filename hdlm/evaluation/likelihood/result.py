@@ -158,7 +158,7 @@ class LikelihoodResult:
         """Standard error of `bits_per_byte`."""
         return None if self.num_bytes is None else self._error(1 / (self.num_bytes * math.log(2)))
 
-    def and_more(self, later: LikelihoodResult) -> LikelihoodResult:
+    def with_replicates_of(self, later: LikelihoodResult) -> LikelihoodResult:
         """The same measurement with the replicates of another besides its own.
 
         Raises:

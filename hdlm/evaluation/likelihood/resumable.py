@@ -243,6 +243,6 @@ class Measuring:
         while found is None or found.replicates < wanted:
             have = 0 if found is None else found.replicates
             more = self.measure(have, min(piece, wanted - have))
-            found = more if found is None else found.and_more(more)
+            found = more if found is None else found.with_replicates_of(more)
             keep(self.document(found))
         return found

@@ -29,9 +29,9 @@ __all__ = [
     "Comparison",
     "IncomparableError",
     "compare",
-    "marks",
     "overlay",
     "read_results",
+    "task_scores",
 ]
 
 Document = Mapping[str, Any]
@@ -138,7 +138,7 @@ def compare(
     for name, kind in kinds.items():
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
-    _check(_apart({name: {"kind": kind} for name, kind in kinds.items()}))
+    _check(_protocol_differences({name: {"kind": kind} for name, kind in kinds.items()}))
     return _KINDS[next(iter(kinds.values()))](documents, metrics)
 
 
@@ -197,7 +197,7 @@ def _likelihoods(documents: Mapping[str, Document], metrics: tuple[str, ...]) ->
         name: _text(document, name) | _windows(result, counted=one)
         for (name, document), result in zip(documents.items(), results.values(), strict=True)
     }
-    _check(_apart(fields))
+    _check(_protocol_differences(fields))
     notes = _likelihood_notes(documents, results)
     found = {name: _bits(result) for name, result in results.items()}
     if not one:
@@ -309,14 +309,14 @@ def _generations(documents: Mapping[str, Document], metrics: tuple[str, ...]) ->
     measured = {name: _metrics(document, name) for name, document in documents.items()}
     chosen = _chosen(measured, metrics)
     drawn = {name: _drawn(document, name) for name, document in documents.items()}
-    apart, protocol = _apart(drawn), dict(next(iter(drawn.values())))
+    apart, protocol = _protocol_differences(drawn), dict(next(iter(drawn.values())))
     for metric in chosen:
         scored = {
             name: _scored(document, measured[name][metric], metric, name)
             for name, document in documents.items()
             if "failed" not in measured[name][metric]
         }
-        apart += _apart(scored) if scored else []
+        apart += _protocol_differences(scored) if scored else []
         protocol |= next(iter(scored.values()), {})
     _check(apart)
     cells = {}
@@ -398,15 +398,15 @@ def _sampling_notes(documents: Mapping[str, Document]) -> list[str]:
 # === Tasks of lm_eval ===
 
 
-def _examinations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
-    measured = {name: marks(document, name) for name, document in documents.items()}
+def _compare_harness(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
+    measured = {name: task_scores(document, name) for name, document in documents.items()}
     chosen = _chosen(measured, metrics)
     tasks = sorted({metric.split(": ")[0] for metric in chosen})
     asked = {name: _asked(document, tasks, name) for name, document in documents.items()}
     exact = [name for name, one in asked.items() if one["replicates"] == _EXACT]
     noisy = {name: one for name, one in asked.items() if name not in exact}
     some = {name: {**one, "replicates": "any"} for name, one in asked.items()} if exact else asked
-    _check(_apart(some) + (_apart(noisy) if exact and noisy else []))
+    _check(_protocol_differences(some) + (_protocol_differences(noisy) if exact and noisy else []))
     cells = {}
     for metric in chosen:
         ours = [cells_of[metric] for cells_of in measured.values()]
@@ -422,7 +422,7 @@ def _examinations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -
     return Comparison("harness", tuple(documents), cells, next(iter(some.values())), tuple(notes))
 
 
-def marks(document: Document, name: str) -> dict[str, Cell]:
+def task_scores(document: Document, name: str) -> dict[str, Cell]:
     """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it.
 
     Args:
@@ -481,10 +481,14 @@ def overlay(documents: Mapping[str, Document]) -> dict[str, Any]:
     """
     if len(documents) < 2:
         raise ValueError(f"a comparison needs at least two results; got {len(documents)}.")
-    _check(_apart({name: {"kind": _field(document, "kind", name)} for name, document in documents.items()}))
-    _check(_apart({name: _swept(document, name) for name, document in documents.items()}))
+    _check(
+        _protocol_differences(
+            {name: {"kind": _field(document, "kind", name)} for name, document in documents.items()}
+        )
+    )
+    _check(_protocol_differences({name: _swept(document, name) for name, document in documents.items()}))
     texts = {name: _text(one, name) for name, one in documents.items() if one["reference"] is not None}
-    _check(_apart(texts) if texts else [])
+    _check(_protocol_differences(texts) if texts else [])
     every = list(documents.values())
     common = {
         key: value
@@ -544,7 +548,7 @@ def _joined(values: list[Any]) -> Any:
 # === All ===
 
 
-def _apart(fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _protocol_differences(fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where results say something else than the first of them, in words; what only some say differs too."""
     first, *others = fields
     return [
@@ -640,5 +644,5 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _KINDS: Mapping[str, Callable[[Mapping[str, Document], tuple[str, ...]], Comparison]] = {
     "likelihood": _likelihoods,
     "generation": _generations,
-    "harness": _examinations,
+    "harness": _compare_harness,
 }

@@ -23,7 +23,7 @@ from hdlm.hub.cards._field import (
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import LINEAR
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.parameterization.mean import Conditioning
 from hdlm.process import Absorbing
 
@@ -68,7 +68,7 @@ class BD3LM(AbstractCard):
             network=shape,
             vocabulary=vocabulary,
             process=Absorbing(vocabulary.num_words),
-            parameterization=Cavity(told, shared=True),
+            parameterization=LeaveOneOut(told, shared=True),
             noise_schedule=LINEAR,
             hyperschedules=(flat(length, STEPS) if width == length else Block(length, width, width),),
             tensors=tensors(shape),

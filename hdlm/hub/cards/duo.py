@@ -1,7 +1,8 @@
 """Duo (arXiv 2506.10892): uniform noise, `model_type: duo`. Tensors and sizes are MDLM's; only the config tells.
 
-There is no mask: every row is a word, also the [PAD] that was added to GPT-2's, so that the network has as many rows as
-MDLM's. It is always told the total noise. What it puts out leaves out what the noisy word says of itself: `Cavity`.
+There is no mask. Each row is a word, also the [PAD] that was added to the GPT-2 vocabulary, so that the network has
+as many rows as the network of MDLM. The network always gets the total noise. Its output for a position does not use
+the noisy word at that position: `LeaveOneOut`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hdlm.hub.cards._field import (
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LogLinear
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.process import Uniform
 
 __all__ = ["Duo"]
@@ -54,7 +55,7 @@ class Duo(AbstractCard):
             network=shape,
             vocabulary=vocabulary,
             process=Uniform(rows.words),
-            parameterization=Cavity("sigma", shared=True),
+            parameterization=LeaveOneOut("sigma", shared=True),
             noise_schedule=LogLinear(),
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),

@@ -15,7 +15,7 @@ from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, rows_of, t
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 
 __all__ = ["GIDD"]
 
@@ -55,7 +55,7 @@ class GIDD(AbstractCard):
             network=shape,
             vocabulary=vocabulary,
             process=process.GIDD(vocabulary.num_words, fields.number("p_uniform")),
-            parameterization=Cavity("fraction", shared=True),
+            parameterization=LeaveOneOut("fraction", shared=True),
             noise_schedule=LINEAR,
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),

@@ -2,7 +2,7 @@
 
 The config names no mask: it is the last row, unless the vocabulary is BERT's, which has a mask of its own. With
 `time_conditioning: false` (all published ones) the network is told 0 whatever the noise, through a conditioning that is
-there all the same. Visible tokens carry over, which is what `Cavity` says of masks that absorb.
+there all the same. Visible tokens carry over, which is what `LeaveOneOut` says of masks that absorb.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hdlm.hub.cards._field import (
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LogLinear
-from hdlm.parameterization import Cavity
+from hdlm.parameterization import LeaveOneOut
 from hdlm.parameterization.mean import Conditioning
 from hdlm.process import Absorbing
 from hdlm.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ class MDLM(AbstractCard):
             network=shape,
             vocabulary=vocabulary,
             process=Absorbing(vocabulary.num_words),
-            parameterization=Cavity(told, shared=True),
+            parameterization=LeaveOneOut(told, shared=True),
             noise_schedule=LogLinear(),
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, placed
-from hdlm.hyperschedule import AbstractHyperschedule, opens_rightwards
+from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Move, Step, Transform
@@ -456,7 +456,7 @@ class Engine:
 
 def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedule) -> None:
     """Refuse a hyperschedule along which a position is written before the position that predicts it is there."""
-    if denoiser.lookback and not opens_rightwards(hyperschedule, denoiser.lookback):
+    if denoiser.lookback and not opens_left_to_right(hyperschedule, denoiser.lookback):
         raise ValueError(
             "A shifted network predicts a position from the output at the position before it, but along "
             f"{hyperschedule!r} some position is written while the one before it is not on the canvas yet. Use an "

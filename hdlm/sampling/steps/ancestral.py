@@ -63,7 +63,7 @@ class Ancestral:
     ) -> Float[Tensor, "b l"]:
         """The uniform number that decides what becomes of a token; a mask stays until its time has come."""
         kind = move.uniform(_KIND)
-        if not process.words_wait:
+        if not process.words_stay:
             return kind
         now = move.mask_falls(process, _WHEN, _AGAIN)
         return torch.where(move.x == process.mask_id, torch.where(now, stay + (1 - stay) * kind, -1.0), kind)
@@ -71,7 +71,7 @@ class Ancestral:
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
         """Where a mask falls or a word may move; everywhere if words do not wait while masks fall."""
         process = self.process or move.process
-        if not process.words_wait:
+        if not process.words_stay:
             return move.moving
         if process.only_masks:
             return move.moving & move.falls_here(process, _WHEN, _KIND)

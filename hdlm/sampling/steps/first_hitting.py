@@ -38,7 +38,7 @@ class FirstHitting:
         process = self.process or move.process
         nearly = torch.where(move.s > 0, move.s, torch.finfo(move.s.dtype).tiny)
         waiting = replace(move, s=nearly)
-        if not process.words_wait:
+        if not process.words_stay:
             raise ValueError(
                 f"First-hitting needs a process whose words wait while masks fall; got {process!r}. "
                 "Use the ancestral or the analytic step."

@@ -22,14 +22,14 @@ from typing import final
 from hdlm.atomic import replacing
 from hdlm.training.checkpoints.state import STATE_FILES, TrainingState
 
-__all__ = ["Shelf", "publish"]
+__all__ = ["CheckpointStore", "publish"]
 
 _FOLDER, _PREFIX, _ASIDE, _LOCK = "training", "step-", ".step-", "lock"
 _BEST, _FINISHED = "best.json", "finished.json"
 
 
 @final
-class Shelf:
+class CheckpointStore:
     """The kept checkpoints of a run.
 
     Args:

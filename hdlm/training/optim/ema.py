@@ -69,10 +69,10 @@ class ExponentialMovingAverage:
             value.copy_(spread_like(average[name], value))
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Put the average in the place of the module's weights for the length of a block, for evaluation."""
         own = {name: value.detach().clone() for name, value in named_parameters(self._module).items()}
-        self.give_to(self._module)
+        self.copy_to(self._module)
         try:
             yield
         finally:
@@ -81,7 +81,7 @@ class ExponentialMovingAverage:
                     value.copy_(own[name])
 
     @torch.no_grad()
-    def give_to(self, module: nn.Module) -> None:
+    def copy_to(self, module: nn.Module) -> None:
         """Overwrite a module's parameters with the average."""
         for name, parameter in named_parameters(module).items():
             parameter.copy_(self._average[name])

@@ -46,9 +46,9 @@ def rows_are_independent(reading: AbstractParameterization, trial: Trial) -> Fin
 
 def inputs_are_finite(reading: AbstractParameterization, trial: Trial) -> Finding:
     """What the network is told is a number at every noise fraction, 0 and 1 included, and blends lie in [0, 1]."""
-    told = reading.inputs(torch.linspace(0, 1, 101, dtype=torch.float64))
-    condition = torch.zeros(1) if told.condition is None else told.condition
-    blend = torch.zeros(1) if told.blend is None else told.blend
+    inputs = reading.inputs(torch.linspace(0, 1, 101, dtype=torch.float64))
+    condition = torch.zeros(1) if inputs.condition is None else inputs.condition
+    blend = torch.zeros(1) if inputs.blend is None else inputs.blend
     outside = blend.clamp_max(0).abs() + (blend - 1).clamp_min(0)
     return error(torch.cat([(~condition.isfinite()).double(), outside.double()]), 0.0, 0.0)
 

@@ -1,13 +1,14 @@
-r"""The cavity: raw outputs are logits of the clean token as seen from *all other* positions (MDLM, BD3-LM, Duo, GIDD).
+r"""Leave-one-out: raw outputs are logits of the clean token given *all other* positions (MDLM, BD3-LM, Duo, GIDD).
 
 These models put `softmax(raw)` in the place of the clean token in `q(x_s | x_t, x_0)`, that is, they step by
-`q(x_t | x_s) q(x_s | softmax(raw))`. Which is Bayes' rule with `softmax(raw)` as the prior: their output leaves out
-what the noisy token says of its own origin, and
+`q(x_t | x_s) q(x_s | softmax(raw))`. That is Bayes' rule with `softmax(raw)` as the prior: their output does not use
+the noisy token at the position itself, and
 
     p(x_0 | x_t) = softmax(raw)(x_0) q(x_t | x_0) / sum over y of softmax(raw)(y) q(x_t | y).
 
-A mask says nothing of its origin, so there `p(x_0 | x_t)` is `softmax(raw)` itself, as with `Mean`. A visible word of
-the absorbing process says everything: it is kept (the carry-over of MDLM).
+A mask is equally likely after every token, so there `p(x_0 | x_t)` is `softmax(raw)` itself, as with `Mean`. A visible
+word of the absorbing process is always the clean token, so it is kept (the carry-over of MDLM). Statistical physics
+calls `softmax(raw)` the cavity distribution.
 
 References: MDLM (arXiv 2406.07524), GIDD (arXiv 2503.04482), Duo (arXiv 2506.10892).
 """
@@ -21,23 +22,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.parameterization.base import AbstractParameterization, NetworkInputs, NoiseDependence, loudest
+from hdlm.parameterization.base import (
+    AbstractParameterization,
+    NetworkInputs,
+    NoiseDependence,
+    max_noise_per_sequence,
+)
 from hdlm.parameterization.mean import Conditioning, Mean
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["Cavity"]
+__all__ = ["LeaveOneOut"]
 
 
 @final
 @dataclass(frozen=True)
-class Cavity(AbstractParameterization):
+class LeaveOneOut(AbstractParameterization):
     """`p(x_0 | x_t)` is proportional to `softmax(raw) q(x_t | x_0)`; the mask's row is never read.
 
     Attributes:
-        conditioning: What the network is told of time; see `Mean`.
+        conditioning: The number of the noise level that the network receives; see `Mean`.
         floor: `sigma` is read at a noise fraction kept this far from 0 and 1.
-        shared: Whether all positions are told the greatest noise among them, as networks are that know one number a
-            sequence, or each its own.
+        shared: Whether all positions of a sequence receive the greatest noise among them (for networks that take one
+            number per sequence), or each position its own.
     """
 
     conditioning: Conditioning = "none"
@@ -53,7 +59,7 @@ class Cavity(AbstractParameterization):
         return "sequence" if self.shared and alone == "position" else alone
 
     def inputs(self, u: Float[Tensor, "*b"]) -> NetworkInputs:
-        return Mean(self.conditioning, self.floor).inputs(loudest(u) if self.shared else u)
+        return Mean(self.conditioning, self.floor).inputs(max_noise_per_sequence(u) if self.shared else u)
 
     def log_clean(
         self,
@@ -62,16 +68,16 @@ class Cavity(AbstractParameterization):
         x_t: Int[Tensor, "*n"],
         u: Float[Tensor, "*n"],
     ) -> Float[Tensor, "*n v"]:
-        cavity = Mean().log_clean(process, raw, x_t, u)
+        others = Mean().log_clean(process, raw, x_t, u)
         w = process.weights(u)
         anywhere, kept = (w.uniform / process.num_words).log(), w.clean.log()
-        own = cavity.gather(-1, x_t[..., None])[..., 0].to(u.dtype)
+        own = others.gather(-1, x_t[..., None])[..., 0].to(u.dtype)
         speaks = (x_t != process.mask_id) & (w.clean + w.uniform > 0)
         anywhere = torch.where(speaks, anywhere, 0.0)
         evidence = torch.logaddexp(torch.where(speaks, own + kept, -torch.inf), anywhere)
         here = torch.where(speaks, own + torch.logaddexp(kept, anywhere) - evidence, own)
-        others = cavity + (anywhere - evidence)[..., None].to(cavity.dtype)
-        return others.scatter(-1, x_t[..., None], here[..., None].to(cavity.dtype))
+        log_p = others + (anywhere - evidence)[..., None].to(others.dtype)
+        return log_p.scatter(-1, x_t[..., None], here[..., None].to(others.dtype))
 
     def log_weights(
         self,
