@@ -32,7 +32,7 @@ from hdlm.evaluation.generation.metrics import Estimate, diversity, mean
 from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, text_of
 from hdlm.evaluation.likelihood.grids import as_times, measured_profile
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import Text, read_text
+from hdlm.evaluation.text import Text, tokenize_documents
 from hdlm.package_data import pretrained
 from hdlm.progress import share_bar
 from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
@@ -328,7 +328,7 @@ def draw(points: Sequence[Point], output: Path) -> None:
 def measured(bench: Bench, steps: Sequence[int], thresholds: Sequence[float]) -> Iterator[Point]:
     """All points, one after the other."""
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
-    text = read_text(bench.checkpoint.tokenizer, held_out, bench.length * bench.num * 2)
+    text = tokenize_documents(bench.checkpoint.tokenizer, held_out, bench.length * bench.num * 2)
     yield bench.real(text)
     todo = [(*one, None) for one in modes(bench.length, steps, bench.learned(text, steps), thresholds)]
     todo += approximate_modes(bench.length, steps[-1])
@@ -363,7 +363,7 @@ def main() -> None:
             "deviations": [asdict(one) for one in deviations],
             "points": [asdict(one) for one in points],
         }
-        protocol.write(options.output / "quality.json", document)
+        protocol.write_result(options.output / "quality.json", document)
     text = f"{table(points)}\n\n{table_of_deviations(deviations)}\n"
     (options.output / "quality.md").write_text(text, encoding="utf-8")
     draw(points, options.output / "quality.png")

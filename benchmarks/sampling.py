@@ -31,7 +31,7 @@ from benchmarks import overhead
 from benchmarks.timing import Benchmark
 from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, flat, sample
 from hdlm.denoiser import AbstractDenoiser, Prediction
-from hdlm.denoiser import Context as Asked
+from hdlm.denoiser import ForwardContext as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import (
     Ancestral,

@@ -249,7 +249,7 @@ class _Blocks:
         return (context | (begins & ends)) & one & (query.least[..., None] == key.least[..., None, :])
 
 
-def generation(
+def generation_attention(
     hyperschedule: AbstractHyperschedule,
     n: int | Int[Tensor, "*b"],
     context: Context = "block_causal",

@@ -24,13 +24,13 @@ from hdlm.process import AbstractNoiseProcess
 __all__ = [
     "AbstractDenoiser",
     "Backbone",
-    "Context",
     "Denoiser",
+    "ForwardContext",
     "Guided",
     "Predecessors",
     "Prediction",
     "Projection",
-    "placed",
+    "resolve_device",
 ]
 
 _MOST_GUIDANCE = 1e6
@@ -39,7 +39,7 @@ _MOST_GUIDANCE = 1e6
 
 @final
 @dataclass(frozen=True)
-class Context:
+class ForwardContext:
     """Where the tokens stand and what they may see.
 
     Attributes:
@@ -122,7 +122,7 @@ class Question:
 
     tokens: Int[Tensor, "b q"]
     noise: Float[Tensor, "b q"]
-    context: Context
+    context: ForwardContext
 
 
 def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
@@ -216,7 +216,7 @@ def _missing(question: Question, lookback: int) -> Bool[Tensor, "b q"]:
     return (place >= lookback) & ((columns < lookback) | (found != place - lookback))
 
 
-def placed(denoiser: AbstractDenoiser, device: torch.device | str | None) -> torch.device:
+def resolve_device(denoiser: AbstractDenoiser, device: torch.device | str | None) -> torch.device:
     """The device for the tokens of a denoiser: by default its own, and the CPU if it has none.
 
     Args:
@@ -312,7 +312,7 @@ class AbstractDenoiser(abc.ABC):
 
     @abc.abstractmethod
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         """What it says of noisy tokens.
 
@@ -323,7 +323,7 @@ class AbstractDenoiser(abc.ABC):
         """
 
     def new_cache(self) -> Any:
-        """An empty cache for `Context.cache`, or None if this denoiser keeps none."""
+        """An empty cache for `ForwardContext.cache`, or None if this denoiser keeps none."""
         return None
 
     def retain(self, cache: Any, places: Int[Tensor, " n"]) -> None:
@@ -360,7 +360,7 @@ class Denoiser(nn.Module, AbstractDenoiser):
         return next(self.parameters()).device
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         question = self._pass(Question(tokens, noise, context))
         rest = question._asdict()
@@ -413,10 +413,10 @@ class Denoiser(nn.Module, AbstractDenoiser):
         return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 
     def forward(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context | None = None
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext | None = None
     ) -> Float[Tensor, "b q v"]:
         """`log p(x_0 | x_t)` everywhere: `predict`, read at every position."""
-        prediction = self.predict(tokens, noise, context or Context())
+        prediction = self.predict(tokens, noise, context or ForwardContext())
         log_p = prediction.log_clean(prediction.everywhere())
         return log_p.view(*tokens.shape, -1)
 
@@ -473,7 +473,7 @@ class Guided(AbstractDenoiser):
             self.inner.retain(one, places)
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         caches = context.cache or (None, None)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -481,7 +481,7 @@ class Guided(AbstractDenoiser):
         prompt = self.prompt.expand(positions.shape[0], -1).gather(1, positions)
         blank = torch.where(prompt, self.process.mask_id, tokens)
 
-        def of(cache: Any) -> Context:
+        def of(cache: Any) -> ForwardContext:
             return replace(context, cache=cache)
 
         informed = self.inner.predict(tokens, noise, of(caches[0]))

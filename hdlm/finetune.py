@@ -13,9 +13,9 @@ if __name__ == "__main__":
 def main() -> int:
     """Do it with the arguments of the process; the answer is the exit status."""
     from hdlm.cli._errors import guarded
-    from hdlm.published.training import finetune
+    from hdlm.published.training import run_finetuning
 
-    return guarded("hdlm/finetune.py", finetune, sys.argv[1:])
+    return guarded("hdlm/finetune.py", run_finetuning, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hdlm.evaluation.generation.frontier import FrontierOptions, measured_fronti
 from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions, likelihood_document
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.generation import Settings
-from hdlm.strict_config import read
+from hdlm.strict_config import read_table
 
 __all__ = ["GenerationOptions", "LikelihoodOptions", "evaluate", "frontier", "generation", "likelihood"]
 
@@ -52,7 +52,7 @@ def likelihood(
     document = likelihood_document(
         checkpoint,
         text,
-        read(LikelihoodOptions, _with_path(options)),
+        read_table(LikelihoodOptions, _with_path(options)),
         model=_name(checkpoint),
         output=None if output is None else Path(output),
         progress=progress,
@@ -104,7 +104,7 @@ def generation(
     )
     return measured_generation(
         checkpoint,
-        read(Settings, settings),
+        read_table(Settings, settings),
         options,
         model=_name(checkpoint),
         output=None if output is None else Path(output),
@@ -162,7 +162,7 @@ def frontier(
         seed=seed,
         reference=reference,
     )
-    return measured_frontier(models, read(Settings, settings), options, Path(output), progress=progress)
+    return measured_frontier(models, read_table(Settings, settings), options, Path(output), progress=progress)
 
 
 def _name(checkpoint: Checkpoint) -> str:
@@ -183,10 +183,10 @@ def _with_path(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Evaluate(ModuleType):
-    """The module; calling it is the older form of `hdlm.evaluation.evaluate`."""
+    """The module; calling it is the older form of `hdlm.evaluation.estimate_likelihood`."""
 
     def __call__(self, *args: Any, **options: Any) -> LikelihoodResult:
-        from hdlm.evaluation import evaluate as measure
+        from hdlm.evaluation import estimate_likelihood as measure
 
         warnings.warn(
             "hdlm.evaluate(denoiser, ...) is hdlm.evaluation.evaluate; for a checkpoint there is "

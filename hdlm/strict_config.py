@@ -21,11 +21,11 @@ __all__ = [
     "key_of",
     "nearest",
     "options_of",
-    "read",
+    "read_table",
     "require",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class OptionError(ValueError):
@@ -122,7 +122,7 @@ def options_of(cls: Any, prefix: str = "") -> Iterator[str]:
                 yield from options_of(kind, f"{prefix}{key_of(option)}.")
 
 
-def read(cls: type[T], table: object, name: str = "") -> T:
+def read_table(cls: type[_T], table: object, name: str = "") -> _T:
     """One dataclass from its table; what is left out has its default, and a table that is left out is empty.
 
     Args:
@@ -177,7 +177,7 @@ def _convert(value: Any, hint: Any, option: str) -> Any:
         return None
     kind = next(kind for kind in kinds if kind is not NoneType)
     if dataclasses.is_dataclass(kind):
-        return read(kind, value, option)  # type: ignore[arg-type]
+        return read_table(kind, value, option)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         return _several(value, get_args(kind)[0], option)
     if kind is float and type(value) is int:
@@ -195,7 +195,7 @@ def _several(value: Any, kind: Any, option: str) -> tuple[Any, ...]:
     """A list of tables, or of names, of which a single one may stand for itself."""
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, list | tuple), option, f"a list of tables, [[{option}]]", value)
-        return tuple(read(kind, item, option) for item in value)  # type: ignore[arg-type]
+        return tuple(read_table(kind, item, option) for item in value)  # type: ignore[arg-type]
     items = [value] if isinstance(value, str) else value
     names = isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)
     require(names, option, "names", value)

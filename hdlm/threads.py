@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-__all__ = ["at_most", "fastest", "is_fixed", "measure", "settle"]
+__all__ = ["at_most", "fastest", "is_fixed", "measure", "set_num_threads"]
 
 _VARIABLE = "OMP_NUM_THREADS"
 _SECONDS = 0.3
@@ -28,7 +28,7 @@ _WORTH = 1.15
 """How many times as fast more threads must be."""
 
 
-def settle(given: int | None = None, recorded: int = 0) -> int:
+def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
     """Set the number of threads of this process.
 
     `given` comes first, then the environment variable `OMP_NUM_THREADS`, then `recorded`. Without any of them it is

@@ -13,9 +13,9 @@ if __name__ == "__main__":
 def main() -> int:
     """Do it with the arguments of the process; the answer is the exit status."""
     from hdlm.cli._errors import guarded
-    from hdlm.published.training import train
+    from hdlm.published.training import run_training
 
-    return guarded("hdlm/train.py", train, sys.argv[1:])
+    return guarded("hdlm/train.py", run_training, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -34,25 +34,25 @@ from hdlm.training.text import Corpora
 
 __all__ = ["finetune", "train"]
 
-Table: TypeAlias = Mapping[str, Any]
-Text: TypeAlias = str | Path | AbstractCorpus | Shards | Iterable[object]
+_Table: TypeAlias = Mapping[str, Any]
+TrainingData: TypeAlias = str | Path | AbstractCorpus | Shards | Iterable[object]
 _IN_MEMORY = "in memory: "
 """How a recipe records text that it cannot name."""
 
 
 def train(
-    text: Text | None = None,
+    text: TrainingData | None = None,
     *,
     output: str | Path,
     minutes: float | None = None,
     steps: int | None = None,
-    process: AbstractNoiseProcess | Table | None = None,
-    noise_schedule: AbstractNoiseSchedule | Table | None = None,
-    parameterization: AbstractParameterization | Table | None = None,
-    objective: AbstractObjective | Table | None = None,
-    hyperschedule: AbstractHyperschedule | Table | None = None,
-    network: DDiTConfig | Table | None = None,
-    recipe: Recipe | Table | str | Path = "demo",
+    process: AbstractNoiseProcess | _Table | None = None,
+    noise_schedule: AbstractNoiseSchedule | _Table | None = None,
+    parameterization: AbstractParameterization | _Table | None = None,
+    objective: AbstractObjective | _Table | None = None,
+    hyperschedule: AbstractHyperschedule | _Table | None = None,
+    network: DDiTConfig | _Table | None = None,
+    recipe: Recipe | _Table | str | Path = "demo",
     seed: int | None = None,
     device: torch.device | str | None = None,
     resume: bool = False,
@@ -100,17 +100,17 @@ def train(
 
 def finetune(
     checkpoint: Checkpoint | str | Path,
-    text: Text | None = None,
+    text: TrainingData | None = None,
     *,
     output: str | Path,
     minutes: float | None = None,
     steps: int | None = None,
-    process: AbstractNoiseProcess | Table | None = None,
-    noise_schedule: AbstractNoiseSchedule | Table | None = None,
-    parameterization: AbstractParameterization | Table | None = None,
-    objective: AbstractObjective | Table | None = None,
-    hyperschedule: AbstractHyperschedule | Table | None = None,
-    recipe: Recipe | Table | str | Path | None = None,
+    process: AbstractNoiseProcess | _Table | None = None,
+    noise_schedule: AbstractNoiseSchedule | _Table | None = None,
+    parameterization: AbstractParameterization | _Table | None = None,
+    objective: AbstractObjective | _Table | None = None,
+    hyperschedule: AbstractHyperschedule | _Table | None = None,
+    recipe: Recipe | _Table | str | Path | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     keep_optimizer: bool = False,
@@ -215,7 +215,7 @@ def _found(folder: Path, console: Console, *, resume: bool) -> ResumePoint | Non
     return None
 
 
-def _table(recipe: Recipe | Table | str | Path) -> dict[str, Any]:
+def _table(recipe: Recipe | _Table | str | Path) -> dict[str, Any]:
     """The plain values of a recipe."""
     if isinstance(recipe, Mapping):
         import_own(recipe)
@@ -239,12 +239,12 @@ def _put_run(table: dict[str, Any], minutes: float | None, steps: int | None, se
 
 def _put_pieces(
     table: dict[str, Any],
-    process: AbstractNoiseProcess | Table | None,
-    noise_schedule: AbstractNoiseSchedule | Table | None,
-    parameterization: AbstractParameterization | Table | None,
-    objective: AbstractObjective | Table | None,
-    hyperschedule: AbstractHyperschedule | Table | None,
-    network: DDiTConfig | Table | None = None,
+    process: AbstractNoiseProcess | _Table | None,
+    noise_schedule: AbstractNoiseSchedule | _Table | None,
+    parameterization: AbstractParameterization | _Table | None,
+    objective: AbstractObjective | _Table | None,
+    hyperschedule: AbstractHyperschedule | _Table | None,
+    network: DDiTConfig | _Table | None = None,
 ) -> None:
     """Enter pieces that are given by hand, and the vocabulary and the context that their sizes ask for.
 
@@ -297,7 +297,7 @@ def _described(piece: Any) -> dict[str, Any]:
     return describe(piece)
 
 
-def _put_text(table: dict[str, Any], text: Text | None) -> Corpora | None:
+def _put_text(table: dict[str, Any], text: TrainingData | None) -> Corpora | None:
     """Enter where the text comes from; the result is the text itself where the recipe cannot name it.
 
     Raises:

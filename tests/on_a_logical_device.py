@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hdlm.checkpoint import load_checkpoint
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.hub import load
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
@@ -246,7 +246,9 @@ def likelihood(bound: str, estimator: str | None, plan: AbstractHyperschedule, p
         denoiser = tiny_denoiser(process, num_blocks=1).to(device).eval()
         tokens = torch.arange(14) % WORDS
         options: Any = {"bound": bound, "estimator": estimator}
-        result = evaluate(denoiser, tokens, plan, device=device, replicates=2, batch_size=2, **options)
+        result = estimate_likelihood(
+            denoiser, tokens, plan, device=device, replicates=2, batch_size=2, **options
+        )
         return Found(torch.tensor(result.estimates), 3)
 
     return scenario

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import Context, Denoiser, Prediction
+from hdlm.denoiser import Denoiser, ForwardContext, Prediction
 from hdlm.hub import load
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import Canvas
@@ -107,7 +107,7 @@ def log_score(denoiser: Denoiser, x_t: Tensor, u: Tensor) -> Tensor:
 
 
 def _ask(denoiser: Denoiser, x_t: Tensor, u: Tensor) -> Prediction:
-    return denoiser.predict(x_t, spread_over(u, x_t), Context())
+    return denoiser.predict(x_t, spread_over(u, x_t), ForwardContext())
 
 
 def posterior(denoiser: Denoiser, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:

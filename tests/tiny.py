@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
+from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Prediction
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, Mean
 from hdlm.process import AbstractNoiseProcess
@@ -64,6 +64,6 @@ class FixedAnswer(AbstractDenoiser):
     parameterization: AbstractParameterization
     raw: Tensor
 
-    def predict(self, tokens: Tensor, noise: Tensor, context: Context) -> Prediction:
+    def predict(self, tokens: Tensor, noise: Tensor, context: ForwardContext) -> Prediction:
         rows = self.raw.reshape(-1, self.raw.shape[-1])
         return Prediction(self.process, self.parameterization, tokens, noise, lambda at: rows[at])

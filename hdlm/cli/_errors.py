@@ -42,10 +42,10 @@ def guarded(
     try:
         status = _guarded(program, lambda: work(words), words, traceback=traceback)
     except SystemExit:
-        if isinstance(_streams.settle(), BrokenPipeError):
+        if isinstance(_streams.flush_streams(), BrokenPipeError):
             return READER_GONE
         raise
-    error = _streams.settle()
+    error = _streams.flush_streams()
     if isinstance(error, BrokenPipeError):
         return READER_GONE
     if error is not None and status == 0:
@@ -70,7 +70,7 @@ def _guarded(program: str, work: Callable[[], int], words: Sequence[str], *, tra
         if isinstance(error, BrokenPipeError) and error.filename is None:
             return READER_GONE
         if isinstance(error, NotKeptError):
-            _streams.show(error.content)
+            _streams.print_result(error.content)
         line = explained(error)
         if traceback or line is None:
             raise

@@ -64,7 +64,7 @@ def source_of(name: str) -> str | Path:
     )
 
 
-def check_vacant(folder: Path) -> None:
+def check_output_is_vacant(folder: Path) -> None:
     """Look before a long run whether a folder can take its checkpoint.
 
     Raises:

@@ -30,7 +30,7 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def whole(text: str) -> int:
+def whole_number(text: str) -> int:
     """The `type` of an argument that counts something there may be none of.
 
     Raises:
@@ -53,7 +53,7 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device` and `--threads`; read them with `device_of`."""
+    """Add `--device` and `--threads`; read them with `device_option`."""
     parser.add_argument(
         "--device",
         default="auto",
@@ -68,7 +68,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def device_of(args: argparse.Namespace, recorded_threads: int = 0) -> torch.device:
+def device_option(args: argparse.Namespace, recorded_threads: int = 0) -> torch.device:
     """The device that `--device` names; on a CPU, the number of threads is set as well.
 
     Args:
@@ -82,7 +82,7 @@ def device_of(args: argparse.Namespace, recorded_threads: int = 0) -> torch.devi
 
     device = _device(args)
     if device.type == "cpu" or args.threads is not None:
-        threads.settle(args.threads, recorded_threads)
+        threads.set_num_threads(args.threads, recorded_threads)
     return device
 
 

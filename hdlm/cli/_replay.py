@@ -23,7 +23,7 @@ def replay_of(checkpoint: Checkpoint, trace: Trace, sequence: int) -> Replay:
     return Replay(frames(trace.start[sequence], trace.edits(sequence), read))
 
 
-def show(replays: Mapping[str, Replay], seconds: float = 6.0) -> None:
+def play_replays(replays: Mapping[str, Replay], seconds: float = 6.0) -> None:
     """Play replays side by side on the terminal, or print some of their frames where there is none."""
     from rich.console import Console
 

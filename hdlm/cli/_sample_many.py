@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hdlm.cli._models import open_fast
-from hdlm.cli._options import device_of
+from hdlm.cli._options import device_option
 from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_many(args: argparse.Namespace, settings: Settings) -> int:
                 f"--{name.replace('_', '-')} is for passages that are printed: leave --output out."
             )
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
-    device = device_of(args) if own_device is None else own_device
+    device = device_option(args) if own_device is None else own_device
     checkpoint = open_fast(args, device)
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
         samples = draw_samples(

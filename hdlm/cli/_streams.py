@@ -68,7 +68,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def show(content: str) -> None:
+def print_result(content: str) -> None:
     """Print a result on standard output, else on standard error."""
     try:
         print(content, flush=True)
@@ -76,7 +76,7 @@ def show(content: str) -> None:
         say(content)
 
 
-def settle() -> OSError | None:
+def flush_streams() -> OSError | None:
     """Write what is left to be written; what cannot be written is dropped, so that Python does not try again.
 
     Returns:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from hdlm.atomic import check_folder
-from hdlm.cli._models import check_vacant, shipped
-from hdlm.cli._options import add_device, add_seed, device_of
+from hdlm.cli._models import check_output_is_vacant, shipped
+from hdlm.cli._options import add_device, add_seed, device_option
 from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
 
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(highlight=False)
-    device = device_of(args)
+    device = device_option(args)
     args.output = args.output or _vacant(Path("demo"))
     check_folder(args.output)
-    check_vacant(args.output)
+    check_output_is_vacant(args.output)
     if args.act != "2":
         act_one(console, args.seed, device)
     if args.act != "1":
@@ -227,7 +227,7 @@ def _side_by_side(
     device: torch.device,
 ) -> None:
     """Write one text in several ways from the same seed; show how, and what came of it."""
-    from hdlm.cli._replay import replay_of, show
+    from hdlm.cli._replay import play_replays, replay_of
     from hdlm.generation import write
     from hdlm.sampling import Trace
 
@@ -238,7 +238,7 @@ def _side_by_side(
         replays[name] = replay_of(checkpoint, trace, 0)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
-    show(replays)
+    play_replays(replays)
     if console.is_terminal:
         return
     for name, text in texts.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from hdlm.cli._models import add_checkpoint, check_vacant, open_checkpoint
+from hdlm.cli._models import add_checkpoint, check_output_is_vacant, open_checkpoint
 from hdlm.cli._options import add_json, print_json
 from hdlm.cli._outputs import FOLDER
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Write, and list what was written."""
     from hdlm.sharing.export import export
 
-    check_vacant(args.output)
+    check_output_is_vacant(args.output)
     checkpoint = open_checkpoint(args)
     export(checkpoint, args.output, hyperschedule=args.hyperschedule, pickled=args.bin, licence=args.license)
     written = {file.name: file.stat().st_size for file in sorted(args.output.iterdir())}

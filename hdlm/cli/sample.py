@@ -29,9 +29,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import add_checkpoint, open_fast
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json, whole
+from hdlm.cli._options import (
+    add_device,
+    add_json,
+    add_seed,
+    at_least_one,
+    device_option,
+    print_json,
+    whole_number,
+)
 from hdlm.cli._outputs import KEPT_FILE
-from hdlm.cli._replay import replay_of, show
+from hdlm.cli._replay import play_replays, replay_of
 from hdlm.cli._sample_many import write_many
 
 if TYPE_CHECKING:
@@ -93,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fast.add_argument(
         "--slots",
-        type=whole,
+        type=whole_number,
         metavar="N",
         default=0,
         help="sequences in static buffers, replayed as graphs on CUDA (default: 0, off)",
@@ -177,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--trace is part of what --json prints: add --json, or look at --replay.")
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
-    device = device_of(args)
+    device = device_option(args)
     checkpoint = open_fast(args, device)
     trace = Trace(checkpoint.vocabulary.mask_id)
     ending = Ending(args.stop_at_end, tuple(args.stop))
@@ -210,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     if args.replay:
-        show({f"{args.algorithm}, seed {args.seed}": replay_of(checkpoint, trace, 0)})
+        play_replays({f"{args.algorithm}, seed {args.seed}": replay_of(checkpoint, trace, 0)})
         passages = passages[1:]
     for number, passage in enumerate(passages):
         if number or args.replay:
@@ -311,9 +319,9 @@ def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
 
 def _packed(checkpoint: Checkpoint) -> str:
     """How many weights are kept a second time."""
-    from hdlm.network.packed import Linear
+    from hdlm.network.packed import PackedLinear
 
-    count = sum(isinstance(part, Linear) and part.packs for part in checkpoint.network.modules())
+    count = sum(isinstance(part, PackedLinear) and part.packs for part in checkpoint.network.modules())
     return f"; {count} matrices packed for few rows: exact but for rounding" if count else ""
 
 

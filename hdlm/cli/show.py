@@ -174,7 +174,7 @@ def _seen(
     """Who sees whom, which positions are noisy, what the two sorts are called, and when this is."""
     import torch
 
-    from hdlm.attention import generation, two_stream
+    from hdlm.attention import generation_attention, two_stream
     from hdlm.hyperschedule import AbstractCountdown
 
     if args.two_stream:
@@ -195,7 +195,7 @@ def _seen(
             f"--step must lie in 0..{hyperschedule.num_steps}, the steps of this one; got {step}."
         )
     noisy = hyperschedule.regions(step).active
-    canvas = generation(hyperschedule, step, args.context, args.active)
+    canvas = generation_attention(hyperschedule, step, args.context, args.active)
     return canvas, noisy, ("settled", "active"), f"step {step} of {hyperschedule.num_steps}"
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import ANY_MODEL, source_of
-from hdlm.cli._options import add_device, add_json, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, at_least_one, device_option, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ def _trained(args: argparse.Namespace) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
     found = _found(args, console, is_main=is_main)
-    device = device_of(args, 0 if found is None else found.state.threads)
+    device = device_option(args, 0 if found is None else found.state.threads)
     session = begin(
-        recipe_of(args, found),
+        build_recipe(args, found),
         args.output,
         device,
         console.print,
@@ -211,7 +211,7 @@ def _trained(args: argparse.Namespace) -> int:
     return PREEMPTED
 
 
-def recipe_of(args: argparse.Namespace, found: ResumePoint | None = None) -> Recipe:
+def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> Recipe:
     """The recipe that `--recipe` names, changed as the other options say.
 
     Args:

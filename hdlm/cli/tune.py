@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._options import (
+    add_device,
+    add_json,
+    add_seed,
+    at_least_one,
+    device_option,
+    json_text,
+    print_json,
+)
 from hdlm.cli._outputs import FILE
 from hdlm.progress import share_bar
 
@@ -83,18 +91,18 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.evaluation import windows
     from hdlm.evaluation.likelihood.grids import as_times, check_steps, measured_profile
     from hdlm.evaluation.records import protocol
-    from hdlm.evaluation.text import find_text, read_text
+    from hdlm.evaluation.text import find_text, tokenize_documents
     from hdlm.generation import Settings, planned
 
     for steps in args.steps:
         check_steps(steps)
-    device = device_of(args)
+    device = device_option(args)
     checkpoint = open_checkpoint(args, device)
     length = args.length or checkpoint.length
     settings = Settings(hyperschedule="block", width=args.width or length, steps=1)
     plan = planned(checkpoint, settings, length, infilling=False)
     source = find_text(args.data, args.part, args.data_dir)
-    text = read_text(checkpoint.tokenizer, source.corpus.documents(), args.limit)
+    text = tokenize_documents(checkpoint.tokenizer, source.corpus.documents(), args.limit)
     (whole, *_) = windows(text.tokens.to(device), length)
     with share_bar("measuring", shown=not args.json and sys.stderr.isatty()) as bar:
         profile = measured_profile(
@@ -123,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "grids": {str(steps): as_times(grid, checkpoint) for steps, grid in grids.items()},
     }
     with keeping(lambda: json_text(document)):
-        protocol.write(args.output, document)
+        protocol.write_result(args.output, document)
     if args.json:
         print_json(document)
     else:

@@ -20,13 +20,13 @@ __all__ = [
     "check_ids",
     "how_tokens_join",
     "kind_and_split",
-    "opened",
+    "open_tokenizer_json",
     "with_word",
     "without_prefix_space",
     "without_token",
 ]
 
-Document = dict[str, Any]
+TokenizerDocument = dict[str, Any]
 
 _KINDS = ("BPE", "WordPiece")
 _PREFIX_SPACE = "add_prefix_space"
@@ -63,14 +63,14 @@ def check(text: str, origin: str) -> None:
         raise ValueError(f"{origin} is no tokenizer: its `unk_token` is not in its vocabulary.")
 
 
-def _check_kind(kind: object, document: Document, origin: str) -> None:
+def _check_kind(kind: object, document: TokenizerDocument, origin: str) -> None:
     if kind not in _KINDS:
         raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; known here are {', '.join(_KINDS)}.")
     if kind == "BPE" and not any(True for _ in _byte_level_parts(document)):
         raise ValueError(f"{origin} holds byte-pair encoding without `ByteLevel`, which is not known here.")
 
 
-def _check_merges(model: Document, origin: str) -> None:
+def _check_merges(model: TokenizerDocument, origin: str) -> None:
     """Each merge must join two words to a third: the library counts on it."""
     if model.get("continuing_subword_prefix") or not isinstance(model["merges"], list):
         raise ValueError(
@@ -86,7 +86,7 @@ def _check_merges(model: Document, origin: str) -> None:
             raise ValueError(f"{origin} is no tokenizer: it merges {merge!r}, which is no pair of its words.")
 
 
-def opened(text: str, origin: str) -> tokenizers.Tokenizer:
+def open_tokenizer_json(text: str, origin: str) -> tokenizers.Tokenizer:
     """The tokenizer of a file that `check` has passed.
 
     Raises:
@@ -96,7 +96,7 @@ def opened(text: str, origin: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
 
 
-def kind_and_split(backend: tokenizers.Tokenizer, origin: str) -> tuple[str, Document]:
+def kind_and_split(backend: tokenizers.Tokenizer, origin: str) -> tuple[str, TokenizerDocument]:
     """Of what kind a tokenizer is, and the part of its document that says how it splits text into words.
 
     Raises:
@@ -142,7 +142,7 @@ class _Refusing:
             raise ValueError(f"{self._origin} is no tokenizer: {error}.") from error
 
 
-def _byte_level_parts(document: Document) -> Iterator[Document]:
+def _byte_level_parts(document: TokenizerDocument) -> Iterator[TokenizerDocument]:
     """The parts of a pre-tokenizer that turn text into bytes."""
     whole = document.get("pre_tokenizer")
     if isinstance(whole, dict):
@@ -152,12 +152,12 @@ def _byte_level_parts(document: Document) -> Iterator[Document]:
                 yield part
 
 
-def adds_prefix_space(document: Document) -> bool:
+def adds_prefix_space(document: TokenizerDocument) -> bool:
     """Whether a text begins as if a space stood before it."""
     return any(part.get(_PREFIX_SPACE, True) for part in _byte_level_parts(document))
 
 
-def how_tokens_join(decoder: Document | None) -> Literal["words", "bytes", "byte words", "unknown"]:
+def how_tokens_join(decoder: TokenizerDocument | None) -> Literal["words", "bytes", "byte words", "unknown"]:
     """How the text of tokens follows from its tokens, and so what of it further tokens may change.
 
     Args:
@@ -181,7 +181,7 @@ def how_tokens_join(decoder: Document | None) -> Literal["words", "bytes", "byte
     return "unknown"
 
 
-def without_prefix_space(document: Document) -> Document:
+def without_prefix_space(document: TokenizerDocument) -> TokenizerDocument:
     """The same merges for text that begins where it begins."""
     changed = copy.deepcopy(document)
     for part in _byte_level_parts(changed):
@@ -189,14 +189,14 @@ def without_prefix_space(document: Document) -> Document:
     return changed
 
 
-def with_word(document: Document, word: str) -> Document:
+def with_word(document: TokenizerDocument, word: str) -> TokenizerDocument:
     """The same with one more word in the vocabulary, the last."""
     model = document["model"]
     size = 1 + max([*model["vocab"].values(), *(token["id"] for token in document["added_tokens"])])
     return {**document, "model": {**model, "vocab": {**model["vocab"], word: size}}}
 
 
-def without_token(document: Document, token: int, content: str) -> Document:
+def without_token(document: TokenizerDocument, token: int, content: str) -> TokenizerDocument:
     """The same without one token; ids behind it move down by one.
 
     Args:

@@ -28,7 +28,16 @@ from hdlm.data.mapped import MappedTokens, mapped
 from hdlm.data.packing import TokenStream
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["SHARD", "Count", "Manifest", "Progress", "Shard", "Shards", "Source", "write_shards"]
+__all__ = [
+    "SHARD",
+    "Count",
+    "Manifest",
+    "Shard",
+    "Shards",
+    "TextVersion",
+    "TokenizationProgress",
+    "write_shards",
+]
 
 SHARD = 2**25
 """Tokens of a shard, and a piece more."""
@@ -77,7 +86,7 @@ class SourceFile:
 
 @final
 @dataclass(frozen=True)
-class Source:
+class TextVersion:
     """What the text is.
 
     Attributes:
@@ -91,7 +100,7 @@ class Source:
     files: tuple[SourceFile, ...]
 
     @classmethod
-    def of(cls, corpus: AbstractCorpus, known: Source | None = None) -> Source:
+    def of(cls, corpus: AbstractCorpus, known: TextVersion | None = None) -> TextVersion:
         """Look at the text.
 
         Args:
@@ -102,7 +111,7 @@ class Source:
         files = tuple(_looked_at(path, before.get(str(path))) for path in corpus.files())
         return cls(repr(corpus), corpus.version(), files)
 
-    def difference(self, other: Source) -> str | None:
+    def difference(self, other: TextVersion) -> str | None:
         """What another source has that this has not, in words; None if they are the same."""
         if (self.corpus, self.version) != (other.corpus, other.version):
             return f"it is the text of {self.corpus} {self.version}".rstrip()
@@ -156,7 +165,7 @@ class Manifest:
         pieces: Characters of a piece, and pieces that are set aside together: an earlier version took 16.
     """
 
-    source: Source
+    source: TextVersion
     tokenizer: str
     dtype: str
     share: float
@@ -183,7 +192,7 @@ class Manifest:
                 Shard(**{**shard, **{side: Count(**shard[side]) for side in ("train", "validation")}})
                 for shard in table["shards"]
             )
-            table |= {"source": Source(**{**source, "files": files}), "shards": shards}
+            table |= {"source": TextVersion(**{**source, "files": files}), "shards": shards}
             return cls(**{**table, "pieces": tuple(table["pieces"])})
         except FileNotFoundError as error:
             raise ValueError(f"there are no shards in {folder}: it has no {_MANIFEST}.") from error
@@ -316,7 +325,7 @@ class Shards:
 
 @final
 @dataclass(frozen=True)
-class Progress:
+class TokenizationProgress:
     """How far tokenisation has come.
 
     Attributes:
@@ -335,7 +344,7 @@ def write_shards(
     *,
     share: float = 0.0,
     renew: bool = False,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[TokenizationProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
     shard_tokens: int = SHARD,
 ) -> Shards:
@@ -361,14 +370,14 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         known = _known(folder, renew, say)
-        source = Source.of(corpus, known and known.source)
+        source = TextVersion.of(corpus, known and known.source)
         wanted = Manifest(source, _hash_of(tokenizer), tokenizer.word_type.__name__, share)
         manifest = _kept(folder, known, wanted, renew, say)
         if not manifest.complete:
             _clear(folder, manifest, tokenizer)
             writer = _Writer(folder, manifest, shard_tokens, watch)
             writer.write(encoded(tokenizer, writer.missing(split_pieces(corpus.pieces(), share))))
-            if (change := source.difference(Source.of(corpus, source))) is not None:
+            if (change := source.difference(TextVersion.of(corpus, source))) is not None:
                 raise ValueError(f"while {folder} was made {change}; say --renew to tokenise it anew.")
             writer.finish()
         return Shards.open(folder)
@@ -438,7 +447,7 @@ class _Writer:
     folder: Path
     manifest: Manifest
     most: int
-    watch: Callable[[Progress], None]
+    watch: Callable[[TokenizationProgress], None]
     pieces: int = 0
     characters: int = 0
     rows: dict[Side, list[Ids]] = field(default_factory=lambda: {"train": [], "validation": []})
@@ -477,7 +486,7 @@ class _Writer:
         self.pieces += 1
         self.characters += len(text)
         tokens = sum(count.tokens for count in self.counts.values())
-        self.watch(Progress(self.characters, tokens + _tokens(self.manifest.shards)))
+        self.watch(TokenizationProgress(self.characters, tokens + _tokens(self.manifest.shards)))
 
     def _close(self) -> None:
         """Write what has come together as a shard, and name it in the manifest."""

@@ -30,7 +30,7 @@ from hdlm.data.order import permutation
 from hdlm.data.packing import AbstractWindows
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["BLOCK", "Stream", "StreamedWindows"]
+__all__ = ["BLOCK", "StreamedText", "StreamedWindows"]
 
 BLOCK = 1024
 """Windows that are shuffled among themselves."""
@@ -40,7 +40,7 @@ _FILES, _WINDOWS = 0x83, 0x84
 
 @final
 @dataclass(frozen=True, eq=False)
-class Stream:
+class StreamedText:
     """Text and what makes tokens of it.
 
     Attributes:
@@ -100,7 +100,7 @@ class StreamedWindows(AbstractWindows):
         ValueError: If `length` is not positive.
     """
 
-    def __init__(self, stream: Stream, length: int, seed: int) -> None:
+    def __init__(self, stream: StreamedText, length: int, seed: int) -> None:
         if length < 1:
             raise ValueError(f"`length` must be at least 1; got {length}.")
         self.length = length

@@ -122,7 +122,7 @@ class Tokenizer:
             ValueError: If it is no tokenizer, or one of another size.
         """
         tokenizer_json.check(text, origin)
-        tokenizer = cls(tokenizer_json.opened(text, origin), origin)
+        tokenizer = cls(tokenizer_json.open_tokenizer_json(text, origin), origin)
         have = tokenizer.vocabulary.num_words
         if num_words not in (None, have):
             raise ValueError(
@@ -201,8 +201,8 @@ class Tokenizer:
         return list(ids[1:]) if ids[:1] == [stand_in] else self.encode(text)
 
     @property
-    def _document(self) -> tokenizer_json.Document:
-        document: tokenizer_json.Document = json.loads(self.to_json())
+    def _document(self) -> tokenizer_json.TokenizerDocument:
+        document: tokenizer_json.TokenizerDocument = json.loads(self.to_json())
         return document
 
     @cached_property
@@ -306,8 +306,8 @@ class Tokenizer:
         return str(self._backend.decode([token], skip_special_tokens=False))
 
 
-def _backend(document: tokenizer_json.Document) -> tokenizers.Tokenizer:
-    return tokenizer_json.opened(json.dumps(document), "this tokenizer")
+def _backend(document: tokenizer_json.TokenizerDocument) -> tokenizers.Tokenizer:
+    return tokenizer_json.open_tokenizer_json(json.dumps(document), "this tokenizer")
 
 
 def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:

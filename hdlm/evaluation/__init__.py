@@ -1,7 +1,7 @@
 """Evaluation: bounds on `-log p` of text, each with its standard error and the protocol it was made under."""
 
 from hdlm.evaluation.likelihood.bounds import AbsorbingBound, AbstractBound, HybridBound
-from hdlm.evaluation.likelihood.estimator import Likelihood, Progress, evaluate
+from hdlm.evaluation.likelihood.estimator import EvaluationProgress, Likelihood, estimate_likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
@@ -9,12 +9,12 @@ from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
 __all__ = [
     "AbsorbingBound",
     "AbstractBound",
+    "EvaluationProgress",
     "HybridBound",
     "Likelihood",
     "LikelihoodResult",
-    "Progress",
     "Stack",
-    "evaluate",
+    "estimate_likelihood",
     "first_positions",
     "until_precise",
     "windows",

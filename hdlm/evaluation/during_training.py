@@ -21,7 +21,7 @@ from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexit
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import Estimate, diversity
 from hdlm.evaluation.likelihood.defaults import bound_of, measurable
-from hdlm.evaluation.likelihood.estimator import evaluate
+from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
@@ -29,7 +29,7 @@ from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.training import Session, StepReport, TrainingSetup
 from hdlm.training.recipe import WatchSettings
 
-__all__ = ["Observer", "Say"]
+__all__ = ["LogFunction", "Observer"]
 
 _DIVIDER = "\n\n----\n\n"
 _FAILURES = (ValueError, OverflowError, torch.OutOfMemoryError)
@@ -37,7 +37,7 @@ _FAILURES = (ValueError, OverflowError, torch.OutOfMemoryError)
 
 
 @runtime_checkable
-class Say(Protocol):
+class LogFunction(Protocol):
     """Tells a person something."""
 
     def __call__(self, line: str, /) -> object:
@@ -64,7 +64,7 @@ class Observer:
         run: TrainingSetup,
         session: Session,
         folder: Path,
-        say: Say,
+        say: LogFunction,
         *,
         settings: WatchSettings | None = None,
         plan: AbstractHyperschedule | None = None,
@@ -143,7 +143,7 @@ class Observer:
 
     def _bound(self, denoiser: Denoiser) -> LikelihoodResult:
         corruption, settings = self._run.mixture.parts[0].corruption, self._settings
-        return evaluate(
+        return estimate_likelihood(
             denoiser,
             self._run.validation.tokens[: settings.validation_windows * self._run.recipe.data.context],
             measurable(self._plan),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hdlm.data import Bigram, Unigram
 from hdlm.evaluation.likelihood.defaults import bound_of, measurable
-from hdlm.evaluation.likelihood.estimator import evaluate
+from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.progress import share_bar
 from hdlm.training import TrainingSetup
 from hdlm.view.report import Measurement
@@ -33,7 +33,7 @@ def measured(console: Console, setup: TrainingSetup, name: str, replicates: int)
     what = f"measuring the {name}"
     setup.denoiser.eval()
     with share_bar(what, shown=console.is_terminal) as bar:
-        result = evaluate(
+        result = estimate_likelihood(
             setup.denoiser,
             setup.validation.tokens,
             measurable(corruption.hyperschedule),

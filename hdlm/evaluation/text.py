@@ -17,7 +17,7 @@ from hdlm.data.corpora import Documents
 from hdlm.data.corpora.named import part_of
 from hdlm.evaluation.records.protocol import describe_data
 
-__all__ = ["Source", "Text", "find_text", "read_text"]
+__all__ = ["Text", "TextSource", "find_text", "tokenize_documents"]
 
 _SHORTEST = 8
 """Tokens that are left to take and not worth another document."""
@@ -25,7 +25,7 @@ _SHORTEST = 8
 
 @final
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Where a text comes from.
 
     Attributes:
@@ -49,7 +49,7 @@ class Source:
 
 def find_text(
     text: object, part: str = "test", folder: Path | None = None, *, detokenize: bool = True
-) -> Source:
+) -> TextSource:
     """The text that a user means.
 
     Args:
@@ -64,14 +64,14 @@ def find_text(
     """
     if not isinstance(text, str | Path):
         given = text if isinstance(text, AbstractCorpus) else Documents.of(text)
-        return Source(repr(given), "all", None, given)
+        return TextSource(repr(given), "all", None, given)
     name = str(text)
     named, _, own_part = name.partition(":")
     if named not in NAMED:
-        return Source(name, "all", None, corpus(name))
+        return TextSource(name, "all", None, corpus(name))
     found = NamedDataset(named, part_of(own_part or part), detokenize=detokenize)
     found = found if folder is None else replace(found, folder=folder)
-    return Source(named, found.part, found.detokenizer, found)
+    return TextSource(named, found.part, found.detokenizer, found)
 
 
 @final
@@ -95,7 +95,7 @@ class Text:
         return sum(len(document.encode()) + 1 for document in self.documents)
 
 
-def read_text(tokenizer: Tokenizer, documents: Iterable[str], limit: int | None = None) -> Text:
+def tokenize_documents(tokenizer: Tokenizer, documents: Iterable[str], limit: int | None = None) -> Text:
     """Tokenise documents.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hdlm.data.tokenizer import Tokenizer
 
-__all__ = ["Ending", "Reader", "Reading", "Stream", "text_of"]
+__all__ = ["Ending", "PassageStreamer", "PassageText", "Reader", "text_of"]
 
 
 @final
@@ -77,7 +77,7 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class PassageText:
     """What is known of a passage.
 
     Attributes:
@@ -121,7 +121,7 @@ class Reader:
             self.texts[sequence] = found.text
         return found.length
 
-    def read(self, ids: Sequence[int]) -> Reading:
+    def read(self, ids: Sequence[int]) -> PassageText:
         """What is known of a passage that begins with some tokens.
 
         Where it has ended at a string, the tokens that count are the fewest that have all of its text.
@@ -133,8 +133,8 @@ class Reader:
         start = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(text, self._prompt, strict=False)))
         place = self._ending.place(text, start, whole=whole)
         if self._ending.begins(text, place):
-            return Reading(text[:place], self._fewest(ids, text[:place]))
-        return Reading(text[:place], end)
+            return PassageText(text[:place], self._fewest(ids, text[:place]))
+        return PassageText(text[:place], end)
 
     def _end(self, ids: Sequence[int]) -> int | None:
         """The place behind the first token that ends a text, if the passage ends there."""
@@ -159,7 +159,7 @@ class Reader:
 
 
 @final
-class Stream:
+class PassageStreamer:
     """Gives the text of passages piece by piece, while they are being written.
 
     Args:

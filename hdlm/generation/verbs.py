@@ -11,7 +11,7 @@ from hdlm.generation.progress import steps_bar
 from hdlm.generation.settings import Settings
 from hdlm.generation.text import BLANK, Passage
 from hdlm.generation.write import write
-from hdlm.strict_config import read
+from hdlm.strict_config import read_table
 
 __all__ = ["generate", "infill"]
 
@@ -34,7 +34,7 @@ def generate(
         raise ValueError("The prompt has gaps, [MASK]: give such a text to `infill`.")
     if isinstance(stop, str):
         stop = (stop,)
-    how = read(Settings, settings)
+    how = read_table(Settings, settings)
     with steps_bar("writing", shown=progress) as tick:
         return write(
             checkpoint,
@@ -62,6 +62,6 @@ def infill(
     """Fill in the gaps of a text; see `Checkpoint.infill`."""
     if not BLANK.search(text):
         raise ValueError("The text has no gap: write [MASK] for one token, [MASK:5] for five.")
-    how = read(Settings, settings)
+    how = read_table(Settings, settings)
     with steps_bar("filling in", shown=progress) as tick:
         return write(checkpoint, text, how, num=num, batch_size=batch_size, seed=seed, watch=tick)

@@ -9,8 +9,8 @@ import torch
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
-from hdlm.denoiser import AbstractDenoiser, Guided, placed
-from hdlm.generation.passages import Ending, Reader, Stream, text_of
+from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
+from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import (
     BLANK,
@@ -78,7 +78,7 @@ def write(
         raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
     start = [] if gaps else given.tokens[0, :num_given].tolist()
     reader = Reader(tokenizer, ending, start, plan.length)
-    streaming = None if stream is None else Stream(reader, stream)
+    streaming = None if stream is None else PassageStreamer(reader, stream)
 
     def seen(frame: Frame) -> None:
         if watch is not None:
@@ -149,7 +149,7 @@ def complete(
         ValueError: If a setting is out of range, or what is given does not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
-    device = placed(denoiser, device)
+    device = resolve_device(denoiser, device)
     if settings.guidance:
         if (given.fixed != given.fixed[:1]).any():
             raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")

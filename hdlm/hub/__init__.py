@@ -2,6 +2,6 @@
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
-from hdlm.hub.load import Found, inspect, load
+from hdlm.hub.load import LocatedCheckpoint, inspect, load
 
-__all__ = ["CARDS", "AbstractCard", "Blueprint", "Evidence", "Found", "inspect", "load"]
+__all__ = ["CARDS", "AbstractCard", "Blueprint", "Evidence", "LocatedCheckpoint", "inspect", "load"]

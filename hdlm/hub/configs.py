@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-__all__ = ["read_config", "resolve"]
+__all__ = ["read_config", "resolve_interpolations"]
 
 LARGEST = 4 * 2**20
 """Bytes; no config is larger."""
@@ -38,12 +38,12 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(text) if path.suffix == ".json" else _load_yaml(text, path)
         if not isinstance(config, dict):
             raise ValueError(f"it is no table but a {type(config).__name__}")
-        return resolve(_plain(config))
+        return resolve_interpolations(_plain(config))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no config: {_one_line(error)}.") from error
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_interpolations(config: Mapping[str, Any]) -> dict[str, Any]:
     """Replace `${dotted.key}` everywhere.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from hdlm.hub.configs import resolve
+from hdlm.hub.configs import resolve_interpolations
 from hdlm.hub.pickles import StandIn
 
 __all__ = ["hub_config", "training_config"]
@@ -40,7 +40,7 @@ def training_config(saved: Any) -> dict[str, Any] | None:
     """
     config = saved.get("config", saved) if isinstance(saved, Mapping) else saved
     plain = _Plain().of(config, 0)
-    return resolve(plain) if isinstance(plain, dict) and plain else None
+    return resolve_interpolations(plain) if isinstance(plain, dict) and plain else None
 
 
 @final

@@ -33,7 +33,7 @@ from hdlm.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from hdlm.data import Tokenizer
 
-__all__ = ["Found", "inspect", "load"]
+__all__ = ["LocatedCheckpoint", "inspect", "load"]
 
 OWN = "hdlm"
 """Name of this project's own format, which needs no card."""
@@ -46,7 +46,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @final
 @dataclass(frozen=True)
-class Found:
+class LocatedCheckpoint:
     """What lies at a source, without its weights.
 
     Attributes:
@@ -145,7 +145,7 @@ def inspect(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     offline: bool = False,
-) -> Found:
+) -> LocatedCheckpoint:
     """Look at a model without loading its weights; the arguments are those of `load`.
 
     Raises:
@@ -159,11 +159,11 @@ def inspect(
     if _is_own(settings):
         _refuse_rows(files, num_words, mask_id)
         evidence = Evidence(settings, stored.tensors.shapes, files.origin)
-        return Found(evidence, OWN, _own_blueprint(settings, stored, files), files.files)
+        return LocatedCheckpoint(evidence, OWN, _own_blueprint(settings, stored, files), files.files)
     settings = _settings(settings, stored, files, num_words, mask_id)
     card, blueprint = _recognise(settings, stored, files)
     evidence = Evidence(settings, stored.tensors.shapes, files.origin)
-    return Found(evidence, card.name, blueprint, files.files, stored.step)
+    return LocatedCheckpoint(evidence, card.name, blueprint, files.files, stored.step)
 
 
 def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> AbstractCard:

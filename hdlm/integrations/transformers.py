@@ -28,7 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import FORMAT, MODEL_TYPE, Checkpoint, assemble
-from hdlm.denoiser import Context, Denoiser
+from hdlm.denoiser import Denoiser, ForwardContext
 from hdlm.generation import Settings, complete, planned
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.network.rotary import Rotary
@@ -199,7 +199,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
             noise = self._noise_of_no_account(pieces, input_ids)
         noise = noise.expand(input_ids.shape)
         seen = None if attention_mask is None else _visible(attention_mask, input_ids)
-        logits = pieces(input_ids, noise, Context(position_ids, seen))
+        logits = pieces(input_ids, noise, ForwardContext(position_ids, seen))
         loss = None
         if labels is not None:
             loss = F.nll_loss(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORE)

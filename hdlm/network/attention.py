@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_atten
 from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Attention", "SharedMask", "attend", "resolve", "unmask_empty_rows"]
+__all__ = ["Attention", "SharedMask", "attend", "prepare_mask", "unmask_empty_rows"]
 
 Attention: TypeAlias = Bool[Tensor, "#b q k"] | BlockMask | None
 """Who may attend whom, as callers say it."""
@@ -28,7 +28,7 @@ SharedMask: TypeAlias = Bool[Tensor, "#b 1 q k"] | Pieces | BlockMask | None
 """The same, as the layers use it: no row is empty, heads broadcast."""
 
 
-def resolve(
+def prepare_mask(
     attention: Attention, rotation: Rotation, num_queries: int, num_keys: int
 ) -> tuple[SharedMask, Rotation]:
     """Prepare a mask once for all layers.

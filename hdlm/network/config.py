@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, final
 
-from hdlm.strict_config import OptionError, read, require
+from hdlm.strict_config import OptionError, read_table, require
 
 __all__ = ["DDiTConfig"]
 
@@ -97,4 +97,4 @@ class DDiTConfig:
         Raises:
             ValueError: If a key is unknown (the nearest known one is named), missing, or has a bad value.
         """
-        return read(cls, fields)
+        return read_table(cls, fields)

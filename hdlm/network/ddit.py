@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm.network import recomputation
-from hdlm.network.attention import Attention, SharedMask, attend, resolve
+from hdlm.network.attention import Attention, SharedMask, attend, prepare_mask
 from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig
-from hdlm.network.layers import Block, Embedding, OutputLayer, See, TimestepEmbedding
-from hdlm.network.packed import Linear
+from hdlm.network.layers import Embedding, OutputLayer, See, TimestepEmbedding, TransformerBlock
+from hdlm.network.packed import PackedLinear
 from hdlm.network.passes import Pass
 from hdlm.network.recomputation import Recomputation
 from hdlm.network.rotary import Rotary, Rotation
@@ -56,7 +56,7 @@ class DDiT(nn.Module):
         self.checkpoint_activations: Recomputation = "none"
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = Rotary(config.head_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_blocks))
         self.output_layer = OutputLayer(config)
         self.sigma_map = TimestepEmbedding(config.cond_dim) if config.timestep_embedding else None
 
@@ -129,15 +129,15 @@ class DDiT(nn.Module):
         if self.static is not None and self.static.takes([one]):
             return self.static([one])[0]
         num_queries = tokens.shape[1]
-        mask, rotation = resolve(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
+        mask, rotation = prepare_mask(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
         cond = self._conditioning(condition)
         x = self.vocab_embed(tokens, blend)
         for index, block in enumerate(self.blocks):
             if cache is not None:
                 x = block(x, cond, rotation, mask, functools.partial(_see, index, cache, mask))
             else:
-                x = recomputation.run(
-                    self.checkpoint_activations, cast("Block", block), x, cond, rotation, mask
+                x = recomputation.run_block(
+                    self.checkpoint_activations, cast("TransformerBlock", block), x, cond, rotation, mask
                 )
         if cache is not None and store is not None:
             cache.keep(store, num_queries)
@@ -157,7 +157,7 @@ class DDiT(nn.Module):
         shapes = [(one.tokens.shape[0], one.tokens.shape[1]) for one in passes]
         parts, rotations = [], []
         for one, (rows, width) in zip(passes, shapes, strict=True):
-            mask, rotation = resolve(one.attention, self.rotary_emb(one.places), width, one.num_keys)
+            mask, rotation = prepare_mask(one.attention, self.rotary_emb(one.places), width, one.num_keys)
             parts.append(_Part(rows, width, one.cache, mask))
             rotations.append(rotation)
         cond = self._conditioning_of_many(passes, shapes)
@@ -202,7 +202,7 @@ class DDiT(nn.Module):
             else None
         )
         for layer in self.output_layer.modules() if compiled else self.modules():
-            if isinstance(layer, Linear):
+            if isinstance(layer, PackedLinear):
                 layer.pack()
         if not compiled:
             return
@@ -212,7 +212,7 @@ class DDiT(nn.Module):
                 "with: install one, or leave compilation out."
             )
         for block in self.blocks:
-            cast("Block", block).compile_parts()
+            cast("TransformerBlock", block).compile_parts()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the static buffers, which are bound to these very weights."""

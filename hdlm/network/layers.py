@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hdlm.network.attention import SharedMask, attend
 from hdlm.network.config import DDiTConfig
-from hdlm.network.packed import Linear
+from hdlm.network.packed import PackedLinear
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Block", "Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding"]
+__all__ = ["Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding", "TransformerBlock"]
 
 See: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the current queries, keys and values to what each query sees: attention, by way of caches."""
@@ -107,7 +107,7 @@ class TimestepEmbedding(nn.Module):
 
 
 @final
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One transformer block.
 
     Args:
@@ -119,12 +119,14 @@ class Block(nn.Module):
         width, inner = config.hidden_size, config.mlp_ratio * config.hidden_size
         self.num_heads = config.num_heads
         self.norm1 = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.attn_qkv = Linear(width, 3 * width, bias=False)
-        self.attn_out = Linear(width, width, bias=False)
+        self.attn_qkv = PackedLinear(width, 3 * width, bias=False)
+        self.attn_out = PackedLinear(width, width, bias=False)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.mlp = nn.Sequential(Linear(width, inner), nn.GELU(approximate="tanh"), Linear(inner, width))
+        self.mlp = nn.Sequential(
+            PackedLinear(width, inner), nn.GELU(approximate="tanh"), PackedLinear(inner, width)
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.adaLN_modulation = Linear(config.cond_dim, 6 * width) if config.condition_blocks else None
+        self.adaLN_modulation = PackedLinear(config.cond_dim, 6 * width) if config.condition_blocks else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -188,8 +190,8 @@ class OutputLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.norm_final = nn.LayerNorm(width, eps=_NORM_EPSILON, bias=False)
-        self.linear = Linear(width, config.vocab_size)
-        self.adaLN_modulation = Linear(config.cond_dim, 2 * width) if config.condition_output else None
+        self.linear = PackedLinear(width, config.vocab_size)
+        self.adaLN_modulation = PackedLinear(config.cond_dim, 2 * width) if config.condition_output else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Linear"]
+__all__ = ["PackedLinear"]
 
 _FEW = 128
 """Up to so many rows the copy is used."""
@@ -25,7 +25,7 @@ _TYPICAL = 16
 
 
 @final
-class Linear(nn.Linear):
+class PackedLinear(nn.Linear):
     """`x W^T + b`, and a copy of `W` for few rows once `pack` has been called.
 
     The copy is no parameter: it is neither saved nor moved, it is left out where gradients are wanted, and made anew

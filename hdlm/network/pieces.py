@@ -23,7 +23,7 @@ _SIZE = 256
 _WORTH_WHILE = 0.75
 """A mask is cut if at most this share of it is left."""
 
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries to keys and values under a mask."""
 
 
@@ -53,7 +53,7 @@ class Pieces(NamedTuple):
         query: Float[Tensor, "b heads q d"],
         key: Float[Tensor, "b heads k d"],
         value: Float[Tensor, "b heads k d"],
-        kernel: Kernel,
+        kernel: AttentionKernel,
     ) -> Float[Tensor, "b heads q d"]:
         """Attend piece by piece."""
         return torch.cat(

@@ -21,9 +21,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from hdlm.network.layers import Block
+from hdlm.network.layers import TransformerBlock
 
-__all__ = ["Recomputation", "run"]
+__all__ = ["Recomputation", "run_block"]
 
 Recomputation: TypeAlias = Literal["none", "selective", "full"]
 """How much is computed again."""
@@ -35,7 +35,7 @@ _CHEAP = 4
 """A product is cheap if it sums over fewer than one in so many of the numbers that it makes."""
 
 
-def run(recomputation: Recomputation, block: Block, *arguments: Any) -> Tensor:
+def run_block(recomputation: Recomputation, block: TransformerBlock, *arguments: Any) -> Tensor:
     """The output of a block.
 
     Args:
@@ -54,7 +54,11 @@ def run(recomputation: Recomputation, block: Block, *arguments: Any) -> Tensor:
 
 
 def _policy(
-    block: Block, context: SelectiveCheckpointContext, operator: Any, *arguments: Any, **options: Any
+    block: TransformerBlock,
+    context: SelectiveCheckpointContext,
+    operator: Any,
+    *arguments: Any,
+    **options: Any,
 ) -> CheckpointPolicy:
     """Keep what attention found, and products that sum over much, but for one that nothing in the block asks for again.
 

@@ -1,7 +1,7 @@
 """Objectives: what training minimises and evaluation reports, in nats per position. One file each."""
 
 from hdlm.objective.base import AbstractCost, AbstractObjective, CleanToken, Term
-from hdlm.objective.canvas import Canvas, Corruption, documents
+from hdlm.objective.canvas import Canvas, Corruption, document_ids
 from hdlm.objective.combination import Combination, CrossEntropy
 from hdlm.objective.cross_entropy import WeightedCrossEntropy
 from hdlm.objective.nelbo import NELBO, prior_divergence
@@ -20,7 +20,7 @@ __all__ = [
     "ScoreEntropy",
     "Term",
     "WeightedCrossEntropy",
-    "documents",
+    "document_ids",
     "prior_divergence",
     "stratified_times",
 ]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdlm import attention
-from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction
 from hdlm.hyperschedule import (
     AbstractCountdown,
     AbstractHyperschedule,
@@ -31,7 +31,7 @@ from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.transfer import moved
 
-__all__ = ["Canvas", "Corruption", "documents", "next_tokens"]
+__all__ = ["Canvas", "Corruption", "document_ids", "next_tokens"]
 
 
 @final
@@ -94,13 +94,13 @@ class Canvas:
         """
         self._check_order(denoiser)
         if not self.num_clean:
-            return denoiser.predict(self.x_t, self.t, Context(attention=self.attention))
+            return denoiser.predict(self.x_t, self.t, ForwardContext(attention=self.attention))
         self._check_noise(denoiser)
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
         both = denoiser.predict(
-            tokens, noise, Context(positions=positions, attention=self.attention, ordered=True)
+            tokens, noise, ForwardContext(positions=positions, attention=self.attention, ordered=True)
         )
         stream = self._stream(denoiser.lookback).flatten()
 
@@ -286,10 +286,10 @@ class Corruption:
         else:
             steps = (times[:, 0] * schedule.num_steps).long()
             shared = steps[0] if self._blocks_open_together and len(schedule.settles.unique()) == 1 else steps
-            seen = attention.generation(schedule, shared, self.context, self.active)
+            seen = attention.generation_attention(schedule, shared, self.context, self.active)
         if self.document_end is None:
             return seen
-        own = documents(x_0, self.document_end)
+        own = document_ids(x_0, self.document_end)
         return seen.within(own if packed is None else own.repeat(1, 2))
 
     @cached_property
@@ -316,9 +316,9 @@ def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Can
     """
     before, after = x_0[:, :-1], x_0[:, 1:]
     schedule = autoregressive(before.shape[1])
-    seen = attention.generation(schedule, schedule.num_steps, context="causal")
+    seen = attention.generation_attention(schedule, schedule.num_steps, context="causal")
     if document_end is not None:
-        seen = seen.to(x_0.device).within(documents(before, document_end))
+        seen = seen.to(x_0.device).within(document_ids(before, document_end))
     zeros = torch.zeros(before.shape, dtype=torch.float64, device=x_0.device)
     return Canvas(
         x_0=after,
@@ -331,7 +331,7 @@ def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Can
     )
 
 
-def documents(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b l"]:
+def document_ids(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b l"]:
     """Document of each token, counted from 0: how many documents have ended before it.
 
     Args:

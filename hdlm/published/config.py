@@ -31,7 +31,7 @@ from hdlm.published.options import (
     TrainingOptions,
 )
 from hdlm.published_names import DEFAULTS, AlignmentName, Family, dotted
-from hdlm.strict_config import OptionError, key_of, options_of, read, require
+from hdlm.strict_config import OptionError, key_of, options_of, read_table, require
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
 
@@ -173,7 +173,7 @@ class Config:
         Raises:
             ValueError: If an option is unknown, missing, out of range, or would not act; it is named, and what to use.
         """
-        config = read(cls, table)
+        config = read_table(cls, table)
         given = dict(dotted(table))
         for option, (value, instead) in ONLY.items():
             if given.get(option) not in (None, value):

@@ -16,7 +16,7 @@ from hdlm.data import Tokenizer, find_tokenizer
 from hdlm.evaluation.text import find_text
 from hdlm.published.model import pick_device
 
-__all__ = ["bar", "check_counts", "documents", "opened", "parser", "tokenizer_for", "write_json"]
+__all__ = ["bar", "check_counts", "load_model", "parser", "read_documents", "tokenizer_for", "write_json"]
 
 
 def parser(program: str, summary: str) -> argparse.ArgumentParser:
@@ -50,11 +50,11 @@ def check_counts(args: argparse.Namespace, *options: str) -> None:
             raise ValueError(f"--{option} must be at least 1; got {given}.")
 
 
-def opened(args: argparse.Namespace) -> Checkpoint:
+def load_model(args: argparse.Namespace) -> Checkpoint:
     """The model that the options name, on their device."""
     device = pick_device(args.device)
     if device.type == "cpu":
-        threads.settle()
+        threads.set_num_threads()
     return hub.load(args.checkpoint_path, weights=args.weights, config=args.config_path, device=device)
 
 
@@ -82,7 +82,7 @@ def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer
     return find_tokenizer(named, num_words=words)
 
 
-def documents(name: str, folder: Path | None) -> tuple[str, ...]:
+def read_documents(name: str, folder: Path | None) -> tuple[str, ...]:
     """Text of a data set, or of files."""
     return tuple(find_text(name, folder=folder).corpus.documents())
 

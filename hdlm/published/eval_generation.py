@@ -29,7 +29,7 @@ from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.network import DDiT
 from hdlm.published import samplers
-from hdlm.published.eval_common import bar, check_counts, documents, parser, tokenizer_for, write_json
+from hdlm.published.eval_common import bar, check_counts, parser, read_documents, tokenizer_for, write_json
 from hdlm.published.model import AbstractPublishedModel, option, smart_model_loader
 from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
 
@@ -45,7 +45,7 @@ SCORE_METHODS = {"NAR": get_nar_sampling_fn, "SAR": get_sar_sampling_fn}
 SAMPLES = ("samples.json", "samples.txt")
 REFERENCES = ("ptb", "wikitext103", "lambada")
 
-Writer = Callable[[AbstractPublishedModel, int, int], Tensor]
+SampleWriter = Callable[[AbstractPublishedModel, int, int], Tensor]
 """Writes some samples with a model, the first of which has this index."""
 
 
@@ -81,7 +81,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
         controls={},
         telemetry=None,
     )
-    document = protocol.describe(
+    document = protocol.describe_protocol(
         model.checkpoint,
         str(args.checkpoint_path),
         kind="generation",
@@ -92,7 +92,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
         wall_seconds=time.perf_counter() - begin,
     )
     with keeping(lambda: json.dumps(document)):
-        protocol.write(folder / "results.json", document)
+        protocol.write_result(folder / "results.json", document)
     if args.save_samples:
         both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
         write_json(folder / "samples.json", both)
@@ -192,7 +192,7 @@ def _num_given(method: str) -> int:
 
 def _from_logits(
     args: argparse.Namespace, method: str, first_word: int | None, length: int
-) -> tuple[dict[str, Any], Writer]:
+) -> tuple[dict[str, Any], SampleWriter]:
     """How an epsilon-hybrid writes."""
     algorithm, steps = args.algorithm or "original", args.steps or STEPS
     begins = _num_given(method) and first_word is not None
@@ -215,7 +215,7 @@ def _from_logits(
 
 def _from_scores(
     args: argparse.Namespace, method: str, config: Any, trained: AbstractHyperschedule, length: int
-) -> tuple[dict[str, Any], Writer]:
+) -> tuple[dict[str, Any], SampleWriter]:
     """How a gamma-hybrid writes: NAR the whole canvas at once, SAR along the model's hyperschedule."""
     from omegaconf import OmegaConf
 
@@ -243,7 +243,7 @@ def _references(
     found: dict[str, Any] = {}
     for name in here if args.datasets is None else args.datasets:
         try:
-            tokens = tokenise(tokenizer, documents(name, args.data_dir)).tokens
+            tokens = tokenise(tokenizer, read_documents(name, args.data_dir)).tokens
             rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
             if not rows:
                 raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")

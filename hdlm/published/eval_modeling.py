@@ -20,9 +20,9 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.data import NAMED, Tokenizer
 from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.likelihood.resumable import BatchSize, Measuring
-from hdlm.evaluation.records.protocol import read
-from hdlm.evaluation.text import find_text, read_text
-from hdlm.published.eval_common import bar, check_counts, opened, parser, tokenizer_for, write_json
+from hdlm.evaluation.records.protocol import read_result
+from hdlm.evaluation.text import find_text, tokenize_documents
+from hdlm.published.eval_common import bar, check_counts, load_model, parser, tokenizer_for, write_json
 
 __all__ = ["eval_modeling"]
 
@@ -56,7 +56,7 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     if not names:
         raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
     print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
-    checkpoint = opened(args)
+    checkpoint = load_model(args)
     tokenizer = tokenizer_for(args, checkpoint)
     path = args.work_dir / "results.json"
     before = _before(path, str(args.checkpoint_path))
@@ -88,7 +88,7 @@ def eval_modeling(arguments: Sequence[str]) -> int:
 
 def _before(path: Path, checkpoint: str) -> dict[str, Any]:
     """What was measured before under this checkpoint, by data set."""
-    document = read(path) if path.is_file() else {}
+    document = read_result(path) if path.is_file() else {}
     found = document.get("datasets")
     return dict(found) if isinstance(found, dict) and document.get("checkpoint") == checkpoint else {}
 
@@ -101,7 +101,7 @@ def _measuring(
     show: Callable[[int, int], None],
 ) -> Measuring:
     source = find_text(name, folder=args.data_dir)
-    text = read_text(tokenizer, source.corpus.documents())
+    text = tokenize_documents(tokenizer, source.corpus.documents())
     return Measuring(
         checkpoint,
         str(args.checkpoint_path),

@@ -25,7 +25,7 @@ from hdlm.strict_config import nearest
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = ["CommandLine", "Composed", "compose", "composed_here", "parse_command_line", "sweep"]
+__all__ = ["CommandLine", "ComposedConfig", "compose", "composed_here", "parse_command_line", "sweep"]
 
 _QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")
 """Runs of a sweep write their own files."""
@@ -53,7 +53,7 @@ class CommandLine:
 
 @final
 @dataclass(frozen=True)
-class Composed:
+class ComposedConfig:
     """What hydra made of the command line.
 
     Attributes:
@@ -120,7 +120,7 @@ def parse_command_line(program: str, arguments: Sequence[str], summary: str) -> 
     return CommandLine(folder, name, tuple(args.overrides), args.cfg, args.multirun)
 
 
-def compose(words: CommandLine, known: Iterable[str] = ()) -> Composed:
+def compose(words: CommandLine, known: Iterable[str] = ()) -> ComposedConfig:
     """Let hydra make one configuration of a command line.
 
     Args:
@@ -174,7 +174,7 @@ def sweep(words: CommandLine, known: Iterable[str], job: Callable[[Any], object]
             GlobalHydra.instance().clear()
 
 
-def composed_here(config: Any) -> Composed:
+def composed_here(config: Any) -> ComposedConfig:
     """The same as `compose`, within a job of `sweep`.
 
     Args:
@@ -255,7 +255,7 @@ def _asked(override: Override) -> list[str]:
     return _options(table, override.key_or_group)
 
 
-def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> Composed:
+def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> ComposedConfig:
     """What hydra made, without its own table."""
     from omegaconf import OmegaConf
 
@@ -263,7 +263,7 @@ def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: P
     table = OmegaConf.to_container(own, resolve=True)
     assert isinstance(table, dict)
     named = {str(key): value for key, value in table.items()}
-    return Composed(named, OmegaConf.to_yaml(own), tuple(words), tuple(asked), folder)
+    return ComposedConfig(named, OmegaConf.to_yaml(own), tuple(words), tuple(asked), folder)
 
 
 def _options(table: Any, name: str) -> list[str]:

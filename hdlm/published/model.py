@@ -4,7 +4,7 @@
 |---|---|
 | `smart_model_loader(...)` | `hdlm.load(...)`, a `Checkpoint` |
 | the model it returns | `Checkpoint.denoiser`: network, process, parameterization |
-| `attn_mask`, True = may not attend | `Context.attention`, True = may attend |
+| `attn_mask`, True = may not attend | `ForwardContext.attention`, True = may attend |
 | the metaschedule | a hyperschedule, `hdlm.hyperschedule` |
 | any function `model(ids, positions)` | `CallableDenoiser` |
 
@@ -32,7 +32,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Predecessors, Prediction, Question
+from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Predecessors, Prediction, Question
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
@@ -349,7 +349,7 @@ class CallableDenoiser(AbstractDenoiser):
         return None if weights is None else weights.device
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         length = tokens.shape[1]
         positions = torch.arange(length, device=tokens.device)[None]

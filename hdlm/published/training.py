@@ -30,7 +30,7 @@ from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import LogScore
 from hdlm.published.config import Config, refuse
-from hdlm.published.hydra_cli import Composed, compose, composed_here, parse_command_line, sweep
+from hdlm.published.hydra_cli import ComposedConfig, compose, composed_here, parse_command_line, sweep
 from hdlm.published.model import pick_device
 from hdlm.published_names import alignment_of, hyperschedule
 from hdlm.strict_config import require
@@ -41,18 +41,18 @@ from hdlm.training.text import Corpora
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["configured", "finetune", "train"]
+__all__ = ["configured", "run_finetuning", "run_training"]
 
 _DEBUG = 1000
 """Documents that `data.debug` takes."""
 
 
-def train(arguments: Sequence[str]) -> int:
+def run_training(arguments: Sequence[str]) -> int:
     """Train a model from nothing; the answer is the exit status."""
     return _main("hdlm/train.py", arguments, "Train a model from nothing.", finetunes=False)
 
 
-def finetune(arguments: Sequence[str]) -> int:
+def run_finetuning(arguments: Sequence[str]) -> int:
     """Train a model that is there already; the answer is the exit status."""
     return _main("hdlm/finetune.py", arguments, "Train a model further.", finetunes=True)
 
@@ -110,7 +110,7 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _begin(composed: Composed, *, finetunes: bool | None) -> int:
+def _begin(composed: ComposedConfig, *, finetunes: bool | None) -> int:
     """Check a configuration, and carry it out; the answer is the exit status.
 
     Raises:
@@ -155,7 +155,7 @@ def _check_vacant(folder: Path) -> None:
         )
 
 
-def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
+def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> int:
     """Begin a run, or go on with it, to its end; the answer is the exit status."""
     from rich.console import Console
 
@@ -179,7 +179,7 @@ def _carry_out(config: Config, composed: Composed, *, is_main: bool) -> int:
     keeps = config.hf_model_id is not None and not config.reset_step_for_finetuning
     device = pick_device(None)
     if device.type == "cpu":
-        threads.settle(recorded=0 if found is None else found.state.threads)
+        threads.set_num_threads(recorded=0 if found is None else found.state.threads)
     with config.in_published_words():
         session = begin(
             recipe,

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.attention import Active, Context, generation
-from hdlm.denoiser import AbstractDenoiser, placed
-from hdlm.denoiser import Context as Asked
+from hdlm.attention import Active, Context, generation_attention
+from hdlm.denoiser import AbstractDenoiser, resolve_device
+from hdlm.denoiser import ForwardContext as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
-from hdlm.sampling.prompt import Prompt, check_prompt, rows_of
+from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 
 __all__ = ["PRIOR", "noise_of_levels", "sample_plainly"]
 
@@ -43,7 +43,7 @@ def sample_plainly(
     active: Active = "full",
 ) -> Int[Tensor, "n l"]:
     """Generate sequences without a cache, all in step; the arguments are those of `sample`."""
-    process, device, length = denoiser.process, placed(denoiser, None), hyperschedule.length
+    process, device, length = denoiser.process, resolve_device(denoiser, None), hyperschedule.length
     check_prompt(prompt, process.num_words, length, num_sequences)
     rows, columns = torch.arange(num_sequences, device=device), torch.arange(length, device=device)
     randomness = Randomness(seed)
@@ -52,7 +52,7 @@ def sample_plainly(
     full = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
     x = process.draw_prior(torch.full_like(start, full), start)
     fixed = torch.zeros_like(x, dtype=torch.bool)
-    tokens, given = rows_of(prompt, rows)
+    tokens, given = prompt_rows(prompt, rows)
     if tokens is not None and given is not None:
         x, fixed = torch.where(given, tokens, x), given.expand_as(x)
 
@@ -61,7 +61,7 @@ def sample_plainly(
         moving = (then < now) & ~fixed
         t, s = (noise[level].masked_fill(fixed, 0.0) for level in (now, then))
         window = (~hyperschedule.regions(torch.tensor(n, device=device)).worthless).nonzero()[:, 0]
-        seen = generation(hyperschedule, torch.tensor(n, device=device), context, active)
+        seen = generation_attention(hyperschedule, torch.tensor(n, device=device), context, active)
         asked = Asked(window[None], seen.select(window, window).on(device), ordered=True)
         place = torch.full_like(x, -1)
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["Prompt", "check_prompt", "rows_of"]
+__all__ = ["Prompt", "check_prompt", "prompt_rows"]
 
 
 @final
@@ -67,7 +67,7 @@ class Prompt:
         return Prompt(torch.where(tokens == blank, 0, tokens), tokens != blank)
 
 
-def rows_of(prompt: Prompt | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def prompt_rows(prompt: Prompt | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The prompt's tokens and marks for some sequences."""
     if prompt is None:
         return None, None

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.hub.cards.published import PublishedEpsilon, PublishedGamma
+from hdlm.hub.cards.published import PublishedEpsilonCard, PublishedGammaCard
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
@@ -43,7 +43,7 @@ from hdlm.vocabulary import GPT2
 
 __all__ = ["export", "published_config"]
 
-Table = dict[str, Any]
+_Table = dict[str, Any]
 
 _MLP_RATIO = 4
 _SHARE_OURS = "To share this checkpoint, use the layout of hdlm (`save_pretrained`, `push_to_hub`)."
@@ -100,7 +100,7 @@ def export(
             torch.save(tensors, aside)
 
 
-def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> Table:
+def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> _Table:
     """The published config of a checkpoint: every key, resolved.
 
     Args:
@@ -125,7 +125,7 @@ def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> Table:
     return config
 
 
-def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> Table:
+def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> _Table:
     """The config of the published family that a checkpoint belongs to, with what says which member it is.
 
     Raises:
@@ -135,13 +135,13 @@ def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> Table:
     if isinstance(process, EpsilonHybrid | Absorbing) and reading == Mean() and not told:
         if checkpoint.noise_schedule != Linear():
             raise _formless(checkpoint.noise_schedule, "noise schedule", "`Linear()`", _ANY_SCHEDULE)
-        config = family_defaults("epsilon_hybrid", _came_with(checkpoint, PublishedEpsilon.name))
+        config = family_defaults("epsilon_hybrid", _came_with(checkpoint, PublishedEpsilonCard.name))
         config["training"]["epsilon"] = process.epsilon if isinstance(process, EpsilonHybrid) else 0.0
         return config
     graph = graph_of(process)
     if graph is not None and isinstance(reading, LogScore) and told:
         blend = reading.blend_rate
-        config = family_defaults("gamma_hybrid", _came_with(checkpoint, PublishedGamma.name))
+        config = family_defaults("gamma_hybrid", _came_with(checkpoint, PublishedGammaCard.name))
         config["graph"]["type"] = graph
         config["graph"]["gamma"] = process.gamma if isinstance(process, GammaHybrid) else blend or 0.0
         config["noise"] |= _noise(checkpoint.noise_schedule)
@@ -156,7 +156,7 @@ def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> Table:
     )
 
 
-def _came_with(checkpoint: Checkpoint, family: str) -> Table:
+def _came_with(checkpoint: Checkpoint, family: str) -> _Table:
     """The config that a checkpoint was read with, if it was one of this family."""
     origin = checkpoint.training
     known = origin.get("format") == family and isinstance(origin.get("config"), Mapping)
@@ -174,7 +174,7 @@ def _formless(piece: object, what: str, published: str, advice: str) -> ValueErr
     return ValueError(f"the {what} {piece!r} has no published form; published is {published}. {advice}")
 
 
-def _noise(schedule: AbstractNoiseSchedule) -> Table:
+def _noise(schedule: AbstractNoiseSchedule) -> _Table:
     options = noise_of(schedule)
     if options is None:
         published = f"`{LogLinear(LOG_LINEAR_FLOOR)!r}` or any `Geometric`"
@@ -182,7 +182,7 @@ def _noise(schedule: AbstractNoiseSchedule) -> Table:
     return options
 
 
-def _scores(reading: LogScore, gamma: float) -> Table:
+def _scores(reading: LogScore, gamma: float) -> _Table:
     """How log scores are read."""
     if reading.blend_rate not in (None, gamma):
         raise _formless(reading, "reading", f"a `blend_rate` of gamma={gamma}, or none", _SHARE_OURS)
@@ -204,7 +204,7 @@ def _earliest(schedule: AbstractNoiseSchedule, floor: float) -> float:
     return time
 
 
-def _network(checkpoint: Checkpoint) -> Table:
+def _network(checkpoint: Checkpoint) -> _Table:
     """Sizes and switches."""
     shape = checkpoint.network.config
     if shape.condition_output:
@@ -224,7 +224,7 @@ def _network(checkpoint: Checkpoint) -> Table:
     }
 
 
-def _tokenizer(checkpoint: Checkpoint, came_with: Table) -> Table:
+def _tokenizer(checkpoint: Checkpoint, came_with: _Table) -> _Table:
     """Size and name of the tokenizer: GPT-2's has its own name, another that of its file."""
     name: Any = "gpt2"
     if checkpoint.vocabulary != GPT2:
@@ -232,7 +232,7 @@ def _tokenizer(checkpoint: Checkpoint, came_with: Table) -> Table:
     return {**came_with, "tokens": checkpoint.vocabulary.num_words, "model": name}
 
 
-def _annealing(checkpoint: Checkpoint, index: int) -> Table:
+def _annealing(checkpoint: Checkpoint, index: int) -> _Table:
     """The hyperschedule that the config names; of two that differ in levels only, the first is that of evaluation.
 
     Raises:
@@ -267,7 +267,7 @@ def _annealing(checkpoint: Checkpoint, index: int) -> Table:
     return {**chosen, "tau": (*same, chosen["tau"])[0], "eval_tau": chosen["tau"]}
 
 
-def _recipe(config: Table, training: Mapping[str, Any]) -> None:
+def _recipe(config: _Table, training: Mapping[str, Any]) -> None:
     """Enter what the checkpoint records of its training where the published config has the same word for it."""
     recipe = training.get("recipe")
     if not isinstance(recipe, Mapping):

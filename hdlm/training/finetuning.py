@@ -23,7 +23,7 @@ from hdlm.training.checkpoints.state import TrainingState
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.recipe import Recipe
 
-__all__ = ["changes", "memory_of", "recipe_of"]
+__all__ = ["describe_changes", "memory_of", "recipe_of"]
 
 
 def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> TrainingState:
@@ -108,7 +108,7 @@ def _part(
     return {"hyperschedule": described, "two_stream": two, "continuous": continuous}
 
 
-def changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
+def describe_changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
     """A line for each thing that the network is asked otherwise than before, and what that means for it.
 
     Args:

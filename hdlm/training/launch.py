@@ -17,7 +17,7 @@ from rich.console import Console
 from hdlm.checkpoint import Checkpoint
 from hdlm.package_data import recipes
 from hdlm.training.checkpoints.store import CheckpointStore
-from hdlm.training.finetuning import changes, memory_of
+from hdlm.training.finetuning import describe_changes, memory_of
 from hdlm.training.interrupt import StopRequest, listening
 from hdlm.training.loop import StepReport
 from hdlm.training.monitor.throughput import ThreadSwitch
@@ -115,7 +115,7 @@ def begin(
     session = Session(run, folder, found)
     if found is not None:
         return session
-    for line in () if start is None else changes(start, run.checkpoint()):
+    for line in () if start is None else describe_changes(start, run.checkpoint()):
         say(f"  {line}")
     if memory is not None:
         session.trainer.inherit(memory_of(memory, say), keep_step=keep_step)

@@ -36,7 +36,7 @@ from hdlm.training.checkpoints.state import (
     whole_state_dicts,
 )
 from hdlm.training.distributed.accelerator import agreed_precision, make_engine
-from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
+from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.mixture import Mixture
 from hdlm.training.optim.ema import ExponentialMovingAverage
@@ -310,7 +310,7 @@ class Trainer:
             precision=self.precision,
             device=self._accelerator.device.type,
             processes=self._accelerator.num_processes,
-            weights={name: whole(value).cpu() for name, value in weights.items()},
+            weights={name: full_tensor(value).cpu() for name, value in weights.items()},
             average={name: value.cpu() for name, value in self.average.state_dict().items()},
             optimizers=gather_optimizers(self._network, self._memories),
             text=self._windows.fingerprint,
@@ -362,7 +362,7 @@ class Trainer:
         names = list(named_parameters(self._network))
         return {
             "optimizer": whole_state_dicts(self._network, self._memories, self._names),
-            "model": {name: whole(value).cpu() for name, value in self._network.state_dict().items()},
+            "model": {name: full_tensor(value).cpu() for name, value in self._network.state_dict().items()},
             "ema": {
                 "decay": self.average.decay,
                 "optimization_step": self.average.ticks,
@@ -466,7 +466,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
-        return torch.stack(losses).mean(), whole(torch.as_tensor(norm, device=self._accelerator.device))
+        return torch.stack(losses).mean(), full_tensor(torch.as_tensor(norm, device=self._accelerator.device))
 
     def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _PendingScalars:
         """Bring the loss and the norm to the host; let processes agree on the clock and on whether to stop.

@@ -43,7 +43,7 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
-from hdlm.strict_config import IdleOptionError, read, require
+from hdlm.strict_config import IdleOptionError, read_table, require
 from hdlm.training.short_form import in_full
 
 __all__ = [
@@ -553,7 +553,7 @@ class Recipe:
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
         """Build a recipe from plain values, in full or in the short form; see `load`."""
-        return read(cls, in_full(table))
+        return read_table(cls, in_full(table))
 
     @classmethod
     def recorded(cls, table: Mapping[str, Any]) -> Recipe:

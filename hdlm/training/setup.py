@@ -21,7 +21,7 @@ from hdlm.strict_config import require
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
-from hdlm.training.text import Corpora, TrainingText, read_text
+from hdlm.training.text import Corpora, TrainingText, read_training_text
 from hdlm.vocabulary import Vocabulary
 
 __all__ = ["TrainingSetup", "build_setup"]
@@ -115,7 +115,7 @@ def build_setup(
     """
     # What the mixture refuses it refuses here, before text is read, which may take hours.
     Mixture.of(recipe, recipe.build_process(recipe.data.vocabulary))
-    read = read_text(recipe, say, start, text)
+    read = read_training_text(recipe, say, start, text)
     vocabulary = read.tokenizer.vocabulary
     document_end = vocabulary.eos if recipe.network.separate_documents else None
     require(

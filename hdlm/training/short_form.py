@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from hdlm.objective import ScoreEntropy
-from hdlm.strict_config import IdleOptionError, options_of, read, require
+from hdlm.objective.score_entropy import Ratios
+from hdlm.strict_config import IdleOptionError, options_of, read_table, require
 
 __all__ = ["SHORT_OPTIONS", "ObjectiveOptions", "OutputOptions", "ProcessOptions", "in_full"]
 
 Formula = Literal["paper", "published_code"]
-Ratios = Literal["exact", "published_code"]
 
 
 @final
@@ -205,16 +205,16 @@ def in_full(table: Mapping[str, Any]) -> dict[str, Any]:
         )
         full["noise_schedule"] = schedule
     if process.get("type", "EpsilonHybrid") in ("EpsilonHybrid", "GammaHybrid"):
-        process = read(ProcessOptions, process, "process").piece()
+        process = read_table(ProcessOptions, process, "process").piece()
     objective = full["objective"]
     kind = objective.get("type", "WeightedCrossEntropy")
     if kind in ("WeightedCrossEntropy", "NELBO") or (
         kind == "ScoreEntropy" and not {"floor", "ratios"} & {*objective}
     ):
-        full["objective"] = read(ObjectiveOptions, objective, "objective").piece()
+        full["objective"] = read_table(ObjectiveOptions, objective, "objective").piece()
     outputs = {name: network.pop(name) for name in options_of(OutputOptions) if name in network}
     if "parameterization" not in full:
-        options = read(OutputOptions, outputs, "network")
+        options = read_table(OutputOptions, outputs, "network")
         full["parameterization"] = options.piece(process, scores=kind == "ScoreEntropy")
     for name, value in outputs.items():
         if "parameterization" in table:

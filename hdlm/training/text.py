@@ -32,11 +32,11 @@ from hdlm.data.corpora import First, JSONLines, Parquet
 from hdlm.data.encoding import SAMPLE, first_tokens, sample_of
 from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
-from hdlm.data.streaming import Stream, StreamedWindows
+from hdlm.data.streaming import StreamedText, StreamedWindows
 from hdlm.strict_config import IdleOptionError, require
 from hdlm.training.recipe import TRAINED_HERE, DataSettings, Recipe
 
-__all__ = ["Corpora", "TrainingText", "read_text", "refuse_idle"]
+__all__ = ["Corpora", "TrainingText", "read_training_text", "refuse_idle"]
 
 _SHORT = 2**26
 """Bytes of text that are rather held in memory than in shards."""
@@ -93,7 +93,7 @@ class TrainingText:
     tokenizer: Tokenizer
     train: TokenStream
     validation: TokenStream
-    source: Tokens | Stream
+    source: Tokens | StreamedText
 
     def windows(self, length: int, seed: int) -> AbstractWindows:
         """The training tokens in the order of a run.
@@ -105,12 +105,12 @@ class TrainingText:
         Raises:
             ValueError: If there is less than one window.
         """
-        if isinstance(self.source, Stream):
+        if isinstance(self.source, StreamedText):
             return StreamedWindows(self.source, length, seed)
         return Windows(self.source, length, seed)
 
 
-def read_text(
+def read_training_text(
     recipe: Recipe,
     say: Say = lambda line: None,
     start: Checkpoint | None = None,
@@ -246,7 +246,7 @@ def _streamed(data: DataSettings, named: Corpora, start: Checkpoint | None, say:
         else first_tokens(named.validation, tokenizer, _MEASURED)
     )
     train = first_tokens(named.train, tokenizer, _MEASURED, share)
-    text = TrainingText(tokenizer, train, validation, Stream(named.train, tokenizer, share))
+    text = TrainingText(tokenizer, train, validation, StreamedText(named.train, tokenizer, share))
     _tell(say, None, text)
     return text
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.attention import Active, generation
+from hdlm.attention import Active, generation_attention
 from hdlm.attention import Context as Settled
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
@@ -98,8 +98,8 @@ def chain(
         t, s = (noise_after(hyperschedule, k, noise_schedule).expand(x.shape) for k in (n, n + 1))
         moving = (s < t)[0]
         reached = law > 0
-        seen = generation(hyperschedule, n, context, active).dense()[None]
-        asked = denoiser.predict(x[reached], t[reached], Context(attention=seen))
+        seen = generation_attention(hyperschedule, n, context, active).dense()[None]
+        asked = denoiser.predict(x[reached], t[reached], ForwardContext(attention=seen))
         clean = asked.log_clean(asked.everywhere()).exp().view(int(reached.sum()), length, -1)
         board = Board(process, x[reached], clean, t[reached], s[reached])
         law = law[reached] @ _products(_still(step, board, moving))

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 from hdlm.verification.world import World
 
-__all__ = ["ExactDenoiser", "Memory", "Reading"]
+__all__ = ["ExactDenoiser", "Memory", "OutputKind"]
 
-Reading = Literal["mean", "score"]
+OutputKind = Literal["mean", "score"]
 
 _SCORE = LogScore(scale_by_sigma=False, floor=1e-6)
 _IMPOSSIBLE = -1e30
@@ -67,7 +67,7 @@ class Memory:
         return current if self._keys is None else self._keys.followed_by(current)
 
     def keep(self, current: _Keys, store: Tensor) -> None:
-        """Remember some of the current keys behind the others; `store` as in `Context`."""
+        """Remember some of the current keys behind the others; `store` as in `ForwardContext`."""
         self._keys = self.before(current.select(slice(None), store))
 
     def retain(self, places: Tensor) -> None:
@@ -97,12 +97,12 @@ class ExactDenoiser(AbstractDenoiser):
 
     world: World
     process: AbstractNoiseProcess
-    reading: Reading = "mean"
+    reading: OutputKind = "mean"
     sharpness: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.reading not in get_args(Reading):
-            raise ValueError(f"`reading` must be one of {get_args(Reading)}; got {self.reading!r}.")
+        if self.reading not in get_args(OutputKind):
+            raise ValueError(f"`reading` must be one of {get_args(OutputKind)}; got {self.reading!r}.")
         if self.process.num_words != self.world.num_words:
             raise ValueError(
                 f"The process has {self.process.num_words} words and the world {self.world.num_words}; "
@@ -122,7 +122,7 @@ class ExactDenoiser(AbstractDenoiser):
         return Memory()
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         current = _current(tokens, noise, context)
         memory = Memory() if context.cache is None else context.cache
@@ -169,7 +169,7 @@ class ExactDenoiser(AbstractDenoiser):
         return cavity.scatter_add(-1, at_query, posterior)
 
 
-def _current(tokens: Tensor, noise: Tensor, context: Context) -> _Keys:
+def _current(tokens: Tensor, noise: Tensor, context: ForwardContext) -> _Keys:
     """The window as keys, on the CPU, where worlds are summed up."""
     positions = torch.arange(tokens.shape[1])[None] if context.positions is None else context.positions
     return _Keys(tokens.cpu(), noise.double().cpu(), positions.cpu().expand(tokens.shape))

@@ -35,9 +35,9 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Event", "Kind", "LogicalDevice", "LogicalTensor", "MixedDevicesError"]
+__all__ = ["Event", "EventKind", "LogicalDevice", "LogicalTensor", "MixedDevicesError"]
 
-Kind = Literal["mix", "wait", "to device", "to host", "pageable"]
+EventKind = Literal["mix", "wait", "to device", "to host", "pageable"]
 """What an event is: see `Event`."""
 
 _NAME = "logical"
@@ -78,7 +78,7 @@ class Event:
         captured: Whether a CUDA graph would be capturing at that time.
     """
 
-    kind: Kind
+    kind: EventKind
     operator: str
     path: str
     function: str
@@ -216,11 +216,11 @@ class LogicalDevice(TorchDispatchMode):
         """Note nothing until `clear`; mixed devices are still refused."""
         self._paused = True
 
-    def of_kind(self, *kinds: Kind) -> list[Event]:
+    def of_kind(self, *kinds: EventKind) -> list[Event]:
         """The events of some kinds."""
         return [event for event in self.events if event.kind in kinds]
 
-    def _note(self, kind: Kind | None, operator: str) -> None:
+    def _note(self, kind: EventKind | None, operator: str) -> None:
         with self._lock:
             if self._paused and kind != "mix":
                 return
@@ -235,7 +235,7 @@ class LogicalDevice(TorchDispatchMode):
 
 # -- operators --------------------------------------------------------------------------------------------------
 
-_Note = Callable[[Kind | None, str], None]
+_Note = Callable[[EventKind | None, str], None]
 
 
 @final

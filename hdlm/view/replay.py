@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hdlm.view.palette import CORRECTED, FRESH, MUTED, REMASKED
 
-Frame = Sequence[str | None]
+TextFrame = Sequence[str | None]
 """One string a token as it is to be read, None for a mask."""
 
 MASK = "░"
@@ -29,7 +29,7 @@ PLAIN_FRAMES = 5
 """Frames that are printed where they cannot play."""
 
 
-class Change(Enum):
+class TokenChange(Enum):
     """What a step did to a token."""
 
     NOTHING = "unchanged"
@@ -39,14 +39,14 @@ class Change(Enum):
 
 
 STYLES = {
-    Change.NOTHING: "",
-    Change.UNMASKED: f"bold {FRESH}",
-    Change.CORRECTED: f"bold underline {CORRECTED}",
-    Change.REMASKED: f"bold {REMASKED}",
+    TokenChange.NOTHING: "",
+    TokenChange.UNMASKED: f"bold {FRESH}",
+    TokenChange.CORRECTED: f"bold underline {CORRECTED}",
+    TokenChange.REMASKED: f"bold {REMASKED}",
 }
 
 
-def changes(before: Frame, after: Frame) -> list[Change]:
+def token_changes(before: TextFrame, after: TextFrame) -> list[TokenChange]:
     """What happened to each token between two frames.
 
     Raises:
@@ -84,12 +84,12 @@ def _masked(end: str | None) -> str:
     return space + MASK * max(len(word), 1)
 
 
-def _change(old: str | None, new: str | None) -> Change:
+def _change(old: str | None, new: str | None) -> TokenChange:
     if old == new:
-        return Change.NOTHING
+        return TokenChange.NOTHING
     if old is None:
-        return Change.UNMASKED
-    return Change.REMASKED if new is None else Change.CORRECTED
+        return TokenChange.UNMASKED
+    return TokenChange.REMASKED if new is None else TokenChange.CORRECTED
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Replay:
         ValueError: if there are no frames, or they differ in length.
     """
 
-    frames: Sequence[Frame]
+    frames: Sequence[TextFrame]
 
     def __post_init__(self) -> None:
         if not self.frames:
             raise ValueError("a replay needs at least one frame; got none.")
         for frame in self.frames[1:]:
-            changes(self.frames[0], frame)
+            token_changes(self.frames[0], frame)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -117,15 +117,15 @@ class Replay:
         frame, final = self.frames[-1 if resting else number], self.frames[-1]
         before = frame if resting or number == 0 else self.frames[number - 1]
         text = Text()
-        for token, end, change in zip(frame, final, changes(before, frame), strict=True):
+        for token, end, change in zip(frame, final, token_changes(before, frame), strict=True):
             resting_style = MUTED if token is None else ""
             text.append(_masked(end) if token is None else token, STYLES[change] or resting_style)
         return text
 
-    def count(self, change: Change) -> int:
+    def count(self, change: TokenChange) -> int:
         """How often `change` happened over all frames."""
         pairs = zip(self.frames[:-1], self.frames[1:], strict=True)
-        return sum(one is change for before, after in pairs for one in changes(before, after))
+        return sum(one is change for before, after in pairs for one in token_changes(before, after))
 
 
 def play(replays: Mapping[str, Replay], *, console: Console, seconds: float = 6.0) -> None:
@@ -173,7 +173,7 @@ def _print_plain(title: str, replay: Replay, console: Console) -> None:
     last = len(replay) - 1
     shown = sorted({round(last * part / (PLAIN_FRAMES - 1)) for part in range(PLAIN_FRAMES)})
     counts = ", ".join(
-        f"{replay.count(change)} {change.value}" for change in STYLES if change is not Change.NOTHING
+        f"{replay.count(change)} {change.value}" for change in STYLES if change is not TokenChange.NOTHING
     )
     console.print(f"{title}: {last} steps, {counts}", markup=False, highlight=False, soft_wrap=True)
     for number in shown:

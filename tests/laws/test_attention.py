@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex
 
-from hdlm.attention import Active, Context, Visibility, _check_choice, generation, two_stream
+from hdlm.attention import Active, Context, Visibility, _check_choice, generation_attention, two_stream
 from hdlm.hyperschedule import (
     Block,
     PublishedSlide,
@@ -19,7 +19,7 @@ from hdlm.hyperschedule import (
     autoregressive,
     flat,
 )
-from hdlm.objective import documents
+from hdlm.objective import document_ids
 
 CONTEXTS, ACTIVES = ("full", "causal", "block_causal"), ("full", "causal")
 RIGHT_TO_LEFT = Table(torch.tensor([[2, 2, 2, 2], [2, 2, 1, 1], [2, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]))
@@ -44,7 +44,7 @@ EVERY = (
 def test_regions_decide_who_sees_whom(hyperschedule, context, active):
     for n in range(hyperschedule.num_steps + 1):
         regions = hyperschedule.regions(n)
-        seen = generation(hyperschedule, n, context, active).dense()
+        seen = generation_attention(hyperschedule, n, context, active).dense()
         assert not seen[regions.worthless].any()
         assert not seen[:, regions.worthless].any()
         assert not seen[regions.settled][:, regions.active].any()
@@ -63,14 +63,16 @@ def test_what_a_settled_position_sees_never_changes(hyperschedule, context, acti
     """This is what makes a cache of its keys and values exact."""
     for n in range(hyperschedule.num_steps + 1):
         settled = hyperschedule.regions(n).settled
-        now = generation(hyperschedule, n, context, active).dense()[settled]
+        now = generation_attention(hyperschedule, n, context, active).dense()[settled]
         for later in range(n + 1, hyperschedule.num_steps + 2):
-            assert torch.equal(generation(hyperschedule, later, context, active).dense()[settled], now)
+            assert torch.equal(
+                generation_attention(hyperschedule, later, context, active).dense()[settled], now
+            )
 
 
 def test_full_context_does_change():
     hyperschedule = Block(4, width=2, num_levels=1)
-    early, late = (generation(hyperschedule, n, "full").dense()[0] for n in (1, 2))
+    early, late = (generation_attention(hyperschedule, n, "full").dense()[0] for n in (1, 2))
     assert early.tolist() == [True, True, False, False]
     assert late.all()
 
@@ -86,7 +88,10 @@ def test_a_noisy_position_sees_what_it_sees_in_generation(hyperschedule, context
     packed = two_stream(hyperschedule, steps, context, active).dense()
     to_clean, to_noisy = packed[length:, :length], packed[length:, length:]
     for position, n in enumerate(steps.tolist()):
-        regions, canvas = hyperschedule.regions(n), generation(hyperschedule, n, context, active).dense()
+        regions, canvas = (
+            hyperschedule.regions(n),
+            generation_attention(hyperschedule, n, context, active).dense(),
+        )
         assert torch.equal(to_clean[position], canvas[position] & regions.settled)
         assert torch.equal(to_noisy[position], canvas[position] & regions.active)
 
@@ -96,7 +101,7 @@ def test_a_noisy_position_sees_what_it_sees_in_generation(hyperschedule, context
 def test_a_clean_position_sees_what_it_sees_when_all_is_settled(hyperschedule, context):
     length = hyperschedule.length
     packed = two_stream(hyperschedule, hyperschedule.starts, context).dense()
-    final = generation(hyperschedule, hyperschedule.num_steps, context).dense()
+    final = generation_attention(hyperschedule, hyperschedule.num_steps, context).dense()
     assert torch.equal(packed[:length, :length], final)
     assert not packed[:length, length:].any()
 
@@ -105,11 +110,11 @@ def test_special_cases():
     """Autoregressive is causal, flat is full, block is block-causal."""
     ones = torch.ones(6, 6, dtype=torch.bool)
     blocks = torch.arange(6) // 2
-    assert torch.equal(generation(autoregressive(6), 6).dense(), ones.tril())
-    assert torch.equal(generation(Block(6, 2, 3), 9).dense(), blocks[None, :] <= blocks[:, None])
+    assert torch.equal(generation_attention(autoregressive(6), 6).dense(), ones.tril())
+    assert torch.equal(generation_attention(Block(6, 2, 3), 9).dense(), blocks[None, :] <= blocks[:, None])
     for n in (0, 3, 5):
-        assert generation(flat(6, num_levels=5), n).is_everything
-    assert not generation(autoregressive(6), 3).is_everything
+        assert generation_attention(flat(6, num_levels=5), n).is_everything
+    assert not generation_attention(autoregressive(6), 3).is_everything
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from([4, 8]), st.data())
@@ -121,7 +126,7 @@ def test_block_mask_skips_nothing_and_grants_nothing(length, blocks, num_levels,
     context, active = data.draw(st.sampled_from(CONTEXTS)), data.draw(st.sampled_from(ACTIVES))
     offset = torch.tensor([[data.draw(st.integers(0, num_levels - 1))] * hyperschedule.num_epochs])
     packed = two_stream(hyperschedule, hyperschedule.packed_steps(offset), context, active)
-    for visibility in (generation(hyperschedule, n, context, active), packed):
+    for visibility in (generation_attention(hyperschedule, n, context, active), packed):
         assert_block_mask_is_dense(visibility, block_size)
 
 
@@ -195,7 +200,7 @@ def test_flex_attention_agrees_with_dense_attention(monkeypatch):
 def test_select_is_indexing_of_the_dense_mask(rows, index_rows):
     hyperschedule = Slide(8, width=4, num_levels=4)
     n = 5 if rows is None else torch.tensor([2, 5, 9])
-    visibility = generation(hyperschedule, n)
+    visibility = generation_attention(hyperschedule, n)
     queries, keys = torch.tensor([6, 1, 4]), torch.tensor([0, 7, 3, 2])
     if index_rows is not None:
         queries, keys = ((x + torch.arange(index_rows)[:, None]) % 8 for x in (queries, keys))
@@ -208,7 +213,7 @@ def test_select_is_indexing_of_the_dense_mask(rows, index_rows):
 
 
 def test_select_none_keeps_all():
-    visibility = generation(Block(6, 2, 2), 3)
+    visibility = generation_attention(Block(6, 2, 2), 3)
     assert torch.equal(visibility.select(None, None).dense(), visibility.dense())
     assert visibility.select(torch.tensor([3]), None).dense().shape == (1, 6)
 
@@ -226,7 +231,7 @@ def test_documents_are_walls():
     hyperschedule = Block(32, width=8, num_levels=2)
     steps = hyperschedule.packed_steps(torch.tensor([0, 1, 1, 0]))
     tokens = torch.randint(0, 9, (2, 32), generator=torch.Generator().manual_seed(0))
-    own = documents(tokens, 0).repeat(1, 2)
+    own = document_ids(tokens, 0).repeat(1, 2)
     assert own[0, : 1 + tokens[0].tolist().index(0)].eq(0).all()
     seen = two_stream(hyperschedule, steps)
     apart = seen.within(own)
@@ -234,4 +239,4 @@ def test_documents_are_walls():
     assert_block_mask_is_dense(apart, 8)
     picked = torch.tensor([40, 3, 17])
     assert torch.equal(apart.select(picked, None).dense(), apart.dense()[:, picked])
-    assert not generation(flat(4, 2), 1).within(torch.tensor([[0, 0, 1, 1]])).is_everything
+    assert not generation_attention(flat(4, 2), 1).within(torch.tensor([[0, 0, 1, 1]])).is_everything

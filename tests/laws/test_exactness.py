@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import Power
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
@@ -68,7 +68,7 @@ LAWS: dict[str, PositionLaw] = {
 def asked(process: AbstractNoiseProcess, u: float) -> Tensor:
     """`p(x_0 | x)` of every canvas at one noise."""
     noise = torch.full(CANVASES.shape, u, dtype=torch.float64)
-    found = ExactDenoiser(WORLD, process).predict(CANVASES, noise, Context())
+    found = ExactDenoiser(WORLD, process).predict(CANVASES, noise, ForwardContext())
     return found.log_clean(found.everywhere()).exp().view(*CANVASES.shape, -1)
 
 

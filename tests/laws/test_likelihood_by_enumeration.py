@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import Context, Denoiser
-from hdlm.evaluation import evaluate
+from hdlm.denoiser import Denoiser, ForwardContext
+from hdlm.evaluation import estimate_likelihood
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
@@ -98,7 +98,7 @@ class OwnSteps:
     def _step(self, n: int) -> Tensor:
         """`p(x_s | x_t)` for all canvases, `[z z]`; adds what the step costs."""
         t, s = self._noise(n), self._noise(n + 1)
-        context = Context(attention=sees(self._plan, n)[None])
+        context = ForwardContext(attention=sees(self._plan, n)[None])
         asked = self._denoiser.predict(self._states, t.expand(self._states.shape), context)
         guess = asked.log_clean(asked.everywhere()).exp().view(*self._states.shape, -1)
         q = state_law(self._process, self._texts, t.expand(self._texts.shape), self._states)
@@ -242,7 +242,9 @@ def test_the_hybrid_bound_is_what_ever_more_steps_cost(
     """However few words are wrong: a model that does not keep those in sight pays for each in the last step."""
     denoiser = one_of(process, shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
-    found = evaluate(denoiser, text, many_steps(name, 4), bound="hybrid", replicates=120, batch_size=4096)
+    found = estimate_likelihood(
+        denoiser, text, many_steps(name, 4), bound="hybrid", replicates=120, batch_size=4096
+    )
     silent = 8 * denoiser.lookback * math.log(2)
     expected = float(in_the_limit(denoiser, name).sum()) + silent
     z = (found.nats - expected) / found.standard_error
@@ -256,7 +258,7 @@ def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
     masks = Denoiser(denoiser.backbone, Absorbing(2), Mean())
     expected = float(in_the_limit(masks, "block").sum())
     for estimator in ("random", "stratified", "count"):
-        found = evaluate(
+        found = estimate_likelihood(
             denoiser, text, Block(LENGTH, 2, 4), estimator=estimator, replicates=120, batch_size=4096
         )
         z = (found.nats - expected) / found.standard_error
@@ -268,7 +270,7 @@ def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
 def test_one_position_at_a_time_is_the_likelihood(shifted: bool) -> None:
     denoiser = one_of(EpsilonHybrid(2, 0.3), shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
-    found = evaluate(denoiser, text, autoregressive(LENGTH))
+    found = estimate_likelihood(denoiser, text, autoregressive(LENGTH))
     silent = 8 * denoiser.lookback * math.log(2)
     assert found.estimator == "exact"
     assert found.nats == pytest.approx(
@@ -283,12 +285,16 @@ def test_a_full_context_shows_no_answer() -> None:
     expected = 0.0
     for n in range(LENGTH):
         shown = torch.cat([texts[:, :n], torch.full((len(texts), 1), 2)], 1)
-        log_p = denoiser(shown, (shown == 2).double(), Context())[:, n]
+        log_p = denoiser(shown, (shown == 2).double(), ForwardContext())[:, n]
         expected -= float(log_p.gather(1, texts[:, n : n + 1]).sum())
-    found = evaluate(denoiser, texts.flatten(), autoregressive(LENGTH), context="full", replicates=200)
+    found = estimate_likelihood(
+        denoiser, texts.flatten(), autoregressive(LENGTH), context="full", replicates=200
+    )
     assert found.estimator == "stratified"
     z = (found.nats - expected) / found.standard_error
     assert math.erfc(abs(z) / math.sqrt(2)) > FAILURE_RATE
     for estimator in ("exact", "count"):
         with pytest.raises(ValueError, match="attend to later ones"):
-            evaluate(denoiser, texts.flatten(), autoregressive(LENGTH), context="full", estimator=estimator)
+            estimate_likelihood(
+                denoiser, texts.flatten(), autoregressive(LENGTH), context="full", estimator=estimator
+            )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser
+from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
@@ -164,13 +164,13 @@ def _toy(ids, positions):
 def test_a_window_without_the_position_before_cannot_be_read_there(denoiser) -> None:
     """Only there: all others are read, and the beginning of a sequence has no position before it."""
     tokens, noise = torch.zeros(2, 4, dtype=torch.long), torch.full((2, 4), 0.5, dtype=torch.float64)
-    said = denoiser.predict(tokens, noise, Context(positions=torch.tensor([[0, 3, 4, 6]])))
+    said = denoiser.predict(tokens, noise, ForwardContext(positions=torch.tensor([[0, 3, 4, 6]])))
     with torch.no_grad():
         for at in (1, 3, 5, 7):
             with pytest.raises(ValueError, match="directly before the position that is read"):
                 said.raw(torch.tensor([0, at]))
         found = said.raw(torch.tensor([0, 2, 6]))
-        whole = denoiser.predict(tokens, noise, Context(positions=torch.tensor([[3, 4, 5, 6]])))
+        whole = denoiser.predict(tokens, noise, ForwardContext(positions=torch.tensor([[3, 4, 5, 6]])))
         assert whole.raw(torch.tensor([1, 2, 3])).shape == found.shape
         with pytest.raises(ValueError, match="directly before"):
             whole.raw(torch.tensor([0]))

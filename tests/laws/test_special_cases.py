@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import (
     Block,
     PublishedSlide,
@@ -199,7 +199,7 @@ def test_two_streams_are_one_pass_a_window(hyperschedule, views, shifted, x_0, n
             tokens = torch.where(settled, x_0[b], canvas.x_t[b])[None]
             noise = torch.where(settled, 0.0, canvas.t[b])[None]
             alone = denoiser.predict(
-                tokens, noise, Context(attention=generation_mask(hyperschedule, n, *views))
+                tokens, noise, ForwardContext(attention=generation_mask(hyperschedule, n, *views))
             )
             speaks = here & (torch.arange(LENGTH) >= denoiser.lookback)
             torch.testing.assert_close(packed[b, speaks], alone.log_clean(speaks.nonzero()[:, 0]), **TIGHT)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdlm.attention import generation, two_stream
+from hdlm.attention import generation_attention, two_stream
 from hdlm.hyperschedule import Block, PublishedSlide, Slide
 
 FAMILIES = {"block": Block, "simple": PublishedSlide}
@@ -60,7 +60,7 @@ def test_one_canvas(canvas, kind):
         choice = case["context_type"], case["block_type"]
         if case["kind"] != kind or (kind == "simple" and choice[0] == "block_causal"):
             continue
-        seen = generation(hyperschedule_of(case), case["step"] - 1, *choice).dense()
+        seen = generation_attention(hyperschedule_of(case), case["step"] - 1, *choice).dense()
         assert np.array_equal(seen.numpy(), ~arrays[f"c{case['id']}__attn"]), case
         compared.add((choice, case["step"]))
     assert len(compared) > 20

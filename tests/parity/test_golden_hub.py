@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.denoiser import Context, Prediction
+from hdlm.denoiser import ForwardContext, Prediction
 from hdlm.hub import inspect, load
 from hdlm.hyperschedule import Block
 from hdlm.noise_schedule import LINEAR, LogLinear
@@ -55,7 +55,7 @@ class Golden:
         attention = None if hidden is None or hidden.dtype != torch.bool else ~hidden
         with torch.no_grad():
             return self.checkpoint.denoiser.predict(
-                tokens, noise, Context(self.arrays.get(positions), attention)
+                tokens, noise, ForwardContext(self.arrays.get(positions), attention)
             )
 
     def answer(self, case: str, positions: str = "positions") -> Tensor:

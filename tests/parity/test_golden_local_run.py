@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hub import inspect, load
 from hdlm.parameterization import LogScore
 
@@ -32,7 +32,9 @@ def test_outputs(run, weights, case):
     noise = -torch.expm1(-arrays["sigma"].double()) if "sigma" in arrays else torch.zeros(tokens.shape)
     attention = ~arrays["mask"] if case == "mask" else None
     with torch.no_grad():
-        prediction = checkpoint.denoiser.predict(tokens, noise, Context(arrays["positions"], attention))
+        prediction = checkpoint.denoiser.predict(
+            tokens, noise, ForwardContext(arrays["positions"], attention)
+        )
         if isinstance(checkpoint.denoiser.parameterization, LogScore):
             ours = prediction.log_score(prediction.everywhere()).view(expected.shape)
             own = tokens[..., None]  # the published score of the token that stands there is none

@@ -63,7 +63,7 @@ def test_who_sees_whom(peer, width):
     steps = schedule.packed_steps(torch.zeros(schedule.num_epochs, dtype=torch.long))
     ours = attention.two_stream(schedule, steps).dense().roll((16, 16), (0, 1))
     torch.testing.assert_close(ours, peer[f"mask_two_stream__bs{width}"])
-    last = attention.generation(schedule, schedule.num_steps - 1).dense()
+    last = attention.generation_attention(schedule, schedule.num_steps - 1).dense()
     torch.testing.assert_close(last, peer[f"mask_sample__bs{width}"])
 
 
@@ -85,7 +85,7 @@ def test_generation(peer, width):
     """All blocks up to one that is being written, in one pass and with the earlier ones in a cache."""
     x_t, schedule = peer["xt"], Block(16, width, 1)
     for length in {width, 2 * width, 16} - {32}:
-        seen = attention.generation(schedule, length // width - 1)
+        seen = attention.generation_attention(schedule, length // width - 1)
         shown = torch.arange(length)
         raw = peer.network(x_t[:, :length], condition=ZERO, attention=seen.select(shown, shown).on(CPU))
         torch.testing.assert_close(raw, peer[f"logits_sample__bs{width}_len{length}"], **CLOSE)

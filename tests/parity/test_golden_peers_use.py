@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.hub import load
 from hdlm.hyperschedule import flat
 from hdlm.parameterization import LeaveOneOut
@@ -69,7 +69,7 @@ def test_it_is_measured(models, name):
     tokens = torch.randint(words, (40,), generator=torch.Generator().manual_seed(0))
     absorbs = isinstance(denoiser.process, Absorbing)
     found = {
-        bound: evaluate(
+        bound: estimate_likelihood(
             denoiser,
             tokens,
             checkpoint.hyperschedules[0],

@@ -32,7 +32,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser
+from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext
 from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, flat
 from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import LogScore, Mean
@@ -187,7 +187,7 @@ def move_of(step: Recorded, denoiser: AbstractDenoiser) -> Move:
     place = torch.arange(step.x.numel()).view(step.x.shape)
 
     def ask(x: Tensor, u: Tensor) -> Reading:
-        answer = Answer(denoiser.predict(x, u, Context()), place)
+        answer = Answer(denoiser.predict(x, u, ForwardContext()), place)
         return Reading(lambda where: answer, x, u, ())
 
     t, s = (noise.masked_fill(step.prompt, 0.0) for noise in (step.t, step.s))

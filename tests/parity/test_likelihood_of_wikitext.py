@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.denoiser import Denoiser
-from hdlm.evaluation import LikelihoodResult, evaluate
-from hdlm.evaluation.text import Text, find_text, read_text
+from hdlm.evaluation import LikelihoodResult, estimate_likelihood
+from hdlm.evaluation.text import Text, find_text, tokenize_documents
 from hdlm.hyperschedule import AbstractHyperschedule, Block, autoregressive, flat
 from hdlm.package_data import pretrained
 from hdlm.process import Absorbing
@@ -33,7 +33,7 @@ def text(model: Checkpoint, full_set: Path) -> Text:
     """Six windows of 64 tokens and a short one."""
     source = find_text("wikitext2", folder=full_set / "data")
     assert source.detokenizer == "wikitext"
-    return read_text(model.tokenizer, source.corpus.documents(), LENGTH * WINDOWS + 20)
+    return tokenize_documents(model.tokenizer, source.corpus.documents(), LENGTH * WINDOWS + 20)
 
 
 def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:
@@ -46,7 +46,9 @@ def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:
 def test_all_unbiased_estimators_agree(model: Checkpoint, text: Text, plan: AbstractHyperschedule) -> None:
     """And the errors are as small as the methods promise: counting masks beats drawing times."""
     found = {
-        name: evaluate(model.denoiser, text.tokens, plan, estimator=name, replicates=16, batch_size=64)
+        name: estimate_likelihood(
+            model.denoiser, text.tokens, plan, estimator=name, replicates=16, batch_size=64
+        )
         for name in ("count", "stratified", "random")
     }
     assert LENGTH * WINDOWS < found["count"].num_tokens <= LENGTH * WINDOWS + 20
@@ -60,7 +62,7 @@ def test_what_is_random_has_the_exact_likelihood_as_its_mean(model: Checkpoint, 
     """Where the truth is known: one position at a time."""
     tokens, plan = text.tokens[: LENGTH + 20], Block(LENGTH, 1, 8)
     found = {
-        name: evaluate(model.denoiser, tokens, plan, estimator=name, replicates=16, batch_size=32)
+        name: estimate_likelihood(model.denoiser, tokens, plan, estimator=name, replicates=16, batch_size=32)
         for name in ("exact", "count", "stratified", "random")
     }
     truth = found["exact"].nats
@@ -94,7 +96,7 @@ def test_without_replaced_words_the_bound_is_that_of_masked_diffusion(model: Che
     """Epsilon = 0 is absorption: our bound and an independent loop estimate one number."""
     denoiser = Denoiser(model.network, Absorbing(model.vocabulary.num_words), model.denoiser.parameterization)
     window = text.tokens[:24]
-    ours = evaluate(denoiser.eval(), window, flat(24, 8), replicates=200, batch_size=64)
+    ours = estimate_likelihood(denoiser.eval(), window, flat(24, 8), replicates=200, batch_size=64)
     theirs = masked_diffusion_loss(model, window, 300)
     error = math.hypot(ours.standard_error, float(theirs.std()) / math.sqrt(len(theirs)))
     assert error < 0.05 * ours.nats
@@ -115,7 +117,7 @@ def test_one_position_at_a_time_is_next_token_cross_entropy(
             with torch.no_grad():
                 logits = model.network(window[None], attention=causal[None])[0, :-1, :words]
             nats += math.log(words) + float(F.cross_entropy(logits.double(), window[1:], reduction="sum"))
-    ours = evaluate(model.denoiser, tokens, autoregressive(LENGTH), documents=documents)
+    ours = estimate_likelihood(model.denoiser, tokens, autoregressive(LENGTH), documents=documents)
     assert ours.estimator == "exact"
     assert ours.standard_error == 0
     assert ours.nats == pytest.approx(nats, rel=1e-6)

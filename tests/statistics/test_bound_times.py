@@ -11,10 +11,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from hdlm.evaluation import AbsorbingBound, AbstractBound, HybridBound, LikelihoodResult, evaluate
+from hdlm.evaluation import AbsorbingBound, AbstractBound, HybridBound, LikelihoodResult, estimate_likelihood
 from hdlm.evaluation.likelihood import bounds
 from hdlm.evaluation.likelihood.bounds import is_autoregressive, opens_together
-from hdlm.evaluation.likelihood.times import Density, density_of, placed
+from hdlm.evaluation.likelihood.times import Density, density_of, place_times
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import (
     LINEAR,
@@ -168,7 +168,7 @@ def test_moved_times_are_even_times_with_weights(power: float, share: float, cel
     """They integrate every function as even times do, keep their order, and never reach an ending."""
     count = 20_000
     times = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count
-    moved, weight = placed(times, [torch.tensor(cells)], 4, Density(power, share), 1e-12)
+    moved, weight = place_times(times, [torch.tensor(cells)], 4, Density(power, share), 1e-12)
     ends = [0.0, *((cell + 1) / 4 for cell in cells), 1.0]
     for low, high in itertools.pairwise(ends):
         inside = (times >= low) & (times < high)
@@ -190,7 +190,7 @@ def measured(
     windows: int = 200,
 ) -> LikelihoodResult:
     """Replicates of the exact model for this many independent intervals."""
-    return evaluate(
+    return estimate_likelihood(
         ExactDenoiser(world, process),
         text_of(world, windows),
         schedule,

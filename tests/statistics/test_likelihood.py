@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.evaluation import LikelihoodResult, estimate_likelihood
 from hdlm.evaluation.likelihood import bounds
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, Wave, flat
 from hdlm.noise_schedule import CosinePower, Geometric, Power
@@ -42,7 +42,9 @@ def measure(
 ) -> LikelihoodResult:
     sharpness = options.pop("sharpness", 1.0)
     denoiser = ExactDenoiser(WORLD, process, options.pop("reading", "mean"), sharpness)
-    return evaluate(denoiser, TEXT, schedule, **{"replicates": REPLICATES, "batch_size": 2048} | options)
+    return estimate_likelihood(
+        denoiser, TEXT, schedule, **{"replicates": REPLICATES, "batch_size": 2048} | options
+    )
 
 
 def truth(world: World = WORLD) -> float:

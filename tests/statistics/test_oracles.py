@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import (
     Block,
     PublishedSlide,
@@ -114,7 +114,7 @@ def test_the_hybrid_bound_is_the_entropy_plus_the_total_correlation(epsilon):
     of_y = joint.sum(0)
     seen = of_y > 1e-14
     joint, of_y, y = joint[:, seen], of_y[seen], y[seen]
-    asked = denoiser.predict(y, hair[:1].expand(len(y), -1), Context())
+    asked = denoiser.predict(y, hair[:1].expand(len(y), -1), ForwardContext())
     log_p = asked.log_clean(asked.everywhere()).view(len(y), 3, -1)
     at_x = log_p.gather(-1, WORLD.sequences.T.expand(len(y), -1, -1))  # [y l x_0]
     reconstruction = -(joint.T[:, None] * torch.where(joint.T[:, None] > 0, at_x, 0.0)).sum()

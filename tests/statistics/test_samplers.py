@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import Block, PublishedSlide, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import LINEAR, Cosine, LogLinear
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
@@ -304,7 +304,7 @@ def move_at(denoiser, x, u, seed=0):
     noise = torch.full(x.shape, u, dtype=torch.float64)
 
     def ask(tokens, at):
-        answer = Answer(denoiser.predict(tokens, at, Context()), torch.arange(x.numel()).view(x.shape))
+        answer = Answer(denoiser.predict(tokens, at, ForwardContext()), torch.arange(x.numel()).view(x.shape))
         return Reading(lambda where: answer, tokens, at, ())
 
     every = torch.ones_like(x, dtype=torch.bool)
@@ -315,7 +315,7 @@ def gibbs_law(denoiser, x, u):
     """The transition matrix of redrawing one visible position, chosen uniformly, by the formula of MATH 5."""
     process, canvases = denoiser.process, len(x)
     noise = torch.full(x.shape, u, dtype=torch.float64)
-    asked = denoiser.predict(x, noise, Context())
+    asked = denoiser.predict(x, noise, ForwardContext())
     clean = asked.log_clean(asked.everywhere()).exp().view(*x.shape, -1)[..., :-1]
     w = process.weights(noise)
     own = (

@@ -208,12 +208,12 @@ def test_show_writes_pictures(hdlm, tmp_path):
 
 
 def test_show_attention_is_what_the_library_says(hdlm):
-    from hdlm.attention import generation
+    from hdlm.attention import generation_attention
     from hdlm.hyperschedule import Block
 
     words = "show attention block --length 8 --width 4 --levels 2 --step 3 --context causal --json"
     shown = json.loads(hdlm(*words.split())[1])
-    assert shown["visible"] == generation(Block(8, 4, 2), 3, "causal").dense().int().tolist()
+    assert shown["visible"] == generation_attention(Block(8, 4, 2), 3, "causal").dense().int().tolist()
 
 
 def test_show_loss(hdlm, tmp_path):

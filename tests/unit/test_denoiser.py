@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdlm.attention import generation
-from hdlm.denoiser import Context, Guided
+from hdlm.attention import generation_attention
+from hdlm.denoiser import ForwardContext, Guided
 from hdlm.hyperschedule import Block
 from hdlm.noise_schedule import total_noise
 from hdlm.parameterization import LogScore, Mean, Shifted
@@ -29,7 +29,7 @@ def canvas():
 def test_chosen_positions_read_as_all_do(reading, canvas):
     conditioned = "LogScore" in repr(reading)
     denoiser = tiny_denoiser(GammaHybrid(WORDS, 0.2), reading, conditioned=conditioned)
-    prediction = denoiser.predict(*canvas, Context())
+    prediction = denoiser.predict(*canvas, ForwardContext())
     chosen = torch.tensor([17, 0, 5, 6, 6, 11])
     for read in (prediction.log_clean, prediction.log_score):
         torch.testing.assert_close(read(chosen), read(prediction.everywhere())[chosen], **EXACT)
@@ -44,7 +44,7 @@ def test_the_projection_runs_only_where_asked(canvas):
     denoiser.backbone.output_layer.linear.register_forward_hook(
         lambda _, inputs, __: projected.append(len(inputs[0]))
     )
-    prediction = denoiser.predict(*canvas, Context())
+    prediction = denoiser.predict(*canvas, ForwardContext())
     assert projected == []
     prediction.log_clean(torch.tensor([3, 14]))
     assert projected == [2]
@@ -67,7 +67,7 @@ def test_a_network_is_told_what_its_parameterization_says(canvas):
     )
     sigma = total_noise(noise)
     raw = denoiser.backbone(tokens, condition=sigma, blend=1 - torch.exp(-0.2 * sigma))
-    prediction = denoiser.predict(tokens, noise, Context())
+    prediction = denoiser.predict(tokens, noise, ForwardContext())
     torch.testing.assert_close(prediction.raw(prediction.everywhere()), raw.flatten(0, 1), **EXACT)
 
 
@@ -75,7 +75,7 @@ def test_guidance_of_strength_zero_is_none(canvas):
     denoiser = tiny_denoiser(Absorbing(WORDS))
     prompt = torch.tensor([[True, True, False, False, False, False]])
     guided = Guided(denoiser, prompt, 0.0)
-    ours, plain = (d.predict(*canvas, Context()) for d in (guided, denoiser))
+    ours, plain = (d.predict(*canvas, ForwardContext()) for d in (guided, denoiser))
     torch.testing.assert_close(
         ours.log_clean(ours.everywhere()), plain.log_clean(plain.everywhere()), **EXACT
     )
@@ -85,7 +85,7 @@ def test_guidance_extrapolates_from_the_masked_prompt(canvas):
     tokens, noise = canvas
     denoiser = tiny_denoiser(Absorbing(WORDS))
     prompt = torch.tensor([[True, True, False, False, False, False]])
-    guided = Guided(denoiser, prompt, 1.5).predict(tokens, noise, Context())
+    guided = Guided(denoiser, prompt, 1.5).predict(tokens, noise, ForwardContext())
     blank = torch.where(prompt, denoiser.process.mask_id, tokens)
     expected = 2.5 * denoiser.backbone(tokens) - 1.5 * denoiser.backbone(blank)
     torch.testing.assert_close(guided.raw(guided.everywhere()), expected.flatten(0, 1), **EXACT)
@@ -100,7 +100,7 @@ def test_guidance_that_is_exact_sharpens_the_posterior_ratio():
     world, process = agreeing_world(3, 2), Absorbing(3)
     guided = Guided(ExactDenoiser(world, process), torch.tensor([[True, False]]), 2.0)
     tokens, noise = torch.tensor([[1, process.mask_id]]), torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    found = guided.predict(tokens, noise, Context()).log_clean(torch.tensor([1]))[0, :3].exp()
+    found = guided.predict(tokens, noise, ForwardContext()).log_clean(torch.tensor([1]))[0, :3].exp()
     given, alone = world.joint[1] / world.joint[1].sum(), world.joint.sum(0)
     expected = given**3 / alone**2
     torch.testing.assert_close(found, expected / expected.sum(), **EXACT)
@@ -132,7 +132,7 @@ def test_the_exact_denoiser_is_bayes(process, reading):
     tokens = torch.randint(4, (6, 3), generator=generator)
     noise = 0.1 + 0.8 * torch.rand(6, 3, generator=generator, dtype=torch.float64)
     mask = torch.rand(6, 3, 3, generator=generator) < 0.5
-    prediction = denoiser.predict(tokens, noise, Context(attention=mask))
+    prediction = denoiser.predict(tokens, noise, ForwardContext(attention=mask))
     found = prediction.log_clean(prediction.everywhere()).exp().view(6, 3, 4)
     assert (found[..., 3] == 0).all()
     for b in range(6):
@@ -158,7 +158,7 @@ def test_the_exact_score_is_the_ratio_of_canvases():
         return total
 
     tokens = torch.tensor([[0, 2]])
-    prediction = denoiser.predict(tokens, torch.full((1, 2), u, dtype=torch.float64), Context())
+    prediction = denoiser.predict(tokens, torch.full((1, 2), u, dtype=torch.float64), ForwardContext())
     scores = prediction.log_score(prediction.everywhere()).exp()
     for place in range(2):
         for y in range(3):
@@ -174,18 +174,20 @@ def test_the_exact_denoiser_remembers_what_it_is_told_to():
     denoiser = ExactDenoiser(world, process)
     tokens = torch.tensor([[0, 2, 3], [1, 1, 0]])
     noise = torch.tensor([[0.0, 0.0, 0.5]] * 2, dtype=torch.float64)
-    seen = generation(schedule, 5)
-    whole = denoiser.predict(tokens, noise, Context(attention=seen.dense()[None]))
+    seen = generation_attention(schedule, 5)
+    whole = denoiser.predict(tokens, noise, ForwardContext(attention=seen.dense()[None]))
     cache = denoiser.new_cache()
     first = torch.tensor([0, 1])
     denoiser.predict(
         tokens[:, first],
         noise[:, first],
-        Context(first[None], seen.select(first, first).dense()[None], cache, store=torch.tensor([1, 0])),
+        ForwardContext(
+            first[None], seen.select(first, first).dense()[None], cache, store=torch.tensor([1, 0])
+        ),
     )
     assert len(cache) == 2
     last, keys = torch.tensor([2]), torch.tensor([1, 0, 2])
-    asked = Context(last[None], seen.select(last, keys).dense()[None], cache)
+    asked = ForwardContext(last[None], seen.select(last, keys).dense()[None], cache)
     windowed = denoiser.predict(tokens[:, last], noise[:, last], asked)
     at = torch.tensor([2, 5])
     torch.testing.assert_close(windowed.log_clean(torch.tensor([0, 1])), whole.log_clean(at), **EXACT)
@@ -202,7 +204,7 @@ def test_what_cannot_be_tells_nothing():
         torch.tensor([[1, 3], [3, 3]]),
         torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64),
     )
-    p = denoiser.predict(tokens, noise, Context())
+    p = denoiser.predict(tokens, noise, ForwardContext())
     found = p.log_clean(p.everywhere()).exp()[:, :3].view(2, 2, 3)
     torch.testing.assert_close(found[:, 1], world.joint.sum(0).expand(2, -1), **EXACT)
     torch.testing.assert_close(found[:, 0], world.joint.sum(1).expand(2, -1), **EXACT)
@@ -215,5 +217,5 @@ def test_the_exact_denoiser_refuses_what_it_cannot_answer():
     tokens, noise = torch.tensor([[0, 3]]), torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     with pytest.raises(ValueError, match="2 queries and 2 keys"):
         ExactDenoiser(world, Absorbing(3)).predict(
-            tokens, noise, Context(attention=torch.ones(1, 2, 3).bool())
+            tokens, noise, ForwardContext(attention=torch.ones(1, 2, 3).bool())
         )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hdlm import load, write
-from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, placed
-from hdlm.evaluation import evaluate
+from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, resolve_device
+from hdlm.evaluation import estimate_likelihood
 from hdlm.evaluation.generation.corrections import fill_in
 from hdlm.evaluation.generation.judge import CheckpointJudge
 from hdlm.evaluation.generation.samples import draw_samples
@@ -72,14 +72,15 @@ class Elsewhere(AbstractDenoiser):
 
 def test_tokens_are_where_the_weights_are() -> None:
     network = tiny_denoiser(Absorbing(WORDS))
-    assert placed(network, None) == placed(network, "cpu") == torch.device("cpu")
+    assert resolve_device(network, None) == resolve_device(network, "cpu") == torch.device("cpu")
     assert (
-        placed(Denoiser(torch.nn.Linear(2, 2, device="meta"), Absorbing(WORDS), Mean()), None).type == "meta"
+        resolve_device(Denoiser(torch.nn.Linear(2, 2, device="meta"), Absorbing(WORDS), Mean()), None).type
+        == "meta"
     )
-    assert placed(Elsewhere(), None) == Elsewhere.device
-    assert placed(Guided(Elsewhere(), torch.tensor([[True]]), 1.0), None) == Elsewhere.device
+    assert resolve_device(Elsewhere(), None) == Elsewhere.device
+    assert resolve_device(Guided(Elsewhere(), torch.tensor([[True]]), 1.0), None) == Elsewhere.device
     module = torch.nn.Linear(2, 2, device="meta")
-    assert placed(CallableDenoiser(module, Absorbing(WORDS), Mean()), None).type == "meta"
+    assert resolve_device(CallableDenoiser(module, Absorbing(WORDS), Mean()), None).type == "meta"
     assert Conditional(Elsewhere(), flat(4, 2))._device == Elsewhere.device
     assert Engine(Elsewhere(), flat(4, 2), Ancestral())._x.device == Elsewhere.device
 
@@ -90,16 +91,16 @@ def test_a_denoiser_without_weights_computes_where_it_is_told_to() -> None:
     function = CallableDenoiser(lambda ids, positions: ids, Absorbing(WORDS), Mean())
     for denoiser in (exact, function):
         assert denoiser.device is None
-        assert placed(denoiser, None) == torch.device("cpu")
-        assert placed(denoiser, "meta") == torch.device("meta")
+        assert resolve_device(denoiser, None) == torch.device("cpu")
+        assert resolve_device(denoiser, "meta") == torch.device("meta")
 
 
 def test_a_device_is_compared_by_kind_and_by_number_where_one_is_given() -> None:
     second = type("Second", (Elsewhere,), {"device": torch.device("cuda", 1)})()
-    assert placed(second, "cuda") == placed(second, "cuda:1") == placed(second, None)
+    assert resolve_device(second, "cuda") == resolve_device(second, "cuda:1") == resolve_device(second, None)
     for other in ("cuda:0", "cpu", torch.device("meta")):
         with pytest.raises(ValueError, match=r"`device` is .* and the denoiser is on 'cuda:1'"):
-            placed(second, other)
+            resolve_device(second, other)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_every_function_refuses_another_device_than_the_models(checkpoint) -> No
         "Engine": lambda device: Engine(denoiser, flat(8, 2), Ancestral(), device=device),
         "write": lambda device: write(checkpoint, "a", Settings(length=8), device=device),
         "complete": lambda device: complete(checkpoint, given, flat(8, 2), Settings(), device=device),
-        "evaluate": lambda device: evaluate(denoiser, text[0], autoregressive(8), device=device),
+        "evaluate": lambda device: estimate_likelihood(denoiser, text[0], autoregressive(8), device=device),
         "Conditional": lambda device: Conditional(denoiser, autoregressive(8), device=device),
         "HarnessModel": lambda device: HarnessModel(checkpoint, device=device),
         "draw_samples": lambda device: draw_samples(checkpoint, Settings(length=8), device=device),

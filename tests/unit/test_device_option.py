@@ -7,11 +7,11 @@ import argparse
 import pytest
 import torch
 
-from hdlm.cli._options import device_of
+from hdlm.cli._options import device_option
 
 
 def given(device: str) -> torch.device:
-    return device_of(argparse.Namespace(device=device, threads=None))
+    return device_option(argparse.Namespace(device=device, threads=None))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Denoiser, Prediction
+from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Prediction
 from hdlm.hyperschedule import Block, Slide, autoregressive, flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing, EpsilonHybrid
@@ -176,7 +176,7 @@ def test_adaptive_decoding_tells_the_network_how_many_masks_are_left(step) -> No
     class Listening(AbstractDenoiser):
         process = Absorbing(WORDS)
 
-        def predict(self, tokens: Tensor, noise: Tensor, context: Context) -> Prediction:
+        def predict(self, tokens: Tensor, noise: Tensor, context: ForwardContext) -> Prediction:
             told.append(noise[0].tolist())
             raw = torch.zeros(tokens.numel(), WORDS + 1, dtype=torch.float64)
             return Prediction(self.process, Mean(), tokens, noise, lambda at: raw[at])

@@ -12,7 +12,7 @@ import torch
 from hdlm.checkpoint import load_checkpoint
 from hdlm.cli import main
 from hdlm.cli._models import shipped
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.evaluation.generation.corrections import fates, fill_in, per_step, revisions
 from hdlm.evaluation.generation.judge import CheckpointJudge, TransformersJudge
 from hdlm.evaluation.generation.judges import judges_of
@@ -120,7 +120,8 @@ def test_a_checkpoint_judges_by_its_exact_likelihood(checkpoint, tokenizer) -> N
             continue
         ids = torch.tensor([tokenizer.vocabulary.bos, *tokenizer.encode(text)])
         first, whole = (
-            evaluate(checkpoint.denoiser, part, autoregressive(len(part))).nats for part in (ids[:1], ids)
+            estimate_likelihood(checkpoint.denoiser, part, autoregressive(len(part))).nats
+            for part in (ids[:1], ids)
         )
         assert judgement.num_tokens == len(ids) - 1
         assert judgement.nats == pytest.approx(whole - first, rel=1e-5)

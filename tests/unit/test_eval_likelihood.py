@@ -18,12 +18,12 @@ from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.cli import main
 from hdlm.data import train_tokenizer
 from hdlm.distributed import Processes
-from hdlm.evaluation import LikelihoodResult, evaluate, windows
+from hdlm.evaluation import LikelihoodResult, estimate_likelihood, windows
 from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.resumable import BatchSize
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import find_text, read_text
+from hdlm.evaluation.text import find_text, tokenize_documents
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
 from hdlm.published import eval_modeling as modeling
@@ -71,8 +71,8 @@ def data(tmp_path: Path) -> Path:
 def test_it_is_the_likelihood_of_the_library(hdlm, checkpoint: Checkpoint, model: Path, data: Path) -> None:
     status, printed, _ = hdlm(model, "--data", data, "--replicates", 3, "--seed", 4, "--json")
     document = json.loads(printed)[str(data)]
-    text = read_text(checkpoint.tokenizer, SENTENCES)
-    expected = evaluate(
+    text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
+    expected = estimate_likelihood(
         checkpoint.denoiser, text.tokens, Block(LENGTH, 4, 2), num_bytes=text.num_bytes, replicates=3, seed=4
     )
     assert status == 0
@@ -95,7 +95,7 @@ def test_it_leaves_a_document_a_report_and_a_picture(hdlm, model: Path, data: Pa
     out = tmp_path / "out"
     status, printed, _ = hdlm(model, "--data", data, "--replicates", 5, "--output", out)
     assert status == 0
-    result = LikelihoodResult.from_dict(protocol.read(out / "results.json")["result"])
+    result = LikelihoodResult.from_dict(protocol.read_result(out / "results.json")["result"])
     assert f"{result.perplexity:,.3f} ± {result.perplexity_error:,.3f}" in printed
     report = (out / "report.md").read_text()
     assert f"{result.bits_per_byte:.5f} ± {result.bits_per_byte_error:.5f}" in report
@@ -121,7 +121,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Likelihood, "measure", dies)
     assert hdlm(*words, tmp_path / "parts")[0] == 130
-    kept = protocol.read(tmp_path / "parts" / "results.json")
+    kept = protocol.read_result(tmp_path / "parts" / "results.json")
     assert len(kept["result"]["estimates"]) == 3
     assert (tmp_path / "parts" / "report.md").exists()
     done[:] = [-1] * 4
@@ -210,7 +210,7 @@ def test_several_data_sets_have_folders_and_a_failure_is_one(hdlm, model: Path, 
     assert status == 1
     assert "lambada.txt" in next(line for line in printed.splitlines() if "failed" in line)
     assert {path.parent.name for path in (tmp_path / "out").rglob("results.json")} == {"ptb", "text8"}
-    assert protocol.read(tmp_path / "out" / "ptb" / "results.json")["data"]["detokenizer"] == "ptb"
+    assert protocol.read_result(tmp_path / "out" / "ptb" / "results.json")["data"]["detokenizer"] == "ptb"
     status, printed, complaint = hdlm(model, "--data", "lambada", "--data-dir", tmp_path)
     assert (status, printed) == (2, "")
     assert "lambada" in complaint
@@ -245,19 +245,27 @@ def test_windows_of_documents_never_cross() -> None:
 
 
 def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> None:
-    text = read_text(checkpoint.tokenizer, SENTENCES)
+    text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
     plan = autoregressive(LENGTH)
-    apart = evaluate(checkpoint.denoiser, text.tokens, plan, documents=text.lengths)
-    alone = [evaluate(checkpoint.denoiser, one, plan).nats for one in text.tokens.split(list(text.lengths))]
+    apart = estimate_likelihood(checkpoint.denoiser, text.tokens, plan, documents=text.lengths)
+    alone = [
+        estimate_likelihood(checkpoint.denoiser, one, plan).nats
+        for one in text.tokens.split(list(text.lengths))
+    ]
     assert apart.nats == pytest.approx(sum(alone), rel=1e-6)
     assert apart.within_documents
-    assert apart.nats != pytest.approx(evaluate(checkpoint.denoiser, text.tokens, plan).nats, rel=1e-6)
+    assert apart.nats != pytest.approx(
+        estimate_likelihood(checkpoint.denoiser, text.tokens, plan).nats, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("limit", [5, 12, 20, 10_000])
 def test_a_limit_takes_the_beginning(checkpoint: Checkpoint, limit: int) -> None:
     tokenizer = checkpoint.tokenizer
-    text, whole = read_text(tokenizer, iter(SENTENCES), limit), read_text(tokenizer, SENTENCES)
+    text, whole = (
+        tokenize_documents(tokenizer, iter(SENTENCES), limit),
+        tokenize_documents(tokenizer, SENTENCES),
+    )
     assert len(text.tokens) <= max(limit, 2)
     assert sum(text.lengths) == len(text.tokens)
     assert text.num_bytes == sum(len(document) + 1 for document in text.documents)
@@ -311,15 +319,21 @@ def test_plans(checkpoint: Checkpoint) -> None:
 
 def test_a_document_knows_its_like(checkpoint: Checkpoint, tmp_path: Path) -> None:
     result = {"settings": {"eta": 0.1}, "num_samples": 3}
-    one = protocol.describe(checkpoint, "a name", kind="generation", result=result, seed=1, wall_seconds=2.0)
-    other = protocol.describe(checkpoint, "b", kind="generation", result=result | {"metrics": {}}, seed=1)
+    one = protocol.describe_protocol(
+        checkpoint, "a name", kind="generation", result=result, seed=1, wall_seconds=2.0
+    )
+    other = protocol.describe_protocol(
+        checkpoint, "b", kind="generation", result=result | {"metrics": {}}, seed=1
+    )
     assert protocol.differences(one, other) == {}
-    wrong = protocol.describe(checkpoint, "b", kind="generation", result=result | {"num_samples": 4}, seed=1)
+    wrong = protocol.describe_protocol(
+        checkpoint, "b", kind="generation", result=result | {"num_samples": 4}, seed=1
+    )
     assert protocol.differences(one, wrong) == {"result.num_samples": (3, 4)}
-    protocol.write(tmp_path / "one.json", one)
-    assert protocol.read(tmp_path / "one.json") == one
+    protocol.write_result(tmp_path / "one.json", one)
+    assert protocol.read_result(tmp_path / "one.json") == one
     with pytest.raises(ValueError, match="JSON compliant"):
-        protocol.write(tmp_path / "two.json", one | {"wall_seconds": math.inf})
+        protocol.write_result(tmp_path / "two.json", one | {"wall_seconds": math.inf})
     with pytest.raises(ValueError, match="no result of"):
         protocol.fingerprint({"kind": "cake"})
     moved = dataclasses.replace(
@@ -396,4 +410,6 @@ def test_two_processes_measure_what_one_does(hdlm, model: Path, data: Path, tmp_
     assert [one.returncode for one in both] == [0, 0]
     assert printed[1] == ""
     assert json.loads(printed[0])[str(data)]["result"]["estimates"] == pytest.approx(alone, rel=1e-6)
-    assert protocol.read(tmp_path / "o" / "results.json")["result"]["estimates"] == pytest.approx(alone)
+    assert protocol.read_result(tmp_path / "o" / "results.json")["result"]["estimates"] == pytest.approx(
+        alone
+    )

@@ -11,10 +11,10 @@ import torch
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import Denoiser
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.hyperschedule import autoregressive
 from hdlm.training import NextToken, Recipe, Session, StopRequest, TrainingSetup, build_setup
-from hdlm.training.finetuning import changes
+from hdlm.training.finetuning import describe_changes
 
 CPU = torch.device("cpu")
 NEXT_WORDS = {"type": "Block", "width": 1, "num_levels": 1}
@@ -62,11 +62,11 @@ def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autore
     assert before < 5.3  # it had learnt something: a guess is 5.6
     plan = autoregressive(16)
     losses = [
-        evaluate(_as(one.denoiser, autoregressor), tokens.flatten(), plan, replicates=1).nats
+        estimate_likelihood(_as(one.denoiser, autoregressor), tokens.flatten(), plan, replicates=1).nats
         for one in (autoregressor, run)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    lines = " ".join(changes(autoregressor, run.checkpoint()))
+    lines = " ".join(describe_changes(autoregressor, run.checkpoint()))
     assert "epsilon 0 -> 0.1: the network has never seen wrong words" in lines
     assert (
         "Block (width 1, num_levels 1) -> Block (width 4, num_levels 4): it has predicted next words" in lines
@@ -101,7 +101,7 @@ def test_what_changes_is_said(
 ) -> None:
     given = {"process": {"epsilon": 0.0}} | tables
     run = build_setup(_recipe(text, hyperschedule, **given), CPU, start=autoregressor)
-    found = changes(autoregressor, run.checkpoint())
+    found = describe_changes(autoregressor, run.checkpoint())
     assert len(found) == (1 if line else 0)
     assert line in " ".join(found)
 
@@ -111,7 +111,7 @@ def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
         build_setup(_recipe(text, {"type": "Block", "width": width, "num_levels": 4}), CPU).checkpoint()
         for width in (1, 2)
     )
-    (line,) = changes(several, wide)
+    (line,) = describe_changes(several, wide)
     assert line.endswith("other positions are noisy together than it has met")
 
 
@@ -120,9 +120,9 @@ def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
         epsilon: build_setup(_recipe(text, NEXT_WORDS, process={"epsilon": epsilon}), CPU).checkpoint()
         for epsilon in (0.0, 0.1, 0.2)
     }
-    assert "fewer" in changes(runs[0.2], runs[0.1])[0]
-    assert "more of the visible words" in changes(runs[0.1], runs[0.2])[0]
-    assert "unlearn to correct" in changes(runs[0.1], runs[0.0])[0]
+    assert "fewer" in describe_changes(runs[0.2], runs[0.1])[0]
+    assert "more of the visible words" in describe_changes(runs[0.1], runs[0.2])[0]
+    assert "unlearn to correct" in describe_changes(runs[0.1], runs[0.0])[0]
 
 
 def test_another_gamma_is_named(text: Path) -> None:
@@ -133,7 +133,7 @@ def test_another_gamma_is_named(text: Path) -> None:
         ).checkpoint()
         for gamma in (0.01, 0.1)
     )
-    assert changes(less, more) == (
+    assert describe_changes(less, more) == (
         "gamma 0.01 -> 0.1: more of the visible words are wrong than it has learnt to expect",
     )
-    assert changes(less, less) == ()
+    assert describe_changes(less, less) == ()

@@ -11,7 +11,7 @@ import torch
 
 from hdlm import EpsilonHybrid, Settings, flat, load, sample
 from hdlm.cli import main
-from hdlm.denoiser import Context, Denoiser
+from hdlm.denoiser import Denoiser, ForwardContext
 from hdlm.evaluation.likelihood import grids
 from hdlm.evaluation.likelihood.grids import Profile, grid_text
 from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
@@ -120,7 +120,9 @@ def test_a_profile_is_what_the_network_says_of_masks():
         """Of each position but the first, which a shifted network is given."""
         x = torch.where(masked, checkpoint.vocabulary.mask_id, window)[None]
         with torch.no_grad():
-            prediction = checkpoint.denoiser.predict(x, torch.zeros(x.shape, dtype=torch.float64), Context())
+            prediction = checkpoint.denoiser.predict(
+                x, torch.zeros(x.shape, dtype=torch.float64), ForwardContext()
+            )
             log_p = prediction.log_clean(prediction.everywhere())
         return -log_p.gather(1, window[:, None])[1:, 0].double()
 
@@ -188,7 +190,7 @@ def exact_profile(denoiser):
             x = texts.clone()
             x[:, masked] = 3
             noise = torch.where(x == 3, 0.5, 0.0).double()
-            prediction = denoiser.predict(x, noise, Context())
+            prediction = denoiser.predict(x, noise, ForwardContext())
             log_p = prediction.log_clean(prediction.everywhere()).view(27, 3, -1)
             own = log_p.gather(2, texts[..., None])[..., 0][:, masked].mean(1)
             costs.append(-(data * own.nan_to_num(neginf=0.0)).sum())

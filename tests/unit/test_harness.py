@@ -13,7 +13,7 @@ import torch
 from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.cli import main
 from hdlm.cli.eval import harness as _eval_harness
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive
 from hdlm.integrations import lm_eval as harness
@@ -70,7 +70,8 @@ def test_a_whole_text_is_measured_as_elsewhere(exact: HarnessModel, checkpoint: 
     start = torch.tensor([checkpoint.vocabulary.bos])
     words = torch.tensor(tokenizer.encode(text))
     both, first = (
-        evaluate(checkpoint.denoiser, tokens, plan).nats for tokens in (torch.cat([start, words]), start)
+        estimate_likelihood(checkpoint.denoiser, tokens, plan).nats
+        for tokens in (torch.cat([start, words]), start)
     )
     said, of_nothing, of_much = exact.loglikelihood_rolling([text, "", " ".join([text] * 40)])
     assert said == pytest.approx(first - both, rel=1e-5)

@@ -20,7 +20,7 @@ from hdlm.checkpoint import save_checkpoint
 from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.data import Tokenizer
 from hdlm.hub import CARDS, Evidence, inspect, load
-from hdlm.hub.configs import read_config, resolve
+from hdlm.hub.configs import read_config, resolve_interpolations
 from hdlm.hub.load import recognise
 from hdlm.hyperschedule import Block, PublishedSlide, PublishedWave, Slide, flat
 from hdlm.noise_schedule import Geometric, LogLinear
@@ -626,7 +626,7 @@ def test_interpolations(monkeypatch):
         "none": None,
         "h": "${none}",
     }
-    assert resolve(config) == {
+    assert resolve_interpolations(config) == {
         "a": {"b": 3, "c": 3, "d": "x3y", "e": "${a.nothing}", "f": "${oc.env:HDLM_SECRET}"},
         "list": [3, {"g": 3}],
         "table": "${a}",
@@ -637,10 +637,10 @@ def test_interpolations(monkeypatch):
 
 def test_interpolations_without_end():
     with pytest.raises(ValueError, match="in a circle: b -> a -> b"):
-        resolve({"a": "${b}", "b": "${a}"})
+        resolve_interpolations({"a": "${b}", "b": "${a}"})
     bomb = {"k0": "x" * 10} | {f"k{i}": f"${{k{i - 1}}}" * 10 for i in range(1, 40)}
     with pytest.raises(ValueError, match="more than 10000 characters"):
-        resolve(bomb)
+        resolve_interpolations(bomb)
 
 
 def test_numbers_and_dates_in_yaml(tmp_path):

@@ -15,10 +15,10 @@ from torch import Tensor
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import (
     AbsorbingBound,
+    EvaluationProgress,
     HybridBound,
     LikelihoodResult,
-    Progress,
-    evaluate,
+    estimate_likelihood,
     first_positions,
     windows,
 )
@@ -100,7 +100,7 @@ def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound:
     log_p = {tuple(row): float(p.log()) for row, p in zip(WORLD.sequences.tolist(), WORLD.law, strict=True)}
     before = math.log(sum(math.exp(log_p[0, 1, word]) for word in range(2)))
     truth = -log_p[1, 0, 1] - log_p[0, 1, 1] + before
-    found = evaluate(
+    found = estimate_likelihood(
         ExactDenoiser(WORLD, Absorbing(2)), text, schedule, bound=bound, stride=1, replicates=400, seed=1
     )
     assert found.nats == pytest.approx(truth, abs=5 * found.standard_error + 1e-9)
@@ -111,14 +111,14 @@ def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound:
 def test_a_model_that_knows_nothing_pays_the_same_with_any_stride() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Mean()).eval()
     for stride in (1, 2, 3, 4):
-        found = evaluate(model, TOKENS, flat(LENGTH, 2), stride=stride)
+        found = estimate_likelihood(model, TOKENS, flat(LENGTH, 2), stride=stride)
         assert found.nats == pytest.approx(10 * math.log(WORDS))
         assert found.num_tokens == 10
 
 
 def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Shifted(Mean())).eval()
-    found = evaluate(model, TOKENS, autoregressive(LENGTH), stride=1)
+    found = estimate_likelihood(model, TOKENS, autoregressive(LENGTH), stride=1)
     assert found.nats == pytest.approx(10 * math.log(WORDS))
 
 
@@ -156,7 +156,7 @@ def test_autoregression_is_exact_in_one_pass(
     parameterization: AbstractParameterization, batch_size: int
 ) -> None:
     denoiser = network(parameterization)
-    result = evaluate(denoiser, TOKENS, autoregressive(LENGTH), batch_size=batch_size)
+    result = estimate_likelihood(denoiser, TOKENS, autoregressive(LENGTH), batch_size=batch_size)
     with torch.no_grad():
         expected = sum(left_to_right(denoiser, window) for window in TOKENS.split(LENGTH))
     assert result.nats == pytest.approx(expected, rel=1e-5)
@@ -169,7 +169,7 @@ def test_counting_the_masks_of_single_positions_is_exact_too(
     parameterization: AbstractParameterization,
 ) -> None:
     exact, counted = (
-        evaluate(network(parameterization), TOKENS, Block(LENGTH, 1, 3), estimator=each)
+        estimate_likelihood(network(parameterization), TOKENS, Block(LENGTH, 1, 3), estimator=each)
         for each in ("exact", "count")
     )
     assert counted.estimates == pytest.approx(exact.estimates * 4, rel=1e-5)
@@ -200,7 +200,8 @@ def test_the_mean_over_all_counts_is_the_likelihood(
 def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network()
     full, causal = (
-        evaluate(denoiser, TOKENS, schedule, bound=bound, active=active) for active in ("full", "causal")
+        estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, active=active)
+        for active in ("full", "causal")
     )
     assert full.estimates != pytest.approx(causal.estimates, rel=1e-5)
     assert (full.active, causal.active) == ("full", "causal")
@@ -211,11 +212,12 @@ def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) 
 def test_the_batch_size_changes_nothing(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network(process=EpsilonHybrid(WORDS, 0.1))
     one, many = (
-        evaluate(denoiser, TOKENS, schedule, bound=bound, batch_size=size, seed=3) for size in (1, 7)
+        estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, batch_size=size, seed=3)
+        for size in (1, 7)
     )
     assert one.estimates == pytest.approx(many.estimates, rel=1e-5)
     assert one.standard_error > 0
-    other = evaluate(denoiser, TOKENS, schedule, bound=bound, seed=4)
+    other = estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, seed=4)
     assert other.estimates != pytest.approx(one.estimates, rel=1e-5)
 
 
@@ -231,14 +233,16 @@ def test_every_combination_is_measured(
     schedule: AbstractHyperschedule,
     bound: str,
 ) -> None:
-    result = evaluate(network(parameterization, process), TOKENS, schedule, bound=bound, replicates=2)
+    result = estimate_likelihood(
+        network(parameterization, process), TOKENS, schedule, bound=bound, replicates=2
+    )
     assert 0 < result.nats_per_token < 20 * math.log(WORDS)
 
 
 def test_a_shifted_network_pays_for_the_first_word_and_does_not_see_it() -> None:
     """Of windows of one word it knows nothing at all."""
     for bound in ("absorbing", "hybrid"):
-        result = evaluate(network(Shifted(Mean())), TOKENS, autoregressive(1), bound=bound)
+        result = estimate_likelihood(network(Shifted(Mean())), TOKENS, autoregressive(1), bound=bound)
         assert result.nats == pytest.approx(10 * math.log(WORDS), rel=1e-9)
 
 
@@ -249,8 +253,8 @@ def test_the_noise_that_is_told_masks_as_much(process: AbstractNoiseProcess) -> 
 
 
 def test_progress_reaches_the_end() -> None:
-    seen: list[Progress] = []
-    evaluate(network(), TOKENS, flat(LENGTH, 2), replicates=2, batch_size=3, watch=seen.append)
+    seen: list[EvaluationProgress] = []
+    estimate_likelihood(network(), TOKENS, flat(LENGTH, 2), replicates=2, batch_size=3, watch=seen.append)
     assert [report.done for report in seen] == [3, 4, 6]
     assert {report.total for report in seen} == {6}
 
@@ -326,14 +330,14 @@ def test_a_failure_is_no_likelihood(estimates: tuple[float, ...]) -> None:
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):  # while tests run, types are enforced besides
-        evaluate(network(), TOKENS, flat(LENGTH, 2), **options)
+        estimate_likelihood(network(), TOKENS, flat(LENGTH, 2), **options)
 
 
 @pytest.mark.parametrize("schedule", [Slide(4, 2, 2), Wave(4, 2, 2), TABLE], ids=repr)
 def test_masks_are_counted_only_where_positions_start_together(schedule: AbstractHyperschedule) -> None:
     with pytest.raises(ValueError, match="start together"):
         AbsorbingBound(network(), schedule, "count")
-    assert evaluate(network(), TOKENS, schedule, replicates=1).estimator == "stratified"
+    assert estimate_likelihood(network(), TOKENS, schedule, replicates=1).estimator == "stratified"
 
 
 def test_what_begins_settled_has_no_likelihood() -> None:
@@ -345,18 +349,18 @@ def test_what_begins_settled_has_no_likelihood() -> None:
 
 def test_noise_without_masks_has_no_absorbing_bound() -> None:
     with pytest.raises(ValueError, match="all masks"):
-        evaluate(network(process=Uniform(WORDS)), TOKENS, flat(LENGTH, 2))
+        estimate_likelihood(network(process=Uniform(WORDS)), TOKENS, flat(LENGTH, 2))
 
 
 @pytest.mark.parametrize("tokens", [[], [0, WORDS], [-1]], ids=str)
 def test_only_words_are_measured(tokens: list[int]) -> None:
     with pytest.raises(ValueError, match="tokens"):
-        evaluate(network(), torch.tensor(tokens, dtype=torch.long), flat(LENGTH, 2))
+        estimate_likelihood(network(), torch.tensor(tokens, dtype=torch.long), flat(LENGTH, 2))
 
 
 def test_a_network_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
-        evaluate(network().train(), TOKENS, flat(LENGTH, 2))
+        estimate_likelihood(network().train(), TOKENS, flat(LENGTH, 2))
 
 
 def test_windows_need_a_length() -> None:

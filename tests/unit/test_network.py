@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
 )
 
 from hdlm.network import DDiT, DDiTConfig, has_compiler, recomputation
-from hdlm.network.attention import _flex, attend, resolve
+from hdlm.network.attention import _flex, attend, prepare_mask
 from hdlm.network.pieces import Pieces, cut
 from hdlm.network.rotary import Rotary
 
@@ -112,7 +112,7 @@ def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
     attention = torch.rand(rows, 5, 5) < 0.5
     attention[0, 2] = False
     plain = Rotary(4)(torch.arange(5)[None])
-    mask, silenced = resolve(attention, plain, 5, 5)
+    mask, silenced = prepare_mask(attention, plain, 5, 5)
     outputs, gradients = [], []
     for rotation, kernel, who in ((silenced, attend, mask), (plain, naive, attention)):
         query, key = (part.transpose(1, 2) for part in rotation(pair).unbind(2))
@@ -175,7 +175,7 @@ def test_two_streams_are_cut_and_nothing_else_is_computed():
         pairs += query.shape[2] * key.shape[2]
         return query
 
-    mask, _ = resolve(two_streams(1024, 16), Rotary(4)(torch.arange(2048)[None]), 2048, 2048)
+    mask, _ = prepare_mask(two_streams(1024, 16), Rotary(4)(torch.arange(2048)[None]), 2048, 2048)
     vectors = torch.zeros(1, 1, 2048, 4)
     assert isinstance(mask, Pieces)
     mask.attend(vectors, vectors, vectors, count)

@@ -468,7 +468,7 @@ def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys, monk
         "eval generation": "--num 1 --length 8 --steps 1 --judge none",
         "tune": f"--data {text} --limit 64 --length 16 --steps 2",
     }[verb]
-    monkeypatch.setattr(protocol, "write", _full)
+    monkeypatch.setattr(protocol, "write_result", _full)
     words = [*verb.split(), "kjv-epsilon-4m", *options.split(), "--output", str(tmp_path / "out")]
     assert main(words) == 2
     said = capsys.readouterr()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hdlm.network import DDiT, DDiTConfig
-from hdlm.network.packed import Linear
+from hdlm.network.packed import PackedLinear
 
 NEAR = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -20,9 +20,9 @@ def small_matrices_are_large(monkeypatch):
     monkeypatch.setattr("hdlm.network.packed._LARGE", 0)
 
 
-def packed(bias: bool = True) -> Linear:
+def packed(bias: bool = True) -> PackedLinear:
     torch.manual_seed(0)
-    layer = Linear(48, 80, bias=bias)
+    layer = PackedLinear(48, 80, bias=bias)
     layer.pack()
     if not layer.packs:
         pytest.skip("this build of torch has no oneDNN")
@@ -33,8 +33,8 @@ def packed(bias: bool = True) -> Linear:
 def copies_read(monkeypatch):
     """How often products have been made with a copy."""
     reads = []
-    original = Linear._copy
-    monkeypatch.setattr(Linear, "_copy", lambda layer: reads.append(1) or original(layer))
+    original = PackedLinear._copy
+    monkeypatch.setattr(PackedLinear, "_copy", lambda layer: reads.append(1) or original(layer))
     return reads
 
 

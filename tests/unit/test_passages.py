@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, train_tokenizer
 from hdlm.generation import Passage, Settings, write
-from hdlm.generation.passages import Ending, Reader, Stream, text_of
+from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
 from hdlm.process import Absorbing
@@ -170,7 +170,7 @@ def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.D
     steps = sorted({len(ids), *data.draw(st.lists(st.integers(begin, len(ids)), max_size=len(ids)))})
     expected = whole_text(tokenizer, ids, begin, ending)
     reader, pieces = Reader(tokenizer, ending, ids[:begin], len(ids)), []
-    stream = Stream(reader, lambda _, piece: pieces.append(piece))
+    stream = PassageStreamer(reader, lambda _, piece: pieces.append(piece))
     length = None
     for step in steps:
         found = reader.read(ids[:step])

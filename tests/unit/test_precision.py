@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hdlm.evaluation import LikelihoodResult, evaluate
+from hdlm.evaluation import LikelihoodResult, estimate_likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.hyperschedule import autoregressive, flat
 from hdlm.process import Absorbing
@@ -19,7 +19,7 @@ TEXT = torch.tensor([0, 1, 2, 2, 1, 0, 0, 2, 1, 1])
 
 
 def measure(first: int, count: int, **options: object) -> LikelihoodResult:
-    return evaluate(
+    return estimate_likelihood(
         ExactDenoiser(WORLD, Absorbing(3)),
         TEXT,
         flat(4, 2),
@@ -65,7 +65,9 @@ def test_a_target_out_of_reach_says_what_it_would_take() -> None:
 
 def test_an_exact_likelihood_is_measured_once() -> None:
     def exact(first: int, count: int) -> LikelihoodResult:
-        return evaluate(ExactDenoiser(WORLD, Absorbing(3)), TEXT, autoregressive(4), first_replicate=first)
+        return estimate_likelihood(
+            ExactDenoiser(WORLD, Absorbing(3)), TEXT, autoregressive(4), first_replicate=first
+        )
 
     assert until_precise(exact, 1e-9).replicates == 1
 

@@ -20,15 +20,15 @@ import torch
 from hdlm import hub
 from hdlm.cli import main
 from hdlm.cli._errors import guarded
-from hdlm.evaluation import evaluate
+from hdlm.evaluation import estimate_likelihood
 from hdlm.evaluation.generation.metrics import token_entropy
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.package_data import configs
 from hdlm.published.config import GOVERNED, ONLY, Config
 from hdlm.published.eval_generation import eval_generation
 from hdlm.published.eval_modeling import eval_modeling
-from hdlm.published.hydra_cli import Composed, compose, parse_command_line
-from hdlm.published.training import _take_place, finetune, train
+from hdlm.published.hydra_cli import ComposedConfig, compose, parse_command_line
+from hdlm.published.training import _take_place, run_finetuning, run_training
 from hdlm.published_names import dotted
 from hdlm.strict_config import options_of
 from hdlm.training import Recipe
@@ -48,7 +48,7 @@ SHAPE = {
 }
 
 
-def _composed(*words: str) -> Composed:
+def _composed(*words: str) -> ComposedConfig:
     return compose(parse_command_line("program", words, "Does it."), Config.options())
 
 
@@ -405,7 +405,7 @@ def test_a_network_must_be_that_of_the_checkpoint() -> None:
 
 def test_hdlm_train_is_the_same_thing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"{name}={value}" for name, value in (SMALL | TINY | {"training.n_iters": 1}).items()]
-    assert train(["--config-name", "epsilon_tiny", *words, "experiment.name=one"]) == 0
+    assert run_training(["--config-name", "epsilon_tiny", *words, "experiment.name=one"]) == 0
     assert main(["train", "--config", "epsilon_tiny", *words, "experiment.name=two"]) == 0
     folder = Path("exp_local", "wikitext2", "hdlm-experiments")
     one, two = (hub.load(folder / name).network.state_dict() for name in ("one", "two"))
@@ -436,7 +436,8 @@ def test_hdlm_train_says_what_its_options_are_called(capsys: pytest.CaptureFixtu
 def test_a_sweep_is_a_run_for_each_combination(workplace: Path) -> None:
     words = [f"{name}={value}" for name, value in (SMALL | TINY).items()]
     assert (
-        train(["-cn", "epsilon_tiny", *words, "--multirun", "training.seed=1,2", "training.n_iters=1"]) == 0
+        run_training(["-cn", "epsilon_tiny", *words, "--multirun", "training.seed=1,2", "training.n_iters=1"])
+        == 0
     )
     folder = Path("exp_local", "wikitext2", "hdlm-experiments")
     runs = [folder / f"epsilon-tiny-{number}" for number in range(2)]
@@ -450,12 +451,12 @@ def test_a_sweep_is_a_run_for_each_combination(workplace: Path) -> None:
 def test_a_sweep_says_what_it_lacks(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("submitit") is None:
         with pytest.raises(ValueError, match=r"hdlm\[slurm\]"):
-            train(["-cn", "epsilon_hdlm", "-m", "hydra/launcher=slurm"])
+            run_training(["-cn", "epsilon_hdlm", "-m", "hydra/launcher=slurm"])
     with pytest.raises(ValueError, match=r"did you mean `training\.n_iters`"):
-        train(["-cn", "epsilon_hdlm", "-m", "training.n_itesr=1,2"])
+        run_training(["-cn", "epsilon_hdlm", "-m", "training.n_itesr=1,2"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="not with `accelerate launch`"):
-        train(["-cn", "epsilon_hdlm", "-m", "training.seed=1,2"])
+        run_training(["-cn", "epsilon_hdlm", "-m", "training.seed=1,2"])
 
 
 def test_a_job_takes_its_place_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,7 +522,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _trained(family: str, **changes: object) -> Path:
     small = [f"{name}={value}" for name, value in SMALL.items()]
-    assert train(["-cn", f"{family}_hdlm", f"model={family}_tiny", *small, *_words(**changes)]) == 0
+    assert run_training(["-cn", f"{family}_hdlm", f"model={family}_tiny", *small, *_words(**changes)]) == 0
     return Path("exp_local", "wikitext2", "hdlm-experiments", f"{family}-hdlm-1")
 
 
@@ -620,9 +621,11 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
         with pytest.raises(
             ValueError, match=r"`tokenizer\.\w+` would not act here: .* brings its tokenizer of 277"
         ):
-            finetune([*common, f"tokenizer.{option}"])
-    assert finetune([*common, "training.lr=1e-12", "experiment.name=still"]) == 0
-    assert finetune([*common, "training.lr=0.1", "training.warmup_iter=1", "experiment.name=moved"]) == 0
+            run_finetuning([*common, f"tokenizer.{option}"])
+    assert run_finetuning([*common, "training.lr=1e-12", "experiment.name=still"]) == 0
+    assert (
+        run_finetuning([*common, "training.lr=0.1", "training.warmup_iter=1", "experiment.name=moved"]) == 0
+    )
     moved_run = run.with_name("moved")
     start, still, moved = (hub.load(run.with_name(name)) for name in (run.name, "still", "moved"))
     assert still.denoiser.process.weights(torch.tensor(0.0).add(0.5)).uniform == pytest.approx(0.05)
@@ -630,11 +633,11 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
     assert not torch.allclose(weights[0], weights[2], atol=1e-2)
     with pytest.raises(ValueError, match="epsilon_finetune_from_hf"):
-        finetune(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
+        run_finetuning(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
     with pytest.raises(ValueError, match="none of the 2 is left"):
-        finetune([*common, "reset_step_for_finetuning=false", "experiment.name=none"])
+        run_finetuning([*common, "reset_step_for_finetuning=false", "experiment.name=none"])
     on = ["reset_step_for_finetuning=false", "training.n_iters=5", "experiment.name=on"]
-    assert finetune([*common, *on]) == 0
+    assert run_finetuning([*common, *on]) == 0
     assert hub.load(run.with_name("on")).training["steps"] == 5
     again = hub.load(moved_run / "checkpoints" / "checkpoint_2.pth", config=moved_run)
     assert torch.equal(again.network.state_dict()["output_layer.linear.weight"], weights[2])
@@ -642,15 +645,15 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
 
 def test_training_and_finetuning_are_not_mixed_up(workplace: Path) -> None:
     with pytest.raises(ValueError, match=r"hdlm/finetune\.py"):
-        train(["-cn", "epsilon_finetune_from_hf"])
+        run_training(["-cn", "epsilon_finetune_from_hf"])
     with pytest.raises(ValueError, match="hf_model_id"):
-        finetune(["-cn", "epsilon_hdlm"])
+        run_finetuning(["-cn", "epsilon_hdlm"])
     with pytest.raises(ValueError, match=r"ngpus.*num_processes 2"):
-        train(["-cn", "epsilon_hdlm", "ngpus=2"])
+        run_training(["-cn", "epsilon_hdlm", "ngpus=2"])
 
 
 def test_the_published_size_of_a_model_may_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(["--config-name", "epsilon_hdlm", "--cfg"]) == 0
+    assert run_training(["--config-name", "epsilon_hdlm", "--cfg"]) == 0
     assert "hidden_size: 768" in capsys.readouterr().out
 
 
@@ -690,7 +693,7 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded("hdlm/train.py", train, ["-cn", "epsilon_hdlm", "training.n_itesr=3"]) == 2
+    assert guarded("hdlm/train.py", run_training, ["-cn", "epsilon_hdlm", "training.n_itesr=3"]) == 2
     printed = capsys.readouterr().err
     assert printed == "hdlm/train.py: unknown option `training.n_itesr`; did you mean `training.n_iters`?\n"
 
@@ -714,4 +717,6 @@ def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
 
     tokens = tokenise(loaded.tokenizer, tuple(corpus("ptb").documents())).tokens
     plan = loaded.hyperschedules[0]
-    assert evaluate(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(found["nats"])
+    assert estimate_likelihood(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(
+        found["nats"]
+    )

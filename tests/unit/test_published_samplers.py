@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hdlm.attention import generation
-from hdlm.denoiser import Context
+from hdlm.attention import generation_attention
+from hdlm.denoiser import ForwardContext
 from hdlm.epsilon_hybrid.sample import full_diff, full_diff_shifted, semi_diff, semi_diff_shifted
 from hdlm.gamma_hybrid import sampling, sampling_sar
 from hdlm.hf_utils import smart_model_loader
@@ -447,9 +447,9 @@ def test_large_masks_are_handed_over_as_they_are():
     asked = Recorder(Toy())
     denoiser = CallableDenoiser(asked, Absorbing(WORDS), Mean())
     ids = torch.zeros(2, LENGTH, dtype=torch.long)
-    seen = generation(Block(LENGTH, 5, 2), 3)
+    seen = generation_attention(Block(LENGTH, 5, 2), 3)
     for attention in (seen.dense()[None], seen.block_mask()):
-        denoiser.predict(ids, torch.zeros(2, LENGTH), Context(attention=attention))
+        denoiser.predict(ids, torch.zeros(2, LENGTH), ForwardContext(attention=attention))
     dense, blocks = (each["attn_mask"] for each in asked.asked)
     assert dense.any()
     assert torch.equal(dense, blocks)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Guided, Prediction
+from hdlm.denoiser import AbstractDenoiser, ForwardContext, Guided, Prediction
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import ConstantRate, CosinePower, Geometric, Power
 from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean
@@ -136,7 +136,7 @@ class Broken(AbstractDenoiser):
         self.process, self.parameterization = process, reading
         self.value, self.below = value, below
 
-    def predict(self, tokens: Tensor, noise: Tensor, context: Context) -> Prediction:
+    def predict(self, tokens: Tensor, noise: Tensor, context: ForwardContext) -> Prediction:
         raw = torch.zeros(*tokens.shape, WORDS + 1, dtype=torch.float64)
         assert context.positions is not None
         bad = (context.positions.expand(tokens.shape) == 4) & (noise < self.below)

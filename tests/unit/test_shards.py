@@ -26,7 +26,7 @@ from hdlm.data.corpora.base import PIECE, Piece, pieces_of
 from hdlm.data.encoding import encoded, first_tokens, sample_of, split_pieces
 from hdlm.data.mapped import MappedTokens
 from hdlm.data.order import shuffled
-from hdlm.data.shards import Manifest, Progress, Shards, write_shards
+from hdlm.data.shards import Manifest, Shards, TokenizationProgress, write_shards
 
 DOCUMENTS = tuple(
     f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
@@ -173,7 +173,7 @@ def test_whoever_is_killed_before_the_first_shard_leaves_a_tokenizer(
 
 
 def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
-    def grows(progress: Progress) -> None:
+    def grows(progress: TokenizationProgress) -> None:
         if progress.tokens > SHARD:
             text.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(9)))
 
@@ -185,7 +185,7 @@ def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
 
 
 def test_one_process_works_at_a_time(write, tmp_path) -> None:
-    def looks(progress: Progress) -> None:
+    def looks(progress: TokenizationProgress) -> None:
         with pytest.raises(Timeout):
             FileLock(tmp_path / "shards" / ".lock").acquire(timeout=0)
 

@@ -12,7 +12,7 @@ import torch
 from hdlm.data import AbstractWindows, Tokenizer, corpus, train_tokenizer
 from hdlm.data.encoding import split_pieces
 from hdlm.data.prefetch import Prefetch
-from hdlm.data.streaming import Stream, StreamedWindows
+from hdlm.data.streaming import StreamedText, StreamedWindows
 
 DOCUMENTS = tuple(
     f"In the beginning was word {number}, and the word was {number * 7}." for number in range(60)
@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _stream(folder: Path, tokenizer: Tokenizer, share: float = 0.0) -> Stream:
-    return Stream(corpus(str(folder)), tokenizer, share)
+def _stream(folder: Path, tokenizer: Tokenizer, share: float = 0.0) -> StreamedText:
+    return StreamedText(corpus(str(folder)), tokenizer, share)
 
 
 def test_an_epoch_is_every_document_once_and_files_are_shuffled(folder, tokenizer) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hdlm.strict_config import IdleOptionError, OptionError, UnknownOptionError, read, require
+from hdlm.strict_config import IdleOptionError, OptionError, UnknownOptionError, read_table, require
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ def test_renamed_error_names_each_option_anew(kind: str) -> None:
 )
 def test_each_mistake_in_a_table_is_an_option_error(table: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
-        read(Table, table, "run")
+        read_table(Table, table, "run")
     assert caught.value.option.startswith("run.")

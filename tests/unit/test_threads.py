@@ -106,13 +106,13 @@ def test_a_measurement_takes_well_below_a_second(slow: float) -> None:
 
 def test_a_given_number_comes_before_the_environment_and_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "measure", lambda: 5)
-    assert threads.settle() == 5
-    assert threads.settle(recorded=4) == 4
+    assert threads.set_num_threads() == 5
+    assert threads.set_num_threads(recorded=4) == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
     assert threads.is_fixed()
-    assert threads.settle(recorded=4) == 2
-    assert threads.settle(3, recorded=4) == 3
+    assert threads.set_num_threads(recorded=4) == 2
+    assert threads.set_num_threads(3, recorded=4) == 3
 
 
 def test_an_empty_variable_fixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     torch.set_num_threads(8)
     threads.at_most.cache_clear()
-    assert threads.settle() == 2
+    assert threads.set_num_threads() == 2
 
 
 def test_a_measurement_leaves_the_number_as_it_was() -> None:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.package_data import recipes
 from hdlm.training import (
     ExponentialMovingAverage,
@@ -159,7 +159,7 @@ def test_the_folder_holds_a_model_that_has_learnt(text: Path, tmp_path: Path) ->
     x_0 = run.validation.tokens[:16][None]
     masked = torch.where(torch.arange(16) % 4 == 1, checkpoint.vocabulary.mask_id, x_0)
     with torch.no_grad():
-        log_p = checkpoint.denoiser(masked, torch.full(masked.shape, 0.25), Context())
+        log_p = checkpoint.denoiser(masked, torch.full(masked.shape, 0.25), ForwardContext())
     assert float(-log_p.gather(-1, x_0[..., None])[masked != x_0].mean()) < 3.0
 
 

@@ -11,10 +11,10 @@ import torch
 
 from hdlm.cli import main
 from hdlm.data import train_tokenizer
-from hdlm.data.streaming import Stream, StreamedWindows
+from hdlm.data.streaming import StreamedText, StreamedWindows
 from hdlm.training import Recipe
 from hdlm.training.recipe import DataSettings
-from hdlm.training.text import TrainingText, read_text, refuse_idle
+from hdlm.training.text import TrainingText, read_training_text, refuse_idle
 
 DOCUMENTS = tuple(
     f"In the beginning was word {number}, and the word was {number * 7}." for number in range(200)
@@ -42,7 +42,7 @@ def _read(folder: Path, lines: list[str] | None = None, **data: Any) -> Training
     }
     part = {"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}
     recipe = Recipe.from_table({"data": table, "run": {"steps": 1}, "mixture": [part]})
-    return read_text(recipe, (lines if lines is not None else []).append)
+    return read_training_text(recipe, (lines if lines is not None else []).append)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_all_ways_set_the_same_documents_aside(folder: Path, everything_is_long:
     assert aside
     for text in ways:
         source = text.source
-        pieces = source.epoch(0, 0) if isinstance(source, Stream) else [source[:]]
+        pieces = source.epoch(0, 0) if isinstance(source, StreamedText) else [source[:]]
         learnt = [id for ids in pieces for id in ids.tolist()]
         assert not aside & set(text.tokenizer.documents(learnt))
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from transformers.utils import logging
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hdlm.denoiser import Context
+from hdlm.denoiser import ForwardContext
 from hdlm.generation import Settings, complete, planned
 from hdlm.hyperschedule import Block
 from hdlm.integrations.transformers import DenoisingOutput, HDLMConfig, HDLMForDiffusionLM
@@ -154,7 +154,7 @@ def test_attention_masks_of_both_shapes(noisy: torch.Tensor) -> None:
     short = model(noisy[:, :-2]).logits
     torch.testing.assert_close(model(noisy, attention_mask=padding).logits[:, :-2], short)
     causal = torch.ones(1, LENGTH, LENGTH).tril()
-    expected = ours.denoiser(noisy, _noise(noisy), Context(None, causal.bool()))
+    expected = ours.denoiser(noisy, _noise(noisy), ForwardContext(None, causal.bool()))
     assert torch.equal(model(noisy, attention_mask=causal).logits, expected)
     with pytest.raises(ValueError, match=r"attention_mask.*got \[3, 5\]"):
         model(noisy, attention_mask=padding[:, :5])
@@ -164,7 +164,7 @@ def test_positions_are_honoured(noisy: torch.Tensor) -> None:
     ours = _checkpoint()
     positions = torch.arange(LENGTH).flip(0)[None]
     answer = HDLMForDiffusionLM.of(ours)(noisy, position_ids=positions).logits
-    assert torch.equal(answer, ours.denoiser(noisy, _noise(noisy), Context(positions)))
+    assert torch.equal(answer, ours.denoiser(noisy, _noise(noisy), ForwardContext(positions)))
 
 
 def test_positions_beyond_the_context_are_refused(noisy: torch.Tensor) -> None:

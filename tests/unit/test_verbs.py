@@ -13,9 +13,10 @@ import torch
 import hdlm
 from hdlm.cli import main
 from hdlm.cli.eval.generation import CONTROLS as OPTION_CONTROLS
-from hdlm.evaluation.generation.evaluate import CONTROLS, has_failed
+from hdlm.evaluation.generation.controls import CONTROLS
+from hdlm.evaluation.generation.evaluate import has_failed
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
-from hdlm.evaluation.text import read_text
+from hdlm.evaluation.text import tokenize_documents
 from hdlm.generation import Ending
 from hdlm.sampling import Frame
 
@@ -79,8 +80,8 @@ def test_verbs_refuse_what_they_do_not_know(model: hdlm.Checkpoint) -> None:
 
 def test_likelihood_is_that_of_evaluate_with_all_that_the_checkpoint_knows(model: hdlm.Checkpoint) -> None:
     other = replace(model, context="full", active="causal", noise_schedule=hdlm.Cosine())
-    text = read_text(other.tokenizer, TEXT)
-    expected = hdlm.evaluation.evaluate(
+    text = tokenize_documents(other.tokenizer, TEXT)
+    expected = hdlm.evaluation.estimate_likelihood(
         other.denoiser,
         text.tokens,
         plan_of(other, 32),
@@ -153,7 +154,7 @@ def test_options_of_generation_are_checked_before_any_work(model: hdlm.Checkpoin
 
 
 def test_controls_of_the_command_are_those_of_the_library() -> None:
-    assert OPTION_CONTROLS == CONTROLS
+    assert tuple(CONTROLS) == OPTION_CONTROLS
 
 
 def test_a_frontier_of_one_model(model: hdlm.Checkpoint, tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> N
     plan = plan_of(model, len(tokens), hyperschedule="autoregressive")
     with pytest.warns(DeprecationWarning, match=r"hdlm\.evaluate\.likelihood"):
         result = hdlm.evaluate(model.denoiser, tokens, plan)
-    assert result == hdlm.evaluation.evaluate(model.denoiser, tokens, plan)
+    assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, tokens, plan)
 
 
 def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book: Path) -> None:

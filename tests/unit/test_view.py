@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from hdlm.atomic import replacing
-from hdlm.attention import generation
+from hdlm.attention import generation_attention
 from hdlm.hyperschedule import Block, PublishedSlide, Slide, autoregressive, flat
 from hdlm.view.attention import AttentionPicture, draw_attention, print_attention
 from hdlm.view.hyperschedule import (
@@ -22,7 +22,7 @@ from hdlm.view.hyperschedule import (
     sampled_steps,
 )
 from hdlm.view.palette import SETTLED, WORTHLESS, active_colours, level_colours, rgb
-from hdlm.view.replay import Change, Replay, changes, frames, play
+from hdlm.view.replay import Replay, TokenChange, frames, play, token_changes
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -121,7 +121,7 @@ def test_a_picture_has_a_known_format(tmp_path):
 def test_attention_tells_who_looks_at_whom(tmp_path):
     hyperschedule = Block(4, width=2, num_levels=2)
     noisy = hyperschedule.regions(2).active.numpy()
-    picture = AttentionPicture(generation(hyperschedule, 2).dense().numpy(), noisy, title="step 2")
+    picture = AttentionPicture(generation_attention(hyperschedule, 2).dense().numpy(), noisy, title="step 2")
     console = plain()
     print_attention(picture, console)
     assert printed(console).splitlines() == [
@@ -171,10 +171,16 @@ STORY = Replay(
 
 
 def test_changes_are_named():
-    assert changes(STORY.frames[0], STORY.frames[1]) == [Change.UNMASKED, Change.UNMASKED, Change.NOTHING]
-    assert changes(STORY.frames[1], STORY.frames[2])[1] is Change.CORRECTED
-    assert changes(STORY.frames[2], STORY.frames[3])[0] is Change.REMASKED
-    assert [STORY.count(change) for change in (Change.UNMASKED, Change.CORRECTED, Change.REMASKED)] == [
+    assert token_changes(STORY.frames[0], STORY.frames[1]) == [
+        TokenChange.UNMASKED,
+        TokenChange.UNMASKED,
+        TokenChange.NOTHING,
+    ]
+    assert token_changes(STORY.frames[1], STORY.frames[2])[1] is TokenChange.CORRECTED
+    assert token_changes(STORY.frames[2], STORY.frames[3])[0] is TokenChange.REMASKED
+    assert [
+        STORY.count(change) for change in (TokenChange.UNMASKED, TokenChange.CORRECTED, TokenChange.REMASKED)
+    ] == [
         4,
         1,
         1,

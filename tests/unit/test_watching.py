@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from hdlm.checkpoint import load_checkpoint
-from hdlm.evaluation import during_training, evaluate
+from hdlm.evaluation import during_training, estimate_likelihood
 from hdlm.evaluation.during_training import Observer
 from hdlm.evaluation.generation import judges
 from hdlm.network import DDiT, DDiTConfig
@@ -218,9 +218,9 @@ def test_a_bound_and_its_error_are_nats_a_token(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def canned(*arguments: Any, **options: Any) -> Any:
-        return replace(evaluate(*arguments, **options), estimates=(100.0, 102.0))
+        return replace(estimate_likelihood(*arguments, **options), estimates=(100.0, 102.0))
 
-    monkeypatch.setattr(during_training, "evaluate", canned)
+    monkeypatch.setattr(during_training, "estimate_likelihood", canned)
     run = run_of(validate_every=6, validation_windows=2)
     session = Session(run, tmp_path)
     session.execute(StopRequest(), (Observer(run, session, tmp_path, lambda _: None),))

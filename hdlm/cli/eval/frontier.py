@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_option, print_json
 from hdlm.cli._outputs import Output
 
 FOLDER = Output("folder", ("results.json", "report.md", "frontier.png"))
@@ -68,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep, draw, report."""
-    from hdlm.evaluation.generation.frontier import FrontierOptions, has_failed, measured_frontier
+    from hdlm.evaluation.generation.frontier import FrontierOptions, frontier_has_failed, measured_frontier
     from hdlm.generation import Settings
     from hdlm.view.frontier import frontier_table
 
-    device = device_of(args)
+    device = device_option(args)
     alike = ("prompt", "num", "batch_size", "seed", "reference", "data_dir", "offline", "judge")
     options = FrontierOptions(
         swept="temperature" if args.top_p is None else "top_p",
@@ -98,4 +98,4 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(frontier_table(document))
         print(f"\nresults: {args.output}")
-    return int(has_failed(document))
+    return int(frontier_has_failed(document))

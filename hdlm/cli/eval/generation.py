@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from hdlm.cli._judges import add_judge, judges_asked
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_option, print_json
 from hdlm.cli._outputs import Output
 from hdlm.cli.sample import add_settings, settings_of
 
@@ -77,11 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, measure, report."""
-    options = options_of(args)
+    options = generation_options(args)
     from hdlm.evaluation.generation.evaluate import has_failed, measured_generation
 
     result = measured_generation(
-        open_checkpoint(args, device_of(args)),
+        open_checkpoint(args, device_option(args)),
         settings_of(args),
         options,
         model=args.checkpoint,
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return int(has_failed(result.document["result"]))
 
 
-def options_of(args: argparse.Namespace) -> GenerationOptions:
+def generation_options(args: argparse.Namespace) -> GenerationOptions:
     """What to write and to measure, as the options say.
 
     Raises:

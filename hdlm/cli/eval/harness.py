@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 from hdlm.atomic import keeping
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, json_text, print_json
+from hdlm.cli._options import (
+    add_device,
+    add_json,
+    add_seed,
+    at_least_one,
+    device_option,
+    json_text,
+    print_json,
+)
 from hdlm.cli._outputs import Output
 from hdlm.progress import share_bar
 
@@ -87,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.integrations import lm_eval as harness
 
     _ = harness.HDLM  # says at once if `lm_eval` is not here
-    device = device_of(args)
+    device = device_option(args)
     checkpoint = open_checkpoint(args, device)
     start = time.monotonic()
     with share_bar("reading tasks", shown=sys.stderr.isatty()) as bar:
         found, how = _examined(args, checkpoint, lambda what, done, total: bar(done / max(total, 1), what))
-    document = protocol.describe(
+    document = protocol.describe_protocol(
         checkpoint,
         args.checkpoint,
         kind="harness",
@@ -215,7 +223,7 @@ def _write(folder: Path, document: dict[str, Any], table: str) -> None:
     from hdlm.atomic import replacing
     from hdlm.evaluation.records import protocol
 
-    protocol.write(folder / "results.json", document)
+    protocol.write_result(folder / "results.json", document)
     how = "\n".join(f"- {name}: {value}" for name, value in document["result"]["protocol"].items())
     with replacing(folder / "report.md") as aside:
         aside.write_text(f"# {document['model']} on tasks of lm_eval\n\n{table}\n\n{how}\n", encoding="utf-8")

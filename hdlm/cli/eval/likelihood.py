@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hdlm.atomic import NotKeptError, check_folder
 from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_of, print_json
+from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_option, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.view.likelihood import likelihood_table
 
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
-    device = device_of(args) if own_device is None else own_device
+    device = device_option(args) if own_device is None else own_device
     names = list(dict.fromkeys(args.data))
     folders = folders_of(args.output, names)
     for folder in folders.values():
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             documents[name] = likelihood_document(
                 checkpoint,
                 name,
-                options_of(args),
+                likelihood_options(args),
                 model=args.checkpoint,
                 weights=args.weights,
                 output=folders[name],
@@ -166,7 +166,7 @@ def folders_of(output: Path | None, names: Sequence[str]) -> dict[str, Path | No
     return dict(folders)
 
 
-def options_of(args: argparse.Namespace) -> LikelihoodOptions:
+def likelihood_options(args: argparse.Namespace) -> LikelihoodOptions:
     """How to measure, as the options say."""
     from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions
 

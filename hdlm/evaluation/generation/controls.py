@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["CONTROLS", "control"]
 
-Writer = Callable[[Tensor, int, int, torch.Generator], Tensor]
+ControlWriter = Callable[[Tensor, int, int, torch.Generator], Tensor]
 
 
 def _data(text: Tensor, num: int, length: int, random: torch.Generator) -> Tensor:
@@ -38,7 +38,7 @@ def _repeat(text: Tensor, num: int, length: int, random: torch.Generator) -> Ten
     return _unigram(text, num, 1, random).expand(num, length).clone()
 
 
-CONTROLS: Mapping[str, Writer] = MappingProxyType(
+CONTROLS: Mapping[str, ControlWriter] = MappingProxyType(
     {"repeat": _repeat, "unigram": _unigram, "shuffle": _shuffle, "data": _data}
 )
 """The writers by name."""

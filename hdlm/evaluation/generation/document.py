@@ -8,10 +8,10 @@ from typing import Any
 from hdlm.evaluation.generation.samples import DRAW_DTYPE
 from hdlm.evaluation.generation.scoring import DEFINITIONS, Scores
 
-__all__ = ["common", "generation_result"]
+__all__ = ["common_fields", "generation_result"]
 
 
-def common() -> dict[str, Any]:
+def common_fields() -> dict[str, Any]:
     """What every document about generated text says: the precision of draws, and what each number means."""
     return {"draw_dtype": DRAW_DTYPE, "definitions": dict(DEFINITIONS)}
 
@@ -54,5 +54,5 @@ def generation_result(
         "references": dict(references),
         "controls": dict(controls),
         "telemetry": None if telemetry is None else dict(telemetry),
-        **common(),
+        **common_fields(),
     }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.controls import control
+from hdlm.evaluation.generation.controls import CONTROLS, control
 from hdlm.evaluation.generation.corrections import fill_in, per_step
 from hdlm.evaluation.generation.document import generation_result
 from hdlm.evaluation.generation.judge import AbstractJudge, TransformersJudge
@@ -34,16 +34,14 @@ from hdlm.evaluation.generation.scoring import (
     text_of,
 )
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import find_text, read_text
+from hdlm.evaluation.text import find_text, tokenize_documents
 from hdlm.generation import Settings
 from hdlm.process import AbstractNoiseProcess
 from hdlm.progress import share_bar
 from hdlm.sampling import ALGORITHMS, algorithm
 
-__all__ = ["CONTROLS", "GenerationOptions", "GenerationResult", "has_failed", "measured_generation"]
+__all__ = ["GenerationOptions", "GenerationResult", "has_failed", "measured_generation"]
 
-CONTROLS = ("repeat", "unigram", "shuffle", "data")
-"""Writers that know nothing, for comparison."""
 JUDGED_AT_A_TIME = 8
 
 _UNASKED = ("distinct-", "repetition-", "self-BLEU")
@@ -161,7 +159,7 @@ def measured_generation(
     _check_sweep(settings.algorithm, options.eta_sweep, checkpoint.denoiser.process)
     evaluation = _Evaluation(checkpoint, settings, options, output, progress)
     result = evaluation.result()
-    document = protocol.describe(
+    document = protocol.describe_protocol(
         checkpoint,
         model,
         kind="generation",
@@ -262,7 +260,7 @@ class _Evaluation:
         """Tokens of the reference, or why there are none."""
         try:
             source = find_text(self.options.reference, folder=self.options.data_dir)
-            text = read_text(self.checkpoint.tokenizer, source.corpus.documents())
+            text = tokenize_documents(self.checkpoint.tokenizer, source.corpus.documents())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             return " ".join(str(error).split())
         self.data = source.describe(text)
@@ -396,7 +394,7 @@ def _write_all(folder: Path, document: Mapping[str, Any], samples: list[Sample] 
     """Results, report and picture, and the samples if they are given."""
     from hdlm.view.generation import draw_metrics, write_generation_report
 
-    protocol.write(folder / "results.json", document)
+    protocol.write_result(folder / "results.json", document)
     write_generation_report(folder / "report.md", document)
     draw_metrics(document, folder / "metrics.png")
     if samples is not None:

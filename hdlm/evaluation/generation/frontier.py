@@ -22,7 +22,7 @@ import torch
 
 from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.document import common
+from hdlm.evaluation.generation.document import common_fields
 from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import entropy
@@ -33,18 +33,16 @@ from hdlm.evaluation.generation.samples import (
     num_evaluations,
     tokens_per_second,
 )
-from hdlm.evaluation.generation.scoring import PERPLEXITY, pieces, score_or_failure, text_of
+from hdlm.evaluation.generation.scoring import PERPLEXITY, Scores, pieces, score_or_failure, text_of
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import Text, find_text, read_text
+from hdlm.evaluation.text import Text, find_text, tokenize_documents
 from hdlm.generation import Settings
 from hdlm.progress import share_bar
 
-__all__ = ["MEASURES", "FrontierOptions", "Sweep", "has_failed", "measured_frontier"]
+__all__ = ["MEASURES", "FrontierOptions", "Sweep", "frontier_has_failed", "measured_frontier"]
 
 MEASURES = ("entropy", PERPLEXITY)
 """What a point is made of."""
-
-Scores = dict[str, dict[str, Any]]
 
 
 @final
@@ -90,7 +88,7 @@ class Sweep:
         scored = drawn | {"num": self.num, **self.judge.protocol_fields}
         kept = self.folder / f"{_name(scored)}.json"
         if kept.exists():
-            return protocol.read(kept)
+            return protocol.read_result(kept)
         samples = draw_samples(
             checkpoint,
             settings,
@@ -107,7 +105,7 @@ class Sweep:
         )
         if not any("failed" in found[measure] for measure in MEASURES):
             with keeping(lambda: json.dumps(found)):
-                protocol.write(kept, found)
+                protocol.write_result(kept, found)
         return found
 
     def reference(self, checkpoint: Checkpoint, text: Text, length: int) -> Scores:
@@ -222,7 +220,7 @@ def measured_frontier(
     text = data = None
     if options.reference is not None:
         source = find_text(options.reference, folder=options.data_dir)
-        text = read_text(one.tokenizer, source.corpus.documents())
+        text = tokenize_documents(one.tokenizer, source.corpus.documents())
         data = source.describe(text)
     curves = _curves(models, settings, options, sweep, progress)
     first = curves[0]["points"][0]
@@ -235,12 +233,12 @@ def measured_frontier(
         "wall_seconds": round(time.perf_counter() - begin, 3),
     }
     with keeping(lambda: json.dumps(document)):
-        protocol.write(output / "results.json", document)
+        protocol.write_result(output / "results.json", document)
         write_frontier(output, document)
     return document
 
 
-def has_failed(document: Mapping[str, Any]) -> bool:
+def frontier_has_failed(document: Mapping[str, Any]) -> bool:
     """Whether a point of a frontier lacks one of its two numbers."""
     points = [point for curve in document["curves"] for point in curve["points"]]
     points += [document["reference"]] if document["reference"] else []
@@ -301,7 +299,9 @@ def _document(
 ) -> dict[str, Any]:
     """What all points have in common, and what each model is."""
     described = {
-        name: protocol.describe(one, name, kind="generation", result={}, seed=options.seed, weights=weights)
+        name: protocol.describe_protocol(
+            one, name, kind="generation", result={}, seed=options.seed, weights=weights
+        )
         for name, one in models.items()
     }
     own = ("weights", "weights_sha256", "process", "parameterization", "dtype")
@@ -314,6 +314,6 @@ def _document(
         "prompt": options.prompt,
         "settings": {name: getattr(settings, name) for name in ("eta", "hyperschedule", "width", "steps")},
         "models": {name: {key: one[key] for key in own} for name, one in described.items()},
-        **common(),
+        **common_fields(),
         **{key: first[key] for key in ("device", "seed", "versions", "tokenizer_sha256")},
     }

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
-from hdlm.denoiser import placed
+from hdlm.denoiser import resolve_device
 from hdlm.evaluation.generation.metrics import Estimate, jackknife, mean
 from hdlm.evaluation.likelihood.bounds import AbsorbingBound
 from hdlm.evaluation.records.protocol import weights_sha256
@@ -36,7 +36,7 @@ from hdlm.package_data import is_path
 
 __all__ = ["AbstractJudge", "CheckpointJudge", "Judgement", "TransformersJudge", "generative_perplexity"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @final
@@ -182,7 +182,7 @@ class CheckpointJudge(AbstractJudge):
         batch_size: int = 8,
     ) -> None:
         self.name, self._checkpoint, self._tokenizer = name, checkpoint, tokenizer
-        self._device, self._batch_size = placed(checkpoint.denoiser, device), batch_size
+        self._device, self._batch_size = resolve_device(checkpoint.denoiser, device), batch_size
         self.sha256 = weights_sha256(checkpoint.network)
 
     @torch.no_grad()
@@ -245,7 +245,7 @@ def _windows(text: int, row: list[int], limit: int) -> Iterator[_Window]:
         yield _Window(text, row[end - limit : end], limit - new)
 
 
-def _chunks(items: list[T], size: int) -> list[list[T]]:
+def _chunks(items: list[_T], size: int) -> list[list[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

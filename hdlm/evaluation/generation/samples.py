@@ -22,7 +22,7 @@ import torch
 
 from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.denoiser import placed
+from hdlm.denoiser import resolve_device
 from hdlm.distributed import ALONE, Processes
 from hdlm.evaluation.generation.corrections import revisions
 from hdlm.evaluation.records import protocol
@@ -118,7 +118,7 @@ def draw_samples(
     made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     found = {} if kept is None else kept.read()
-    device = placed(checkpoint.denoiser, device)
+    device = resolve_device(checkpoint.denoiser, device)
     unit = size = batch_size or (16 if device.type == "cpu" else 64)
     turn = processes.count, processes.rank
     left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]

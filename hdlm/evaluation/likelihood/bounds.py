@@ -28,7 +28,7 @@ from torch import Tensor
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.evaluation.likelihood.result import BoundName, Estimator
-from hdlm.evaluation.likelihood.times import Density, density_of, placed
+from hdlm.evaluation.likelihood.times import Density, density_of, place_times
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
@@ -117,7 +117,7 @@ class AbstractBound(abc.ABC):
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Canvas:
         """The canvas at times from `density`, with the inverse of that density in its measure."""
-        moved, weight = placed(times, self._endings, self._num_cells, self.density, _HAIR)
+        moved, weight = place_times(times, self._endings, self._num_cells, self.density, _HAIR)
         canvas = self.corruption(x_0, moved, draw)
         return replace(canvas, measure=canvas.measure * self._by_position(weight))
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm import attention
-from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.likelihood.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.likelihood.result import BoundName, Estimator
 from hdlm.evaluation.likelihood.windows import first_positions
@@ -127,11 +127,11 @@ class Conditional:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
         check_bound(self.bound)
-        placed(self.denoiser, self.device)
+        resolve_device(self.denoiser, self.device)
 
     @property
     def _device(self) -> torch.device:
-        return placed(self.denoiser, self.device)
+        return resolve_device(self.denoiser, self.device)
 
     @property
     def measured_by(self) -> Estimator:

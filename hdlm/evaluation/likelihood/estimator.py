@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm import attention
-from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.likelihood.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
 from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
@@ -27,7 +27,7 @@ from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.transfer import moved
 
-__all__ = ["Likelihood", "Progress", "evaluate"]
+__all__ = ["EvaluationProgress", "Likelihood", "estimate_likelihood"]
 
 _TIMES, _DRAWS = 0xA1, 0xA2
 """Random streams of this module."""
@@ -35,7 +35,7 @@ _TIMES, _DRAWS = 0xA1, 0xA2
 
 @final
 @dataclass(frozen=True)
-class Progress:
+class EvaluationProgress:
     """How far an evaluation is.
 
     Attributes:
@@ -50,10 +50,10 @@ class Progress:
 @final
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """A likelihood to be measured, in pieces: the arguments of `evaluate` that say which number it is.
+    """A likelihood to be measured, in pieces: the arguments of `estimate_likelihood` that say which number it is.
 
     Raises:
-        ValueError: As `evaluate`.
+        ValueError: As `estimate_likelihood`.
     """
 
     denoiser: AbstractDenoiser
@@ -106,13 +106,13 @@ class Likelihood:
         *,
         batch_size: int = 16,
         device: torch.device | str | None = None,
-        watch: Callable[[Progress], None] | None = None,
+        watch: Callable[[EvaluationProgress], None] | None = None,
     ) -> LikelihoodResult:
         """Replicates `first .. first + count - 1`; a single one if the likelihood is exact."""
         for name, value in (("replicates", count), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
-        device = placed(self.denoiser, device)
+        device = resolve_device(self.denoiser, device)
         if first < 0:
             raise ValueError(f"`first_replicate` must not be negative; got {first}.")
         exact = self.outline.estimator == "exact"
@@ -138,7 +138,7 @@ class Likelihood:
         )
 
 
-def evaluate(
+def estimate_likelihood(
     denoiser: AbstractDenoiser,
     tokens: Int[Tensor, " n"],
     hyperschedule: AbstractHyperschedule,
@@ -156,7 +156,7 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     device: torch.device | str | None = None,
-    watch: Callable[[Progress], None] | None = None,
+    watch: Callable[[EvaluationProgress], None] | None = None,
 ) -> LikelihoodResult:
     """Measure an upper bound on `-log p` of a text, in windows as long as the hyperschedule.
 
@@ -211,7 +211,7 @@ class _Passes:
         replicates: range,
         num_windows: int,
         batch_size: int,
-        watch: Callable[[Progress], None] | None,
+        watch: Callable[[EvaluationProgress], None] | None,
     ) -> None:
         self._randomness, self._replicates, self._batch_size = randomness, replicates, batch_size
         self._num_windows, self._watch = num_windows, watch
@@ -252,7 +252,7 @@ class _Passes:
     def _report(self, count: int) -> None:
         self._done += count
         if self._watch is not None:
-            self._watch(Progress(self._done, len(self._replicates) * self._num_windows))
+            self._watch(EvaluationProgress(self._done, len(self._replicates) * self._num_windows))
 
 
 def _check(denoiser: AbstractDenoiser, tokens: Tensor) -> None:

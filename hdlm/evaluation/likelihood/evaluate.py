@@ -18,7 +18,7 @@ from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.likelihood.result import BoundName, Estimator
 from hdlm.evaluation.likelihood.resumable import BatchSize, Measuring
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import find_text, read_text
+from hdlm.evaluation.text import find_text, tokenize_documents
 from hdlm.progress import share_bar
 
 __all__ = ["FILES", "LikelihoodOptions", "likelihood_document"]
@@ -106,7 +106,7 @@ def likelihood_document(
     known = None
     if output is not None and (output / FILE).exists():
         try:
-            known = measuring.known(protocol.read(output / FILE))
+            known = measuring.known(protocol.read_result(output / FILE))
         except ValueError as error:
             raise ValueError(f"{output / FILE}: {error} Choose another output folder.") from error
     now = f"measuring {name}"
@@ -118,7 +118,7 @@ def likelihood_document(
             now = f"{name}: {bits:.4f}" + (f" ± {error:.4f}" if error else "") + " bits per token"
             if output is not None and processes.is_main:
                 with keeping(lambda: json.dumps({name: document})):
-                    protocol.write(output / FILE, document)
+                    protocol.write_result(output / FILE, document)
                     write_likelihood(output, name, document)
 
         measuring.watch = lambda passed: bar(passed.done / passed.total, now)
@@ -144,7 +144,7 @@ def _measuring(
         steps=options.steps,
     )
     source = find_text(text, options.part, options.data_dir, detokenize=options.detokenize)
-    read = read_text(checkpoint.tokenizer, source.corpus.documents(), options.limit)
+    read = tokenize_documents(checkpoint.tokenizer, source.corpus.documents(), options.limit)
     return Measuring(
         checkpoint,
         model,

@@ -21,16 +21,16 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.distributed import ALONE, Processes
 from hdlm.evaluation.likelihood.defaults import bound_of
-from hdlm.evaluation.likelihood.estimator import Likelihood, Progress
+from hdlm.evaluation.likelihood.estimator import EvaluationProgress, Likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
-from hdlm.evaluation.records.protocol import describe, differences
+from hdlm.evaluation.records.protocol import describe_protocol, differences
 from hdlm.evaluation.text import Text
 from hdlm.hyperschedule import AbstractHyperschedule
 
 __all__ = ["BatchSize", "Measuring"]
 
-Found = TypeVar("Found")
+_Result = TypeVar("_Result")
 Keep = Callable[[dict[str, Any]], None]
 
 POSITIONS: Mapping[str, int] = {"cpu": 1 << 12}
@@ -56,7 +56,7 @@ class BatchSize:
         """About as many positions as keep a device busy."""
         return cls(max(POSITIONS.get(device.type, _POSITIONS_ELSEWHERE) // length, 1))
 
-    def fit(self, work: Callable[[int], Found]) -> Found:
+    def fit(self, work: Callable[[int], _Result]) -> _Result:
         """Work at this batch size, or at the next smaller one that memory suffices for.
 
         Raises:
@@ -103,7 +103,7 @@ class Measuring:
         watch: Told how far a piece is.
 
     Raises:
-        ValueError: If the windows are longer than the model's context, or as `evaluate`.
+        ValueError: If the windows are longer than the model's context, or as `estimate_likelihood`.
     """
 
     checkpoint: Checkpoint
@@ -120,7 +120,7 @@ class Measuring:
     seed: int = 0
     batch_size: BatchSize | None = None
     processes: Processes = ALONE
-    watch: Callable[[Progress], None] | None = None
+    watch: Callable[[EvaluationProgress], None] | None = None
     _seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class Measuring:
 
     @cached_property
     def _frame(self) -> dict[str, Any]:
-        return describe(
+        return describe_protocol(
             self.checkpoint,
             self.model,
             kind="likelihood",
@@ -221,7 +221,7 @@ class Measuring:
             keep: Given the document of all there is, after every piece.
 
         Raises:
-            ValueError: If the target is not reached, or as `evaluate`.
+            ValueError: If the target is not reached, or as `estimate_likelihood`.
         """
         if target is None:
             return self.document(self._repeat(replicates or 0, known, keep))

@@ -21,7 +21,7 @@ from torch import Tensor
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["Density", "density_of", "placed"]
+__all__ = ["Density", "density_of", "place_times"]
 
 _EARLY = (1e-6, 1e-3)
 """Times between which the growth of the noise is measured."""
@@ -84,7 +84,7 @@ def density_of(
     return Density(max(_POWER / slowest, 1.0), max(together, 1.0) ** -0.25)
 
 
-def placed(
+def place_times(
     times: Float[Tensor, "b e"],
     endings: Sequence[Int[Tensor, " _"]],
     cells: int,

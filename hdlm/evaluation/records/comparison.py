@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, final
 
 from hdlm.evaluation.likelihood.result import LikelihoodResult
-from hdlm.evaluation.records.protocol import read
+from hdlm.evaluation.records.protocol import read_result
 
 __all__ = [
     "SIGNIFICANT",
@@ -34,7 +34,7 @@ __all__ = [
     "task_scores",
 ]
 
-Document = Mapping[str, Any]
+ResultDocument = Mapping[str, Any]
 
 RESULTS = "results.json"
 """Name of the file that holds a result in a folder."""
@@ -116,7 +116,7 @@ class Comparison:
 
 
 def compare(
-    documents: Mapping[str, Document] | Sequence[str | Path], metrics: tuple[str, ...] = ()
+    documents: Mapping[str, ResultDocument] | Sequence[str | Path], metrics: tuple[str, ...] = ()
 ) -> Comparison:
     """Put results side by side.
 
@@ -165,7 +165,7 @@ def read_results(places: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
 
 def _document(path: Path, part: str) -> dict[str, Any]:
     """One result; a file of the published command holds one for each data set."""
-    document = read(path)
+    document = read_result(path)
     parts = document.get("datasets")
     if not isinstance(parts, dict):
         if part:
@@ -189,7 +189,7 @@ _LENGTH = re.compile(r"\blength=(\d+)")
 """How a hyperschedule says how long its canvas, a window, is."""
 
 
-def _likelihoods(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
+def _likelihoods(documents: Mapping[str, ResultDocument], metrics: tuple[str, ...]) -> Comparison:
     results = {name: _likelihood(document, name) for name, document in documents.items()}
     tokenizers = [_field(document, "tokenizer_sha256", name) for name, document in documents.items()]
     one = tokenizers[0] is not None and tokenizers.count(tokenizers[0]) == len(tokenizers)
@@ -227,7 +227,7 @@ def _likelihoods(documents: Mapping[str, Document], metrics: tuple[str, ...]) ->
     return Comparison("likelihood", tuple(documents), cells, next(iter(fields.values())), tuple(notes))
 
 
-def _likelihood(document: Document, name: str) -> LikelihoodResult:
+def _likelihood(document: ResultDocument, name: str) -> LikelihoodResult:
     try:
         result = LikelihoodResult.from_dict(_mapping(document, "result", name))
         _bits(result)
@@ -236,7 +236,7 @@ def _likelihood(document: Document, name: str) -> LikelihoodResult:
     return result
 
 
-def _text(document: Document, name: str) -> dict[str, Any]:
+def _text(document: ResultDocument, name: str) -> dict[str, Any]:
     """Which text."""
     data = _mapping(document, "data", name)
     place = f"{name}: data"
@@ -268,7 +268,7 @@ def _bits(result: LikelihoodResult) -> dict[str, Cell]:
 
 
 def _likelihood_notes(
-    documents: Mapping[str, Document], results: Mapping[str, LikelihoodResult]
+    documents: Mapping[str, ResultDocument], results: Mapping[str, LikelihoodResult]
 ) -> list[str]:
     exact = [name for name, result in results.items() if result.estimator == _EXACT]
     notes = []
@@ -305,7 +305,7 @@ def _difference_error(
 # === Generation ===
 
 
-def _generations(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
+def _generations(documents: Mapping[str, ResultDocument], metrics: tuple[str, ...]) -> Comparison:
     measured = {name: _metrics(document, name) for name, document in documents.items()}
     chosen = _chosen(measured, metrics)
     drawn = {name: _drawn(document, name) for name, document in documents.items()}
@@ -331,7 +331,7 @@ def _generations(documents: Mapping[str, Document], metrics: tuple[str, ...]) ->
     return Comparison("generation", tuple(documents), cells, protocol, notes)
 
 
-def _metrics(document: Document, name: str) -> Mapping[str, Document]:
+def _metrics(document: ResultDocument, name: str) -> Mapping[str, ResultDocument]:
     """Numbers by metric."""
     metrics = _mapping(_mapping(document, "result", name), "metrics", f"{name}: result")
     for metric in metrics:
@@ -339,7 +339,7 @@ def _metrics(document: Document, name: str) -> Mapping[str, Document]:
     return metrics
 
 
-def _drawn(document: Document, name: str) -> dict[str, Any]:
+def _drawn(document: ResultDocument, name: str) -> dict[str, Any]:
     """What samples have to have in common."""
     result = _mapping(document, "result", name)
     length, given = _known(result, "length", f"{name}: result"), result.get("num_given", 0)
@@ -355,7 +355,7 @@ def _drawn(document: Document, name: str) -> dict[str, Any]:
     return fields | {"tokenizer_sha256": _known(document, "tokenizer_sha256", name)}
 
 
-def _scored(document: Document, entry: Document, metric: str, name: str) -> dict[str, Any]:
+def _scored(document: ResultDocument, entry: ResultDocument, metric: str, name: str) -> dict[str, Any]:
     """What one metric was measured with: its judge, by its weights, and whatever else stands beside the number."""
     definitions = document["result"].get("definitions")
     called = {"judge"} if "judge_sha256" in entry else set()
@@ -370,7 +370,7 @@ def _scored(document: Document, entry: Document, metric: str, name: str) -> dict
     return fields
 
 
-def _measurement(entry: Document, place: str) -> Cell:
+def _measurement(entry: ResultDocument, place: str) -> Cell:
     if "failed" in entry:
         return Cell(None, None, str(entry["failed"]))
     value, error = _field(entry, "value", place), _field(entry, "error", place)
@@ -385,7 +385,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _sampling_notes(documents: Mapping[str, Document]) -> list[str]:
+def _sampling_notes(documents: Mapping[str, ResultDocument]) -> list[str]:
     evaluations = sorted({str(document["result"].get("num_evaluations")) for document in documents.values()})
     notes = []
     if len(evaluations) > 1:
@@ -398,7 +398,7 @@ def _sampling_notes(documents: Mapping[str, Document]) -> list[str]:
 # === Tasks of lm_eval ===
 
 
-def _compare_harness(documents: Mapping[str, Document], metrics: tuple[str, ...]) -> Comparison:
+def _compare_harness(documents: Mapping[str, ResultDocument], metrics: tuple[str, ...]) -> Comparison:
     measured = {name: task_scores(document, name) for name, document in documents.items()}
     chosen = _chosen(measured, metrics)
     tasks = sorted({metric.split(": ")[0] for metric in chosen})
@@ -422,7 +422,7 @@ def _compare_harness(documents: Mapping[str, Document], metrics: tuple[str, ...]
     return Comparison("harness", tuple(documents), cells, next(iter(some.values())), tuple(notes))
 
 
-def task_scores(document: Document, name: str) -> dict[str, Cell]:
+def task_scores(document: ResultDocument, name: str) -> dict[str, Cell]:
     """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it.
 
     Args:
@@ -450,7 +450,7 @@ def task_scores(document: Document, name: str) -> dict[str, Cell]:
     return found
 
 
-def _asked(document: Document, tasks: list[str], name: str) -> dict[str, Any]:
+def _asked(document: ResultDocument, tasks: list[str], name: str) -> dict[str, Any]:
     """What tests of two models have to have in common; how each writes and along which plan is its own."""
     result = _mapping(document, "result", name)
     how = _mapping(result, "protocol", f"{name}: result")
@@ -469,7 +469,7 @@ def _asked(document: Document, tasks: list[str], name: str) -> dict[str, Any]:
 # === Frontiers ===
 
 
-def overlay(documents: Mapping[str, Document]) -> dict[str, Any]:
+def overlay(documents: Mapping[str, ResultDocument]) -> dict[str, Any]:
     """Frontiers as one: the document of a sweep that measured all their curves.
 
     Args:
@@ -517,7 +517,7 @@ def overlay(documents: Mapping[str, Document]) -> dict[str, Any]:
     }
 
 
-def _swept(document: Document, name: str) -> dict[str, Any]:
+def _swept(document: ResultDocument, name: str) -> dict[str, Any]:
     """What frontiers have to have in common to be in one picture."""
     fields = {key: _field(document, key, name) for key in ("swept", "num_samples", "prompt", "definitions")}
     for key in ("models", "settings", "versions"):
@@ -576,7 +576,7 @@ def _said(value: object) -> str:
     return f"{text[:12]}…" if _HASH.fullmatch(text) else text
 
 
-def _model_notes(documents: Mapping[str, Document]) -> list[str]:
+def _model_notes(documents: Mapping[str, ResultDocument]) -> list[str]:
     """What two results of one protocol may still differ in without being noticed."""
     notes = []
     for key, what in (("weights", "weights"), ("dtype", "types of numbers")):
@@ -618,20 +618,20 @@ def _row(cells: list[Cell], errors: list[float | None]) -> tuple[Cell, ...]:
     return tuple(row)
 
 
-def _mapping(values: Document, key: str, place: str) -> Document:
+def _mapping(values: ResultDocument, key: str, place: str) -> ResultDocument:
     found = _field(values, key, place)
     if not isinstance(found, Mapping):
         raise ValueError(f"{place}: {key} must be a table; got {found!r}.")
     return found
 
 
-def _field(values: Document, key: str, place: str) -> Any:
+def _field(values: ResultDocument, key: str, place: str) -> Any:
     if key not in values:
         raise ValueError(f"{place} is no result document of `hdlm eval`: it lacks {key!r}.")
     return values[key]
 
 
-def _known(values: Document, key: str, place: str) -> Any:
+def _known(values: ResultDocument, key: str, place: str) -> Any:
     found = _field(values, key, place)
     if found is None:
         raise ValueError(f"{place}: {key} is not known, so nothing can be compared with it.")
@@ -641,7 +641,7 @@ def _known(values: Document, key: str, place: str) -> Any:
 _ORDER = re.compile(r"-\d+$")
 _NUMBERS = frozenset({"value", "error"})
 _HASH = re.compile(r"[0-9a-f]{64}")
-_KINDS: Mapping[str, Callable[[Mapping[str, Document], tuple[str, ...]], Comparison]] = {
+_KINDS: Mapping[str, Callable[[Mapping[str, ResultDocument], tuple[str, ...]], Comparison]] = {
     "likelihood": _likelihoods,
     "generation": _generations,
     "harness": _compare_harness,

@@ -34,19 +34,19 @@ from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
 
 __all__ = [
-    "Kind",
-    "describe",
+    "ResultKind",
     "describe_data",
+    "describe_protocol",
     "differences",
     "fingerprint",
-    "read",
+    "read_result",
     "text_sha256",
     "versions",
     "weights_sha256",
-    "write",
+    "write_result",
 ]
 
-Kind = Literal["likelihood", "generation", "harness"]
+ResultKind = Literal["likelihood", "generation", "harness"]
 
 _MODEL = ("weights", "weights_sha256", "process", "parameterization", "dtype", "seed", "tokenizer_sha256")
 _DATA = ("part", "sha256", "documents", "bytes", "detokenizer")
@@ -66,11 +66,11 @@ _GENERATION = ("settings", "num_samples", "length", "draw_dtype")
 _OWN: Mapping[str, tuple[str, ...]] = {"likelihood": _LIKELIHOOD, "generation": _GENERATION}
 
 
-def describe(
+def describe_protocol(
     checkpoint: Checkpoint,
     model: str,
     *,
-    kind: Kind,
+    kind: ResultKind,
     result: Mapping[str, Any],
     seed: int,
     weights: Literal["averaged", "raw", "only"] = "only",
@@ -198,7 +198,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
-def write(path: Path, document: Mapping[str, Any]) -> None:
+def write_result(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document, whole or not at all.
 
     Raises:
@@ -209,7 +209,7 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
     """Read a document.
 
     Raises:

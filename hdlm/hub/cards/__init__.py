@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from hdlm.hub.card import AbstractCard
-from hdlm.hub.cards.bd3lm import BD3LM
-from hdlm.hub.cards.duo import Duo
-from hdlm.hub.cards.gidd import GIDD
-from hdlm.hub.cards.mdlm import MDLM
-from hdlm.hub.cards.published import PublishedEpsilon, PublishedGamma
-from hdlm.hub.cards.sedd import SEDD
+from hdlm.hub.cards.bd3lm import BD3LMCard
+from hdlm.hub.cards.duo import DuoCard
+from hdlm.hub.cards.gidd import GIDDCard
+from hdlm.hub.cards.mdlm import MDLMCard
+from hdlm.hub.cards.published import PublishedEpsilonCard, PublishedGammaCard
+from hdlm.hub.cards.sedd import SEDDCard
 
 __all__ = ["CARDS"]
 
 CARDS: tuple[AbstractCard, ...] = (
-    PublishedEpsilon(),
-    PublishedGamma(),
-    MDLM(),
-    SEDD(),
-    BD3LM(),
-    GIDD(),
-    Duo(),
+    PublishedEpsilonCard(),
+    PublishedGammaCard(),
+    MDLMCard(),
+    SEDDCard(),
+    BD3LMCard(),
+    GIDDCard(),
+    DuoCard(),
 )
 """Every format that is known; for any weights exactly one of them may recognise itself."""

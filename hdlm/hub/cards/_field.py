@@ -18,14 +18,14 @@ from hdlm.vocabulary import GPT2, Vocabulary
 
 __all__ = [
     "STEPS",
-    "Rows",
     "Sizes",
+    "VocabularyRows",
     "has_network",
     "ignored_buffers",
     "network",
-    "rows_of",
     "tensors",
     "unknown",
+    "vocabulary_rows",
     "words",
 ]
 
@@ -39,7 +39,7 @@ _TRANSFORMERS = frozenset(
 )
 """Keys that `transformers` writes into every config; none of them says anything of the model."""
 _OF_ROWS = frozenset({"mask_id", "mask_token_id", "num_words"})
-"""Keys that say what the rows of the embedding are; see `rows_of`."""
+"""Keys that say what the rows of the embedding are; see `vocabulary_rows`."""
 _NEEDED = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.adaLN_modulation.weight")
 
 
@@ -109,7 +109,7 @@ def ignored_buffers() -> dict[str, str]:
 
 
 @final
-class Rows(NamedTuple):
+class VocabularyRows(NamedTuple):
     """What the rows of a file's embedding and output are.
 
     Attributes:
@@ -125,7 +125,7 @@ class Rows(NamedTuple):
     padding: int
 
 
-def rows_of(evidence: Evidence, *, masked: bool = True, mask: int | None = None) -> Rows:
+def vocabulary_rows(evidence: Evidence, *, masked: bool = True, mask: int | None = None) -> VocabularyRows:
     """What the rows of a format are whose config counts them and names no mask.
 
     Trainers that round the number of rows up leave rows behind the mask. A config may say what the rows are, with
@@ -167,7 +167,7 @@ def rows_of(evidence: Evidence, *, masked: bool = True, mask: int | None = None)
             f"{evidence.origin}: `num_words` {words} does not fit the {count} rows of `vocab_size`{row}: there may be "
             f"at most {count - masked} words{', and the mask is one of the rows up to `num_words`' if masked else ''}."
         )
-    return Rows(words, None if mask == words else mask, used, count - used)
+    return VocabularyRows(words, None if mask == words else mask, used, count - used)
 
 
 def words(count: int, *, pad: int | None = None) -> tuple[Vocabulary, str | None]:

@@ -15,9 +15,9 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
-    rows_of,
     tensors,
     unknown,
+    vocabulary_rows,
     words,
 )
 from hdlm.hub.fields import Fields
@@ -27,7 +27,7 @@ from hdlm.parameterization import LeaveOneOut
 from hdlm.parameterization.mean import Conditioning
 from hdlm.process import Absorbing
 
-__all__ = ["BD3LM"]
+__all__ = ["BD3LMCard"]
 
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "adaln", "attn_backend", "block_size", "causal", "cross_attn"}) | {
@@ -40,7 +40,7 @@ _CLIP = "range of the times drawn in its training, not part of the model"
 
 
 @final
-class BD3LM(AbstractCard):
+class BD3LMCard(AbstractCard):
     """Masked diffusion, block by block."""
 
     name: ClassVar[str] = "BD3-LM"
@@ -50,7 +50,7 @@ class BD3LM(AbstractCard):
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = rows_of(evidence)
+        rows = vocabulary_rows(evidence)
         if fields.switch("causal", False) or not fields.switch("adaln", True):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` and `adaln: false` are BD3-LM's baselines, not block diffusion."

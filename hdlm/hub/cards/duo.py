@@ -16,9 +16,9 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
-    rows_of,
     tensors,
     unknown,
+    vocabulary_rows,
     words,
 )
 from hdlm.hub.fields import Fields
@@ -27,14 +27,14 @@ from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import LeaveOneOut
 from hdlm.process import Uniform
 
-__all__ = ["Duo"]
+__all__ = ["DuoCard"]
 
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "causal", "var_min"})
 
 
 @final
-class Duo(AbstractCard):
+class DuoCard(AbstractCard):
     """Uniform diffusion, flat."""
 
     name: ClassVar[str] = "Duo"
@@ -44,7 +44,7 @@ class Duo(AbstractCard):
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = rows_of(evidence, masked=False)
+        rows = vocabulary_rows(evidence, masked=False)
         if fields.switch("causal", False):
             raise ValueError(
                 f"{evidence.origin}: `causal: true` is Duo's autoregressive baseline, not a diffusion."

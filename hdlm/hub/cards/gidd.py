@@ -11,13 +11,13 @@ from typing import ClassVar, final
 
 from hdlm import process
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, rows_of, tensors, unknown, words
+from hdlm.hub.cards._field import STEPS, Sizes, has_network, network, tensors, unknown, vocabulary_rows, words
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import LINEAR
 from hdlm.parameterization import LeaveOneOut
 
-__all__ = ["GIDD"]
+__all__ = ["GIDDCard"]
 
 _SIZES = Sizes(
     "hidden_size",
@@ -32,7 +32,7 @@ _TABLES = ("rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
 
 @final
-class GIDD(AbstractCard):
+class GIDDCard(AbstractCard):
     """Generalized interpolating discrete diffusion, flat."""
 
     name: ClassVar[str] = "GIDD"
@@ -48,7 +48,7 @@ class GIDD(AbstractCard):
                 "so that the last is not the mask. Use weights in its format for `transformers`."
             )
         fields = Fields(evidence.config, evidence.origin)
-        rows = rows_of(evidence)
+        rows = vocabulary_rows(evidence)
         shape = network(evidence, _SIZES, rows=rows.used)
         vocabulary, tokenizer = words(rows.words, pad=rows.words - 1)
         return Blueprint(

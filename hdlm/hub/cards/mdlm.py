@@ -16,9 +16,9 @@ from hdlm.hub.cards._field import (
     has_network,
     ignored_buffers,
     network,
-    rows_of,
     tensors,
     unknown,
+    vocabulary_rows,
     words,
 )
 from hdlm.hub.fields import Fields
@@ -29,7 +29,7 @@ from hdlm.parameterization.mean import Conditioning
 from hdlm.process import Absorbing
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["MDLM"]
+__all__ = ["MDLMCard"]
 
 _SIZES = Sizes("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length", "dropout")
 _KNOWN = frozenset({*_SIZES, "vocab_size", "time_conditioning"})
@@ -39,7 +39,7 @@ _BERT = Vocabulary(_BERT_ROWS - 1, bos=101, eos=102, pad=0)
 
 
 @final
-class MDLM(AbstractCard):
+class MDLMCard(AbstractCard):
     """Masked diffusion, flat."""
 
     name: ClassVar[str] = "MDLM"
@@ -49,7 +49,7 @@ class MDLM(AbstractCard):
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)
-        rows = rows_of(evidence, mask=_BERT_MASK if fields.get("vocab_size") == _BERT_ROWS else None)
+        rows = vocabulary_rows(evidence, mask=_BERT_MASK if fields.get("vocab_size") == _BERT_ROWS else None)
         bert = (rows.words, rows.mask) == (_BERT_ROWS - 1, _BERT_MASK)
         shape = network(evidence, _SIZES, rows=rows.used)
         vocabulary, tokenizer = (_BERT, "bert-base-uncased") if bert else words(rows.words)

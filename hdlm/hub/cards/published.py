@@ -43,7 +43,7 @@ from hdlm.published_names import (
 )
 from hdlm.vocabulary import GPT2, Vocabulary
 
-__all__ = ["PublishedEpsilon", "PublishedGamma"]
+__all__ = ["PublishedEpsilonCard", "PublishedGammaCard"]
 
 _EMBEDDING, _OUTPUT_MODULATION = "vocab_embed.embedding", "output_layer.adaLN_modulation.weight"
 _TIMESTEP, _BLOCK_MODULATION = "sigma_map.mlp.0.weight", "blocks.0.adaLN_modulation.weight"
@@ -61,7 +61,7 @@ _BOTH = frozenset(
 
 
 @final
-class PublishedEpsilon(AbstractCard):
+class PublishedEpsilonCard(AbstractCard):
     """Epsilon-hybrids: logits of a network that is told no time."""
 
     name = "published epsilon-hybrid"
@@ -83,7 +83,7 @@ class PublishedEpsilon(AbstractCard):
 
 
 @final
-class PublishedGamma(AbstractCard):
+class PublishedGammaCard(AbstractCard):
     """Gamma-hybrids: log scores of a network that is told the total noise of each position."""
 
     name = "published gamma-hybrid"

@@ -26,7 +26,7 @@ from hdlm.noise_schedule import AbstractNoiseSchedule, Geometric, LogLinear
 from hdlm.parameterization import LogScore
 from hdlm.process import Absorbing, Uniform
 
-__all__ = ["SEDD"]
+__all__ = ["SEDDCard"]
 
 _SIZES = Sizes(
     "model.hidden_size", "model.n_blocks", "model.n_heads", "model.cond_dim", "model.length", "model.dropout"
@@ -42,7 +42,7 @@ _FLOOR = 1e-9
 
 
 @final
-class SEDD(AbstractCard):
+class SEDDCard(AbstractCard):
     """Score entropy discrete diffusion, flat."""
 
     name: ClassVar[str] = "SEDD"

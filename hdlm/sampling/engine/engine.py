@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Move, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, Member
-from hdlm.sampling.engine.plan import Clock, Segment, Sequences, common
+from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
 from hdlm.sampling.engine.window import KVWindow, View
 from hdlm.sampling.loop import PRIOR, noise_of_levels
 
@@ -174,7 +174,7 @@ class Engine:
         device: torch.device | str | None = None,
         watch: Callable[[Frame], None] | None = None,
     ) -> None:
-        device = placed(denoiser, device)
+        device = resolve_device(denoiser, device)
         view.check(denoiser)
         _check_order(denoiser, hyperschedule)
         self.num_evaluations, self.awaited = 0, 0
@@ -349,20 +349,20 @@ class Engine:
             parts = [plan.numbers(stream, each_step) for plan, _ in plans]
             if each_step:
                 parts = [values[row] for values, (_, row) in zip(parts, plans, strict=True)]
-            return common(parts)
+            return concatenated(parts)
 
         seeds = [seed for group in groups for seed in group.own.randomness.seeds_of(group.size)]
         return Move(
             self._denoiser.process,
             x,
-            common([plan.t[row] for plan, row in plans]),
-            common([plan.s[row] for plan, row in plans]),
-            common([plan.moving[row] for plan, row in plans]),
+            concatenated([plan.t[row] for plan, row in plans]),
+            concatenated([plan.s[row] for plan, row in plans]),
+            concatenated([plan.moving[row] for plan, row in plans]),
             query.read,
             Randomness.of_rows(seeds),
-            common([group.own.sequence for group in groups]),
-            common([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
-            begin=common([group.own.begin for group in groups]),
+            concatenated([group.own.sequence for group in groups]),
+            concatenated([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
+            begin=concatenated([group.own.begin for group in groups]),
             numbers=numbers,
         )
 

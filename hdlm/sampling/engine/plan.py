@@ -18,7 +18,7 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.sampling.base import Move, Planned, Reading, Step, numbers_of
 
-__all__ = ["Clock", "Segment", "Sequences", "common"]
+__all__ = ["Clock", "Segment", "Sequences", "concatenated"]
 
 _MOST_NUMBERS = 2**18
 """Numbers of one purpose that are computed at a time; a segment has at least one step."""
@@ -145,6 +145,6 @@ def _refuse(x: Tensor, u: Tensor) -> Reading:
     )
 
 
-def common(values: list[Tensor]) -> Tensor:
+def concatenated(values: list[Tensor]) -> Tensor:
     """Rows of several groups, end to end."""
     return values[0] if len(values) == 1 else torch.cat(values)

@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.attention import Active, Context
-from hdlm.denoiser import AbstractDenoiser, placed
+from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.sampling.base import Step, Transform
 from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
 from hdlm.sampling.engine.window import ApproximateCache, View
-from hdlm.sampling.prompt import Prompt, check_prompt, rows_of
+from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 
 __all__ = ["Generation", "sample"]
 
@@ -102,7 +102,7 @@ def sample(
     if size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
     check_prompt(prompt, denoiser.process.num_words, hyperschedule.length, num_sequences)
-    device = placed(denoiser, device)
+    device = resolve_device(denoiser, device)
     engine = Engine(
         denoiser,
         hyperschedule,
@@ -132,7 +132,7 @@ def _drive(
         room = (0 if len(engine) else size) if together else size - len(engine)
         batch, rows = rows[:room], rows[room:]
         if len(batch):
-            tokens, fixed = rows_of(prompt, batch)
+            tokens, fixed = prompt_rows(prompt, batch)
             engine.add(batch + first, tokens=tokens, fixed=fixed, together=together)
             engine.awaited = len(rows)
         done += engine.advance()

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.attention import DENSE_LIMIT, NOBODY, Active, Context, Visibility, generation
+from hdlm.attention import DENSE_LIMIT, NOBODY, Active, Context, Visibility, generation_attention
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question
-from hdlm.denoiser import Context as Asked
+from hdlm.denoiser import ForwardContext as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import NoiseDependence
 from hdlm.sampling.base import Answer
@@ -269,7 +269,7 @@ class KVWindow:
         regions = self._hyperschedule.regions(steps)
         view = self._view
         self._settled, self._present = regions.settled, ~(regions.worthless | self._beyond)
-        self._seen = generation(self._hyperschedule, steps, view.context, view.active, regions)
+        self._seen = generation_attention(self._hyperschedule, steps, view.context, view.active, regions)
         self._counts = torch.stack([self._settled, self._present]).sum(2).T.tolist()
 
     def _attention(self, row: int, window: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Any:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from hdlm import __version__
 from hdlm.atomic import replacing
-from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
+from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 
 __all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimizers", "whole_state_dicts"]
 
@@ -137,7 +137,7 @@ def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optim
     for number, optimizer in enumerate(optimizers):
         for parameter, memory in optimizer.state.items():
             for key, value in memory.items():
-                found[f"{number}/{key}/{names[id(parameter)]}"] = whole(value).cpu()
+                found[f"{number}/{key}/{names[id(parameter)]}"] = full_tensor(value).cpu()
     return found
 
 

@@ -29,7 +29,7 @@ from hdlm.training.recipe import RunSettings
 
 __all__ = ["agree", "agreed", "agreed_precision", "make_engine"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def make_engine(run: RunSettings, device: torch.device) -> Accelerator:
@@ -77,9 +77,9 @@ def agreed_precision(asked: str, device: torch.device) -> str:
     return agreed(choose_precision(asked, device))
 
 
-def agreed(mine: T) -> T:
+def agreed(mine: _T) -> _T:
     """What the main process has found, for all of them; all must ask."""
-    found: T = broadcast_object_list([mine])[0]
+    found: _T = broadcast_object_list([mine])[0]
     return found
 
 

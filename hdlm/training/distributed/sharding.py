@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["named_parameters", "spread_like", "whole"]
+__all__ = ["full_tensor", "named_parameters", "spread_like"]
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 """What activation checkpointing and compilation put into names."""
@@ -18,7 +18,7 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {_plain(name): parameter for name, parameter in module.named_parameters()}
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of a tensor, without its gradient."""
     gather = getattr(value.detach(), "full_tensor", None)
     found: Tensor = value.detach() if gather is None else gather()

@@ -27,7 +27,7 @@ from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.training.parts import Noisy
 from hdlm.training.recipe import Recipe
 
-__all__ = ["Gauge", "Reading", "ThreadSwitch"]
+__all__ = ["Gauge", "ThreadSwitch", "TrainingSpeed"]
 
 _WINDOW = 60.0
 """Seconds that speed is the mean of."""
@@ -41,7 +41,7 @@ _STATUS = Path("/proc/self/status")
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class TrainingSpeed:
     """What the gauge shows.
 
     Attributes:
@@ -139,16 +139,16 @@ class Gauge:
             self._marks.popleft()
         self._last = report
 
-    def read(self) -> Reading:
+    def read(self) -> TrainingSpeed:
         """The reading after the last step that was noted."""
         rate = self._rate * (0.0 if self._last is None else self._last.rate)
         memory = _peak_memory(self._device)
         if len(self._marks) < 2:
-            return Reading(None, None, memory, rate)
+            return TrainingSpeed(None, None, memory, rate)
         (since, tokens, flops), (now, more_tokens, more_flops) = self._marks[0], self._marks[-1]
         seconds = max(now - since, 1e-9)
         used = None if self._peak is None else (more_flops - flops) / seconds / self._peak
-        return Reading((more_tokens - tokens) / seconds, used, memory, rate)
+        return TrainingSpeed((more_tokens - tokens) / seconds, used, memory, rate)
 
     def last_step(self) -> tuple[float, float] | None:
         """Seconds of the last step, and FLOPs per second in it; None before there are two steps to compare."""

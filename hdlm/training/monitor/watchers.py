@@ -38,7 +38,7 @@ class MetricsLog:
         rate                learning rate relative to its peak
         tokens              trained on so far, by all processes
         seconds             since the run began
-        learning_rate, tokens_per_second, utilisation, memory       see `Reading`; with a gauge only
+        learning_rate, tokens_per_second, utilisation, memory       see `TrainingSpeed`; with a gauge only
 
     and one of a measurement `step` and what was measured.
 

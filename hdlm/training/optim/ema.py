@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hdlm.training.distributed.sharding import named_parameters, spread_like, whole
+from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -53,7 +53,7 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average, whole, under the parameters' names, and the module's buffers."""
-        average = {name: whole(value) for name, value in self._average.items()}
+        average = {name: full_tensor(value) for name, value in self._average.items()}
         return {**self._module.state_dict(), **average}
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Prediction, placed
+from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, flat
 from hdlm.sampling import ApproximateCache, Move, Prompt, sample
 from hdlm.verification.finding import Finding, Law, Trial, error
@@ -27,7 +27,7 @@ def answers_depend_on_the_stated_noise(denoiser: AbstractDenoiser, trial: Trial)
     dependence = denoiser.noise_dependence
     if dependence == "sequence":
         return None
-    device, process = placed(denoiser, None), denoiser.process
+    device, process = resolve_device(denoiser, None), denoiser.process
     words = (trial.numbers(1, LENGTH) * process.num_words).long().to(device)
     noise, other = (0.05 + 0.9 * trial.numbers(2, LENGTH)).to(device)
     alone = torch.eye(LENGTH, dtype=torch.bool, device=device)[None]
@@ -98,7 +98,7 @@ class _Anew(AbstractDenoiser):
         return self.inner.device
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         return self.inner.predict(tokens, noise, context)
 
@@ -152,7 +152,7 @@ def _raw(
     seen: Tensor | None,
     at: Int[Tensor, " n"],
 ) -> Float[Tensor, "n v"]:
-    return denoiser.predict(words, noise, Context(attention=seen)).raw(at)
+    return denoiser.predict(words, noise, ForwardContext(attention=seen)).raw(at)
 
 
 def _gap(found: Tensor, expected: Tensor) -> Float[Tensor, ""]:

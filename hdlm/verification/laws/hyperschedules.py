@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hdlm.attention import generation
+from hdlm.attention import generation_attention
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
 from hdlm.verification.finding import Finding, Law, Trial, error
 
@@ -59,7 +59,7 @@ def settled_views_never_change(hyperschedule: AbstractHyperschedule, trial: Tria
     n = _few_steps(hyperschedule)
     changes = []
     for context in ("causal", "block_causal"):
-        now, then = (generation(hyperschedule, k, context).dense() for k in (n, n + 1))
+        now, then = (generation_attention(hyperschedule, k, context).dense() for k in (n, n + 1))
         settled = hyperschedule.regions(n).settled
         changes.append((now != then) & settled[..., None])
     return _none(torch.cat(changes))
@@ -68,7 +68,7 @@ def settled_views_never_change(hyperschedule: AbstractHyperschedule, trial: Tria
 def nobody_sees_pure_noise(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding:
     """Worthless positions are seen by nobody; active ones see all that is settled and one another."""
     n = _few_steps(hyperschedule)
-    seen, regions = generation(hyperschedule, n).dense(), hyperschedule.regions(n)
+    seen, regions = generation_attention(hyperschedule, n).dense(), hyperschedule.regions(n)
     noise = seen & regions.worthless[:, None, :]
     missed = regions.active[..., None] & ~regions.worthless[:, None, :] & ~seen
     return _none(noise | missed)

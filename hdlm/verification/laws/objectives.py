@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Context, Prediction
+from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction
 from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedWave, Slide, Wave, flat
 from hdlm.objective import NELBO, AbstractObjective, Corruption, ScoreEntropy
 from hdlm.parameterization import NoiseDependence
@@ -159,7 +159,7 @@ class _Tilted(AbstractDenoiser):
         return self.inner.noise_dependence
 
     def predict(
-        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: Context
+        self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
         exact = self.inner.predict(tokens, noise, context)
         states, back = torch.cat([tokens.double(), noise], 1).unique(dim=0, return_inverse=True)
