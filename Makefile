@@ -6,6 +6,8 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# A machine that forbids Python to keep compiled files makes each of the hundred programs that the tests start compile torch.
+unexport PYTHONDONTWRITEBYTECODE
 # One thread a worker: the workers are the parallelism.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
