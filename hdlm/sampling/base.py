@@ -297,7 +297,7 @@ class Move:
     @property
     def still_masked(self) -> Float[Tensor, "b l"]:
         """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
-        at_s, at_t = self.process.weights(self.s).mask, self.process.weights(self.t).mask
+        at_s, at_t = self.process.weights(torch.stack([self.s, self.t])).mask
         return at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
 
     def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
