@@ -41,7 +41,7 @@ from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number
 
 MODEL, HELD_OUT = "kjv-epsilon-4m", 0.025
-FULL = "blocks of 16 that see later ones"
+FULL = "blocks of 16, full attention"
 ALL = "ancestral, uniform grid, approximate cache of all positions"
 REFRESHES = (2, 4, 8, None)
 EXACT, REAL = "exact: one at a time (first-hitting)", "real text, held out"

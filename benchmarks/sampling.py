@@ -263,7 +263,7 @@ def _full(
     schedule = flat(length, steps)
     task = f"full diffusion, {steps} steps"
     ways = [
-        Way("words are read only where they change", asks_always=True),
+        Way("logits only where a word may change", asks_always=True),
         Way("+ steps that change nothing are skipped"),
     ]
     ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
@@ -297,7 +297,7 @@ def _blocks(
     schedule = Block(length, width, width)
     steps, task = schedule.num_steps, f"blocks of {width}, {width} steps each"
     ways = [
-        Way("words are read only where they change", asks_always=True),
+        Way("logits only where a word may change", asks_always=True),
         Way("+ exact cache", asks_always=True, use_cache=True),
         Way("+ steps that change nothing are skipped", use_cache=True),
     ]
