@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from hdlm.atomic import check_folder
-from hdlm.cli._models import check_output_is_vacant, shipped
-from hdlm.cli._options import add_device, add_seed, device_option
+from hdlm.cli._models import shipped
+from hdlm.cli._options import add_device, add_seed, chosen_device
 from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
 
@@ -76,11 +76,13 @@ def run(args: argparse.Namespace) -> int:
     """Play."""
     from rich.console import Console
 
+    from hdlm.training.launch import check_vacant
+
     console = Console(highlight=False)
-    device = device_option(args)
+    device = chosen_device(args.device, args.threads)
     args.output = args.output or _vacant(Path("demo"))
     check_folder(args.output)
-    check_output_is_vacant(args.output)
+    check_vacant(args.output, "hdlm train --resume")
     if args.act != "2":
         act_one(console, args.seed, device)
     if args.act != "1":
@@ -227,18 +229,18 @@ def _side_by_side(
     device: torch.device,
 ) -> None:
     """Write one text in several ways from the same seed; show how, and what came of it."""
-    from hdlm.cli._replay import play_replays, replay_of
     from hdlm.generation import write
     from hdlm.sampling import Trace
+    from hdlm.view.replay import play, replay_of
 
     replays, texts = {}, {}
     for name, settings in ways.items():
         trace = Trace(checkpoint.vocabulary.mask_id)
         passage = write(checkpoint, prompt, settings, seed=seed, device=device, watch=trace)[0]
-        replays[name] = replay_of(checkpoint, trace, 0)
+        replays[name] = replay_of(trace, checkpoint.tokenizer)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
-    play_replays(replays)
+    play(replays)
     if console.is_terminal:
         return
     for name, text in texts.items():

@@ -58,16 +58,16 @@ class GenerationOptions:
 
     Attributes:
         prompt: Text that all samples begin with.
-        num: How many samples, at least 1.
-        batch_size: How many samples are written at a time; by default as many as fit.
+        num: Number of samples, at least 1.
+        batch_size: Number of samples that are written at a time; by default as many as fit.
         seed: Seed of all randomness.
         judges: Folders or hub names of causal language models, or names of checkpoints, that judge perplexity.
         offline: Whether only files of the hub are used that are here already.
-        reference: Real text, as for `hdlm.evaluation.text.find_text`.
-        data_dir: Folder of data sets, if not that of the environment.
-        controls: Which of `CONTROLS` are made from the reference and measured beside the model.
-        mauve: Whether MAUVE against the reference is measured, by the features of the first judge.
-        infill: Share of the words of the reference that is taken away and filled in again, in (0, 1].
+        reference: Real text to compare with: a data set by name, a file, a folder or a glob.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
+        controls: Writers without a model, made from the reference, that are measured beside the model.
+        mauve: Whether to measure MAUVE against the reference, by the features of the first judge.
+        infill: Share of the words of the reference that is removed and filled in again, in (0, 1].
         eta_sweep: Strengths of correction at which everything is measured again.
 
     Raises:

@@ -152,15 +152,15 @@ class FrontierOptions:
 
     Attributes:
         swept: `"temperature"` or `"top_p"`.
-        values: Its values; each is a point of every curve.
+        values: Values of what is swept; each is a point of every curve.
         judge: Folder or hub name of a causal language model, or name of a checkpoint, that judges perplexity.
-        algorithms: The samplers; each has a curve.
+        algorithms: Names of the samplers; each has a curve.
         prompt: Text that all samples begin with.
-        num: Samples of a point.
-        batch_size: How many samples are written at a time; by default as many as fit.
+        num: Number of samples of a point.
+        batch_size: Number of samples that are written at a time; by default as many as fit.
         seed: Seed of all randomness.
-        reference: Real text, a point of its own; as for `hdlm.evaluation.text.find_text`.
-        data_dir: Folder of data sets, if not that of the environment.
+        reference: Real text, a point of its own: a data set by name, a file, a folder or a glob.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
         offline: Whether only files of the hub are used that are here already.
 
     Raises:

@@ -35,20 +35,22 @@ class LikelihoodOptions:
 
     Attributes:
         part: Part of a named data set.
-        data_dir: Folder of data sets, if not that of the environment.
-        detokenize: Whether the tokenisation that some named data sets come in is undone.
-        limit: About how many tokens are taken, for a quick estimate; all by default.
-        length: Tokens in a window; the model's context by default.
-        stride: New tokens in each window; below `length`, windows overlap.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
+        detokenize: Whether to undo the tokenisation that some named data sets come in.
+        limit: Take about so many tokens, for a quick estimate; all by default.
+        length: Number of tokens in a window; the model's context by default.
+        stride: Number of new tokens in each window; below the length, windows overlap.
         within_documents: Whether each document has windows of its own.
-        bound: `"absorbing"`, the paper's (default, where noise ends in masks), or `"hybrid"`, that of the process.
+        bound: `"absorbing"`, the bound of the paper (default, where noise ends in masks), or `"hybrid"`, that of the
+            process itself.
         estimator: How the bound is estimated; by default the estimator with the least variance that fits.
-        replicates: Independent estimates.
-        target_error: Standard error in bits per token that is to be reached, in the place of `replicates`.
-        hyperschedule: Name of a family, as in `hdlm.Settings`.
-        width: Positions that are noisy together.
-        steps: Steps that each position takes from noise to word.
-        batch_size: Windows in a pass, halved when memory does not suffice; found automatically by default.
+        replicates: Number of independent estimates.
+        target_error: Standard error in bits per token that is to be reached, in the place of a number of estimates.
+        hyperschedule: The family to measure along: autoregressive, flat, block, slide or wave; by default the one that
+            the checkpoint lists first.
+        width: Number of positions that are noisy together.
+        steps: Number of steps that each position takes from noise to word.
+        batch_size: Number of windows in a pass, halved when memory does not suffice; found automatically by default.
         seed: Seed of all random numbers.
     """
 
