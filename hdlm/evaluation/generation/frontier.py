@@ -22,17 +22,11 @@ import torch
 
 from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.document import common_fields
+from hdlm.evaluation.generation.document import common_fields, price_of
 from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import entropy
-from hdlm.evaluation.generation.samples import (
-    Sample,
-    draw_samples,
-    drawn_with,
-    num_evaluations,
-    tokens_per_second,
-)
+from hdlm.evaluation.generation.samples import draw_samples, drawn_with
 from hdlm.evaluation.generation.scoring import PERPLEXITY, Scores, pieces, score_or_failure, text_of
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, find_text, tokenize_documents
@@ -100,7 +94,7 @@ class Sweep:
             keep=self.folder / f"{_name(drawn)}.jsonl",
             watch=watch,
         )
-        found = self._scores([one.written for one in samples], [one.text for one in samples]) | _price(
+        found = self._scores([one.written for one in samples], [one.text for one in samples]) | price_of(
             samples
         )
         if not any("failed" in found[measure] for measure in MEASURES):
@@ -129,15 +123,6 @@ class Sweep:
             lambda: {PERPLEXITY: generative_perplexity(self.judge, texts)[PERPLEXITY]},
             **self.judge.protocol_fields,
         )
-
-
-def _price(samples: list[Sample]) -> dict[str, Any]:
-    return {
-        "length": len(samples[0].tokens),
-        "num_given": samples[0].given,
-        "num_evaluations": num_evaluations(samples),
-        "tokens_per_second": tokens_per_second(samples),
-    }
 
 
 def _name(values: Mapping[str, Any]) -> str:

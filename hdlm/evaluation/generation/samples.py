@@ -174,12 +174,12 @@ def drawn_with(
     }
 
 
-def num_evaluations(samples: list[Sample]) -> float:
+def num_evaluations(samples: Sequence[Sample]) -> float:
     """Calls of the network for a batch; the mean over samples, should batches differ."""
     return sum(sample.num_evaluations for sample in samples) / len(samples)
 
 
-def tokens_per_second(samples: list[Sample]) -> float:
+def tokens_per_second(samples: Sequence[Sample]) -> float:
     """Tokens written, over the time that it took."""
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 

@@ -7,6 +7,7 @@ the document of the result is written after every piece of replicates, and the s
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -80,6 +81,8 @@ def likelihood_document(
     model: str = "a checkpoint",
     weights: Any = "only",
     output: Path | None = None,
+    before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda document: None,
     processes: Processes = ALONE,
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -92,6 +95,8 @@ def likelihood_document(
         model: What the document calls the model.
         weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
         output: Folder for the document, a report and a picture; a measurement that is in it already is resumed.
+        before: A document of earlier replicates, which are not measured again if it is of this very measurement.
+        keep: Called with the document after every piece of replicates.
         processes: The processes that share the work.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
 
@@ -105,7 +110,7 @@ def likelihood_document(
         check_folder(output, *FILES)
     measuring = _measuring(checkpoint, text, options, model, weights, processes)
     name = str(text) if isinstance(text, str | Path) else str(measuring.data["name"])
-    known = None
+    known = measuring.known(before) if before is not None and measuring.is_of(before) else None
     if output is not None and (output / FILE).exists():
         try:
             known = measuring.known(protocol.read_result(output / FILE))
@@ -114,8 +119,9 @@ def likelihood_document(
     now = f"measuring {name}"
     with share_bar(now, shown=progress if processes.is_main else False) as bar:
 
-        def keep(document: dict[str, Any]) -> None:
+        def keep_all(document: dict[str, Any]) -> None:
             nonlocal now
+            keep(document)
             bits, error = (document["result"][key] for key in ("bits_per_token", "bits_per_token_error"))
             now = f"{name}: {bits:.4f}" + (f" ± {error:.4f}" if error else "") + " bits per token"
             if output is not None and processes.is_main:
@@ -125,7 +131,7 @@ def likelihood_document(
 
         measuring.watch = lambda passed: bar(passed.done / passed.total, now)
         return measuring.run(
-            replicates=options.replicates, target=options.target_error, known=known, keep=keep
+            replicates=options.replicates, target=options.target_error, known=known, keep=keep_all
         )
 
 
