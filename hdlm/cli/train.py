@@ -236,7 +236,9 @@ def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> 
     changes = _changes(args)
     if args.recipe is None and found is not None:
         table = found.recipe.to_table()
-        return Recipe.from_table(table | {name: table[name] | given for name, given in changes.items()})
+        return Recipe.from_table(
+            table | {name: table.get(name, {}) | given for name, given in changes.items()}
+        )
     return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
 
 
@@ -250,6 +252,8 @@ def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for word in args.set:
         option, _, value = word.partition("=")
         table, _, name = option.partition(".")
+        if table == "mixture":
+            raise ValueError("--set cannot change the mixture, a list of tables: write a recipe file.")
         if not (name and value):
             raise ValueError(
                 f"--set takes TABLE.OPTION=VALUE, such as network.hidden_size=512; got {word!r}."
