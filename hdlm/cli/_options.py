@@ -103,16 +103,32 @@ class Options:
     Args:
         source: Module and name, such as `"hdlm.generation.settings:Settings"`.
         default_of: What has the defaults, if the declaration has not: a flag that is left out is then None.
+        only: The fields that are read from flags of the same name; by default all that are not excluded.
+        otherwise: Why the others are not, if only some are.
         excluded: Fields that are not read from flags of the same name, and why.
 
     Attributes:
         source: As given.
         default_of: As given.
-        excluded: As given.
     """
 
-    def __init__(self, source: str, default_of: str = "", /, **excluded: str) -> None:
-        self.source, self.default_of, self.excluded = source, default_of, excluded
+    def __init__(
+        self,
+        source: str,
+        default_of: str = "",
+        /,
+        only: tuple[str, ...] = (),
+        otherwise: str = "",
+        **excluded: str,
+    ) -> None:
+        self.source, self.default_of = source, default_of
+        self._only, self._otherwise, self._excluded = only, otherwise, excluded
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """The fields that are not read from flags of the same name, and why."""
+        others = [name for name in self.declared if self._only and name not in self._only]
+        return dict.fromkeys(others, self._otherwise) | self._excluded
 
     @property
     def declared(self) -> dict[str, Declared]:
@@ -122,7 +138,8 @@ class Options:
     @property
     def names(self) -> list[str]:
         """The fields that are not excluded."""
-        return [name for name in self.declared if name not in self.excluded]
+        excluded = self.excluded
+        return [name for name in self.declared if name not in excluded]
 
     def add(
         self, parser: argparse._ActionsContainer, *names: str, flags: tuple[str, ...] = (), **changes: Any

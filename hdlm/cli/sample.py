@@ -51,14 +51,8 @@ if TYPE_CHECKING:
 SETTINGS = Options("hdlm.generation.settings:Settings")
 DRAWING = Options(
     "hdlm.generation.write:write",
-    checkpoint="it is the positional CHECKPOINT",
-    settings="its fields are flags",
-    first_sequence="--output counts the passages of a run that is resumed",
-    ending="its fields are --stop and --stop-at-end",
-    approximate="--approximate-cache has its fields in one word",
-    device="the model has one",
-    watch="a function is no flag",
-    stream="a function is no flag",
+    only=("prompt", "num", "batch_size", "seed"),
+    otherwise="it is an object, which other flags describe",
 )
 SINGLE = ("infill", "json", "trace", "replay", "stream", "explain")
 """Options that are for passages that are printed."""

@@ -42,25 +42,14 @@ _IN_RECIPE = "a recipe or --set has it"
 RUN = Options(
     "hdlm.training.recipe:RunSettings",
     "the recipe's",
-    **dict.fromkeys(
-        ("batch_size", "accumulation", "precision", "compile", "save_every", "save_steps", "keep"), _IN_RECIPE
-    ),
+    only=("minutes", "steps", "seed"),
+    otherwise=_IN_RECIPE,
 )
 WATCH = Options(
     "hdlm.training.recipe:WatchSettings",
     "the recipe's",
-    **dict.fromkeys(
-        (
-            "log_every",
-            "validation_windows",
-            "replicates",
-            "samples",
-            "batch_size",
-            "judge_batch_size",
-            "project",
-        ),
-        _IN_RECIPE,
-    ),
+    only=("validate_every", "sample_every", "judge", "trackers"),
+    otherwise=_IN_RECIPE,
 )
 _PUBLISHED = {
     "text": "data.train=TEXT",
@@ -70,17 +59,10 @@ _PUBLISHED = {
     "resume": "training.resume=true",
     "start": "hf_model_id=CHECKPOINT of a finetuning configuration",
     "keep_optimizer": "reset_step_for_finetuning=false of a finetuning configuration",
-    "minutes": "recipe.run.minutes=MINUTES",
-    "steps": "training.n_iters=STEPS",
-    "seed": "training.seed=SEED",
     "threads": "the environment variable OMP_NUM_THREADS",
-    "validate_every": "training.eval_freq=STEPS",
-    "sample_every": "training.snapshot_freq=STEPS",
-    "judge": "eval.perplexity=true",
-    "trackers": "recipe.watch.trackers=[TRACKER]",
     "json": "metrics.jsonl in the run's folder",
 }
-"""What the options are called with `--config`."""
+"""What options are called with `--config`, if no table of a recipe has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +129,14 @@ def _configured(args: argparse.Namespace) -> int:
     Raises:
         ValueError: If an option of recipes is given besides.
     """
+    from hdlm.published.config import GOVERNED
     from hdlm.published.training import configured
 
-    for name, option in _PUBLISHED.items():
+    instead = dict(_PUBLISHED)
+    for table, options in (("run", RUN), ("watch", WATCH)):
+        for name in options.names:
+            instead[name] = f"{GOVERNED.get(f'{table}.{name}', f'recipe.{table}.{name}')}=VALUE"
+    for name, option in instead.items():
         if getattr(args, name) not in (None, False, []):
             flag = {"start": "from", "trackers": "tracker"}.get(name, name.replace("_", "-"))
             raise ValueError(f"--{flag} is for recipes; with --config use {option}")

@@ -27,13 +27,10 @@ FRONTIER = Options(
     swept="it is the flag that has values, --temperature or --top-p",
     values="they are those of --temperature or --top-p",
 )
-_UNRECORDED = "a frontier does not record it, so curves with and without it would be compared"
 SETTINGS = Options(
     "hdlm.generation.settings:Settings",
-    algorithm="--algorithm has several values here, a curve for each",
-    temperature="it may be swept",
-    top_p="it may be swept",
-    **dict.fromkeys(("grid", "top_k", "min_p", "repetition_penalty", "guidance"), _UNRECORDED),
+    only=("eta", "hyperschedule", "width", "steps", "length"),
+    otherwise="it is swept, or a frontier does not record it",
 )
 FOLDER = Output("folder", ("results.json", "report.md", "frontier.png"))
 

@@ -21,13 +21,10 @@ from hdlm.cli._options import Options, add_device, add_json, chosen_device, prin
 from hdlm.cli._outputs import Output
 
 HARNESS = Options("hdlm.integrations.harness:HarnessOptions")
-_OF_TASK = "tasks say how words are drawn, greedily by default"
 SETTINGS = Options(
     "hdlm.generation.settings:Settings",
-    length="the canvas is as long as the context of the model",
-    grid="it is for few steps, and the bound has no grid",
-    guidance="contexts of different lengths share a batch, and guidance needs one prompt",
-    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "repetition_penalty"), _OF_TASK),
+    only=("algorithm", "eta", "hyperschedule", "width", "steps"),
+    otherwise="tasks say how words are drawn, and contexts fill the canvas of the model",
 )
 FOLDER = Output("folder", ("results.json", "report.md"))
 
