@@ -18,6 +18,7 @@ from hdlm.checkpoint import Checkpoint, describe, load_checkpoint
 from hdlm.data import AbstractCorpus, corpus
 from hdlm.data.corpora import Documents
 from hdlm.data.shards import Shards
+from hdlm.devices import find_device
 from hdlm.evaluation.during_training import Observer
 from hdlm.hub import load
 from hdlm.hyperschedule import AbstractHyperschedule
@@ -188,7 +189,7 @@ def _carried_out(
     memory: str | None = None,
 ) -> Checkpoint:
     """Begin or resume a run, carry it out, and load what it has left."""
-    place = _device(device)
+    place = device if isinstance(device, torch.device) else find_device(device or "auto")
     session = begin(recipe, folder, place, console.print, found=found, start=start, text=text, memory=memory)
     carry_out(session, console, (Observer(session.run, session, folder, console.print),))
     return load_checkpoint(folder, place)
@@ -197,13 +198,6 @@ def _carried_out(
 def _console(*, progress: bool) -> Console:
     is_main = os.environ.get("RANK", "0") == "0"
     return Console(quiet=not (progress and is_main), highlight=False, soft_wrap=True)
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    return torch.device(device)
 
 
 def _found(folder: Path, console: Console, *, resume: bool) -> ResumePoint | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.cli._options import Options, whole_number
 from hdlm.package_data import pretrained
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ ANY_MODEL = (
     "a folder (of hdlm, as on the hub, or a published run), a file of weights, the name of a model that ships with "
     "hdlm, or a hub id such as hdlm-group/hdlm-base-epsilon-0.01"
 )
+LOADING = Options(
+    "hdlm.hub.load:load",
+    source="it is the positional CHECKPOINT",
+    device="--device names it, and sets threads as well",
+    dtype="--dtype, where it is offered, names it",
+    token="a secret is no argument: huggingface_hub reads HF_TOKEN",
+)
+"""How a checkpoint is read."""
 
 
 def shipped() -> list[str]:
@@ -25,34 +34,24 @@ def shipped() -> list[str]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the positional CHECKPOINT and what says how to read it; open it with `open_checkpoint`."""
+    """Add the positional CHECKPOINT and how to read it."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=ANY_MODEL)
-    add_reading(parser)
+    add_loading(parser)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options of reading a checkpoint: which weights, and what lies elsewhere."""
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `LOADING`."""
     how = parser.add_argument_group("how to read the checkpoint")
-    how.add_argument(
-        "--weights",
-        choices=("averaged", "raw"),
-        default="averaged",
-        help="the moving average of training (default), or the weights of its last step",
-    )
-    how.add_argument(
-        "--config", type=Path, help="its config, or the folder that has it, if not beside the weights"
-    )
-    how.add_argument("--tokenizer", help="a tokenizer file, folder or name instead of its own")
-    how.add_argument("--revision", help="branch, tag or commit of the hub")
-    how.add_argument("--cache-dir", type=Path, help="where files of the hub are kept")
-    how.add_argument("--offline", action="store_true", help="use only files of the hub that are here already")
+    LOADING.add(how, "weights", "config", "tokenizer", "num_words")
+    LOADING.add(how, "mask_id", type=whole_number)
+    LOADING.add(how, "revision", "cache_dir", "offline")
 
 
 def source_of(name: str) -> str | Path:
     """What to load for a word.
 
     Raises:
-        ValueError: if it can be nothing that there is.
+        ValueError: If it is neither a path, nor a shipped model, nor the id of a repository.
     """
     if Path(name).exists() or "/" in name:
         return name
@@ -64,41 +63,19 @@ def source_of(name: str) -> str | Path:
     )
 
 
-def check_output_is_vacant(folder: Path) -> None:
-    """Look before a long run whether a folder can take its checkpoint.
-
-    Raises:
-        ValueError: if it is a file, or holds a checkpoint already.
-    """
-    if folder.is_file():
-        raise ValueError(f"--output {folder} is a file; give the name of a folder.")
-    if (folder / "config.json").exists():
-        raise ValueError(
-            f"--output {folder} already holds a checkpoint; choose another folder, or remove it."
-        )
-
-
-def reading_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of how to find a checkpoint, for `hdlm.hub.load` and `hdlm.hub.inspect`."""
-    names = ("weights", "config", "revision", "cache_dir", "offline")
-    return {name: getattr(args, name) for name in names}
-
-
 def open_checkpoint(
-    args: argparse.Namespace, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    name: str, reading: dict[str, Any], device: torch.device | str = "cpu", dtype: str = "float32"
 ) -> Checkpoint:
-    """Load what `add_checkpoint` took down, in float32 unless another precision is asked for."""
-    from hdlm.hub import load
+    """Load a model.
 
-    source = source_of(args.checkpoint)
-    options = reading_of(args) | ({} if dtype is None else {"dtype": dtype})
-    return load(source, tokenizer=args.tokenizer, device=device, **options)
-
-
-def open_fast(args: argparse.Namespace, device: torch.device | str) -> Checkpoint:
-    """Load what `add_checkpoint` took down, to write with, as `--dtype`, `--compile` and `--slots` say."""
+    Args:
+        name: The word that means it.
+        reading: Values of `LOADING`.
+        device: Where the model goes.
+        dtype: Precision of the weights.
+    """
     import torch
 
-    checkpoint = open_checkpoint(args, device, getattr(torch, args.dtype))
-    checkpoint.network.speed_up(compiled=args.compile, slots=args.slots)
-    return checkpoint
+    from hdlm.hub import load
+
+    return load(source_of(name), device=device, dtype=getattr(torch, dtype), **reading)

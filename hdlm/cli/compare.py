@@ -17,15 +17,10 @@ not compared: one line says what differs, and the exit status is 2. Between toke
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hdlm.cli._options import add_json, print_json
 from hdlm.cli._outputs import FILE, PICTURE
-
-if TYPE_CHECKING:
-    from hdlm.evaluation.records.comparison import Cell, Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     from hdlm.evaluation.records.comparison import compare, read_results
+    from hdlm.evaluation.records.comparison_report import draw_cells, print_comparison, write_comparison
 
     documents = read_results(args.results)
     if any(document.get("kind") == "frontier" for document in documents.values()):
@@ -53,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(comparison.to_dict())
     else:
-        _print(comparison)
+        print_comparison(comparison)
     if args.markdown is not None:
-        _write_markdown(args.markdown, comparison, documents)
+        write_comparison(args.markdown, comparison, documents)
     if args.output is not None:
-        _draw(args.output, comparison)
+        draw_cells(args.output, comparison)
     return 0
 
 
@@ -78,95 +74,3 @@ def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> 
     if args.markdown is not None:
         write_frontier_report(args.markdown, document)
     return 0
-
-
-def _cells(cell: Cell) -> tuple[str, str]:
-    """A number, and its difference to the first."""
-    from hdlm.view.report import number
-
-    if cell.value is None:
-        return "failed", ""
-    value = number(cell.value, cell.error)
-    if cell.difference is None:
-        return value, ""
-    star = " *" if cell.significant else ""
-    return value, number(cell.difference, cell.difference_error, sign=True) + star
-
-
-def _rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
-    """Metric, result, number, difference; the metric once only."""
-    for metric, cells in comparison.cells.items():
-        for place, (name, cell) in enumerate(zip(comparison.names, cells, strict=True)):
-            yield ("" if place else metric, name, *_cells(cell))
-
-
-def _heading(comparison: Comparison) -> tuple[str, str, str, str]:
-    return comparison.kind, "result", "value ± standard error", "minus the first"
-
-
-def _print(comparison: Comparison) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for heading in _heading(comparison):
-        table.add_column(Text(heading), overflow="fold")
-    for metric, *rest in _rows(comparison):
-        if metric:
-            table.add_section()
-        table.add_row(Text(metric, style="bold"), *map(Text, rest))
-    console = Console()
-    console.print(table)
-    for line in _footer(comparison):
-        console.print(line, markup=False, highlight=False)
-
-
-def _footer(comparison: Comparison) -> tuple[str, ...]:
-    from hdlm.evaluation.records.comparison import SIGNIFICANT
-
-    failures = [
-        f"{metric} of {name} failed: {cell.failed}"
-        for metric, cells in comparison.cells.items()
-        for name, cell in zip(comparison.names, cells, strict=True)
-        if cell.value is None
-    ]
-    legend = f"An asterisk marks differences of more than {SIGNIFICANT:g} standard errors."
-    return (legend, *comparison.notes, *failures)
-
-
-def _write_markdown(path: Path, comparison: Comparison, documents: dict[str, dict[str, Any]]) -> None:
-    from hdlm.view.report import markdown_table, write_report
-
-    common = markdown_table(
-        [("in common", ""), *((key, str(value)) for key, value in comparison.protocol.items())]
-    )
-    sections = {
-        "Numbers": markdown_table([_heading(comparison), *_rows(comparison)]),
-        "Notes": "\n".join(f"- {note}" for note in _footer(comparison)),
-        "Results": "\n".join(f"- {name}: {_made(document)}" for name, document in documents.items()),
-        "Protocol": common,
-    }
-    write_report(path, f"Comparison: {comparison.kind}", sections)
-
-
-def _made(document: dict[str, Any]) -> str:
-    """What one result is of, and what it was made with beside the protocol, in a line."""
-    result = document["result"]
-    own = {key: document.get(key) for key in ("model", "weights", "weights_sha256", "dtype", "seed")}
-    own |= {key: result.get(key) for key in ("hyperschedule", "estimator", "replicates", "num_evaluations")}
-    settings = result.get("settings")
-    own |= settings if isinstance(settings, dict) else {}
-    return ", ".join(f"{key} `{value}`" for key, value in own.items() if value not in (None, ""))
-
-
-def _draw(path: Path, comparison: Comparison) -> None:
-    from hdlm.view.comparison import Mark, draw_comparison
-
-    task_scores = {
-        metric: [
-            Mark(cell.value, cell.error, place == 0 or cell.significant) for place, cell in enumerate(cells)
-        ]
-        for metric, cells in comparison.cells.items()
-    }
-    draw_comparison(comparison.names, task_scores, path, f"Comparison: {comparison.kind}")

@@ -22,25 +22,22 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING
 
 from hdlm.atomic import check_folder
-from hdlm.cli._models import check_output_is_vacant, shipped
-from hdlm.cli._options import add_device, add_seed, device_option
+from hdlm.cli._models import shipped
+from hdlm.cli._options import add_device, add_seed, chosen_device
 from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import torch
     from rich.console import Console
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.generation import Settings
     from hdlm.hyperschedule import AbstractHyperschedule
-    from hdlm.training import Session, StepReport, TrainingSetup
-    from hdlm.training.interrupt import StopRequest
+    from hdlm.training import TrainingSetup
     from hdlm.view.report import Measurement
 
 PROMPTS = ("And the LORD said unto", "In the beginning", "And it came to pass")
@@ -51,10 +48,6 @@ GAPS = (
 ETA = 0.3
 LONGEST = 10.0
 """Minutes after which act 2 trains no further, however good or bad the model is."""
-STRETCH = 1.5
-"""How many times as long a run becomes whose model is between the unigram and the bigram counts."""
-EVALUATION = 60.0
-"""Seconds that the last measurement may take, as far as one estimate allows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +69,13 @@ def run(args: argparse.Namespace) -> int:
     """Play."""
     from rich.console import Console
 
+    from hdlm.training.launch import check_vacant
+
     console = Console(highlight=False)
-    device = device_option(args)
+    device = chosen_device(args.device, args.threads)
     args.output = args.output or _vacant(Path("demo"))
     check_folder(args.output)
-    check_output_is_vacant(args.output)
+    check_vacant(args.output, "hdlm train --resume")
     if args.act != "2":
         act_one(console, args.seed, device)
     if args.act != "1":
@@ -114,7 +109,7 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
     """Train a model, and report how well it predicts text."""
-    from hdlm.evaluation.held_out import counted, measured
+    from hdlm.evaluation.held_out import UntilBigram, counted, measured
     from hdlm.threads import is_fixed
     from hdlm.training import Recipe, listening
     from hdlm.training.launch import begin, carry_out
@@ -134,82 +129,22 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
 
     def report() -> None:
         name = f"network, after {trainer.step} steps"
-        rows.append(measured(console, session.run, name, replicates=judge.replicates))
+        rows.append(measured(console, session.run, name, replicates=goal.replicates))
         console.print(f"\n{table(rows)}")
         samples = _samples(console, session.run.checkpoint(), args.seed, device)
         _write_up(args.output, session.run, rows, samples, time.perf_counter() - began)
 
     with listening() as stop:
         rows = [*counted(session.run), measured(console, session.run, "network, untrained", replicates=1)]
-        judge = Judge(session, stop, rows[:2], console, began + 60 * LONGEST)
-        judges = (judge,) if args.minutes is None and recipe.run.minutes is not None else ()
+        goal = UntilBigram(session, stop, rows[:2], console, began + 60 * LONGEST)
+        goals = (goal,) if args.minutes is None and recipe.run.minutes is not None else ()
         adapts = not is_fixed(args.threads)
-        carry_out(session, console, judges, stop=stop, last=report, adapts=adapts, ends_early=True)
+        carry_out(session, console, goals, stop=stop, last=report, adapts=adapts, ends_early=True)
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
     console.print(
         f'  hdlm sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
     )
     console.print(f"[dim]act 2 took {(time.perf_counter() - began) / 60:.1f} minutes[/]")
-
-
-@final
-class Judge:
-    """Measures the model at the end of the run, and extends the run while the model does not beat the bigram counts.
-
-    Args:
-        session: The run, which minutes limit.
-        stop: Whether the user has asked to stop; then the run is not extended.
-        counts: What unigrams and bigrams achieve.
-        console: Where results are printed.
-        deadline: When training ends in any case, on the clock.
-        clock: Returns seconds.
-
-    Attributes:
-        replicates: How many estimates the measurement after the run should take.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        stop: StopRequest,
-        counts: Sequence[Measurement],
-        console: Console,
-        deadline: float,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._session, self._stop, self._console = session, stop, console
-        self._unigram, self._bigram = (row.bits_per_byte for row in counts)
-        self._deadline, self._clock = deadline, clock
-        self.replicates = 4
-
-    def __call__(self, report: StepReport) -> None:
-        """Measure after the last step, and extend the run if that is of use."""
-        from hdlm.evaluation.held_out import measured
-
-        if report.progress < 1 or self._stop:
-            return
-        began = self._clock()
-        with self._session.gauge.paused(), self._session.trainer.averaged_model():
-            name = f"network, after {report.step} steps"
-            bits = measured(self._console, self._session.run, name, replicates=1).bits_per_byte
-        now = self._clock()
-        self.replicates = max(1, min(4, int(EVALUATION / max(now - began, 1e-9))))
-        left = self._deadline - now
-        if bits < self._bigram or left <= 0 or self._stop:
-            return
-        planned, passed = self._session.run.recipe.run.minutes, report.seconds / 60 + (now - began) / 60
-        longest = passed + left / 60
-        minutes = longest if bits >= self._unigram or planned is None else max(passed, planned) * STRETCH
-        self._session.extend(min(longest, minutes))
-        self._console.print(
-            f"The model does not beat the bigram counts ({self._bigram:.3f} bits per byte) yet. Training continues "
-            f"for {min(longest, minutes) - passed:.1f} minutes, and until it does for at most {left / 60:.1f} minutes; "
-            "Ctrl-C ends it with a report.",
-            soft_wrap=True,
-        )
-
-    def finish(self, step: int) -> None:
-        """Do nothing: the model was measured after its last step."""
 
 
 def _kind(checkpoint: Checkpoint) -> str:
@@ -227,18 +162,18 @@ def _side_by_side(
     device: torch.device,
 ) -> None:
     """Write one text in several ways from the same seed; show how, and what came of it."""
-    from hdlm.cli._replay import play_replays, replay_of
     from hdlm.generation import write
     from hdlm.sampling import Trace
+    from hdlm.view.replay import play, replay_of
 
     replays, texts = {}, {}
     for name, settings in ways.items():
         trace = Trace(checkpoint.vocabulary.mask_id)
         passage = write(checkpoint, prompt, settings, seed=seed, device=device, watch=trace)[0]
-        replays[name] = replay_of(checkpoint, trace, 0)
+        replays[name] = replay_of(trace, checkpoint.tokenizer)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
-    play_replays(replays)
+    play(replays)
     if console.is_terminal:
         return
     for name, text in texts.items():

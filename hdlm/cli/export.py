@@ -12,36 +12,36 @@ from __future__ import annotations
 
 import argparse
 
-from hdlm.cli._models import add_checkpoint, check_output_is_vacant, open_checkpoint
-from hdlm.cli._options import add_json, print_json
+from hdlm.cli._models import LOADING, add_checkpoint, open_checkpoint
+from hdlm.cli._options import Options, add_json, print_json
 from hdlm.cli._outputs import FOLDER
+
+EXPORT = Options(
+    "hdlm.sharing.export:export",
+    checkpoint="it is the positional CHECKPOINT",
+    folder="it is --output",
+    source="the folder is the source",
+    evaluation="`hdlm push` has it",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to write, and where to."""
     add_checkpoint(parser)
     parser.add_argument("--output", type=FOLDER, required=True, help="folder to write")
-    parser.add_argument("--bin", action="store_true", help="write pytorch_model.bin besides the safetensors")
-    parser.add_argument(
-        "--hyperschedule",
-        type=int,
-        default=0,
-        metavar="N",
-        help="which of the checkpoint's to name, counted from 0 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--license", default="mit", help="licence of the weights, for the model card (default: %(default)s)"
-    )
+    EXPORT.add(parser, "pickled", flags=("--bin",))
+    EXPORT.add(parser, "hyperschedule", metavar="N")
+    EXPORT.add(parser, "licence", flags=("--license",))
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write, and list what was written."""
     from hdlm.sharing.export import export
+    from hdlm.training.launch import check_vacant
 
-    check_output_is_vacant(args.output)
-    checkpoint = open_checkpoint(args)
-    export(checkpoint, args.output, hyperschedule=args.hyperschedule, pickled=args.bin, licence=args.license)
+    check_vacant(args.output, "hdlm train --resume")
+    export(open_checkpoint(args.checkpoint, LOADING.values(args)), args.output, **EXPORT.values(args))
     written = {file.name: file.stat().st_size for file in sorted(args.output.iterdir())}
     if args.json:
         print_json({"folder": str(args.output), "files": written})

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint, reading_of, shipped, source_of
+from hdlm.cli._models import ANY_MODEL, LOADING, add_loading, open_checkpoint, shipped, source_of
 from hdlm.cli._options import add_json, print_json
 from hdlm.package_data import pretrained
 
@@ -34,7 +34,7 @@ KINDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the checkpoint."""
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=ANY_MODEL)
-    add_reading(parser)
+    add_loading(parser)
     add_json(parser)
 
 
@@ -72,8 +72,11 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     from hdlm.hub import inspect
     from hdlm.hub.load import OWN
 
-    checkpoint = open_checkpoint(args)
-    found = inspect(source_of(args.checkpoint), **reading_of(args))
+    reading = LOADING.values(args)
+    checkpoint = open_checkpoint(args.checkpoint, reading)
+    found = inspect(
+        source_of(args.checkpoint), **{name: value for name, value in reading.items() if name != "tokenizer"}
+    )
     tokenizer = checkpoint.tokenizer if checkpoint.tokenizer_json else None
     named = found.blueprint.tokenizer
     without = f"none here; trained with {named}" if named else "none"

@@ -17,29 +17,33 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_json, print_json
+from hdlm.cli._models import LOADING, add_checkpoint, open_checkpoint
+from hdlm.cli._options import Options, add_json, print_json
+
+PUSH = Options(
+    "hdlm.sharing.push:push_to_hub",
+    checkpoint="it is the positional CHECKPOINT",
+    repo_id="it is the positional REPO",
+    revision="--branch names it; --revision is the one to read",
+    evaluation="--evaluation names a file of results",
+    token="a secret is no argument: huggingface_hub reads HF_TOKEN",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to send, where to, and who may see it."""
     add_checkpoint(parser)
     parser.add_argument("repository", metavar="REPO", help="owner/name; made if there is none")
-    parser.add_argument("--public", action="store_true", help="let everybody see it (default: private)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
-    parser.add_argument(
-        "--layout", choices=("hdlm", "published"), default="hdlm", help="of the files (default: %(default)s)"
-    )
+    PUSH.add(parser, "private", flags=("--public",), help="let everybody see it (default: private)")
+    PUSH.add(parser, "dry_run", "layout")
     parser.add_argument(
         "--hyperschedule",
         type=int,
         metavar="N",
         help="for the published layout: which of the checkpoint's to name, counted from 0 (default: 0)",
     )
-    parser.add_argument("--branch", help="branch to send to, made if there is none (default: the main one)")
-    parser.add_argument(
-        "--license", default="mit", help="licence of the weights, for the model card (default: %(default)s)"
-    )
+    PUSH.add(parser, "revision", flags=("--branch",), dest="branch")
+    PUSH.add(parser, "licence", flags=("--license",))
     parser.add_argument(
         "--evaluation",
         type=Path,
@@ -57,17 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--hyperschedule is for --layout published; the layout hdlm names all of them.")
     named = {} if args.hyperschedule is None else {"hyperschedule": args.hyperschedule}
     evaluation = None if args.evaluation is None else _results(args.evaluation)
-    shared = push_to_hub(
-        open_checkpoint(args),
-        args.repository,
-        private=not args.public,
-        layout=args.layout,
-        dry_run=args.dry_run,
-        revision=args.branch,
-        licence=args.license,
-        evaluation=evaluation,
-        **named,
-    )
+    checkpoint = open_checkpoint(args.checkpoint, LOADING.values(args))
+    sent = PUSH.values(args) | named | {"revision": args.branch, "evaluation": evaluation}
+    shared = push_to_hub(checkpoint, args.repository, **sent)
     if args.json:
         print_json(
             {

@@ -17,9 +17,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdlm.cli._options import add_hyperschedule, add_json, add_seed, hyperschedule_of, print_json
+from hdlm.cli._options import Options, add_json, add_seed, choices, print_json
 from hdlm.cli._outputs import PICTURE
 
+WIDTH, LEVELS = 16, 8
+"""Sizes of a hyperschedule that is drawn, unless others are given."""
+ATTENTION = Options(
+    "hdlm.attention:two_stream", hyperschedule="it is the positional FAMILY", n="--step or --seed gives it"
+)
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="noise levels of one hyperschedule",
         description="Noise levels of a hyperschedule: positions from left to right, steps from top to bottom.",
     )
-    add_hyperschedule(one)
+    _add_hyperschedule(one)
     _add_output(one)
     add_json(one)
     one.set_defaults(show=_show_hyperschedule)
@@ -49,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who may look at whom",
         description="Who may look at whom at one step of generation, or in a two-stream training pass.",
     )
-    add_hyperschedule(attention)
+    _add_hyperschedule(attention)
     _add_attention(attention)
     _add_output(attention)
     add_json(attention)
@@ -73,19 +78,37 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     when = parser.add_mutually_exclusive_group()
     when.add_argument("--step", type=int, help="step of generation (default: the middle)")
     when.add_argument("--two-stream", action="store_true", help="a packed training pass: [clean | noisy]")
-    parser.add_argument(
-        "--context",
-        choices=("full", "causal", "block_causal"),
-        default="block_causal",
-        help="what settled positions see of one another (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--active",
-        choices=("full", "causal"),
-        default="full",
-        help="what active positions see of one another (default: %(default)s)",
-    )
+    ATTENTION.add(parser)
     add_seed(parser)
+
+
+def _add_hyperschedule(parser: argparse.ArgumentParser) -> None:
+    """Declare the family, `--length`, `--width` and `--levels`."""
+    families = choices("hdlm.generation.settings:FamilyName")
+    parser.add_argument("family", choices=families, metavar="FAMILY", help=", ".join(families))
+    parser.add_argument("--length", type=int, default=64, help="positions (default: %(default)s)")
+    parser.add_argument("--width", type=int, help=f"positions that are active together (default: {WIDTH})")
+    parser.add_argument("--levels", type=int, help=f"noise levels, steps of a position (default: {LEVELS})")
+
+
+def _hyperschedule(args: argparse.Namespace) -> AbstractHyperschedule:
+    """The hyperschedule that the options describe.
+
+    Raises:
+        ValueError: If an option is out of range, or would not act in the family.
+    """
+    from hdlm.generation.settings import UNUSED, Settings
+
+    unused = UNUSED.get(args.family, ())
+    for flag, name, value in (("--width", "width", args.width), ("--levels", "steps", args.levels)):
+        if value is not None and name in unused:
+            raise ValueError(
+                f"{flag} means nothing to {args.family}; leave it out, or choose another family."
+            )
+    width = min(WIDTH, args.length) if args.width is None else args.width
+    levels = LEVELS if args.levels is None else args.levels
+    sizes = {name: size for name, size in {"width": width, "steps": levels}.items() if name not in unused}
+    return Settings(hyperschedule=args.family, **sizes).plan((), args.length)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +126,7 @@ def _wrote(output: Path) -> None:
 
 
 def _show_hyperschedule(args: argparse.Namespace) -> None:
-    hyperschedule = hyperschedule_of(args)
+    hyperschedule = _hyperschedule(args)
     if args.json:
         print_json(_described(args.family, hyperschedule))
     elif args.output is not None:
@@ -151,7 +174,7 @@ def _show_gallery(args: argparse.Namespace) -> None:
 def _show_attention(args: argparse.Namespace) -> None:
     from hdlm.view.attention import AttentionPicture, draw_attention, print_attention
 
-    hyperschedule = hyperschedule_of(args)
+    hyperschedule = _hyperschedule(args)
     visibility, noisy, names, when = _seen(args, hyperschedule)
     visible = visibility.dense()
     if args.json:

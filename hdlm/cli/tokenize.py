@@ -14,13 +14,23 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from hdlm.cli._options import add_json, print_json
+from hdlm.cli._options import Options, add_json, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
     from hdlm.data import AbstractCorpus, Tokenizer
 
-_WORDS = 4096
+CORPUS = Options("hdlm.data.corpora:corpus")
+SHARDS = Options(
+    "hdlm.data.shards:write_shards",
+    corpus="it is the positional SOURCE",
+    tokenizer="--tokenizer names it",
+    folder="it is --output",
+    watch="a function is no flag",
+    say="a function is no flag",
+    shard_tokens="it is for tests",
+)
+_WORDS: int = Options("hdlm.training.recipe:DataSettings").declared["vocabulary"].default
 """Size of a tokenizer to train, unless given."""
 
 
@@ -38,19 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary", type=int, help=f"words of the tokenizer; of one to train, {_WORDS} unless given"
     )
-    parser.add_argument(
-        "--key", default="text", help="where the text is, in JSON lines and Parquet (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="part to set aside to measure with, up to 0.5 (default: none)",
-    )
-    parser.add_argument(
-        "--renew", action="store_true", help="replace shards of another text or tokenizer that are there"
-    )
+    CORPUS.add(parser, "key")
+    SHARDS.add(parser, "share", flags=("--validation",), metavar="SHARE")
+    SHARDS.add(parser, "renew")
     add_json(parser)
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from hdlm.progress import share_bar
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    text = corpus(*args.source, key=args.key)
+    text = corpus(*args.source, **CORPUS.values(args))
     size = text.size() or 0
     tokenizer = _tokenizer(args, text)
     with share_bar("tokenising", shown=console.is_terminal) as bar:
@@ -71,17 +71,16 @@ def run(args: argparse.Namespace) -> int:
             text,
             tokenizer,
             args.output,
-            share=args.validation,
-            renew=args.renew,
+            **SHARDS.values(args),
             say=console.print,
             watch=lambda now: bar(
                 min(1.0, now.characters / max(size, now.characters)), f"{now.tokens / 1e6:,.1f}M tokens"
             ),
         )
     shards.verify()
-    if args.validation and not shards.manifest.count("validation").tokens:
+    if args.share and not shards.manifest.count("validation").tokens:
         console.print(
-            f"nothing was set aside: {args.validation:g} of so few documents came to none. Say a larger --validation, "
+            f"nothing was set aside: {args.share:g} of so few documents came to none. Say a larger --validation, "
             "or measure with other text (data.validation_corpus)."
         )
     train, validation = (shards.manifest.count(side) for side in ("train", "validation"))
@@ -112,4 +111,4 @@ def _tokenizer(args: argparse.Namespace, text: AbstractCorpus) -> Tokenizer:
         return find_tokenizer(args.tokenizer, num_words=args.vocabulary)
     if Shards.are_in(args.output) and not args.renew:
         return find_tokenizer(args.output)
-    return train_tokenizer(sample_of(text, SAMPLE, args.validation), args.vocabulary or _WORDS)
+    return train_tokenizer(sample_of(text, SAMPLE, args.share), args.vocabulary or _WORDS)

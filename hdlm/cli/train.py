@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import ANY_MODEL, source_of
-from hdlm.cli._options import add_device, add_json, at_least_one, device_option, print_json
+from hdlm.cli._options import Options, add_device, add_json, choices, chosen_device, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
@@ -37,24 +38,31 @@ if TYPE_CHECKING:
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
+_IN_RECIPE = "a recipe or --set has it"
+RUN = Options(
+    "hdlm.training.recipe:RunSettings",
+    "the recipe's",
+    only=("minutes", "steps", "seed"),
+    otherwise=_IN_RECIPE,
+)
+WATCH = Options(
+    "hdlm.training.recipe:WatchSettings",
+    "the recipe's",
+    only=("validate_every", "sample_every", "judge", "trackers"),
+    otherwise=_IN_RECIPE,
+)
 _PUBLISHED = {
     "text": "data.train=TEXT",
     "output": "experiment.name=NAME or hydra.run.dir=FOLDER",
     "recipe": "recipe.TABLE.OPTION=VALUE",
+    "set": "recipe.TABLE.OPTION=VALUE",
     "resume": "training.resume=true",
     "start": "hf_model_id=CHECKPOINT of a finetuning configuration",
     "keep_optimizer": "reset_step_for_finetuning=false of a finetuning configuration",
-    "minutes": "recipe.run.minutes=MINUTES",
-    "steps": "training.n_iters=STEPS",
-    "seed": "training.seed=SEED",
     "threads": "the environment variable OMP_NUM_THREADS",
-    "validate_every": "training.eval_freq=STEPS",
-    "sample_every": "training.snapshot_freq=STEPS",
-    "judge": "eval.perplexity=true",
-    "tracker": "recipe.watch.trackers=[TRACKER]",
     "json": "metrics.jsonl in the run's folder",
 }
-"""What the options are called with `--config`."""
+"""What options are called with `--config`, if no table of a recipe has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,10 +90,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --from RUN: begin with what its optimizers remember as well; steps begin at 0",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, help="how long to train (default: the recipe's)")
-    length.add_argument("--steps", type=int, help="optimizer steps to train instead, repeatable to the bit")
-    parser.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
-    _add_watching(parser)
+    RUN.add(length, "minutes")
+    RUN.add(length, "steps", type=int)
+    RUN.add(parser, "seed", type=int)
+    WATCH.add(parser, "validate_every", "sample_every", metavar="N")
+    WATCH.add(parser, "judge")
+    WATCH.add(parser, "trackers", flags=("--tracker",), choices=choices("hdlm.training.recipe:TrackerName"))
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="TABLE.OPTION=VALUE",
+        help="other options of the recipe, such as network.hidden_size=512",
+    )
     _add_configuration(parser)
     add_device(parser)
     add_json(parser)
@@ -112,41 +129,20 @@ def _configured(args: argparse.Namespace) -> int:
     Raises:
         ValueError: If an option of recipes is given besides.
     """
+    from hdlm.published.config import GOVERNED
     from hdlm.published.training import configured
 
-    for name, option in _PUBLISHED.items():
-        if getattr(args, name) not in (None, False):
-            flag = "from" if name == "start" else name.replace("_", "-")
+    instead = dict(_PUBLISHED)
+    for table, options in (("run", RUN), ("watch", WATCH)):
+        for name in options.names:
+            instead[name] = f"{GOVERNED.get(f'{table}.{name}', f'recipe.{table}.{name}')}=VALUE"
+    for name, option in instead.items():
+        if getattr(args, name) not in (None, False, []):
+            flag = {"start": "from", "trackers": "tracker"}.get(name, name.replace("_", "-"))
             raise ValueError(f"--{flag} is for recipes; with --config use {option}")
     words = ["--config-name", args.config, *args.overrides]
     words += [] if args.config_dir is None else ["--config-dir", args.config_dir]
     return configured([*words, *(["--cfg"] * args.cfg), *(["--multirun"] * args.multirun)])
-
-
-def _add_watching(parser: argparse.ArgumentParser) -> None:
-    """What looks at the run; all of it is in the folder, for `hdlm plot`."""
-    parser.add_argument(
-        "--validate-every",
-        type=at_least_one,
-        metavar="N",
-        help="measure the bound on validation text every N steps (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--sample-every",
-        type=at_least_one,
-        metavar="N",
-        help="write samples, and measure their entropy and repetition, every N steps (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--judge",
-        help="causal model of transformers that gives the samples a perplexity (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--tracker",
-        nargs="+",
-        choices=("tensorboard", "wandb", "trackio"),
-        help="who else is told the metrics; wandb works offline (default: the recipe's)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -182,7 +178,7 @@ def _trained(args: argparse.Namespace) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
     found = _found(args, console, is_main=is_main)
-    device = device_option(args, 0 if found is None else found.state.threads)
+    device = chosen_device(args.device, args.threads, 0 if found is None else found.state.threads)
     session = begin(
         build_recipe(args, found),
         args.output,
@@ -227,25 +223,45 @@ def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> 
     changes = _changes(args)
     if args.recipe is None and found is not None:
         table = found.recipe.to_table()
-        return Recipe.from_table(table | {name: table[name] | given for name, given in changes.items()})
+        return Recipe.from_table(
+            table | {name: table.get(name, {}) | given for name, given in changes.items()}
+        )
     return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Options of a recipe that were given by hand, by table."""
+    """Options of a recipe that were given by hand, by table.
+
+    Raises:
+        ValueError: If a word of `--set` does not name an option.
+    """
     changes: dict[str, dict[str, Any]] = {"data": {}, "run": {}, "watch": {}}
+    for word in args.set:
+        option, _, value = word.partition("=")
+        table, _, name = option.partition(".")
+        if table == "mixture":
+            raise ValueError("--set cannot change the mixture, a list of tables: write a recipe file.")
+        if not (name and value):
+            raise ValueError(
+                f"--set takes TABLE.OPTION=VALUE, such as network.hidden_size=512; got {word!r}."
+            )
+        changes.setdefault(table, {})[name] = _toml(value)
     if args.text is not None:
         changes["data"]["corpus"] = args.text
-    if args.seed is not None:
-        changes["run"]["seed"] = args.seed
-    if args.minutes is not None:
-        changes["run"].update(minutes=args.minutes, steps=None)
-    if args.steps is not None:
-        changes["run"].update(steps=args.steps, minutes=None)
-    watch = {"validate_every": args.validate_every, "sample_every": args.sample_every}
-    watch |= {"judge": args.judge, "trackers": args.tracker}
-    changes["watch"] = {name: value for name, value in watch.items() if value is not None}
+    for table, options in (("run", RUN), ("watch", WATCH)):
+        changes[table] |= {name: value for name, value in options.values(args).items() if value is not None}
+    for limit, other in (("minutes", "steps"), ("steps", "minutes")):
+        if getattr(args, limit) is not None:
+            changes["run"][other] = None
     return changes
+
+
+def _toml(text: str) -> Any:
+    """A value as a TOML file has it; a word without quotes is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:

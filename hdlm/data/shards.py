@@ -356,8 +356,8 @@ def write_shards(
         corpus: The text.
         tokenizer: What makes tokens of it.
         folder: Where to; made if it does not exist.
-        share: Part of the text to set aside, in [0, 0.5].
-        renew: Whether to replace shards of another text or tokenizer.
+        share: Part of the text to set aside as validation text, in [0, 0.5].
+        renew: Whether to replace shards of another text or tokenizer that are in the folder.
         watch: Told now and then how far it is.
         say: Told in a line what is done with what is there.
         shard_tokens: After how many tokens a shard ends.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Sequence
+from typing import final
 
 from rich.console import Console
 
@@ -10,10 +13,15 @@ from hdlm.data import Bigram, Unigram
 from hdlm.evaluation.likelihood.defaults import bound_of, measurable
 from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.progress import share_bar
-from hdlm.training import TrainingSetup
+from hdlm.training import Session, StepReport, StopRequest, TrainingSetup
 from hdlm.view.report import Measurement
 
-__all__ = ["counted", "measured"]
+__all__ = ["UntilBigram", "counted", "measured"]
+
+_STRETCH = 1.5
+"""How many times as long a run becomes whose model is between the unigram and the bigram counts."""
+_EVALUATION = 60.0
+"""Seconds that the last measurement may take, as far as one estimate allows."""
 
 
 def counted(setup: TrainingSetup) -> list[Measurement]:
@@ -57,3 +65,61 @@ def measured(console: Console, setup: TrainingSetup, name: str, replicates: int)
     _, bits, perplexity = row.cells()
     console.print(f"{name}: {bits} bits per byte, perplexity {perplexity}", highlight=False)
     return row
+
+
+@final
+class UntilBigram:
+    """Measures the model at the end of the run, and extends the run while the model does not beat the bigram counts.
+
+    Args:
+        session: The run, which minutes limit.
+        stop: Whether the user has asked to stop; then the run is not extended.
+        counts: What unigrams and bigrams achieve.
+        console: Where results are printed.
+        deadline: When training ends in any case, on the clock.
+        clock: Returns the time in seconds.
+
+    Attributes:
+        replicates: How many estimates the measurement after the run should take.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        stop: StopRequest,
+        counts: Sequence[Measurement],
+        console: Console,
+        deadline: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._session, self._stop, self._console = session, stop, console
+        self._unigram, self._bigram = (row.bits_per_byte for row in counts)
+        self._deadline, self._clock = deadline, clock
+        self.replicates = 4
+
+    def __call__(self, report: StepReport) -> None:
+        """Measure after the last step, and extend the run if that is of use."""
+        if report.progress < 1 or self._stop:
+            return
+        began = self._clock()
+        with self._session.gauge.paused(), self._session.trainer.averaged_model():
+            name = f"network, after {report.step} steps"
+            bits = measured(self._console, self._session.run, name, replicates=1).bits_per_byte
+        now = self._clock()
+        self.replicates = max(1, min(4, int(_EVALUATION / max(now - began, 1e-9))))
+        left = self._deadline - now
+        if bits < self._bigram or left <= 0 or self._stop:
+            return
+        planned, passed = self._session.run.recipe.run.minutes, report.seconds / 60 + (now - began) / 60
+        longest = passed + left / 60
+        minutes = longest if bits >= self._unigram or planned is None else max(passed, planned) * _STRETCH
+        self._session.extend(min(longest, minutes))
+        self._console.print(
+            f"The model does not beat the bigram counts ({self._bigram:.3f} bits per byte) yet. Training continues "
+            f"for {min(longest, minutes) - passed:.1f} minutes, and until it does for at most {left / 60:.1f} minutes; "
+            "Ctrl-C ends it with a report.",
+            soft_wrap=True,
+        )
+
+    def finish(self, step: int) -> None:
+        """Do nothing: the model was measured after its last step."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final, get_args
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
+from hdlm.hyperschedule import (
+    AbstractHyperschedule,
+    Block,
+    PublishedSlide,
+    PublishedWave,
+    Slide,
+    Wave,
+    autoregressive,
+    flat,
+)
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
 from hdlm.sampling import (
     MinP,
@@ -17,9 +27,19 @@ from hdlm.sampling import (
     Transform,
 )
 
-__all__ = ["Settings", "planned"]
+__all__ = ["UNUSED", "FamilyName", "Settings", "planned"]
 
-_FAMILIES: dict[str, type[Block | Slide | Wave]] = {"block": Block, "slide": Slide, "wave": Wave}
+FamilyName = Literal["autoregressive", "flat", "block", "slide", "wave", "published-slide", "published-wave"]
+"""A family of hyperschedules, by the name that users give it."""
+_WINDOWS: dict[str, type[Block | Slide | Wave | PublishedSlide | PublishedWave]] = {
+    "block": Block,
+    "slide": Slide,
+    "wave": Wave,
+    "published-slide": PublishedSlide,
+    "published-wave": PublishedWave,
+}
+UNUSED: Mapping[str, tuple[str, ...]] = {"autoregressive": ("width", "steps", "grid"), "flat": ("width",)}
+"""Settings that would not act in a family."""
 
 
 @final
@@ -28,19 +48,20 @@ class Settings:
     """How to write. None leaves a choice to the checkpoint.
 
     Attributes:
-        algorithm: Name of the sampler; see `hdlm.sampling.ALGORITHMS`.
-        eta: Strength of corrections and remasking, in [0, 1].
-        hyperschedule: `"autoregressive"`, `"flat"`, `"block"`, `"slide"` or `"wave"`; by default the one that the
-            checkpoint lists first, or the widest one for infilling.
-        width: Positions that are written together.
-        steps: Steps that each position takes from noise to word; by default as many as the grid lists.
-        grid: When they are; see `hdlm.noise_schedule.time_grid`. Evenly spread by default.
-        length: Positions on the canvas, at most the context of the network.
-        temperature: See `Temperature`; 1 leaves the model as it is.
-        top_k: See `TopK`.
-        top_p: See `TopP`.
-        min_p: See `MinP`.
-        repetition_penalty: See `RepetitionPenalty`; 1 is off.
+        algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`.
+        eta: Strength of corrections and of remasking, in [0, 1].
+        hyperschedule: The family to write along: autoregressive, flat, block, slide, wave, published-slide or
+            published-wave; by default the one that the checkpoint lists first, or the widest one for infilling.
+        width: Number of positions that are written together; by default as in training.
+        steps: Number of steps that each position takes from noise to word; by default as many as the grid lists.
+        grid: When the steps are: `"uniform"`, `"cosine"`, `"power:P"` or times as in `"0.2,0.6,1"`; see
+            `hdlm.noise_schedule.time_grid`. Evenly spread by default.
+        length: Number of positions on the canvas, at most the context of the network, which is the default.
+        temperature: Power of the distribution: below 1 likely words become likelier, 1 leaves the model as it is.
+        top_k: Draw from so many of the likeliest words only.
+        top_p: Draw from the likeliest words that make up this probability, in (0, 1].
+        min_p: Draw from words only that have at least this probability relative to the likeliest word.
+        repetition_penalty: Penalty of words that the text already has; above 1 avoids them, 1 is off.
         guidance: Scale of classifier-free guidance by the prompt; 0 is off.
     """
 
@@ -87,18 +108,15 @@ class Settings:
         Raises:
             ValueError: If the name is unknown, or a width or a number of steps is out of range.
         """
-        unused = {"autoregressive": ("width", "steps", "grid"), "flat": ("width",)}.get(
-            self.hyperschedule or "", ()
-        )
-        for name in unused:
+        for name in UNUSED.get(self.hyperschedule or "", ()):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"`{name}` means nothing to the hyperschedule {self.hyperschedule!r}; leave it out."
                 )
         if self.hyperschedule == "autoregressive":
             return autoregressive(length)
-        if self.hyperschedule not in (None, "flat", *_FAMILIES):
-            known = ", ".join(["autoregressive", "flat", *_FAMILIES])
+        if self.hyperschedule not in (None, *get_args(FamilyName)):
+            known = ", ".join(get_args(FamilyName))
             raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
         model = trained[0] if trained else None
         grid = None if self.grid is None else time_grid(self.grid)
@@ -112,7 +130,7 @@ class Settings:
             return _resized(model, length, self.width, steps)
         width = self.width if self.width is not None else min(getattr(model, "width", length), length)
         assert self.hyperschedule is not None
-        return _FAMILIES[self.hyperschedule](length, width, steps)
+        return _WINDOWS[self.hyperschedule](length, width, steps)
 
 
 def _resized(

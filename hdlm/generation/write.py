@@ -55,9 +55,9 @@ def write(
         checkpoint: The model.
         prompt: Text to begin with; if it contains `[MASK]`, a text whose blanks are to be filled in.
         settings: How.
-        num: How many passages, at least 1.
-        batch_size: How many at a time; it changes no passage.
-        seed: Of all randomness.
+        num: Number of passages, at least 1.
+        batch_size: Number of passages that are written at a time, which changes none of them; all by default.
+        seed: Seed of all randomness.
         first_sequence: Index of the first: with 5, what a longer run has as its sixth.
         ending: Where passages may end before the canvas is full.
         approximate: See `hdlm.sampling.ApproximateCache`.

@@ -17,6 +17,7 @@ from typing import Any, final
 
 from hdlm.data.corpora import NAMED
 from hdlm.data.shards import Shards
+from hdlm.evaluation.generation.judges import USUAL_JUDGE
 from hdlm.published.options import (
     AnnealingOptions,
     DataOptions,
@@ -39,9 +40,6 @@ __all__ = ["GOVERNED", "ONLY", "Config", "refuse"]
 
 FLOOR = 4e-5 / 3e-4
 """Where the published cosine ends, relative to the peak it was published with."""
-
-JUDGE = "gpt2-large"
-"""Who judges samples, as published."""
 
 ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
@@ -361,7 +359,7 @@ class Config:
                 "validate_every": training.eval_freq,
                 "sample_every": training.snapshot_freq if training.snapshot_sampling else None,
                 "batch_size": self.eval.batch_size,
-                "judge": JUDGE if judged else "",
+                "judge": USUAL_JUDGE if judged else "",
                 **({"judge_batch_size": self.eval.perplexity_batch_size} if judged else {}),
                 **(
                     {"project": self.experiment.wandb_project} if self._beyond_of("watch", "trackers") else {}

@@ -1,22 +1,20 @@
-"""What `eval_modeling` and `eval_generation` have in common: options, the model, its tokenizer, text, results."""
+"""What `eval_modeling` and `eval_generation` have in common: options, the model with its tokenizer, results."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hdlm import hub, threads
 from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
-from hdlm.data import Tokenizer, find_tokenizer
-from hdlm.evaluation.text import find_text
+from hdlm.data import find_tokenizer
 from hdlm.published.model import pick_device
 
-__all__ = ["bar", "check_counts", "load_model", "parser", "read_documents", "tokenizer_for", "write_json"]
+__all__ = ["check_counts", "load_model", "parser", "with_tokenizer", "write_json"]
 
 
 def parser(program: str, summary: str) -> argparse.ArgumentParser:
@@ -58,33 +56,31 @@ def load_model(args: argparse.Namespace) -> Checkpoint:
     return hub.load(args.checkpoint_path, weights=args.weights, config=args.config_path, device=device)
 
 
-def tokenizer_for(args: argparse.Namespace, checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that was named, else the model's, else the one in its run, else the one its config names.
+def with_tokenizer(args: argparse.Namespace, checkpoint: Checkpoint) -> Checkpoint:
+    """The model with the tokenizer that was named, else its own, else that of its run, else that of its config.
 
     Raises:
         ValueError: If there is none, or one of another size.
     """
-    words = checkpoint.vocabulary.num_words
+    if args.tokenizer is None and checkpoint.tokenizer_json is not None:
+        return checkpoint
+    found = find_tokenizer(_tokenizer_name(args), num_words=checkpoint.vocabulary.num_words)
+    return replace(checkpoint, tokenizer_json=found.to_json())
+
+
+def _tokenizer_name(args: argparse.Namespace) -> str | Path:
     if args.tokenizer is not None:
-        return find_tokenizer(args.tokenizer, num_words=words)
-    if checkpoint.tokenizer_json is not None:
-        return checkpoint.tokenizer
+        return str(args.tokenizer)
     path = Path(args.checkpoint_path)
-    folders = [args.config_path, path.parent.parent] if path.is_file() else [args.config_path]
-    for folder in folders:
+    for folder in [args.config_path, path.parent.parent] if path.is_file() else [args.config_path]:
         if folder is not None and (folder / "tokenizer.json").is_file():
-            return find_tokenizer(folder / "tokenizer.json", num_words=words)
+            return Path(folder / "tokenizer.json")
     named = hub.inspect(
         args.checkpoint_path, weights=args.weights, config=args.config_path
     ).blueprint.tokenizer
     if named is None:
         raise ValueError(f"{args.checkpoint_path} does not say which tokenizer it has: give --tokenizer.")
-    return find_tokenizer(named, num_words=words)
-
-
-def read_documents(name: str, folder: Path | None) -> tuple[str, ...]:
-    """Text of a data set, or of files."""
-    return tuple(find_text(name, folder=folder).corpus.documents())
+    return named
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -95,15 +91,3 @@ def write_json(path: Path, content: Any) -> None:
     """
     with keeping(lambda: json.dumps(content)), replacing(path) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; what it yields takes how many are done, of how many."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -21,21 +21,23 @@ from torch import Tensor
 
 from hdlm.atomic import check_folder, keeping, replacing
 from hdlm.data import NamedDataset, Tokenizer, tokenise
-from hdlm.evaluation.generation.document import generation_result
-from hdlm.evaluation.generation.judges import judges_of
+from hdlm.evaluation.generation.document import generation_document
+from hdlm.evaluation.generation.judges import NO_JUDGE, USUAL_JUDGE, judges_of
+from hdlm.evaluation.generation.samples import Sample
 from hdlm.evaluation.generation.scoring import score, score_tokens
 from hdlm.evaluation.records import protocol
+from hdlm.evaluation.text import find_text
 from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.network import DDiT
+from hdlm.progress import share_bar
 from hdlm.published import samplers
-from hdlm.published.eval_common import bar, check_counts, parser, read_documents, tokenizer_for, write_json
+from hdlm.published.eval_common import check_counts, parser, with_tokenizer, write_json
 from hdlm.published.model import AbstractPublishedModel, option, smart_model_loader
 from hdlm.published.score_samplers import get_nar_sampling_fn, get_sar_sampling_fn
 
 __all__ = ["eval_generation"]
 
-JUDGE, NOBODY = "gpt2-large", "none"
 STEPS = 128
 LOGIT_METHODS: dict[str, Callable[..., Tensor]] = {
     name: getattr(samplers, name)
@@ -57,53 +59,47 @@ def eval_generation(arguments: Sequence[str]) -> int:
     model, config, device, _, trained = smart_model_loader(
         args.checkpoint_path, family, args.device, args.config_path, weights=args.weights
     )
-    tokenizer = tokenizer_for(args, model.checkpoint)
-    calls, begin = _count_calls(model.checkpoint.network), time.perf_counter()
-    settings, made = _samples(args, model, config, trained.hyperschedule, tokenizer.vocabulary.bos)
-    seconds, num_calls = time.perf_counter() - begin, len(calls)
-    given = _num_given(settings["sampling_method"])
-    rows = made.tolist()
-    texts = [tokenizer.decode(row) for row in rows]
-    asked = [] if args.judge == NOBODY else [args.judge]
-    measured = score([row[given:] for row in rows], texts, judges_of(asked, device, args.batch_size))
+    checkpoint = with_tokenizer(args, model.checkpoint)
+    begin = time.perf_counter()
+    settings, samples = _samples(args, model, config, trained.hyperschedule, checkpoint.tokenizer)
+    rows, texts = [sample.written for sample in samples], [sample.text for sample in samples]
+    judges = judges_of([] if args.judge == NO_JUDGE else [args.judge], device, args.batch_size)
+    measured = score(rows, texts, judges)
     failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
-    references, missing = _references(args, tokenizer, len(rows), made.shape[1] - given)
-    folder = args.output_dir
-    result = generation_result(
+    references, missing = _references(args, checkpoint.tokenizer, len(rows), len(rows[0]))
+    document = generation_document(
+        checkpoint,
+        samples,
+        begin=begin,
         settings=settings,
-        num_samples=len(rows),
-        length=made.shape[1],
-        num_given=given,
-        num_evaluations=num_calls / math.ceil(len(rows) / args.batch_size),
-        tokens_per_second=made[:, given:].numel() / seconds,
+        seed=args.seed,
         metrics=measured,
         references=references,
         controls={},
         telemetry=None,
-    )
-    document = protocol.describe_protocol(
-        model.checkpoint,
-        str(args.checkpoint_path),
-        kind="generation",
-        result=result,
-        seed=args.seed,
+        model=str(args.checkpoint_path),
         weights=args.weights,
-        tokenizer=tokenizer.to_json(),
-        wall_seconds=time.perf_counter() - begin,
     )
-    with keeping(lambda: json.dumps(document)):
-        protocol.write_result(folder / "results.json", document)
-    if args.save_samples:
-        both = [{"text": text, "tokens": row} for text, row in zip(texts, rows, strict=True)]
-        write_json(folder / "samples.json", both)
-        with replacing(folder / "samples.txt") as aside:
-            aside.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    _write(args, document, samples)
     for name, value in measured.items():
         print(f"{name:42} {_shown(value)}")
     for name, reference in references.items():
         print(f"{name + ', entropy of as much text':42} {_shown(reference.get('entropy', reference))}")
-    print(f"results: {folder}")
+    print(f"results: {args.output_dir}")
     return int(failed or missing)
+
+
+def _write(args: argparse.Namespace, document: dict[str, Any], samples: list[Sample]) -> None:
+    """Write the results, and the samples if they are wanted."""
+    folder: Path = args.output_dir
+    with keeping(lambda: json.dumps(document)):
+        protocol.write_result(folder / "results.json", document)
+    if args.save_samples:
+        both = [{"text": sample.text, "tokens": sample.tokens} for sample in samples]
+        write_json(folder / "samples.json", both)
+        with replacing(folder / "samples.txt") as aside:
+            text = "\n\n----\n\n".join(sample.text for sample in samples)
+            aside.write_text(text + "\n", encoding="utf-8")
 
 
 def _count_calls(network: DDiT) -> list[None]:
@@ -143,9 +139,9 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--batch_size", type=int, default=16, help="samples at a time (default: 16)")
     options.add_argument(
         "--judge",
-        default=JUDGE,
+        default=USUAL_JUDGE,
         help="who judges perplexity: folder or hub name of a causal language model, or a checkpoint of hdlm; "
-        f"{NOBODY} for nobody (default: {JUDGE})",
+        f"{NO_JUDGE} for nobody (default: {USUAL_JUDGE})",
     )
     options.add_argument(
         "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="for the results"
@@ -162,8 +158,8 @@ def _samples(
     model: AbstractPublishedModel,
     config: Any,
     trained: AbstractHyperschedule,
-    first_word: int | None,
-) -> tuple[dict[str, Any], Tensor]:
+    tokenizer: Tokenizer,
+) -> tuple[dict[str, Any], list[Sample]]:
     """How samples are written, and the samples."""
     scores = config.model_type == "gamma_hybrid"
     usual = "SAR" if scores else "full_diff_shifted" if model.denoiser.lookback else "full_diff"
@@ -175,14 +171,15 @@ def _samples(
     if scores:
         settings, write = _from_scores(args, method, config, trained, length)
     else:
-        settings, write = _from_logits(args, method, first_word, length)
-    made = []
-    with bar("writing") as show:
+        settings, write = _from_logits(args, method, tokenizer.vocabulary.bos, length)
+    calls, begin, rows = _count_calls(model.checkpoint.network), time.perf_counter(), []
+    with share_bar("writing", shown=sys.stderr.isatty()) as bar:
         for first in range(0, args.num_samples, args.batch_size):
-            size = min(args.batch_size, args.num_samples - first)
-            made.append(write(model, size, first))
-            show(first + size, args.num_samples)
-    return {"sampling_method": method, "eta": args.eta, **settings}, torch.cat(made).cpu()
+            rows += write(model, min(args.batch_size, args.num_samples - first), first).tolist()
+            bar(len(rows) / args.num_samples, "writing")
+    price = len(calls) / math.ceil(len(rows) / args.batch_size), (time.perf_counter() - begin) / len(rows)
+    samples = [Sample(tokenizer.decode(row), row, _num_given(method), *price, revisions={}) for row in rows]
+    return {"sampling_method": method, "eta": args.eta, **settings}, samples
 
 
 def _num_given(method: str) -> int:
@@ -243,7 +240,8 @@ def _references(
     found: dict[str, Any] = {}
     for name in here if args.datasets is None else args.datasets:
         try:
-            tokens = tokenise(tokenizer, read_documents(name, args.data_dir)).tokens
+            source = find_text(name, folder=args.data_dir)
+            tokens = tokenise(tokenizer, tuple(source.corpus.documents())).tokens
             rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
             if not rows:
                 raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")

@@ -3,32 +3,74 @@
 It writes `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, in which every number
 stands beside what it takes to measure it again. The file grows while the program runs: the same command resumes after a
 kill, and results of other data sets under the same checkpoint stay. What could not be measured is in it with the
-reason, never as a number. The exit status is 1 if a data set that was asked for could not be had, and then everything
-else has been measured all the same; otherwise it is 0.
+reason, never as a number. The exit status is 1 if a data set that was asked for could not be measured, and then
+everything else has been measured all the same; otherwise it is 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hdlm.atomic import NotKeptError, check_folder
-from hdlm.checkpoint import Checkpoint
-from hdlm.data import NAMED, Tokenizer
-from hdlm.evaluation.likelihood.defaults import plan_of
-from hdlm.evaluation.likelihood.resumable import BatchSize, Measuring
+from hdlm.data import NAMED
+from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions, likelihood_document
 from hdlm.evaluation.records.protocol import read_result
-from hdlm.evaluation.text import find_text, tokenize_documents
-from hdlm.published.eval_common import bar, check_counts, load_model, parser, tokenizer_for, write_json
+from hdlm.published.eval_common import check_counts, load_model, parser, with_tokenizer, write_json
 
 __all__ = ["eval_modeling"]
 
 
 def eval_modeling(arguments: Sequence[str]) -> int:
     """Measure the likelihood of data sets; the answer is the exit status."""
+    args = _arguments(arguments)
+    names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
+    if not names:
+        raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
+    print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
+    checkpoint = with_tokenizer(args, load_model(args))
+    options = LikelihoodOptions(
+        data_dir=args.data_dir,
+        length=args.length,
+        bound=args.bound,
+        replicates=args.monte_carlo_timesteps,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    path, model = args.work_dir / "results.json", str(args.checkpoint_path)
+    before = _before(path, model)
+    results: dict[str, Any] = {}
+
+    def keep(name: str, document: dict[str, Any]) -> None:
+        results[name] = document
+        write_json(path, {"checkpoint": model, "datasets": {**before, **results}})
+
+    for name in dict.fromkeys(names):
+        try:
+            document = likelihood_document(
+                checkpoint,
+                name,
+                options,
+                model=model,
+                weights=args.weights,
+                before=before.get(name),
+                keep=lambda document, name=name: keep(name, document),  # type: ignore[misc]
+                progress=sys.stderr.isatty(),
+            )
+            keep(name, document)
+        except NotKeptError:
+            raise
+        except (ValueError, OSError) as error:
+            keep(name, {"failed": " ".join(str(error).split())})
+    _print_table(results)
+    print(f"results: {path}")
+    return int(any("failed" in result for result in results.values()))
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser("hdlm/eval_modeling.py", "Measure an upper bound on the perplexity of data sets.")
     options.add_argument("--work_dir", type=Path, required=True, help="folder for results.json")
     for option in ("--dataset", "--valid_dataset"):
@@ -52,38 +94,7 @@ def eval_modeling(arguments: Sequence[str]) -> int:
     args = options.parse_args(arguments)
     check_counts(args, "batch_size", "length", "monte_carlo_timesteps")
     check_folder(args.work_dir, "results.json")
-    names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
-    if not names:
-        raise ValueError(f"name a data set to measure: --dataset {' or '.join(NAMED)}, a file or a folder.")
-    print(f"measuring {', '.join(names)} under {args.checkpoint_path}", file=sys.stderr)
-    checkpoint = load_model(args)
-    tokenizer = tokenizer_for(args, checkpoint)
-    path = args.work_dir / "results.json"
-    before = _before(path, str(args.checkpoint_path))
-    results: dict[str, Any] = {}
-
-    def keep(name: str, document: dict[str, Any]) -> None:
-        results[name] = document
-        write_json(path, {"checkpoint": str(args.checkpoint_path), "datasets": {**before, **results}})
-
-    for name in dict.fromkeys(names):
-        try:
-            with bar(name) as show:
-                measuring = _measuring(args, checkpoint, tokenizer, name, show)
-                known = measuring.known(before[name]) if measuring.is_of(before.get(name)) else None
-                document = measuring.run(
-                    replicates=args.monte_carlo_timesteps,
-                    known=known,
-                    keep=lambda document, name=name: keep(name, document),  # type: ignore[misc]
-                )
-            keep(name, document)
-        except NotKeptError:
-            raise
-        except (ValueError, OSError) as error:
-            keep(name, {"failed": " ".join(str(error).split())})
-    _print_table(results)
-    print(f"results: {path}")
-    return int(any("failed" in result for result in results.values()))
+    return args
 
 
 def _before(path: Path, checkpoint: str) -> dict[str, Any]:
@@ -91,30 +102,6 @@ def _before(path: Path, checkpoint: str) -> dict[str, Any]:
     document = read_result(path) if path.is_file() else {}
     found = document.get("datasets")
     return dict(found) if isinstance(found, dict) and document.get("checkpoint") == checkpoint else {}
-
-
-def _measuring(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    name: str,
-    show: Callable[[int, int], None],
-) -> Measuring:
-    source = find_text(name, folder=args.data_dir)
-    text = tokenize_documents(tokenizer, source.corpus.documents())
-    return Measuring(
-        checkpoint,
-        str(args.checkpoint_path),
-        text,
-        source.describe(text),
-        plan_of(checkpoint, args.length),
-        args.bound,
-        weights=args.weights,
-        tokenizer=tokenizer.to_json(),
-        seed=args.seed,
-        batch_size=BatchSize(args.batch_size),
-        watch=lambda progress: show(progress.done, progress.total),
-    )
 
 
 def _print_table(results: dict[str, Any]) -> None:

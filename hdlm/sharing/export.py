@@ -64,10 +64,10 @@ def export(
     Args:
         checkpoint: The model.
         folder: Where; made if it does not exist.
-        hyperschedule: Index of the one that the config names; a published config names one.
-        pickled: Write `pytorch_model.bin` besides.
+        hyperschedule: Index of the hyperschedule that the config names, counted from 0; a published config names one.
+        pickled: Whether to write `pytorch_model.bin` as well as the safetensors.
         source: What users will load it as, for the card; the folder by default.
-        licence: Identifier of the weights' licence, as the hub spells it.
+        licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
 
     Raises:

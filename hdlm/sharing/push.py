@@ -60,7 +60,7 @@ def save_pretrained(
         checkpoint: The model.
         folder: Where; made if it does not exist.
         source: What users will load it as, for the card; the folder by default.
-        licence: Identifier of the weights' licence, as the hub spells it.
+        licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
 
     Raises:
@@ -118,11 +118,11 @@ def push_to_hub(
         checkpoint: The model.
         repo_id: `owner/name`; made if there is none.
         private: Whether only its owners see it.
-        layout: `"hdlm"`, a folder that `hdlm` and `transformers` read, or `"published"`: see `hdlm.sharing.export`.
-        dry_run: Send nothing and touch no network; say what would be sent.
+        layout: `"hdlm"`, files that hdlm and transformers read, or `"published"`, as `hdlm export` writes them.
+        dry_run: Whether to send nothing and to return what would be sent, without the network.
         token: Of the hub; by default the one that `hf auth login` left.
         revision: Branch to send to, made if there is none; the main one by default.
-        licence: Identifier of the weights' licence, as the hub spells it.
+        licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
         **export_options: For the published layout: what `hdlm.sharing.export.export` takes.
 

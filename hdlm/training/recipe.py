@@ -301,9 +301,9 @@ class RunSettings:
     """How long, how much at a time, and how.
 
     Attributes:
-        steps: Optimizer steps after which the run ends; None for no limit.
-        minutes: Minutes after which the run ends; None for no limit. The learning rate follows whichever limit
-            is nearer, so a run limited by time is not repeatable to the bit.
+        steps: Number of optimizer steps after which the run ends, if it is limited by steps.
+        minutes: Minutes after which the run ends, if it is limited by time. The learning rate follows the limit that is
+            nearer, so a run that is limited by time is not repeatable to the bit.
         batch_size: Sequences in an optimizer step.
         accumulation: Passes that an optimizer step is split into.
         precision: `"bf16"` autocast, `"no"`, or `"auto"`: bf16 where it is the faster one.
@@ -312,7 +312,7 @@ class RunSettings:
         save_steps: Optimizer steps between checkpoints; None for no such limit.
         keep: Checkpoints that are kept to go on from, the newest; the one with the best bound on validation text is
             kept besides.
-        seed: Seed of everything.
+        seed: Seed of all randomness.
     """
 
     steps: int | None = None
@@ -355,15 +355,16 @@ class WatchSettings:
 
     Attributes:
         log_every: Optimizer steps that a line of metrics.jsonl is the mean of.
-        validate_every: Steps from one bound on validation text to the next; None for none.
+        validate_every: Optimizer steps from one bound on validation text to the next, if there are any.
         validation_windows: Windows of validation text that it is measured on, from the first on.
         replicates: Independent estimates of it; two or more give a standard error.
-        sample_every: Steps from one set of samples to the next; None for none.
+        sample_every: Optimizer steps from one set of samples to the next, whose entropy and repetition are measured,
+            if there are any.
         samples: How many.
         batch_size: Windows, and samples, at a time; it changes no number.
-        judge: Who gives samples a generative perplexity: a causal model of `transformers`; empty for nobody.
+        judge: Causal model of `transformers` that gives samples a generative perplexity; empty for none.
         judge_batch_size: Samples that the judge reads at a time; it changes no number.
-        trackers: Who else is told the metrics: tensorboard, wandb, trackio.
+        trackers: Trackers that get the metrics as well: tensorboard, wandb (which works offline), trackio.
         project: What trackers file the run under.
     """
 

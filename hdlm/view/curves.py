@@ -153,7 +153,7 @@ def draw_curves(
     Args:
         runs: What to draw.
         output: The file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
-        axis: What they are drawn over.
+        axis: What the curves are drawn over.
         title: Heading.
         levels: Values to compare the loss with, drawn as dashed lines, such as those of a unigram model.
         panels: What to draw small, of `PANELS`; what no run has is left out.

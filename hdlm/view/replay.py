@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hdlm.view.palette import CORRECTED, FRESH, MUTED, REMASKED
+
+if TYPE_CHECKING:
+    from hdlm.data import Tokenizer
+    from hdlm.sampling import Trace
 
 TextFrame = Sequence[str | None]
 """One string a token as it is to be read, None for a mask."""
@@ -128,14 +133,31 @@ class Replay:
         return sum(one is change for before, after in pairs for one in token_changes(before, after))
 
 
-def play(replays: Mapping[str, Replay], *, console: Console, seconds: float = 6.0) -> None:
+def replay_of(trace: Trace, tokenizer: Tokenizer, sequence: int = 0) -> Replay:
+    """The replay of a sequence whose generation a trace has watched.
+
+    Args:
+        trace: The trace.
+        tokenizer: Tokenizer of the model.
+        sequence: Index of the sequence in the run.
+    """
+
+    def read(token: int) -> str | None:
+        return None if token == trace.mask_id else tokenizer.piece(token)
+
+    return Replay(frames(trace.start[sequence], trace.edits(sequence), read))
+
+
+def play(replays: Mapping[str, Replay], *, console: Console | None = None, seconds: float = 6.0) -> None:
     """Show replays side by side, each under its title.
 
     Args:
         replays: what to show; shorter ones rest at their last frame.
-        console: a terminal plays them; anything else gets `PLAIN_FRAMES` frames of each as lines of text.
+        console: a terminal plays them; anything else gets `PLAIN_FRAMES` frames of each as lines of text; by default
+            standard output.
         seconds: how long the whole takes in a terminal.
     """
+    console = Console() if console is None else console
     if not console.is_terminal:
         for title, replay in replays.items():
             _print_plain(title, replay, console)

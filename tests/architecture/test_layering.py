@@ -18,6 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "atomic",
+            "devices",
             "distributed",
             "student",
             "vocabulary",

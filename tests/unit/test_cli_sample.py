@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -13,9 +12,10 @@ import sys
 import pytest
 
 from hdlm.cli import main
-from hdlm.cli.sample import _answers as answers
-from hdlm.cli.sample import _cache as cached
+from hdlm.generation.explanation import _answers as answers
+from hdlm.generation.explanation import _cache as cached
 from hdlm.hub import load
+from hdlm.sampling import ApproximateCache
 
 MODEL = ["sample", "kjv-epsilon-4m", "--prompt", "And the LORD said", "--length", "24"]
 
@@ -42,13 +42,13 @@ def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_it_is_explained_why_there_is_no_exact_cache(shared, name: str, why: str) -> None:
-    checkpoint, args = load(shared / "golden" / name), argparse.Namespace(approximate_cache=None)
-    assert cached(checkpoint, args).startswith(why)
-    everything = argparse.Namespace(approximate_cache=(4, True))
+    checkpoint = load(shared / "golden" / name)
+    assert cached(checkpoint, None).startswith(why)
+    everything = ApproximateCache(4, active=True)
     part = "those not settled" if why.startswith("settled") else "all"
     assert f"{part} anew every 4 calls" in cached(checkpoint, everything)
     full = dataclasses.replace(checkpoint, context="full")
-    assert cached(full, args).startswith("none, as settled positions see later ones")
+    assert cached(full, None).startswith("none, as settled positions see later ones")
     kept = checkpoint.denoiser.noise_dependence == "none"
     assert answers(checkpoint).startswith("used again" if kept else "computed in every step")
 

@@ -92,6 +92,13 @@ def test_export_chooses_a_hyperschedule(hdlm, folder: Path, tmp_path: Path) -> N
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", ["sample", "info"])
+def test_rows_of_a_vocabulary_are_arguments_of_load(hdlm, folder: Path, verb: str) -> None:
+    status, _, err = hdlm(verb, folder, "--num-words", 5, "--mask-id", 0)
+    assert status == 2
+    assert "leave `num_words` and `mask_id` out" in err
+
+
 @pytest.mark.parametrize("source", ["folder", "published", "file", "repository"])
 def test_sample_and_info_take_anything(hdlm, request, published: Path, source: str) -> None:
     name: Any = published / "model.safetensors" if source == "file" else request.getfixturevalue(source)

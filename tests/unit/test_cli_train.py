@@ -97,6 +97,17 @@ def test_steps_and_seed_fix_the_weights(text: Path, recipe: Path, tmp_path: Path
     assert files[0] != files[2]
 
 
+def test_any_option_of_the_recipe_can_be_set(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+    words = "network.hidden_size=32", "optimizer.name=adamw", "run.save_every=1.5"
+    assert _train(text, recipe, tmp_path / "run", "--steps", "1", "--set", *words) == 0, (
+        capsys.readouterr().err
+    )
+    set_in = load_checkpoint(tmp_path / "run").training["recipe"]
+    assert set_in["network"]["hidden_size"] == 32
+    assert set_in["optimizer"]["name"] == "adamw"
+    assert set_in["run"]["save_every"] == 1.5
+
+
 MISTAKES = {
     "a missing file": (["--text", "nowhere.txt"], "nowhere.txt"),
     "an unknown recipe": (["--recipe", "soufflé"], "known: demo"),
@@ -105,6 +116,9 @@ MISTAKES = {
     "optimizers of nobody": (["--keep-optimizer"], "--keep-optimizer needs --from"),
     "an unknown device": (["--device", "abacus"], "--device must be"),
     "a start that is none": (["--from", "nowhere"], "nowhere"),
+    "a list of tables": (["--set", "mixture.share=2"], "--set cannot change the mixture"),
+    "a word that sets nothing": (["--set", "network"], "--set takes TABLE.OPTION=VALUE"),
+    "a misspelt option": (["--set", "network.hiden_size=3"], "did you mean `network.hidden_size`"),
     "too large a seed": (["--seed", "-1"], "seed"),
 }
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 import torch
 
-from hdlm.cli._options import device_option
+from hdlm.cli._options import chosen_device
 
 
 def given(device: str) -> torch.device:
-    return device_option(argparse.Namespace(device=device, threads=None))
+    return chosen_device(device)
 
 
 @pytest.fixture

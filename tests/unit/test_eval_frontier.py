@@ -174,10 +174,10 @@ def test_models_of_other_words_are_not_put_in_one_picture(tmp_path, monkeypatch,
 
     real = _eval_frontier.open_checkpoint
 
-    def another(args, device):
-        checkpoint = real(type(args)(**{**vars(args), "checkpoint": MODEL}), device)
-        change = {"tokenizer_json": "{}"} if args.checkpoint == "words" else {"length": 7}
-        return checkpoint if args.checkpoint == MODEL else replace(checkpoint, **change)
+    def another(name, reading, device):
+        checkpoint = real(MODEL, reading, device)
+        change = {"tokenizer_json": "{}"} if name == "words" else {"length": 7}
+        return checkpoint if name == MODEL else replace(checkpoint, **change)
 
     monkeypatch.setattr(_eval_frontier, "open_checkpoint", another)
     output = ["--output", str(tmp_path)]

@@ -415,13 +415,19 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
         (["--save-samples"], "needs --output"),
         (["--algorithm", "original", "--eta-sweep", "0.1"], "eta means nothing to the sampler 'original'"),
         (["--eta-sweep", "0.1", "2"], "`eta` must lie in [0, 1]; got 2.0"),
-        (["--batch-size", "none"], "--batch-size must be a whole number"),
         (["--infill", "2", "--reference", "x"], "a share in"),
     ],
 )
 def test_options_that_do_not_fit(options, message, capsys) -> None:
     assert main(["eval", "generation", MODEL, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_batch_size_is_a_number_or_auto(capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["eval", "generation", MODEL, "--batch-size", "none"])
+    assert left.value.code == 2
+    assert "--batch-size: must be a whole number" in capsys.readouterr().err
 
 
 def test_the_usual_judge_is_asked_and_missed_aloud(monkeypatch, tmp_path, capsys) -> None:

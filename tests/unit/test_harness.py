@@ -12,7 +12,6 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.cli import main
-from hdlm.cli.eval import harness as _eval_harness
 from hdlm.evaluation import estimate_likelihood
 from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive
@@ -137,7 +136,7 @@ def test_a_mark_that_is_no_number_is_a_failure(
     }
     monkeypatch.setitem(sys.modules, "lm_eval", types.SimpleNamespace(__version__="0"))
     monkeypatch.setitem(vars(harness), "HDLM", None)
-    monkeypatch.setattr(_eval_harness, "_examined", lambda *_: (found, {"bound": "absorbing"}))
+    monkeypatch.setattr("hdlm.integrations.harness._evaluated", lambda *_: (found, {"bound": "absorbing"}))
     command = ["eval", "harness", "kjv-epsilon-4m", "--tasks", "who", "--device", "cpu"]
     assert main(command) == math.isnan(mark)
     printed = capsys.readouterr().out

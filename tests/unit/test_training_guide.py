@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
 import tomllib
@@ -17,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from hdlm import hyperschedule as hyperschedules
+from hdlm.cli._options import documented
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.package_data import configs
 from hdlm.parameterization import LeaveOneOut, Shifted
@@ -40,15 +42,14 @@ def _settings() -> dict[str, Any]:
 
 def _rows(settings: Any) -> dict[str, tuple[str, str]]:
     """Default and meaning of each option, the latter out of the docstring."""
-    listed = settings.__doc__.partition("Attributes:")[2]
-    meanings = dict(re.findall(r"^        (\w+): (.*(?:\n            .*)*)", listed, flags=re.M))
+    meanings = documented(inspect.cleandoc(settings.__doc__))
     rows = {}
     for option in dataclasses.fields(settings):
         default = option.default
         if option.default_factory is not dataclasses.MISSING:
             default = option.default_factory()
         shown = "required" if default is dataclasses.MISSING else f"`{default!r}`"
-        rows[key_of(option)] = (shown, " ".join(meanings.get(option.name, "").split()))
+        rows[key_of(option)] = (shown, meanings.get(option.name, ""))
     return rows
 
 

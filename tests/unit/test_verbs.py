@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import hdlm
 from hdlm.cli import main
-from hdlm.cli.eval.generation import CONTROLS as OPTION_CONTROLS
-from hdlm.evaluation.generation.controls import CONTROLS
+from hdlm.evaluation.generation.controls import CONTROLS, ControlName
 from hdlm.evaluation.generation.evaluate import has_failed
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
 from hdlm.evaluation.text import tokenize_documents
@@ -153,8 +152,8 @@ def test_options_of_generation_are_checked_before_any_work(model: hdlm.Checkpoin
             hdlm.evaluate.generation(model, reference=reference, measures=measures)
 
 
-def test_controls_of_the_command_are_those_of_the_library() -> None:
-    assert tuple(CONTROLS) == OPTION_CONTROLS
+def test_every_control_has_a_name_that_options_offer() -> None:
+    assert tuple(CONTROLS) == get_args(ControlName)
 
 
 def test_a_frontier_of_one_model(model: hdlm.Checkpoint, tmp_path: Path) -> None:

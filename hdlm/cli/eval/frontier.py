@@ -17,50 +17,40 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from hdlm.cli._models import ANY_MODEL, add_reading, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_option, print_json
+from hdlm.cli._models import ANY_MODEL, LOADING, add_loading, open_checkpoint
+from hdlm.cli._options import Options, add_device, add_json, chosen_device, print_json
 from hdlm.cli._outputs import Output
 
+FRONTIER = Options(
+    "hdlm.evaluation.generation.frontier:FrontierOptions",
+    swept="it is the flag that has values, --temperature or --top-p",
+    values="they are those of --temperature or --top-p",
+)
+SETTINGS = Options(
+    "hdlm.generation.settings:Settings",
+    only=("eta", "hyperschedule", "width", "steps", "length"),
+    otherwise="it is swept, or a frontier does not record it",
+)
 FOLDER = Output("folder", ("results.json", "report.md", "frontier.png"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to sweep, for whom, and who judges."""
+    """Declare what to sweep, for which models, and which model judges."""
     parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help=f"models, each {ANY_MODEL}")
     what = parser.add_argument_group("what to sweep")
-    what.add_argument("--algorithm", nargs="+", default=["acs"], help="samplers (default: acs)")
+    FRONTIER.add(what, "algorithms", flags=("--algorithm",))
     swept = what.add_mutually_exclusive_group(required=True)
     swept.add_argument(
         "--temperature", nargs="+", type=float, help="temperatures; 1 leaves the model as it is"
     )
     swept.add_argument("--top-p", nargs="+", type=float, help="shares of probability to draw from, in (0, 1]")
-    parser.add_argument(
-        "--judge",
-        required=True,
-        metavar="MODEL",
-        help="a causal language model, by folder or hub name (gpt2-large, say), or a checkpoint of hdlm",
-    )
-    parser.add_argument(
-        "--reference", metavar="DATA", help="real text, its own point: a data set, file or folder"
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: $HDLM_DATA_DIR)")
+    FRONTIER.add(parser, "judge", "reference", "data_dir")
     how = parser.add_argument_group("how to write")
-    how.add_argument("--num", type=at_least_one, default=50, help="samples a point (default: %(default)s)")
-    how.add_argument("--length", type=at_least_one, help="tokens in a sample (default: the model's context)")
-    how.add_argument("--prompt", default="", help="text that all samples begin with")
-    how.add_argument("--eta", type=float, default=0.05, help="strength of corrections (default: %(default)s)")
-    how.add_argument(
-        "--hyperschedule",
-        metavar="FAMILY",
-        help="autoregressive, flat, block, slide or wave (default: as the checkpoint says)",
-    )
-    how.add_argument("--width", type=at_least_one, help="positions that are written together")
-    how.add_argument("--steps", type=at_least_one, help="steps that a position takes from noise to word")
-    how.add_argument("--batch-size", type=at_least_one, help="samples at a time (default: as many as fit)")
-    add_reading(parser)
-    add_seed(parser)
+    FRONTIER.add(how, "num", "prompt", "batch_size")
+    SETTINGS.add(how)
+    add_loading(parser)
+    FRONTIER.add(parser, "seed")
     add_device(parser)
     add_json(parser)
     parser.add_argument("--output", type=FOLDER, metavar="FOLDER", required=True, help="for the results")
@@ -68,27 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep, draw, report."""
-    from hdlm.evaluation.generation.frontier import FrontierOptions, frontier_has_failed, measured_frontier
-    from hdlm.generation import Settings
+    from hdlm.evaluation.generation.frontier import frontier_has_failed, measured_frontier
     from hdlm.view.frontier import frontier_table
 
-    device = device_option(args)
-    alike = ("prompt", "num", "batch_size", "seed", "reference", "data_dir", "offline", "judge")
-    options = FrontierOptions(
-        swept="temperature" if args.top_p is None else "top_p",
-        values=tuple(args.temperature if args.top_p is None else args.top_p),
-        algorithms=tuple(args.algorithm),
-        **{name: getattr(args, name) for name in alike},
-    )
-    settings = {name: getattr(args, name) for name in ("eta", "hyperschedule", "width", "steps", "length")}
+    device = chosen_device(args.device, args.threads)
+    swept = "temperature" if args.top_p is None else "top_p"
     models = {
-        name: open_checkpoint(argparse.Namespace(**{**vars(args), "checkpoint": name}), device)
-        for name in dict.fromkeys(args.checkpoint)
+        name: open_checkpoint(name, LOADING.values(args), device) for name in dict.fromkeys(args.checkpoint)
     }
     document = measured_frontier(
         models,
-        Settings(**settings),
-        options,
+        SETTINGS.read(args),
+        FRONTIER.read(args, swept=swept, values=tuple(getattr(args, swept))),
         args.output,
         weights=args.weights,
         progress=not args.json and sys.stderr.isatty(),

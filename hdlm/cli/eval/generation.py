@@ -18,55 +18,50 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hdlm.cli._judges import add_judge, judges_asked
-from hdlm.cli._models import add_checkpoint, open_checkpoint
-from hdlm.cli._options import add_device, add_json, add_seed, at_least_one, device_option, print_json
+from hdlm.cli._models import LOADING, add_checkpoint, open_checkpoint
+from hdlm.cli._options import (
+    Options,
+    add_device,
+    add_json,
+    choices,
+    chosen_device,
+    constant,
+    count_or_auto,
+    print_json,
+)
 from hdlm.cli._outputs import Output
-from hdlm.cli.sample import add_settings, settings_of
+from hdlm.cli.sample import SETTINGS, read_settings
 
-if TYPE_CHECKING:
-    from hdlm.evaluation.generation.evaluate import GenerationOptions
-
-CONTROLS = ("repeat", "unigram", "shuffle", "data")
+GENERATION = Options(
+    "hdlm.evaluation.generation.evaluate:GenerationOptions",
+    judges="--judge is given once for each, and `none` stands for no judge",
+)
 FOLDER = Output("folder", ("results.json", "report.md", "metrics.png", "samples.json"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to write, and what to measure of it."""
     add_checkpoint(parser)
-    parser.add_argument("--num", type=at_least_one, default=100, help="samples (default: %(default)s)")
-    parser.add_argument("--prompt", default="", help="text that all samples begin with")
-    parser.add_argument(
-        "--batch-size", default="auto", help="samples at a time, or auto: as many as fit (default)"
-    )
+    GENERATION.add(parser, "num", "prompt")
+    GENERATION.add(parser, "batch_size", type=count_or_auto)
     what = parser.add_argument_group("what to measure")
-    add_judge(what)
-    what.add_argument(
-        "--mauve", action="store_true", help="MAUVE against --reference, by the first judge's features"
-    )
-    what.add_argument("--reference", metavar="DATA", help="real text: a data set, file or folder")
-    what.add_argument("--data-dir", type=Path, help="folder of data sets (default: $HDLM_DATA_DIR)")
-    what.add_argument(
-        "--controls",
-        nargs="+",
-        choices=CONTROLS,
-        default=[],
-        help="writers that know nothing, made from --reference, to be measured beside the model",
+    usual, none = (
+        constant(f"hdlm.evaluation.generation.judges:{name}") for name in ("USUAL_JUDGE", "NO_JUDGE")
     )
     what.add_argument(
-        "--infill",
-        type=float,
-        metavar="SHARE",
-        help="take this share of the words of --reference away, and see what filling in and correcting makes of it",
+        "--judge",
+        action="append",
+        metavar="MODEL",
+        help=f"{GENERATION.declared['judges'].text}; may be given again; {none} for no judge "
+        f"(default: {usual})",
     )
-    what.add_argument(
-        "--eta-sweep", nargs="+", type=float, default=[], metavar="ETA", help="the same at other strengths"
-    )
-    add_settings(parser)
-    add_seed(parser)
+    GENERATION.add(what, "mauve", "reference", "data_dir")
+    names = choices("hdlm.evaluation.generation.controls:ControlName")
+    GENERATION.add(what, "controls", choices=names)
+    GENERATION.add(what, "infill", "eta_sweep")
+    SETTINGS.add(parser.add_argument_group("how to write"))
+    GENERATION.add(parser, "seed")
     add_device(parser)
     add_json(parser)
     parser.add_argument(
@@ -76,13 +71,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, measure, report."""
-    options = generation_options(args)
-    from hdlm.evaluation.generation.evaluate import has_failed, measured_generation
+    """Write, measure, report.
 
+    Raises:
+        ValueError: If an option is out of range, or needs another one.
+    """
+    if args.save_samples and args.output is None:
+        raise ValueError("--save-samples needs --output, the folder to write them to.")
+    from hdlm.evaluation.generation.evaluate import has_failed, measured_generation
+    from hdlm.evaluation.generation.judges import named_judges
+    from hdlm.view.generation import summary
+
+    options = GENERATION.read(args, judges=named_judges(args.judge))
+    device = chosen_device(args.device, args.threads)
     result = measured_generation(
-        open_checkpoint(args, device_option(args)),
-        settings_of(args),
+        open_checkpoint(args.checkpoint, LOADING.values(args), device),
+        read_settings(args),
         options,
         model=args.checkpoint,
         weights=args.weights,
@@ -93,34 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.document)
     else:
-        from hdlm.view.generation import summary
-
         print(summary(result.document))
         if args.output is not None:
             print(f"\nresults: {args.output}")
     return int(has_failed(result.document["result"]))
-
-
-def generation_options(args: argparse.Namespace) -> GenerationOptions:
-    """What to write and to measure, as the options say.
-
-    Raises:
-        ValueError: If an option is out of range, or needs another one.
-    """
-    if args.save_samples and args.output is None:
-        raise ValueError("--save-samples needs --output, the folder to write them to.")
-    try:
-        batch_size = None if args.batch_size == "auto" else at_least_one(args.batch_size)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"--batch-size {error}, or auto.") from error
-    judges = tuple(judges_asked(args))
-    from hdlm.evaluation.generation.evaluate import GenerationOptions
-
-    alike = ("prompt", "num", "seed", "offline", "reference", "data_dir", "mauve", "infill")
-    return GenerationOptions(
-        **{name: getattr(args, name) for name in alike},
-        batch_size=batch_size,
-        judges=judges,
-        controls=tuple(args.controls),
-        eta_sweep=tuple(args.eta_sweep),
-    )

@@ -44,7 +44,7 @@ def corpus(*names: str, key: str = "text") -> AbstractCorpus:
 
     Args:
         names: What the user wrote; all of one kind.
-        key: Where the text of a row is, in JSON lines and Parquet.
+        key: Name of the column that has the text, in JSON lines and Parquet.
 
     Raises:
         ValueError: If nothing is named, or plain text, JSON lines and Parquet are mixed.

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["CONTROLS", "control"]
+__all__ = ["CONTROLS", "ControlName", "control"]
 
+ControlName = Literal["repeat", "unigram", "shuffle", "data"]
 ControlWriter = Callable[[Tensor, int, int, torch.Generator], Tensor]
 
 

@@ -1,14 +1,17 @@
-"""The `result` of a generation document: one place for its keys, whoever wrote and scored the samples."""
+"""The document of written and scored samples: one place for its keys, whichever command wrote the samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hdlm.evaluation.generation.samples import DRAW_DTYPE
+from hdlm.checkpoint import Checkpoint
+from hdlm.evaluation.generation.samples import DRAW_DTYPE, Sample, num_evaluations, tokens_per_second
 from hdlm.evaluation.generation.scoring import DEFINITIONS, Scores
+from hdlm.evaluation.records.protocol import describe_protocol
 
-__all__ = ["common_fields", "generation_result"]
+__all__ = ["common_fields", "generation_document", "price_of"]
 
 
 def common_fields() -> dict[str, Any]:
@@ -16,43 +19,63 @@ def common_fields() -> dict[str, Any]:
     return {"draw_dtype": DRAW_DTYPE, "definitions": dict(DEFINITIONS)}
 
 
-def generation_result(
+def price_of(samples: Sequence[Sample]) -> dict[str, Any]:
+    """How long samples are, and what it took to write them."""
+    return {
+        "length": len(samples[0].tokens),
+        "num_given": samples[0].given,
+        "num_evaluations": num_evaluations(samples),
+        "tokens_per_second": tokens_per_second(samples),
+    }
+
+
+def generation_document(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
     *,
+    begin: float,
     settings: Mapping[str, Any],
-    num_samples: int,
-    length: int,
-    num_given: int,
-    num_evaluations: float,
-    tokens_per_second: float,
+    seed: int,
     metrics: Scores,
     references: Mapping[str, Any],
     controls: Mapping[str, Any],
     telemetry: Mapping[str, Any] | None,
+    model: str,
+    weights: Any = "only",
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `result` of the document.
+    """The document.
 
     Args:
+        checkpoint: The model, with its tokenizer.
+        samples: The samples, at least one.
+        begin: When the work began, on the clock `time.perf_counter`.
         settings: How the samples were written, with their prompt.
-        num_samples: How many samples there are.
-        length: Tokens in each.
-        num_given: How many of the first tokens of each were given.
-        num_evaluations: Calls of the network for a batch.
-        tokens_per_second: Tokens that were written in a second.
+        seed: Seed of all randomness.
         metrics: Scores of the samples.
         references: Scores of real texts, by name.
-        controls: Scores of writers that know nothing, by name.
+        controls: Scores of writers without a model, by name.
         telemetry: What correction did, if that was measured.
+        model: What the document calls the model.
+        weights: Which weights were loaded, if that is known.
+        data: What `describe_data` gave for the reference.
     """
-    return {
-        "settings": dict(settings),
-        "num_samples": num_samples,
-        "length": length,
-        "num_given": num_given,
-        "num_evaluations": num_evaluations,
-        "tokens_per_second": tokens_per_second,
-        "metrics": metrics,
-        "references": dict(references),
-        "controls": dict(controls),
-        "telemetry": None if telemetry is None else dict(telemetry),
-        **common_fields(),
-    }
+    return describe_protocol(
+        checkpoint,
+        model,
+        kind="generation",
+        result={
+            "settings": dict(settings),
+            "num_samples": len(samples),
+            **price_of(samples),
+            "metrics": metrics,
+            "references": dict(references),
+            "controls": dict(controls),
+            "telemetry": None if telemetry is None else dict(telemetry),
+            **common_fields(),
+        },
+        seed=seed,
+        weights=weights,
+        data=data,
+        wall_seconds=time.perf_counter() - begin,
+    )

@@ -20,11 +20,11 @@ from hdlm.atomic import keeping, replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.controls import CONTROLS, control
 from hdlm.evaluation.generation.corrections import fill_in, per_step
-from hdlm.evaluation.generation.document import generation_result
+from hdlm.evaluation.generation.document import generation_document
 from hdlm.evaluation.generation.judge import AbstractJudge, TransformersJudge
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import Estimate
-from hdlm.evaluation.generation.samples import Sample, draw_samples, num_evaluations, tokens_per_second
+from hdlm.evaluation.generation.samples import Sample, draw_samples
 from hdlm.evaluation.generation.scoring import (
     PERPLEXITY,
     pieces,
@@ -58,16 +58,16 @@ class GenerationOptions:
 
     Attributes:
         prompt: Text that all samples begin with.
-        num: How many samples, at least 1.
-        batch_size: How many samples are written at a time; by default as many as fit.
+        num: Number of samples, at least 1.
+        batch_size: Number of samples that are written at a time; by default as many as fit.
         seed: Seed of all randomness.
         judges: Folders or hub names of causal language models, or names of checkpoints, that judge perplexity.
         offline: Whether only files of the hub are used that are here already.
-        reference: Real text, as for `hdlm.evaluation.text.find_text`.
-        data_dir: Folder of data sets, if not that of the environment.
-        controls: Which of `CONTROLS` are made from the reference and measured beside the model.
-        mauve: Whether MAUVE against the reference is measured, by the features of the first judge.
-        infill: Share of the words of the reference that is taken away and filled in again, in (0, 1].
+        reference: Real text to compare with: a data set by name, a file, a folder or a glob.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
+        controls: Writers without a model, made from the reference, that are measured beside the model.
+        mauve: Whether to measure MAUVE against the reference, by the features of the first judge.
+        infill: Share of the words of the reference that is removed and filled in again, in (0, 1].
         eta_sweep: Strengths of correction at which everything is measured again.
 
     Raises:
@@ -155,20 +155,9 @@ def measured_generation(
     Raises:
         ValueError: If a setting is out of range or does not fit the model.
     """
-    begin = time.perf_counter()
     _check_sweep(settings.algorithm, options.eta_sweep, checkpoint.denoiser.process)
     evaluation = _Evaluation(checkpoint, settings, options, output, progress)
-    result = evaluation.result()
-    document = protocol.describe_protocol(
-        checkpoint,
-        model,
-        kind="generation",
-        result=result,
-        seed=options.seed,
-        weights=weights,
-        data=evaluation.data,
-        wall_seconds=time.perf_counter() - begin,
-    )
+    document = evaluation.document(model, weights)
     if output is not None:
         with keeping(lambda: json.dumps(document)):
             _write_all(output, document, evaluation.samples if save_samples else None)
@@ -214,21 +203,24 @@ class _Evaluation:
     data: dict[str, Any] | None = None
     samples: list[Sample] = field(default_factory=list)
 
-    def result(self) -> dict[str, Any]:
-        """The `result` of the document."""
+    def document(self, model: str, weights: Any) -> dict[str, Any]:
+        """The document of all measurements."""
+        begin = time.perf_counter()
         reference = None if self.options.reference is None else self._text()
         self.samples = self.draw(self.settings, "samples.jsonl")
         judges = judges_of(
             self.options.judges, self.checkpoint.device, JUDGED_AT_A_TIME, offline=self.options.offline
         )
         scores = self._scores(judges, reference)
-        return generation_result(
+        return generation_document(
+            self.checkpoint,
+            self.samples,
+            begin=begin,
             settings={**asdict(self.settings), "prompt": self.options.prompt},
-            num_samples=len(self.samples),
-            length=len(self.samples[0].tokens),
-            num_given=self.samples[0].given,
-            num_evaluations=num_evaluations(self.samples),
-            tokens_per_second=tokens_per_second(self.samples),
+            seed=self.options.seed,
+            model=model,
+            weights=weights,
+            data=self.data,
             metrics=scores.pop("model"),
             references={name: scores.pop(name) for name in [self._reference] if name in scores},
             controls=scores,

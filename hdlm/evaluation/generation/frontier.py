@@ -22,17 +22,11 @@ import torch
 
 from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.document import common_fields
+from hdlm.evaluation.generation.document import common_fields, price_of
 from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import entropy
-from hdlm.evaluation.generation.samples import (
-    Sample,
-    draw_samples,
-    drawn_with,
-    num_evaluations,
-    tokens_per_second,
-)
+from hdlm.evaluation.generation.samples import draw_samples, drawn_with
 from hdlm.evaluation.generation.scoring import PERPLEXITY, Scores, pieces, score_or_failure, text_of
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, find_text, tokenize_documents
@@ -100,7 +94,7 @@ class Sweep:
             keep=self.folder / f"{_name(drawn)}.jsonl",
             watch=watch,
         )
-        found = self._scores([one.written for one in samples], [one.text for one in samples]) | _price(
+        found = self._scores([one.written for one in samples], [one.text for one in samples]) | price_of(
             samples
         )
         if not any("failed" in found[measure] for measure in MEASURES):
@@ -131,15 +125,6 @@ class Sweep:
         )
 
 
-def _price(samples: list[Sample]) -> dict[str, Any]:
-    return {
-        "length": len(samples[0].tokens),
-        "num_given": samples[0].given,
-        "num_evaluations": num_evaluations(samples),
-        "tokens_per_second": tokens_per_second(samples),
-    }
-
-
 def _name(values: Mapping[str, Any]) -> str:
     """A file name that is another if anything is."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
@@ -152,15 +137,15 @@ class FrontierOptions:
 
     Attributes:
         swept: `"temperature"` or `"top_p"`.
-        values: Its values; each is a point of every curve.
+        values: Values of what is swept; each is a point of every curve.
         judge: Folder or hub name of a causal language model, or name of a checkpoint, that judges perplexity.
-        algorithms: The samplers; each has a curve.
+        algorithms: Names of the samplers; each has a curve.
         prompt: Text that all samples begin with.
-        num: Samples of a point.
-        batch_size: How many samples are written at a time; by default as many as fit.
+        num: Number of samples of a point.
+        batch_size: Number of samples that are written at a time; by default as many as fit.
         seed: Seed of all randomness.
-        reference: Real text, a point of its own; as for `hdlm.evaluation.text.find_text`.
-        data_dir: Folder of data sets, if not that of the environment.
+        reference: Real text, a point of its own: a data set by name, a file, a folder or a glob.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
         offline: Whether only files of the hub are used that are here already.
 
     Raises:

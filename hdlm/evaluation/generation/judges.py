@@ -12,7 +12,26 @@ from hdlm import hub
 from hdlm.evaluation.generation.judge import AbstractJudge, CheckpointJudge, TransformersJudge
 from hdlm.package_data import pretrained
 
-__all__ = ["judges_of"]
+__all__ = ["NO_JUDGE", "USUAL_JUDGE", "judges_of", "named_judges"]
+
+USUAL_JUDGE = "gpt2-large"
+"""The model that judges unless another is named, as in the field."""
+NO_JUDGE = "none"
+"""The word for no judge."""
+
+
+def named_judges(words: Sequence[str] | None) -> tuple[str, ...]:
+    """The judges that a command line names: the usual one by default.
+
+    Args:
+        words: Names of judges, or `NO_JUDGE`.
+
+    Raises:
+        ValueError: If `NO_JUDGE` is combined with a judge.
+    """
+    if words is not None and NO_JUDGE in words and list(words) != [NO_JUDGE]:
+        raise ValueError(f"--judge {NO_JUDGE} is for no judge at all; got {', '.join(words)}.")
+    return tuple(word for word in words or [USUAL_JUDGE] if word != NO_JUDGE)
 
 
 def judges_of(

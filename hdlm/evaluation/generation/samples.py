@@ -45,7 +45,7 @@ class Sample:
         text: The words, the prompt included.
         tokens: Their ids, the special ones included.
         given: How many of the first were given.
-        num_evaluations: Calls of the network for the batch that it was in.
+        num_evaluations: Calls of the network for the batch that it was in, or their mean over batches.
         seconds: Time for that batch, over its samples.
         revisions: Words taken back by kind and step; see `hdlm.evaluation.generation.corrections`.
     """
@@ -53,7 +53,7 @@ class Sample:
     text: str
     tokens: list[int]
     given: int
-    num_evaluations: int
+    num_evaluations: float
     seconds: float
     revisions: dict[str, dict[int, int]]
 
@@ -174,12 +174,12 @@ def drawn_with(
     }
 
 
-def num_evaluations(samples: list[Sample]) -> float:
+def num_evaluations(samples: Sequence[Sample]) -> float:
     """Calls of the network for a batch; the mean over samples, should batches differ."""
     return sum(sample.num_evaluations for sample in samples) / len(samples)
 
 
-def tokens_per_second(samples: list[Sample]) -> float:
+def tokens_per_second(samples: Sequence[Sample]) -> float:
     """Tokens written, over the time that it took."""
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 

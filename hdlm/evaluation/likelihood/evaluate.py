@@ -7,6 +7,7 @@ the document of the result is written after every piece of replicates, and the s
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -35,20 +36,22 @@ class LikelihoodOptions:
 
     Attributes:
         part: Part of a named data set.
-        data_dir: Folder of data sets, if not that of the environment.
-        detokenize: Whether the tokenisation that some named data sets come in is undone.
-        limit: About how many tokens are taken, for a quick estimate; all by default.
-        length: Tokens in a window; the model's context by default.
-        stride: New tokens in each window; below `length`, windows overlap.
+        data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
+        detokenize: Whether to undo the tokenisation that some named data sets come in.
+        limit: Take about so many tokens, for a quick estimate; all by default.
+        length: Number of tokens in a window; the model's context by default.
+        stride: Number of new tokens in each window; below the length, windows overlap.
         within_documents: Whether each document has windows of its own.
-        bound: `"absorbing"`, the paper's (default, where noise ends in masks), or `"hybrid"`, that of the process.
+        bound: `"absorbing"`, the bound of the paper (default, where noise ends in masks), or `"hybrid"`, that of the
+            process itself.
         estimator: How the bound is estimated; by default the estimator with the least variance that fits.
-        replicates: Independent estimates.
-        target_error: Standard error in bits per token that is to be reached, in the place of `replicates`.
-        hyperschedule: Name of a family, as in `hdlm.Settings`.
-        width: Positions that are noisy together.
-        steps: Steps that each position takes from noise to word.
-        batch_size: Windows in a pass, halved when memory does not suffice; found automatically by default.
+        replicates: Number of independent estimates.
+        target_error: Standard error in bits per token that is to be reached, in the place of a number of estimates.
+        hyperschedule: The family to measure along: autoregressive, flat, block, slide or wave; by default the one that
+            the checkpoint lists first.
+        width: Number of positions that are noisy together.
+        steps: Number of steps that each position takes from noise to word.
+        batch_size: Number of windows in a pass, halved when memory does not suffice; found automatically by default.
         seed: Seed of all random numbers.
     """
 
@@ -78,6 +81,8 @@ def likelihood_document(
     model: str = "a checkpoint",
     weights: Any = "only",
     output: Path | None = None,
+    before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda document: None,
     processes: Processes = ALONE,
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -90,6 +95,8 @@ def likelihood_document(
         model: What the document calls the model.
         weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
         output: Folder for the document, a report and a picture; a measurement that is in it already is resumed.
+        before: A document of earlier replicates, which are not measured again if it is of this very measurement.
+        keep: Called with the document after every piece of replicates.
         processes: The processes that share the work.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
 
@@ -103,7 +110,7 @@ def likelihood_document(
         check_folder(output, *FILES)
     measuring = _measuring(checkpoint, text, options, model, weights, processes)
     name = str(text) if isinstance(text, str | Path) else str(measuring.data["name"])
-    known = None
+    known = measuring.known(before) if before is not None and measuring.is_of(before) else None
     if output is not None and (output / FILE).exists():
         try:
             known = measuring.known(protocol.read_result(output / FILE))
@@ -112,8 +119,9 @@ def likelihood_document(
     now = f"measuring {name}"
     with share_bar(now, shown=progress if processes.is_main else False) as bar:
 
-        def keep(document: dict[str, Any]) -> None:
+        def keep_all(document: dict[str, Any]) -> None:
             nonlocal now
+            keep(document)
             bits, error = (document["result"][key] for key in ("bits_per_token", "bits_per_token_error"))
             now = f"{name}: {bits:.4f}" + (f" ± {error:.4f}" if error else "") + " bits per token"
             if output is not None and processes.is_main:
@@ -123,7 +131,7 @@ def likelihood_document(
 
         measuring.watch = lambda passed: bar(passed.done / passed.total, now)
         return measuring.run(
-            replicates=options.replicates, target=options.target_error, known=known, keep=keep
+            replicates=options.replicates, target=options.target_error, known=known, keep=keep_all
         )
 
 

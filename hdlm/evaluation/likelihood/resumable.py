@@ -96,7 +96,6 @@ class Measuring:
         stride: New tokens in each window; all by default.
         within_documents: Whether each document has windows of its own.
         weights: Which weights were asked for.
-        tokenizer: Text of the tokenizer's file, if it is not the checkpoint's own.
         seed: Of all random numbers.
         batch_size: Windows in a pass; found automatically by default.
         processes: Who shares the work.
@@ -116,7 +115,6 @@ class Measuring:
     stride: int | None = None
     within_documents: bool = False
     weights: Any = "only"
-    tokenizer: str | None = None
     seed: int = 0
     batch_size: BatchSize | None = None
     processes: Processes = ALONE
@@ -158,7 +156,6 @@ class Measuring:
             seed=self.seed,
             weights=self.weights,
             data=self.data,
-            tokenizer=self.tokenizer,
         )
 
     def document(self, result: LikelihoodResult | None = None) -> dict[str, Any]:

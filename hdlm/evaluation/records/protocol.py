@@ -75,7 +75,6 @@ def describe_protocol(
     seed: int,
     weights: Literal["averaged", "raw", "only"] = "only",
     data: Mapping[str, Any] | None = None,
-    tokenizer: str | None = None,
     wall_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """The document of a result.
@@ -88,10 +87,9 @@ def describe_protocol(
         seed: Of all random numbers.
         weights: Which weights were asked for; what the checkpoint says of them itself goes first.
         data: What `describe_data` gave.
-        tokenizer: Text of the tokenizer's file, where it is not the checkpoint's own.
         wall_seconds: How long it took.
     """
-    text = checkpoint.tokenizer_json if tokenizer is None else tokenizer
+    text = checkpoint.tokenizer_json
     parameter = next(checkpoint.network.parameters())
     return {
         "kind": kind,

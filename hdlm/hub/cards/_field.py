@@ -156,8 +156,8 @@ def vocabulary_rows(evidence: Evidence, *, masked: bool = True, mask: int | None
             raise ValueError(
                 f"{evidence.origin}: `vocab_size` is {count}, a multiple of {ROUNDED}, so rows may have been added "
                 f"behind the words, and nothing says {what}. Say with `num_words` how many words there are"
-                f"{' (the mask is not counted)' if masked else ''}: it is an argument of `load`, and may be a key of "
-                "the config."
+                f"{' (the mask is not counted)' if masked else ''}: it is an argument of `load`, --num-words in "
+                "commands, and may be a key of the config."
             )
         words = count - masked
     used = words + masked
