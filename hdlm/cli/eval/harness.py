@@ -136,7 +136,7 @@ def _examined(
         checkpoint,
         batch_size=args.batch_size,
         bound=args.bound,
-        hyperschedule=plan_of(checkpoint, **choice),
+        regime=checkpoint.regime(plan_of(checkpoint, **choice)),
         replicates=args.replicates,
         settings=Settings(algorithm=args.algorithm, **choice),
         seed=args.seed,
