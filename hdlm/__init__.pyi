@@ -5,7 +5,7 @@ from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
 from hdlm.evaluation import LikelihoodResult as LikelihoodResult
-from hdlm.evaluation.records.comparison import compare as compare
+from hdlm.evaluation.records.compare import compare as compare
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write

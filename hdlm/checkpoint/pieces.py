@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hdlm.strict_config import nearest
 
-__all__ = ["build", "describe", "piece_class"]
+__all__ = ["build", "describe", "description_text", "piece_class"]
 
 # Class names in checkpoints and recipes that earlier versions wrote.
 _FORMER_NAMES = {"Cavity": "LeaveOneOut"}
@@ -44,6 +44,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return _plain(value.tolist())
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def description_text(description: Mapping[str, Any]) -> str:
+    """A description for people to read, `Block(length=8, width=4, num_levels=2)`, without tables of numbers."""
+    options = [
+        f"{name}={_text(value)}"
+        for name, value in description.items()
+        if name != "type" and not _is_table(value)
+    ]
+    return f"{description['type']}({', '.join(options)})"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return description_text(value)
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(row, list | tuple) for row in value)
 
 
 def build(offered: ModuleType, description: object) -> Any:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, final
 
@@ -37,6 +37,7 @@ from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
 from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.result import BoundName
 from hdlm.evaluation.likelihood.windows import Window, split_text
+from hdlm.evaluation.records.protocol import describe_piece
 from hdlm.generation import Settings, complete, planned
 from hdlm.regime import Regime
 from hdlm.sampling import Execution, Prompt
@@ -106,10 +107,10 @@ class HarnessModel:
         return {
             "bound": self.measure.bound,
             "estimator": self.measure.measured_by,
-            "hyperschedule": repr(self.measure.regime.hyperschedule),
+            "hyperschedule": describe_piece(self.measure.regime.hyperschedule),
             "replicates": self._replicates,
             "seed": self.measure.seed,
-            "settings": repr(self._settings),
+            "settings": asdict(self._settings),
         }
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:

@@ -204,8 +204,10 @@ def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> N
     tokens = torch.tensor(model.tokenizer.encode(TEXT[1]))
     plan = plan_of(model, len(tokens), hyperschedule="autoregressive")
     with pytest.warns(DeprecationWarning, match=r"hdlm\.evaluate\.likelihood"):
-        result = hdlm.evaluate(model.denoiser, tokens, plan)
-    assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, tokens, Regime(plan))
+        result = hdlm.evaluate(model.denoiser, tokens, plan, context="causal", num_bytes=99)
+    text = hdlm.evaluation.WindowedText(tokens, plan.length, num_bytes=99)
+    regime = Regime(plan, context="causal")
+    assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, text, regime)
 
 
 def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book: Path) -> None:

@@ -27,6 +27,7 @@ from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.likelihood.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
 from hdlm.evaluation.likelihood.windows import Window, WindowedText
+from hdlm.evaluation.records.protocol import describe_piece
 from hdlm.objective import Corruption, stratified_times
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
@@ -137,8 +138,8 @@ class Likelihood:
             seed=self.seed,
             num_windows=text.num_windows,
             stride=text.stride or text.length,
-            hyperschedule=repr(self.regime.hyperschedule),
-            noise_schedule=repr(self.regime.noise_schedule),
+            hyperschedule=describe_piece(self.regime.hyperschedule) | {"length": self.regime.length},
+            noise_schedule=describe_piece(self.regime.noise_schedule),
             context=self.regime.context,
             active=self.regime.active,
             within_documents=text.documents is not None,
