@@ -46,24 +46,14 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def description_text(description: Mapping[str, Any]) -> str:
-    """A description for people to read, `Block(length=8, width=4, num_levels=2)`, without tables of numbers."""
-    options = [
-        f"{name}={_text(value)}"
-        for name, value in description.items()
-        if name != "type" and not _is_table(value)
-    ]
-    return f"{description['type']}({', '.join(options)})"
-
-
-def _text(value: Any) -> str:
+def description_text(value: Any) -> str:
+    """A description for people to read, such as `Block(length=8, width=4, num_levels=2)`; long lists are counted."""
     if isinstance(value, Mapping):
-        return description_text(value)
-    return repr(tuple(value) if isinstance(value, list) else value)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(isinstance(row, list | tuple) for row in value)
+        inside = ", ".join(f"{name}={description_text(v)}" for name, v in value.items() if name != "type")
+        return f"{value['type']}({inside})" if "type" in value else inside
+    if isinstance(value, list | tuple) and len(value) > 8:
+        return f"{len(value)} entries"
+    return str(value)
 
 
 def build(offered: ModuleType, description: object) -> Any:

@@ -444,8 +444,7 @@ def test_guidance_takes_a_slot_for_each_of_its_two_caches(slots: int, served: in
 GRAPHS = """
 import sys
 import torch
-from hdlm import Ancestral, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean
-from hdlm.sampling import sample
+from hdlm import Ancestral, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Execution, Mean, Regime, sample
 
 device, tokens = torch.device(sys.argv[1]), []
 for slots in (0, 3):
@@ -455,7 +454,8 @@ for slots in (0, 3):
         torch.nn.init.normal_(parameter, std=0.4)
     denoiser = Denoiser(network.to(device), EpsilonHybrid(11, 0.2), Mean())
     network.speed_up(slots=slots, compiled=bool(sys.argv[2:]))
-    done = sample(denoiser, Block(24, 4, 3), Ancestral(), num_sequences=5, batch_size=3, device=device)
+    execution = Execution(batch_size=3, device=device)
+    done = sample(denoiser, Regime(Block(24, 4, 3)), Ancestral(), num_sequences=5, execution=execution)
     tokens.append(done.tokens)
 static = network.static
 assert torch.equal(*tokens)
