@@ -55,6 +55,11 @@ class AbstractParameterization(abc.ABC):
         return 0
 
     @property
+    def aligned(self) -> AbstractParameterization:
+        """What the numbers mean at the position that they are about; see `Shifted`."""
+        return self
+
+    @property
     def is_softmax(self) -> bool:
         """Whether `log_clean` is the log-softmax of the words' raw outputs, whatever the noise."""
         return False

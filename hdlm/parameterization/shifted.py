@@ -30,6 +30,10 @@ class Shifted(AbstractParameterization):
         return 1 + self.inner.lookback
 
     @property
+    def aligned(self) -> AbstractParameterization:
+        return self.inner
+
+    @property
     def is_softmax(self) -> bool:
         return self.inner.is_softmax
 

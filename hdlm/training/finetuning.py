@@ -15,10 +15,9 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule, packing
-from hdlm.hyperschedule.base import Windowed
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
-from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.parameterization import AbstractParameterization, LogScore
+from hdlm.process import AbstractNoiseProcess
 from hdlm.training.checkpoints.state import TrainingState
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.recipe import Recipe
@@ -89,8 +88,7 @@ _RATES = {"matrix_rate": 0.002, "embedding_rate": 0.0005, "head_rate": 0.0005}
 
 def _objective(process: AbstractNoiseProcess, parameterization: AbstractParameterization) -> dict[str, Any]:
     """The bound that suits a process and outputs."""
-    inner = parameterization.inner if isinstance(parameterization, Shifted) else parameterization
-    if isinstance(inner, LogScore):
+    if isinstance(parameterization.aligned, LogScore):
         return describe(ScoreEntropy())
     half = process.weights(torch.tensor(0.5, dtype=torch.float64))
     return describe(WeightedCrossEntropy(0.0) if half.uniform == 0 else NELBO())
@@ -102,7 +100,7 @@ def _part(
     """A part of a mixture; in two streams where every position then has a target and could not have in one canvas."""
     described = describe(hyperschedule)
     described.pop("length", None)
-    two = checkpoint.context != "full" and len(hyperschedule.settles.unique()) > 1
+    two = checkpoint.context != "full" and not hyperschedule.settles_together
     if checkpoint.denoiser.lookback:
         two = two and packing(hyperschedule).left_to_right
     return {"hyperschedule": described, "two_stream": two, "continuous": continuous}
@@ -137,17 +135,17 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
     """What another process or another strength means."""
     if type(old) is not type(new):
         return f"process {type(old).__name__} -> {type(new).__name__}: noise of another kind than the network has met"
-    if not isinstance(new, EpsilonHybrid | GammaHybrid):
+    name = new.strength_field
+    if name is None:
         same = old == new
         return (
             ""
             if same
             else f"process {old!r} -> {new!r}: more or less noise of a kind than the network has learnt"
         )
-    strengths = _strength(old), _strength(new)
+    strengths = getattr(old, name), getattr(new, name)
     if strengths[0] == strengths[1]:
         return ""
-    name = "epsilon" if isinstance(new, EpsilonHybrid) else "gamma"
     if strengths[0] == 0:
         meaning = "the network has never seen wrong words: it trusts every visible one and must learn not to"
     elif strengths[1] == 0:
@@ -158,22 +156,16 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
     return f"{name} {strengths[0]:g} -> {strengths[1]:g}: {meaning}"
 
 
-def _strength(process: AbstractNoiseProcess) -> float:
-    if isinstance(process, EpsilonHybrid):
-        return process.epsilon
-    return process.gamma if isinstance(process, GammaHybrid) else 0.0
-
-
 def _outputs(old: AbstractParameterization, new: AbstractParameterization) -> str:
     """What another reading of the outputs means."""
-    was, is_now = isinstance(old, Shifted), isinstance(new, Shifted)
+    was, is_now = old.lookback > 0, new.lookback > 0
     if was != is_now:
         there, here = ("next", "own") if was else ("own", "next")
         return (
             f"outputs spoke of the {there} position and shall speak of their {here}: all of them are unlearnt first "
             f"(type={'shifted' if was else 'aligned'} keeps them)"
         )
-    kinds = [type(one.inner if isinstance(one, Shifted) else one).__name__ for one in (old, new)]
+    kinds = [type(outputs.aligned).__name__ for outputs in (old, new)]
     if kinds[0] != kinds[1]:
         return f"outputs {kinds[0]} -> {kinds[1]}: they mean something else, so they are unlearnt first"
     return ""
@@ -185,17 +177,13 @@ def _hyperschedules(old: tuple[AbstractHyperschedule, ...], new: tuple[AbstractH
     fresh = [_named(one) for one in new if _named(one) not in seen]
     if not old or not fresh:
         return ""
-    autoregressive = all(one.num_levels == 1 and _width(one) == 1 for one in old)
+    autoregressive = all(one.num_levels == 1 and one.window_size == 1 for one in old)
     meaning = (
         "it has predicted next words alone and has never seen a mask"
         if autoregressive
         else "other positions are noisy together than it has met"
     )
     return f"hyperschedule {', '.join(dict.fromkeys(seen))} -> {', '.join(dict.fromkeys(fresh))}: {meaning}"
-
-
-def _width(hyperschedule: AbstractHyperschedule) -> int:
-    return hyperschedule.width if isinstance(hyperschedule, Windowed) else hyperschedule.length
 
 
 def _named(hyperschedule: AbstractHyperschedule) -> str:
