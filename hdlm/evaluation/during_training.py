@@ -20,11 +20,11 @@ from hdlm.denoiser import Denoiser
 from hdlm.evaluation.generation.judge import AbstractJudge, generative_perplexity
 from hdlm.evaluation.generation.judges import judges_of
 from hdlm.evaluation.generation.metrics import Estimate, diversity
-from hdlm.evaluation.likelihood.defaults import bound_of, measurable
+from hdlm.evaluation.likelihood.defaults import bound_of
 from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
+from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.sampling import Prompt, algorithm, sample
 from hdlm.training import Session, StepReport, TrainingSetup
 from hdlm.training.recipe import WatchSettings
@@ -146,7 +146,7 @@ class Observer:
         return estimate_likelihood(
             denoiser,
             self._run.validation.tokens[: settings.validation_windows * self._run.recipe.data.context],
-            measurable(self._plan),
+            self._plan.begin_in_noise(),
             bound=bound_of(denoiser.process),
             noise_schedule=corruption.noise_schedule,
             replicates=settings.replicates,
@@ -205,8 +205,7 @@ class Observer:
 
 def _family(parameterization: AbstractParameterization) -> str:
     """The sampler that published models of such outputs write by."""
-    inner = parameterization.inner if isinstance(parameterization, Shifted) else parameterization
-    return "analytic" if isinstance(inner, LogScore) else "original"
+    return "analytic" if isinstance(parameterization.aligned, LogScore) else "original"
 
 
 def _is_due(step: int, every: int | None) -> bool:

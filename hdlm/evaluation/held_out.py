@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 
 from hdlm.data import Bigram, Unigram
-from hdlm.evaluation.likelihood.defaults import bound_of, measurable
+from hdlm.evaluation.likelihood.defaults import bound_of
 from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.progress import share_bar
 from hdlm.training import TrainingSetup
@@ -36,7 +36,7 @@ def measured(console: Console, setup: TrainingSetup, name: str, replicates: int)
         result = estimate_likelihood(
             setup.denoiser,
             setup.validation.tokens,
-            measurable(corruption.hyperschedule),
+            corruption.hyperschedule.begin_in_noise(),
             bound=bound_of(setup.denoiser.process),
             noise_schedule=corruption.noise_schedule,
             context=corruption.context,

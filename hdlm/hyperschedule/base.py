@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import abc
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -92,6 +92,90 @@ class AbstractHyperschedule(abc.ABC):
         """Positions that begin at level 0: their tokens must be given, as no step moves them."""
         return self.levels(0) == 0
 
+    # -- questions about the whole table ------------------------------------------------------------------------
+
+    @property
+    def window_size(self) -> int:
+        """How many positions are noisy together: the `width`, or all positions of a hyperschedule without one."""
+        return int(getattr(self, "width", self.length))
+
+    @functools.cached_property
+    def settles_together(self) -> bool:
+        """Whether all positions settle at one step."""
+        return len(self.settles.unique()) == 1
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether it is a countdown (`AbstractCountdown`), which alone has `starts` and `epochs`."""
+        return False
+
+    @property
+    def opens_together(self) -> bool:
+        """Whether it is a countdown in which positions that are noisy together also start together (flat, blocks)."""
+        return False
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether it is a countdown in which one position at a time is noisy, from left to right."""
+        return False
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all positions count down together, so that none is settled while another is noisy."""
+        return self.opens_together and self.settles_together
+
+    def begin_in_noise(self) -> AbstractHyperschedule:
+        """The nearest hyperschedule that begins in pure noise, as a bound on the likelihood needs it."""
+        return self
+
+    @final
+    def first_positions(self, length: int) -> AbstractHyperschedule:
+        """The hyperschedule of the first positions alone, at the steps that they have here.
+
+        Args:
+            length: How many positions to keep, in [1, `self.length`].
+
+        Raises:
+            ValueError: If `length` is out of range.
+        """
+        if not 1 <= length <= self.length:
+            raise ValueError(f"`length` must lie in [1, {self.length}]; got {length}.")
+        return self if length == self.length else self._first(length)
+
+    def _first(self, length: int) -> AbstractHyperschedule:
+        return _FirstPositions(self, length)
+
+    @final
+    def resized(self, length: int, width: int | None, num_levels: int) -> AbstractHyperschedule:
+        """This hyperschedule with other sizes, if its class has them.
+
+        Args:
+            length: Number of positions.
+            width: Positions that are noisy together; by default as many as now, or all if fewer remain.
+            num_levels: Steps that each position takes from noise to word.
+
+        Raises:
+            ValueError: If the class has no such field.
+        """
+        options: set[str] = {option.name for option in fields(self)} if is_dataclass(self) else set()
+        sizes = {"length": length, "width": width, "num_levels": num_levels}
+        wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(self, name, None))}
+        if not wanted:
+            return self
+        fixed = [
+            "steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options
+        ]
+        if fixed:
+            raise ValueError(
+                f"The checkpoint's hyperschedule, {self!r}, has no other {', '.join(fixed)}: leave that out, or name "
+                "another hyperschedule."
+            )
+        if "width" in options and width is None:
+            wanted["width"] = min(self.window_size, length)
+        return cast("AbstractHyperschedule", replace(cast("Any", self), **wanted))
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
     def noise(self, n: int | Int[Tensor, "*b"]) -> Float[Tensor, "*b l"]:
         """Share of the way to pure noise after `n` steps, `levels / num_levels` in `[0, 1]` (float64)."""
         return self.levels(n).double() / self.num_levels
@@ -133,6 +217,26 @@ class AbstractHyperschedule(abc.ABC):
         grid = self.time_grid(eps)
         midpoints = (grid[1:] + grid[:-1]) / 2
         return torch.bucketize(times.double(), midpoints.to(times.device))
+
+
+@final
+@dataclass(frozen=True)
+class _FirstPositions(AbstractHyperschedule):
+    """The first positions of a hyperschedule that is not a countdown."""
+
+    whole: AbstractHyperschedule
+    length: int
+
+    @property
+    def num_levels(self) -> int:  # type: ignore[override]
+        return self.whole.num_levels
+
+    def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
+        return self.whole.levels(n)[..., : self.length]
+
+    @property
+    def settles(self) -> Int[Tensor, " l"]:
+        return self.whole.settles[: self.length]
 
 
 @dataclass(frozen=True)

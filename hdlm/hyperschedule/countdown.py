@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import abc
 import functools
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Int
@@ -56,6 +58,21 @@ class AbstractCountdown(AbstractHyperschedule):
         """Number of epochs: how many offsets `packed_steps` takes."""
         return int(self.epochs.max()) + 1
 
+    @property
+    def has_epochs(self) -> bool:
+        return True
+
+    @functools.cached_property
+    def opens_together(self) -> bool:
+        return len(self.starts.unique()) == self.num_epochs
+
+    @functools.cached_property
+    def is_autoregressive(self) -> bool:
+        return self.num_epochs == self.length and bool((self.starts.diff() > 0).all())
+
+    def _first(self, length: int) -> AbstractCountdown:
+        return _FirstOfCountdown(self, length)
+
     def packed_steps(self, offsets: Int[Tensor, "*b e"]) -> Int[Tensor, "*b l"]:
         """A step for every position such that each is active and windows of equal step tile the sequence.
 
@@ -80,3 +97,20 @@ class AbstractCountdown(AbstractHyperschedule):
         never = starts.new_full((num_epochs,), self.num_steps)
         phases = (offsets + never.scatter_reduce(0, epochs, starts, "amin"))[..., epochs]
         return starts + (phases - starts) % self.num_levels
+
+
+@final
+@dataclass(frozen=True)
+class _FirstOfCountdown(AbstractCountdown):
+    """The first positions of a countdown, which is a countdown."""
+
+    whole: AbstractCountdown
+    length: int
+
+    @property
+    def num_levels(self) -> int:  # type: ignore[override]
+        return self.whole.num_levels
+
+    @property
+    def starts(self) -> Int[Tensor, " l"]:
+        return self.whole.starts[: self.length]

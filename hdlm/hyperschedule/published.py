@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.hyperschedule.base import Windowed
+from hdlm.hyperschedule.wave import Wave
 
 
 @final
@@ -108,6 +109,10 @@ class PublishedWave(Windowed):
         open_for = steps[..., None] - self._held("opens", steps.device)
         descended = (open_for - self._held("delays", steps.device)).clamp(min=0)
         return (self.num_levels - 1 - descended).clamp(min=0).masked_fill(open_for < 0, self.num_levels)
+
+    def begin_in_noise(self) -> Wave:
+        """The countdown `Wave`, which differs only in the level at which the first block begins."""
+        return Wave(self.length, self.width, self.num_levels)
 
     @property
     def settles(self) -> Int[Tensor, " l"]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction
 from hdlm.hyperschedule import (
-    AbstractCountdown,
     AbstractHyperschedule,
     AbstractPacking,
     Packed,
@@ -186,7 +185,7 @@ class Corruption:
     document_end: int | None = None
 
     def __post_init__(self) -> None:
-        if self.two_stream and self.context == "full" and len(self.hyperschedule.settles.unique()) > 1:
+        if self.two_stream and self.context == "full" and not self.hyperschedule.settles_together:
             raise ValueError(
                 "Two streams need a context of which settled positions see the past alone; with context='full' the "
                 "clean stream would give away what is asked. Use one canvas (two_stream=false, published as "
@@ -243,7 +242,7 @@ class Corruption:
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
             window=None if packed is None else packed.steps,
             left_to_right=self._left_to_right,
-            same_noise=len(schedule.settles.unique()) == 1,
+            same_noise=schedule.settles_together,
         )
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
@@ -281,28 +280,16 @@ class Corruption:
         """Who sees whom, shared by all rows where neither times nor documents matter."""
         schedule = self.hyperschedule
         if packed is not None:
-            shared = packed.steps[0] if self._blocks_open_together else packed.steps
+            shared = packed.steps[0] if schedule.opens_together else packed.steps
             seen = attention.two_stream(schedule, shared, self.context, self.active)
         else:
             steps = (times[:, 0] * schedule.num_steps).long()
-            shared = steps[0] if self._blocks_open_together and len(schedule.settles.unique()) == 1 else steps
+            shared = steps[0] if schedule.is_flat else steps
             seen = attention.generation_attention(schedule, shared, self.context, self.active)
         if self.document_end is None:
             return seen
         own = document_ids(x_0, self.document_end)
         return seen.within(own if packed is None else own.repeat(1, 2))
-
-    @cached_property
-    def _blocks_open_together(self) -> bool:
-        """Whether the positions of each epoch start together, so that who sees whom is the same at all its steps."""
-        schedule = self.hyperschedule
-        if not isinstance(schedule, AbstractCountdown):
-            return False
-        starts, epochs = schedule.starts, schedule.epochs
-        first = torch.full((int(epochs.max()) + 1,), schedule.num_steps).scatter_reduce(
-            0, epochs, starts, "amin"
-        )
-        return bool((first[epochs] == starts).all())
 
 
 def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Canvas:

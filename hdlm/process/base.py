@@ -76,10 +76,12 @@ class AbstractNoiseProcess(abc.ABC):
     Attributes:
         num_words: Number `N` of words; the mask is `N`.
         absorbs: Whether the noise leaves masks unchanged. If not, it redraws masks and words alike.
+        strength_field: Name of the field with the share of wrong words (0: none), if there is one.
     """
 
     num_words: int
     absorbs: ClassVar[bool] = True
+    strength_field: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def weights(self, u: Float[Tensor, "*b"]) -> Weights:
@@ -98,9 +100,14 @@ class AbstractNoiseProcess(abc.ABC):
         return bool(self.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
 
     @property
+    def final_mask_share(self) -> float:
+        """The share of masks in pure noise."""
+        return float(self.weights(torch.ones((), dtype=torch.float64)).mask)
+
+    @property
     def ends_in_masks(self) -> bool:
         """Whether pure noise consists of masks only."""
-        return bool(self.weights(torch.ones((), dtype=torch.float64)).mask == 1)
+        return self.final_mask_share == 1
 
     @functools.cached_property
     def only_masks(self) -> bool:

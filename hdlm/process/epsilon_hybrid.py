@@ -7,7 +7,7 @@ are clean, and every noisy state has the same share `epsilon` of wrong words.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +27,7 @@ class EpsilonHybrid(AbstractNoiseProcess):
 
     num_words: int
     epsilon: float
+    strength_field: ClassVar[str | None] = "epsilon"
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon < 1:

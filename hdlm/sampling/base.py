@@ -455,9 +455,8 @@ def require_masks(process: AbstractNoiseProcess, what: str) -> None:
     Raises:
         ValueError: If pure noise is not all masks: what begins as a word would never be written.
     """
-    share = float(process.weights(torch.ones((), dtype=torch.float64)).mask)
-    if share < 1:
+    if not process.ends_in_masks:
         raise ValueError(
-            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is {share}. "
-            "Use the ancestral or the analytic step."
+            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is "
+            f"{process.final_mask_share}. Use the ancestral or the analytic step."
         )

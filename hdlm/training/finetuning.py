@@ -15,10 +15,9 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule, packing
-from hdlm.hyperschedule.base import Windowed
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
-from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.parameterization import AbstractParameterization, LogScore
+from hdlm.process import AbstractNoiseProcess
 from hdlm.training.checkpoints.state import TrainingState
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.recipe import Recipe
@@ -97,7 +96,7 @@ def _part(
     """A part of a mixture, in two streams if every position then has a target and would not in one canvas."""
     described = describe(hyperschedule)
     described.pop("length", None)
-    two_stream = checkpoint.context != "full" and len(hyperschedule.settles.unique()) > 1
+    two_stream = checkpoint.context != "full" and not hyperschedule.settles_together
     if checkpoint.denoiser.lookback:
         two_stream = two_stream and packing(hyperschedule).left_to_right
     return {"hyperschedule": described, "two_stream": two_stream, "continuous": continuous}
@@ -135,9 +134,9 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
         return f"process {type(old).__name__} -> {type(new).__name__}: another kind of noise than so far"
     if old == new:
         return ""
-    if not isinstance(new, EpsilonHybrid | GammaHybrid):
+    name = new.strength_field
+    if name is None:
         return f"process {old!r} -> {new!r}: another amount of noise than so far"
-    name = "epsilon" if isinstance(new, EpsilonHybrid) else "gamma"
     was, is_now = getattr(old, name), getattr(new, name)
     if was == is_now:
         return ""
@@ -152,7 +151,7 @@ def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
 
 
 def _outputs(old: AbstractParameterization, new: AbstractParameterization) -> str:
-    was, is_now = isinstance(old, Shifted), isinstance(new, Shifted)
+    was, is_now = old.lookback > 0, new.lookback > 0
     if was != is_now:
         there, here = ("next", "own") if was else ("own", "next")
         return (
@@ -170,17 +169,13 @@ def _hyperschedules(old: tuple[AbstractHyperschedule, ...], new: tuple[AbstractH
     fresh = [_named(plan) for plan in new if _named(plan) not in seen]
     if not old or not fresh:
         return ""
-    autoregressive = all(plan.num_levels == 1 and _width(plan) == 1 for plan in old)
+    autoregressive = all(plan.num_levels == 1 and plan.window_size == 1 for plan in old)
     meaning = (
         "the network has only predicted next words and has never seen a mask"
         if autoregressive
         else "other positions are noisy together than so far"
     )
     return f"hyperschedule {', '.join(dict.fromkeys(seen))} -> {', '.join(dict.fromkeys(fresh))}: {meaning}"
-
-
-def _width(hyperschedule: AbstractHyperschedule) -> int:
-    return hyperschedule.width if isinstance(hyperschedule, Windowed) else hyperschedule.length
 
 
 def _named(hyperschedule: AbstractHyperschedule) -> str:

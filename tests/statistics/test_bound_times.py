@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hdlm.evaluation import AbsorbingBound, AbstractBound, HybridBound, LikelihoodResult, estimate_likelihood
 from hdlm.evaluation.likelihood import bounds
-from hdlm.evaluation.likelihood.bounds import is_autoregressive, opens_together
 from hdlm.evaluation.likelihood.times import Density, density_of, place_times
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import (
@@ -274,9 +273,9 @@ def test_intervals_hold_the_truth_along_every_hyperschedule(
     schedule: AbstractHyperschedule,
     blocks: list[list[int]] | None,
 ) -> None:
-    if estimator == "count" and not opens_together(schedule):
+    if estimator == "count" and not schedule.opens_together:
         pytest.skip("masks are counted where positions start together")
-    if bound == "absorbing" and is_autoregressive(schedule):
+    if bound == "absorbing" and schedule.is_autoregressive:
         pytest.skip("it is exact")
     if bound == "hybrid" and isinstance(process, EpsilonHybrid) and blocks is None:
         pytest.skip("the sum of its costs is not enumerated where positions end at different times")

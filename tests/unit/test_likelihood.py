@@ -19,7 +19,6 @@ from hdlm.evaluation import (
     HybridBound,
     LikelihoodResult,
     estimate_likelihood,
-    first_positions,
     windows,
 )
 from hdlm.evaluation.likelihood.bounds import masking_fraction
@@ -128,7 +127,7 @@ def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
     ids=repr,
 )
 def test_the_first_positions_keep_their_steps(schedule: AbstractHyperschedule) -> None:
-    cut = first_positions(schedule, 4)
+    cut = schedule.first_positions(4)
     n = torch.arange(schedule.num_steps + 1)
     assert cut.length == 4
     assert cut.num_levels == schedule.num_levels
@@ -369,4 +368,4 @@ def test_windows_need_a_length() -> None:
     with pytest.raises(ValueError, match="stride"):
         windows(TOKENS, 4, 5)
     with pytest.raises(ValueError, match="length"):
-        first_positions(flat(4, 1), 5)
+        flat(4, 1).first_positions(5)

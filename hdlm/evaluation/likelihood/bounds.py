@@ -41,10 +41,8 @@ __all__ = [
     "HybridBound",
     "bound_along",
     "check_bound",
-    "is_autoregressive",
     "least_variance",
     "masking_fraction",
-    "opens_together",
 ]
 
 _HAIR = 1e-12
@@ -161,8 +159,8 @@ class AbstractBound(abc.ABC):
             process,
             schedule,
             noise_schedule,
-            two_stream=isinstance(schedule, AbstractCountdown)
-            and not _is_flat(schedule)
+            two_stream=schedule.has_epochs
+            and not schedule.is_flat
             and _in_one_pass(schedule, self.context, self.denoiser.noise_dependence),
             context=self.context,
             active=self.active,
@@ -199,17 +197,17 @@ class AbsorbingBound(AbstractBound):
         if self.estimator not in get_args(Estimator):
             raise ValueError(f"`estimator` must be one of {get_args(Estimator)}; got {self.estimator!r}.")
         process = self.denoiser.process
-        if float(process.weights(torch.ones((), dtype=torch.float64)).mask) < 1:
+        if not process.ends_in_masks:
             raise ValueError(
                 f"The absorbing bound needs a process whose full noise is all masks; got {process!r}. "
                 "Use bound='hybrid'."
             )
-        if self.estimator == "count" and not opens_together(self.hyperschedule):
+        if self.estimator == "count" and not self.hyperschedule.opens_together:
             raise ValueError(
                 "estimator='count' needs a hyperschedule in whose epochs all positions start together (flat or Block); "
                 f"got {self.hyperschedule!r}. Use estimator='stratified'."
             )
-        if self.estimator == "exact" and not is_autoregressive(self.hyperschedule):
+        if self.estimator == "exact" and not self.hyperschedule.is_autoregressive:
             raise ValueError(
                 "estimator='exact' needs a hyperschedule that takes one position at a time, left to right; got "
                 f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
@@ -381,9 +379,9 @@ def least_variance(
     """
     if bound == "hybrid" or not _in_one_pass(hyperschedule, context, dependence):
         return "stratified"
-    if is_autoregressive(hyperschedule):
+    if hyperschedule.is_autoregressive:
         return "exact"
-    return "count" if opens_together(hyperschedule) else "stratified"
+    return "count" if hyperschedule.opens_together else "stratified"
 
 
 def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -401,26 +399,6 @@ def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -
     return high
 
 
-def is_autoregressive(hyperschedule: AbstractHyperschedule) -> bool:
-    """Whether one position at a time is noisy, from left to right."""
-    if not isinstance(hyperschedule, AbstractCountdown):
-        return False
-    starts = hyperschedule.starts
-    return hyperschedule.num_epochs == hyperschedule.length and bool((starts.diff() > 0).all())
-
-
-def opens_together(hyperschedule: AbstractHyperschedule) -> bool:
-    """Whether the positions that are noisy together start together, so that their number of masks can be drawn."""
-    if not isinstance(hyperschedule, AbstractCountdown):
-        return False
-    return len(hyperschedule.starts.unique()) == hyperschedule.num_epochs
-
-
-def _is_flat(hyperschedule: AbstractHyperschedule) -> bool:
-    """Whether all positions count down together, so that none is settled while another is noisy."""
-    return opens_together(hyperschedule) and len(hyperschedule.settles.unique()) == 1
-
-
 def _in_one_pass(
     hyperschedule: AbstractHyperschedule, context: attention.Context, dependence: NoiseDependence
 ) -> bool:
@@ -428,7 +406,7 @@ def _in_one_pass(
 
     A network that is conditioned on one noise level a sequence cannot read several blocks in one pass.
     """
-    return (context != "full" and dependence != "sequence") or _is_flat(hyperschedule)
+    return (context != "full" and dependence != "sequence") or hyperschedule.is_flat
 
 
 def _cross_entropy(

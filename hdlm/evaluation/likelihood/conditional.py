@@ -26,7 +26,6 @@ from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.likelihood.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.likelihood.result import BoundName, Estimator
-from hdlm.evaluation.likelihood.windows import first_positions
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import Corruption, stratified_times
@@ -215,7 +214,7 @@ class Conditional:
             yield torch.tensor(members), rows
 
     def _bound(self, length: int, given: int) -> AbstractBound:
-        cut = first_positions(self.hyperschedule, length)
+        cut = self.hyperschedule.first_positions(length)
         return bound_along(
             self.denoiser,
             cut,

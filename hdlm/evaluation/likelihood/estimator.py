@@ -20,7 +20,7 @@ from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.likelihood.bounds import AbstractBound, bound_along, check_bound, least_variance
 from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
-from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
+from hdlm.evaluation.likelihood.windows import Stack, windows
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.objective import stratified_times
@@ -125,7 +125,7 @@ class Likelihood:
 
     def _bound(self, stack: Stack) -> AbstractBound:
         """The bound on windows like these."""
-        cut = first_positions(self.hyperschedule, stack.tokens.shape[1])
+        cut = self.hyperschedule.first_positions(stack.tokens.shape[1])
         return bound_along(
             self.denoiser,
             cut,

@@ -17,9 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Table
-
-__all__ = ["Stack", "first_positions", "windows"]
+__all__ = ["Stack", "windows"]
 
 
 @final
@@ -91,40 +89,3 @@ def _stacks(tokens: Int[Tensor, " n"], length: int, stride: int | None) -> tuple
         Stack(tokens[start:][None], given if start else 0) for start in starts if start + length > len(tokens)
     ]
     return tuple(stacks)
-
-
-def first_positions(hyperschedule: AbstractHyperschedule, length: int) -> AbstractHyperschedule:
-    """The same hyperschedule on a shorter canvas: its first positions, at the same steps.
-
-    Args:
-        hyperschedule: When each position is noisy.
-        length: How many positions to keep, in [1, `hyperschedule.length`].
-
-    Raises:
-        ValueError: If `length` is out of range.
-    """
-    if not 1 <= length <= hyperschedule.length:
-        raise ValueError(f"`length` must lie in [1, {hyperschedule.length}]; got {length}.")
-    if length == hyperschedule.length:
-        return hyperschedule
-    if isinstance(hyperschedule, AbstractCountdown):
-        return _FirstPositions(hyperschedule, length)
-    levels = hyperschedule.levels(torch.arange(hyperschedule.num_steps + 1))
-    return Table(levels[:, :length], hyperschedule.num_levels)
-
-
-@final
-@dataclass(frozen=True)
-class _FirstPositions(AbstractCountdown):
-    """A countdown cut short."""
-
-    whole: AbstractCountdown
-    length: int
-
-    @property
-    def num_levels(self) -> int:  # type: ignore[override]
-        return self.whole.num_levels
-
-    @property
-    def starts(self) -> Int[Tensor, " l"]:
-        return self.whole.starts[: self.length]

@@ -89,7 +89,7 @@ def autoregression_is_exact(sampler: Sampler, trial: Trial) -> Finding:
 def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
     """After every step the share of masked tokens is the one that the process and the hyperschedule say."""
     schedule, shares = flat(LENGTH, 4), []
-    if float(sampler.process.weights(torch.ones((), dtype=torch.float64)).mask) == 0:
+    if sampler.process.final_mask_share == 0:
         return None
     if isinstance(sampler.step, ByEntropy | ByThreshold):
         return None  # a move writes all its masks, however small it is
