@@ -1,4 +1,4 @@
-"""The backbone: tokens to numbers. It knows nothing of noise and needs nothing but torch."""
+"""The network: tokens to numbers. It does not depend on noise and needs only torch."""
 
 from __future__ import annotations
 

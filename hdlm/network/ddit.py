@@ -1,9 +1,8 @@
 """DDiT, the diffusion transformer over tokens: tokens in, one vector of `v` numbers per position out.
 
-What the numbers mean is not its business, and it has never heard of noise: it may be told a number per
-position (`condition`) and how much of the last embedding row to blend into each token (`blend`). Lou et al.,
-"Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution",
-https://arxiv.org/abs/2310.16834.
+The network does not depend on noise or on the meaning of its outputs. It may get a number per position (`condition`)
+and the share of the last embedding row that is blended into each token (`blend`). Lou et al., "Discrete Diffusion
+Modeling by Estimating the Ratios of the Data Distribution", https://arxiv.org/abs/2310.16834.
 """
 
 from __future__ import annotations
@@ -34,18 +33,17 @@ __all__ = ["DDiT", "has_compiler"]
 
 @final
 class DDiT(nn.Module):
-    """A transformer that sees both ways, or as `attention` tells it.
+    """A transformer with bidirectional attention, or with the mask `attention`.
 
-    Parameters and their names are those of the published weights, whose state dict loads strictly.
+    The parameter names are those of the published weights, whose state dict loads strictly.
 
     Args:
         config: Sizes and switches.
 
     Attributes:
         config: As given.
-        checkpoint_activations: What the backward pass computes again instead of keeping it; see
-            `hdlm.network.recomputation`.
-        static: What makes the passes that fit into static buffers, if `speed_up` was told to.
+        checkpoint_activations: What the backward pass recomputes; see `hdlm.network.recomputation`.
+        static: Runs the passes that fit into static buffers, once `speed_up` has made them.
     """
 
     static: StaticBatch | None = None
@@ -61,7 +59,7 @@ class DDiT(nn.Module):
         self.sigma_map = TimestepEmbedding(config.cond_dim) if config.timestep_embedding else None
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as the published code does: output layer and adaLN are zero."""
+        """Draw all weights again, as the published code does: output layer and adaLN are zero."""
         for layer in (self.vocab_embed, *self.blocks, self.output_layer, self.sigma_map):
             if layer is not None:
                 layer.reset_parameters()
@@ -100,41 +98,42 @@ class DDiT(nn.Module):
         cache: KVCache | None = None,
         store: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "b q h"]:
-        """All but the vocabulary projection, so that it need run on chosen positions only.
+        """The hidden states before the vocabulary projection, which then need run at chosen positions only.
 
         Args:
             tokens: Rows of the embedding, in `[0, vocab_size)`.
-            positions: Where each token stands, any integers; by default those that follow the cached ones.
-            condition: What the network is told at each position (the total noise sigma of gamma-hybrid, SEDD,
-                MDLM; the time of GIDD); required if and only if `config.timestep_embedding`.
+            positions: Position of each token, any integers; by default those after the cached ones.
+            condition: Conditioning number of each position (the total noise sigma of gamma-hybrid, SEDD, MDLM; the
+                time of GIDD); required if and only if `config.timestep_embedding`.
             blend: Share in `[0, 1]` of the last embedding row in every
                 input: `(1 - blend) E[x] + blend E[last]`.
-            attention: Who may attend whom (True = may; keys are the cached positions, then the current ones);
-                `None` if all attend all. A query that may attend nobody attends all keys equally.
-            cache: Keys and values of earlier positions, attended to besides the current ones.
+            attention: Which keys each query may attend to (True = may; keys are the cached positions, then the current
+                ones); `None` if all attend to all. A query that may attend to no key attends to all keys equally.
+            cache: Keys and values of earlier positions, which are attended to as well.
             store: Indices of the current positions that the cache keeps after this pass; by default none.
 
         Returns:
             Hidden states after the final norm.
 
         Raises:
-            ValueError: If `condition` does not fit the network, `store` comes without `cache`, or `attention`
-                or `cache` do not fit the tokens.
+            ValueError: If `condition` does not fit the network, `store` is given without `cache`, or `attention` or
+                `cache` do not fit the tokens.
         """
         if store is not None and cache is None:
             raise ValueError(
-                "`store` says what a cache keeps, but there is no `cache`: pass one, or leave `store` out."
+                "`store` selects what a cache keeps, but there is no `cache`: pass one, or leave `store` out."
             )
-        one = Pass(tokens, positions, condition, blend, attention, cache, store)
-        if self.static is not None and self.static.takes([one]):
-            return self.static([one])[0]
+        arguments = Pass(tokens, positions, condition, blend, attention, cache, store)
+        if self.static is not None and self.static.takes([arguments]):
+            return self.static([arguments])[0]
         num_queries = tokens.shape[1]
-        mask, rotation = prepare_mask(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
+        rotation = self.rotary_emb(arguments.places)
+        mask, rotation = prepare_mask(attention, rotation, num_queries, arguments.num_keys)
         cond = self._conditioning(condition)
         x = self.vocab_embed(tokens, blend)
         for index, block in enumerate(self.blocks):
             if cache is not None:
-                x = block(x, cond, rotation, mask, functools.partial(_see, index, cache, mask))
+                x = block(x, cond, rotation, mask, functools.partial(_attend, index, cache, mask))
             else:
                 x = recomputation.run_block(
                     self.checkpoint_activations, cast("TransformerBlock", block), x, cond, rotation, mask
@@ -144,29 +143,35 @@ class DDiT(nn.Module):
         return self.output_layer.normalise(x, cond)
 
     def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
-        """Several passes in one: every weight is read once; each pass sees itself and its own cache only.
+        """Run several passes in one, so that every weight is read once; each attends to itself and its cache only.
 
         Args:
             passes: The arguments of `features` for each. They may differ in all their sizes.
 
         Returns:
-            What `features` says of each, `[b q h]`.
+            The result of `features` for each, `[b q h]`.
         """
         if self.static is not None and self.static.takes(passes):
             return self.static(passes)
-        shapes = [(one.tokens.shape[0], one.tokens.shape[1]) for one in passes]
+        shapes = [(arguments.tokens.shape[0], arguments.tokens.shape[1]) for arguments in passes]
         parts, rotations = [], []
-        for one, (rows, width) in zip(passes, shapes, strict=True):
-            mask, rotation = prepare_mask(one.attention, self.rotary_emb(one.places), width, one.num_keys)
-            parts.append(_Part(rows, width, one.cache, mask))
+        for arguments, (rows, width) in zip(passes, shapes, strict=True):
+            rotation = self.rotary_emb(arguments.places)
+            mask, rotation = prepare_mask(arguments.attention, rotation, width, arguments.num_keys)
+            parts.append(_Part(rows, width, arguments.cache, mask))
             rotations.append(rotation)
         cond = self._conditioning_of_many(passes, shapes)
-        x = torch.cat([self.vocab_embed(one.tokens, one.blend).flatten(0, 1) for one in passes])[None]
+        embedded = [self.vocab_embed(arguments.tokens, arguments.blend).flatten(0, 1) for arguments in passes]
         rotation = Rotation.join(rotations, shapes)
-        hidden = self._through(x, cond, rotation, lambda layer: functools.partial(_see_apart, layer, parts))
-        for one, (_, width) in zip(passes, shapes, strict=True):
-            if one.cache is not None and one.store is not None:
-                one.cache.keep(one.store, width)
+        hidden = self._through(
+            torch.cat(embedded)[None],
+            cond,
+            rotation,
+            lambda layer: functools.partial(_attend_separately, layer, parts),
+        )
+        for arguments, (_, width) in zip(passes, shapes, strict=True):
+            if arguments.cache is not None and arguments.store is not None:
+                arguments.cache.keep(arguments.store, width)
         split = hidden[0].split([rows * width for rows, width in shapes])
         return [vectors.unflatten(0, shape) for vectors, shape in zip(split, shapes, strict=True)]
 
@@ -181,19 +186,19 @@ class DDiT(nn.Module):
         return linear.weight, linear.bias
 
     def speed_up(self, *, compiled: bool = False, slots: int = 0) -> None:
-        """Make ready for generation, there and as precise as it is now; it changes no number but by rounding.
+        """Prepare the network for generation on its current device and in its current precision.
 
-        On a CPU every weight that multiplies is kept a second time, in a layout that few rows read faster: see
-        `hdlm.network.packed`.
+        It changes numbers only by rounding. On a CPU every weight matrix is stored a second time, in a layout that is
+        faster for few rows: see `hdlm.network.packed`.
 
         Args:
-            compiled: Compile the blocks, all but attention, which takes up to a minute at the first passes.
-            slots: For how many sequences at a time to reserve static buffers, in which short passes behind caches are
-                one pass of fixed shape, recorded as CUDA graphs where there is CUDA; 0 for none. For accelerators,
-                which pay for every kernel; see `hdlm.network.static`.
+            compiled: Compile the blocks without attention, which takes up to a minute at the first passes.
+            slots: Number of sequences to reserve static buffers for. Short passes with caches are then one pass of
+                fixed shape, recorded as CUDA graphs on CUDA; 0 for none. For accelerators, where every kernel has a
+                cost; see `hdlm.network.static`.
 
         Raises:
-            ValueError: If they are to be compiled and there is no compiler, or `slots` is negative.
+            ValueError: If there is no compiler and `compiled` is true, or `slots` is negative.
         """
         linear = self.output_layer.linear
         self.static = (
@@ -208,14 +213,14 @@ class DDiT(nn.Module):
             return
         if not has_compiler(linear.weight.device):
             raise ValueError(
-                "There is no C++ compiler (g++, or what the environment variable CXX names) to compile the network "
-                "with: install one, or leave compilation out."
+                "There is no C++ compiler (g++, or the one that the environment variable CXX names) to compile the "
+                "network: install one, or leave compilation out."
             )
         for block in self.blocks:
             cast("TransformerBlock", block).compile_parts()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the static buffers, which are bound to these very weights."""
+        """The state without the static buffers, which belong to these weights."""
         return {name: value for name, value in self.__dict__.items() if name != "static"}
 
     def new_cache(self) -> KVCache:
@@ -241,56 +246,60 @@ class DDiT(nn.Module):
         return self.output_layer.normalise(x, cond)
 
     def _conditioning_of_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
-        """The conditioning vectors of several passes, end to end in one row."""
-        cond = [self._conditioning(one.condition) for one in passes]
+        """The conditioning vectors of several passes, one after another in one row."""
+        vectors = [self._conditioning(arguments.condition) for arguments in passes]
         if self.sigma_map is None:
             return None
         flat = [
-            one.expand(*shape, -1).flatten(0, 1)
-            for one, shape in zip(cond, shapes, strict=True)
-            if one is not None
+            vector.expand(*shape, -1).flatten(0, 1)
+            for vector, shape in zip(vectors, shapes, strict=True)
+            if vector is not None
         ]
         return torch.cat(flat)[None]
 
     def _conditioning(self, condition: Tensor | None) -> Tensor | None:
-        """The conditioning vectors, or `None` for a network without conditioning."""
+        """The conditioning vectors, or None for a network without conditioning."""
         if (condition is None) != (self.sigma_map is None):
             raise ValueError(
-                "This network is told nothing about the noise: leave `condition` out."
+                "This network has no input for the noise: leave `condition` out."
                 if self.sigma_map is None
-                else "This network is told the noise: pass `condition`, one number per position."
+                else "This network needs the noise: pass `condition`, one number per position."
             )
         return None if self.sigma_map is None or condition is None else self.sigma_map(condition)
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: on a CPU, a C++ compiler."""
+    """Whether `torch.compile` can work: on a CPU, whether there is a C++ compiler."""
     return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class _Part(NamedTuple):
-    """What one of several passes sees: `rows` sequences of `width` positions."""
+    """One of several passes: `rows` sequences of `width` positions, with their cache and mask."""
 
     rows: int
     width: int
     cache: KVCache | None
     mask: SharedMask
 
-    def see(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend, in layer `index`, to what the cache holds and to one another; `[heads, rows width, d]` each."""
-        q, k, v = (one.unflatten(1, (self.rows, self.width)).transpose(0, 1) for one in (query, key, value))
+    def attend(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend to the cache and to the pass itself in layer `index`; tensors are `[heads, rows width, d]`."""
+        q, k, v = (
+            tensor.unflatten(1, (self.rows, self.width)).transpose(0, 1) for tensor in (query, key, value)
+        )
         if self.cache is not None:
             k, v = self.cache.write(index, k, v)
         return attend(q, k, v, self.mask).transpose(0, 1).flatten(1, 2)
 
 
-def _see(index: int, cache: KVCache, mask: SharedMask, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend to what the cache holds and to one another."""
+def _attend(
+    index: int, cache: KVCache, mask: SharedMask, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attend to the cache and to the pass itself."""
     return attend(query, *cache.write(index, key, value), mask)
 
 
-def _see_apart(index: int, parts: list[_Part], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same for passes that lie end to end in one row."""
+def _attend_separately(index: int, parts: list[_Part], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend within each of several passes that lie one after another in one row."""
     sizes = [part.rows * part.width for part in parts]
-    heads = zip(*(one[0].split(sizes, 1) for one in (query, key, value)), strict=True)
-    return torch.cat([part.see(index, *own) for part, own in zip(parts, heads, strict=True)], 1)[None]
+    heads = zip(*(tensor[0].split(sizes, 1) for tensor in (query, key, value)), strict=True)
+    return torch.cat([part.attend(index, *own) for part, own in zip(parts, heads, strict=True)], 1)[None]

@@ -1,7 +1,7 @@
-"""Rotary positions: a head's coordinates `(i, i + d/2)` turn by the angle `position * base^(-2i/d)`.
+"""Rotary positions: a head's coordinates `(i, i + d/2)` are rotated by the angle `position * base^(-2i/d)`.
 
-The inner product of a turned query and a turned key depends on their distance only (Su et al., "RoFormer",
-https://arxiv.org/abs/2104.09864). Angles are computed afresh in every pass, from every row's own positions.
+The inner product of a rotated query and a rotated key depends on their distance only (Su et al., "RoFormer",
+https://arxiv.org/abs/2104.09864). Angles are computed in every pass from the positions of each row.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["Rotary", "Rotation"]
 
 @final
 class Rotation(NamedTuple):
-    """Cosines and sines that turn queries and keys, shared by all layers of a pass.
+    """Cosines and sines that rotate queries and keys, shared by all layers of a pass.
 
-    The axes are `[#b q two one half]`: `two` is (query, key), or 1 where both turn alike; heads broadcast.
+    The axes are `[#b q two one half]`: `two` is (query, key), or 1 if both have one rotation; heads broadcast.
     """
 
     cos: Float[Tensor, "#b q #two 1 half"]
     sin: Float[Tensor, "#b q #two 1 half"]
 
     def zero_queries(self, blind: Bool[Tensor, "#b q"]) -> Rotation:
-        """Turn the queries of `blind` rows into zeros, and those of all other rows as before.
+        """Set the queries of `blind` rows to zero, and rotate those of all other rows as before.
 
-        A zero query scores every key alike. Folding it into the tables costs the layers nothing.
+        A zero query scores all keys equally. With zeros in the tables, this costs the layers nothing.
         """
         seeing = torch.stack([~blind, torch.ones_like(blind)], dim=-1)[..., None, None]
         return Rotation(self.cos * seeing, self.sin * seeing)
 
     @staticmethod
     def join(rotations: Sequence[Rotation], shapes: Sequence[tuple[int, int]]) -> Rotation:
-        """Rotations of several passes, each `[b q]` as `shapes` says, end to end in one row."""
+        """Rotations of several passes, each `[b q]` as in `shapes`, one after another in one row."""
         apart = max(rotation.cos.shape[2] for rotation in rotations)
 
         def flat(table: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -49,7 +49,7 @@ class Rotation(NamedTuple):
         )
 
     def __call__(self, pair: Float[Tensor, "b q 2 heads d"]) -> Float[Tensor, "b q 2 heads d"]:
-        """Turn stacked queries and keys."""
+        """Rotate stacked queries and keys."""
         cos, sin = self.cos.to(pair.dtype), self.sin.to(pair.dtype)
         first, second = pair.chunk(2, dim=-1)
         return torch.cat(
@@ -81,7 +81,7 @@ class Rotary(nn.Module):
         return Rotation(angles.cos(), angles.sin())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
-        """Follow the module to another device but never to another precision: rounded frequencies drift."""
+        """Move to another device, but never to another precision, because frequencies must not be rounded."""
         exact = self.inv_freq
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not exact.is_meta:

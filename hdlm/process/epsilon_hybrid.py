@@ -1,7 +1,7 @@
 """The epsilon-hybrid process of HDLM (arXiv 2504.06416): it interpolates the *evolution operators*.
 
-A token is first kept or replaced by a uniform word, then masked; all replacing happens at `u = 0+`, so data (`u = 0`)
-are clean while every noisy state already carries its share `epsilon` of wrong words.
+A token is first kept or replaced by a uniform word, then masked. All replacement happens at `u = 0+`, so data (`u = 0`)
+are clean, and every noisy state has the same share `epsilon` of wrong words.
 """
 
 from __future__ import annotations

@@ -635,7 +635,7 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     assert not torch.allclose(weights[0], weights[2], atol=1e-2)
     with pytest.raises(ValueError, match="epsilon_finetune_from_hf"):
         run_finetuning(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
-    with pytest.raises(ValueError, match="none of the 2 is left"):
+    with pytest.raises(ValueError, match=r"so none of `run\.steps`=2 is left"):
         run_finetuning([*common, "reset_step_for_finetuning=false", "experiment.name=none"])
     on = ["reset_step_for_finetuning=false", "training.n_iters=5", "experiment.name=on"]
     assert run_finetuning([*common, *on]) == 0

@@ -1,4 +1,4 @@
-"""How each published format is read. One file a format, one line of `CARDS`."""
+"""The published formats. Each is one file and one line of `CARDS`."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ CARDS: tuple[AbstractCard, ...] = (
     GIDDCard(),
     DuoCard(),
 )
-"""Every format that is known; for any weights exactly one of them may recognise itself."""
+"""Every format that hdlm reads; exactly one of them may recognise a set of files."""
