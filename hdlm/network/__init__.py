@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from hdlm.network.cache import KVCache
-from hdlm.network.config import DDiTConfig
-from hdlm.network.ddit import DDiT, has_compiler
+from hdlm.network.config import DDiTConfig, NetworkShape
+from hdlm.network.ddit import DDiT
 from hdlm.network.passes import Pass
 from hdlm.network.static import StaticBatch
+from hdlm.network.transformer import AbstractTransformer, has_compiler
 
-__all__ = ["DDiT", "DDiTConfig", "KVCache", "Pass", "StaticBatch", "has_compiler"]
+__all__ = [
+    "AbstractTransformer",
+    "DDiT",
+    "DDiTConfig",
+    "KVCache",
+    "NetworkShape",
+    "Pass",
+    "StaticBatch",
+    "has_compiler",
+]
