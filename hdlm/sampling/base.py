@@ -298,7 +298,8 @@ class Move:
     def still_masked(self) -> Float[Tensor, "b l"]:
         """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
         at_s, at_t = self.process.weights(torch.stack([self.s, self.t])).mask
-        return at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
+        kept: Tensor = at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
+        return kept
 
     def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
         """Where a mask falls between `t` and `s`; only what it says of masked positions counts.
