@@ -5,7 +5,9 @@ from __future__ import annotations
 from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig, NetworkShape
 from hdlm.network.ddit import DDiT
+from hdlm.network.decoder import Decoder, DecoderConfig
 from hdlm.network.passes import Pass
+from hdlm.network.rotary import RotaryScaling
 from hdlm.network.static import StaticBatch
 from hdlm.network.transformer import AbstractTransformer, has_compiler
 
@@ -13,9 +15,12 @@ __all__ = [
     "AbstractTransformer",
     "DDiT",
     "DDiTConfig",
+    "Decoder",
+    "DecoderConfig",
     "KVCache",
     "NetworkShape",
     "Pass",
+    "RotaryScaling",
     "StaticBatch",
     "has_compiler",
 ]

@@ -43,7 +43,7 @@ class DDiT(AbstractTransformer):
         self.config = config
         self.checkpoint_activations: Recomputation = "none"
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
-        self.rotary_emb = Rotary(config.head_dim)
+        self.rotary_emb = self.new_rotary()
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_blocks))
         self.output_layer = OutputLayer(config)
         self.sigma_map = TimestepEmbedding(config.cond_dim) if config.timestep_embedding else None
@@ -53,6 +53,9 @@ class DDiT(AbstractTransformer):
         for layer in (self.vocab_embed, *self.blocks, self.output_layer, self.sigma_map):
             if layer is not None:
                 layer.reset_parameters()
+
+    def new_rotary(self) -> Rotary:
+        return Rotary(self.config.head_dim)
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
         projected: Tensor = self.output_layer.linear(hidden)

@@ -234,6 +234,10 @@ class AbstractTransformer(nn.Module, abc.ABC):
         return torch.cat(flat)[None] if flat else None
 
     @abc.abstractmethod
+    def new_rotary(self) -> Rotary:
+        """The rotary positions of the config, computed on the default device."""
+
+    @abc.abstractmethod
     def reset_parameters(self) -> None:
         """Draw new weights."""
 
