@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hdlm.network.build import build_network, read_network_config
 from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig, NetworkShape
 from hdlm.network.ddit import DDiT
@@ -22,5 +23,7 @@ __all__ = [
     "Pass",
     "RotaryScaling",
     "StaticBatch",
+    "build_network",
     "has_compiler",
+    "read_network_config",
 ]

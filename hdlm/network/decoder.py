@@ -239,6 +239,7 @@ class Decoder(AbstractTransformer):
     """
 
     config: DecoderConfig
+    vocab_embed: nn.Embedding
     token_rows: ClassVar[tuple[str, ...]] = ("vocab_embed.weight", "output_layer.weight")
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -40,6 +40,7 @@ class AbstractTransformer(nn.Module, abc.ABC):
             `hdlm.network.recomputation`.
         static: What makes the passes that fit into static buffers, if `speed_up` reserved some.
         rotary_emb: Positions to rotations.
+        vocab_embed: Tokens to vectors.
         blocks: The blocks, in order.
         token_rows: Names of the parameters with one row for each token.
     """
@@ -47,6 +48,7 @@ class AbstractTransformer(nn.Module, abc.ABC):
     config: NetworkShape
     checkpoint_activations: Recomputation
     rotary_emb: Rotary
+    vocab_embed: nn.Module
     blocks: nn.ModuleList
     static: StaticBatch | None = None
     token_rows: ClassVar[tuple[str, ...]]

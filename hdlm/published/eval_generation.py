@@ -27,7 +27,7 @@ from hdlm.evaluation.generation.scoring import score, score_tokens
 from hdlm.evaluation.records import protocol
 from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer
 from hdlm.published import samplers
 from hdlm.published.eval_common import bar, check_counts, parser, read_documents, tokenizer_for, write_json
 from hdlm.published.model import AbstractPublishedModel, option, smart_model_loader
@@ -106,7 +106,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
     return int(failed or missing)
 
 
-def _count_calls(network: DDiT) -> list[None]:
+def _count_calls(network: AbstractTransformer) -> list[None]:
     """A list that grows by one with every call of the network, whatever sequences it is about."""
     calls: list[None] = []
     network.blocks[0].register_forward_hook(lambda *_: calls.append(None))
