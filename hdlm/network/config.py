@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from hdlm.strict_config import OptionError, read_table, require
 
@@ -14,6 +14,7 @@ _COUNTS = ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "
 _SWITCHES = ("timestep_embedding", "condition_blocks", "condition_output")
 
 
+@runtime_checkable
 class NetworkShape(Protocol):
     """What the rest of the package reads of the configuration of a network; see `hdlm.network.DDiTConfig`."""
 

@@ -17,13 +17,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, final
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hdlm.network.attention import SharedMask, attend
-from hdlm.network.layers import See
+from hdlm.network.layers import AbstractBlock, See
 from hdlm.network.packed import PackedLinear
 from hdlm.network.recomputation import Recomputation
 from hdlm.network.rotary import Rotary, RotaryScaling, Rotation
@@ -150,11 +149,7 @@ class DecoderConfig:
         Raises:
             ValueError: If a key is unknown (the nearest known one is named), missing, or has a bad value.
         """
-        table = {name: value for name, value in fields.items() if name != "type"}
-        scaling = table.get("rotary_scaling")
-        if isinstance(scaling, Mapping):
-            table["rotary_scaling"] = read_table(RotaryScaling, scaling)
-        return read_table(cls, table)
+        return read_table(cls, {name: value for name, value in fields.items() if name != "type"})
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -165,15 +160,12 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @final
-class DecoderBlock(nn.Module):
+class DecoderBlock(AbstractBlock):
     """Attention and a feed-forward network, each behind a norm and added to the residual stream.
 
     Args:
         config: The shape of the network.
     """
-
-    changes_branches: ClassVar[bool] = True
-    """Recomputation keeps the products of both branches: dropout or a gate may need them."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -190,6 +182,7 @@ class DecoderBlock(nn.Module):
         self.up = PackedLinear(width, inner, bias=config.mlp_bias)
         self.down = PackedLinear(inner, width, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.changes_branches = config.dropout > 0
 
     def forward(
         self,
@@ -203,11 +196,6 @@ class DecoderBlock(nn.Module):
         query, key, value = self._qkv(x, rotation)
         heads = attend(query, key, value, attention) if see is None else see(query, key, value)
         return self._residual(x, heads)
-
-    def compile_parts(self) -> None:
-        """Compile what lies before and behind attention: two graphs for all blocks, caches and batches."""
-        for name in ("_qkv", "_residual"):
-            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _qkv(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[b heads q d]`, keys and values `[b kv_heads q d]`."""

@@ -21,7 +21,7 @@ from hdlm.network import recomputation
 from hdlm.network.attention import Attention, SharedMask, attend, prepare_mask
 from hdlm.network.cache import KVCache
 from hdlm.network.config import NetworkShape
-from hdlm.network.layers import See, TransformerBlock
+from hdlm.network.layers import AbstractBlock, See
 from hdlm.network.packed import PackedLinear
 from hdlm.network.passes import Pass
 from hdlm.network.recomputation import Recomputation
@@ -124,7 +124,7 @@ class AbstractTransformer(nn.Module, abc.ABC):
                 x = block(x, cond, rotation, mask, functools.partial(_see, index, cache, mask))
             else:
                 x = recomputation.run_block(
-                    self.checkpoint_activations, cast("TransformerBlock", block), x, cond, rotation, mask
+                    self.checkpoint_activations, cast("AbstractBlock", block), x, cond, rotation, mask
                 )
         if cache is not None and store is not None:
             cache.keep(store, num_queries)
@@ -198,7 +198,7 @@ class AbstractTransformer(nn.Module, abc.ABC):
                 "with: install one, or leave compilation out."
             )
         for block in self.blocks:
-            cast("TransformerBlock", block).compile_parts()
+            cast("AbstractBlock", block).compile_parts()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the static buffers, which are bound to these very weights."""
