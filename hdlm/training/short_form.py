@@ -62,7 +62,7 @@ class OutputOptions:
         require(
             self.told_noise or not scores,
             "network.told_noise",
-            "true with objective.type=ScoreEntropy: log scores depend on the noise",
+            "true with objective.type=ScoreEntropy, or [parameterization] given: log scores depend on the noise",
             self.told_noise,
         )
         if not (self.scale_by_sigma or scores):

@@ -96,10 +96,10 @@ def test_compiling_changes_no_loss(tmp_path: Path) -> None:
         import json, sys
         from pathlib import Path
         import torch
-        from hdlm.training import Recipe, Session, StopRequest, prepare
+        from hdlm.training import Recipe, Session, StopRequest, build_setup
         table, losses = json.loads(sys.argv[1]), []
         for table["run"]["compile"] in (False, True):
-            run, reports = prepare(Recipe.from_table(table), torch.device("cpu")), []
+            run, reports = build_setup(Recipe.from_table(table), torch.device("cpu")), []
             Session(run, Path(sys.argv[2]) / str(len(losses))).execute(StopRequest(), (reports.append,))
             losses.append([report.loss for report in reports])
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
