@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,13 @@ from torch import Tensor
 import hdlm
 from hdlm.checkpoint import Checkpoint
 from hdlm.hub.card import Blueprint
-from hdlm.sampling import Prompt, algorithm, sample
+from hdlm.noise_schedule import Interpolated
+from hdlm.sampling import Prompt, Step, algorithm, sample
+from hdlm.sampling.base import Transform
+from hdlm.sampling.engine.engine import Frame
+from hdlm.sampling.steps.confidence import ByConfidence, Measure
 
+Transforms = Sequence[Transform]
 inspect = import_module("hdlm.hub.load").inspect
 
 CAUSAL = ("gpt2", "gpt2_hub", "llama", "llama_bf16", "llama_transformers5", "qwen2", "qwen3", "smollm")
@@ -138,3 +145,83 @@ def test_a_mask_that_is_nowhere_is_an_error_that_names_the_option(shared: Path, 
         (tmp_path / name).symlink_to(source / name)
     with pytest.raises(ValueError, match="`mask_id`"):
         hdlm.load(tmp_path)
+
+
+def _flat(
+    shared: Path, name: str, case: str, step: Step, *, guidance: float = 0.0, options: Transforms = ()
+) -> None:
+    """A recorded generation on a full canvas, step by step."""
+    folder = shared / "golden" / "modern" / name
+    model, blueprint = hdlm.load(folder), inspect(folder).blueprint
+    arrays, settings = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())[case]
+    canvases = ours(torch.from_numpy(arrays[f"gen_{case}_canvas"]).long(), blueprint)
+    length, steps = canvases.shape[2], settings["steps"]
+    given = arrays[f"gen_{case}_prompt"].shape[1]
+    fixed = torch.arange(length).lt(given)[None]
+    denoiser = hdlm.Guided(model.denoiser, fixed, guidance) if guidance else model.denoiser
+    ends = 1e-3 if name == "dream" else 0.0  # noise of Dream falls to 1e-3 on even steps
+    noise = Interpolated(tuple(ends + (1 - ends) * k / steps for k in range(1, steps + 1)))
+    frames: list[Frame] = []
+    sample(
+        denoiser,
+        hdlm.flat(length, steps),
+        step,
+        num_sequences=len(canvases[0]),
+        prompt=Prompt(canvases[0], fixed.expand(len(canvases[0]), -1)),
+        context=model.context,
+        noise_schedule=noise,
+        transforms=options,
+        together=True,
+        watch=frames.append,
+    )
+    assert [frame.after.tolist() for frame in frames] == canvases[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("case", "block", "guidance"),
+    [("full", None, 0.0), ("uneven", None, 0.0), ("blocks", 8, 0.0), ("cfg", 6, 1.5)],
+)
+def test_generation_of_llada(shared: Path, case: str, block: int | None, guidance: float) -> None:
+    step = ByConfidence(quota="even", greedy=True, block=block)
+    _flat(shared, "llada", case, step, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("case", "measure", "options"),
+    [
+        ("maskgit_plus", "probability", ()),
+        ("more_steps_than_tokens", "probability", ()),
+        ("topk_margin", "margin", ()),
+        ("entropy", "entropy", ()),
+        ("entropy_top_p", "entropy", (hdlm.TopP(0.9),)),
+        ("entropy_top_k", "entropy", (hdlm.TopK(20),)),
+    ],
+)
+def test_generation_of_dream(shared: Path, case: str, measure: Measure, options: Transforms) -> None:
+    _flat(shared, "dream", case, ByConfidence(measure, "truncated", greedy=True), options=options)
+
+
+@pytest.mark.parametrize("case", ["static", "static_two_at_once", "sequential", "short_prompt"])
+def test_generation_of_sdar(shared: Path, case: str) -> None:
+    """In blocks behind the exact cache, which saves the calls that the published code makes to fill its cache."""
+    folder = shared / "golden" / "modern" / "sdar"
+    model, blueprint = hdlm.load(folder), inspect(folder).blueprint
+    arrays, settings = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())[case]
+    prompt, out = (
+        ours(torch.from_numpy(arrays[f"gen_{case}_{name}"]).long(), blueprint).flatten()
+        for name in ("prompt", "out")
+    )
+    width, length = settings["block_length"], len(out)
+    assert length % width == 0
+    canvas = out.clone()
+    canvas[len(prompt) :] = model.vocabulary.mask_id
+    measure: Measure = "position" if settings["remasking_strategy"] == "sequential" else "probability"
+    written = sample(
+        model.denoiser,
+        hdlm.Block(length, width, settings["denoising_steps"]),
+        ByConfidence(measure, "even", greedy=True),
+        prompt=Prompt(canvas[None], torch.arange(length).lt(len(prompt))[None]),
+        context=model.context,
+    )
+    assert written.tokens[0].tolist() == out.tolist()
+    assert written.num_evaluations < len(arrays[f"gen_{case}_block_inputs"])
