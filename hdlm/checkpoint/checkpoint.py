@@ -21,7 +21,7 @@ from hdlm.attention import Active, Context, check_views
 from hdlm.checkpoint.pieces import describe
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
 from hdlm.regime import Regime
 from hdlm.vocabulary import Vocabulary
@@ -53,7 +53,7 @@ class Checkpoint:
     """A model and what is known of it.
 
     Attributes:
-        denoiser: Network, process and parameterization; the network is a `DDiT`.
+        denoiser: Network, process and parameterization; the network is a `DDiT` or a `Decoder`.
         vocabulary: What its tokens mean.
         noise_schedule: How fast noise came in training.
         hyperschedules: What it was trained on, the one it generates best by first.
@@ -87,11 +87,11 @@ class Checkpoint:
         check_views(self.context, self.active)
 
     @property
-    def network(self) -> DDiT:
+    def network(self) -> AbstractTransformer:
         """The network inside the denoiser."""
         backbone = self.denoiser.backbone
-        if not isinstance(backbone, DDiT):
-            raise ValueError(f"a checkpoint holds a DDiT; got {type(backbone).__name__}.")
+        if not isinstance(backbone, AbstractTransformer):
+            raise ValueError(f"a checkpoint holds a transformer of hdlm; got {type(backbone).__name__}.")
         return backbone
 
     @property

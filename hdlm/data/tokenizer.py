@@ -23,7 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hdlm.data import _tokenizer_json as tokenizer_json
 from hdlm.data.corpora.base import Piece
-from hdlm.vocabulary import Vocabulary
+from hdlm.vocabulary import MASK_TOKENS, Vocabulary
 
 __all__ = ["END_OF_TEXT", "Place", "Tokenizer", "train_tokenizer"]
 
@@ -33,9 +33,13 @@ END_OF_TEXT = "<|endoftext|>"
 Place = Literal["start", "spaced", "glued"]
 """Position of a piece of text: at the start of a document, after other text and a space, or directly after text."""
 
-_BEGINNINGS = {END_OF_TEXT: END_OF_TEXT, "[SEP]": "[CLS]", "</s>": "<s>"}
+_BEGINNINGS = {
+    END_OF_TEXT: END_OF_TEXT,
+    "<|end_of_text|>": "<|begin_of_text|>",
+    "[SEP]": "[CLS]",
+    "</s>": "<s>",
+}
 """Tokens that may end a document, and the token that begins it then."""
-_MASKS = ("[MASK]", "<mask>", "<|mask|>")
 _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 _RUN = re.compile(r"(\S{1024})(?=\S)")
@@ -153,22 +157,31 @@ class Tokenizer:
         document = tokenizer_json.without_token(self._document, token, content)
         return Tokenizer.from_json(json.dumps(document), f"the tokenizer without {content!r}")
 
-    def fitted(self, vocabulary: Vocabulary, mask_row: int | None = None) -> Tokenizer:
-        """A copy with the words of a network that was trained elsewhere.
+    def fitted(
+        self, vocabulary: Vocabulary, mask_row: int | None = None, *, spare_rows: bool = False
+    ) -> Tokenizer:
+        """A copy with exactly the words that a network knows.
 
-        Some networks have their mask among the words, or after them, and some add a padding token to GPT-2's.
+        Some tokenizers have the mask among the words, or behind them, and some networks add a padding token to the
+        words of GPT-2.
 
         Args:
             vocabulary: The words of the network, without its mask.
-            mask_row: Id of the mask in this tokenizer, if it lies among the words.
+            mask_row: Id of the mask in this tokenizer, where it lies among the words.
+            spare_rows: Whether the network may have rows for which the tokenizer has no word. Each becomes a special
+                token `<|unused_N|>`, which no text contains.
 
         Raises:
-            ValueError: If the sizes differ in another way, or there is no mask at `mask_row`.
+            ValueError: If the sizes differ, or there is no mask at `mask_row`.
         """
         have, want = self.vocabulary.num_words, vocabulary.num_words
         last = vocabulary.mask_id if mask_row is None else mask_row
-        if have == want + 1 and self._backend.id_to_token(last) in _MASKS:
-            return self.without(last)
+        if last < have and (spare_rows or (have == want + 1 and self._names_mask(last))):
+            return self.without(last).fitted(vocabulary, spare_rows=spare_rows)
+        if spare_rows and have < want:
+            backend = tokenizers.Tokenizer.from_str(self.to_json())
+            backend.add_special_tokens([f"<|unused_{row}|>" for row in range(have, want)])
+            return Tokenizer(backend)
         if have == want - 1 == vocabulary.pad and self.vocabulary.pad is None:
             backend = tokenizers.Tokenizer.from_str(self.to_json())
             backend.add_special_tokens([_PADS[0]])
@@ -179,6 +192,9 @@ class Tokenizer:
                 f"the tokenizer has {have} words, the network {want}{mask}: give the one that it was trained with."
             )
         return self
+
+    def _names_mask(self, token: int) -> bool:
+        return self._backend.id_to_token(token) in MASK_TOKENS
 
     def encode(self, text: str, place: Place = "start") -> list[int]:
         """Tokens of a text, without those that begin and end a document.

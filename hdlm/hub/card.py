@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from hdlm.attention import Active, Context
+from hdlm.checkpoint.weights import Stored
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiTConfig
+from hdlm.network import NetworkShape
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
@@ -34,11 +35,13 @@ class Evidence:
         config: Its configuration, nested plain values with interpolations resolved; empty if it has none.
         shapes: Name and shape of every tensor in its weights.
         origin: Name of the source in messages.
+        mask_token: Id of the mask in the tokenizer beside the weights, if that tokenizer has a mask.
     """
 
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     origin: str
+    mask_token: int | None = None
 
 
 @final
@@ -53,29 +56,33 @@ class Blueprint:
         parameterization: Meaning of its outputs.
         noise_schedule: Noise as a function of time in training.
         hyperschedules: Hyperschedules of its training, the best one for generation first.
-        tensors: Name in the file of each parameter of `hdlm.network.DDiT` (buffers need none: they are computed).
+        tensors: Name in the file of each parameter of the network (buffers need none: they are computed).
         ignored: Other known names of the format, and why they are not needed. A name in the file that is neither here
             nor in `tensors` is an error.
         mask_row: Row of the mask in the file's embedding and output, if it is not the last: it is moved there, and
             larger ids decrease by one.
         padding: Unused rows of the file's embedding and output, added after the words and the mask to make a round
             number; they are removed.
+        spare_rows: Whether the network may have rows for which its tokenizer has no word.
+        adds_mask: Whether the file has no row for a mask, so that one is added: the mean of the others.
         tokenizer: Name of the tokenizer it was trained with, or None if it is unknown.
         context: Attention between settled positions.
         active: Attention between active positions.
         unknown: Dotted keys of the config that this card does not know; they are kept and reported.
     """
 
-    network: DDiTConfig
+    network: NetworkShape
     vocabulary: Vocabulary
     process: AbstractNoiseProcess
     parameterization: AbstractParameterization
     noise_schedule: AbstractNoiseSchedule = LINEAR
     hyperschedules: tuple[AbstractHyperschedule, ...] = ()
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str | Stored] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     mask_row: int | None = None
     padding: int = 0
+    spare_rows: bool = False
+    adds_mask: bool = False
     tokenizer: str | None = None
     context: Context = "block_causal"
     active: Active = "full"

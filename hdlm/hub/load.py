@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from hdlm.checkpoint import FORMAT, Checkpoint, WeightsName, assemble, load_checkpoint
-from hdlm.checkpoint.weights import fill, skeleton
+from hdlm.checkpoint.weights import fill, skeleton, stored_names
 from hdlm.denoiser import Denoiser
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.hub.configs import read_config
 from hdlm.hub.lightning import hub_config
+from hdlm.hub.mask_token import mask_token
 from hdlm.hub.source import RAW, SINGLE, Hub, Source, beside, find, no_config
 from hdlm.hub.stored import StoredWeights, open_weights
-from hdlm.network import DDiTConfig
+from hdlm.network import read_network_config
 from hdlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def load(
     settings = {} if files.config is None else read_config(files.config)
     if _is_own(settings):
         _refuse_rows(files, num_words, mask_id)
-        checkpoint, mask_row = _load_own(files, weights, device, dtype), None
+        checkpoint, mask_row, spare_rows = _load_own(files, weights, device, dtype), None, False
         if tokenizer is None:
             return checkpoint
     else:
@@ -120,11 +121,11 @@ def load(
         card, blueprint = _recognise(settings, stored, files)
         checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
         checkpoint.denoiser.to(device).eval()
-        mask_row = blueprint.mask_row
+        mask_row, spare_rows = blueprint.mask_row, blueprint.spare_rows
     words = checkpoint.vocabulary
     loaded: Tokenizer | None
     if tokenizer is not None:
-        loaded = _find_tokenizer(tokenizer, words, mask_row, hub)
+        loaded = _find_tokenizer(tokenizer, words, mask_row, hub, spare_rows=spare_rows)
     else:
         loaded = _tokenizer(files, blueprint, hub)
     if loaded is None:
@@ -190,7 +191,7 @@ def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> Ab
 def _recognise(
     settings: Mapping[str, Any], stored: StoredWeights, files: Source
 ) -> tuple[AbstractCard, Blueprint]:
-    evidence = Evidence(settings, stored.tensors.shapes, files.origin)
+    evidence = Evidence(settings, stored.tensors.shapes, files.origin, mask_token(files.tokenizer))
     card = recognise(evidence)
     blueprint = card.blueprint(evidence)
     words, rows = blueprint.vocabulary.num_words, blueprint.network.vocab_size
@@ -239,7 +240,7 @@ def _build(
     dtype: torch.dtype,
 ) -> Checkpoint:
     network = skeleton(blueprint.network, stored.tensors)
-    tensors, kind = stored.choose(weights, frozenset(blueprint.tensors.values()))
+    tensors, kind = stored.choose(weights, stored_names(blueprint.tensors))
     fill(
         network,
         tensors,
@@ -247,6 +248,7 @@ def _build(
         ignored=blueprint.ignored,
         mask_row=blueprint.mask_row,
         padding=blueprint.padding,
+        adds_mask=blueprint.adds_mask,
         dtype=dtype,
     )
     origin: dict[str, Any] = {"format": card.name, "weights": kind, "config": dict(settings)}
@@ -287,7 +289,7 @@ def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: So
     if settings.get("format") != FORMAT:
         raise ValueError(f"{files.config} must have `format` {FORMAT}; got {settings.get('format')!r}.")
     try:
-        network = skeleton(DDiTConfig.from_dict(settings["network"]), stored.tensors)
+        network = skeleton(read_network_config(settings["network"]), stored.tensors)
         outline = assemble({"training": {}, **settings}, network)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{files.config}: {error}") from error
@@ -308,7 +310,7 @@ def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> Tokenizer | Non
     """The tokenizer in the folder, else the one that the config names, if it is cached or the hub was just reached."""
     vocabulary, mask_row = blueprint.vocabulary, blueprint.mask_row
     if files.tokenizer is not None:
-        return _find_tokenizer(files.tokenizer, vocabulary, mask_row, hub)
+        return _find_tokenizer(files.tokenizer, vocabulary, mask_row, hub, spare_rows=blueprint.spare_rows)
     if blueprint.tokenizer is None or not _TOKENIZER_NAME.fullmatch(blueprint.tokenizer):
         return None
     here_only = dataclasses.replace(hub, offline=hub.offline or not files.fetched, revision=None)
@@ -318,7 +320,9 @@ def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> Tokenizer | Non
         return None
 
 
-def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub) -> Tokenizer:
+def _find_tokenizer(
+    source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub, *, spare_rows: bool = False
+) -> Tokenizer:
     """The tokenizer in a file, a folder or on the hub, with exactly the words of the network."""
     try:
         from hdlm.data import find_tokenizer
@@ -328,6 +332,6 @@ def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | 
         ) from error
     tokenizer = find_tokenizer(source, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline)
     try:
-        return tokenizer.fitted(vocabulary, mask_row)
+        return tokenizer.fitted(vocabulary, mask_row, spare_rows=spare_rows)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from hdlm.network.build import build_network, read_network_config
 from hdlm.network.cache import KVCache
-from hdlm.network.config import DDiTConfig
-from hdlm.network.ddit import DDiT, has_compiler
+from hdlm.network.config import DDiTConfig, NetworkShape
+from hdlm.network.ddit import DDiT
+from hdlm.network.decoder import Decoder, DecoderConfig
 from hdlm.network.passes import Pass
+from hdlm.network.rotary import RotaryScaling
 from hdlm.network.static import StaticBatch
+from hdlm.network.transformer import AbstractTransformer, has_compiler
 
-__all__ = ["DDiT", "DDiTConfig", "KVCache", "Pass", "StaticBatch", "has_compiler"]
+__all__ = [
+    "AbstractTransformer",
+    "DDiT",
+    "DDiTConfig",
+    "Decoder",
+    "DecoderConfig",
+    "KVCache",
+    "NetworkShape",
+    "Pass",
+    "RotaryScaling",
+    "StaticBatch",
+    "build_network",
+    "has_compiler",
+    "read_network_config",
+]

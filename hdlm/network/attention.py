@@ -80,16 +80,21 @@ def unmask_empty_rows(
 
 def attend(
     query: Float[Tensor, "b heads q d"],
-    key: Float[Tensor, "b heads k d"],
-    value: Float[Tensor, "b heads k d"],
+    key: Float[Tensor, "b kv_heads k d"],
+    value: Float[Tensor, "b kv_heads k d"],
     attention: SharedMask,
 ) -> Float[Tensor, "b heads q d"]:
-    """Attend with the kernel for this kind of mask."""
+    """Attend with the kernel that the kind of mask asks for.
+
+    If there are fewer heads of keys than of queries, neighbouring heads of queries share one (grouped-query attention).
+    """
+    grouped = query.shape[1] != key.shape[1]
     if isinstance(attention, BlockMask):
-        return _flex()(query, key, value, block_mask=attention)
+        return _flex()(query, key, value, block_mask=attention, enable_gqa=grouped)
     if isinstance(attention, Pieces):
-        return attention.attend(query, key, value, F.scaled_dot_product_attention)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention)
+        kernel = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
+        return attention.attend(query, key, value, kernel)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention, enable_gqa=grouped)
 
 
 @functools.cache

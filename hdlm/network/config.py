@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from hdlm.strict_config import OptionError, read_table, require
 
-__all__ = ["DDiTConfig"]
+__all__ = ["DDiTConfig", "NetworkShape"]
 
 _COUNTS = ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "mlp_ratio", "max_length")
 _SWITCHES = ("timestep_embedding", "condition_blocks", "condition_output")
+
+
+@runtime_checkable
+class NetworkShape(Protocol):
+    """What the rest of the package reads of the configuration of a network; see `hdlm.network.DDiTConfig`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def timestep_embedding(self) -> bool: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @final
@@ -82,6 +113,11 @@ class DDiTConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of heads of keys and values: one for each head of queries."""
+        return self.num_heads
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; the inverse of `from_dict`."""

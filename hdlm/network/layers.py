@@ -21,7 +21,15 @@ from hdlm.network.config import DDiTConfig
 from hdlm.network.packed import PackedLinear
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding", "TransformerBlock"]
+__all__ = [
+    "AbstractBlock",
+    "Embedding",
+    "Modulation",
+    "OutputLayer",
+    "See",
+    "TimestepEmbedding",
+    "TransformerBlock",
+]
 
 See: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of the current queries, given their keys and values; it may use caches."""
@@ -106,8 +114,24 @@ class TimestepEmbedding(nn.Module):
         return F.silu(self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype)))
 
 
+class AbstractBlock(nn.Module):
+    """Attention and a feed-forward network, as residual branches.
+
+    Attributes:
+        changes_branches: Whether a branch is gated or dropped from before it is added, so that gradients depend on its
+            values.
+    """
+
+    changes_branches: bool
+
+    def compile_parts(self) -> None:
+        """Compile what lies before and behind attention: two graphs for all blocks, caches and batches."""
+        for name in ("_qkv", "_residual"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
+
 @final
-class TransformerBlock(nn.Module):
+class TransformerBlock(AbstractBlock):
     """One transformer block.
 
     Args:
@@ -127,6 +151,7 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.adaLN_modulation = PackedLinear(config.cond_dim, 6 * width) if config.condition_blocks else None
+        self.changes_branches = config.condition_blocks or config.dropout > 0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -134,11 +159,6 @@ class TransformerBlock(nn.Module):
         _reset_layers(self)
         if self.adaLN_modulation is not None:
             _zero(self.adaLN_modulation)
-
-    @property
-    def changes_branches(self) -> bool:
-        """Whether a branch is gated or has dropout before it is added, so that gradients depend on its output."""
-        return self.adaLN_modulation is not None or self.dropout.p > 0
 
     def forward(
         self,
@@ -153,11 +173,6 @@ class TransformerBlock(nn.Module):
         query, key, value = self._qkv(x, attn_mod, rotation)
         heads = attend(query, key, value, attention) if see is None else see(query, key, value)
         return self._residual(x, heads, attn_mod, mlp_mod)
-
-    def compile_parts(self) -> None:
-        """Compile the code before and after attention: the same two graphs for every block, cache and batch."""
-        for name in ("_qkv", "_residual"):
-            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
         if self.adaLN_modulation is None:

@@ -51,8 +51,8 @@ class Pieces(NamedTuple):
     def attend(
         self,
         query: Float[Tensor, "b heads q d"],
-        key: Float[Tensor, "b heads k d"],
-        value: Float[Tensor, "b heads k d"],
+        key: Float[Tensor, "b kv_heads k d"],
+        value: Float[Tensor, "b kv_heads k d"],
         kernel: AttentionKernel,
     ) -> Float[Tensor, "b heads q d"]:
         """Attend piece by piece."""

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from hdlm.network.layers import TransformerBlock
+from hdlm.network.layers import AbstractBlock
 
 __all__ = ["Recomputation", "run_block"]
 
@@ -35,7 +35,7 @@ _CHEAP = 4
 """A product is cheap if its inner dimension is smaller than its output dimension divided by this number."""
 
 
-def run_block(recomputation: Recomputation, block: TransformerBlock, *arguments: Any) -> Tensor:
+def run_block(recomputation: Recomputation, block: AbstractBlock, *arguments: Any) -> Tensor:
     """The output of a block.
 
     Args:
@@ -54,7 +54,7 @@ def run_block(recomputation: Recomputation, block: TransformerBlock, *arguments:
 
 
 def _policy(
-    block: TransformerBlock,
+    block: AbstractBlock,
     context: SelectiveCheckpointContext,
     operator: Any,
     *arguments: Any,

@@ -25,15 +25,15 @@ from torch import Tensor
 
 from hdlm.network.attention import attend, unmask_empty_rows
 from hdlm.network.cache import KVCache
-from hdlm.network.config import DDiTConfig
+from hdlm.network.config import NetworkShape
 from hdlm.network.layers import See
 from hdlm.network.passes import Pass
 from hdlm.network.rotary import Rotary, Rotation
 
 __all__ = ["Body", "StaticBatch", "recorded"]
 
-Body: TypeAlias = Callable[[Tensor, Rotation, Tensor | None, Tensor | None, Callable[[int], See]], Tensor]
-"""All of a network but `head` and positions: tokens, rotation, condition, blend, and the attention of each layer."""
+Body: TypeAlias = Callable[[Pass, Rotation, Callable[[int], See]], Tensor]
+"""All of a network but `head`: a pass without attention and cache, the rotation, and the attention of each layer."""
 
 _NARROWEST = 8
 """Smallest number of queries in a slot."""
@@ -70,7 +70,7 @@ class StaticBatch:
     """
 
     def __init__(
-        self, config: DDiTConfig, weight: Callable[[], Tensor], slots: int, rotary: Rotary, body: Body
+        self, config: NetworkShape, weight: Callable[[], Tensor], slots: int, rotary: Rotary, body: Body
     ) -> None:
         if slots < 1:
             raise ValueError(f"`slots` must be at least 1, one for each sequence at a time; got {slots}.")
@@ -81,7 +81,7 @@ class StaticBatch:
         self._pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self._capacity, places = config.max_length, config.max_length + _WIDEST
         zeros = functools.partial(torch.zeros, device=like.device)
-        shape = (2, config.num_blocks, slots, config.num_heads, places, config.head_dim)
+        shape = (2, config.num_blocks, slots, config.num_kv_heads, places, config.head_dim)
         self._memory = zeros(shape, dtype=like.dtype)
         precision = torch.promote_types(like.dtype, torch.float32)
         self._tokens, self._positions = (zeros(slots, _WIDEST, dtype=torch.long) for _ in range(2))
@@ -193,7 +193,8 @@ class StaticBatch:
             return functools.partial(self._see, layer, at, mask)
 
         condition = self._condition[:, :width] if self._conditioned else None
-        return self._body(self._tokens[:, :width], rotation, condition, self._blend[:, :width], see)
+        one = Pass(self._tokens[:, :width], self._positions[:, :width], condition, self._blend[:, :width])
+        return self._body(one, rotation, see)
 
     def _see(self, layer: int, at: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the current keys and values, and attend to the places of the shape."""

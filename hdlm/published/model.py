@@ -251,7 +251,7 @@ class EpsilonModel(AbstractPublishedModel):
                 f"A network that is told its noise ({meaning!r}) cannot be called as `model(ids, positions)`. Use "
                 "`model.denoiser`, or the samplers."
             )
-        noise = meaning.inputs(network.vocab_embed.embedding.new_zeros(ids.shape))
+        noise = meaning.inputs(network.projection()[0].new_zeros(ids.shape))
         logits = network(
             ids, positions=_rows(positions), condition=noise.condition, attention=_may_attend(attn_mask)
         )

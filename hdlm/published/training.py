@@ -28,6 +28,7 @@ from hdlm.data.corpora import First, Part
 from hdlm.data.shards import Shards
 from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
+from hdlm.network import DDiTConfig
 from hdlm.parameterization import LogScore
 from hdlm.published.config import Config, refuse
 from hdlm.published.hydra_cli import ComposedConfig, compose, composed_here, parse_command_line, sweep
@@ -238,6 +239,10 @@ def _completed(config: Config, start: Checkpoint) -> Config:
     """
     network, inner = start.network.config, start.denoiser.parameterization.aligned
     gamma = isinstance(inner, LogScore)
+    if not isinstance(network, DDiTConfig):
+        raise ValueError(
+            f"{config.hf_model_id} is not a DDiT: use `hdlm finetune`, which trains every network."
+        )
     if gamma != config.is_gamma or network.condition_output:
         have = "gamma_hybrid" if gamma else "epsilon_hybrid"
         raise ValueError(

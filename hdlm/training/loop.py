@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hdlm.data import AbstractWindows
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT, has_compiler
+from hdlm.network import AbstractTransformer, build_network, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.checkpoints.state import (
@@ -203,7 +203,7 @@ class Trainer:
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
         self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
-        self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
+        self._network: AbstractTransformer = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
         self._votes = 0.0
@@ -413,7 +413,7 @@ class Trainer:
         """A denoiser with these whole weights, in the main process."""
         if not self.is_main:
             return None
-        network = DDiT(self._network.config)
+        network = build_network(self._network.config)
         network.load_state_dict(weights)
         copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
         return copy.to(self._accelerator.device).eval()

@@ -14,7 +14,7 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer, build_network
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
@@ -128,7 +128,7 @@ def build_setup(
     )
     torch.manual_seed(recipe.run.seed)
     process = recipe.build_process(vocabulary.num_words)
-    network = DDiT(recipe.network_config(_rows(process, vocabulary, start)))
+    network = build_network(recipe.network_config(_rows(process, vocabulary, start)))
     network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
         _load_weights(network, start)
@@ -145,7 +145,7 @@ def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoi
     return vocabulary.size
 
 
-def _load_weights(network: DDiT, start: Checkpoint) -> None:
+def _load_weights(network: AbstractTransformer, start: Checkpoint) -> None:
     """Copy the weights of a checkpoint of the same shape; options that no weight depends on may differ."""
     want, have = network.config, start.network.config
     free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}
