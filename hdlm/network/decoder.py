@@ -182,7 +182,10 @@ class DecoderBlock(AbstractBlock):
         self.up = PackedLinear(width, inner, bias=config.mlp_bias)
         self.down = PackedLinear(inner, width, bias=config.mlp_bias)
         self.dropout = nn.Dropout(config.dropout)
-        self.changes_branches = config.dropout > 0
+
+    @property
+    def changes_branches(self) -> bool:
+        return self.dropout.p > 0
 
     def forward(
         self,

@@ -7,6 +7,7 @@ Peebles & Xie, "Scalable Diffusion Models with Transformers", https://arxiv.org/
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias, final
@@ -114,15 +115,13 @@ class TimestepEmbedding(nn.Module):
         return F.silu(self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype)))
 
 
-class AbstractBlock(nn.Module):
-    """Attention and a feed-forward network, as residual branches.
+class AbstractBlock(nn.Module, abc.ABC):
+    """Attention and a feed-forward network, as residual branches."""
 
-    Attributes:
-        changes_branches: Whether a branch is gated or dropped from before it is added, so that gradients depend on its
-            values.
-    """
-
-    changes_branches: bool
+    @property
+    @abc.abstractmethod
+    def changes_branches(self) -> bool:
+        """Whether a branch is gated or has dropout before it is added, so that gradients depend on its output."""
 
     def compile_parts(self) -> None:
         """Compile what lies before and behind attention: two graphs for all blocks, caches and batches."""
@@ -151,7 +150,6 @@ class TransformerBlock(AbstractBlock):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.adaLN_modulation = PackedLinear(config.cond_dim, 6 * width) if config.condition_blocks else None
-        self.changes_branches = config.condition_blocks or config.dropout > 0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -159,6 +157,10 @@ class TransformerBlock(AbstractBlock):
         _reset_layers(self)
         if self.adaLN_modulation is not None:
             _zero(self.adaLN_modulation)
+
+    @property
+    def changes_branches(self) -> bool:
+        return self.adaLN_modulation is not None or self.dropout.p > 0
 
     def forward(
         self,

@@ -20,7 +20,8 @@ import hdlm
 from hdlm.checkpoint import Checkpoint
 from hdlm.hub.card import Blueprint
 from hdlm.noise_schedule import Interpolated
-from hdlm.sampling import Prompt, Step, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Execution, Prompt, Step, algorithm, sample
 from hdlm.sampling.base import Transform
 from hdlm.sampling.engine.engine import Frame
 from hdlm.sampling.steps.confidence import ByConfidence, Measure
@@ -121,12 +122,11 @@ def test_greedy_text_of_a_causal_model(causal: tuple[Checkpoint, Any]) -> None:
     prompt = Prompt(canvas, torch.arange(length).lt(given).expand(len(expected), -1))
     written = sample(
         model.denoiser,
-        hdlm.autoregressive(length),
+        model.regime(hdlm.autoregressive(length)),
         algorithm("original", model.denoiser.process),
         num_sequences=len(expected),
         prompt=prompt,
         transforms=(hdlm.TopK(1),),
-        context=model.context,
     )
     assert written.tokens.tolist() == expected.tolist()
     assert written.num_evaluations == length - given
@@ -164,14 +164,12 @@ def _flat(
     frames: list[Frame] = []
     sample(
         denoiser,
-        hdlm.flat(length, steps),
+        Regime(hdlm.flat(length, steps), noise, model.context),
         step,
         num_sequences=len(canvases[0]),
         prompt=Prompt(canvases[0], fixed.expand(len(canvases[0]), -1)),
-        context=model.context,
-        noise_schedule=noise,
         transforms=options,
-        together=True,
+        execution=Execution(together=True),
         watch=frames.append,
     )
     assert [frame.after.tolist() for frame in frames] == canvases[1:].tolist()
@@ -218,10 +216,9 @@ def test_generation_of_sdar(shared: Path, case: str) -> None:
     measure: Measure = "position" if settings["remasking_strategy"] == "sequential" else "probability"
     written = sample(
         model.denoiser,
-        hdlm.Block(length, width, settings["denoising_steps"]),
+        model.regime(hdlm.Block(length, width, settings["denoising_steps"])),
         ByConfidence(measure, "even", greedy=True),
         prompt=Prompt(canvas[None], torch.arange(length).lt(len(prompt))[None]),
-        context=model.context,
     )
     assert written.tokens[0].tolist() == out.tolist()
     assert written.num_evaluations < len(arrays[f"gen_{case}_block_inputs"])

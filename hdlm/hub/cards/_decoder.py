@@ -19,7 +19,7 @@ from hdlm.network import DecoderConfig, RotaryScaling
 from hdlm.network.build import build_network
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["CANVAS", "Family", "MaskedRows", "bare", "gpt2", "llama", "masked_rows", "special_tokens"]
+__all__ = ["CANVAS", "DecoderLayout", "MaskedRows", "bare", "gpt2", "llama", "masked_rows", "special_tokens"]
 
 CANVAS = 1024
 """Positions of the default hyperschedules: the networks read many thousands, few of which a generation needs."""
@@ -52,11 +52,11 @@ _SILENT = frozenset(
 
 
 @final
-class Family(NamedTuple):
+class DecoderLayout(NamedTuple):
     """A network in the layout of a family: its shape, and where the file has its parameters.
 
     Attributes:
-        network: Sizes and switches.
+        network: Configuration of the network.
         tensors: Name in the file of each parameter.
         unknown: Keys of the config that the family does not know.
         ignored: Tensors of the file that are not needed, and why.
@@ -87,7 +87,7 @@ def masked_rows(evidence: Evidence, rows: int, mask: int | None, *, what: str) -
     """Where the mask is.
 
     Args:
-        evidence: Config and weights.
+        evidence: Its config and its tensors.
         rows: Rows of the embedding.
         mask: Row of the mask, as the format says it; the option `mask_id` comes before it.
         what: What to call the format in an error.
@@ -129,13 +129,45 @@ def bare(evidence: Evidence) -> str:
     return "transformer." if any(name.startswith("transformer.") for name in evidence.shapes) else ""
 
 
+_LLAMA_KEYS = frozenset(
+    {
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "vocab_size",
+    }
+)
+_LLAMA_LAYER = {
+    "norm1": "input_layernorm",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attn_out": "self_attn.o_proj",
+    "norm2": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_LLAMA_TOP = {"vocab_embed": "embed_tokens", "norm_final": "norm", "output_layer": "lm_head"}
+
+
 def llama(
     evidence: Evidence, rows: int, known: frozenset[str], *, qkv_bias: bool = False, qk_norm: bool = False
-) -> Family:
+) -> DecoderLayout:
     """A network whose config and tensors are named as in `transformers`' Llama, Qwen2 and Qwen3.
 
     Args:
-        evidence: Config and weights.
+        evidence: Its config and its tensors.
         rows: Rows of the network: those of the file, and one more if a mask is added.
         known: Other keys that the format is known to have.
         qkv_bias: Whether queries, keys and values have biases, whatever the config says.
@@ -171,55 +203,37 @@ def llama(
         tied=fields.switch("tie_word_embeddings", False),
         max_length=fields.whole("max_position_embeddings"),
     )
-    sizes = {
-        "hidden_size",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "rms_norm_eps",
-        "attention_bias",
-        "mlp_bias",
-        "tie_word_embeddings",
-        "max_position_embeddings",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "vocab_size",
-    }
-    layer = {
-        "norm1": "input_layernorm",
-        "query_norm": "self_attn.q_norm",
-        "key_norm": "self_attn.k_norm",
-        "attn_out": "self_attn.o_proj",
-        "norm2": "post_attention_layernorm",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    }
-    top = {"vocab_embed": "embed_tokens", "norm_final": "norm", "output_layer": "lm_head"}
 
     def stored(module: str, kind: str, block: str) -> str | Stored:
         if not block:
-            return f"{top[module]}.{kind}"
+            return f"{_LLAMA_TOP[module]}.{kind}"
         if module == "qkv":
             return Stored(tuple(f"layers.{block}.self_attn.{part}_proj.{kind}" for part in "qkv"))
-        return f"layers.{block}.{layer[module]}.{kind}"
+        return f"layers.{block}.{_LLAMA_LAYER[module]}.{kind}"
 
     ignored = {name: "computed, not read" for name in evidence.shapes if name.endswith("rotary_emb.inv_freq")}
     if network.tied and "lm_head.weight" in evidence.shapes:
         ignored["lm_head.weight"] = "the output layer uses the matrix of the embedding"
-    return Family(
-        network, key_table(network, stored), unknown(evidence.config, _SILENT | sizes | known), ignored
+    return DecoderLayout(
+        network, key_table(network, stored), unknown(evidence.config, _SILENT | _LLAMA_KEYS | known), ignored
     )
 
 
-def gpt2(evidence: Evidence, rows: int, known: frozenset[str], prefix: str, embedding: str) -> Family:
+_GPT2_LAYER = {
+    "norm1": "ln_1",
+    "qkv": "attn.c_attn",
+    "attn_out": "attn.c_proj",
+    "norm2": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+
+
+def gpt2(evidence: Evidence, rows: int, known: frozenset[str], prefix: str, embedding: str) -> DecoderLayout:
     """A network whose config and tensors are named as in `transformers`' GPT-2.
 
     Args:
-        evidence: Config and weights.
+        evidence: Its config and its tensors.
         rows: Rows of the network: those of the file, and one more if a mask is added.
         known: Other keys that the format is known to have.
         prefix: What stands before the names of layers and positions.
@@ -253,20 +267,12 @@ def gpt2(evidence: Evidence, rows: int, known: frozenset[str], prefix: str, embe
         tied=True,
         max_length=fields.whole("n_positions"),
     )
-    layer = {
-        "norm1": "ln_1",
-        "qkv": "attn.c_attn",
-        "attn_out": "attn.c_proj",
-        "norm2": "ln_2",
-        "up": "mlp.c_fc",
-        "down": "mlp.c_proj",
-    }
     top = {"vocab_embed": embedding, "positions": f"{prefix}wpe", "norm_final": f"{prefix}ln_f"}
 
     def stored(module: str, kind: str, block: str) -> str | Stored:
         if not block:
             return f"{top[module]}.{kind}"
-        name = f"{prefix}h.{block}.{layer[module]}.{kind}"
+        name = f"{prefix}h.{block}.{_GPT2_LAYER[module]}.{kind}"
         transposed = kind == "weight" and not module.startswith("norm")
         return Stored((name,), transposed=True) if transposed else name
 
@@ -278,7 +284,7 @@ def gpt2(evidence: Evidence, rows: int, known: frozenset[str], prefix: str, embe
     if "lm_head.weight" in evidence.shapes:
         ignored["lm_head.weight"] = "the output layer uses the matrix of the embedding"
     keys = unknown(evidence.config, _SILENT | _GPT2_KEYS | known)
-    return Family(network, key_table(network, stored), keys, ignored)
+    return DecoderLayout(network, key_table(network, stored), keys, ignored)
 
 
 _GPT2_KEYS = frozenset(
@@ -314,7 +320,7 @@ def key_table(
     """Where the file has each parameter of a network.
 
     Args:
-        network: The network.
+        network: Configuration of the network.
         stored: Gives the place of a parameter from the name of its layer (`"qkv"`), its kind (`"weight"` or `"bias"`),
             and the number of its block, `""` outside of the blocks.
     """

@@ -19,7 +19,7 @@ from typing import Literal, final
 
 from hdlm.attention import Context
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._decoder import CANVAS, Family, gpt2, llama, masked_rows, special_tokens
+from hdlm.hub.cards._decoder import CANVAS, DecoderLayout, gpt2, llama, masked_rows, special_tokens
 from hdlm.hub.cards._field import STEPS
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import AbstractHyperschedule, Block, flat
@@ -92,7 +92,7 @@ class AdaptedCard(AbstractCard):
         width = min(fields.whole(self.block), length)
         return Block(length - length % width, width, width)
 
-    def _family(self, evidence: Evidence, rows: int) -> Family:
+    def _family(self, evidence: Evidence, rows: int) -> DecoderLayout:
         known = self.keys | {"mask_token_id"} | ({self.block} if self.block else set())
         if self.layout == "gpt2":
             return gpt2(evidence, rows, known, "denoise_model.", "embed_tokens")

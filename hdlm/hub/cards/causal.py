@@ -1,8 +1,9 @@
 """Causal language models of `transformers`: Llama, Qwen2, Qwen3 and GPT-2, and families with the same layout (SmolLM).
 
-They are autoregressive: the output at a position predicts the next token (`Shifted`), positions settle one by one from
-left to right, and nobody sees what follows. They know no mask. A row is added for it, the mean of the others. Along an
-autoregressive hyperschedule no prediction depends on that row, so likelihood and text are those of the causal model.
+They are autoregressive: the output at a position predicts the next token (`Shifted`), positions settle one by one
+from left to right, and no position attends to later ones. They have no mask. A row is added for it, the mean of the
+others. Along an autoregressive hyperschedule no prediction depends on that row, so likelihood and text are those of
+the causal model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._decoder import CANVAS, Family, MaskedRows, gpt2, llama, special_tokens
+from hdlm.hub.cards._decoder import CANVAS, DecoderLayout, MaskedRows, gpt2, llama, special_tokens
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import autoregressive
 from hdlm.parameterization import Mean, Shifted
@@ -56,7 +57,7 @@ def _embedding(evidence: Evidence) -> str | None:
     return next((name for name in ("wte", "transformer.wte") if f"{name}.weight" in evidence.shapes), None)
 
 
-def _family(evidence: Evidence, fields: Fields, rows: int) -> Family:
+def _family(evidence: Evidence, fields: Fields, rows: int) -> DecoderLayout:
     kind = fields.choice("model_type", (*_LLAMA, "gpt2"))
     if kind == "gpt2":
         embedding = _embedding(evidence) or "wte"
