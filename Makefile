@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv by itself; a second call finds it done.
+# Every target installs what it needs in .venv; a second call does not install it again.
 # `make test PYTHON=python3.12 JOBS=8` chooses the interpreter that .venv is made from and the number of test workers.
 
 PYTHON ?= python3
@@ -6,7 +6,9 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
-# One thread a worker: the workers are the parallelism.
+# With this variable, each of the hundred programs that the tests start would compile the Python files of torch.
+unexport PYTHONDONTWRITEBYTECODE
+# Each worker has one thread, because the workers run in parallel.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
@@ -34,7 +36,7 @@ lint: $(VENV)/installed-dev ## style and strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Not `--quiet`: it would hide the warnings from `--strict` as well.
+# Without `--quiet`, because it would also hide the warnings from `--strict`.
 docs: $(VENV)/installed-docs ## the site, from the pages and the docstrings; build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --strict
 
@@ -50,7 +52,7 @@ $(BIN)/pip:
 		|| { echo "hdlm needs Python 3.11 to 3.13; '$(PYTHON)' is not: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and alone, so that the tested build is there before anything else asks for some torch.
+# torch is installed first and alone, so that no other package installs another build.
 $(VENV)/installed-torch: constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) torch
 	@touch $@

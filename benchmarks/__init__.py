@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks` (or `make bench`). One file a topic; each lists `Benchmark`s."""
+"""Benchmarks: `python -m benchmarks` (or `make bench`). Each file measures one topic and lists its `Benchmark`s."""

@@ -25,11 +25,15 @@ TOPICS = {
 
 
 def main() -> None:
-    """Measure the topics asked for."""
+    """Measure the topics that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}; default: all")
-    parser.add_argument("--seconds", type=float, default=1.0, help="least time for each benchmark")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
+    parser.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help=f"one of {', '.join(TOPICS)}; default: all"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="seconds that each benchmark takes at least"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args()
     unknown = sorted(set(options.topics) - set(TOPICS))
     if unknown:
@@ -37,7 +41,7 @@ def main() -> None:
 
     machine = _machine()
     print("; ".join(f"{key} {value}" for key, value in machine.items()), end="\n\n")
-    print("| what | median ms | fastest | slowest | runs | a second |\n|---|---|---|---|---|---|")
+    print("| benchmark | median ms | fastest | slowest | runs | per second |\n|---|---|---|---|---|---|")
     results: list[Measurement] = []
     for topic in options.topics or TOPICS:
         for benchmark in TOPICS[topic]():

@@ -1,4 +1,4 @@
-"""Who sees whom: the ranks, the dense mask and the block mask of two-stream training."""
+"""Attention of two-stream training: the ranks, the dense mask and the block mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTH, WIDTH, NUM_LEVELS = 1024, 16, 16
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """Visibility over `[clean | noisy]`, and its two forms."""
+    """Benchmarks of the visibility over `[clean | noisy]`, and of its two kinds of mask."""
     schedule = Block(LENGTH, WIDTH, NUM_LEVELS)
     steps = schedule.packed_steps(torch.zeros(1, schedule.num_epochs, dtype=torch.long))[0]
     visibility = two_stream(schedule, steps)

@@ -23,10 +23,10 @@ COMMANDS = (
 
 
 def describe() -> str:
-    """The GPUs and the versions.
+    """Describe the GPUs and the versions.
 
     Raises:
-        ValueError: If there is no GPU; it says what to do.
+        ValueError: If there is no GPU; the message says what to do.
     """
     if not torch.cuda.is_available():
         raise ValueError(NONE.format(torch=torch.__version__))
@@ -44,9 +44,9 @@ def describe() -> str:
 
 
 def main() -> int:
-    """Describe the machine; then run the benchmarks, all of them even if one fails."""
+    """Describe the machine, then run all benchmarks, even if one of them fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--describe", action="store_true", help="only say what there is")
+    parser.add_argument("--describe", action="store_true", help="only describe the machine")
     options = parser.parse_args()
     try:
         print(describe(), flush=True)

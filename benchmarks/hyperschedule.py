@@ -1,4 +1,4 @@
-"""Hyperschedules at a size where a loop over positions or steps would show."""
+"""Time hyperschedules at a size where a loop over positions or steps would be slow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENGTH, NUM_LEVELS, WIDTH = 8192, 4096, 64
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """Levels of every position at 64 steps, for each family."""
+    """Benchmarks of the levels of every position at 64 steps, one for each family."""
     for schedule in (cls(LENGTH, WIDTH, NUM_LEVELS) for cls in (Block, Slide, Wave)):
         steps = torch.linspace(0, schedule.num_steps, 64).long()
         yield _levels(schedule, steps)

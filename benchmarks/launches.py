@@ -1,15 +1,15 @@
 """Count what generation asks of an accelerator: `python -m benchmarks.launches`.
 
 The shipped model writes on a logical device (`hdlm.verification.logical_device`), so no accelerator is needed. For each
-call of the network, on the average over a run:
+call of the network, it counts on average over a run:
 
-    operators     what would launch kernels; views of memory are among them, so kernels are a little fewer
+    operators     operations that may launch kernels; views of memory are counted too, so kernels are fewer
     waits         how often the program waits for the device before it can continue
-    copies        between main memory and the device, in both directions
+    copies        copies between main memory and the device, in both directions
 
-each inside of the network and outside of it. `benchmarks/launches.json` has the numbers of the last time, and a test
-refuses larger ones: `python -m benchmarks.launches --renew` writes new ones, which belong into the same change as what
-explains them.
+Each is counted inside the network and around it. `benchmarks/launches.json` has the recorded numbers, and a test fails
+if a number grows. `python -m benchmarks.launches --renew` records new numbers; commit them together with the change
+that explains them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import torch
 from hdlm.checkpoint import load_checkpoint
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Table, flat
 from hdlm.package_data import pretrained
-from hdlm.sampling import ApproximateCache, Prompt, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Prompt, algorithm, sample
 from hdlm.verification.logical_device import LogicalDevice
 
 RECORD = Path(__file__).with_name("launches.json")
@@ -36,7 +37,7 @@ SEQUENCES, LENGTH = 4, 16
 BLOCK = Block(LENGTH, 8, 2)
 FIRST = torch.arange(LENGTH)[None] == 0
 GIVEN = Prompt(torch.zeros_like(FIRST, dtype=torch.long), FIRST)
-"""The shipped model speaks of a position from the one before, so the first one is given."""
+"""A prompt of one token: the shipped model is shifted, so the first token must be given."""
 SETTINGS: dict[str, tuple[AbstractHyperschedule, str, dict[str, Any]]] = {
     "blocks": (BLOCK, "original", {}),
     "blocks, acs": (BLOCK, "acs", {}),
@@ -49,7 +50,7 @@ SETTINGS: dict[str, tuple[AbstractHyperschedule, str, dict[str, Any]]] = {
 
 
 def count(setting: str) -> dict[str, float]:
-    """The numbers of a setting, for a call of the network."""
+    """Count the numbers of a setting, for each call of the network."""
     plan, name, options = SETTINGS[setting]
     options = dict(options)
     slots = options.pop("slots", 0)
@@ -61,8 +62,14 @@ def count(setting: str) -> dict[str, float]:
         inside: dict[str, int] = dict.fromkeys(NAMES, 0)
         with _counted(denoiser.backbone, logical, inside):
             logical.clear()
+            execution = Execution(device=logical.device, **options)
             done = sample(
-                denoiser, plan, step, num_sequences=SEQUENCES, prompt=GIVEN, device=logical.device, **options
+                denoiser,
+                Regime(plan),
+                step,
+                num_sequences=SEQUENCES,
+                prompt=GIVEN,
+                execution=execution,
             )
         both = _now(logical)
     outside = {name: both[name] - inside[name] for name in NAMES}
@@ -80,7 +87,7 @@ def _now(logical: LogicalDevice) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _counted(backbone: Any, logical: LogicalDevice, inside: dict[str, int]) -> Iterator[None]:
-    """Add what happens in a network to `inside`."""
+    """Add the events inside a network to `inside`."""
     depth = 0
 
     def counting(function: Any) -> Any:
@@ -109,14 +116,14 @@ def _counted(backbone: Any, logical: LogicalDevice, inside: dict[str, int]) -> I
 
 
 def main() -> int:
-    """Print the numbers; with `--check`, 1 if one of them has grown."""
+    """Print the numbers; with `--check`, return 1 if one of them has grown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__)
     parser.add_argument("--check", action="store_true", help=f"compare with {RECORD.name}")
     parser.add_argument("--renew", action="store_true", help=f"write {RECORD.name}")
     options = parser.parse_args()
     found = {setting: count(setting) for setting in SETTINGS}
     columns = list(next(iter(found.values())))
-    print(f"| for a call of the network | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    print(f"| per call of the network | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for setting, numbers in found.items():
         print(f"| {setting} | {' | '.join(f'{numbers[name]:g}' for name in columns)} |")
     if options.renew:
@@ -129,7 +136,7 @@ def main() -> int:
 
 
 def compare(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
-    """What has grown, or is recorded and not counted any more, or the reverse."""
+    """The numbers that have grown, and the names that are only recorded or only counted."""
     grown = [f"{one}: counted or recorded, but not both" for one in sorted(found.keys() ^ recorded.keys())]
     for setting in found.keys() & recorded.keys():
         for name, number in found[setting].items():

@@ -14,7 +14,7 @@ CONFIG = DDiTConfig(vocab_size=16385, hidden_size=256, num_blocks=6, num_heads=4
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """Three ways to the logits of the last positions, dearest first."""
+    """Three ways to compute the logits of the last positions; the most expensive is the first."""
     torch.manual_seed(0)
     network = DDiT(CONFIG).eval().requires_grad_(False)
     tokens = torch.randint(CONFIG.vocab_size, (1, LENGTH))

@@ -1,8 +1,8 @@
-"""What the sampler costs beside the network: `python -m benchmarks.sampling --overhead`.
+"""Measure the time of the sampler without the network: `python -m benchmarks.sampling --overhead`.
 
-The shipped model writes 64 tokens in blocks of 16 on one thread, and a stub of the same shape does: it returns numbers
-without computing them, so what is left is the sampler. Operations are those that a dispatch mode counts outside of the
-network; views of memory, which compute nothing, are not among them. Seconds are those of the processor.
+The shipped model writes 64 tokens in blocks of 16 on one thread. A stub with its shapes does so too, but returns
+numbers without computing them, so its time is that of the sampler. A dispatch mode counts the operations outside the
+network, except views of memory, which do not compute anything. Seconds are processor time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hdlm.checkpoint import load_checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import Block
 from hdlm.package_data import pretrained
+from hdlm.regime import Regime
 from hdlm.sampling import Generation, Prompt, algorithm, sample
 
 __all__ = ["Operations", "main", "outside"]
@@ -30,7 +31,7 @@ FREE = ("view", "promote_types", "detach", "alias")
 
 @final
 class Operations(TorchDispatchMode):
-    """Counts tensor operations; views are not counted, and nothing is while it is `paused`."""
+    """Counts tensor operations except views. It does not count while it is `paused`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Operations(TorchDispatchMode):
 
 
 def outside(denoiser: Denoiser, write: Callable[[], Generation]) -> float:
-    """Operations for a call of the network, outside of the network."""
+    """Operations outside the network, for each call of the network."""
     backbone, operations = denoiser.backbone, Operations()
     names = ("features", "features_of_many", "head")
 
@@ -73,12 +74,12 @@ def outside(denoiser: Denoiser, write: Callable[[], Generation]) -> float:
 @final
 class _NoCache:
     def retain(self, places: Tensor) -> None:
-        """Nothing is kept."""
+        """A dummy: the stub has no cache to fill."""
 
 
 @final
 class _Stub(torch.nn.Module):
-    """Hidden vectors and logits of the shapes of a network, at no cost."""
+    """A stub that returns hidden vectors and logits of the shapes of a network, without computing them."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -103,19 +104,21 @@ class _Stub(torch.nn.Module):
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(pretrained() / "kjv-epsilon-4m")
     real = checkpoint.denoiser.eval()
     stub = Denoiser(_Stub(real.backbone), real.process, real.parameterization)
-    print("| algorithm | evaluations | s | s with a stub | share of the sampler | operations an evaluation |")
+    print(
+        "| algorithm | evaluations | s | s with a stub | share of the sampler | operations per evaluation |"
+    )
     print("|---" * 6 + "|")
     for name in ("original", "acs", "remdm", "threshold"):
         step = algorithm(name, real.process, 0.01)
 
         plan, prompt = Block(LENGTH, WIDTH, WIDTH), Prompt.prefix([0], LENGTH)
         write, free = (
-            partial(sample, denoiser, plan, step, prompt=prompt, context=checkpoint.context)
+            partial(sample, denoiser, Regime(plan, context=checkpoint.context), step, prompt=prompt)
             for denoiser in (real, stub)
         )
         calls, operations = write().num_evaluations, outside(real, write)

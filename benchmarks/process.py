@@ -1,4 +1,4 @@
-"""One reverse step at a real vocabulary: the closed form beside the generic posterior that it equals."""
+"""Time one reverse step with a vocabulary of real size: the closed form, and the generic posterior that it equals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_POSITIONS = 64
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """Generic and closed-form reverse steps of the two hybrid processes."""
+    """Benchmarks of the generic and the closed-form reverse steps of the two hybrid processes."""
     for process in (EpsilonHybrid(GPT2.num_words, 0.01), GammaHybrid(GPT2.num_words, 0.05)):
         yield from _reverse_steps(process)
 

@@ -1,12 +1,12 @@
-"""What fast sampling costs in quality: every fast mode of the shipped model against exact sampling at equal NFE.
+"""Compare every fast mode of the shipped model with exact sampling at equal NFE, by the quality of the text.
 
     python -m benchmarks.quality --output results/quality        some minutes on two cores
     python -m benchmarks.quality --output results/quick --quick  a smoke test
 
-Two numbers of each mode at each number of function evaluations (NFE, of a sequence): generative perplexity under the
-same model's exact likelihood as a writer of one token after the other, and the entropy of a sample's tokens. Neither
-means anything alone: text that repeats itself pleases every judge (arXiv 2409.02908). A second table says how far the
-approximate cache is off: what the network says along texts that were written without it. Writes quality.json,
+Each mode has two numbers at each number of function evaluations (NFE, of a sequence): generative perplexity under the
+model's own exact autoregressive likelihood, and the entropy of a sample's tokens. Neither is enough alone: text that
+repeats itself gets a low perplexity from every judge (arXiv 2409.02908). A second table measures the error of the
+approximate cache: the change of the predictions along texts that were written without it. Writes quality.json,
 quality.md and quality.png.
 """
 
@@ -35,13 +35,14 @@ from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, tokenize_documents
 from hdlm.package_data import pretrained
 from hdlm.progress import share_bar
-from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number
 
 MODEL, HELD_OUT = "kjv-epsilon-4m", 0.025
-FULL = "blocks of 16 that see later ones"
+FULL = "blocks of 16, full attention"
 ALL = "ancestral, uniform grid, approximate cache of all positions"
 REFRESHES = (2, 4, 8, None)
 EXACT, REAL = "exact: one at a time (first-hitting)", "real text, held out"
@@ -52,15 +53,15 @@ MARKERS = "osD^vP*X"
 @final
 @dataclass(frozen=True)
 class Point:
-    """One mode at one price.
+    """The numbers of one mode at one NFE.
 
     Attributes:
-        mode: What to call it.
-        nfe: Calls of the network for a sequence; None of real text.
-        perplexity: By the judge.
-        entropy: Nats.
+        mode: Name of the mode.
+        nfe: Calls of the network for a sequence; None for real text.
+        perplexity: Generative perplexity under the judge.
+        entropy: Token entropy of the samples, in nats.
         seconds: Time for a sequence, in a batch.
-        share: Of the positions of the canvas, those that a call computes, on average.
+        share: Share of the canvas that a call computes, on average.
     """
 
     mode: str
@@ -74,14 +75,14 @@ class Point:
 @final
 @dataclass(frozen=True)
 class Deviation:
-    """How far an approximate cache is off, along texts that were written without it.
+    """The error of an approximate cache, along texts that were written without it.
 
     Attributes:
-        refresh: Everything is computed anew at every so many calls; None for never.
-        divergence: Of what the network says with it from what it says without, in nats, where a word is written.
-        largest: The largest of these.
-        difference: Mean over words and positions of the difference of their log probabilities, without sign.
-        most: The largest of these.
+        refresh: Number of calls after which everything is computed again; None for never.
+        divergence: Divergence of predictions with the cache from those without it, in nats, where a word is written.
+        largest: The largest of these divergences.
+        difference: Mean absolute difference of log probabilities, over words and positions.
+        most: The largest of these differences.
         share: As in `Point`.
     """
 
@@ -95,7 +96,7 @@ class Deviation:
 
 @final
 class Replay:
-    """A step that writes what another run has written, and notes what the network says where it writes.
+    """A step that writes the tokens of another run, and records the predictions of the network at those positions.
 
     Args:
         states: Tokens of each sequence after each number of steps.
@@ -106,7 +107,7 @@ class Replay:
         self._states = states
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        """Look, and write."""
+        """Record the predictions, and write the tokens."""
         steps = torch.as_tensor(move.step).expand(len(x), 1)[:, 0]
         new = self._states[move.sequence, steps + 1]
         changed = new != x
@@ -120,13 +121,13 @@ class Replay:
 @final
 @dataclass(frozen=True)
 class Bench:
-    """What all points share.
+    """The settings that all points share.
 
     Attributes:
         checkpoint: The model, which is its own judge.
-        num: Samples a point.
+        num: Number of samples for each point.
         length: Tokens of a sample.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
     """
 
     checkpoint: Checkpoint
@@ -135,7 +136,7 @@ class Bench:
     seed: int
 
     def point(self, mode: str, settings: Settings, cache: ApproximateCache | None = None) -> Point:
-        """Write and judge; where the mode says so, as networks with full attention do."""
+        """Generate samples and judge them, with full attention if the mode asks for it."""
         model = replace(self.checkpoint, context="full") if mode.startswith(FULL) else self.checkpoint
         begin = time.perf_counter()
         passages = write(
@@ -155,7 +156,7 @@ class Bench:
         return Point(mode, nfe, *self._scores(rows, [one.text for one in passages]), seconds, share)
 
     def real(self, text: Text) -> Point:
-        """As much real text."""
+        """The point of as much real text."""
         rows = pieces(text.tokens.long(), self.num, self.length, self.seed).tolist()
         tokenizer = self.checkpoint.tokenizer
         return Point(REAL, None, *self._scores(rows, [text_of(row, tokenizer) for row in rows]), 0.0, 0.0)
@@ -165,7 +166,7 @@ class Bench:
         return generative_perplexity(judge, texts)[PERPLEXITY], diversity(rows)["entropy"]
 
     def deviations(self, steps: int, refreshes: Sequence[int | None]) -> list[Deviation]:
-        """How far the approximate cache of all positions is off, flat, with ancestral sampling."""
+        """The errors of the approximate cache of all positions, along a flat schedule, with ancestral sampling."""
         denoiser, plan = self.checkpoint.denoiser, flat(self.length, steps)
         states = torch.zeros(self.num, steps + 1, self.length, dtype=torch.long)
 
@@ -177,18 +178,22 @@ class Bench:
 
         options: dict[str, Any] = {
             "num_sequences": self.num,
-            "batch_size": AT_A_TIME,
             "seed": self.seed,
             "prompt": Prompt.prefix([self.checkpoint.tokenizer.vocabulary.bos or 0], self.length),
-            "noise_schedule": self.checkpoint.noise_schedule,
         }
-        sample(denoiser, plan, algorithm("original", denoiser.process), watch=watch, **options)
+        plain, regime = Execution(AT_A_TIME), Regime(plan, self.checkpoint.noise_schedule)
+        step = algorithm("original", denoiser.process)
+        sample(denoiser, regime, step, watch=watch, execution=plain, **options)
         exact, found = Replay(states), []
-        sample(denoiser, plan, exact, **options)
+        sample(denoiser, regime, exact, execution=plain, **options)
         for refresh in refreshes:
             replay = Replay(states)
             done = sample(
-                denoiser, plan, replay, approximate=ApproximateCache(refresh, active=True), **options
+                denoiser,
+                regime,
+                replay,
+                execution=replace(plain, approximate=ApproximateCache(refresh, active=True)),
+                **options,
             )
             off = torch.cat([exact.said[key] - rows for key, rows in replay.said.items()])
             law = torch.cat([exact.said[key] for key in replay.said]).double().exp()
@@ -210,7 +215,7 @@ class Bench:
 def modes(
     length: int, steps: Sequence[int], learned: Mapping[int, str], thresholds: Sequence[float]
 ) -> list[tuple[str, Settings]]:
-    """Every point: what to call its mode, and how to write. All positions are written together."""
+    """Every point: the name of its mode, and how to sample. All positions are written together."""
 
     def whole(name: str, count: int, grid: str | None = None, eta: float = 0.0) -> Settings:
         return Settings(name, eta, "flat", steps=count, grid=grid, length=length)
@@ -229,9 +234,9 @@ def modes(
 
 
 def approximate_modes(length: int, steps: int) -> list[tuple[str, Settings, ApproximateCache | None]]:
-    """What approximate caches cost: along flat schedules, and in blocks of which settled ones see all that is settled.
+    """Points of approximate caches: along flat schedules, and in blocks with full attention between settled positions.
 
-    The model was trained to look back only, so of the latter only the difference to the first of them means anything.
+    The model was trained with block-causal attention, so compare the points in blocks only with one another.
     """
     whole = Settings("original", 0.0, "flat", steps=steps, length=length)
     blocks = Settings("original", 0.0, "block", width=min(16, length), steps=8, length=length)
@@ -250,7 +255,7 @@ def _when(refresh: int | None) -> str:
 
 
 def table(points: Sequence[Point]) -> str:
-    """Markdown, by mode."""
+    """The table in Markdown, ordered by mode."""
     rows = [
         [
             "mode",
@@ -258,7 +263,7 @@ def table(points: Sequence[Point]) -> str:
             "positions computed",
             "generative perplexity",
             "token entropy (nats)",
-            "ms a sequence",
+            "ms per sequence",
         ]
     ]
     for one in sorted(points, key=lambda point: (point.mode, point.nfe.value if point.nfe else 0.0)):
@@ -271,7 +276,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def table_of_deviations(deviations: Sequence[Deviation]) -> str:
-    """Markdown, in the order given."""
+    """The table in Markdown, in the given order."""
     rows = [
         [
             "approximate cache of all positions",
@@ -326,7 +331,7 @@ def draw(points: Sequence[Point], output: Path) -> None:
 
 
 def measured(bench: Bench, steps: Sequence[int], thresholds: Sequence[float]) -> Iterator[Point]:
-    """All points, one after the other."""
+    """Measure all points, one after the other."""
     held_out = split(tuple(corpus("kjv").documents()), HELD_OUT).validation
     text = tokenize_documents(bench.checkpoint.tokenizer, held_out, bench.length * bench.num * 2)
     yield bench.real(text)
@@ -339,12 +344,16 @@ def measured(bench: Bench, steps: Sequence[int], thresholds: Sequence[float]) ->
 
 
 def main() -> None:
-    """Measure, write and print."""
+    """Measure, write the files and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--num", type=int, help="samples a point (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="short and few: whether it works")
+    parser.add_argument("--num", type=int, help="samples for each point (default: 32)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few short samples, to check that the program works"
+    )
     options = parser.parse_args()
     checkpoint = load(pretrained() / MODEL)
     length, steps, thresholds = checkpoint.length, (4, 8, 16, 32), (0.1, 0.3, 0.6)

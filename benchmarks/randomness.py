@@ -1,4 +1,4 @@
-"""Counter-based numbers beside those of torch's own generator."""
+"""Time counter-based random numbers and those of torch's own generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH, LENGTH = 64, 1024
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """One uniform number for each position of a batch."""
+    """Benchmarks of one uniform number for each position of a batch."""
     randomness, generator = Randomness(0), torch.Generator().manual_seed(0)
     sequence, position = torch.arange(BATCH)[:, None], torch.arange(LENGTH)[None]
     size = f"{BATCH} x {LENGTH}"

@@ -1,15 +1,16 @@
-"""Generation: what each optimisation of the sampler is worth, beside the published loop and the machine's limits.
+"""Time generation with each optimisation of the sampler, and compare it with the published loop and the roofline.
 
     python -m benchmarks.sampling                                  the base size of the published networks
     python -m benchmarks.sampling --quick                          a smoke test of a small size
-    python -m benchmarks.sampling --overhead                       what the sampler costs beside the shipped model
+    python -m benchmarks.sampling --overhead                       the time of the sampler without the network
 
-One run, one network with random weights, float32; a row in bfloat16 where the machine multiplies it faster. `plain` is
-the published loop: at every step all positions are computed, projected onto the vocabulary, and drawn with float64
-Gumbel noise. Each further row switches one thing on.
-Calls that are alike are timed once or twice and not a thousand times: seconds are those of the timed calls, times the
-number of calls of the whole run, which is counted exactly (it does not depend on the network). All rows have the law
-of the plain loop but those that are called approximate; the rows from the cache on have its random numbers, too.
+One run uses one network with random weights, in float32. There is a row in bfloat16 if that is faster on the machine.
+`plain` is the published loop: at every step all positions are computed, projected onto the vocabulary, and drawn with
+float64 Gumbel noise. Each further row adds one optimisation.
+
+Similar calls are timed once or twice, not a thousand times. Seconds are the time of the timed calls, times the number
+of calls of the whole run, which is counted exactly (it does not depend on the network). All rows except those that are
+called approximate have the distribution of the plain loop. The rows from the cache on also use its random numbers.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Me
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.denoiser import ForwardContext as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.regime import Regime
 from hdlm.sampling import (
     Ancestral,
     ApproximateCache,
     Engine,
+    Execution,
     Finished,
     FirstHitting,
     Move,
     Prompt,
     Step,
-    View,
 )
 
 _PACKED = "+ weights packed for few rows"
@@ -64,7 +66,9 @@ def _generation(denoiser: Denoiser, name: str, use_cache: bool) -> Benchmark:
     schedule, step = Block(LENGTH, WIDTH, NUM_LEVELS), algorithm(name, denoiser.process)
     return Benchmark(
         f"{name}, {BATCH} x {LENGTH}, {schedule.num_steps} steps{', cache' if use_cache else ''}",
-        lambda: sample(denoiser, schedule, step, num_sequences=BATCH, use_cache=use_cache),
+        lambda: sample(
+            denoiser, Regime(schedule), step, num_sequences=BATCH, execution=Execution(use_cache=use_cache)
+        ),
         BATCH * LENGTH,
         "tokens",
     )
@@ -73,16 +77,16 @@ def _generation(denoiser: Denoiser, name: str, use_cache: bool) -> Benchmark:
 @final
 @dataclass(frozen=True)
 class Way:
-    """A way to sample.
+    """A method of sampling.
 
     Attributes:
-        name: What it adds to the way before it.
-        asks_always: Whether the network is asked in steps that change nothing.
+        name: What the row adds to the row before it.
+        asks_always: Whether steps that change nothing call the network.
         use_cache: Whether settled positions are computed once.
         together: Whether sequences wait for one another.
-        first_hitting: Whether masks fall one at a time.
-        approximate: What is remembered beyond what may be.
-        packed: Whether the network has been made ready by `DDiT.speed_up`.
+        first_hitting: Whether masks are replaced one at a time.
+        approximate: The approximate cache, if one is used.
+        packed: Whether `DDiT.speed_up` has packed the weights.
         dtype: Precision of the weights.
         slots: Sequences that static buffers are reserved for, on accelerators.
     """
@@ -98,7 +102,7 @@ class Way:
     slots: int = 0
 
     def step(self, num_words: int) -> Step:
-        """The step that the engine takes."""
+        """The step that the engine calls."""
         walk = Absorbing(num_words)
         if self.first_hitting:
             return FirstHitting(walk)
@@ -108,7 +112,7 @@ class Way:
 @final
 @dataclass(frozen=True)
 class _AskAlways:
-    """Asks the network whether or not anything will be read."""
+    """Calls the network even if no output will be read."""
 
     inner: Step
 
@@ -123,16 +127,16 @@ class Row:
     """One line of the table.
 
     Attributes:
-        task: What is generated.
-        batch: How many sequences at a time.
-        way: How.
+        task: Kind of generation.
+        batch: Number of sequences at a time.
+        way: Name of the method.
         calls: Calls of the network for the batch (NFE).
-        calls_of_a_sequence: Those that a sequence takes part in, on average.
-        timed: How many calls were timed.
-        seconds: For a sequence, by extrapolation: time of a call, times calls, over the batch.
-        tokens_per_second: Of the batch.
-        limit: What the roofline allows for a call, over its time.
-        ratio: Time of the plain loop over this.
+        calls_of_a_sequence: Calls that a sequence takes part in, on average.
+        timed: Number of calls that were timed.
+        seconds: Extrapolated time for a sequence: time of a call, times calls, over the batch.
+        tokens_per_second: Tokens per second of the batch.
+        limit: Time that the roofline model allows for a call, over its measured time.
+        ratio: Time of the plain loop over the time of this row.
     """
 
     task: str
@@ -150,13 +154,13 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Machine:
-    """What the machine can do, measured.
+    """Measured limits of the machine.
 
     Attributes:
-        device: Where.
-        operations: A second, in products of float32 matrices.
-        in_bfloat16: The same of bfloat16.
-        bandwidth: Bytes a second that are read.
+        device: The device that was measured.
+        operations: Operations per second in products of float32 matrices.
+        in_bfloat16: Operations per second in products of bfloat16 matrices.
+        bandwidth: Bytes per second that are read.
     """
 
     device: str
@@ -166,11 +170,11 @@ class Machine:
 
     @property
     def low_precision_pays(self) -> bool:
-        """Whether there are units for bfloat16."""
+        """Whether the machine has units for bfloat16."""
         return self.in_bfloat16 > 1.5 * self.operations
 
     def seconds(self, config: DDiTConfig, tokens: int, keys: int, rows: int, way: Way) -> float:
-        """The least time of a call: `tokens` see `keys` each, and `rows` are projected; weights are read once."""
+        """The least time of a call: each of `tokens` attends to `keys`, `rows` are projected, weights are read once."""
         width = config.hidden_size
         body = config.num_blocks * (4 + 2 * config.mlp_ratio) * width**2
         head = config.vocab_size * width if rows else 0
@@ -186,7 +190,7 @@ _PLAIN = Way("plain")
 
 @final
 class _Free(AbstractDenoiser):
-    """Answers at no cost, to count calls."""
+    """A denoiser that does not compute, to count calls."""
 
     process = Absorbing(2)
 
@@ -199,7 +203,7 @@ class _Free(AbstractDenoiser):
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sampling",
         description=__doc__,
@@ -207,16 +211,29 @@ def main() -> None:
     )
     for name, default in (("hidden", 768), ("blocks", 12), ("heads", 12), ("words", 50_257), ("width", 16)):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--length", type=int, default=1024, help="positions (default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[128, 512, 1024], help="of full diffusion")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="default: 1 8")
-    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
+    parser.add_argument("--length", type=int, default=1024, help="number of positions (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=480, help="seconds after which no row is begun (default: %(default)s)"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[128, 512, 1024],
+        help="numbers of steps of full diffusion (default: 128 512 1024)",
     )
-    parser.add_argument("--quick", action="store_true", help="a small network, few steps: does it run?")
-    parser.add_argument("--overhead", action="store_true", help="count operations beside the shipped model")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
+    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=480,
+        help="seconds after which no further row is measured (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small network and few steps, to check that the program works"
+    )
+    parser.add_argument(
+        "--overhead", action="store_true", help="count the operations of the sampler with the shipped model"
+    )
     args = parser.parse_args()
     if args.overhead:
         overhead.main()
@@ -229,8 +246,8 @@ def main() -> None:
     print(
         f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; measured "
         f"{machine.operations / 1e9:.0f} GFLOP/s ({machine.in_bfloat16 / 1e9:.0f} in bfloat16) and "
-        f"{machine.bandwidth / 1e9:.1f} GB/s\n\n| task | batch | way | NFE of the batch | NFE of a "
-        "sequence | calls timed | s a sequence | tokens/s | limit / time | times plain |\n"
+        f"{machine.bandwidth / 1e9:.1f} GB/s\n\n| task | batch | method | NFE of the batch | NFE of a "
+        "sequence | calls timed | s per sequence | tokens/s | limit / time | speed / plain |\n"
         + "|---" * 10
         + "|"
     )
@@ -247,7 +264,7 @@ def main() -> None:
 
 
 def _rows(args: argparse.Namespace, network: _Network, machine: Machine) -> Iterator[Row]:
-    """All lines, each measured when it is asked for."""
+    """All lines; each is measured when the iterator reaches it."""
     for batch in args.batch:
         denoiser = network.made_for(_PLAIN)
         plain = _seconds(lambda: _plain_step(denoiser, batch, args.length), 2 if batch == 1 else 1)  # noqa: B023
@@ -259,11 +276,11 @@ def _rows(args: argparse.Namespace, network: _Network, machine: Machine) -> Iter
 def _full(
     network: _Network, machine: Machine, length: int, steps: int, batch: int, plain: float
 ) -> Iterator[Row]:
-    """Full diffusion: everything is computed whenever the network is asked."""
+    """Full diffusion: every call of the network computes all positions."""
     schedule = flat(length, steps)
     task = f"full diffusion, {steps} steps"
     ways = [
-        Way("words are read only where they change", asks_always=True),
+        Way("logits only where a word may change", asks_always=True),
         Way("+ steps that change nothing are skipped"),
     ]
     ways += [Way("+ each sequence at its own pace", together=False)] if batch > 1 else []
@@ -293,11 +310,11 @@ def _full(
 def _blocks(
     network: _Network, machine: Machine, length: int, width: int, batch: int, plain: float
 ) -> Iterator[Row]:
-    """Semi-autoregressive: blocks of `width`, as many steps a block; timed behind a quarter, a half, three quarters."""
+    """Blocks of `width` with as many steps each. Calls after 1/4, 1/2 and 3/4 of the text are timed."""
     schedule = Block(length, width, width)
     steps, task = schedule.num_steps, f"blocks of {width}, {width} steps each"
     ways = [
-        Way("words are read only where they change", asks_always=True),
+        Way("logits only where a word may change", asks_always=True),
         Way("+ exact cache", asks_always=True, use_cache=True),
         Way("+ steps that change nothing are skipped", use_cache=True),
     ]
@@ -320,7 +337,7 @@ def _blocks(
 
 
 def _prepared(way: Way, machine: Machine) -> list[Way]:
-    """The same with the network made ready, and in bfloat16 where that pays."""
+    """Add rows with packed weights, and with bfloat16 weights if the machine is faster with them."""
     ready = dataclasses.replace(way, name=_PACKED, packed=True)
     lower = dataclasses.replace(ready, name=_BFLOAT16, dtype=torch.bfloat16)
     return ([ready] if machine.device == "cpu" else []) + ([lower] if machine.low_precision_pays else [])
@@ -337,7 +354,7 @@ def _row(
     plain: float,
     length: int,
 ) -> Row:
-    """One line, printed as soon as it is known."""
+    """Measure one line, and print it."""
     total = of_a_call * calls[0]
     row = Row(
         task,
@@ -366,7 +383,7 @@ def _time(
     warm: bool,
     calls: int,
 ) -> float:
-    """Seconds from call to call, behind the first (which reads the prompt), with all that lies between."""
+    """Seconds from call to call, including the sampler. The first call, which reads the prompt, is left out."""
     denoiser = network.made_for(way)
     engine = _engine(denoiser, schedule, way, batch, prompt, network.device)
     while engine.num_evaluations < warm:
@@ -381,7 +398,7 @@ def _time(
 
 @torch.no_grad()
 def _count(schedule: AbstractHyperschedule, way: Way, batch: int) -> tuple[int, float, int]:
-    """Calls of the network for a batch, those of a sequence, and how many positions one computes."""
+    """Calls of the network for a batch, calls of a sequence, and the number of positions that a call computes."""
     engine = _engine(_Free(), schedule, way, batch, None)
     done: list[Finished] = []
     while len(engine):
@@ -399,8 +416,8 @@ def _engine(
     device: str = "cpu",
 ) -> Engine:
     step = way.step(denoiser.process.num_words)
-    view = View(use_cache=way.use_cache, approximate=way.approximate)
-    engine = Engine(denoiser, schedule, step, view=view, device=device)
+    execution = Execution(use_cache=way.use_cache, approximate=way.approximate, device=device)
+    engine = Engine(denoiser, Regime(schedule), step, execution=execution)
     given = {} if prompt is None else {"tokens": prompt.tokens.to(device), "fixed": prompt.fixed.to(device)}
     engine.add(torch.arange(batch, device=device), **given, together=way.together)
     return engine
@@ -423,9 +440,9 @@ def _plain_step(denoiser: Denoiser, batch: int, length: int) -> Tensor:
 
 @final
 class _Network:
-    """One network with random weights, made ready for each way once.
+    """One network with random weights, prepared once for each method.
 
-    Fresh networks have an output layer of zeros, so that one is drawn too.
+    The output layer of a new network is zero, so random weights are drawn for it too.
     """
 
     def __init__(self, config: DDiTConfig, device: str = "cpu") -> None:
@@ -437,7 +454,7 @@ class _Network:
         self._made: dict[tuple[object, ...], Denoiser] = {}
 
     def made_for(self, way: Way) -> Denoiser:
-        """The network as a way wants it; all in float32 share their weights."""
+        """The network as the method needs it; all float32 networks share their weights."""
         kind = way.packed, way.dtype, way.slots
         if kind not in self._made:
             with torch.device("meta"):
@@ -453,13 +470,13 @@ class _Network:
 
 
 def _wait(device: str) -> None:
-    """Until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device != "cpu":
         torch.accelerator.synchronize()
 
 
 def _seconds(work: Callable[[], object], runs: int) -> float:
-    """The shortest of some runs."""
+    """The shortest time of several runs."""
     times = []
     for _ in range(runs):
         begin = time.perf_counter()
@@ -469,7 +486,7 @@ def _seconds(work: Callable[[], object], runs: int) -> float:
 
 
 def _machine(device: str) -> Machine:
-    """Large products of matrices, and a large sum."""
+    """Measure large matrix products, and a large sum."""
     rows = 512 if device == "cpu" else 8192
     large = torch.ones(2**26, device=device)
 

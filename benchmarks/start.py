@@ -29,7 +29,7 @@ PROGRAMS = {
 
 
 def seconds_of(code: str) -> tuple[float, float]:
-    """Processor time and wall-clock time of a new interpreter that runs some code."""
+    """Processor time and wall-clock time of a new interpreter that runs the given code."""
     before, begin = os.times(), time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - begin, os.times()

@@ -19,10 +19,10 @@ class Benchmark:
     """A piece of work that can be repeated.
 
     Attributes:
-        name: What is done, and on what size.
-        run: Does it once.
-        amount: How many units one run handles.
-        unit: What is counted: positions, tokens, steps.
+        name: What the benchmark does, and at which size.
+        run: Runs the piece of work once.
+        amount: Number of units that one run handles.
+        unit: The unit that `amount` counts: positions, tokens, steps.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Benchmark:
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """How long one run took, in seconds.
+    """The duration of one run, in seconds.
 
     Attributes:
         name: The benchmark's name.
@@ -43,7 +43,7 @@ class Measurement:
         slowest: The longest run.
         num_runs: Number of runs after the warm-up.
         per_second: Units handled in a second, at the median.
-        unit: What is counted.
+        unit: The unit that `per_second` counts.
     """
 
     name: str

@@ -1,17 +1,17 @@
-r"""A step of training: the plain published one beside ours, with one optimisation after another.
+r"""Time a training step: the plain published one, and ours with one optimisation after another.
 
     python -m benchmarks.train                              base size: 12 blocks of 768, 50257 words, 1024 tokens
     python -m benchmarks.train --scaling --lengths 256 1024 --batches 1 4 --processes 1 2
 
-Each line is a process of its own, so that its peak memory is its own. *Plain* is the published step written anew: all
-pairs of positions and heads in one tensor, all logits in float32 and their log-softmax, AdamW tensor by tensor. Its
-network, noise and loss are those of the other lines, so that they differ in nothing else; of a packed pass it projects
-only the noisy half.
+Each line runs in a process of its own, so that its peak memory can be measured. *Plain* is our version of the published
+step: all pairs of positions and heads in one tensor, all logits in float32 and their log-softmax, AdamW tensor by
+tensor. Its network, noise and loss are those of the other lines, so that only the implementation differs. In a packed
+pass it projects only the noisy half.
 
-A position is *taught* if its loss has a weight. On one canvas these are those of one block, in two streams all of them:
-compare tokens with lines of the same layout, taught tokens with any. MFU is the arithmetic that the model needs
-(`hdlm.training.monitor.flops`) over what a product of matrices achieves on this machine in float32, measured in the
-same run; its inverse bounds what any optimisation could still gain here.
+A position is *taught* if its loss has a weight: the positions of one block on one canvas, all positions in two streams.
+Compare tokens between lines of the same layout, and taught tokens between all lines. MFU is the arithmetic that the
+model needs (`hdlm.training.monitor.flops`) over what a matrix product achieves on this machine in float32, measured in
+this run. Its inverse is the largest speed-up that an optimisation could still give here.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from hdlm.network.recomputation import Recomputation
 from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
+from hdlm.regime import Regime
 from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.vocabulary import GPT2
 
@@ -82,11 +83,11 @@ VARIANTS = {
 }
 OURS = "+ fused AdamW"
 OPTIONAL = ("+ torch.compile", "+ bf16")
-"""Only where there is a compiler, or units for bf16; or if they are asked for."""
+"""Variants that run only if there is a compiler, or if there are units for bf16, or if the user names them."""
 
 
 def explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention by its formula: `[b heads q k]` scores, and as many probabilities."""
+    """Attention by its formula, with `[b heads q k]` tensors of scores and of probabilities."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -95,7 +96,7 @@ def explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
 
 @final
 class Step(nn.Module):
-    """The loss of a batch, as a variant computes it."""
+    """The loss of a batch, computed as the variant does it."""
 
     def __init__(self, options: argparse.Namespace, variant: Variant, device: torch.device) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class Step(nn.Module):
         process = EpsilonHybrid(config.vocab_size - 1, 0.01)
         self.denoiser = Denoiser(DDiT(config).to(device), process, Mean())
         self.corruption = Corruption(
-            process, Block(options.length, options.width, NUM_LEVELS), two_stream=variant.two_stream
+            process, Regime(Block(options.length, options.width, NUM_LEVELS)), two_stream=variant.two_stream
         )
         self.objective, self.variant = WeightedCrossEntropy(1.0), variant
         network = self.denoiser.backbone
@@ -116,7 +117,7 @@ class Step(nn.Module):
             attention.cut = lambda mask: mask  # type: ignore[assignment]
 
     def forward(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
-        """Mean loss of a position."""
+        """Mean loss per position."""
         device = self.denoiser.device
         canvas = self.corruption(x_0, times, draw, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.variant.bf16):
@@ -148,7 +149,7 @@ def config_of(options: argparse.Namespace) -> DDiTConfig:
 
 
 def measure(options: argparse.Namespace, variant: Variant) -> dict[str, Any]:
-    """Take some steps in this process, the first of which only warms up."""
+    """Take some steps in this process; the first one is a warm-up and is not measured."""
     device = torch.device(options.device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
@@ -194,10 +195,10 @@ def _peak_memory(device: torch.device) -> int:
 def in_a_process(
     options: argparse.Namespace, name: str, processes: int = 1, **changes: int
 ) -> dict[str, Any]:
-    """The same in processes of their own; the numbers of the first.
+    """Take the steps in new processes, and return the numbers of the first process.
 
     Raises:
-        RuntimeError: If one of them fails; its last words are quoted.
+        RuntimeError: If a process fails; the message has the end of its output.
     """
     given = {**vars(options), **changes}
     shape = ("length", "batch", "blocks", "hidden", "heads", "vocabulary", "width", "steps", "device")
@@ -230,7 +231,7 @@ def _free_port() -> int:
 
 
 def ablation(options: argparse.Namespace, peak: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every variant in turn; ratios are to the plain step of the same layout, and of taught tokens to the first."""
+    """Print every variant, with ratios to the plain step of its layout, and of taught tokens to the first row."""
     names = options.only or [n for n in VARIANTS if n not in OPTIONAL or n in options.also]
     say("| step | s | tokens/s | ratio | taught/s | ratio | peak memory | ratio | MFU | loss |")
     say("|---|---|---|---|---|---|---|---|---|---|")
@@ -252,7 +253,7 @@ def ablation(options: argparse.Namespace, peak: float, say: Callable[[str], None
 
 
 def scaling(options: argparse.Namespace, peak: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Our step over lengths, batches and processes; a batch is one process's."""
+    """Print our step over lengths, batches and processes. The batch is that of one process."""
     say("\n| processes | length | batch | s | tokens/s | peak memory of a process | MFU |")
     say("|---|---|---|---|---|---|---|")
     results = []
@@ -279,14 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     for option, default in (sizes | {"vocabulary": GPT2.num_words}).items():
         parser.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"default {default}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--also", nargs="*", default=[], choices=OPTIONAL, help="measure these too")
-    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="measure these, in this order")
-    parser.add_argument("--scaling", action="store_true", help="a table over sizes instead")
+    parser.add_argument("--also", nargs="*", default=[], choices=OPTIONAL, help="also measure these")
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="measure only these, in this order")
+    parser.add_argument("--scaling", action="store_true", help="print a table over sizes instead")
     for option, default in {"lengths": "--length", "batches": "--batch", "processes": "1"}.items():
         parser.add_argument(
-            f"--{option}", type=int, nargs="+", metavar="N", help=f"of --scaling; default {default}"
+            f"--{option}", type=int, nargs="+", metavar="N", help=f"sizes for --scaling; default {default}"
         )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     parser.add_argument("--one", choices=list(VARIANTS), help=argparse.SUPPRESS)
     return parser
 
@@ -301,13 +302,13 @@ def main() -> None:
     peak = peak_flops(device, bf16=device.type != "cpu")
     if peak is None:
         raise SystemExit(
-            f"the peak of {device} is not known to hdlm.training.monitor.flops: MFU means nothing."
+            f"the peak of {device} is not known to hdlm.training.monitor.flops: MFU has no meaning."
         )
     config = config_of(options)
     print(
         f"{config.num_blocks} blocks of {config.hidden_size}, {config.vocab_size} rows; "
         f"length {options.length}, batch {options.batch}; {device}, "
-        f"{torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in products of matrices; "
+        f"{torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in matrix products; "
         f"a sequence needs {training_flops(config, options.length, two_stream=False) / 1e9:,.0f} GFLOP on one canvas, "
         f"{training_flops(config, options.length, two_stream=True) / 1e9:,.0f} in two streams\n"
     )

@@ -445,7 +445,7 @@ class Guided(AbstractDenoiser):
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= _MOST_GUIDANCE:
             raise ValueError(f"`scale` of guidance must lie in [0, {_MOST_GUIDANCE:g}]; got {self.scale}.")
-        if not float(self.process.weights(torch.ones((), dtype=torch.float64)).mask):
+        if not self.process.final_mask_share:
             raise ValueError(f"guidance masks the prompt, and {self.process!r} has no mask: leave it out.")
 
     @property

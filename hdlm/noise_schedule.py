@@ -1,13 +1,13 @@
-r"""How fast noise comes: a map from time `t` in [0, 1] to the noise fraction `u` in [0, 1].
+r"""Noise schedules: maps from time `t` in [0, 1] to the noise fraction `u` in [0, 1].
 
-A noise process is a function of `u` alone (`hdlm.process`); a schedule says when each `u` is reached.
-`fraction(t)` rises with `t` from (about) 0 to (about) 1. The *total noise* is `sigma = -log(1 - u)`, so for the
-processes that speak of rates (SEDD, gamma-hybrid) `u = 1 - exp(-sigma)`, and for those that speak of masking
-probabilities (MDLM, epsilon-hybrid) `u = 1 - alpha`.
+A noise process is a function of `u` alone (`hdlm.process`); a schedule determines when each `u` is reached.
+`fraction(t)` rises with `t` from (about) 0 to (about) 1. The *total noise* is `sigma = -log(1 - u)`. For processes that
+are defined by rates (SEDD, gamma-hybrid), `u = 1 - exp(-sigma)`; for those that are defined by masking probabilities
+(MDLM, epsilon-hybrid), `u = 1 - alpha`.
 
-A *time grid* of a sampler is such a map too: it sends the even steps `k / K` to the times that are visited instead. To
-write with few steps that are not evenly spread, sample along `Composed(trained, grid)`: what changes is when steps
-happen, and nothing else.
+A *time grid* of a sampler is such a map too: it maps the even steps `k / K` to the times that are used instead. To
+generate with few steps that are not evenly spaced, sample with `Composed(trained, grid)`, which changes only the times
+of the steps.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Linear(AbstractNoiseSchedule):
 
 
 LINEAR = Linear()
-"""The default everywhere."""
+"""The default noise schedule."""
 
 
 @final
@@ -86,7 +86,7 @@ class LogLinear(AbstractNoiseSchedule):
     """`sigma(t) = -log(1 - (1 - floor) t)`, that is `u(t) = (1 - floor) t` (SEDD, arXiv 2310.16834).
 
     Attributes:
-        floor: What is left of the data at `t = 1`, in [0, 1). Published gamma models use 5e-3.
+        floor: Weight of the data that is left at `t = 1`, in [0, 1). Published gamma models use 5e-3.
     """
 
     floor: float = 1e-3
@@ -110,7 +110,7 @@ class Cosine(AbstractNoiseSchedule):
     """`u(t) = cos(pi/2 (1 - (1 - floor) t))` (MaskGIT, arXiv 2202.04200; Duo, arXiv 2506.10892, with a floor).
 
     Attributes:
-        floor: How much time is left at `t = 1`, in [0, 1).
+        floor: Share of time that is left at `t = 1`, in [0, 1).
     """
 
     floor: float = 0.0
@@ -139,7 +139,7 @@ class CosinePower(AbstractNoiseSchedule):
 
     Attributes:
         exponent: At least 1; 2 is the schedule of Nichol and Dhariwal (arXiv 2102.09672).
-        floor: What is left of the data at `t = 1`, in [0, 1).
+        floor: Weight of the data that is left at `t = 1`, in [0, 1).
     """
 
     exponent: float = 1.0
@@ -167,7 +167,7 @@ class Power(AbstractNoiseSchedule):
     """`u(t) = t^exponent` (BD3-LM, arXiv 2503.09573: square and square root).
 
     Attributes:
-        exponent: Positive; below 1 most of the noise comes early.
+        exponent: A positive number; below 1 most of the noise comes early.
     """
 
     exponent: float
@@ -208,7 +208,7 @@ class ConstantRate(AbstractNoiseSchedule):
 
     Attributes:
         sigma_min: Total noise at `t = 0`, not negative.
-        sigma_max: Total noise at `t = 1`, above `sigma_min`.
+        sigma_max: Total noise at `t = 1`, greater than `sigma_min`.
     """
 
     sigma_min: float = 0.0
@@ -237,7 +237,7 @@ class Geometric(AbstractNoiseSchedule):
 
     Attributes:
         sigma_min: Total noise at `t = 0`, positive.
-        sigma_max: Total noise at `t = 1`, above `sigma_min`.
+        sigma_max: Total noise at `t = 1`, greater than `sigma_min`.
     """
 
     sigma_min: float = 1e-4
@@ -266,7 +266,7 @@ class Geometric(AbstractNoiseSchedule):
 @final
 @dataclass(frozen=True)
 class Interpolated(AbstractNoiseSchedule):
-    """Given values at even times, `u(k / K) = values[k - 1]`, and straight lines between them.
+    """Given values at even times, `u(k / K) = values[k - 1]`, and linear interpolation between them.
 
     Attributes:
         values: `K` numbers that rise from above 0 to exactly 1.
@@ -300,7 +300,7 @@ class Interpolated(AbstractNoiseSchedule):
         return torch.tensor([0.0, *self.values], dtype=like.dtype, device=like.device)
 
     def _part(self, at: Tensor, knots: Tensor) -> Tensor:
-        """Which piece each number lies in; a knot begins its piece."""
+        """The index of the interval of each number; a knot belongs to the interval that it begins."""
         return (torch.searchsorted(knots, at.contiguous(), right=True) - 1).clamp(0, len(self.values) - 1)
 
     def _line(self, at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
@@ -316,7 +316,7 @@ class Composed(AbstractNoiseSchedule):
     """`u(t) = outer(inner(t))`: the noise of `outer` at the times of the grid `inner`.
 
     Attributes:
-        outer: How fast noise came in training.
+        outer: The noise schedule of training.
         inner: The grid, from [0, 1] onto [0, 1].
     """
 
@@ -344,12 +344,12 @@ def time_grid(text: str) -> AbstractNoiseSchedule:
     """The time grid that a text describes.
 
     Args:
-        text: `"uniform"`; `"cosine"`, which begins with small steps (MaskGIT, arXiv 2202.04200); `"power:P"`, which
-            visits `(k / K)^P`; or the times themselves after 0, as `"0.2,0.6,1"`, which other numbers of steps follow
-            along straight lines.
+        text: `"uniform"`; `"cosine"`, which begins with small steps (MaskGIT, arXiv 2202.04200); `"power:P"`, the times
+            `(k / K)^P`; or the times themselves after 0, as `"0.2,0.6,1"`, which are interpolated for other numbers of
+            steps.
 
     Raises:
-        ValueError: If it describes none.
+        ValueError: If it is not a grid.
     """
     name, _, exponent = text.partition(":")
     try:

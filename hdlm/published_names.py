@@ -317,4 +317,4 @@ def parameterization(alignment: str, aligned: AbstractParameterization) -> Abstr
 
 def alignment_of(outputs: AbstractParameterization) -> tuple[str, AbstractParameterization]:
     """The word of `type` for a parameterization, and what the outputs mean at the position that it says."""
-    return ("shifted", outputs.inner) if isinstance(outputs, Shifted) else ("aligned", outputs)
+    return "shifted" if outputs.lookback else "aligned", outputs.aligned

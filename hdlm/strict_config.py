@@ -20,6 +20,7 @@ __all__ = [
     "UnknownOptionError",
     "key_of",
     "nearest",
+    "one_line",
     "options_of",
     "read_table",
     "require",
@@ -86,6 +87,11 @@ def require(condition: bool, option: str, expected: str, got: object, *others: s
     """
     if not condition:
         raise OptionError(option, got, f"be {expected}", *others)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; the name of its class if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def key_of(option: dataclasses.Field[Any]) -> str:

@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["GPT2", "Vocabulary"]
+__all__ = ["GPT2", "MASK_TOKENS", "Vocabulary"]
+
+MASK_TOKENS = (
+    "[MASK]",
+    "<mask>",
+    "<|mask|>",
+    "<|mdm_mask|>",
+    "<|MASK|>",
+    "|<MASK>|",
+    "[\N{DIAERESIS}M\N{DIAERESIS}]",
+)
+"""How the mask is spelt in tokenizers: by BERT, RoBERTa, Dream, LLaDA, SDAR, Fast-dLLM v2 and DiffuGPT."""
 
 
 @final

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final, get_args
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from hdlm.attention import Active, Context
+from hdlm.attention import Active, Context, check_views
 from hdlm.checkpoint.pieces import describe
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
+from hdlm.regime import Regime
 from hdlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Checkpoint:
     """A model and what is known of it.
 
     Attributes:
-        denoiser: Network, process and parameterization; the network is a `DDiT`.
+        denoiser: Network, process and parameterization; the network is a `DDiT` or a `Decoder`.
         vocabulary: What its tokens mean.
         noise_schedule: How fast noise came in training.
         hyperschedules: What it was trained on, the one it generates best by first.
@@ -83,22 +84,36 @@ class Checkpoint:
                 f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
                 f"network {rows} rows (one for each word, and one for the mask, where there is one)."
             )
-        for name, value, choices in (("context", self.context, Context), ("active", self.active, Active)):
-            if value not in get_args(choices):
-                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
+        check_views(self.context, self.active)
 
     @property
-    def network(self) -> DDiT:
+    def network(self) -> AbstractTransformer:
         """The network inside the denoiser."""
         backbone = self.denoiser.backbone
-        if not isinstance(backbone, DDiT):
-            raise ValueError(f"a checkpoint holds a DDiT; got {type(backbone).__name__}.")
+        if not isinstance(backbone, AbstractTransformer):
+            raise ValueError(f"a checkpoint holds a transformer of hdlm; got {type(backbone).__name__}.")
         return backbone
 
     @property
     def length(self) -> int:
         """Number of positions the network is meant for."""
         return self.network.config.max_length
+
+    def regime(self, hyperschedule: AbstractHyperschedule | None = None) -> Regime:
+        """What generation and evaluation run along: the noise schedule and the views of training.
+
+        Args:
+            hyperschedule: When each position is noisy; by default the first that the checkpoint lists.
+
+        Raises:
+            ValueError: If the checkpoint lists no hyperschedule, and none is given.
+        """
+        if hyperschedule is None and not self.hyperschedules:
+            raise ValueError(
+                "The checkpoint lists no hyperschedule: give one, such as `hdlm.flat(length, steps)`."
+            )
+        chosen = self.hyperschedules[0] if hyperschedule is None else hyperschedule
+        return Regime(chosen, self.noise_schedule, self.context, self.active)
 
     @property
     def device(self) -> torch.device:

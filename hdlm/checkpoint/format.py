@@ -20,7 +20,7 @@ from hdlm.checkpoint.checkpoint import FORMAT, Checkpoint
 from hdlm.checkpoint.pieces import build
 from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT, DDiTConfig
+from hdlm.network import AbstractTransformer, read_network_config
 from hdlm.vocabulary import Vocabulary
 
 __all__ = ["WeightsName", "assemble", "load_checkpoint", "save_checkpoint"]
@@ -90,7 +90,7 @@ def load_checkpoint(
     config, tokenizer = _read_config(folder / _CONFIG), _read_tokenizer(folder / _TOKENIZER)
     tensors = Safetensors(folder / _FILES[weights])
     try:
-        network = skeleton(DDiTConfig.from_dict(config["network"]), tensors)
+        network = skeleton(read_network_config(config["network"]), tensors)
         checkpoint = assemble(config, network, tokenizer)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: {error}") from error
@@ -99,7 +99,9 @@ def load_checkpoint(
     return checkpoint
 
 
-def assemble(config: Mapping[str, Any], network: DDiT, tokenizer: str | None = None) -> Checkpoint:
+def assemble(
+    config: Mapping[str, Any], network: AbstractTransformer, tokenizer: str | None = None
+) -> Checkpoint:
     """The checkpoint that `Checkpoint.config` described, around a network.
 
     Args:

@@ -17,10 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hdlm.network import DDiT, DDiTConfig
-from hdlm.network.rotary import Rotary
+from hdlm.network import AbstractTransformer, NetworkShape, build_network
 
-__all__ = ["AbstractTensors", "Safetensors", "fill", "skeleton"]
+__all__ = ["AbstractTensors", "Safetensors", "Stored", "fill", "skeleton", "stored_names"]
 
 FREQUENCIES = "rotary_emb.inv_freq"
 """The one buffer of a network. It is computed; a file's own is only compared with it."""
@@ -47,6 +46,44 @@ class AbstractTensors(abc.ABC):
         Raises:
             ValueError: If it cannot be read, or holds no floating-point numbers.
         """
+
+
+@final
+@dataclass(frozen=True)
+class Stored:
+    """How a file stores one parameter, where it is not one tensor of the same shape.
+
+    Attributes:
+        names: Tensors of the file. Joined along their rows they are the parameter.
+        transposed: Whether the file stores the transpose of each (the `Conv1D` of GPT-2).
+    """
+
+    names: tuple[str, ...]
+    transposed: bool = False
+
+    def shape(self, tensors: AbstractTensors) -> tuple[int, ...]:
+        """Shape of the parameter, as the file has it."""
+        shapes = [tensors.shapes[name][:: -1 if self.transposed else 1] for name in self.names]
+        return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+
+    def read(self, tensors: AbstractTensors, dtype: torch.dtype) -> Tensor:
+        """The parameter.
+
+        Raises:
+            ValueError: If a tensor cannot be read, or holds a number that is not finite.
+        """
+        parts = [_finite(tensors, name, dtype) for name in self.names]
+        parts = [part.T.contiguous() for part in parts] if self.transposed else parts
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def stored_names(names: Mapping[str, str | Stored]) -> frozenset[str]:
+    """All tensors of a file that a key table names."""
+    return frozenset(name for value in names.values() for name in _stored(value).names)
+
+
+def _stored(value: str | Stored) -> Stored:
+    return Stored((value,)) if isinstance(value, str) else value
 
 
 @final
@@ -93,7 +130,7 @@ class Safetensors(AbstractTensors):
             return value.to(dtype, copy=True)
 
 
-def skeleton(config: DDiTConfig, tensors: AbstractTensors) -> DDiT:
+def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractTransformer:
     """A network without memory, for `fill`.
 
     Raises:
@@ -105,17 +142,18 @@ def skeleton(config: DDiTConfig, tensors: AbstractTensors) -> DDiT:
             f"holds only {len(tensors.shapes)} tensors."
         )
     with torch.device("meta"):
-        return DDiT(config).eval()
+        return build_network(config).eval()
 
 
 def fill(
-    network: DDiT,
+    network: AbstractTransformer,
     tensors: AbstractTensors,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str | Stored] | None = None,
     *,
     ignored: Collection[str] = (FREQUENCIES,),
     mask_row: int | None = None,
     padding: int = 0,
+    adds_mask: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Give a `skeleton` its weights, strictly.
@@ -128,6 +166,7 @@ def fill(
         mask_row: Row of the mask in the file's embedding and output, where it is not the last.
         padding: Rows of the file's embedding and output that were added behind the words and the mask. They are left
             out.
+        adds_mask: Whether the file has no row for the mask. A row is added: the mean of the others.
         dtype: Precision of the weights.
 
     Raises:
@@ -140,27 +179,29 @@ def fill(
         raise ValueError(
             f"{tensors.origin}: the key table of its format lacks {lacks}; known to no network: {besides}."
         )
-    _check_names(tensors, names.values(), ignored)
+    _check_names(tensors, stored_names(names), ignored)
+    sources = {name: _stored(value) for name, value in names.items()}
     for name, parameter in parameters.items():
         rows, *rest = parameter.shape
-        expected = (rows + padding if name in _ROWS_OF_TOKENS else rows, *rest)
-        if tensors.shapes[names[name]] != expected:
+        expected = (rows + padding - adds_mask if name in network.token_rows else rows, *rest)
+        if (shape := sources[name].shape(tensors)) != expected:
             raise ValueError(
-                f"{tensors.origin}: {names[name]} has shape {list(tensors.shapes[names[name]])}, but the config asks "
-                f"for {list(expected)}."
+                f"{tensors.origin}: {_listed(sources[name].names)} has shape {list(shape)}, but the config asks for "
+                f"{list(expected)}."
             )
     frequencies = _frequencies(network, tensors, ignored)
     state: dict[str, Tensor] = {FREQUENCIES: frequencies}
     for name, parameter in parameters.items():
-        state[name] = _finite(tensors, names[name], dtype)
-        if padding and name in _ROWS_OF_TOKENS:
+        state[name] = sources[name].read(tensors, dtype)
+        if name not in network.token_rows:
+            continue
+        if padding:
             state[name] = state[name][: len(parameter)].clone()
-        if mask_row is not None and name in _ROWS_OF_TOKENS:
-            state[name] = _moved_last(state[name], mask_row, f"{tensors.origin}: {names[name]}")
+        if mask_row is not None:
+            state[name] = _moved_last(state[name], mask_row, f"{tensors.origin}: {sources[name].names[0]}")
+        if adds_mask:
+            state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True)])
     network.load_state_dict(state, assign=True)
-
-
-_ROWS_OF_TOKENS = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias")
 
 
 def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Collection[str]) -> None:
@@ -173,17 +214,18 @@ def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Colle
         )
 
 
-def _frequencies(network: DDiT, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
+def _frequencies(network: AbstractTransformer, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
     """The frequencies of rotary positions, which those of the file must be, up to rounding."""
-    computed = Rotary(network.config.head_dim).inv_freq
+    with torch.device("cpu"):
+        computed = network.new_rotary().inv_freq
     for name in tensors.shapes:
         if name not in ignored or not name.endswith(FREQUENCIES):
             continue
         stored = tensors.read(name, torch.float32)
         if stored.shape != computed.shape or not torch.allclose(stored, computed, rtol=1e-2, atol=0):
             raise ValueError(
-                f"{tensors.origin}: {name} holds other frequencies than those of rotary positions with base 10000 and "
-                f"{network.config.num_heads} heads; such a network is not known here."
+                f"{tensors.origin}: {name} holds other frequencies than those of rotary positions that the config "
+                f"asks for, with {network.config.num_heads} heads; such a network is not known here."
             )
     return computed
 

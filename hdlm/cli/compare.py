@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
-    from hdlm.evaluation.records.comparison import compare, read_results
+    from hdlm.evaluation.records.compare import compare, read_results
     from hdlm.evaluation.records.comparison_report import draw_cells, print_comparison, write_comparison
 
     documents = read_results(args.results)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> int:
     """Frontiers in one table and one picture."""
-    from hdlm.evaluation.records.comparison import overlay
+    from hdlm.evaluation.records.frontier import overlay
     from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
 
     if args.metric:

@@ -1,4 +1,4 @@
-"""Text to batches: corpora (one file each), tokenisation, packing, and what mere counting achieves on them."""
+"""Text to batches: corpora (one file each), tokenisation, packing, and n-gram baselines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a `tokenizer.json` says: checked before it is opened, and rewritten where a tokenizer like it is needed.
+"""The document `tokenizer.json`: it is checked before it is opened, and rewritten where a variant is needed.
 
-The `tokenizers` library takes such a file on trust: some that are damaged it refuses with a bare `Exception`, others
-it opens to a tokenizer whose ids have holes.
+The `tokenizers` library hardly checks such a file: it refuses some damaged files with a bare `Exception`, and opens
+others as a tokenizer whose ids have gaps.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _PREFIX_SPACE = "add_prefix_space"
 
 
 def check(text: str, origin: str) -> None:
-    """A file must be a `tokenizer.json` whose model is of a known kind, and whole.
+    """Check that a file is a complete `tokenizer.json` with a model of a known kind.
 
     Args:
-        text: The file.
-        origin: What to call it in an error.
+        text: Content of the file.
+        origin: Name of the file in the message.
 
     Raises:
-        ValueError: If it is no such file, or its kind is not known here.
+        ValueError: If it is not such a file, or its kind is unknown.
     """
     try:
         document = json.loads(text)
@@ -51,30 +51,30 @@ def check(text: str, origin: str) -> None:
             _ = model["merges"]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{origin} is no tokenizer: it is not JSON with a `model` that has a `vocab`, and `merges` if its `type` "
-            "is 'BPE'."
+            f"{origin} is not a tokenizer: it is not JSON with a `model` that has a `vocab`, and `merges` if its "
+            "`type` is 'BPE'."
         ) from error
     _check_kind(kind, document, origin)
     if not isinstance(vocabulary, dict):
-        raise ValueError(f"{origin} is no tokenizer: its `vocab` is no table of words and ids.")
+        raise ValueError(f"{origin} is not a tokenizer: its `vocab` is not a table of words and ids.")
     if kind == "BPE":
         _check_merges(model, origin)
     elif str(model.get("unk_token", "[UNK]")) not in vocabulary:
-        raise ValueError(f"{origin} is no tokenizer: its `unk_token` is not in its vocabulary.")
+        raise ValueError(f"{origin} is not a tokenizer: its `unk_token` is not in its vocabulary.")
 
 
 def _check_kind(kind: object, document: TokenizerDocument, origin: str) -> None:
     if kind not in _KINDS:
-        raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; known here are {', '.join(_KINDS)}.")
+        raise ValueError(f"{origin} holds a tokenizer of type {kind!r}; hdlm reads {', '.join(_KINDS)}.")
     if kind == "BPE" and not any(True for _ in _byte_level_parts(document)):
-        raise ValueError(f"{origin} holds byte-pair encoding without `ByteLevel`, which is not known here.")
+        raise ValueError(f"{origin} holds byte-pair encoding without `ByteLevel`, which hdlm does not read.")
 
 
 def _check_merges(model: TokenizerDocument, origin: str) -> None:
-    """Each merge must join two words to a third: the library counts on it."""
+    """Check that each merge joins two words to a third, as the library assumes."""
     if model.get("continuing_subword_prefix") or not isinstance(model["merges"], list):
         raise ValueError(
-            f"{origin} is no tokenizer of bytes: see its `continuing_subword_prefix` and `merges`."
+            f"{origin} is not a tokenizer of bytes: see its `continuing_subword_prefix` and `merges`."
         )
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -83,11 +83,13 @@ def _check_merges(model: TokenizerDocument, origin: str) -> None:
         except TypeError:
             good = False
         if not good:
-            raise ValueError(f"{origin} is no tokenizer: it merges {merge!r}, which is no pair of its words.")
+            raise ValueError(
+                f"{origin} is not a tokenizer: it merges {merge!r}, which is not a pair of its words."
+            )
 
 
 def open_tokenizer_json(text: str, origin: str) -> tokenizers.Tokenizer:
-    """The tokenizer of a file that `check` has passed.
+    """Open a file that `check` accepted.
 
     Raises:
         ValueError: If the library refuses it.
@@ -97,10 +99,10 @@ def open_tokenizer_json(text: str, origin: str) -> tokenizers.Tokenizer:
 
 
 def kind_and_split(backend: tokenizers.Tokenizer, origin: str) -> tuple[str, TokenizerDocument]:
-    """Of what kind a tokenizer is, and the part of its document that says how it splits text into words.
+    """The kind of a tokenizer, and the part of its document that describes how text is split into words.
 
     Raises:
-        ValueError: If it is of a kind that is not known here.
+        ValueError: If the kind is unknown.
     """
     kind = type(backend.model).__name__
     splitter = backend.pre_tokenizer
@@ -110,7 +112,7 @@ def kind_and_split(backend: tokenizers.Tokenizer, origin: str) -> tuple[str, Tok
 
 
 def check_ids(backend: tokenizers.Tokenizer, origin: str) -> None:
-    """Every word must be a row of a network.
+    """Check that every word can be a row of a network.
 
     Raises:
         ValueError: If the ids are not `0 .. N-1`, each once.
@@ -118,13 +120,13 @@ def check_ids(backend: tokenizers.Tokenizer, origin: str) -> None:
     ids = sorted(backend.get_vocab(with_added_tokens=True).values())
     if not ids or ids != list(range(len(ids))):
         raise ValueError(
-            f"{origin} is no tokenizer to use: its {len(ids)} words must have the ids 0 to {len(ids) - 1}, each once."
+            f"{origin} cannot be used: its {len(ids)} words must have the ids 0 to {len(ids) - 1}, each once."
         )
 
 
 @final
 class _Refusing:
-    """Turns what `tokenizers` raises, which is `Exception` itself and none of its subclasses, into a ValueError."""
+    """Turns the errors of `tokenizers`, which are instances of `Exception` itself, into a ValueError."""
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
@@ -139,7 +141,7 @@ class _Refusing:
         traceback: TracebackType | None,
     ) -> None:
         if kind is Exception:
-            raise ValueError(f"{self._origin} is no tokenizer: {error}.") from error
+            raise ValueError(f"{self._origin} is not a tokenizer: {error}.") from error
 
 
 def _byte_level_parts(document: TokenizerDocument) -> Iterator[TokenizerDocument]:
@@ -153,20 +155,20 @@ def _byte_level_parts(document: TokenizerDocument) -> Iterator[TokenizerDocument
 
 
 def adds_prefix_space(document: TokenizerDocument) -> bool:
-    """Whether a text begins as if a space stood before it."""
+    """Whether a space is added before the text."""
     return any(part.get(_PREFIX_SPACE, True) for part in _byte_level_parts(document))
 
 
 def how_tokens_join(decoder: TokenizerDocument | None) -> Literal["words", "bytes", "byte words", "unknown"]:
-    """How the text of tokens follows from its tokens, and so what of it further tokens may change.
+    """How the text of tokens is made from them, and so which part of it further tokens may change.
 
     Args:
-        decoder: The part of the document that says it; None where words are joined by spaces.
+        decoder: The decoder of the document; None if words are joined by spaces.
 
     Returns:
-        `"words"` if text only grows. `"bytes"` if tokens are bytes, so the last character may be incomplete.
-        `"byte words"` if runs of tokens such as `<0xE2>` are read together as bytes. `"unknown"` if a token may change
-        the text of all tokens before it.
+        `"words"` if the text only grows. `"bytes"` if tokens are bytes, so the last character may be incomplete.
+        `"byte words"` if runs of tokens such as `<0xE2>` are decoded together as bytes. `"unknown"` if a token may
+        change the text of all tokens before it.
     """
     parts = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [part["type"] for part in parts]
@@ -182,7 +184,7 @@ def how_tokens_join(decoder: TokenizerDocument | None) -> Literal["words", "byte
 
 
 def without_prefix_space(document: TokenizerDocument) -> TokenizerDocument:
-    """The same merges for text that begins where it begins."""
+    """A copy of a document that adds no space before the text."""
     changed = copy.deepcopy(document)
     for part in _byte_level_parts(changed):
         part[_PREFIX_SPACE] = False
@@ -190,19 +192,19 @@ def without_prefix_space(document: TokenizerDocument) -> TokenizerDocument:
 
 
 def with_word(document: TokenizerDocument, word: str) -> TokenizerDocument:
-    """The same with one more word in the vocabulary, the last."""
+    """A copy of a document with one more word at the end of the vocabulary."""
     model = document["model"]
     size = 1 + max([*model["vocab"].values(), *(token["id"] for token in document["added_tokens"])])
     return {**document, "model": {**model, "vocab": {**model["vocab"], word: size}}}
 
 
 def without_token(document: TokenizerDocument, token: int, content: str) -> TokenizerDocument:
-    """The same without one token; ids behind it move down by one.
+    """A copy of a document without one token; larger ids decrease by one.
 
     Args:
-        document: What the library wrote, so all its parts are there.
+        document: A complete document, as the library writes it.
         token: The id of the token.
-        content: How it reads.
+        content: The text of the token.
 
     Raises:
         ValueError: If other parts need the token.
@@ -213,11 +215,9 @@ def without_token(document: TokenizerDocument, token: int, content: str) -> Toke
 
     model = document["model"]
     if content == model.get("unk_token"):
-        raise ValueError(f"the token {content!r} is what unknown words become; it cannot be taken out.")
+        raise ValueError(f"the token {content!r} stands for unknown words; it cannot be removed.")
     if any(content in (*merge, "".join(merge)) for merge in model.get("merges", ())):
-        raise ValueError(
-            f"other words are merged from or into the token {content!r}; it cannot be taken out."
-        )
+        raise ValueError(f"other words are merged from or into the token {content!r}; it cannot be removed.")
     return {
         **document,
         "added_tokens": [
@@ -232,14 +232,14 @@ def without_token(document: TokenizerDocument, token: int, content: str) -> Toke
 
 
 def _processor(processor: Any, content: str, moved: Callable[[int], int]) -> Any:
-    """What puts special tokens around a text, with other ids."""
+    """The part that puts special tokens around a text, with new ids."""
     if not isinstance(processor, dict):
         return processor
     changed = dict(processor)
     named = {end: processor[end] for end in ("cls", "sep") if end in processor}
     table = processor.get("special_tokens", {})
     if content in table or any(word == content for word, _ in named.values()):
-        raise ValueError(f"the token {content!r} is put around every text; it cannot be taken out.")
+        raise ValueError(f"the token {content!r} is put around every text; it cannot be removed.")
     for end, (word, id) in named.items():
         changed[end] = [word, moved(id)]
     if table:

@@ -1,6 +1,6 @@
-"""What counting achieves: unigram and bigram models over the same tokens as the network.
+"""Unigram and bigram models over the tokens of the network, as baselines.
 
-A model that has learnt anything beats the unigram; one that has learnt grammar beats the bigram.
+A model that has learned anything beats the unigram; one that has learned grammar beats the bigram.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Unigram:
     """`p(x) = (count(x) + 1) / (n + N)`.
 
     Attributes:
-        probabilities: One for each of the `N` words.
+        probabilities: Probability of each of the `N` words.
     """
 
     probabilities: Float[Tensor, " words"]
@@ -42,13 +42,13 @@ class Unigram:
 class Bigram:
     """`p(x | h) = max(count(h, x) - D, 0) / count(h) + D kinds(h) / count(h) p(x)`: absolute discounting.
 
-    `kinds(h)` is how many different words follow `h`; the discounted mass goes to the unigram (Ney, Essen and Kneser,
-    *On structuring probabilistic dependences in stochastic language modelling*, 1994).
+    `kinds(h)` is the number of different words that follow `h`; the discounted mass goes to the unigram (Ney, Essen and
+    Kneser, *On structuring probabilistic dependences in stochastic language modelling*, 1994).
 
     Attributes:
-        unigram: What it falls back on.
-        pairs: Sorted codes `h N + x` of the pairs that were seen.
-        counts: How often each was seen.
+        unigram: The model of the discounted mass.
+        pairs: Sorted codes `h N + x` of the pairs that occur.
+        counts: Number of times that each pair occurs.
         discount: The constant `D`, in (0, 1).
     """
 
@@ -64,7 +64,7 @@ class Bigram:
         return cls(Unigram.fit(tokens, num_words), pairs, counts)
 
     def nats(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """`-log p` of every token given the one before; the first is given none."""
+        """`-log p` of every token given the one before; the first one has the unigram's."""
         num_words = len(self.unigram.probabilities)
         before, now = tokens[:-1], tokens[1:]
         heads = self.pairs // num_words

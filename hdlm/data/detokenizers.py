@@ -1,9 +1,9 @@
 """Undo the tokenisation that some data sets come in: `do n't`, `role @-@ playing`, `( 95 ° F )`.
 
-A perplexity is of a text, and the literature measures these data sets on text that was mended first, so whoever does
-not mend it measures another number. Each function is an ordered table of replacements: the rules that the literature
-uses, mistakes and all (`players ' union` becomes `players'union`, and a number of Penn Treebank becomes `1`), since
-numbers can be compared only under the same rules. The order matters: later rules see what earlier ones left.
+The literature measures perplexity on these data sets after detokenisation; without it the numbers cannot be compared.
+Each function is an ordered table of replacements: the rules of the literature, including their mistakes (`players '
+union` becomes `players'union`, and a number of Penn Treebank becomes `1`). The order matters: a rule sees the result of
+the rules before it.
 
     wikitext    the rules that Megatron-LM evaluates WikiText-103 by
     ptb, lm1b, lambada, scientific_papers    those of the masked diffusion literature (SEDD, MDLM)
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 Detokenizer: TypeAlias = Callable[[str], str]
-"""From the text of one row of a data set to the text that people would write."""
+"""Turns the text of one row of a data set into ordinary text."""
 _Rule: TypeAlias = tuple[str | re.Pattern[str], str]
 
 _NUMBERS = 10
-"""How often a rule for numbers is tried: neighbours share a space, and one pass mends every other."""
+"""Number of times that a rule for numbers is applied: neighbours share a space, so one pass changes every other one."""
 
 _PTB: tuple[_Rule, ...] = (
     (" 's", "'s"),
@@ -92,7 +92,7 @@ _LM1B: tuple[_Rule, ...] = (
 
 
 def ptb(text: str) -> str:
-    """A row of Penn Treebank: a sentence in small letters, numbers as `N`, rare words as `<unk>`."""
+    """A row of Penn Treebank: a sentence in lower case, numbers as `N`, rare words as `<unk>`."""
     return _apply(_PTB, text)
 
 
@@ -119,7 +119,7 @@ def scientific_papers(text: str) -> str:
 DETOKENIZERS: Mapping[str, Detokenizer] = MappingProxyType(
     {rules.__name__: rules for rules in (ptb, wikitext, lm1b, lambada, scientific_papers)}
 )
-"""The functions of this module by name: what a result is recorded under."""
+"""The functions of this module by the names that results record."""
 _OF: Mapping[str, str] = MappingProxyType(
     {
         "ptb": "ptb",
@@ -135,24 +135,24 @@ _OF: Mapping[str, str] = MappingProxyType(
 _EDGES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"ptb": ("", ""), "wikitext": (" ", " \n"), "lm1b": ("", "")}
 )
-"""What stands before and behind the words of a row, where rows are lines."""
+"""Text before and after the words of a row, in data sets whose rows are lines."""
 
 
 def detokenizer_of(data_set: str) -> str | None:
-    """Name of the detokenizer that a data set is measured with; None where it comes as people write."""
+    """Name of the detokenizer of a data set; None for one in ordinary text."""
     return _OF.get(data_set)
 
 
 def rows_are_lines(data_set: str) -> bool:
-    """Whether a text file of a data set has a row in each line; elsewhere the whole file is one row."""
+    """Whether each line of a data set's text file is a row; otherwise the whole file is one row."""
     return detokenizer_of(data_set) in _EDGES
 
 
 def row_of_line(data_set: str, line: str) -> str:
-    """The row that the hub has for a line of a text file; an empty row for an empty line.
+    """The row of the hub for a line of a text file; an empty row for an empty line.
 
     Args:
-        data_set: One whose rows are lines.
+        data_set: A data set whose rows are lines.
         line: The line, with or without the white space around its words.
     """
     before, behind = _EDGES[_OF[data_set]]

@@ -1,8 +1,8 @@
 """Pieces of text to tokens: in parallel, in order, and with a few batches in memory at a time.
 
-Text that is set aside to measure with is chosen by its own characters: whether a document is set aside depends neither
-on the order of the documents nor on the others, and equal documents are on the same side. A document of more than 64 Ki
-characters is set aside in pieces of as many, each a document of its own.
+The choice of validation text depends on the characters of a document only: neither on the order of the documents nor on
+the others, so equal documents are on the same side. A document of more than 64 Ki characters is divided into pieces,
+which are chosen separately as if they were documents.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Ids: TypeAlias = npt.NDArray[np.unsignedinteger]
 SAMPLE = 2**25
 """Characters of text that a tokenizer is trained on."""
 _BATCH = 2**21
-"""Characters that are encoded together."""
+"""Characters in a batch."""
 _MOST = 4096
-"""Pieces that are encoded together."""
+"""Largest number of pieces in a batch."""
 _THREADS = 2
-"""One encodes, on all cores, while the other hands over."""
+"""One thread encodes on all cores while the other one delivers its result."""
 
 
 class SplitPiece(NamedTuple):
-    """A piece, and on which side it is.
+    """A piece of text with its side.
 
     Attributes:
-        piece: The text; `last` also where the next piece of the document is on the other side.
-        aside: Whether it is kept from training.
+        piece: The text; its `last` is also true if the next piece of the document is on the other side.
+        aside: Whether it is set aside for validation.
     """
 
     piece: Piece
@@ -50,11 +50,11 @@ class SplitPiece(NamedTuple):
 
 
 def split_pieces(pieces: Iterable[Piece], share: float) -> Iterator[SplitPiece]:
-    """Say of each piece on which side it is.
+    """Determine the side of each piece.
 
     Args:
         pieces: The text.
-        share: Part to set aside, in [0, 0.5].
+        share: Share to set aside for validation, in [0, 0.5].
 
     Raises:
         ValueError: If `share` is out of range.
@@ -73,7 +73,7 @@ def split_pieces(pieces: Iterable[Piece], share: float) -> Iterator[SplitPiece]:
 
 
 def _hash_fraction(text: str, purpose: bytes) -> float:
-    """A number in [0, 1) that a text draws."""
+    """A number in [0, 1) that is a hash of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=6, person=purpose).digest()
     return int.from_bytes(digest) / 2**48
 
@@ -93,15 +93,15 @@ def encoded(tokenizer: Tokenizer, pieces: Iterable[SplitPiece]) -> Iterator[tupl
 
 
 def _encode(tokenizer: Tokenizer, batch: list[SplitPiece]) -> list[Ids]:
-    return tokenizer.encode_pieces([sided.piece for sided in batch])
+    return tokenizer.encode_pieces([split_piece.piece for split_piece in batch])
 
 
 def _batches(pieces: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
     batch: list[SplitPiece] = []
     size = 0
-    for sided in pieces:
-        batch.append(sided)
-        size += len(sided.piece.text)
+    for split_piece in pieces:
+        batch.append(split_piece)
+        size += len(split_piece.piece.text)
         if size >= _BATCH or len(batch) == _MOST:
             yield batch
             batch, size = [], 0
@@ -112,47 +112,47 @@ def _batches(pieces: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
 def first_tokens(
     corpus: AbstractCorpus, tokenizer: Tokenizer, most: int, share: float = 0.0, *, aside: bool = False
 ) -> TokenStream:
-    """The first tokens of one side of a corpus, in memory; no more of it is read than they need.
+    """The first tokens of one side of a corpus, in memory; only the text that they need is read.
 
     Args:
         corpus: The text.
-        tokenizer: What makes tokens of it.
-        most: About how many tokens: the piece that reaches the number is the last.
-        share: Part that is set aside.
-        aside: Which side.
+        tokenizer: The tokenizer.
+        most: Approximate number of tokens; the piece that reaches it is the last.
+        share: Share that is set aside for validation.
+        aside: Whether to read the validation text, or the training text.
 
     Raises:
-        ValueError: If there is nothing on this side.
+        ValueError: If there is no text on this side.
     """
-    chosen = (sided for sided in split_pieces(corpus.pieces(), share) if sided.aside is aside)
-    found = _joined(encoded(tokenizer, chosen), most)
-    if found is None:
+    chosen = (piece for piece in split_pieces(corpus.pieces(), share) if piece.aside is aside)
+    stream = _joined(encoded(tokenizer, chosen), most)
+    if stream is None:
         side = f"the {100 * share:.4g}% of the text that is set aside for validation" if aside else "the text"
         raise ValueError(
-            f"{side} holds no document: give more text, a larger share, or other text to measure with."
+            f"{side} holds no document: give more text, a larger share, or another validation text."
         )
-    return found
+    return stream
 
 
 def tokenise(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenStream:
     """Join documents into one stream, in memory.
 
     Args:
-        tokenizer: What makes tokens of them.
+        tokenizer: The tokenizer.
         documents: Whole documents.
 
     Raises:
         ValueError: If there are none.
     """
-    whole = (SplitPiece(Piece(document, first=True, last=True), aside=False) for document in documents)
-    found = _joined(encoded(tokenizer, whole))
-    if found is None:
+    pieces = (SplitPiece(Piece(document, first=True, last=True), aside=False) for document in documents)
+    stream = _joined(encoded(tokenizer, pieces))
+    if stream is None:
         raise ValueError("there are no documents to tokenise.")
-    return found
+    return stream
 
 
 def _joined(pieces: Iterable[tuple[SplitPiece, Ids]], most: int = sys.maxsize) -> TokenStream | None:
-    """The first pieces as one stream; None if there is none."""
+    """The first pieces as one stream; None if there are none."""
     rows: list[Ids] = []
     tokens = num_bytes = 0
     for (piece, _), ids in pieces:
@@ -165,12 +165,12 @@ def _joined(pieces: Iterable[tuple[SplitPiece, Ids]], most: int = sys.maxsize) -
 
 
 def sample_of(corpus: AbstractCorpus, characters: int, share: float = 0.0) -> Iterator[str]:
-    """Pieces of the training side of a corpus, drawn from all of it where its size is known.
+    """Pieces of the training text of a corpus, drawn from all of it if its size is known.
 
     Args:
         corpus: The text.
-        characters: About how many in all.
-        share: Part that is set aside.
+        characters: Approximate number of characters in all.
+        share: Share that is set aside for validation.
     """
     size = corpus.size()
     rate = 1.0 if size is None else min(1.0, 1.1 * characters / max(size, 1))

@@ -1,4 +1,4 @@
-"""Tokens that stay in their files: a row of memory-mapped arrays that reads like one."""
+"""Tokens that stay in their files: several memory-mapped arrays that are indexed as one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MappedTokens", "Tokens", "mapped"]
 def mapped(path: Path) -> npt.NDArray[np.unsignedinteger]:
     """A row of tokens in a `.npy` file, mapped into memory.
 
-    `numpy.load` would keep the file open for as long, and a program may have only so many open files.
+    `numpy.load` would keep the file open, and the number of open files is limited.
     """
     known = np.load(path, mmap_mode="r")
     size = path.stat().st_size
@@ -28,11 +28,11 @@ def mapped(path: Path) -> npt.NDArray[np.unsignedinteger]:
 
 @final
 class MappedTokens:
-    """Tokens in several arrays, one behind the other; only what is looked at is read.
+    """Tokens in several arrays, one after another; only the tokens that are indexed are read.
 
     Args:
         arrays: Unsigned integers, mapped from files or not.
-        fingerprint: Different for different tokens.
+        fingerprint: A hash of the tokens.
     """
 
     def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], fingerprint: str) -> None:
@@ -44,10 +44,10 @@ class MappedTokens:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, where: slice) -> Int[Tensor, " n"]:
-        """A stretch of tokens, as a copy in int64."""
+        """A contiguous slice of tokens, as a copy in int64."""
         start, stop, step = where.indices(len(self))
         if step != 1:
-            raise ValueError(f"mapped tokens are read in stretches without gaps; got a step of {step}.")
+            raise ValueError(f"mapped tokens are read in contiguous slices; got a step of {step}.")
         parts = [np.zeros(0, np.int64)]
         number = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:

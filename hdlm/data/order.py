@@ -1,10 +1,9 @@
-"""Orders that are known without having been walked: which window comes when is a function of (seed, epoch, place).
+"""Random orders with random access: the window at a place is a function of (seed, epoch, place).
 
-Up to `SORTED` windows are put in order by sorting one random number each. More than that are put in order by a
-Feistel network of four rounds on their numbers (Luby and Rackoff, *How to construct pseudorandom permutations from
-pseudorandom functions*, 1988): a permutation of `[0, 2^bits)`, which is walked until it lands below `size` (Black and
-Rogaway, *Ciphers with arbitrary finite domains*, 2002). Its memory and time are those of the places that are asked for.
-
+Up to `SORTED` windows are ordered by sorting one random number each. More windows are ordered by a Feistel network of
+four rounds on their numbers (Luby and Rackoff, *How to construct pseudorandom permutations from pseudorandom
+functions*, 1988): a permutation of `[0, 2^bits)` that is applied until the result is below `size` (Black and Rogaway,
+*Ciphers with arbitrary finite domains*, 2002). Its memory and time depend only on the number of places that are read.
     l <- l xor f(r),  r <- r xor f(l),  ..        f: Philox with key `seed` at counter (half, epoch, round, stream)
 """
 
@@ -21,27 +20,27 @@ from hdlm.randomness import Randomness, philox
 __all__ = ["SORTED", "permutation", "shuffled"]
 
 SORTED = 2**20
-"""The longest order that is sorted."""
+"""The largest size that is sorted."""
 _ROUNDS = 4
 _LOW = 0xFFFFFFFF
 
 
 def shuffled(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
-    """What stands at some places of a random order of `0 .. size - 1`.
+    """The items at some places of a random order of `0 .. size - 1`.
 
     Args:
         seed: Seed of all orders.
-        epoch: Which of them, in [0, 2^32).
-        size: How many things are put in order.
-        places: Which places are asked for, in [0, size).
-        stream: What the order is for.
+        epoch: Number of the order, in [0, 2^32).
+        size: Number of items.
+        places: The places, in [0, size).
+        stream: Random stream of the order's purpose.
     """
     if size <= SORTED:
         return permutation(seed, epoch, size, stream)[places]
-    found = _feistel(seed, epoch, size, places, stream)
-    while (outside := found >= size).any():
-        found[outside] = _feistel(seed, epoch, size, found[outside], stream)
-    return found
+    items = _feistel(seed, epoch, size, places, stream)
+    while (outside := items >= size).any():
+        items[outside] = _feistel(seed, epoch, size, items[outside], stream)
+    return items
 
 
 @lru_cache(maxsize=4)
@@ -52,7 +51,7 @@ def permutation(seed: int, epoch: int, size: int, stream: int) -> Int[Tensor, " 
 
 
 def _feistel(seed: int, epoch: int, size: int, places: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
-    """A permutation of the numbers that have as many bits as `size - 1`."""
+    """A permutation of the numbers with as many bits as `size - 1`."""
     bits = (size - 1).bit_length()
     widths = (bits // 2, bits - bits // 2)
     halves = [places & ((1 << widths[0]) - 1), places >> widths[0]]

@@ -1,9 +1,9 @@
-"""Documents to one endless, ordered supply of windows.
+"""Documents to an endless, ordered sequence of windows.
 
-Documents, each closed by end-of-text, are joined into one stream of tokens; windows of equal length tile it. The stream
-is a ring: the last window of an epoch is filled up from the stream's beginning, so no remainder is ever dropped. Every
-epoch shifts the tiling and shuffles it anew, both as functions of (seed, epoch), so the batch of any step is known
-without having drawn those before it. Tokens may stay in their files; what is read and held is one batch.
+Documents, each followed by end-of-text, are joined into one stream of tokens, which is cut into windows of equal
+length. The last window of an epoch is completed with the beginning of the stream, so no token is dropped. Every epoch
+shifts the cuts and shuffles the windows, both as functions of (seed, epoch), so the batch of any step is known without
+those before it. Tokens may stay in their files; only one batch is read and held in memory.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _SHIFT, _SHUFFLE = 0x81, 0x82
 @final
 @dataclass(frozen=True)
 class Split:
-    """Documents to learn from, and documents that are kept from training to measure what was learnt."""
+    """Training documents and validation documents."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
 
 def split(documents: Sequence[str], share: float) -> Split:
-    """Set documents aside, evenly spread over the corpus; of very few, set the tail of each aside.
+    """Set documents aside for validation, evenly spread over the corpus; of very few documents, the end of each.
 
     Args:
         documents: The corpus.
-        share: Part to set aside, in (0, 0.5].
+        share: Share to set aside, in (0, 0.5].
 
     Raises:
         ValueError: If `share` is out of range, or there is too little text for two parts.
@@ -68,7 +68,7 @@ def split(documents: Sequence[str], share: float) -> Split:
 
 
 def _tail(document: str, share: float) -> int:
-    """Where the last `share` of a document begins, at a space where there is one."""
+    """The index where the last `share` of a document begins, at a space if there is one."""
     at = len(document) - int(len(document) * share)
     space = document.rfind(" ", 0, at)
     return space if space > 0 else at
@@ -80,8 +80,8 @@ class TokenStream:
     """Documents as one row of tokens.
 
     Attributes:
-        tokens: All documents, end-of-text behind each.
-        num_bytes: Bytes of UTF-8 that they stand for, one for each end-of-text: the measure of bits per byte.
+        tokens: All documents, with end-of-text after each.
+        num_bytes: Bytes of UTF-8 of the text, and one for each end-of-text, for bits per byte.
     """
 
     tokens: Int[Tensor, " n"]
@@ -89,16 +89,16 @@ class TokenStream:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean number of bytes that a token stands for."""
+        """Mean number of bytes per token."""
         return self.num_bytes / len(self.tokens)
 
 
 class AbstractWindows(abc.ABC):
-    """An endless, ordered supply of windows of equal length, any of which can be had at any time.
+    """An endless, ordered sequence of windows of equal length with random access.
 
     Attributes:
         length: Tokens in a window.
-        fingerprint: Different for different text, tokenizers, lengths and seeds.
+        fingerprint: A hash of text, tokenizer, length and seed.
     """
 
     length: int
@@ -106,7 +106,7 @@ class AbstractWindows(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Different for different text, tokenizers, lengths and seeds: who resumes asks whether it is the same."""
+        """A hash of text, tokenizer, length and seed, which a resumed run compares."""
 
     @abc.abstractmethod
     def batch(self, first: int, count: int) -> Int[Tensor, "count l"]:
@@ -114,17 +114,17 @@ class AbstractWindows(abc.ABC):
 
         Args:
             first: Number of windows before; `step * batch_size` at a step of training.
-            count: How many.
+            count: Number of windows.
         """
 
 
 @final
 @dataclass(frozen=True)
 class Windows(AbstractWindows):
-    """Window number `0, 1, 2, ..` of an endless sequence of epochs.
+    """Windows number `0, 1, 2, ..` of an endless sequence of epochs.
 
     Attributes:
-        tokens: The stream.
+        tokens: The stream of tokens.
         length: Tokens in a window.
         seed: Seed of the order.
     """
@@ -143,7 +143,7 @@ class Windows(AbstractWindows):
             )
 
     def __len__(self) -> int:
-        """Windows in an epoch: as many as cover every token at least once."""
+        """Windows in an epoch: the least number that covers every token."""
         return -(-len(self.tokens) // self.length)
 
     @cached_property
@@ -165,7 +165,7 @@ class Windows(AbstractWindows):
         return torch.cat([window, self.tokens[:missing]]) if missing else window
 
     def _runs(self, first: int, count: int) -> list[tuple[int, int, int]]:
-        """The wanted windows as runs `(epoch, from, to)` within epochs."""
+        """The windows as runs `(epoch, from, to)` within epochs."""
         stop, size = first + count, len(self)
         return [
             (epoch, max(first - epoch * size, 0), min(stop - epoch * size, size))
@@ -173,7 +173,7 @@ class Windows(AbstractWindows):
         ]
 
     def _starts(self, epoch: int, low: int, high: int) -> Int[Tensor, " windows"]:
-        """Where the windows at some places of an epoch begin."""
+        """First tokens of the windows at some places of an epoch."""
         zero = torch.zeros(1, dtype=torch.long)
         shift = (Randomness(self.seed).uniform(zero, epoch, zero, stream=_SHIFT) * self.length).long()
         windows = shuffled(self.seed, epoch, len(self), torch.arange(low, high), _SHUFFLE)

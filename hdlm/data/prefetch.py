@@ -1,4 +1,4 @@
-"""The next batches are made in a thread of their own while the network computes."""
+"""Batches that a thread prepares while the network computes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _Key: TypeAlias = tuple[int, int]
 
 @final
 class Prefetch(AbstractWindows):
-    """Windows that are made ahead of time: say which will be wanted, and go on.
+    """Windows that are prepared in advance: `expect` names the batches that will be needed.
 
         with Prefetch(windows) as windows:
             windows.expect(0, 8)
             windows.expect(8, 8)
             windows.batch(0, 8)
 
-    One thread makes them, one batch after the other in the order of `expect`. What goes wrong there is raised by
-    `batch`, in the thread that asks. A batch that nobody expected is made when it is asked for; what was expected
-    before one that is asked for, and was not asked for itself, is dropped.
+    One thread prepares the batches in the order of `expect`. Its errors are raised by `batch`, in the calling thread. A
+    batch that was not expected is prepared when `batch` is called; batches that were expected before it are dropped.
 
     Args:
-        windows: Where they come from; nobody else may use it meanwhile.
+        windows: The windows; nothing else may use them in the meantime.
     """
 
     def __init__(self, windows: AbstractWindows) -> None:
@@ -45,7 +44,7 @@ class Prefetch(AbstractWindows):
         return self._windows.fingerprint
 
     def expect(self, first: int, count: int) -> None:
-        """Have a batch made; see `batch`. Nothing happens if it is expected already.
+        """Prepare a batch; see `batch`. Nothing happens if it is expected already.
 
         Raises:
             ValueError: If this was closed.
@@ -67,7 +66,7 @@ class Prefetch(AbstractWindows):
             ) from error
 
     def close(self) -> None:
-        """Give up what is expected, and end the thread."""
+        """Drop what is expected, and end the thread."""
         self._closed = True
         self._thread.shutdown(cancel_futures=True)
         self._expected.clear()

@@ -1,11 +1,10 @@
-"""Where a tokenizer comes from that was trained elsewhere: a file, a folder, or the Hugging Face hub.
+"""Tokenizers that were trained elsewhere: from a file, a folder, or the Hugging Face hub.
 
     find_tokenizer("gpt2")                   # from the cache of the hub, else from the hub
     find_tokenizer("folder/of/files")        # tokenizer.json, or vocab.json and merges.txt
     find_tokenizer("folder/tokenizer.json")
 
-All are opened by the `tokenizers` library and end as the text of a `tokenizer.json`, the one format that every version
-of `transformers` reads alike.
+All are converted to a `tokenizer.json`, the one format that every version of `transformers` reads in the same way.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from typing import Any
 
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.package_data import is_path
+from hdlm.strict_config import one_line
 
 __all__ = ["find_tokenizer"]
 
 _LAYOUTS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-"""The files that make a tokenizer: any of these sets. The last are the names under which GPT-2's first came."""
+"""The sets of files that describe a tokenizer. The last has the original names of GPT-2's files."""
 _ALIASES = {
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
@@ -29,7 +29,7 @@ _ALIASES = {
     "bert-base-uncased": "google-bert/bert-base-uncased",
     "bert-base-cased": "google-bert/bert-base-cased",
 }
-"""Where the hub keeps what is still known by an old name."""
+"""Current repositories of names that have changed on the hub."""
 _EITHER = "tokenizer.json, or vocab.json and merges.txt"
 _SECONDS = 10.0
 _LONGEST_REASON = 240
@@ -43,18 +43,18 @@ def find_tokenizer(
     token: str | None = None,
     offline: bool = False,
 ) -> Tokenizer:
-    """Find a tokenizer and open it. What lies on this machine goes before what the hub has.
+    """Find a tokenizer and open it; local files come before the hub.
 
     Args:
         source: A `tokenizer.json`; a folder that holds one, or `vocab.json` and `merges.txt`; or a name of the hub.
-        num_words: How many words it must have; None for any number.
-        cache_dir: Where files of the hub are kept; None for where `huggingface_hub` keeps them.
-        token: For private repositories; None for that of `hf auth login`, if any.
-        offline: Whether only files that are here already are used.
+        num_words: Number of words that it must have; None for any number.
+        cache_dir: Folder for files of the hub; None for the default of `huggingface_hub`.
+        token: Access token for private repositories; None for that of `hf auth login`, if any.
+        offline: Whether only local files are used.
 
     Raises:
-        ValueError: If nothing is there, it is no tokenizer, or one of another size.
-        OSError: If the hub cannot be reached or does not have it; the message says how to do without.
+        ValueError: If nothing is found, or it is not a tokenizer, or one of another size.
+        OSError: If the hub cannot be reached or does not have it; the message names alternatives.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -81,7 +81,7 @@ def find_tokenizer(
 
 
 def _layout(folder: Path) -> tuple[Path, ...] | None:
-    """The files of a tokenizer in a folder, or None."""
+    """The files of a tokenizer in a folder; None if it holds none."""
     for names in _LAYOUTS:
         files = tuple(folder / name for name in names)
         if all(file.is_file() for file in files):
@@ -96,14 +96,14 @@ def _opened(files: tuple[Path, ...]) -> Tokenizer:
     try:
         words = json.loads(vocabulary.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{vocabulary} is damaged: it is no JSON table of words and ids.") from error
+        raise ValueError(f"{vocabulary} is damaged: it is not a JSON table of words and ids.") from error
     if not isinstance(words, dict):
-        raise ValueError(f"{vocabulary} is damaged: it is no JSON table of words and ids.")
+        raise ValueError(f"{vocabulary} is damaged: it is not a JSON table of words and ids.")
     return Tokenizer.from_json(_gpt2_document(words, _merges(merges)), f"{vocabulary} with {merges.name}")
 
 
 def _merges(path: Path) -> list[list[str]]:
-    """Pairs of pieces, the first to be merged first; `#version` may stand in front of them."""
+    """The merges in order, without a `#version` line before them."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -122,7 +122,7 @@ def _merges(path: Path) -> list[list[str]]:
 
 
 def _gpt2_document(words: dict[str, Any], merges: list[list[str]]) -> str:
-    """The `tokenizer.json` of byte-pair encoding on bytes, in which a text begins as it is."""
+    """The `tokenizer.json` of byte-pair encoding on bytes that adds no space before the text."""
     bytes_of_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return json.dumps(
         {
@@ -150,7 +150,7 @@ def _gpt2_document(words: dict[str, Any], merges: list[list[str]]) -> str:
 
 
 def _from_hub(name: str, cache_dir: str | Path | None, token: str | None, offline: bool) -> tuple[Path, ...]:
-    """Files of a repository of the hub: those of its cache, else those it gives now."""
+    """Files of a repository of the hub, from its cache if possible."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -168,7 +168,7 @@ def _from_hub(name: str, cache_dir: str | Path | None, token: str | None, offlin
         if not (offline or huggingface_hub.constants.HF_HUB_OFFLINE):
             return _download(names, cache_dir, token)
     except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        reason = one_line(error)[:_LONGEST_REASON]
     raise OSError(
         f"cannot find the tokenizer {name}: there is no file or folder of that name, it is not in the hub's cache, and "
         f"{reason.removesuffix('.')}. There are two ways to supply it: download it where there is a network "
@@ -178,7 +178,7 @@ def _from_hub(name: str, cache_dir: str | Path | None, token: str | None, offlin
 
 
 def _download(names: list[str], cache_dir: str | Path | None, token: str | None) -> tuple[Path, ...]:
-    """Files of the first of some repositories that exists."""
+    """Files of the first repository that exists."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -201,12 +201,12 @@ def _download(names: list[str], cache_dir: str | Path | None, token: str | None)
 
 
 def _from_cache(repository: str, cache_dir: str | Path | None) -> tuple[Path, ...] | None:
-    """Files of the hub that are here already."""
+    """Files of the hub that are in its cache."""
     from huggingface_hub import try_to_load_from_cache
 
     for layout in _LAYOUTS:
-        found = [try_to_load_from_cache(repository, file, cache_dir=cache_dir) for file in layout]
-        paths = tuple(Path(path) for path in found if isinstance(path, str))
+        cached = [try_to_load_from_cache(repository, file, cache_dir=cache_dir) for file in layout]
+        paths = tuple(Path(path) for path in cached if isinstance(path, str))
         if len(paths) == len(layout):
             return paths
     return None

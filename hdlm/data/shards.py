@@ -1,12 +1,12 @@
-"""Text that was tokenised once: a folder of memory-mapped shards and a manifest that says what they are.
+"""Text that was tokenised once: a folder of memory-mapped shards, and a manifest that describes them.
 
     FOLDER/manifest.json     format, source with sizes and hashes, tokenizer's hash, counts, hash of each shard
-    FOLDER/tokenizer.json    what made the tokens
-    FOLDER/00000.npy, ..     tokens (uint16 or uint32), end-of-text behind each document: first those to learn from,
-                             then those that are set aside
+    FOLDER/tokenizer.json    the tokenizer of the tokens
+    FOLDER/00000.npy, ..     tokens (uint16 or uint32), end-of-text after each document: first the training tokens, then
+                             the validation tokens
 
-A shard is written beside its place and moved into it, then the manifest names it: whoever is killed goes on behind the
-last shard that the manifest names. Shards that another text, tokenizer or share made are known by the manifest.
+A shard is written to a temporary file and moved, then the manifest names it. A run that was stopped is resumed after
+the last shard in the manifest. Shards of another text, tokenizer or share are recognised by the manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SHARD = 2**25
-"""Tokens of a shard, and a piece more."""
+"""Tokens of a shard, without the piece that exceeds the number."""
 _FORMAT = 1
 _MANIFEST, _TOKENIZER = "manifest.json", "tokenizer.json"
 
@@ -50,11 +50,11 @@ Side: TypeAlias = Literal["train", "validation"]
 @final
 @dataclass(frozen=True)
 class Count:
-    """How much text there is on one side.
+    """Amount of text on one side, training or validation.
 
     Attributes:
-        documents: How many.
-        tokens: How many, end-of-text included.
+        documents: Number of documents.
+        tokens: Number of tokens, end-of-text included.
         bytes: Bytes of UTF-8, and one for each end-of-text.
     """
 
@@ -72,10 +72,10 @@ class SourceFile:
     """A file that text was read from.
 
     Attributes:
-        path: Where it was.
-        size: In bytes.
-        modified: When, in nanoseconds; as long as it is the same, so is the hash.
-        sha256: Of what is in it.
+        path: Path of the file.
+        size: Size in bytes.
+        modified: Modification time in nanoseconds; while it is equal, the hash is not computed again.
+        sha256: Hash of the content.
     """
 
     path: str
@@ -87,12 +87,12 @@ class SourceFile:
 @final
 @dataclass(frozen=True)
 class TextVersion:
-    """What the text is.
+    """The identity of a text.
 
     Attributes:
-        corpus: What was asked for, in words of Python.
-        version: Which text it is, where no files say so.
-        files: The files that it is in.
+        corpus: Python representation of the corpus.
+        version: Version of the text, if it is not in files.
+        files: The files of the text.
     """
 
     corpus: str
@@ -101,30 +101,28 @@ class TextVersion:
 
     @classmethod
     def of(cls, corpus: AbstractCorpus, known: TextVersion | None = None) -> TextVersion:
-        """Look at the text.
+        """Read the identity of a text.
 
         Args:
             corpus: The text.
-            known: What it was before: files of the same size and time are not read again.
+            known: An earlier identity: files of equal size and time are not read again.
         """
         before = {} if known is None else {file.path: file for file in known.files}
-        files = tuple(_looked_at(path, before.get(str(path))) for path in corpus.files())
-        return cls(repr(corpus), corpus.version(), files)
+        files = []
+        for path in corpus.files():
+            state, file = path.stat(), before.get(str(path))
+            if file is None or (file.size, file.modified) != (state.st_size, state.st_mtime_ns):
+                file = SourceFile(str(path), state.st_size, state.st_mtime_ns, _hash(path))
+            files.append(file)
+        return cls(repr(corpus), corpus.version(), tuple(files))
 
     def difference(self, other: TextVersion) -> str | None:
-        """What another source has that this has not, in words; None if they are the same."""
+        """A description of how another text differs; None if it is the same text."""
         if (self.corpus, self.version) != (other.corpus, other.version):
             return f"it is the text of {self.corpus} {self.version}".rstrip()
         mine, others = ({file.path: file.sha256 for file in source.files} for source in (self, other))
         changed = [path for path in {**mine, **others} if mine.get(path) != others.get(path)]
         return f"its source has changed: {', '.join(changed[:3])}" if changed else None
-
-
-def _looked_at(path: Path, known: SourceFile | None) -> SourceFile:
-    state = path.stat()
-    if known is not None and (known.size, known.modified) == (state.st_size, state.st_mtime_ns):
-        return known
-    return SourceFile(str(path), state.st_size, state.st_mtime_ns, _hash(path))
 
 
 @final
@@ -133,12 +131,12 @@ class Shard:
     """One file of tokens.
 
     Attributes:
-        file: Its name.
-        pieces: Pieces of the text that are in this shard and those before.
-        train: What it begins with, to learn from.
-        validation: What follows, set aside.
-        size: In bytes.
-        sha256: Of what is in it.
+        file: Name of the file.
+        pieces: Pieces of the text in this shard and all shards before.
+        train: Training text, at the beginning of the shard.
+        validation: Validation text, after it.
+        size: Size in bytes.
+        sha256: Hash of the content.
     """
 
     file: str
@@ -152,17 +150,17 @@ class Shard:
 @final
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds.
+    """The description of a folder of shards.
 
     Attributes:
-        source: The text.
+        source: Identity of the text.
         tokenizer: Hash of the tokenizer.
-        dtype: Type of the tokens.
-        share: Part of the text that is set aside.
-        shards: The files.
-        complete: Whether the whole text is in them.
+        dtype: Data type of the tokens.
+        share: Share of the text that is set aside for validation.
+        shards: The shards, in order.
+        complete: Whether the shards hold the whole text.
         format: Version of this layout.
-        pieces: Characters of a piece, and pieces that are set aside together: an earlier version took 16.
+        pieces: Characters of a piece, and pieces that are set aside together, which were 16 in an earlier version.
     """
 
     source: TextVersion
@@ -179,13 +177,13 @@ class Manifest:
         """Read the manifest of a folder.
 
         Raises:
-            ValueError: If there is none, it is damaged, or of a version that is not known here.
+            ValueError: If there is none, it is damaged, or its format is unknown.
         """
         path = folder / _MANIFEST
         try:
             table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if table["format"] != _FORMAT:
-                raise ValueError(f"it has format {table['format']}, this program knows {_FORMAT}")
+                raise ValueError(f"it has format {table['format']}, and this version reads {_FORMAT}")
             source = table["source"]
             files = tuple(SourceFile(**file) for file in source["files"])
             shards = tuple(
@@ -200,33 +198,33 @@ class Manifest:
             raise ValueError(f"{path} cannot be used: {error}. Tokenise the text again.") from error
 
     def write(self, folder: Path) -> None:
-        """Replace the manifest of a folder."""
+        """Write the manifest into a folder."""
         with replacing(folder / _MANIFEST) as aside:
             aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def difference(self, other: Manifest) -> str | None:
-        """Why these shards are not those of another manifest, in words; None if they are, or were in their time."""
+        """A description of why these shards cannot be used for another manifest; None if they can."""
         if self.tokenizer != other.tokenizer:
             return "another tokenizer made it"
         if self.share != other.share:
             return f"{self.share:g} of it is set aside, not {other.share:g}"
         if self.pieces != other.pieces and not self.complete:
-            return "an earlier version began it, which set other stretches aside"
+            return "an earlier version began it, which set other pieces aside"
         return self.source.difference(other.source)
 
     def count(self, side: Side) -> Count:
-        """How much there is on one side."""
+        """The amount of text on one side."""
         return sum((getattr(shard, side) for shard in self.shards), Count())
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """A folder of shards that is whole.
+    """A complete folder of shards.
 
     Attributes:
-        folder: Where.
-        manifest: What is in it.
+        folder: The folder.
+        manifest: Its manifest.
     """
 
     folder: Path
@@ -234,7 +232,7 @@ class Shards:
 
     @classmethod
     def are_in(cls, name: str | Path) -> bool:
-        """Whether a name is that of a folder of shards."""
+        """Whether a folder of this name holds shards."""
         return (Path(name) / _MANIFEST).is_file()
 
     @classmethod
@@ -242,57 +240,55 @@ class Shards:
         """Open a folder.
 
         Raises:
-            ValueError: If it is unfinished, damaged, or a shard is missing or cut off.
+            ValueError: If it is unfinished or damaged, or a shard is missing or incomplete.
         """
         manifest = Manifest.read(folder)
         if not manifest.complete:
-            raise ValueError(
-                f"{folder} is not finished; the same `hdlm tokenize` again goes on where it was stopped."
-            )
+            raise ValueError(f"{folder} is not finished; run the same `hdlm tokenize` again to resume it.")
         for shard in manifest.shards:
             if not _is_whole(folder, shard):
                 raise ValueError(
-                    f"{folder / shard.file} is missing or cut off; the same `hdlm tokenize` again makes it anew."
+                    f"{folder / shard.file} is missing or incomplete; run the same `hdlm tokenize` again to write it."
                 )
         return cls(folder, manifest)
 
     def verify(self) -> None:
-        """Read everything.
+        """Compare every shard with its hash.
 
         Raises:
-            ValueError: If a shard is not what was written.
+            ValueError: If a shard differs.
         """
         for shard in self.manifest.shards:
             if _hash(self.folder / shard.file) != shard.sha256:
                 raise ValueError(
-                    f"{self.folder / shard.file} is damaged; remove it, and `hdlm tokenize` makes it anew."
+                    f"{self.folder / shard.file} is damaged; remove it and run `hdlm tokenize` again to write it."
                 )
 
     def tokenizer(self) -> Tokenizer:
-        """What made the tokens.
+        """Load the tokenizer of the tokens.
 
         Raises:
-            ValueError: If it is missing, or another one lies there.
+            ValueError: If it is missing, or the file holds another one.
         """
-        found = Tokenizer.load(self.folder / _TOKENIZER)
-        self.check(found, str(self.folder / _TOKENIZER))
-        return found
+        tokenizer = Tokenizer.load(self.folder / _TOKENIZER)
+        self.check(tokenizer, str(self.folder / _TOKENIZER))
+        return tokenizer
 
     def check(self, tokenizer: Tokenizer, origin: str) -> None:
         """Refuse a tokenizer that did not make the tokens.
 
         Args:
-            tokenizer: One to use with them.
-            origin: What to call it.
+            tokenizer: The tokenizer to use with them.
+            origin: Its name in the message.
 
         Raises:
-            ValueError: If it is another.
+            ValueError: If it is another tokenizer.
         """
         if _hash_of(tokenizer) != self.manifest.tokenizer:
             raise ValueError(f"the shards in {self.folder} were made by another tokenizer than {origin}.")
 
     def tokens(self, side: Side) -> MappedTokens:
-        """The tokens of one side, in their files."""
+        """The tokens of one side, memory-mapped."""
         arrays = []
         for shard in self.manifest.shards:
             array = mapped(self.folder / shard.file)
@@ -302,11 +298,11 @@ class Shards:
         return MappedTokens(arrays, hashlib.sha256(hashes.encode()).hexdigest())
 
     def head(self, side: Side, most: int) -> TokenStream:
-        """The first tokens of one side, in memory; they stand for as many bytes as so many do on average.
+        """The first tokens of one side, in memory; their number of bytes is estimated from the mean of the side.
 
         Args:
-            side: Which side.
-            most: How many at most.
+            side: Training or validation.
+            most: Largest number of tokens.
 
         Raises:
             ValueError: If there are none.
@@ -315,7 +311,7 @@ class Shards:
         count = self.manifest.count(side)
         if not len(tokens):
             raise ValueError(
-                f"in {self.folder} no document is set aside to measure with: tokenise with a (larger) `--validation`, "
+                f"no document in {self.folder} is set aside for validation: tokenise with a (larger) `--validation`, "
                 "or give data.validation_corpus."
                 if side == "validation"
                 else f"in {self.folder} there is no text."
@@ -326,11 +322,11 @@ class Shards:
 @final
 @dataclass(frozen=True)
 class TokenizationProgress:
-    """How far tokenisation has come.
+    """The progress of tokenisation.
 
     Attributes:
-        characters: Of the text, so far.
-        tokens: So far.
+        characters: Characters of the text so far.
+        tokens: Number of tokens so far.
     """
 
     characters: int
@@ -348,22 +344,22 @@ def write_shards(
     say: Callable[[str], None] = lambda line: None,
     shard_tokens: int = SHARD,
 ) -> Shards:
-    """Tokenise a text into a folder, or what is missing of it; nothing is done if all is there.
+    """Tokenise a text into a folder, or only the part that is missing there.
 
-    Several processes may do so at once: one works, the others wait for it.
+    Several processes may call this at once: one works, and the others wait.
 
     Args:
         corpus: The text.
-        tokenizer: What makes tokens of it.
-        folder: Where to; made if it does not exist.
-        share: Part of the text to set aside as validation text, in [0, 0.5].
-        renew: Whether to replace shards of another text or tokenizer that are in the folder.
-        watch: Told now and then how far it is.
-        say: Told in a line what is done with what is there.
-        shard_tokens: After how many tokens a shard ends.
+        tokenizer: The tokenizer.
+        folder: The folder; it is made if it does not exist.
+        share: Share of the text to set aside for validation, in [0, 0.5].
+        renew: Whether to replace shards of another text or tokenizer.
+        watch: Called from time to time with the progress.
+        say: Called with a line on what is done with existing shards.
+        shard_tokens: Number of tokens after which a shard ends.
 
     Raises:
-        ValueError: If the text cannot be read or is empty, or the folder holds something else.
+        ValueError: If the text cannot be read or is empty, or the folder holds other files.
     """
     from filelock import FileLock
 
@@ -378,7 +374,7 @@ def write_shards(
             writer = _Writer(folder, manifest, shard_tokens, watch)
             writer.write(encoded(tokenizer, writer.missing(split_pieces(corpus.pieces(), share))))
             if (change := source.difference(TextVersion.of(corpus, source))) is not None:
-                raise ValueError(f"while {folder} was made {change}; say --renew to tokenise it anew.")
+                raise ValueError(f"while {folder} was made, {change}; use --renew to tokenise it again.")
             writer.finish()
         return Shards.open(folder)
 
@@ -386,9 +382,9 @@ def write_shards(
 def _known(folder: Path, renew: bool, say: Callable[[str], None]) -> Manifest | None:
     """The manifest of a folder that holds shards or nothing."""
     if not (folder / _MANIFEST).exists():
-        found = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
-        if other := sorted(found - {_TOKENIZER}):
-            raise ValueError(f"{folder} holds something else ({other[0]}, ..): choose an empty folder.")
+        names = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+        if other := sorted(names - {_TOKENIZER}):
+            raise ValueError(f"{folder} holds other files ({other[0]}, ..): choose an empty folder.")
         return None
     try:
         return Manifest.read(folder)
@@ -402,28 +398,28 @@ def _known(folder: Path, renew: bool, say: Callable[[str], None]) -> Manifest | 
 def _kept(
     folder: Path, known: Manifest | None, wanted: Manifest, renew: bool, say: Callable[[str], None]
 ) -> Manifest:
-    """What of a folder can be kept, as a manifest."""
+    """The manifest of the shards that can be kept."""
     shards: list[Shard] = []
     if known is not None and (difference := known.difference(wanted)) is not None:
         if not renew:
             raise ValueError(
-                f"{folder} holds another text: {difference}. Choose another folder, or say --renew to replace it."
+                f"{folder} holds another text: {difference}. Choose another folder, or use --renew to replace it."
             )
-        say(f"tokenising {folder} anew: {difference}")
+        say(f"tokenising {folder} again: {difference}")
     elif known is not None:
         for shard in known.shards:
             if not _is_whole(folder, shard):
-                say(f"{shard.file} is missing or cut off; it is made anew, and those behind it")
+                say(f"{shard.file} is missing or incomplete; it is written again, and so are those after it")
                 break
             shards.append(shard)
         if known.complete and len(shards) == len(known.shards):
             return known
-        say(f"going on behind {len(shards)} shards that are there")
+        say(f"resuming after {len(shards)} shards")
     return dataclasses.replace(wanted, shards=tuple(shards))
 
 
 def _clear(folder: Path, kept: Manifest, tokenizer: Tokenizer) -> None:
-    """Make a folder hold what is kept and nothing else; whoever finds the manifest finds the tokenizer."""
+    """Remove all other shards; the tokenizer is written before the manifest, so a manifest always has a tokenizer."""
     with replacing(folder / _TOKENIZER) as aside:
         aside.write_text(tokenizer.to_json(), encoding="utf-8")
     kept.write(folder)
@@ -435,13 +431,13 @@ def _clear(folder: Path, kept: Manifest, tokenizer: Tokenizer) -> None:
 @final
 @dataclass
 class _Writer:
-    """Fills one shard after the other.
+    """Writes one shard after another.
 
     Attributes:
-        folder: Where to.
-        manifest: What is there.
-        most: Tokens after which a shard ends.
-        watch: Told how far it is.
+        folder: The folder.
+        manifest: Describes the shards that are written.
+        most: Number of tokens after which a shard ends.
+        watch: Called with the progress.
     """
 
     folder: Path
@@ -454,19 +450,19 @@ class _Writer:
     counts: dict[Side, Count] = field(default_factory=lambda: {"train": Count(), "validation": Count()})
 
     def missing(self, pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
-        """The pieces that are in no shard yet."""
+        """The pieces that are not in a shard yet."""
         done = self.manifest.shards[-1].pieces if self.manifest.shards else 0
-        for sided in pieces:
+        for split_piece in pieces:
             if self.pieces < done:
                 self.pieces += 1
-                self.characters += len(sided.piece.text)
+                self.characters += len(split_piece.piece.text)
             else:
-                yield sided
+                yield split_piece
 
     def write(self, pieces: Iterable[tuple[SplitPiece, Ids]]) -> None:
-        """Write shards of all that is missing."""
-        for sided, ids in pieces:
-            self._add(sided, ids)
+        """Write shards of some pieces."""
+        for split_piece, ids in pieces:
+            self._add(split_piece, ids)
             if sum(count.tokens for count in self.counts.values()) >= self.most:
                 self._close()
         self._close()
@@ -474,45 +470,37 @@ class _Writer:
             raise ValueError("there are no documents to tokenise.")
 
     def finish(self) -> None:
-        """Say that nothing is missing any more."""
+        """Record that the shards are complete."""
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         self.manifest.write(self.folder)
 
-    def _add(self, sided: SplitPiece, ids: Ids) -> None:
-        side: Side = "validation" if sided.aside else "train"
-        text, last = sided.piece.text, sided.piece.last
+    def _add(self, split_piece: SplitPiece, ids: Ids) -> None:
+        side: Side = "validation" if split_piece.aside else "train"
+        text, last = split_piece.piece.text, split_piece.piece.last
         self.rows[side].append(ids)
         self.counts[side] += Count(int(last), len(ids), len(text.encode()) + last)
         self.pieces += 1
         self.characters += len(text)
-        tokens = sum(count.tokens for count in self.counts.values())
-        self.watch(TokenizationProgress(self.characters, tokens + _tokens(self.manifest.shards)))
+        shards = self.manifest.shards
+        tokens = sum(count.tokens for shard in shards for count in (shard.train, shard.validation))
+        tokens += sum(count.tokens for count in self.counts.values())
+        self.watch(TokenizationProgress(self.characters, tokens))
 
     def _close(self) -> None:
-        """Write what has come together as a shard, and name it in the manifest."""
+        """Write a shard, and name it in the manifest."""
         rows = [*self.rows["train"], *self.rows["validation"]]
         if not rows:
             return
         name = f"{len(self.manifest.shards):05}.npy"
-        with replacing(self.folder / name) as aside:
-            np.save(aside, np.concatenate(rows))
         path = self.folder / name
-        shard = Shard(
-            name,
-            self.pieces,
-            self.counts["train"],
-            self.counts["validation"],
-            path.stat().st_size,
-            _hash(path),
-        )
+        with replacing(path) as aside:
+            np.save(aside, np.concatenate(rows))
+        train, validation = self.counts["train"], self.counts["validation"]
+        shard = Shard(name, self.pieces, train, validation, path.stat().st_size, _hash(path))
         self.manifest = dataclasses.replace(self.manifest, shards=(*self.manifest.shards, shard))
         self.manifest.write(self.folder)
         for side in self.rows:
             self.rows[side], self.counts[side] = [], Count()
-
-
-def _tokens(shards: Sequence[Shard]) -> int:
-    return sum(shard.train.tokens + shard.validation.tokens for shard in shards)
 
 
 def _is_whole(folder: Path, shard: Shard) -> bool:

@@ -1,13 +1,13 @@
-"""Text that is tokenised while it is trained on: nothing is written, and little is held.
+"""Text that is tokenised while it is trained on: nothing is written, and little is held in memory.
 
     files in the epoch's order -> pieces -> tokens -> blocks of 1024 windows -> windows in the block's order
 
-Files are shuffled anew in each epoch, and windows within each block, both as functions of (seed, epoch or block).
-Epochs follow each other without a gap, so no token is dropped. Which window has which number depends on nothing else,
-so every process takes its rows of the same batch; each of them reads and tokenises all of the text.
+The files of each epoch and the windows of each block are shuffled, as functions of (seed, epoch or block). Epochs
+follow each other without a gap, so no token is dropped. The number of a window depends on nothing else, so each process
+uses its rows of the same batch; each of them reads and tokenises all of the text.
 
-To begin at window `n` all text before it is read and tokenised again, which takes as long as it took the first time:
-shards, which are tokenised once, begin anywhere at once.
+To begin at window `n`, all text before it must be read and tokenised again, which takes as long as the first time. With
+shards, training can begin anywhere at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hdlm.data.tokenizer import Tokenizer
 __all__ = ["BLOCK", "StreamedText", "StreamedWindows"]
 
 BLOCK = 1024
-"""Windows that are shuffled among themselves."""
+"""Number of windows that are shuffled together."""
 _FILES, _WINDOWS = 0x83, 0x84
 """Random streams of this module."""
 
@@ -41,12 +41,12 @@ _FILES, _WINDOWS = 0x83, 0x84
 @final
 @dataclass(frozen=True, eq=False)
 class StreamedText:
-    """Text and what makes tokens of it.
+    """Text and its tokenizer.
 
     Attributes:
         corpus: The text.
-        tokenizer: What makes tokens of it.
-        share: Part that is set aside, and not in the stream.
+        tokenizer: The tokenizer.
+        share: Share that is set aside for validation, and not in the stream.
     """
 
     corpus: AbstractCorpus
@@ -57,17 +57,17 @@ class StreamedText:
         """Tokens of one epoch, piece by piece."""
         order = permutation(seed, number, len(self._parts), _FILES).tolist()
         pieces = chain.from_iterable(self._parts[place].pieces() for place in order)
-        kept = (sided for sided in split_pieces(pieces, self.share) if not sided.aside)
+        kept = (piece for piece in split_pieces(pieces, self.share) if not piece.aside)
         for _, ids in encoded(self.tokenizer, kept):
             yield ids
 
     @cached_property
     def _parts(self) -> Sequence[AbstractCorpus]:
-        """What is put in order: a file that comes to a folder later belongs to no epoch of this run."""
+        """The parts that are shuffled; a file that is added to a folder later is not in this run."""
         return self.corpus.parts()
 
     def tokens(self, seed: int) -> Iterator[Ids]:
-        """Tokens of one epoch after the other, without end.
+        """Tokens of all epochs, without end.
 
         Raises:
             ValueError: If there is no text.
@@ -81,15 +81,15 @@ class StreamedText:
                 raise ValueError("there are no documents to stream.")
 
     def fingerprint(self) -> str:
-        """Different for different text and tokenizers; files are told apart by name, size and time."""
+        """A hash of the text and the tokenizer; files are identified by name, size and time."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.corpus.files()]
-        what = (repr(self.corpus), self.corpus.version(), files, self.share, self.tokenizer.to_json())
-        return hashlib.sha256(repr(what).encode()).hexdigest()
+        key = (repr(self.corpus), self.corpus.version(), files, self.share, self.tokenizer.to_json())
+        return hashlib.sha256(repr(key).encode()).hexdigest()
 
 
 @final
 class StreamedWindows(AbstractWindows):
-    """Windows of a stream; cheap as long as they are asked for in order.
+    """Windows of a stream, which are fast to read in order.
 
     Args:
         stream: The text.
@@ -123,7 +123,7 @@ class StreamedWindows(AbstractWindows):
         self._blocks: dict[int, Int[Tensor, "block l"]] = {}
 
     def _block(self, number: int) -> Int[Tensor, "block l"]:
-        """A block of windows; the last two stay at hand."""
+        """A block of windows; the last two are kept in memory."""
         if number not in self._blocks and number < self._next:
             self._restart()
         while number not in self._blocks:

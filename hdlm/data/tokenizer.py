@@ -1,9 +1,9 @@
-"""Text to words and back: our own tokenizers, GPT-2's and BERT's.
+"""Text to tokens and back: our own tokenizers, GPT-2's and BERT's.
 
 Ours and GPT-2's are byte-pair encodings (Sennrich et al. 2016, arXiv:1508.07909) on bytes (Radford et al. 2019), so
-every text has tokens and none is unknown. In ours a document begins as if a space stood before it, so its first word is
-the same token as in the middle of a sentence; in GPT-2's it begins as it is. BERT's is WordPiece (Devlin et al. 2019,
-arXiv:1810.04805): words without their spaces, and `##` before what goes on with a word.
+every text has tokens and none is unknown. Ours puts a space before each document, so that its first word is the same
+token as inside a sentence; GPT-2's does not. BERT's is WordPiece (Devlin et al. 2019, arXiv:1810.04805): words without
+their spaces, and `##` before a token that continues a word.
 """
 
 from __future__ import annotations
@@ -23,41 +23,46 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hdlm.data import _tokenizer_json as tokenizer_json
 from hdlm.data.corpora.base import Piece
-from hdlm.vocabulary import Vocabulary
+from hdlm.vocabulary import MASK_TOKENS, Vocabulary
 
 __all__ = ["END_OF_TEXT", "Place", "Tokenizer", "train_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The special token that ends every document of ours and of GPT-2's."""
+"""The special token that ends every document of our tokenizers and of GPT-2's."""
 
 Place = Literal["start", "spaced", "glued"]
-"""Where a piece of text stands: at the start of a document, behind other text and a space, or right behind it."""
+"""Position of a piece of text: at the start of a document, after other text and a space, or directly after text."""
 
-_BEGINNINGS = {END_OF_TEXT: END_OF_TEXT, "[SEP]": "[CLS]", "</s>": "<s>"}
-"""What may end a document, and what begins it then."""
-_MASKS = ("[MASK]", "<mask>", "<|mask|>")
+_BEGINNINGS = {
+    END_OF_TEXT: END_OF_TEXT,
+    "<|end_of_text|>": "<|begin_of_text|>",
+    "[SEP]": "[CLS]",
+    "</s>": "<s>",
+}
+"""Tokens that may end a document, and the token that begins it then."""
 _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 _RUN = re.compile(r"(\S{1024})(?=\S)")
-"""Characters without white space that a tokenizer learns from as one word at most: its time grows with their square."""
+"""Longer runs without white space are cut before a tokenizer is trained, whose time grows with their square."""
 _INCOMPLETE = "\ufffd"
-"""What the beginning of a character in bytes becomes as long as the others are missing."""
+"""What the first bytes of a character decode to while the others are missing."""
 _BYTE_WORD = re.compile("<0x..>")
 """A token that stands for one byte, where a vocabulary has such tokens for the characters that it lacks."""
 _OTHER_LETTER = "\ua66e"
-"""A letter that stands in for the word that a glued piece of text goes on with; hardly any vocabulary has it."""
+"""A letter that stands for the word that a glued piece of text continues; hardly any vocabulary has it."""
 
 
 @final
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library that is known to end documents, and to have no holes in its ids.
+    """A tokenizer of the `tokenizers` library that has a token to end documents, and ids without gaps.
 
     Args:
-        backend: The tokenizer: byte-pair encoding on bytes, or WordPiece. It is taken over and cuts no text off.
-        origin: What to call it in an error.
+        backend: The tokenizer: byte-pair encoding on bytes, or WordPiece. It is changed in place so that it neither
+            truncates nor pads.
+        origin: Name of the tokenizer in messages.
 
     Attributes:
-        vocabulary: What the ids mean. Documents end with `eos`: `<|endoftext|>`, `[SEP]` or `</s>`, the first of these
+        vocabulary: Meaning of the ids. Documents end with `eos`: `<|endoftext|>`, `[SEP]` or `</s>`, the first of these
             that the tokenizer has.
 
     Raises:
@@ -73,7 +78,7 @@ class Tokenizer:
         if not ends:
             known = ", ".join(map(repr, _BEGINNINGS))
             raise ValueError(
-                f"{origin} has no token to end documents with, none of {known}; take one that has."
+                f"{origin} has no token to end documents with, none of {known}; use a tokenizer that has one."
             )
         eos, self._end = next(iter(ends.items()))
         bos = _BEGINNINGS[eos] if backend.token_to_id(_BEGINNINGS[eos]) is not None else eos
@@ -99,7 +104,7 @@ class Tokenizer:
         """Read a `tokenizer.json`.
 
         Raises:
-            ValueError: If the file is missing or no tokenizer.
+            ValueError: If the file is missing or not a tokenizer.
         """
         if not path.is_file():
             raise ValueError(f"there is no tokenizer at {path}.")
@@ -111,41 +116,40 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, origin: str = "this text", num_words: int | None = None) -> Tokenizer:
-        """Read what `to_json` gave, or another `tokenizer.json`.
+        """Read the text of a `tokenizer.json`, for example from `to_json`.
 
         Args:
-            text: A `tokenizer.json`.
-            origin: What to call it in an error.
-            num_words: How many words it must have, those of the network that it goes with; None for any number.
+            text: Content of the file.
+            origin: Name of the file in messages.
+            num_words: Number of words that it must have, that of its network; None for any number.
 
         Raises:
-            ValueError: If it is no tokenizer, or one of another size.
+            ValueError: If it is not a tokenizer, or has another size.
         """
         tokenizer_json.check(text, origin)
         tokenizer = cls(tokenizer_json.open_tokenizer_json(text, origin), origin)
         have = tokenizer.vocabulary.num_words
         if num_words not in (None, have):
             raise ValueError(
-                f"{origin} has {have} words, its network {num_words}: they do not belong together. Put the file "
-                "back that the network was trained with."
+                f"{origin} has {have} words, its network {num_words}: they do not belong together. Restore the file "
+                "that the network was trained with."
             )
         return tokenizer
 
     def to_json(self) -> str:
-        """Everything, as the text of a `tokenizer.json`."""
+        """The whole tokenizer as the text of a `tokenizer.json`."""
         return str(self._backend.to_str())
 
     def without(self, token: int) -> Tokenizer:
-        """The same without one token; ids behind it move down by one.
+        """A copy without one token; larger ids decrease by one.
 
-        A network whose mask has a row among the words is read with that row moved to the end: this tokenizer goes with
-        it.
+        It belongs to a network whose mask had a row among the words, after that row was moved to the end.
 
         Args:
-            token: The id to take out.
+            token: The id to remove.
 
         Raises:
-            ValueError: If there is no such token, or the others need it.
+            ValueError: If there is no such token, or other tokens need it.
         """
         content = self._backend.id_to_token(token) if 0 <= token < self.vocabulary.num_words else None
         if content is None:
@@ -153,22 +157,31 @@ class Tokenizer:
         document = tokenizer_json.without_token(self._document, token, content)
         return Tokenizer.from_json(json.dumps(document), f"the tokenizer without {content!r}")
 
-    def fitted(self, vocabulary: Vocabulary, mask_row: int | None = None) -> Tokenizer:
-        """The same with the words that a network of others knows, and no more.
+    def fitted(
+        self, vocabulary: Vocabulary, mask_row: int | None = None, *, spare_rows: bool = False
+    ) -> Tokenizer:
+        """A copy with exactly the words that a network knows.
 
-        Some have their mask among the words, or behind them, and some add a padding token to GPT-2's.
+        Some tokenizers have the mask among the words, or behind them, and some networks add a padding token to the
+        words of GPT-2.
 
         Args:
-            vocabulary: The words of the network; its mask is none of them.
-            mask_row: Id here of the mask, where it lies among the words.
+            vocabulary: The words of the network, without its mask.
+            mask_row: Id of the mask in this tokenizer, where it lies among the words.
+            spare_rows: Whether the network may have rows for which the tokenizer has no word. Each becomes a special
+                token `<|unused_N|>`, which no text contains.
 
         Raises:
-            ValueError: If the sizes are others, or there is no mask at `mask_row`.
+            ValueError: If the sizes differ, or there is no mask at `mask_row`.
         """
         have, want = self.vocabulary.num_words, vocabulary.num_words
         last = vocabulary.mask_id if mask_row is None else mask_row
-        if have == want + 1 and self._backend.id_to_token(last) in _MASKS:
-            return self.without(last)
+        if last < have and (spare_rows or (have == want + 1 and self._names_mask(last))):
+            return self.without(last).fitted(vocabulary, spare_rows=spare_rows)
+        if spare_rows and have < want:
+            backend = tokenizers.Tokenizer.from_str(self.to_json())
+            backend.add_special_tokens([f"<|unused_{row}|>" for row in range(have, want)])
+            return Tokenizer(backend)
         if have == want - 1 == vocabulary.pad and self.vocabulary.pad is None:
             backend = tokenizers.Tokenizer.from_str(self.to_json())
             backend.add_special_tokens([_PADS[0]])
@@ -180,12 +193,15 @@ class Tokenizer:
             )
         return self
 
+    def _names_mask(self, token: int) -> bool:
+        return self._backend.id_to_token(token) in MASK_TOKENS
+
     def encode(self, text: str, place: Place = "start") -> list[int]:
         """Tokens of a text, without those that begin and end a document.
 
         Args:
             text: The text.
-            place: Where it stands; a space between it and what comes before it is not part of it.
+            place: Position of the text; a space between it and the text before it is not part of it.
         """
         if place == "glued" and self._kind == "WordPiece":
             return self._continued(text)
@@ -195,7 +211,7 @@ class Tokenizer:
         return list(self._as_it_is.encode(space + text, add_special_tokens=False).ids)
 
     def _continued(self, text: str) -> list[int]:
-        """Tokens of a text that goes on with a word."""
+        """Tokens of a text that continues a word."""
         stand_in = self.vocabulary.num_words
         ids = self._with_other_letter.encode(_OTHER_LETTER + text, add_special_tokens=False).ids
         return list(ids[1:]) if ids[:1] == [stand_in] else self.encode(text)
@@ -207,18 +223,18 @@ class Tokenizer:
 
     @cached_property
     def _as_it_is(self) -> tokenizers.Tokenizer:
-        """The same merges for text that begins with no space unless it has one."""
+        """A variant that adds no space before the text."""
         if not self._adds_space:
             return self._backend
         return _backend(tokenizer_json.without_prefix_space(self._document))
 
     @cached_property
     def _with_other_letter(self) -> tokenizers.Tokenizer:
-        """The same words and one that no text has."""
+        """A variant with one more word, which no text has."""
         return _backend(tokenizer_json.with_word(self._document, _OTHER_LETTER))
 
     def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
-        """Tokens of each document and end-of-text behind each; encoded in parallel."""
+        """Tokens of each document, followed by end-of-text; encoded in parallel."""
         end = [self._end]
         return [
             encoding.ids + end
@@ -226,9 +242,9 @@ class Tokenizer:
         ]
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[npt.NDArray[np.unsignedinteger]]:
-        """Tokens of each piece of some documents, and end-of-text behind each that is the last; encoded in parallel.
+        """Tokens of each piece of some documents, with end-of-text after the last piece of each; encoded in parallel.
 
-        They are of the smallest type that holds every word: `word_type`.
+        The arrays have the type `word_type`.
         """
         begins = [piece.first or self._kind == "WordPiece" for piece in pieces]
         batches = {
@@ -252,40 +268,40 @@ class Tokenizer:
         return np.uint16 if self.vocabulary.num_words <= 2**16 else np.uint32
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
-        """Text of some tokens; special tokens are left out unless asked for.
+        """Text of some tokens; special tokens are left out by default.
 
-        The space at its front is left out too, if the tokenizer puts one before every document.
+        A space at its beginning is left out too, if the tokenizer adds one to every document.
         """
         text: str = self._backend.decode(list(ids), skip_special_tokens=not keep_special)
         return text.removeprefix(" ") if self._adds_space else text
 
     def documents(self, ids: Sequence[int]) -> list[str]:
-        """Text of each document in some tokens, without what begins, ends and pads it; empty ones are left out."""
+        """Text of each document in some tokens, without special tokens and without empty documents."""
         return [text for text in self.split(ids) if text.strip()]
 
     def split(self, ids: Sequence[int]) -> list[str]:
-        """Text of each document in some tokens, also of empty ones; the last is the one that further tokens continue.
+        """Text of each document in some tokens, empty ones included; further tokens continue the last one.
 
-        Runs of tokens that begin and end documents count as one: the last text alone may be without any token.
+        Consecutive tokens that begin and end documents count as one, so only the last document may have no token.
         """
         return [self.decode(run, keep_special=True) for run in self._runs(ids)]
 
     def settled_documents(self, ids: Sequence[int]) -> list[str]:
-        """What `documents` gives for these tokens, but of the last text only the part that no further token changes."""
+        """The result of `documents`, with the last text cut to the part that further tokens cannot change."""
         *before, last = self._runs(ids)
         texts = [self.decode(run, keep_special=True) for run in before]
         return [text for text in (*texts, self._settled(last)) if text.strip()]
 
     def _runs(self, ids: Sequence[int]) -> list[list[int]]:
-        """The tokens of each document, without what begins, ends and pads it."""
+        """The tokens of each document, without special tokens."""
         known = self.vocabulary
         borders = (known.bos, self._end)
         kept = [id for id in ids if id != known.pad]
-        runs = [list(run) for apart, run in groupby(kept, key=borders.__contains__) if not apart]
+        runs = [list(run) for is_border, run in groupby(kept, key=borders.__contains__) if not is_border]
         return runs if kept and kept[-1] not in borders else [*runs, []]
 
     def _settled(self, ids: list[int]) -> str:
-        """The beginning of the text of some tokens of one document that no further token changes."""
+        """The beginning of a document's text that further tokens cannot change."""
         if self._joins == "unknown":
             return ""
         if self._joins == "byte words":
@@ -295,7 +311,7 @@ class Tokenizer:
         return text.removesuffix(_INCOMPLETE) if self._joins == "bytes" else text
 
     def piece(self, token: int) -> str:
-        """One token as it reads inside a text, the space before it included; end-of-text is a line break."""
+        """The text of one token inside a text, with the space before it; end-of-text is a line break."""
         if token == self._end:
             return "\n"
         if token in (self.vocabulary.bos, self.vocabulary.pad):
@@ -311,11 +327,11 @@ def _backend(document: tokenizer_json.TokenizerDocument) -> tokenizers.Tokenizer
 
 
 def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
-    """Learn byte-pair merges.
+    """Train a byte-pair encoding.
 
     Args:
-        documents: What to learn from.
-        size: Number of tokens wanted, all bytes and end-of-text included; a small text gives fewer.
+        documents: Training text.
+        size: Number of tokens wanted, all bytes and end-of-text included; a short text gives fewer.
 
     Raises:
         ValueError: If `size` has no room for the bytes, or there is no text.

@@ -4,7 +4,7 @@ from hdlm.evaluation.likelihood.bounds import AbsorbingBound, AbstractBound, Hyb
 from hdlm.evaluation.likelihood.estimator import EvaluationProgress, Likelihood, estimate_likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.evaluation.likelihood.result import LikelihoodResult
-from hdlm.evaluation.likelihood.windows import Stack, first_positions, windows
+from hdlm.evaluation.likelihood.windows import Stack, WindowedText, windows
 
 __all__ = [
     "AbsorbingBound",
@@ -14,8 +14,8 @@ __all__ = [
     "Likelihood",
     "LikelihoodResult",
     "Stack",
+    "WindowedText",
     "estimate_likelihood",
-    "first_positions",
     "until_precise",
     "windows",
 ]

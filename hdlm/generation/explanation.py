@@ -9,7 +9,8 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage
 from hdlm.network.packed import PackedLinear
-from hdlm.sampling import ApproximateCache, exactness, settled_lasts
+from hdlm.regime import settled_lasts
+from hdlm.sampling import ApproximateCache, exactness
 
 __all__ = ["explain"]
 
@@ -36,7 +37,7 @@ def explain(
         compiled: Whether the network was compiled.
     """
     length = len(passages[0].tokens) if infilling else settings.length or checkpoint.length
-    plan = planned(checkpoint, settings, length, infilling=infilling)
+    plan = planned(checkpoint, settings, length, infilling=infilling).hyperschedule
     dtype = str(next(checkpoint.network.parameters()).dtype).removeprefix("torch.")
     precision = "exact" if dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"

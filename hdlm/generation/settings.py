@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, cast, final, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, final, get_args
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.hyperschedule import (
@@ -18,6 +18,7 @@ from hdlm.hyperschedule import (
     flat,
 )
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     MinP,
     RepetitionPenalty,
@@ -120,48 +121,28 @@ class Settings:
             raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
         model = trained[0] if trained else None
         grid = None if self.grid is None else time_grid(self.grid)
-        listed = len(grid.values) if isinstance(grid, Interpolated) else getattr(model, "num_levels", None)
+        listed = (
+            len(grid.values)
+            if isinstance(grid, Interpolated)
+            else None
+            if model is None
+            else model.num_levels
+        )
         steps = self.steps if self.steps is not None else listed
         if steps is None or (model is None and self.hyperschedule is None):
             raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
         if self.hyperschedule == "flat":
             return flat(length, steps)
         if self.hyperschedule is None and model is not None:
-            return _resized(model, length, self.width, steps)
-        width = self.width if self.width is not None else min(getattr(model, "width", length), length)
+            return model.resized(length, self.width, steps)
+        usual = length if model is None else min(model.window_size, length)
+        width = usual if self.width is None else self.width
         assert self.hyperschedule is not None
         return _WINDOWS[self.hyperschedule](length, width, steps)
 
 
-def _resized(
-    model: AbstractHyperschedule, length: int, width: int | None, steps: int
-) -> AbstractHyperschedule:
-    """A hyperschedule with other sizes, if its class has them.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    options: set[str] = {option.name for option in fields(model)} if is_dataclass(model) else set()
-    sizes = {"length": length, "width": width, "num_levels": steps}
-    wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(model, name, None))}
-    if not wanted:
-        return model
-    fixed = ["steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options]
-    if fixed:
-        raise ValueError(
-            f"The checkpoint's hyperschedule, {model!r}, has no other {', '.join(fixed)}: leave that out, or name "
-            "another hyperschedule."
-        )
-    if "width" in options and width is None:
-        wanted["width"] = min(getattr(model, "width", length), length)
-    made: AbstractHyperschedule = replace(cast("Any", model), **wanted)
-    return made
-
-
-def planned(
-    checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool
-) -> AbstractHyperschedule:
-    """The hyperschedule that settings and checkpoint agree on.
+def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool) -> Regime:
+    """The regime that settings and checkpoint agree on.
 
     Args:
         checkpoint: The model.
@@ -176,11 +157,17 @@ def planned(
     trained = checkpoint.hyperschedules
     if not infilling:
         _check_length("canvas", length, checkpoint.length)
-        return settings.plan(trained, length)
+        return _regime(checkpoint, settings, settings.plan(trained, length))
     _check_length("text with its gaps", length, checkpoint.length)
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
-    return (replace(settings, width=length) if whole else settings).plan(widest, length)
+    plan = (replace(settings, width=length) if whole else settings).plan(widest, length)
+    return _regime(checkpoint, settings, plan)
+
+
+def _regime(checkpoint: Checkpoint, settings: Settings, plan: AbstractHyperschedule) -> Regime:
+    regime = checkpoint.regime(plan)
+    return replace(regime, noise_schedule=settings.noise(regime.noise_schedule))
 
 
 def _check_length(what: str, length: int, context: int) -> None:

@@ -18,9 +18,10 @@ from hdlm.generation.text import (
     _piece,
     blanks,
 )
-from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.regime import Regime
 from hdlm.sampling import (
     ApproximateCache,
+    Execution,
     Frame,
     Generation,
     Prompt,
@@ -31,7 +32,7 @@ from hdlm.sampling import (
 
 __all__ = ["complete", "write"]
 
-_FULL_CANVAS = Ending()
+_FULL_CANVAS, _EXACT = Ending(), Execution()
 
 
 def write(
@@ -70,14 +71,14 @@ def write(
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
     """
     tokenizer = checkpoint.tokenizer
-    given, plan = _given(checkpoint, tokenizer, prompt, settings)
+    given, regime = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
     gaps = BLANK.search(prompt) is not None
     ends = ending.at_end_of_text or bool(ending.strings)
     if ends and gaps:
         raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
     start = [] if gaps else given.tokens[0, :num_given].tolist()
-    reader = Reader(tokenizer, ending, start, plan.length)
+    reader = Reader(tokenizer, ending, start, regime.length)
     streaming = None if stream is None else PassageStreamer(reader, stream)
 
     def seen(frame: Frame) -> None:
@@ -90,15 +91,12 @@ def write(
     done = complete(
         checkpoint,
         given,
-        plan,
+        regime,
         settings,
         num=num,
-        batch_size=batch_size,
         seed=seed,
-        first_sequence=first_sequence,
+        execution=Execution(batch_size, first_sequence, approximate=approximate, device=device),
         stop=reader if ends else None,
-        approximate=approximate,
-        device=device,
         watch=None if watch is None and streaming is None else seen,
     )
     passages = []
@@ -117,16 +115,13 @@ def write(
 def complete(
     checkpoint: Checkpoint,
     given: Prompt,
-    plan: AbstractHyperschedule,
+    regime: Regime,
     settings: Settings,
     *,
     num: int = 1,
-    batch_size: int | None = None,
     seed: int = 0,
-    first_sequence: int = 0,
+    execution: Execution = _EXACT,
     stop: Stop | None = None,
-    approximate: ApproximateCache | None = None,
-    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
     """Write the free positions of a canvas: `write` without words.
@@ -134,60 +129,51 @@ def complete(
     Args:
         checkpoint: The model.
         given: What is given, on the whole canvas: one row, or `num`.
-        plan: The hyperschedule to write along; see `planned`.
-        settings: How.
+        regime: What is written along; see `planned`.
+        settings: Algorithm, guidance, and changes of the distribution.
         num: How many sequences, at least 1.
-        batch_size: How many at a time; it changes no sequence.
         seed: Of all randomness.
-        first_sequence: Index of the first: with 5, what a longer run has as its sixth.
+        execution: How many sequences are computed at a time, and what is remembered between calls of the network.
         stop: Where sequences may end before the canvas is full.
-        approximate: See `hdlm.sampling.ApproximateCache`.
-        device: That of the model by default, and no other.
         watch: Called after every generation step.
 
     Raises:
         ValueError: If a setting is out of range, or what is given does not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
-    device = resolve_device(denoiser, device)
+    device = resolve_device(denoiser, execution.device)
     if settings.guidance:
         if (given.fixed != given.fixed[:1]).any():
             raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")
         denoiser = Guided(denoiser, given.fixed[:1].to(device), settings.guidance)
     return sample(
         denoiser,
-        plan,
+        regime,
         algorithm(settings.algorithm, denoiser.process, settings.eta),
         num_sequences=num,
-        batch_size=batch_size,
         seed=seed,
-        first_sequence=first_sequence,
         prompt=given if given.fixed.any() else None,
         transforms=settings.transforms(),
-        noise_schedule=settings.noise(checkpoint.noise_schedule),
-        context=checkpoint.context,
-        active=checkpoint.active,
-        approximate=approximate,
+        execution=execution,
         stop=stop,
-        device=device,
         watch=watch,
     )
 
 
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
-) -> tuple[Prompt, AbstractHyperschedule]:
-    """What is given, and the hyperschedule to write the rest along."""
+) -> tuple[Prompt, Regime]:
+    """What is given, and the regime along which the rest is written."""
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
         if settings.length is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
             )
-        plan = planned(checkpoint, settings, len(ids), infilling=True)
-        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), plan
+        regime = planned(checkpoint, settings, len(ids), infilling=True)
+        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
     length = checkpoint.length if settings.length is None else settings.length
-    plan = planned(checkpoint, settings, length, infilling=False)
+    regime = planned(checkpoint, settings, length, infilling=False)
     start: list[Any] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     words = _piece(prompt.strip(), tokenizer, first=True)
-    return Prompt.prefix(start + words, length), plan
+    return Prompt.prefix(start + words, length), regime

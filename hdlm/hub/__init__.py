@@ -1,4 +1,4 @@
-"""Published checkpoints: find them, recognise their format, and load them."""
+"""Published checkpoints: find their files, recognise their format, and load them."""
 
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS

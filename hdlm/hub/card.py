@@ -1,10 +1,10 @@
-"""A card says how one published format is read: what it looks like, and what its parts are called here.
+"""A card describes how a published format is recognised and read.
 
     evidence (config, names and shapes of tensors)  ->  which card?  ->  blueprint  ->  weights  ->  Checkpoint
 
-One file a format, in `hdlm.hub.cards`. A format is recognised by what is in its files, never by the name of a
-repository or a folder, and never by trying until nothing fails. No code that travels with weights is ever run; what a
-config says of code (`auto_map`) is ignored.
+Each format is one file in `hdlm.hub.cards`. A format is recognised by the content of its files, never by the name of a
+repository or a folder, and never by trial and error. Code that comes with weights is never run; references to code in a
+config (`auto_map`) are ignored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from hdlm.attention import Active, Context
+from hdlm.checkpoint.weights import Stored
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiTConfig
+from hdlm.network import NetworkShape
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
@@ -28,54 +29,60 @@ __all__ = ["AbstractCard", "Blueprint", "Evidence"]
 @final
 @dataclass(frozen=True)
 class Evidence:
-    """What lies at a source, before any of it is believed.
+    """The unchecked content of a source.
 
     Attributes:
-        config: What its configuration says, nested plain values with interpolations resolved; empty if it has none.
+        config: Its configuration, nested plain values with interpolations resolved; empty if it has none.
         shapes: Name and shape of every tensor in its weights.
-        origin: What to call it in an error.
+        origin: Name of the source in messages.
+        mask_token: Id of the mask in the tokenizer beside the weights, if that tokenizer has a mask.
     """
 
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     origin: str
+    mask_token: int | None = None
 
 
 @final
 @dataclass(frozen=True)
 class Blueprint:
-    """Everything of a checkpoint but its weights, and where in the file these are.
+    """A checkpoint without its weights, and the names of the weights in the file.
 
     Attributes:
-        network: Shape of the network.
-        vocabulary: What its tokens mean here: words first, the mask last.
-        process: How tokens are noised.
-        parameterization: What its outputs mean.
-        noise_schedule: How fast noise came in training.
-        hyperschedules: What it was trained on, the one it generates best by first.
-        tensors: Name in the file of each parameter of `hdlm.network.DDiT` (buffers need none: they are computed).
-        ignored: Other names that the format is known to have, and why they are not needed. A name in the file that is
-            neither here nor in `tensors` is an error.
-        mask_row: Row of the mask in the file's embedding and output, where it is not the last: it is moved there, and
-            ids above it move down by one.
-        padding: Rows of the file's embedding and output that stand for nothing: they were added behind the words and
-            the mask to make a round number, and are left out.
-        tokenizer: Name of the tokenizer it was trained with, or None if it does not say.
-        context: What settled positions saw of one another.
-        active: What active positions saw of one another.
+        network: Configuration of the network.
+        vocabulary: Meaning of its tokens: words first, the mask last.
+        process: The noise process.
+        parameterization: Meaning of its outputs.
+        noise_schedule: Noise as a function of time in training.
+        hyperschedules: Hyperschedules of its training, the best one for generation first.
+        tensors: Name in the file of each parameter of the network (buffers need none: they are computed).
+        ignored: Other known names of the format, and why they are not needed. A name in the file that is neither here
+            nor in `tensors` is an error.
+        mask_row: Row of the mask in the file's embedding and output, if it is not the last: it is moved there, and
+            larger ids decrease by one.
+        padding: Unused rows of the file's embedding and output, added after the words and the mask to make a round
+            number; they are removed.
+        spare_rows: Whether the network may have rows for which its tokenizer has no word.
+        adds_mask: Whether the file has no row for a mask, so that one is added: the mean of the others.
+        tokenizer: Name of the tokenizer it was trained with, or None if it is unknown.
+        context: Attention between settled positions.
+        active: Attention between active positions.
         unknown: Dotted keys of the config that this card does not know; they are kept and reported.
     """
 
-    network: DDiTConfig
+    network: NetworkShape
     vocabulary: Vocabulary
     process: AbstractNoiseProcess
     parameterization: AbstractParameterization
     noise_schedule: AbstractNoiseSchedule = LINEAR
     hyperschedules: tuple[AbstractHyperschedule, ...] = ()
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str | Stored] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     mask_row: int | None = None
     padding: int = 0
+    spare_rows: bool = False
+    adds_mask: bool = False
     tokenizer: str | None = None
     context: Context = "block_causal"
     active: Active = "full"
@@ -83,22 +90,22 @@ class Blueprint:
 
 
 class AbstractCard(abc.ABC):
-    """How one format is read. A subclass is final and stateless.
+    """The description of one format. A subclass is final and stateless.
 
     Attributes:
-        name: What people call the format.
+        name: Common name of the format.
     """
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def recognises(self, evidence: Evidence) -> bool:
-        """Whether this is the format; must not raise, whatever the evidence."""
+        """Whether this is the format; it must not raise, whatever the evidence."""
 
     @abc.abstractmethod
     def blueprint(self, evidence: Evidence) -> Blueprint:
-        """What the model is.
+        """Describe the model.
 
         Raises:
-            ValueError: If something that is needed is missing or contradicts itself; the message names it.
+            ValueError: If something is missing or contradictory; the message names it.
         """

@@ -1,8 +1,8 @@
-"""Configs of other programs: JSON or YAML to plain nested values, with interpolations resolved and nothing ever run.
+"""Configs of other programs: JSON or YAML to plain nested values, with interpolations resolved. Nothing is run.
 
-Only what plain JSON could say is read: YAML tags that build objects, anchors (a few lines of which can stand for
-gigabytes) and resolvers such as `${oc.env:HOME}` do nothing here. `${dotted.key}` is replaced by the value of that
-key, if it is a scalar; any other interpolation stays the text it is.
+Only values that JSON can express are read: YAML tags that build objects, anchors (a few lines of which can stand for
+gigabytes) and resolvers such as `${oc.env:HOME}` have no effect. `${dotted.key}` is replaced by the value of that key,
+if it is a scalar; any other interpolation stays as text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from hdlm.strict_config import one_line
+
 __all__ = ["read_config", "resolve_interpolations"]
 
 LARGEST = 4 * 2**20
-"""Bytes; no config is larger."""
+"""Bytes of the largest config that is read."""
 LONGEST_TEXT = 10_000
 """Characters of a text after its interpolations."""
 
@@ -29,7 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a `.json`, `.yaml` or `.yml` file.
 
     Raises:
-        ValueError: If it is too large, damaged, no table, or holds what a config never needs; the message names it.
+        ValueError: If it is too large, damaged, not a table, or holds what a config never needs; the message names it.
     """
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a config has at most {LARGEST}.")
@@ -40,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is no table but a {type(config).__name__}")
         return resolve_interpolations(_plain(config))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no config: {_one_line(error)}.") from error
+        raise ValueError(f"{path} is damaged or no config: {one_line(error).rstrip('.')}.") from error
 
 
 def resolve_interpolations(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def resolve_interpolations(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @final
 class _Resolver:
-    """Remembers what it has resolved, so that every key is looked up once."""
+    """Caches what it has resolved, so that every key is looked up once."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -71,13 +73,13 @@ class _Resolver:
         return self.of_text(value) if isinstance(value, str) else value
 
     def of_text(self, text: str) -> Any:
-        """A text with its interpolations resolved: the value itself where it is one interpolation and no more."""
+        """A text with its interpolations resolved; the value itself if the text is one interpolation."""
         whole = _INTERPOLATION.fullmatch(text)
         if whole:
             value = self.at(whole[1])
             return text if value is _ABSENT else value
         filled = _INTERPOLATION.sub(
-            lambda found: found[0] if (value := self.at(found[1])) is _ABSENT else str(value), text
+            lambda match: match[0] if (value := self.at(match[1])) is _ABSENT else str(value), text
         )
         if len(filled) > LONGEST_TEXT and filled != text:
             raise ValueError(f"interpolations make a text of more than {LONGEST_TEXT} characters")
@@ -113,7 +115,7 @@ def _load_yaml(text: str, path: Path) -> Any:
         raise OSError(f"{path} is YAML; to read it, install PyYAML: pip install 'hdlm[hub]'.") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Plain values only; `1e-4` is a number, as hydra has it, and a date is a text."""
+        """Plain values only; `1e-4` is a number, as in hydra, and a date is text."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
@@ -128,11 +130,11 @@ def _load_yaml(text: str, path: Path) -> Any:
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise ValueError(_one_line(error)) from error
+        raise ValueError(one_line(error)) from error
 
 
 def _plain(value: Any) -> Any:
-    """The same values, if JSON could say them."""
+    """A copy of values, if JSON can express them."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -140,7 +142,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise ValueError(f"it holds a {type(value).__name__}, which no config needs")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")

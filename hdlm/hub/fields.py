@@ -1,4 +1,4 @@
-"""Reading a config that others wrote: every value is checked, and an error names its key."""
+"""Checked values of foreign configs; errors name the key."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _REQUIRED: Final = object()
 @final
 @dataclass(frozen=True)
 class Fields:
-    """The values of a nested config by dotted key. A key that is null counts as absent.
+    """The values of a nested config by dotted key. A null value counts as absent.
 
     Attributes:
-        config: The config.
-        origin: What to call it in an error.
+        config: The nested config.
+        origin: Name of the config in messages.
     """
 
     config: Mapping[str, Any]
     origin: str
 
     def get(self, key: str) -> Any:
-        """What stands there, or None."""
+        """The value of a key, or None."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -70,7 +70,7 @@ class Fields:
 
 
 def unknown_keys(config: Mapping[str, Any], known: Collection[str], above: str = "") -> tuple[str, ...]:
-    """Dotted keys that are not known, in alphabetical order; of a table of which nothing is known, only its own."""
+    """Dotted keys that are not known, in alphabetical order; for a table with no known key, only its own key."""
     unknown: list[str] = []
     for name, value in config.items():
         key = f"{above}{name}"

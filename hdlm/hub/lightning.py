@@ -1,7 +1,7 @@
-"""The configuration inside a Lightning checkpoint, as the plain values that the cards of the hub read.
+"""The configuration inside a Lightning checkpoint, as plain values for the cards of the hub.
 
 The trainers of MDLM, Duo and BD3-LM save `hyper_parameters = {"config": DictConfig, "tokenizer": ...}`. The pickle
-gives a `StandIn` for each object of OmegaConf. The values are in its state: `_content` of a container, `_val` of a
+gives a `StandIn` for each object of OmegaConf, whose values are in its state: `_content` of a container, `_val` of a
 node.
 """
 
@@ -16,9 +16,9 @@ from hdlm.hub.pickles import StandIn
 __all__ = ["hub_config", "training_config"]
 
 MOST_VALUES = 100_000
-"""Values of a configuration. Parts that stand in many places count in each of them."""
+"""Largest number of values in a configuration. Parts that are shared count at each place."""
 DEEPEST = 64
-"""Tables inside one another."""
+"""Largest number of nested tables."""
 
 _LOG_LINEAR = (None, "loglinear", "log-linear")
 _SIZES = {
@@ -29,7 +29,7 @@ _SIZES = {
     "model_length": "length",
     "dropout": "dropout",
 }
-"""Keys of the hub, and those of the table `model` in the trainers."""
+"""Keys of the hub's config, and those of the table `model` in the trainers."""
 
 
 def training_config(saved: Any) -> dict[str, Any] | None:
@@ -45,13 +45,13 @@ def training_config(saved: Any) -> dict[str, Any] | None:
 
 @final
 class _Plain:
-    """Turns stand-ins of OmegaConf into plain values, up to a number of them."""
+    """Converts stand-ins of OmegaConf into plain values, up to a number of them."""
 
     def __init__(self) -> None:
         self._left = MOST_VALUES
 
     def of(self, value: Any, depth: int) -> Any:
-        """The plain value; None in place of what a configuration does not hold."""
+        """The plain value; None for values that a configuration does not hold."""
         self._left -= 1
         if self._left < 0 or depth > DEEPEST:
             raise ValueError(
@@ -70,18 +70,16 @@ class _Plain:
 
 
 def hub_config(config: Mapping[str, Any], rows: int) -> dict[str, Any] | None:
-    """The config that the hub has for a model of these trainers; None if it is none of the models that are known.
+    """The config that a model of these trainers has on the hub; None if the model is unknown.
 
     Args:
         config: The configuration of the training.
-        rows: Of the embedding.
+        rows: Number of rows of the embedding.
     """
     model, algorithm = config.get("model"), config.get("algo", config)
-    if (
-        not isinstance(model, Mapping)
-        or not isinstance(algorithm, Mapping)
-        or algorithm.get("backbone") != "dit"
-    ):
+    if not isinstance(model, Mapping) or not isinstance(algorithm, Mapping):
+        return None
+    if algorithm.get("backbone") != "dit":
         return None
     noise = config.get("noise")
     if isinstance(noise, Mapping) and noise.get("type") not in _LOG_LINEAR:
@@ -90,19 +88,19 @@ def hub_config(config: Mapping[str, Any], rows: int) -> dict[str, Any] | None:
         name = {"duo_base": "duo"}.get(str(algorithm.get("name")), algorithm.get("name"))
     else:
         name = "mdlm" if config.get("parameterization") == "subs" else None
-    made = {key: model.get(own) for key, own in _SIZES.items()}
-    made |= {"model_type": name, "vocab_size": rows, "causal": algorithm.get("causal_attention", False)}
+    converted = {key: model.get(own) for key, own in _SIZES.items()}
+    converted |= {"model_type": name, "vocab_size": rows, "causal": algorithm.get("causal_attention", False)}
     match name:
         case "mdlm":
-            if made.pop("causal"):
+            if converted.pop("causal"):
                 return None
-            made["time_conditioning"] = algorithm.get("time_conditioning", False)
+            converted["time_conditioning"] = algorithm.get("time_conditioning", False)
         case "bd3lm":
-            made["time_conditioning"] = algorithm.get("time_conditioning", False)
-            made["cross_attn"] = algorithm.get("cross_attn", True)
-            made["block_size"] = config.get("block_size")
+            converted["time_conditioning"] = algorithm.get("time_conditioning", False)
+            converted["cross_attn"] = algorithm.get("cross_attn", True)
+            converted["block_size"] = config.get("block_size")
         case "duo":
             pass
         case _:
             return None
-    return made
+    return converted

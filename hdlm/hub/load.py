@@ -1,10 +1,10 @@
-"""Load anything: weights from a folder, a file, a published run or the hub, in any format that has a card.
+"""Loads weights from a folder, a file, a published run or the hub, in any format that has a card.
 
     source -> config and names of tensors -> the one card that recognises them -> blueprint -> weights -> Checkpoint
 
-Nothing is guessed: a format is recognised by what is in its files, every tensor must be where the format has it, and
-what is missing is an error. No code that travels with weights is run. A network is filled file by file and tensor by
-tensor, so loading takes hardly more memory than the weights themselves.
+Nothing is guessed: a format is recognised by the content of its files, every tensor must be where the format has it,
+and what is missing is an error. Code that comes with weights is never run. A network is filled file by file and tensor
+by tensor, so loading needs hardly more memory than the weights themselves.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from hdlm.checkpoint import FORMAT, Checkpoint, WeightsName, assemble, load_checkpoint
-from hdlm.checkpoint.weights import fill, skeleton
+from hdlm.checkpoint.weights import fill, skeleton, stored_names
 from hdlm.denoiser import Denoiser
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.hub.configs import read_config
 from hdlm.hub.lightning import hub_config
+from hdlm.hub.mask_token import mask_token
 from hdlm.hub.source import RAW, SINGLE, Hub, Source, beside, find, no_config
 from hdlm.hub.stored import StoredWeights, open_weights
-from hdlm.network import DDiTConfig
+from hdlm.network import read_network_config
 from hdlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["LocatedCheckpoint", "inspect", "load"]
 
 OWN = "hdlm"
-"""Name of this project's own format, which needs no card."""
+"""Name of hdlm's own format, which needs no card."""
 
 _TOKENIZER_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-"""What a config may name: something of the hub, never a path of this machine."""
+"""A tokenizer that a config may name: a name of the hub, never a local path."""
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,14 +48,14 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @final
 @dataclass(frozen=True)
 class LocatedCheckpoint:
-    """What lies at a source, without its weights.
+    """A model at a source, without its weights.
 
     Attributes:
         evidence: Its config, and names and shapes of its tensors.
-        card: Name of its format; `"hdlm"` for this project's own.
-        blueprint: What the model is. What its config says and nobody knows is in `blueprint.unknown`.
-        files: The files that were or would be read.
-        step: Training steps done, where the file says it.
+        card: Name of its format; `"hdlm"` for hdlm's own.
+        blueprint: Description of the model; `blueprint.unknown` has the keys of its config that hdlm does not know.
+        files: The files of the model.
+        step: Training steps done, if the file records them.
     """
 
     evidence: Evidence
@@ -79,29 +80,29 @@ def load(
     token: str | None = None,
     offline: bool = False,
 ) -> Checkpoint:
-    """Load a model from wherever it is, strictly; it is in evaluation mode.
+    """Load a model strictly, in evaluation mode.
 
     Args:
-        source: A checkpoint folder of this project, a folder as on the hub, a run folder of the published trainer, a
-            file of weights (`.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt`), the name of a model that ships with
-            hdlm, or a hub id `org/name`. What is on this machine goes first.
+        source: A checkpoint folder of hdlm, a folder as on the hub, a run folder of the published trainer, a file of
+            weights (`.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt`), the name of a model that ships with hdlm, or a
+            hub id `org/name`. Local files come first.
         weights: The moving average of training, or the raw weights of its last step. A file that holds one set of
-            weights and does not say which gives them as `"averaged"`.
-        config: The config, or the folder that has it, if it is not beside the weights.
-        tokenizer: A tokenizer file, folder or name instead of the one that the model brings or names.
-        num_words: How many words the model knows, where its config does not say so: the mask is not counted. Rows of
-            the weights behind the words and the mask are padding.
-        mask_id: Row of the mask in the weights, where it is not the row behind the words.
-        device: Where the model goes.
+            weights and does not record which it is counts as `"averaged"`.
+        config: The config, or a folder with it, if it is not with the weights.
+        tokenizer: A tokenizer file, folder or name in place of the one of the model.
+        num_words: Number of words without the mask, if the config does not have it. Rows of the weights after the
+            words and the mask are padding.
+        mask_id: Row of the mask in the weights, if it is not the row after the words.
+        device: Device of the model.
         dtype: Precision of the weights.
         revision: Branch, tag or commit of a hub repository.
-        cache_dir: Where files of the hub are kept.
-        token: For private repositories of the hub.
-        offline: Use only files of the hub that are here already.
+        cache_dir: Folder for files of the hub.
+        token: Access token for private repositories of the hub.
+        offline: Whether only local files are used.
 
     Raises:
         ValueError: If something is missing, damaged, unsafe, contradictory or in an unknown format; the message names
-            it. There are never fresh weights instead.
+            it. Missing weights are never initialised instead.
         OSError: If the hub cannot be reached, or a file cannot be read.
     """
     if dtype not in _FLOATS:
@@ -111,7 +112,7 @@ def load(
     settings = {} if files.config is None else read_config(files.config)
     if _is_own(settings):
         _refuse_rows(files, num_words, mask_id)
-        checkpoint, mask_row = _load_own(files, weights, device, dtype), None
+        checkpoint, mask_row, spare_rows = _load_own(files, weights, device, dtype), None, False
         if tokenizer is None:
             return checkpoint
     else:
@@ -120,18 +121,18 @@ def load(
         card, blueprint = _recognise(settings, stored, files)
         checkpoint = _build(settings, stored, card, blueprint, weights, dtype)
         checkpoint.denoiser.to(device).eval()
-        mask_row = blueprint.mask_row
+        mask_row, spare_rows = blueprint.mask_row, blueprint.spare_rows
     words = checkpoint.vocabulary
-    found: Tokenizer | None
+    loaded: Tokenizer | None
     if tokenizer is not None:
-        found = _find_tokenizer(tokenizer, words, mask_row, hub)
+        loaded = _find_tokenizer(tokenizer, words, mask_row, hub, spare_rows=spare_rows)
     else:
-        found = _tokenizer(files, blueprint, hub)
-    if found is None:
+        loaded = _tokenizer(files, blueprint, hub)
+    if loaded is None:
         return checkpoint
     if words.bos is None and words.eos is None:
-        words = found.vocabulary
-    return dataclasses.replace(checkpoint, tokenizer_json=found.to_json(), vocabulary=words)
+        words = loaded.vocabulary
+    return dataclasses.replace(checkpoint, tokenizer_json=loaded.to_json(), vocabulary=words)
 
 
 def inspect(
@@ -146,7 +147,7 @@ def inspect(
     token: str | None = None,
     offline: bool = False,
 ) -> LocatedCheckpoint:
-    """Look at a model without loading its weights; the arguments are those of `load`.
+    """Describe a model without loading its weights; the arguments are those of `load`.
 
     Raises:
         ValueError: If something is missing, damaged, unsafe, contradictory or in an unknown format.
@@ -167,10 +168,10 @@ def inspect(
 
 
 def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> AbstractCard:
-    """The one card whose format this is.
+    """The one card that recognises a format.
 
     Raises:
-        ValueError: If it is none or several; the message says what was seen.
+        ValueError: If no card or several ones do; the message describes the files.
     """
     fitting = [card for card in cards if card.recognises(evidence)]
     if len(fitting) == 1:
@@ -183,14 +184,14 @@ def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> Ab
     )
     known = ", ".join(card.name for card in cards)
     if not fitting:
-        raise ValueError(f"{evidence.origin} is in no format that is known here ({known}): {seen}.")
+        raise ValueError(f"{evidence.origin} is in no format that hdlm reads ({known}): {seen}.")
     raise ValueError(f"{evidence.origin} could be any of {', '.join(card.name for card in fitting)}: {seen}.")
 
 
 def _recognise(
     settings: Mapping[str, Any], stored: StoredWeights, files: Source
 ) -> tuple[AbstractCard, Blueprint]:
-    evidence = Evidence(settings, stored.tensors.shapes, files.origin)
+    evidence = Evidence(settings, stored.tensors.shapes, files.origin, mask_token(files.tokenizer))
     card = recognise(evidence)
     blueprint = card.blueprint(evidence)
     words, rows = blueprint.vocabulary.num_words, blueprint.network.vocab_size
@@ -211,22 +212,22 @@ def _settings(
     num_words: int | None,
     mask_id: int | None,
 ) -> dict[str, Any]:
-    """The config of a model: the one beside its weights, or the one inside them; and what the user says of its rows."""
+    """The config of a model, from its file or from its weights, with what the user gives about its rows."""
     if files.config is None:
         table = stored.tensors.shapes.get("vocab_embed.embedding")
         inside = None if stored.settings is None or not table else hub_config(stored.settings, table[0])
         if inside is None:
             raise no_config(files.origin, beside(files.weights[0]), inside=stored.settings is not None)
         settings = inside
-    said = {"num_words": num_words, "mask_id": mask_id}
-    return {**settings, **{key: value for key, value in said.items() if value is not None}}
+    given = {"num_words": num_words, "mask_id": mask_id}
+    return {**settings, **{key: value for key, value in given.items() if value is not None}}
 
 
 def _refuse_rows(files: Source, num_words: int | None, mask_id: int | None) -> None:
     if num_words is not None or mask_id is not None:
         raise ValueError(
-            f"{files.origin} is a checkpoint of this program, which says its words and its mask itself: leave "
-            "`num_words` and `mask_id` out."
+            f"{files.origin} is a checkpoint of hdlm, which records its words and its mask: leave `num_words` and "
+            "`mask_id` out."
         )
 
 
@@ -238,9 +239,8 @@ def _build(
     weights: WeightsName,
     dtype: torch.dtype,
 ) -> Checkpoint:
-    """A model as its blueprint says, with its weights."""
     network = skeleton(blueprint.network, stored.tensors)
-    tensors, kind = stored.choose(weights, frozenset(blueprint.tensors.values()))
+    tensors, kind = stored.choose(weights, stored_names(blueprint.tensors))
     fill(
         network,
         tensors,
@@ -248,6 +248,7 @@ def _build(
         ignored=blueprint.ignored,
         mask_row=blueprint.mask_row,
         padding=blueprint.padding,
+        adds_mask=blueprint.adds_mask,
         dtype=dtype,
     )
     origin: dict[str, Any] = {"format": card.name, "weights": kind, "config": dict(settings)}
@@ -273,12 +274,12 @@ def _is_own(settings: Mapping[str, Any]) -> bool:
 def _load_own(
     files: Source, weights: WeightsName, device: torch.device | str, dtype: torch.dtype
 ) -> Checkpoint:
-    """A checkpoint of this project, from its folder or one of the two files in it."""
+    """A checkpoint of hdlm, from its folder or one of the two files in it."""
     named = {SINGLE: weights, RAW: "raw"}.get(files.weights[0].name)
     folder = files.weights[0].parent
     if named is None or files.config != folder / "config.json":
         raise ValueError(
-            f"{files.origin} has the config of a checkpoint of this program, which is a folder with config.json and "
+            f"{files.origin} has the config of a checkpoint of hdlm, which is a folder with config.json and "
             f"{SINGLE}; got {', '.join(map(str, files.files))}."
         )
     return load_checkpoint(folder, device, weights="raw" if named == "raw" else "averaged", dtype=dtype)
@@ -288,7 +289,7 @@ def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: So
     if settings.get("format") != FORMAT:
         raise ValueError(f"{files.config} must have `format` {FORMAT}; got {settings.get('format')!r}.")
     try:
-        network = skeleton(DDiTConfig.from_dict(settings["network"]), stored.tensors)
+        network = skeleton(read_network_config(settings["network"]), stored.tensors)
         outline = assemble({"training": {}, **settings}, network)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{files.config}: {error}") from error
@@ -306,10 +307,10 @@ def _own_blueprint(settings: Mapping[str, Any], stored: StoredWeights, files: So
 
 
 def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> Tokenizer | None:
-    """The tokenizer beside the weights, else the one that the config names, where it can be had without a fuss."""
+    """The tokenizer in the folder, else the one that the config names, if it is cached or the hub was just reached."""
     vocabulary, mask_row = blueprint.vocabulary, blueprint.mask_row
     if files.tokenizer is not None:
-        return _find_tokenizer(files.tokenizer, vocabulary, mask_row, hub)
+        return _find_tokenizer(files.tokenizer, vocabulary, mask_row, hub, spare_rows=blueprint.spare_rows)
     if blueprint.tokenizer is None or not _TOKENIZER_NAME.fullmatch(blueprint.tokenizer):
         return None
     here_only = dataclasses.replace(hub, offline=hub.offline or not files.fetched, revision=None)
@@ -319,16 +320,18 @@ def _tokenizer(files: Source, blueprint: Blueprint, hub: Hub) -> Tokenizer | Non
         return None
 
 
-def _find_tokenizer(source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub) -> Tokenizer:
+def _find_tokenizer(
+    source: str | Path, vocabulary: Vocabulary, mask_row: int | None, hub: Hub, *, spare_rows: bool = False
+) -> Tokenizer:
     """The tokenizer in a file, a folder or on the hub, with exactly the words of the network."""
     try:
         from hdlm.data import find_tokenizer
     except ImportError as error:
         raise OSError(
-            f"to read a tokenizer, install what it takes: pip install 'hdlm[train]' ({error})."
+            f"to read a tokenizer, install its packages: pip install 'hdlm[train]' ({error})."
         ) from error
-    found = find_tokenizer(source, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline)
+    tokenizer = find_tokenizer(source, cache_dir=hub.cache_dir, token=hub.token, offline=hub.offline)
     try:
-        return found.fitted(vocabulary, mask_row)
+        return tokenizer.fitted(vocabulary, mask_row, spare_rows=spare_rows)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -1,17 +1,17 @@
-"""Reads a file of `torch.save` as data: tensors, tables, lists, numbers and text, and nothing runs.
+"""Reads a file of `torch.save` as data: tensors, tables, lists, numbers and text. Nothing in the file is run.
 
-A pickle is a program that may import and call anything. Here it is never given to an unpickler. The standard library
-decodes its steps (`pickletools.genops`), and the reader below knows what each step says of plain data. A name in the
-pickle becomes a real object only if it is in the short table `_NAMES`. Every other name becomes a `StandIn`, which
-records what the file says of an object and has no behaviour: it is no class, cannot be called and sets no attribute.
-So the OmegaConf configuration, the tokenizer and the callbacks of a Lightning checkpoint are read and stay inert.
+A pickle is a program that may import and call anything, so it is never given to an unpickler. The standard library
+decodes its steps (`pickletools.genops`), and the reader below applies them to plain data. A name in the pickle becomes
+a real object only if it is in the short table `_NAMES`. Every other name becomes a `StandIn`, which records what the
+file says about an object and has no behaviour: it cannot be called and sets no attribute. So the OmegaConf
+configuration, the tokenizer and the callbacks of a Lightning checkpoint are read without running their code.
 
-A file that names what only an attack needs (`os.system`, `builtins.eval`) is refused, although its stand-in would do no
-harm. Files of torch before 1.6 are no zips and are refused.
+A file with a name that only an attack needs (`os.system`, `builtins.eval`) is refused, although its stand-in would be
+harmless. Files of torch before 1.6, which are not zips, are refused.
 
 Sizes are bounded before memory is used: of the pickle, of the number of its steps, and of what steps may copy. Tensors
-stay in the file until they are used (the file is mapped into memory), so an optimizer beside them costs nothing. While
-the model lives, the file must not be overwritten in place; replacing it by renaming is harmless.
+stay in the memory-mapped file until they are used, so an optimizer in the file costs no memory. While the model lives,
+the file must not be overwritten in place; it may be replaced by renaming.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from hdlm.checkpoint.weights import AbstractTensors
 __all__ = ["PickledTensors", "StandIn", "load_pickle"]
 
 LARGEST_PICKLE = 64 * 2**20
-"""Bytes of the program itself. The program of an optimizer over thousands of tensors has less than one of 64 MiB."""
+"""Bytes of the pickle. That of an optimizer over thousands of tensors has less than one of 64 MiB."""
 MOST_STEPS = 4_000_000
-"""Steps of the program. A tensor takes about thirty."""
+"""Steps of the pickle. A tensor takes about thirty."""
 MOST_ENTRIES = 200_000
 BYTES_OF_ITEM = 64
-"""What an item of a list or a table counts where a step copies it."""
+"""Bytes counted for an item of a list or a table when a step copies it."""
 _DEEPEST_NAME = 3
-"""Parts of the names in `_ATTACKS`, and one more."""
+"""Parts of the longest name in `_ATTACKS`, plus one."""
 LONGEST_KEY = 16
 """Items of a tuple that is a key of a table."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of an entry of a zip: its signature, and how long its name and its extra field are."""
+"""The header of a zip entry: signature, and lengths of its name and its extra field."""
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -70,15 +70,23 @@ _ATTACKS = frozenset(
     | {"subprocess", "sys", "timeit", "urllib", "webbrowser", "torch.hub", "torch.jit", "torch.serialization"}
     | {
         f"builtins.{name}"
-        for name in ("__import__", "apply", "breakpoint", "bytearray", "compile", "delattr")
+        for name in (
+            *(
+                "__import__",
+                "apply",
+                "breakpoint",
+                "bytearray",
+                "compile",
+                "delattr",
+                "eval",
+                "exec",
+                "execfile",
+            ),
+            *("file", "getattr", "globals", "input", "locals", "memoryview", "open", "setattr", "vars"),
+        )
     }
-    | {
-        f"builtins.{name}"
-        for name in ("eval", "exec", "execfile", "file", "getattr", "globals", "input", "locals")
-    }
-    | {f"builtins.{name}" for name in ("memoryview", "open", "setattr", "vars")}
 )
-"""Modules and functions that no state of a training run names."""
+"""Modules and functions that the state of a training run never names."""
 
 _WHAT_DAMAGE_RAISES = (
     ArithmeticError,
@@ -95,13 +103,13 @@ _WHAT_DAMAGE_RAISES = (
 
 @final
 class StandIn:
-    """What a pickle says of an object that is not built here.
+    """An object of a pickle that is not built.
 
     Attributes:
         name: Module and name of its class or function, with a dot between.
-        arguments: What the pickle calls it with; empty for the class itself.
-        state: What the pickle sets its state to, or None.
-        items: What the pickle puts into it: the items of a list or a set, or the keys and values of a table in turn.
+        arguments: Arguments of the call in the pickle; empty for the class itself.
+        state: State that the pickle sets, or None.
+        items: Items that the pickle adds to a list or a set, or keys and values of a table in turn.
     """
 
     __slots__ = ("arguments", "items", "name", "state")
@@ -118,10 +126,10 @@ class StandIn:
 
 @final
 class PickledTensors(AbstractTensors):
-    """Tensors that `load_pickle` gave, by name.
+    """Tensors of `load_pickle`, by name.
 
     Args:
-        origin: What to call them in an error.
+        origin: Name of the file in messages.
         tensors: The tensors; they may lie in a mapped file.
     """
 
@@ -142,10 +150,10 @@ class PickledTensors(AbstractTensors):
 
 
 def load_pickle(path: Path) -> Any:
-    """What a file of `torch.save` holds: tables, lists, numbers, text, tensors, and a `StandIn` for all else.
+    """The content of a file of `torch.save`: tables, lists, numbers, text, tensors, and `StandIn`s.
 
     Raises:
-        ValueError: If the file is damaged, no such file, or made to do harm.
+        ValueError: If the file is damaged, not such a file, or hostile.
     """
     entries = _entries(path)
     name = _program(path, entries)
@@ -156,21 +164,21 @@ def load_pickle(path: Path) -> Any:
     except _RefusalError as refusal:
         raise ValueError(
             f"{path} is refused, for it asks to run or build {refusal}; only tensors, tables, lists, numbers and text "
-            "are read. If you trust it, open it where you trust it and save its tensors alone, as safetensors."
+            "are read. If you trust the file, load it yourself and save its tensors alone, as safetensors."
         ) from refusal
     except (*_WHAT_DAMAGE_RAISES, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds more than tensors: {_first_line(error)}") from error
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip, which is refused if it is more than the files inside it."""
+    """The entries of a zip, which is refused if it claims more than the file holds."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError) as error:
         raise ValueError(
-            f"{path} is damaged or no file of torch.save (1.6 or later): {_first_line(error)}"
+            f"{path} is damaged or not a file of torch.save (1.6 or later): {_first_line(error)}"
         ) from error
     if len(entries) > MOST_ENTRIES or sum(entry.file_size for entry in entries) > size:
         raise ValueError(f"{path} is refused: its zip claims to hold more than the file has.")
@@ -191,7 +199,7 @@ def _program(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str:
         raise ValueError(f"{path} is refused: it holds a program (TorchScript), not only weights.")
     programs = [entry for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"]
     if len(programs) != 1 or len(PurePosixPath(programs[0].filename).parts) != 2:
-        raise ValueError(f"{path} is no file of torch.save: its zip has no FOLDER/data.pkl, or several.")
+        raise ValueError(f"{path} is not a file of torch.save: its zip has no FOLDER/data.pkl, or several.")
     if programs[0].file_size > LARGEST_PICKLE:
         raise ValueError(f"{path} is refused: its pickle has {programs[0].file_size} bytes.")
     return programs[0].filename
@@ -199,13 +207,13 @@ def _program(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str:
 
 @final
 class _RefusalError(Exception):
-    """What a file asks for that is refused."""
+    """Something in a file that is refused."""
 
 
 @final
 @dataclass(frozen=True)
 class _Stored:
-    """The numbers of one or several tensors, in the mapped file."""
+    """The numbers of one or several tensors in the mapped file."""
 
     numbers: torch.UntypedStorage
     dtype: torch.dtype
@@ -213,12 +221,12 @@ class _Stored:
 
 @final
 class _Storages:
-    """The numbers of tensors in a zip, by the keys of its pickle.
+    """The numbers of the tensors in a zip, by their keys in the pickle.
 
     Args:
         path: The file.
         entries: Its entries.
-        folder: The folder in it that the pickle lies in.
+        folder: Folder of the pickle in the zip.
     """
 
     def __init__(self, path: Path, entries: Sequence[zipfile.ZipInfo], folder: str) -> None:
@@ -233,9 +241,9 @@ class _Storages:
             raise ValueError("its numbers were written by a big-endian machine")
 
     def __call__(self, identity: Any) -> _Stored:
-        """The numbers that the pickle calls by `("storage", type, key, device, count)`."""
+        """The numbers that the pickle identifies by `("storage", type, key, device, count)`."""
         if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
-            raise ValueError("it refers to an object outside that is no storage of numbers")
+            raise ValueError("it refers to an object outside that is not a storage of numbers")
         _, kind, key, _, count = identity
         if type(kind) is not torch.dtype or type(key) is not str or type(count) is not int:
             raise ValueError("it refers to a storage of an unknown type")
@@ -272,13 +280,13 @@ _VALUES = frozenset(
     | {"STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
     | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 )
-"""Steps that say a number or a text."""
+"""Steps that push a number or a text."""
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 @final
 class _Reader:
-    """The steps of a pickle as data.
+    """Reads the steps of a pickle as data.
 
     Args:
         storages: The numbers of its tensors.
@@ -292,11 +300,11 @@ class _Reader:
         self._copied = 0
 
     def read(self, program: bytes) -> Any:
-        """What the program describes.
+        """The data that the pickle describes.
 
         Raises:
-            _RefusalError: If it names what only an attack needs.
-            ValueError: If it is damaged or too large; other errors of damaged data pass through.
+            _RefusalError: If it has a name that only an attack needs.
+            ValueError: If it is damaged or too large; other errors of damaged data are not caught here.
         """
         for count, (step, value, _) in enumerate(pickletools.genops(program)):
             if count > MOST_STEPS:
@@ -359,7 +367,7 @@ class _Reader:
                 stack.append(self._plain(step))
 
     def _plain(self, step: str) -> Any:
-        """A constant, or a container of what stands on the stack."""
+        """A constant, or a container of the items on the stack."""
         if step in _CONSTANTS:
             return _CONSTANTS[step]
         if step in _EMPTY:
@@ -393,9 +401,9 @@ class _Reader:
         return items
 
     def _name(self, module: Any, name: Any) -> Any:
-        """What a name stands for."""
+        """The object or stand-in of a name."""
         if type(module) is not str or type(name) is not str:
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         full = f"{module}.{name}"
         if full in _NAMES:
@@ -406,17 +414,16 @@ class _Reader:
         return self._named.setdefault(full, StandIn(full))
 
     def _made(self, what: Any, arguments: Any) -> Any:
-        """What a pickle makes by calling something."""
+        """The result of a call in the pickle."""
         if type(arguments) is not tuple:
-            raise ValueError("what a call is given is no tuple")
+            raise ValueError("the arguments of a call are not a tuple")
         if type(what) is StandIn:
             return StandIn(what.name, arguments)
         if type(what) is not _Maker:
             raise ValueError(f"it calls a {type(what).__name__}")
-        self._copied += sum(len(each) for each in arguments if isinstance(each, str))
-        self._copied += BYTES_OF_ITEM * sum(
-            len(each) for each in arguments if isinstance(each, list | tuple | set)
-        )
+        self._copied += sum(len(text) for text in arguments if isinstance(text, str))
+        items = sum(len(items) for items in arguments if isinstance(items, list | tuple | set))
+        self._copied += BYTES_OF_ITEM * items
         if self._copied > LARGEST_PICKLE:
             raise ValueError("its pickle copies the same data too often")
         return what.make(*arguments)
@@ -425,7 +432,7 @@ class _Reader:
         target = self._stack[-1]
         if type(target) is StandIn:
             target.state = state
-        elif type(target) not in (dict, OrderedDict, Tensor):  # their attributes say nothing of the data
+        elif type(target) not in (dict, OrderedDict, Tensor):  # their attributes hold no data
             raise ValueError(f"it sets the state of a {type(target).__name__}")
 
     def _put(self, items: list[Any], *, tables: bool) -> None:
@@ -445,7 +452,7 @@ class _Reader:
 
 
 def _key(value: Any) -> Any:
-    """A value that may be a key: its hash takes no time."""
+    """A value that may be a key, because its hash takes no time."""
     kind = type(value)
     if kind in (str, bytes, bool, float, type(None), StandIn, torch.dtype):
         return value
@@ -469,7 +476,7 @@ class _Maker:
 
 
 def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A tensor over numbers in the file; hooks and whether it is trained are left out."""
+    """A tensor over numbers in the file; hooks and `requires_grad` are ignored."""
     if type(stored) is not _Stored or type(offset) is not int:
         raise ValueError("a tensor has no storage")
     return torch.empty(0, dtype=stored.dtype).set_(stored.numbers, offset, tuple(size), tuple(stride))
@@ -477,12 +484,12 @@ def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor
 
 def _parameter(data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise ValueError("a parameter is no tensor")
+        raise ValueError("a parameter is not a tensor")
     return data
 
 
 def _bytes(text: str, coding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Bytes as protocol 2 writes them."""
     if type(text) is not str or coding not in ("latin1", "latin-1"):
         raise ValueError("bytes are written in an unknown way")
     return codecs.latin_1_encode(text)[0]
@@ -509,7 +516,7 @@ _NAMES: Mapping[str, Any] = {
     **{f"torch.{kind}": dtype for kind, dtype in _STORAGES.items()},
     **{f"torch.{number}": getattr(torch, number) for number in _NUMBERS},
 }
-"""The names that become objects. A storage is only a type of numbers."""
+"""The names that become objects. A storage is represented by its data type."""
 
 
 def _first_line(error: BaseException) -> str:

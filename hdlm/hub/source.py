@@ -1,18 +1,19 @@
-"""What a word means that names a model: a folder, a file, a run, a repository of the hub; and which files make it up.
+"""The files of a model that is given as a folder, a file, a run, or a repository of the hub.
 
 | source | config | weights |
 |---|---|---|
 | a folder | `config.json`, else `config.yaml` | `model.safetensors`, its shards by index, else `pytorch_model.bin` |
 | a published run | `.hydra/config.yaml` | newest `checkpoints/checkpoint_N.pth` |
-| a file of weights | beside it, or of the run it lies in, or in a Lightning checkpoint itself | itself |
+| a file of weights | in its folder, or of its run, or in a Lightning checkpoint itself | itself |
 | `org/name` | as a folder | as a folder |
 | a model that ships with hdlm | as a folder | as a folder |
 
-What lies on this machine goes before what the hub has.
+Local files come before the hub.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from typing import final
 from hdlm.checkpoint import WeightsName
 from hdlm.hub.stored import PICKLES
 from hdlm.package_data import is_path, pretrained
+from hdlm.strict_config import one_line
 
 __all__ = ["Hub", "Source", "find"]
 
@@ -41,13 +43,13 @@ _SUFFIXES = (".safetensors", *PICKLES)
 @final
 @dataclass(frozen=True)
 class Hub:
-    """How the hub is asked.
+    """Access to the hub.
 
     Attributes:
         revision: Branch, tag or commit; None for the newest.
-        cache_dir: Where its files are kept; None for where `huggingface_hub` keeps them.
-        token: For private repositories; None for that of `hf auth login`, if any.
-        offline: Whether only files that are here already are used.
+        cache_dir: Folder for its files; None for the default of `huggingface_hub`.
+        token: Access token for private repositories; None for that of `hf auth login`, if any.
+        offline: Whether only local files are used.
     """
 
     revision: str | None = None
@@ -62,11 +64,11 @@ class Source:
     """The files of one model.
 
     Attributes:
-        origin: What to call it in an error.
-        config: Its config; None where only the file of weights itself may hold one.
+        origin: Name of the model in messages.
+        config: Its config; None if only the file of weights may hold one.
         weights: Its weights; several files are parts of one set.
         tokenizer: Its `tokenizer.json`, or None.
-        fetched: Whether the hub was asked and answered.
+        fetched: Whether the hub was reached.
     """
 
     origin: str
@@ -77,24 +79,24 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All of them."""
+        """All files of the model."""
         return tuple(file for file in (self.config, *self.weights, self.tokenizer) if file is not None)
 
 
 def find(
     source: str | Path, hub: Hub, weights: WeightsName = "averaged", config: Path | None = None
 ) -> Source:
-    """The files that a word stands for.
+    """Find the files of a model.
 
     Args:
         source: Folder, file, published run, name of a shipped model, or hub id `org/name`.
-        hub: How the hub is asked, if it must be.
-        weights: Which weights are wanted, where they are different files.
-        config: A config file, or the folder or run that has it, instead of the one beside the weights.
+        hub: Access to the hub, if it is needed.
+        weights: The set of weights, if they are different files.
+        config: A config file, or a folder or run with one, in place of the one with the weights.
 
     Raises:
-        ValueError: If something is missing; the message says what, and where it was looked for.
-        OSError: If the hub cannot be reached or has no such repository; the message says how to do without.
+        ValueError: If something is missing; the message says what, and where it was expected.
+        OSError: If the hub cannot be reached or has no such repository; the message names alternatives.
     """
     path, word = Path(source).expanduser(), str(source)
     if path.is_dir():
@@ -114,17 +116,16 @@ def find(
             "repository (org/name)."
         )
     folder, fetched = _repository(word, hub, weights)
-    found = _folder(folder, word, weights, config)
-    return Source(word, found.config, found.weights, found.tokenizer, fetched)
+    files = _folder(folder, word, weights, config)
+    return dataclasses.replace(files, fetched=fetched)
 
 
 def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None) -> Source:
     if (folder / RUN_CONFIG).is_file() and not (folder / SINGLE).is_file():
         return _run(folder, origin, config)
-    wanted = folder / RAW
     files: tuple[Path, ...]
-    if weights == "raw" and wanted.is_file():
-        files = (wanted,)
+    if weights == "raw" and (folder / RAW).is_file():
+        files = (folder / RAW,)
     elif (folder / SINGLE).is_file():
         files = (folder / SINGLE,)
     elif (folder / INDEX).is_file():
@@ -134,14 +135,14 @@ def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None
     else:
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
         raise ValueError(
-            f"{origin} has no weights: neither {SINGLE}, nor {INDEX}, nor {PICKLED}; and it is no published run, "
-            f"which has {RUN_CONFIG}. There: {there or 'nothing'}."
+            f"{origin} has no weights: neither {SINGLE}, nor {INDEX}, nor {PICKLED}; and it is not a published run, "
+            f"which has {RUN_CONFIG}. It holds: {there or 'nothing'}."
         )
     return Source(origin, _config(config, _configs(folder), origin), files, _first(folder, TOKENIZERS))
 
 
 def _run(folder: Path, origin: str, config: Path | None) -> Source:
-    """A run of the published trainer: its newest numbered checkpoint, else the one it resumes from."""
+    """A run of the published trainer: its newest numbered checkpoint, else the one that it resumes from."""
     numbered = {
         int(match[1]): file
         for file in (folder / "checkpoints").glob("checkpoint_*.pth")
@@ -163,11 +164,9 @@ def _run(folder: Path, origin: str, config: Path | None) -> Source:
 
 def _file(path: Path, config: Path | None) -> Source:
     if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is no file of weights; these are {', '.join(_SUFFIXES)}.")
+        raise ValueError(f"{path} is not a file of weights; these are {', '.join(_SUFFIXES)}.")
     if config is not None and (config / RUN_CONFIG).is_file():
-        config = (
-            config / RUN_CONFIG
-        )  # a run may also hold a checkpoint of this project, which is another file
+        config = config / RUN_CONFIG  # a run may also hold a checkpoint of hdlm, which is another file
     places = beside(path)
     if config is None and path.suffix in PICKLES and not any(file.is_file() for file in places):
         own = None
@@ -177,7 +176,7 @@ def _file(path: Path, config: Path | None) -> Source:
 
 
 def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
-    """The config that was given, or the first of some files that is there."""
+    """The given config, or the first of some files that exists."""
     if given is not None:
         if given.is_file():
             return given
@@ -191,27 +190,26 @@ def _config(given: Path | None, beside: Sequence[Path], origin: str) -> Path:
 
 
 def no_config(origin: str, beside: Sequence[Path], *, inside: bool = False) -> ValueError:
-    """The error that weights have no config.
+    """The error for weights without a config.
 
     Args:
-        origin: What to call the weights.
-        beside: Where it was looked for.
+        origin: Name of the weights.
+        beside: Paths where a config was expected.
         inside: Whether the weights hold the configuration of another kind of training.
     """
-    other = " The configuration inside the file is of no model that is known here." if inside else ""
+    other = " The configuration inside the file is not of a model that hdlm reads." if inside else ""
     return ValueError(
-        f"{origin} has no config, so nothing says what its weights are: there is neither "
-        f"{' nor '.join(str(file) for file in beside)}.{other} Say where it is with `config`."
+        f"{origin} has no config, so the format of its weights is unknown: there is neither "
+        f"{' nor '.join(str(file) for file in beside)}.{other} Give its path as `config`."
     )
 
 
 def beside(path: Path) -> list[Path]:
-    """Where the config of a file of weights may be."""
+    """Possible paths of the config of a file of weights."""
     return [*_configs(path.parent), path.parent.parent / RUN_CONFIG]
 
 
 def _configs(folder: Path) -> list[Path]:
-    """Where a folder may have its config."""
     return [folder / name for name in (*CONFIGS, RUN_CONFIG)]
 
 
@@ -220,27 +218,27 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
-    """The files that an index names."""
+    """The files in an index."""
     index = folder / INDEX
     try:
         table = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(table.values()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{index} is damaged: it is no JSON with a table `weight_map` of file names."
+            f"{index} is damaged: it is not JSON with a table `weight_map` of file names."
         ) from error
     for name in names:
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
             raise ValueError(
-                f"{index} names {name!r}, which is no part of a model (model-1-of-2.safetensors)."
+                f"{index} names {name!r}, which is not a part of a model (model-1-of-2.safetensors)."
             )
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} lacks {', '.join(absent)}, of which {INDEX} speaks.")
+        raise ValueError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names.")
     return tuple(folder / name for name in names)
 
 
 def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
-    """The folder of a repository of the hub with the files that are needed, and whether the hub was asked."""
+    """A local folder with the needed files of a repository, and whether the hub was reached."""
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors
@@ -264,7 +262,7 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
             )
             return Path(folder), True
         except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-            reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+            reason = one_line(error)[:_LONGEST_REASON]
     for file in (*CONFIGS, *_WEIGHTS):
         cached = huggingface_hub.try_to_load_from_cache(
             name, file, cache_dir=hub.cache_dir, revision=hub.revision
@@ -284,7 +282,7 @@ _WEIGHTS = (SINGLE, INDEX, PICKLED)
 
 
 def _needed(there: set[str], weights: WeightsName) -> set[str]:
-    """Of a repository's files those that are needed, and no other copy of the weights."""
+    """The files of a repository that are needed, with one copy of the weights."""
     wanted = there & {*CONFIGS, *TOKENIZERS}
     if weights == "raw" and RAW in there:
         return wanted | {RAW}

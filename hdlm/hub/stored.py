@@ -1,4 +1,4 @@
-"""Which tensors a file of weights offers: its own, or the moving average that lies beside them without names.
+"""The tensors in a file of weights: the named ones, or the moving average that is stored without names.
 
 | file | holds |
 |---|---|
@@ -7,10 +7,10 @@
 | a published run's `.pth` | `model`, `ema.shadow_params`, `optimizer`, `step` |
 | a Lightning `.ckpt` | `state_dict`, `ema.shadow_params`, `hyper_parameters`, ... |
 
-Wrappers of a network (`module.`, `_orig_mod.`, `model.`, `backbone.`, ...) leave their names before or inside the names
-of tensors. They are left out in any order and at any depth; the names that remain must fit the network exactly.
+Wrappers of a network (`module.`, `_orig_mod.`, `model.`, `backbone.`, ...) insert their names into the names of
+tensors. They are removed in any order and at any depth; the names that remain must fit the network exactly.
 
-A moving average is a list in the order of the network's parameters, which is that of the names beside it.
+A moving average is a list in the order of the network's parameters, which is the order of the names in the file.
 """
 
 from __future__ import annotations
@@ -31,20 +31,13 @@ from hdlm.hub.pickles import PickledTensors, StandIn, load_pickle
 __all__ = ["PICKLES", "StoredWeights", "Unwrapped", "open_weights"]
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-"""Suffixes of what torch pickled."""
+"""Suffixes of files that torch pickled."""
 
 _WRAPPERS = frozenset(
-    {
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-        "_fsdp_wrapped_module",
-        "_orig_mod",
-        "backbone",
-        "model",
-    }
-    | {"module"}
+    {"_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module", "_orig_mod"}
+    | {"backbone", "model", "module"}
 )
-"""What training and compilation put before a name or into it. No part of the network has such a name."""
+"""Names that training and compilation insert. No part of the network has such a name."""
 
 
 @final
@@ -53,11 +46,11 @@ class StoredWeights:
     """Weights in files.
 
     Attributes:
-        tensors: The tensors that have names.
-        shadow: Their moving average, in the order of the parameters among them, or None if it was not kept.
-        trained: Whether the file says that its named tensors are those of the last training step.
-        step: Training steps done, where the file says it.
-        settings: The configuration of its training that the file holds, as plain values, or None.
+        tensors: The named tensors.
+        shadow: Their moving average, in the order of the parameters among them, or None if it was not stored.
+        trained: Whether the named tensors are known to be those of the last training step.
+        step: Training steps done, if the file records them.
+        settings: The configuration of the training in the file, as plain values, or None.
     """
 
     tensors: AbstractTensors
@@ -70,21 +63,19 @@ class StoredWeights:
     def choose(
         self, weights: WeightsName, parameters: Collection[str]
     ) -> tuple[AbstractTensors, Literal["averaged", "raw", "only"]]:
-        """The tensors to use, and what they are: `"only"` if there is one set and the file does not say which.
+        """The tensors to use, and their kind: `"only"` if there is one set and the file does not record which it is.
 
         Args:
-            weights: Which are wanted.
+            weights: The wanted set of weights.
             parameters: Names, in the file, of the network's parameters.
 
         Raises:
-            ValueError: If there are none of that kind, or the average is not one of these parameters.
+            ValueError: If that set is missing, or the average does not belong to these parameters.
         """
         where = self.tensors.origin
         if not self.trained:
             if weights == "raw":
-                raise ValueError(
-                    f"{where} holds one set of weights and no raw ones beside it: leave `weights` out."
-                )
+                raise ValueError(f"{where} holds one set of weights and no raw ones: leave `weights` out.")
             return self.tensors, "only"
         if weights == "raw":
             return self.tensors, "raw"
@@ -100,20 +91,20 @@ class StoredWeights:
             if tuple(tensor.shape) != self.tensors.shapes[name]:
                 raise ValueError(
                     f"{where}: {name} has shape {list(self.tensors.shapes[name])}, but {list(tensor.shape)} in the "
-                    "moving average: it is that of another network, or in another order."
+                    "moving average, which belongs to another network or has another order."
                 )
         return PickledTensors(f"{where} (moving average)", averaged), "averaged"
 
 
 @final
 class Unwrapped(AbstractTensors):
-    """Tensors under the names that the network gives them, without what wrappers of the network added.
+    """Tensors under the names of the network, without the names of wrappers.
 
     Args:
         tensors: The tensors under the names in the file.
 
     Raises:
-        ValueError: If two names in the file are one name of the network.
+        ValueError: If two names in the file become one name of the network.
     """
 
     def __init__(self, tensors: AbstractTensors) -> None:
@@ -123,7 +114,7 @@ class Unwrapped(AbstractTensors):
             if bare in self._stored:
                 raise ValueError(
                     f"{self.origin} holds {self._stored[bare]} and {stored}, which are one parameter of the network "
-                    f"when wrappers ({', '.join(sorted(_WRAPPERS))}) are left out. Keep one of them."
+                    f"when wrappers ({', '.join(sorted(_WRAPPERS))}) are removed. Keep one of them."
                 )
             self._stored[bare] = stored
         self.shapes = {bare: tensors.shapes[stored] for bare, stored in self._stored.items()}
@@ -133,7 +124,7 @@ class Unwrapped(AbstractTensors):
 
 
 def _bare(names: Collection[str]) -> list[str]:
-    """Names without known wrappers, and without a first part that all of them share."""
+    """Names without wrappers, and without a first part that all of them share."""
     parts = [[part for part in name.split(".") if part not in _WRAPPERS] or [name] for name in names]
     while parts and all(len(own) > 1 and own[0] == parts[0][0] for own in parts):
         parts = [own[1:] for own in parts]
@@ -141,7 +132,7 @@ def _bare(names: Collection[str]) -> list[str]:
 
 
 def open_weights(*paths: Path) -> StoredWeights:
-    """Look into one file of weights, or the safetensors files that make up one.
+    """Open one file of weights, or the safetensors files that make up one set.
 
     Raises:
         ValueError: If it is damaged, unsafe, or holds no weights.
@@ -150,9 +141,7 @@ def open_weights(*paths: Path) -> StoredWeights:
         return StoredWeights(Unwrapped(Safetensors(*paths)))
     (path,) = paths
     if path.suffix not in PICKLES:
-        raise ValueError(
-            f"{path} is no file of weights that is known here: .safetensors, {', '.join(PICKLES)}."
-        )
+        raise ValueError(f"{path} is not a file of weights; these are .safetensors, {', '.join(PICKLES)}.")
     content = load_pickle(path)
     if not isinstance(content, Mapping):
         kind = repr(content) if isinstance(content, StandIn) else f"a {type(content).__name__}"
@@ -173,13 +162,13 @@ def open_weights(*paths: Path) -> StoredWeights:
             )
     keys = ", ".join(sorted(str(key)[:40] for key in content)[:8])
     raise ValueError(
-        f"{path} holds no weights that are known here: neither tensors by name, nor `model`, nor `state_dict`; its "
+        f"{path} holds no weights that hdlm can read: neither tensors by name, nor `model`, nor `state_dict`; its "
         f"keys are {keys or 'none'}."
     )
 
 
 def _tensors(table: Any) -> dict[str, Tensor]:
-    """A state dict; empty if it is none."""
+    """A state dict; empty if the value is not one."""
     if not isinstance(table, Mapping) or not table:
         return {}
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in table.items()):
@@ -188,7 +177,7 @@ def _tensors(table: Any) -> dict[str, Tensor]:
 
 
 def _shadow(average: Any, path: Path) -> Sequence[Tensor] | None:
-    """The list of a moving average, as both trainers of the field write it."""
+    """The list of a moving average, in the layout of the published trainer and of Lightning."""
     if average is None:
         return None
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None

@@ -8,9 +8,9 @@
 | sliding window | `Slide(l, w, T)` | `i T // w` | T |
 | wave inside blocks | `Wave(l, w, T)` | `(i // w)(T + w - 1) + i mod w` | T |
 
-`PublishedSlide` and `PublishedWave` are what the published configs `simple` and `hybrid` meant; `Table` is
-any table of levels you have.  Your own hyperschedule is one file: subclass `AbstractCountdown` and say
-`starts`, or `AbstractHyperschedule` and say `levels` and `settles`.
+`PublishedSlide` and `PublishedWave` are the hyperschedules of the published configs `simple` and `hybrid`; `Table` is
+any table of levels. A hyperschedule of your own is one file: subclass `AbstractCountdown` and define `starts`, or
+`AbstractHyperschedule` and define `levels` and `settles`.
 """
 
 from hdlm.hyperschedule.base import AbstractHyperschedule, Regions

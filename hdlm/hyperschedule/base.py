@@ -1,9 +1,9 @@
-"""A hyperschedule says when each position is noisy.
+"""A hyperschedule determines when each position is noisy.
 
 It is a table of integers `levels[n, i]`: the noise level of position `i` after `n` generation steps, between
-`num_levels` (worthless: pure noise, not computed) and 0 (settled: never touched again).  Levels never rise as
-steps advance.  A step carries the positions that are *active* from `levels[n]` to `levels[n + 1]`.  The table
-is never built: every class answers for the steps it is asked about.
+`num_levels` (worthless: pure noise, not computed) and 0 (settled: never changed again). Levels never rise from step to
+step. A step moves the positions that are *active* from `levels[n]` to `levels[n + 1]`. The whole table is never built:
+every class computes the levels of the steps that are needed.
 
 Reference: Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.06416), section 3.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import abc
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from torch import Tensor
 from hdlm.strict_config import OptionError, require
 
 ACTIVE_MARGIN = 10
-"""Active levels keep `ACTIVE_MARGIN * eps` away from both ends of time; settled and worthless keep `eps`."""
+"""Active levels stay `ACTIVE_MARGIN * eps` away from both ends of time; settled and worthless ones `eps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Regions:
     """The three parts of the canvas at one step; every position is in exactly one.
 
     Attributes:
-        settled: level 0: the position is finished.
-        active: between two levels, or about to leave the worthless one.
-        worthless: pure noise, and still so after the coming step.
+        settled: Positions at level 0, which are finished.
+        active: Positions between two levels, or about to leave the worthless one.
+        worthless: Positions that are pure noise, also after the next step.
     """
 
     settled: Bool[Tensor, "*b l"]
@@ -42,11 +42,11 @@ class Regions:
 
 
 class AbstractHyperschedule(abc.ABC):
-    """When each position is noisy.
+    """The noise level of each position at each generation step.
 
     Attributes:
-        length: number of positions `l`.
-        num_levels: the level `T` of a worthless position, at least 1.
+        length: Number of positions `l`.
+        num_levels: The level `T` of a worthless position, at least 1.
     """
 
     length: int
@@ -54,10 +54,10 @@ class AbstractHyperschedule(abc.ABC):
 
     @abc.abstractmethod
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
-        """Noise level of every position after `n` steps, in `[0, num_levels]`; 0 for ever after the last.
+        """Noise level of every position after `n` steps, in `[0, num_levels]`; 0 after the last step.
 
         Args:
-            n: steps done, at least 0.  A tensor is answered on its own device, an int on the CPU.
+            n: Number of steps done, at least 0. The result is on the device of a tensor, or on the CPU for an int.
         """
 
     @property
@@ -67,37 +67,121 @@ class AbstractHyperschedule(abc.ABC):
 
     @final
     def settles_on(self, device: torch.device) -> Int[Tensor, " l"]:
-        """`settles` on a device, which keeps its copy, so that no later step copies again."""
+        """`settles` on a device; the copy is kept, so that later steps need no other."""
         return self._held("settles", device)
 
     @functools.cached_property
     def _copies(self) -> dict[tuple[str, torch.device], Tensor]:
-        """Attributes on the devices on which they were wanted."""
+        """Copies of attributes by name and device."""
         return {}
 
     @final
     def _held(self, name: str, device: torch.device) -> Int[Tensor, "*shape"]:
-        """The attribute `name` on a device, which keeps its copy."""
+        """The attribute `name` on a device; the copy is kept."""
         if (name, device) not in self._copies:
             self._copies[name, device] = getattr(self, name).to(device)
         return self._copies[name, device]
 
     @property
     def num_steps(self) -> int:
-        """Steps from the first levels to a canvas on which everything is settled."""
+        """Number of steps until every position is settled."""
         return int(self.settles.max())
 
     @property
     def never_written(self) -> Bool[Tensor, " l"]:
-        """Positions that begin at level 0: their tokens must be given, as no step moves them."""
+        """Positions that begin at level 0: no step changes them, so their tokens must be given."""
         return self.levels(0) == 0
 
+    # -- questions about the whole table ------------------------------------------------------------------------
+
+    @property
+    def window_size(self) -> int:
+        """Number of positions that are noisy together: the `width`, or all positions if there is none."""
+        return int(getattr(self, "width", self.length))
+
+    @functools.cached_property
+    def settles_together(self) -> bool:
+        """Whether all positions settle at one step."""
+        return len(self.settles.unique()) == 1
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether it is a countdown (`AbstractCountdown`), which alone has `starts` and `epochs`."""
+        return False
+
+    @property
+    def opens_together(self) -> bool:
+        """Whether it is a countdown in which positions that are noisy together also start together (flat, blocks)."""
+        return False
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether it is a countdown in which one position at a time is noisy, from left to right."""
+        return False
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all positions count down together, so that no position is settled while another is noisy."""
+        return self.opens_together and self.settles_together
+
+    def begin_in_noise(self) -> AbstractHyperschedule:
+        """The nearest hyperschedule that begins in pure noise, for a bound on the likelihood."""
+        return self
+
+    @final
+    def first_positions(self, length: int) -> AbstractHyperschedule:
+        """The hyperschedule of the first positions alone, at the same steps.
+
+        Args:
+            length: Number of positions to keep, in [1, `self.length`].
+
+        Raises:
+            ValueError: If `length` is out of range.
+        """
+        if not 1 <= length <= self.length:
+            raise ValueError(f"`length` must lie in [1, {self.length}]; got {length}.")
+        return self if length == self.length else self._first(length)
+
+    def _first(self, length: int) -> AbstractHyperschedule:
+        return _FirstPositions(self, length)
+
+    @final
+    def resized(self, length: int, width: int | None, num_levels: int) -> AbstractHyperschedule:
+        """A copy with other sizes, if its class has them.
+
+        Args:
+            length: Number of positions.
+            width: Positions that are noisy together; by default as many as now, or all if there are fewer.
+            num_levels: Steps that each position takes from noise to word.
+
+        Raises:
+            ValueError: If the class has no such field.
+        """
+        options: set[str] = {option.name for option in fields(self)} if is_dataclass(self) else set()
+        sizes = {"length": length, "width": width, "num_levels": num_levels}
+        wanted = {name: size for name, size in sizes.items() if size not in (None, getattr(self, name, None))}
+        if not wanted:
+            return self
+        fixed = [
+            "steps" if name == "num_levels" else name for name in wanted if not {name, "length"} <= options
+        ]
+        if fixed:
+            raise ValueError(
+                f"The checkpoint's hyperschedule, {self!r}, has no other {', '.join(fixed)}: leave that out, or name "
+                "another hyperschedule."
+            )
+        if "width" in options and width is None:
+            wanted["width"] = min(self.window_size, length)
+        return cast("AbstractHyperschedule", replace(cast("Any", self), **wanted))
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
     def noise(self, n: int | Int[Tensor, "*b"]) -> Float[Tensor, "*b l"]:
-        """Share of the way to pure noise after `n` steps, `levels / num_levels` in `[0, 1]` (float64)."""
+        """Noise of every position after `n` steps, `levels / num_levels` in `[0, 1]` (float64)."""
         return self.levels(n).double() / self.num_levels
 
     def regions(self, n: int | Int[Tensor, "*b"]) -> Regions:
-        """Who is finished, who moves and who waits in the step from `n` to `n + 1`."""
+        """The settled, active and worthless positions in the step from `n` to `n + 1`."""
         now, then = self.levels(n), self.levels(n + 1)
         settled = now == 0
         worthless = (now == self.num_levels) & (then == self.num_levels)
@@ -110,10 +194,10 @@ class AbstractHyperschedule(abc.ABC):
         worthless at `1 - eps`.
 
         Args:
-            eps: distance of the ends from 0 and 1, in `(0, 0.05)`; published models use 1e-4.
+            eps: Distance of the ends from 0 and 1, in `(0, 0.05)`; published models use 1e-4.
 
         Raises:
-            ValueError: if `eps` leaves no room between the active levels.
+            ValueError: If `eps` leaves no room between the active levels.
         """
         largest = 0.5 / ACTIVE_MARGIN
         if not 0 < eps < largest:
@@ -124,7 +208,7 @@ class AbstractHyperschedule(abc.ABC):
         return torch.cat([ends[:1], margin + share * (1 - 2 * margin), ends[1:]])
 
     def times(self, n: int | Int[Tensor, "*b"], eps: float) -> Float[Tensor, "*b l"]:
-        """Time of every position after `n` steps: `time_grid(eps)` read at its level."""
+        """Time of every position after `n` steps: the `time_grid(eps)` at its level."""
         levels = self.levels(n)
         return self.time_grid(eps).to(levels.device)[levels]
 
@@ -135,17 +219,37 @@ class AbstractHyperschedule(abc.ABC):
         return torch.bucketize(times.double(), midpoints.to(times.device))
 
 
+@final
+@dataclass(frozen=True)
+class _FirstPositions(AbstractHyperschedule):
+    """The first positions of a hyperschedule that is not a countdown."""
+
+    whole: AbstractHyperschedule
+    length: int
+
+    @property
+    def num_levels(self) -> int:  # type: ignore[override]
+        return self.whole.num_levels
+
+    def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
+        return self.whole.levels(n)[..., : self.length]
+
+    @property
+    def settles(self) -> Int[Tensor, " l"]:
+        return self.whole.settles[: self.length]
+
+
 @dataclass(frozen=True)
 class Windowed(AbstractHyperschedule):
     """The fields of every hyperschedule that moves a window of positions over the canvas.
 
     Attributes:
-        length: number of positions, at least 1.
-        width: positions that are active together, in `[1, length]`.
-        num_levels: noise levels `T` that a position comes down, at least 1.
+        length: Number of positions, at least 1.
+        width: Positions that are active together, in `[1, length]`.
+        num_levels: Noise levels `T` of a position, at least 1.
 
     Raises:
-        ValueError: if a field lies outside its range.
+        ValueError: If a field lies outside its range.
     """
 
     length: int

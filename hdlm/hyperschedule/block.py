@@ -33,7 +33,7 @@ class Block(Windowed, AbstractCountdown):
 
 
 def autoregressive(length: int) -> Block:
-    """One position a step, left to right, from noise to text at once (GPT)."""
+    """One position per step, left to right, from noise to text at once (GPT)."""
     return Block(length, width=1, num_levels=1)
 
 

@@ -1,21 +1,21 @@
-"""Which steps of generation share one two-stream pass, so that a pass trains as much of a sequence as it can.
+"""The steps of generation that share one two-stream pass, so that a pass trains as many positions as possible.
 
-A position is active in one interval of steps, `starts[i] <= n < settles[i]`. Two steps fit into one pass if nobody is
-active in both, and then each position belongs to at most one of them: its *window*. Whatever the hyperschedule,
+A position is active in one interval of steps, `starts[i] <= n < settles[i]`. Two steps fit into one pass if no position
+is active in both; then each position belongs to at most one of them: its *window*. For every hyperschedule,
 
     next(n) = max { settles[i] : i active at step n }
 
-is the first step that fits together with `n`: by then all that was active at `n` has settled, and with it everything
-before. So `n, next(n), next(next(n)), ..` fit together, all of them. The steps of an *epoch* (positions whose intervals
-overlap, directly or through others) form a forest under `next`; a pass takes one leaf of each epoch, uniformly, and
-the chain from there on. Every step is on some chain, so every position is trained at every level that it has; step `n`
-is taken with probability `chains through n / chains`, whose inverse is its weight.
+is the first step that fits together with `n`: by then every position that was active at `n` has settled, and so has
+everything before it. So `n, next(n), next(next(n)), ..` all fit together. The steps of an *epoch* (positions whose
+intervals overlap, directly or through others) form a forest under `next`; a pass draws one leaf of each epoch,
+uniformly, and uses the chain from there on. Every step is on some chain, so every position is trained at each of its
+levels; step `n` is used with probability `chains through n / chains`, whose inverse is its weight.
 
-A countdown does better: one step of every position is congruent to any given phase, so that windows tile the sequence
-and all steps have the probability `1 / T`. So does the published `simple` where its stride divides its width, once it
-is on the canvas; else up to `stride - 1` positions between two windows wait for another pass. The published `hybrid`
-cannot tile: from its step `T - 1` on a block has settled positions on its left, and all windows of a block end where
-the block ends, so no other window of it covers these. They are left out of the pass, as generation leaves them alone.
+In a countdown, one step of every position is congruent to any given phase, so windows tile the sequence and all steps
+have the probability `1 / T`. The same holds for the published `simple` if its stride divides its width, once it is on
+the canvas; otherwise up to `stride - 1` positions between two windows are not in the pass. The published `hybrid`
+cannot tile: from its step `T - 1` on, a block has settled positions on its left, and all windows of a block end where
+the block ends, so no other window of it covers them. They are not in the pass, just as generation does not change them.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from hdlm.hyperschedule.countdown import AbstractCountdown
 __all__ = ["AbstractPacking", "Packed", "opens_left_to_right", "packing"]
 
 ABSENT = -1
-"""The step of a position that takes no part in a pass."""
+"""The step of a position that is not in a pass."""
 _ENTRIES = 2**22
-"""Levels that are held at a time."""
+"""Number of levels that are computed at a time."""
 
 
 @final
 @dataclass(frozen=True)
 class Packed:
-    """What the positions do in a pass.
+    """The steps and levels of the positions in a pass.
 
     Attributes:
-        steps: The step that each is at, `ABSENT` for none: equal ones are active together.
-        now: Its level at that step; 0 if it is absent.
-        then: Its level at the next one.
+        steps: Step of each position, or `ABSENT`; positions with equal steps are active together.
+        now: Level of each position at that step; 0 if it is absent.
+        then: Level of each position at the next step.
         within: Share of the step that is done, in [0, 1).
-        weight: The inverse of the probability that a pass takes this position at this step; 0 if it is absent.
+        weight: Inverse of the probability that a pass uses this position at this step; 0 if it is absent.
     """
 
     steps: Int[Tensor, "*b l"]
@@ -64,9 +64,9 @@ class AbstractPacking(abc.ABC):
     """The passes of a hyperschedule.
 
     Attributes:
-        num_epochs: Groups of positions that choose their steps independently.
-        num_cells: Into how many equal parts the time of each epoch is cut: one for each of its chains.
-        rightwards: Whether each position becomes active, and settles, no earlier than the one before it.
+        num_epochs: Number of groups of positions that choose their steps independently.
+        num_cells: Number of equal parts of the time of each epoch: one for each of its chains.
+        left_to_right: Whether each position becomes active, and settles, no earlier than the one before it.
     """
 
     num_epochs: int
@@ -75,7 +75,7 @@ class AbstractPacking(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
-        """The pass that some times mean.
+        """The pass for given times.
 
         Args:
             times: A number in [0, 1) for each epoch; uniform ones draw a chain, and a time within its steps.
@@ -90,13 +90,13 @@ def packing(hyperschedule: AbstractHyperschedule) -> AbstractPacking:
 
 
 def opens_left_to_right(hyperschedule: AbstractHyperschedule, lookback: int = 1) -> bool:
-    """Whether the positions before each position are on the canvas whenever it is active.
+    """Whether the positions before each position have become active whenever it is active.
 
     A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
 
     Args:
         hyperschedule: The hyperschedule.
-        lookback: How many positions before each one are needed.
+        lookback: Number of positions before each one that are needed.
     """
     starts = _starts(hyperschedule)
     moves = starts < hyperschedule.settles
@@ -107,7 +107,7 @@ def opens_left_to_right(hyperschedule: AbstractHyperschedule, lookback: int = 1)
 
 @final
 class _Phases(AbstractPacking):
-    """Of a countdown: one step of each position for every phase."""
+    """Passes of a countdown: one step of each position for every phase."""
 
     def __init__(self, countdown: AbstractCountdown) -> None:
         self._countdown = countdown
@@ -127,7 +127,7 @@ class _Phases(AbstractPacking):
 
 @final
 class _Chains(AbstractPacking):
-    """Of anything else: tables of the chains of each epoch."""
+    """Passes of any other hyperschedule, from tables of the chains of each epoch."""
 
     def __init__(self, hyperschedule: AbstractHyperschedule) -> None:
         self._hyperschedule = hyperschedule
@@ -141,7 +141,7 @@ class _Chains(AbstractPacking):
     def __call__(self, times: Float[Tensor, "*b e"]) -> Packed:
         if times.shape[-1] != self.num_epochs:
             raise ValueError(
-                f"`times` must end in one entry an epoch, num_epochs={self.num_epochs}; "
+                f"`times` must end in one entry per epoch, num_epochs={self.num_epochs}; "
                 f"got shape {tuple(times.shape)}."
             )
         device, epochs = times.device, self._epochs.to(times.device)
@@ -152,7 +152,7 @@ class _Chains(AbstractPacking):
         return Packed(steps, now, then, spread - spread.floor(), weight)
 
     def _chains_of(self, epoch: int) -> tuple[Int[Tensor, "chains m"], Float[Tensor, "chains m"]]:
-        """The step of each of an epoch's positions in each of its chains, and its weight."""
+        """The step, and its weight, of each of an epoch's positions in each of its chains."""
         members = self._epochs == epoch
         starts, settles = self._starts[members], self._settles[members]
         first = int(starts.min())
@@ -162,7 +162,7 @@ class _Chains(AbstractPacking):
             0, (starts - first).clamp_max(count - 1), torch.where(starts < settles, settles, 0), "amax"
         )
         after = latest.cummax(0).values
-        after = torch.where(after > n, after - first, count)  # nobody is active: the end
+        after = torch.where(after > n, after - first, count)  # no position is active: the end
         leaf = torch.ones(count + 1, dtype=torch.bool)
         leaf[after] = False
         here = leaf[:-1].nonzero()[:, 0]
@@ -180,24 +180,24 @@ class _Chains(AbstractPacking):
 
     @cached_property
     def _levels(self) -> Int[Tensor, "3 chains l"]:
-        """Steps, levels at these and levels after, by chain; shorter epochs are filled up with nobody."""
-        found = torch.zeros(3, *self._weights.shape, dtype=torch.long)
-        found[0] = ABSENT
+        """Steps, levels at these steps and levels after them, by chain; shorter epochs are padded with `ABSENT`."""
+        table = torch.zeros(3, *self._weights.shape, dtype=torch.long)
+        table[0] = ABSENT
         for epoch, (steps, _) in enumerate(self._chains):
             members = (self._epochs == epoch).nonzero()[:, 0]
             chain, column = (steps != ABSENT).nonzero(as_tuple=True)
             at, position = steps[chain, column], members[column]
-            found[0, chain, position] = at
-            found[1, chain, position] = _levels(self._hyperschedule, at, position)
-            found[2, chain, position] = _levels(self._hyperschedule, at + 1, position)
-        return found
+            table[0, chain, position] = at
+            table[1, chain, position] = _levels(self._hyperschedule, at, position)
+            table[2, chain, position] = _levels(self._hyperschedule, at + 1, position)
+        return table
 
     @cached_property
     def _weights(self) -> Float[Tensor, "chains l"]:
-        found = torch.zeros(max(len(steps) for steps, _ in self._chains), len(self._epochs))
+        weights = torch.zeros(max(len(steps) for steps, _ in self._chains), len(self._epochs))
         for epoch, (steps, weight) in enumerate(self._chains):
-            found[: len(steps), self._epochs == epoch] = weight
-        return found
+            weights[: len(steps), self._epochs == epoch] = weight
+        return weights
 
 
 def _rises(values: Int[Tensor, " l"]) -> bool:
@@ -205,7 +205,7 @@ def _rises(values: Int[Tensor, " l"]) -> bool:
 
 
 def _starts(hyperschedule: AbstractHyperschedule) -> Int[Tensor, " l"]:
-    """First step in which each position is active, by bisection: levels never rise."""
+    """First step in which each position is active, by bisection, since levels never rise."""
     position = torch.arange(hyperschedule.length)
     low, high = torch.zeros_like(position), hyperschedule.settles.clone()
     while bool((low < high).any()):
@@ -218,19 +218,19 @@ def _starts(hyperschedule: AbstractHyperschedule) -> Int[Tensor, " l"]:
 def _levels(
     hyperschedule: AbstractHyperschedule, steps: Int[Tensor, " k"], position: Int[Tensor, " k"]
 ) -> Int[Tensor, " k"]:
-    """The level of each position at a step of its own, some steps at a time."""
+    """The level of each position at its own step, a number of steps at a time."""
     distinct, row = steps.unique(return_inverse=True)
-    found = torch.empty_like(steps)
+    levels = torch.empty_like(steps)
     size = max(1, _ENTRIES // hyperschedule.length)
     for begin in range(0, len(distinct), size):
-        some = hyperschedule.levels(distinct[begin : begin + size])
+        part = hyperschedule.levels(distinct[begin : begin + size])
         own = (begin <= row) & (row < begin + size)
-        found[own] = some[row[own] - begin, position[own]]
-    return found
+        levels[own] = part[row[own] - begin, position[own]]
+    return levels
 
 
 def _epochs(starts: Int[Tensor, " l"], settles: Int[Tensor, " l"]) -> Int[Tensor, " l"]:
-    """Connected components of overlapping intervals, numbered in time; who is never active goes with the first."""
+    """Connected components of overlapping intervals, numbered in time; positions that never move are in the first."""
     moves = settles > starts
     order = torch.argsort(torch.where(moves, starts, -1), stable=True)
     latest = torch.where(moves, settles, 0)[order].cummax(0).values

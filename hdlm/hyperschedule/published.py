@@ -1,7 +1,7 @@
 """The published `simple` and `hybrid` hyperschedules, level for level, at any number of levels.
 
-`simple` is the countdown `Slide` when `T` is `width` and `hybrid` is never quite the countdown `Wave`, so
-checkpoints trained with them need these.  (The published `block` is `Block` at every step.)
+`simple` is the countdown `Slide` if `T` is `width`, and `hybrid` always differs from the countdown `Wave`, so
+checkpoints trained with them need these classes. (The published `block` is `Block` at every step.)
 
 Reference: the code of Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.06416).
 """
@@ -16,21 +16,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hdlm.hyperschedule.base import Windowed
+from hdlm.hyperschedule.wave import Wave
 
 
 @final
 @dataclass(frozen=True)
 class PublishedSlide(Windowed):
-    """`simple`: a fixed ramp that enters the canvas, then moves right by its number of zeros a step.
+    """`simple`: a fixed ramp that enters the canvas, then moves right by its number of zeros per step.
 
         ramp[j] = round(j (T - 1) / (width - 1)),  0 left of it, T right of it
         levels[n, i] = ramp[i - shift(n)],         shift(n) = n - width  before step width,
                                                    zeros(ramp) (n - width)  from there on
 
-    A position sees about `min(T, width)` steps, with levels spread over `0..T-1`.
+    A position has about `min(T, width)` steps, with levels between 0 and `T-1`.
 
     Raises:
-        ValueError: also if `width` is 1 with several levels: one position makes no ramp.
+        ValueError: Also if `width` is 1 with several levels: one position cannot be a ramp.
     """
 
     def __post_init__(self) -> None:
@@ -49,11 +50,10 @@ class PublishedSlide(Windowed):
 
     @property
     def stride(self) -> int:
-        """Positions that the window moves a step once it is on the canvas: the zeros of the ramp."""
+        """Positions that the window moves per step once it is on the canvas: the zeros of the ramp."""
         return int((self.ramp == 0).sum())
 
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
-        """Noise level of every position after `n` steps, in `[0, num_levels]`."""
         entered = torch.as_tensor(n)[..., None] - self.width
         shift = torch.where(entered < 0, entered, entered * self.stride)
         place = torch.arange(self.length, device=shift.device) - shift
@@ -62,7 +62,6 @@ class PublishedSlide(Windowed):
 
     @property
     def settles(self) -> Int[Tensor, " l"]:
-        """First step at which each position has level 0."""
         positions, stride = torch.arange(self.length), self.stride
         entering = positions + self.width - stride + 1
         return torch.where(positions < stride, entering, self.width + positions // stride)
@@ -71,14 +70,14 @@ class PublishedSlide(Windowed):
 @final
 @dataclass(frozen=True)
 class PublishedWave(Windowed):
-    """`hybrid`: a block opens all at once at level `T - 1`, then its positions come down one step apart.
+    """`hybrid`: all positions of a block start at level `T - 1`, then count down one step apart.
 
         levels[n, i] = max(0, T - 1 - max(0, s - j)),   i = b width + j,   s = n - 1 - b (T + width - 1)
 
-    once the block is open (`s >= 0`, and from the beginning for the first), else T.
+    once the block is open (`s >= 0`, and always for the first block), otherwise T.
 
     Raises:
-        ValueError: also if `num_levels` is 1: the first block would begin at level 0, and never be written.
+        ValueError: Also if `num_levels` is 1: the first block would begin at level 0, and never be written.
     """
 
     def __post_init__(self) -> None:
@@ -92,24 +91,26 @@ class PublishedWave(Windowed):
 
     @property
     def opens(self) -> Int[Tensor, " l"]:
-        """First step at which the block of each position is open: local step 0, or the beginning."""
+        """First step at which the block of each position is open: local step 0, or step 0 for the first block."""
         block = torch.arange(self.length) // self.width
         return torch.where(block == 0, 0, 1 + block * (self.num_levels + self.width - 1))
 
     @property
     def delays(self) -> Int[Tensor, " l"]:
-        """Steps for which each position stays at `num_levels - 1` once its block is open."""
+        """Number of steps that each position stays at `num_levels - 1` once its block is open."""
         positions = torch.arange(self.length)
         return positions % self.width + (positions < self.width)
 
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
-        """Noise level of every position after `n` steps, in `[0, num_levels]`."""
         steps = torch.as_tensor(n)
         open_for = steps[..., None] - self._held("opens", steps.device)
         descended = (open_for - self._held("delays", steps.device)).clamp(min=0)
         return (self.num_levels - 1 - descended).clamp(min=0).masked_fill(open_for < 0, self.num_levels)
 
+    def begin_in_noise(self) -> Wave:
+        """The countdown `Wave`, which differs only in the level at which the first block begins."""
+        return Wave(self.length, self.width, self.num_levels)
+
     @property
     def settles(self) -> Int[Tensor, " l"]:
-        """First step at which each position has level 0."""
         return self.opens + self.delays + self.num_levels - 1

@@ -1,8 +1,8 @@
-"""A ramp over `width` positions that slides to the right, about `width` positions in `T` steps.
+"""A ramp over `width` positions that moves to the right, by about `width` positions in `T` steps.
 
     starts[i] = i T // width
 
-The published configs call it `simple`; `PublishedSlide` is what they mean when `T` is not `width`.
+The published configs call it `simple`, which is `PublishedSlide` if `T` is not `width`.
 """
 
 from __future__ import annotations

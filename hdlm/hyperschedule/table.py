@@ -1,4 +1,4 @@
-"""A hyperschedule given level by level: any table whose columns never rise and end at 0."""
+"""A hyperschedule given level by level, as any table whose columns never rise and end at 0."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hdlm.hyperschedule.base import AbstractHyperschedule
 @final
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Table(AbstractHyperschedule):
-    """Levels read from a table: row `n` holds the level of every position after `n` steps.
+    """Levels from a table: row `n` holds the level of every position after `n` steps.
 
-    The first row may hold any levels: a position that begins at 0 is a prompt, whose token must be given when text is
-    written, one that begins below `num_levels` starts from partly noised text.
+    The first row may hold any levels: a position that begins at 0 is a prompt, whose token must be given for
+    generation; one that begins below `num_levels` starts from partly noised text.
 
     Args:
-        table: levels `[num_steps + 1, l]`, rows in the order of steps; the last row is all 0.
-        num_levels: the level of pure noise; the largest level of the table by default.
+        table: Levels `[num_steps + 1, l]`, rows in the order of steps; the last row is all 0.
+        num_levels: Level of pure noise; the largest level of the table by default.
 
     Raises:
-        ValueError: if it is empty or not of integers, leaves `[0, num_levels]`, rises, or does not settle.
+        ValueError: If it is empty or not of integers, leaves `[0, num_levels]`, rises, or does not settle.
     """
 
     table: Int[Tensor, "rows l"]
@@ -76,14 +76,13 @@ class Table(AbstractHyperschedule):
         return f"Table(length={self.length}, num_levels={self.num_levels}, num_steps={self.num_steps})"
 
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
-        """Row `n` of the table; its last row from there on."""
+        """Row `n` of the table, or its last row."""
         rows = torch.as_tensor(n).clamp(max=len(self.table) - 1)
         chosen = self._held("table", rows.device).index_select(0, rows.reshape(-1))
         return chosen.view(*rows.shape, self.length)
 
     @property
     def settles(self) -> Int[Tensor, " l"]:
-        """First step at which each position has level 0."""
         return (self.table > 0).sum(0)
 
 
@@ -91,7 +90,7 @@ def _tensor(table: Tensor | Sequence[Any]) -> Tensor:
     """The levels as a tensor.
 
     Raises:
-        ValueError: if they are rows that do not make a table.
+        ValueError: If the rows have different lengths.
     """
     if isinstance(table, Tensor):
         return table

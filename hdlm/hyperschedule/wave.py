@@ -1,8 +1,8 @@
-"""A wave inside each block: its positions begin one step apart, and the next block waits for the last.
+"""A wave inside each block: its positions start one step apart, and the next block starts after the last one.
 
     starts[i] = (i // width)(T + width - 1) + i mod width
 
-The published configs call it `hybrid`; `PublishedWave` is how theirs opens a block.
+The published configs call it `hybrid`, which opens its blocks as `PublishedWave` does.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.likelihood.result import BoundName
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.records.comparison import task_scores
+from hdlm.evaluation.records.tasks import task_scores
 from hdlm.generation import Settings
 from hdlm.integrations import lm_eval as harness
 from hdlm.progress import share_bar
@@ -119,7 +119,7 @@ def _evaluated(
         checkpoint,
         batch_size=options.batch_size,
         bound=options.bound,
-        hyperschedule=plan,
+        regime=checkpoint.regime(plan),
         replicates=options.replicates,
         settings=settings,
         seed=options.seed,

@@ -9,7 +9,7 @@ What it answers, with `bos` (what ends a document, where nothing else begins one
 
     loglikelihood          minus a bound on `-log p(continuation | context)`, the mean of k replicates: exact for
                            autoregression, else too low rather than too high; and whether it is what the model writes
-                           if it takes the likeliest word each time, from left to right (`Conditional.greedy`)
+                           if it takes the likeliest word each time, from left to right (`Likelihood.greedy`)
     loglikelihood_rolling  the same of a whole text, every token in one window
     generate_until         what the sampler writes behind the context, on a canvas as long as the model's context, up to
                            the end of the document, a stop string, or `max_gen_toks`, behind which no more is asked
@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, final
 
@@ -33,12 +33,14 @@ import torch
 
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.likelihood.conditional import Conditional, split_text
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
+from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.result import BoundName
+from hdlm.evaluation.likelihood.windows import Window, split_text
+from hdlm.evaluation.records.protocol import describe_piece
 from hdlm.generation import Settings, complete, planned
-from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.sampling import Prompt
+from hdlm.regime import Regime
+from hdlm.sampling import Execution, Prompt
 
 __all__ = ["HarnessModel", "Watch"]
 
@@ -63,7 +65,7 @@ class HarnessModel:
     Args:
         checkpoint: The model, with its tokenizer.
         bound: By default the paper's, where noise ends in masks, else that of the process.
-        hyperschedule: What the bound measures along; by default the first that the checkpoint lists.
+        regime: What the bound measures along; by default that of the first hyperschedule of the checkpoint.
         replicates: Estimates of each number; more are surer, and slower.
         settings: How to write, where a task does not say.
         batch_size: Windows or canvases in a pass.
@@ -80,7 +82,7 @@ class HarnessModel:
         checkpoint: Checkpoint,
         *,
         bound: BoundName | None = None,
-        hyperschedule: AbstractHyperschedule | None = None,
+        regime: Regime | None = None,
         replicates: int = 32,
         settings: Settings | None = None,
         batch_size: int = 16,
@@ -91,15 +93,11 @@ class HarnessModel:
         self._tokenizer = checkpoint.tokenizer
         self._checkpoint, self._watch = checkpoint, watch
         self._settings = Settings() if settings is None else settings
-        self.measure = Conditional(
+        self._replicates, self._batch_size = replicates, batch_size
+        self.measure = Likelihood(
             checkpoint.denoiser,
-            plan_of(checkpoint) if hyperschedule is None else hyperschedule,
+            checkpoint.regime(plan_of(checkpoint)) if regime is None else regime,
             bound=bound_of(checkpoint.denoiser.process) if bound is None else bound,
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
-            replicates=replicates,
-            batch_size=batch_size,
             seed=seed,
             device=device,
         )
@@ -109,10 +107,10 @@ class HarnessModel:
         return {
             "bound": self.measure.bound,
             "estimator": self.measure.measured_by,
-            "hyperschedule": repr(self.measure.hyperschedule),
-            "replicates": self.measure.replicates,
+            "hyperschedule": describe_piece(self.measure.regime.hyperschedule),
+            "replicates": self._replicates,
             "seed": self.measure.seed,
-            "settings": repr(self._settings),
+            "settings": asdict(self._settings),
         }
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -122,7 +120,9 @@ class HarnessModel:
             split_text([*before, *behind], len(before), self._length, alike=True) for before, behind in texts
         ]
         nats = self._nats([window for some in windows for window in some])
-        greedy = self.measure.greedy([window for some in windows for window in some])
+        greedy = self.measure.greedy(
+            [window for some in windows for window in some], batch_size=self._batch_size
+        )
         answers, at = [], 0
         for some in windows:
             here = slice(at, at + len(some))
@@ -162,7 +162,7 @@ class HarnessModel:
 
     @property
     def _length(self) -> int:
-        return self.measure.hyperschedule.length
+        return self.measure.regime.length
 
     @property
     def _start(self) -> list[int]:
@@ -170,19 +170,19 @@ class HarnessModel:
         first = self._checkpoint.vocabulary.eos if first is None else first
         return [] if first is None else [first]
 
-    def _nats(self, windows: Sequence[Any]) -> list[float]:
-        done, total = (
-            0,
-            len(windows) * (1 if self.measure.measured_by == "exact" else self.measure.replicates),
-        )
+    def _nats(self, windows: Sequence[Window]) -> list[float]:
+        replicates = 1 if self.measure.measured_by == "exact" else self._replicates
+        done, total = 0, len(windows) * replicates
 
         def tell(more: int) -> None:
             nonlocal done
             done += more
             self._watch("measuring", done, total)
 
-        found: list[float] = self.measure.nats(windows, tell).tolist()
-        return found
+        nats: list[float] = self.measure.nats(
+            windows, replicates, batch_size=self._batch_size, watch=tell
+        ).tolist()
+        return nats
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens before the continuation and of it; a space between them belongs to it."""
@@ -228,10 +228,9 @@ class HarnessModel:
             planned(self._checkpoint, settings, length, infilling=False),
             settings,
             num=len(rows),
-            batch_size=self.measure.batch_size,
             seed=self.measure.seed,
+            execution=Execution(self._batch_size, device=self.measure.device),
             stop=lambda row, tokens: len(tokens) if read(row, tokens.tolist())[1] else None,
-            device=self.measure.device,
         )
         return [read(row, tokens)[0] for row, tokens in enumerate(done.tokens.tolist())]
 

@@ -1,11 +1,29 @@
-"""The backbone: tokens to numbers. It knows nothing of noise and needs nothing but torch."""
+"""The network: tokens to numbers. It does not depend on noise and needs only torch."""
 
 from __future__ import annotations
 
+from hdlm.network.build import build_network, read_network_config
 from hdlm.network.cache import KVCache
-from hdlm.network.config import DDiTConfig
-from hdlm.network.ddit import DDiT, has_compiler
+from hdlm.network.config import DDiTConfig, NetworkShape
+from hdlm.network.ddit import DDiT
+from hdlm.network.decoder import Decoder, DecoderConfig
 from hdlm.network.passes import Pass
+from hdlm.network.rotary import RotaryScaling
 from hdlm.network.static import StaticBatch
+from hdlm.network.transformer import AbstractTransformer, has_compiler
 
-__all__ = ["DDiT", "DDiTConfig", "KVCache", "Pass", "StaticBatch", "has_compiler"]
+__all__ = [
+    "AbstractTransformer",
+    "DDiT",
+    "DDiTConfig",
+    "Decoder",
+    "DecoderConfig",
+    "KVCache",
+    "NetworkShape",
+    "Pass",
+    "RotaryScaling",
+    "StaticBatch",
+    "build_network",
+    "has_compiler",
+    "read_network_config",
+]

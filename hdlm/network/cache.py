@@ -1,7 +1,7 @@
-"""KVCache: what settled positions leave behind for those that come after them.
+"""KVCache: keys and values of settled positions, for the positions that are generated after them.
 
-The keys and values of a position that no later position can change are functions of the past alone, so they are
-kept instead of being computed again. The cache is exact: it changes no logit.
+The keys and values of a position that no later position can change depend on the past only, so they are stored and not
+computed again. The cache is exact: it changes no logit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["KVCache"]
 
 @final
 class KVCache:
-    """Keys (already turned to their positions) and values of every layer, `[b heads len(cache) d]` each.
+    """Keys (already rotated to their positions) and values of every layer, `[b heads len(cache) d]` each.
 
-    A pass writes its keys and values behind the kept ones and attends to both without copying either;
-    afterwards `keep` says which of them stay. Memory doubles when it runs out.
+    A pass writes its keys and values after the stored ones and attends to both without a copy; then `keep` selects the
+    positions that stay. The memory is doubled when it is full.
     """
 
     def __init__(self) -> None:
@@ -29,26 +29,26 @@ class KVCache:
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     def __len__(self) -> int:
-        """Number of positions kept."""
+        """Number of stored positions."""
         return self._length
 
     @property
     def num_rows(self) -> int | None:
-        """Sequences of the batch; `None` before the first pass."""
+        """Sequences of the batch; None before the first pass."""
         return self._layers[0][0].shape[0] if self._layers else None
 
     def lies_in(self, memory: Tensor) -> bool:
-        """Whether its keys and values are a part of that memory."""
+        """Whether the keys and values are a part of this memory."""
         own = [keys.untyped_storage().data_ptr() for keys, _ in self._layers[:1]]
         return own == [memory.untyped_storage().data_ptr()]
 
     def move(
         self, layers: Sequence[tuple[Float[Tensor, "b heads c d"], Float[Tensor, "b heads c d"]]]
     ) -> None:
-        """Use other memory from now on, with what is kept.
+        """Use other memory from now on; the stored positions are copied.
 
         Args:
-            layers: Memory for the keys and values of each layer, of at least as many positions as are kept.
+            layers: Memory for the keys and values of each layer, with room for the stored positions.
         """
         for old, new in zip(self._layers, layers, strict=bool(self._layers)):
             for source, target in zip(old, new, strict=True):
@@ -58,15 +58,15 @@ class KVCache:
     def write(
         self, layer: int, key: Float[Tensor, "b heads q d"], value: Float[Tensor, "b heads q d"]
     ) -> tuple[Float[Tensor, "b heads k d"], Float[Tensor, "b heads k d"]]:
-        """Put a layer's current keys and values behind the kept ones and return both together.
+        """Write a layer's current keys and values after the stored ones, and return both together.
 
         Args:
-            layer: Index of the layer; layers come in order in the first pass.
+            layer: Index of the layer; in the first pass layers come in order.
             key: Current keys.
             value: Current values.
 
         Raises:
-            ValueError: If gradients are asked for, or the batch is not that of the kept positions.
+            ValueError: If gradients are needed, or the batch size differs from that of the stored positions.
         """
         if key.requires_grad:
             raise ValueError("A cache is for generation only: call the network under `torch.no_grad()`.")
@@ -76,7 +76,7 @@ class KVCache:
         elif self._layers[layer][0].shape[0] != key.shape[0]:
             raise ValueError(
                 f"The cache holds {self._layers[layer][0].shape[0]} sequences and the pass {key.shape[0]}; "
-                "a cache is for the sequences that it was begun with."
+                "use a cache only for the sequences that it was filled with."
             )
         elif self._layers[layer][0].shape[2] < end:
             self._layers[layer] = (
@@ -89,7 +89,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, store: Int[Tensor, " n"], num_current: int) -> None:
-        """Keep positions of the pass that was just written, in the order given; the others are forgotten.
+        """Keep positions of the last pass, in the given order; the others are dropped.
 
         Args:
             store: Indices of the current positions to keep.
@@ -104,14 +104,14 @@ class KVCache:
             tensor[:, :, start : self._length] = tensor[:, :, start : start + num_current][:, :, store]
 
     def extend(self, count: int, num_current: int) -> None:
-        """Keep the leading positions of the pass that was just written.
+        """Keep the first positions of the last pass.
 
         Args:
-            count: How many.
+            count: Number of positions to keep.
             num_current: Number of positions in that pass.
 
         Raises:
-            ValueError: If that is more positions than the pass had.
+            ValueError: If the pass had fewer positions.
         """
         if count > num_current:
             raise ValueError(
@@ -120,10 +120,10 @@ class KVCache:
         self._length += count
 
     def retain(self, places: Int[Tensor, " n"]) -> None:
-        """Keep only these of the kept positions, in this order; what stays in its place is not copied.
+        """Keep some of the stored positions, in the given order; those whose place does not change are not copied.
 
         Args:
-            places: Indices into the kept positions, each at most once.
+            places: Indices of stored positions, each at most once.
         """
         moved = (places != torch.arange(len(places), device=places.device)).nonzero()[:, 0]
         for tensor in (tensor for pair in self._layers for tensor in pair):

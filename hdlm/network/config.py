@@ -1,17 +1,48 @@
-"""The shape of a DDiT: the numbers that fix which parameters exist and how large they are."""
+"""The configuration of a DDiT: the numbers that determine its parameters and their sizes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from hdlm.strict_config import OptionError, read_table, require
 
-__all__ = ["DDiTConfig"]
+__all__ = ["DDiTConfig", "NetworkShape"]
 
 _COUNTS = ("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim", "mlp_ratio", "max_length")
 _SWITCHES = ("timestep_embedding", "condition_blocks", "condition_output")
+
+
+@runtime_checkable
+class NetworkShape(Protocol):
+    """What the rest of the package reads of the configuration of a network; see `hdlm.network.DDiTConfig`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def timestep_embedding(self) -> bool: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @final
@@ -30,14 +61,14 @@ class DDiTConfig:
         cond_dim: Width of the conditioning vector.
         dropout: Probability of dropping a coordinate of a residual branch, in `[0, 1)`.
         mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
-        timestep_embedding: Whether the network is told the noise (has `sigma_map`).
+        timestep_embedding: Whether the network gets the noise (has `sigma_map`).
         condition_blocks: Whether every block is modulated by the noise.
         condition_output: Whether the final norm is modulated by the noise.
-        max_length: Number of positions the network is meant for. Rotary positions have no table that could
-            run out, so this binds those who choose a context length, not the network.
+        max_length: Number of positions that the network is meant for. Rotary positions need no table, so the network
+            itself has no limit; it is for code that chooses a context length.
 
     Raises:
-        ValueError: If a size is no positive integer, or the sizes or switches contradict each other.
+        ValueError: If a size is not a positive integer, or the sizes or switches contradict each other.
     """
 
     vocab_size: int
@@ -83,6 +114,11 @@ class DDiTConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of heads of keys and values: one for each head of queries."""
+        return self.num_heads
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
@@ -92,7 +128,7 @@ class DDiTConfig:
         """Build a config from plain values, strictly.
 
         Args:
-            fields: Field names and values, as `to_dict` gives them; those with a default may be left out.
+            fields: Field names and values, as returned by `to_dict`; those with a default may be left out.
 
         Raises:
             ValueError: If a key is unknown (the nearest known one is named), missing, or has a bad value.

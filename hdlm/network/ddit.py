@@ -1,296 +1,82 @@
 """DDiT, the diffusion transformer over tokens: tokens in, one vector of `v` numbers per position out.
 
-What the numbers mean is not its business, and it has never heard of noise: it may be told a number per
-position (`condition`) and how much of the last embedding row to blend into each token (`blend`). Lou et al.,
-"Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution",
-https://arxiv.org/abs/2310.16834.
+The network does not know about noise processes. It may get one number for each position (`condition`) and the share of
+the last embedding row to blend into each token (`blend`). Lou et al., "Discrete Diffusion Modeling by Estimating the
+Ratios of the Data Distribution", https://arxiv.org/abs/2310.16834.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast, final
+from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from hdlm.network import recomputation
-from hdlm.network.attention import Attention, SharedMask, attend, prepare_mask
-from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig
-from hdlm.network.layers import Embedding, OutputLayer, See, TimestepEmbedding, TransformerBlock
-from hdlm.network.packed import PackedLinear
-from hdlm.network.passes import Pass
+from hdlm.network.layers import Embedding, OutputLayer, TimestepEmbedding, TransformerBlock
 from hdlm.network.recomputation import Recomputation
-from hdlm.network.rotary import Rotary, Rotation
-from hdlm.network.static import StaticBatch
+from hdlm.network.rotary import Rotary
+from hdlm.network.transformer import AbstractTransformer
 
-__all__ = ["DDiT", "has_compiler"]
+__all__ = ["DDiT"]
 
 
 @final
-class DDiT(nn.Module):
-    """A transformer that sees both ways, or as `attention` tells it.
+class DDiT(AbstractTransformer):
+    """A diffusion transformer with rotary positions and, if the config says so, adaptive layer norms.
 
-    Parameters and their names are those of the published weights, whose state dict loads strictly.
+    The parameter names are those of the published weights, whose state dict loads strictly.
 
     Args:
         config: Sizes and switches.
-
-    Attributes:
-        config: As given.
-        checkpoint_activations: What the backward pass computes again instead of keeping it; see
-            `hdlm.network.recomputation`.
-        static: What makes the passes that fit into static buffers, if `speed_up` was told to.
     """
 
-    static: StaticBatch | None = None
+    config: DDiTConfig
+    token_rows: ClassVar[tuple[str, ...]] = (
+        "vocab_embed.embedding",
+        "output_layer.linear.weight",
+        "output_layer.linear.bias",
+    )
 
     def __init__(self, config: DDiTConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpoint_activations: Recomputation = "none"
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
-        self.rotary_emb = Rotary(config.head_dim)
+        self.rotary_emb = self.new_rotary()
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_blocks))
         self.output_layer = OutputLayer(config)
         self.sigma_map = TimestepEmbedding(config.cond_dim) if config.timestep_embedding else None
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as the published code does: output layer and adaLN are zero."""
+        """Draw new weights, as the published code does: output layer and adaLN are zero."""
         for layer in (self.vocab_embed, *self.blocks, self.output_layer, self.sigma_map):
             if layer is not None:
                 layer.reset_parameters()
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "b q"],
-        *,
-        positions: Int[Tensor, "#b q"] | None = None,
-        condition: Float[Tensor, "#b #q"] | None = None,
-        blend: Float[Tensor, "#b #q"] | None = None,
-        attention: Attention = None,
-        cache: KVCache | None = None,
-        store: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "b q v"]:
-        """`head(features(...))`: see `features` for the arguments."""
-        hidden = self.features(
-            tokens,
-            positions=positions,
-            condition=condition,
-            blend=blend,
-            attention=attention,
-            cache=cache,
-            store=store,
-        )
-        return self.head(hidden)
-
-    def features(
-        self,
-        tokens: Int[Tensor, "b q"],
-        *,
-        positions: Int[Tensor, "#b q"] | None = None,
-        condition: Float[Tensor, "#b #q"] | None = None,
-        blend: Float[Tensor, "#b #q"] | None = None,
-        attention: Attention = None,
-        cache: KVCache | None = None,
-        store: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "b q h"]:
-        """All but the vocabulary projection, so that it need run on chosen positions only.
-
-        Args:
-            tokens: Rows of the embedding, in `[0, vocab_size)`.
-            positions: Where each token stands, any integers; by default those that follow the cached ones.
-            condition: What the network is told at each position (the total noise sigma of gamma-hybrid, SEDD,
-                MDLM; the time of GIDD); required if and only if `config.timestep_embedding`.
-            blend: Share in `[0, 1]` of the last embedding row in every
-                input: `(1 - blend) E[x] + blend E[last]`.
-            attention: Who may attend whom (True = may; keys are the cached positions, then the current ones);
-                `None` if all attend all. A query that may attend nobody attends all keys equally.
-            cache: Keys and values of earlier positions, attended to besides the current ones.
-            store: Indices of the current positions that the cache keeps after this pass; by default none.
-
-        Returns:
-            Hidden states after the final norm.
-
-        Raises:
-            ValueError: If `condition` does not fit the network, `store` comes without `cache`, or `attention`
-                or `cache` do not fit the tokens.
-        """
-        if store is not None and cache is None:
-            raise ValueError(
-                "`store` says what a cache keeps, but there is no `cache`: pass one, or leave `store` out."
-            )
-        one = Pass(tokens, positions, condition, blend, attention, cache, store)
-        if self.static is not None and self.static.takes([one]):
-            return self.static([one])[0]
-        num_queries = tokens.shape[1]
-        mask, rotation = prepare_mask(attention, self.rotary_emb(one.places), num_queries, one.num_keys)
-        cond = self._conditioning(condition)
-        x = self.vocab_embed(tokens, blend)
-        for index, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block(x, cond, rotation, mask, functools.partial(_see, index, cache, mask))
-            else:
-                x = recomputation.run_block(
-                    self.checkpoint_activations, cast("TransformerBlock", block), x, cond, rotation, mask
-                )
-        if cache is not None and store is not None:
-            cache.keep(store, num_queries)
-        return self.output_layer.normalise(x, cond)
-
-    def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
-        """Several passes in one: every weight is read once; each pass sees itself and its own cache only.
-
-        Args:
-            passes: The arguments of `features` for each. They may differ in all their sizes.
-
-        Returns:
-            What `features` says of each, `[b q h]`.
-        """
-        if self.static is not None and self.static.takes(passes):
-            return self.static(passes)
-        shapes = [(one.tokens.shape[0], one.tokens.shape[1]) for one in passes]
-        parts, rotations = [], []
-        for one, (rows, width) in zip(passes, shapes, strict=True):
-            mask, rotation = prepare_mask(one.attention, self.rotary_emb(one.places), width, one.num_keys)
-            parts.append(_Part(rows, width, one.cache, mask))
-            rotations.append(rotation)
-        cond = self._conditioning_of_many(passes, shapes)
-        x = torch.cat([self.vocab_embed(one.tokens, one.blend).flatten(0, 1) for one in passes])[None]
-        rotation = Rotation.join(rotations, shapes)
-        hidden = self._through(x, cond, rotation, lambda layer: functools.partial(_see_apart, layer, parts))
-        for one, (_, width) in zip(passes, shapes, strict=True):
-            if one.cache is not None and one.store is not None:
-                one.cache.keep(one.store, width)
-        split = hidden[0].split([rows * width for rows, width in shapes])
-        return [vectors.unflatten(0, shape) for vectors, shape in zip(split, shapes, strict=True)]
+    def new_rotary(self) -> Rotary:
+        return Rotary(self.config.head_dim)
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
-        """Project hidden states, of any selection of positions, onto the vocabulary."""
         projected: Tensor = self.output_layer.linear(hidden)
         return projected
 
-    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"]]:
-        """The matrix and the bias of `head`, for losses that never hold all of its output."""
+    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None]:
         linear = self.output_layer.linear
         return linear.weight, linear.bias
 
-    def speed_up(self, *, compiled: bool = False, slots: int = 0) -> None:
-        """Make ready for generation, there and as precise as it is now; it changes no number but by rounding.
-
-        On a CPU every weight that multiplies is kept a second time, in a layout that few rows read faster: see
-        `hdlm.network.packed`.
-
-        Args:
-            compiled: Compile the blocks, all but attention, which takes up to a minute at the first passes.
-            slots: For how many sequences at a time to reserve static buffers, in which short passes behind caches are
-                one pass of fixed shape, recorded as CUDA graphs where there is CUDA; 0 for none. For accelerators,
-                which pay for every kernel; see `hdlm.network.static`.
-
-        Raises:
-            ValueError: If they are to be compiled and there is no compiler, or `slots` is negative.
-        """
-        linear = self.output_layer.linear
-        self.static = (
-            StaticBatch(self.config, lambda: linear.weight, slots, self.rotary_emb, self._body)
-            if slots
-            else None
-        )
-        for layer in self.output_layer.modules() if compiled else self.modules():
-            if isinstance(layer, PackedLinear):
-                layer.pack()
-        if not compiled:
-            return
-        if not has_compiler(linear.weight.device):
-            raise ValueError(
-                "There is no C++ compiler (g++, or what the environment variable CXX names) to compile the network "
-                "with: install one, or leave compilation out."
-            )
-        for block in self.blocks:
-            cast("TransformerBlock", block).compile_parts()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the static buffers, which are bound to these very weights."""
-        return {name: value for name, value in self.__dict__.items() if name != "static"}
-
-    def new_cache(self) -> KVCache:
-        """An empty cache for `features`."""
-        return KVCache()
-
-    def _body(
-        self,
-        tokens: Tensor,
-        rotation: Rotation,
-        condition: Tensor | None,
-        blend: Tensor | None,
-        see: Callable[[int], See],
-    ) -> Tensor:
-        """All but positions and `head`; layer `i` attends by `see(i)`."""
-        return self._through(self.vocab_embed(tokens, blend), self._conditioning(condition), rotation, see)
-
-    def _through(
-        self, x: Tensor, cond: Tensor | None, rotation: Rotation, see: Callable[[int], See]
-    ) -> Tensor:
-        for index, block in enumerate(self.blocks):
-            x = block(x, cond, rotation, None, see(index))
-        return self.output_layer.normalise(x, cond)
-
-    def _conditioning_of_many(self, passes: Sequence[Pass], shapes: list[tuple[int, int]]) -> Tensor | None:
-        """The conditioning vectors of several passes, end to end in one row."""
-        cond = [self._conditioning(one.condition) for one in passes]
-        if self.sigma_map is None:
-            return None
-        flat = [
-            one.expand(*shape, -1).flatten(0, 1)
-            for one, shape in zip(cond, shapes, strict=True)
-            if one is not None
-        ]
-        return torch.cat(flat)[None]
+    def _embed(self, tokens: Tensor, blend: Tensor | None, places: Tensor) -> Tensor:
+        embedded: Tensor = self.vocab_embed(tokens, blend)
+        return embedded
 
     def _conditioning(self, condition: Tensor | None) -> Tensor | None:
-        """The conditioning vectors, or `None` for a network without conditioning."""
         if (condition is None) != (self.sigma_map is None):
             raise ValueError(
-                "This network is told nothing about the noise: leave `condition` out."
+                "This network gets no noise level: leave `condition` out."
                 if self.sigma_map is None
-                else "This network is told the noise: pass `condition`, one number per position."
+                else "This network needs the noise level: pass `condition`, one number per position."
             )
         return None if self.sigma_map is None or condition is None else self.sigma_map(condition)
 
-
-def has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: on a CPU, a C++ compiler."""
-    return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-class _Part(NamedTuple):
-    """What one of several passes sees: `rows` sequences of `width` positions."""
-
-    rows: int
-    width: int
-    cache: KVCache | None
-    mask: SharedMask
-
-    def see(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend, in layer `index`, to what the cache holds and to one another; `[heads, rows width, d]` each."""
-        q, k, v = (one.unflatten(1, (self.rows, self.width)).transpose(0, 1) for one in (query, key, value))
-        if self.cache is not None:
-            k, v = self.cache.write(index, k, v)
-        return attend(q, k, v, self.mask).transpose(0, 1).flatten(1, 2)
-
-
-def _see(index: int, cache: KVCache, mask: SharedMask, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend to what the cache holds and to one another."""
-    return attend(query, *cache.write(index, key, value), mask)
-
-
-def _see_apart(index: int, parts: list[_Part], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same for passes that lie end to end in one row."""
-    sizes = [part.rows * part.width for part in parts]
-    heads = zip(*(one[0].split(sizes, 1) for one in (query, key, value)), strict=True)
-    return torch.cat([part.see(index, *own) for part, own in zip(parts, heads, strict=True)], 1)[None]
+    def _normalise(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        return self.output_layer.normalise(x, cond)

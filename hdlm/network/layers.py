@@ -21,17 +21,25 @@ from hdlm.network.config import DDiTConfig
 from hdlm.network.packed import PackedLinear
 from hdlm.network.rotary import Rotation
 
-__all__ = ["Embedding", "Modulation", "OutputLayer", "See", "TimestepEmbedding", "TransformerBlock"]
+__all__ = [
+    "AbstractBlock",
+    "Embedding",
+    "Modulation",
+    "OutputLayer",
+    "See",
+    "TimestepEmbedding",
+    "TransformerBlock",
+]
 
 See: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From the current queries, keys and values to what each query sees: attention, by way of caches."""
+"""Attention of the current queries, given their keys and values; it may use caches."""
 
 _NORM_EPSILON = 1e-5
 
 
 @final
 class Modulation(NamedTuple):
-    """What the conditioning does to one branch; `None` leaves it alone."""
+    """The effect of the conditioning on one branch; None for no effect."""
 
     shift: Float[Tensor, "#b #q h"] | None = None
     scale: Float[Tensor, "#b #q h"] | None = None
@@ -48,7 +56,7 @@ class Modulation(NamedTuple):
 
 @final
 class Embedding(nn.Module):
-    """Tokens to vectors; the last row may be blended into any of them.
+    """Tokens to vectors; the last row may be blended into each of them.
 
     Args:
         vocab_size: Number of rows.
@@ -106,8 +114,24 @@ class TimestepEmbedding(nn.Module):
         return F.silu(self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype)))
 
 
+class AbstractBlock(nn.Module):
+    """Attention and a feed-forward network, as residual branches.
+
+    Attributes:
+        changes_branches: Whether a branch is gated or dropped from before it is added, so that gradients depend on its
+            values.
+    """
+
+    changes_branches: bool
+
+    def compile_parts(self) -> None:
+        """Compile what lies before and behind attention: two graphs for all blocks, caches and batches."""
+        for name in ("_qkv", "_residual"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
+
 @final
-class TransformerBlock(nn.Module):
+class TransformerBlock(AbstractBlock):
     """One transformer block.
 
     Args:
@@ -127,18 +151,14 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.adaLN_modulation = PackedLinear(config.cond_dim, 6 * width) if config.condition_blocks else None
+        self.changes_branches = config.condition_blocks or config.dropout > 0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear layers as by default; adaLN zero, so that a conditioned block starts as the identity."""
+        """Linear layers get their default; adaLN gets zeros, so that a conditioned block starts as the identity."""
         _reset_layers(self)
         if self.adaLN_modulation is not None:
             _zero(self.adaLN_modulation)
-
-    @property
-    def changes_branches(self) -> bool:
-        """Whether a branch is gated or dropped from before it is added, so that gradients depend on what it made."""
-        return self.adaLN_modulation is not None or self.dropout.p > 0
 
     def forward(
         self,
@@ -148,16 +168,11 @@ class TransformerBlock(nn.Module):
         attention: SharedMask,
         see: See | None = None,
     ) -> Float[Tensor, "b q h"]:
-        """Add both branches to the residual stream; `see`, if given, attends in the place of `attention`."""
+        """Add both branches to the residual stream; `see`, if given, attends in place of `attention`."""
         attn_mod, mlp_mod = self._modulations(condition)
         query, key, value = self._qkv(x, attn_mod, rotation)
         heads = attend(query, key, value, attention) if see is None else see(query, key, value)
         return self._residual(x, heads, attn_mod, mlp_mod)
-
-    def compile_parts(self) -> None:
-        """Compile what lies before and behind attention: the same two graphs for every block, cache and batch."""
-        for name in ("_qkv", "_residual"):
-            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
         if self.adaLN_modulation is None:
@@ -168,12 +183,12 @@ class TransformerBlock(nn.Module):
     def _qkv(self, x: Tensor, attn_mod: Modulation, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, `[b heads q d]`."""
         qkv = self.attn_qkv(attn_mod.enter(self.norm1(x))).unflatten(-1, (3, self.num_heads, -1))
-        turning, value = qkv.split((2, 1), dim=2)
-        query, key = (part.transpose(1, 2) for part in rotation(turning).unbind(2))
+        rotated, value = qkv.split((2, 1), dim=2)
+        query, key = (part.transpose(1, 2) for part in rotation(rotated).unbind(2))
         return query, key, value[:, :, 0].transpose(1, 2)
 
     def _residual(self, x: Tensor, heads: Tensor, attn_mod: Modulation, mlp_mod: Modulation) -> Tensor:
-        """Add what the heads saw, and what the feed-forward network makes of it."""
+        """Add the outputs of attention and of the feed-forward network."""
         x = x + attn_mod.leave(self.dropout(self.attn_out(heads.transpose(1, 2).flatten(2))))
         return x + mlp_mod.leave(self.dropout(self.mlp(mlp_mod.enter(self.norm2(x)))))
 
@@ -204,7 +219,7 @@ class OutputLayer(nn.Module):
     def normalise(
         self, x: Float[Tensor, "b q h"], condition: Float[Tensor, "#b #q c"] | None
     ) -> Float[Tensor, "b q h"]:
-        """Everything but the projection."""
+        """The final norm, without the projection."""
         x = self.norm_final(x)
         if self.adaLN_modulation is None:
             return x

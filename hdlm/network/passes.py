@@ -1,4 +1,4 @@
-"""Pass: what a network is asked, as one value, so that several questions can be answered in one go."""
+"""Pass: the arguments of a forward pass as one value, so that several passes can be run together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Pass"]
 
 @final
 class Pass(NamedTuple):
-    """The arguments of `DDiT.features`, for one of several passes that are made together."""
+    """The arguments of `DDiT.features`; see there."""
 
     tokens: Int[Tensor, "b q"]
     positions: Int[Tensor, "#b q"] | None = None
@@ -28,17 +28,17 @@ class Pass(NamedTuple):
 
     @property
     def num_kept(self) -> int:
-        """How many positions the cache holds."""
+        """Number of positions in the cache."""
         return 0 if self.cache is None else len(self.cache)
 
     @property
     def num_keys(self) -> int:
-        """How many positions may be attended to: those that are kept, then the current ones."""
+        """Number of keys: the cached positions, then the current ones."""
         return self.num_kept + self.tokens.shape[1]
 
     @property
     def places(self) -> Int[Tensor, "#b q"]:
-        """Where each token stands; by default those that follow the kept ones."""
+        """Position of each token; by default those after the cached ones."""
         if self.positions is not None:
             return self.positions
         return torch.arange(self.num_kept, self.num_keys, device=self.tokens.device)[None]

@@ -1,9 +1,9 @@
-"""Masks with large empty regions, cut up so that the kernel of a CPU never computes them.
+"""Masks with large empty regions, cut into pieces so that the kernel of a CPU does not compute these regions.
 
 FlexAttention skips the empty blocks of a mask, but has no backward pass on a CPU; the dense kernel multiplies every
-query with every key. Two-stream training leaves three quarters of the pairs empty. Here the queries are cut into
-groups of neighbours, each of which is given the keys that any of them sees: the same numbers but for rounding,
-forward and backward.
+query with every key. In two-stream training three quarters of the pairs are empty. Here the queries are cut into groups
+of neighbours, and each group attends to the keys that any of its queries may attend to. Forward and backward, numbers
+change only by rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 __all__ = ["Pieces", "cut"]
 
 _SIZE = 256
-"""Queries of a piece, and the grain of its keys."""
+"""Queries of a piece, and keys of a block."""
 _WORTH_WHILE = 0.75
-"""A mask is cut if at most this share of it is left."""
+"""Largest share of a mask that may remain for it to be cut."""
 
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries to keys and values under a mask."""
@@ -29,14 +29,14 @@ AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], T
 
 @final
 class _Piece(NamedTuple):
-    """Neighbouring queries, and the ranges of keys that they see."""
+    """Neighbouring queries, and the ranges of their keys."""
 
     queries: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
     mask: Bool[Tensor, "#b 1 q k"] | None
 
     def of(self, values: Float[Tensor, "b heads k d"]) -> Float[Tensor, "b heads n d"]:
-        """The seen ones of all keys, or of all values."""
+        """The keys or values of these ranges."""
         if len(self.keys) == 1:
             return values[:, :, slice(*self.keys[0])]
         return torch.cat([values[:, :, slice(*part)] for part in self.keys], 2)
@@ -44,15 +44,15 @@ class _Piece(NamedTuple):
 
 @final
 class Pieces(NamedTuple):
-    """A mask, cut up."""
+    """A mask that is cut into pieces."""
 
     pieces: tuple[_Piece, ...]
 
     def attend(
         self,
         query: Float[Tensor, "b heads q d"],
-        key: Float[Tensor, "b heads k d"],
-        value: Float[Tensor, "b heads k d"],
+        key: Float[Tensor, "b kv_heads k d"],
+        value: Float[Tensor, "b kv_heads k d"],
         kernel: AttentionKernel,
     ) -> Float[Tensor, "b heads q d"]:
         """Attend piece by piece."""
@@ -66,10 +66,10 @@ class Pieces(NamedTuple):
 
 
 def cut(mask: Bool[Tensor, "#b 1 q k"]) -> Bool[Tensor, "#b 1 q k"] | Pieces:
-    """The mask in pieces, if enough of it is empty; else as it is.
+    """The mask in pieces, if enough of it is empty; otherwise unchanged.
 
     Args:
-        mask: Who may attend whom; on a CPU. No row is empty.
+        mask: The keys that each query may attend to, on a CPU, without empty rows.
     """
     num_queries, num_keys = mask.shape[-2:]
     if min(num_queries, num_keys) <= _SIZE:
@@ -77,21 +77,21 @@ def cut(mask: Bool[Tensor, "#b 1 q k"]) -> Bool[Tensor, "#b 1 q k"] | Pieces:
     pieces, area = [], 0
     for begin in range(0, num_queries, _SIZE):
         rows = mask[:, :, begin : begin + _SIZE]
-        seen = F.pad(rows.any(2).any(0)[0], (0, -num_keys % _SIZE)).view(-1, _SIZE).any(1)
-        keys = _ranges(seen.tolist(), num_keys)
-        part = torch.cat([rows[..., slice(*one)] for one in keys], -1)
+        blocks = F.pad(rows.any(2).any(0)[0], (0, -num_keys % _SIZE)).view(-1, _SIZE).any(1)
+        keys = _ranges(blocks.tolist(), num_keys)
+        part = torch.cat([rows[..., slice(*bounds)] for bounds in keys], -1)
         pieces.append(_Piece((begin, begin + rows.shape[2]), keys, None if part.all() else part))
         area += part.shape[-2] * part.shape[-1]
     return Pieces(tuple(pieces)) if area <= _WORTH_WHILE * num_queries * num_keys else mask
 
 
-def _ranges(seen: list[bool], num_keys: int) -> tuple[tuple[int, int], ...]:
-    """Runs of seen grains, as ranges of keys."""
-    found: list[tuple[int, int]] = []
-    for number, one in enumerate(seen):
+def _ranges(used: list[bool], num_keys: int) -> tuple[tuple[int, int], ...]:
+    """Runs of used blocks, as ranges of keys."""
+    ranges: list[tuple[int, int]] = []
+    for number, is_used in enumerate(used):
         begin, end = number * _SIZE, min((number + 1) * _SIZE, num_keys)
-        if one and found and found[-1][1] == begin:
-            found[-1] = found[-1][0], end
-        elif one:
-            found.append((begin, end))
-    return tuple(found)
+        if is_used and ranges and ranges[-1][1] == begin:
+            ranges[-1] = ranges[-1][0], end
+        elif is_used:
+            ranges.append((begin, end))
+    return tuple(ranges)

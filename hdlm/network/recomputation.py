@@ -1,10 +1,10 @@
-"""Activation checkpointing: what the backward pass computes again, so that the forward pass need not keep it.
+"""Activation checkpointing: the backward pass recomputes activations, so that the forward pass need not store them.
 
-`"full"` keeps the input of a block only (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv
-1604.06174). `"selective"` keeps besides what is costly for its size, the products of matrices and what attention
-found, and computes the cheap rest again: norms, modulation, rotation, activations, and copies (Korthikanti et al.,
-"Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198, keep the opposite, because their
-attention held all pairs). Neither changes a number.
+`"full"` stores only the input of a block (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv
+1604.06174). `"selective"` also stores what is expensive relative to its size, matrix products and the outputs of
+attention, and recomputes the rest: norms, modulation, rotation, activations, and copies (Korthikanti et al., "Reducing
+Activation Recomputation in Large Transformer Models", arXiv 2205.05198, recompute attention instead, because theirs
+stored all pairs). Neither changes a number.
 """
 
 from __future__ import annotations
@@ -21,53 +21,54 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from hdlm.network.layers import TransformerBlock
+from hdlm.network.layers import AbstractBlock
 
 __all__ = ["Recomputation", "run_block"]
 
 Recomputation: TypeAlias = Literal["none", "selective", "full"]
-"""How much is computed again."""
+"""Which activations are recomputed."""
 
 _PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default})
 _ATTENTION = frozenset({torch.ops.higher_order.flex_attention, torch.ops.higher_order.inductor_compiled_code})
-"""FlexAttention, as it is and compiled; see `hdlm.network.attention`."""
+"""FlexAttention, uncompiled and compiled; see `hdlm.network.attention`."""
 _CHEAP = 4
-"""A product is cheap if it sums over fewer than one in so many of the numbers that it makes."""
+"""A product is cheap if its inner dimension is smaller than its output dimension divided by this number."""
 
 
-def run_block(recomputation: Recomputation, block: TransformerBlock, *arguments: Any) -> Tensor:
+def run_block(recomputation: Recomputation, block: AbstractBlock, *arguments: Any) -> Tensor:
     """The output of a block.
 
     Args:
-        recomputation: What the backward pass is to compute again.
+        recomputation: Which activations the backward pass recomputes.
         block: The block.
-        *arguments: Its arguments.
+        *arguments: Arguments of the block.
     """
     if recomputation == "none" or not torch.is_grad_enabled():
-        found: Tensor = block(*arguments)
+        output: Tensor = block(*arguments)
     elif recomputation == "full":
-        found = checkpoint(block, *arguments, use_reentrant=False)
+        output = checkpoint(block, *arguments, use_reentrant=False)
     else:
         contexts = functools.partial(create_selective_checkpoint_contexts, functools.partial(_policy, block))
-        found = checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
-    return found
+        output = checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
+    return output
 
 
 def _policy(
-    block: TransformerBlock,
+    block: AbstractBlock,
     context: SelectiveCheckpointContext,
     operator: Any,
     *arguments: Any,
     **options: Any,
 ) -> CheckpointPolicy:
-    """Keep what attention found, and products that sum over much, but for one that nothing in the block asks for again.
+    """Store outputs of attention and products with a large inner dimension; recompute the rest.
 
-    That one is the last, which makes fewer numbers than it sums over: what is merely added has no say in any gradient.
+    The last projection of a block, whose output is smaller than its inner dimension, is not stored: if its output is
+    only added to the residual stream, no gradient needs it.
     """
     if operator in _PRODUCTS:
         left, right = arguments[-2:]
-        summed, made = left.shape[-1], right.shape[-1]
-        keep = _CHEAP * summed >= made and (summed <= made or block.changes_branches)
+        inner, outer = left.shape[-1], right.shape[-1]
+        keep = _CHEAP * inner >= outer and (inner <= outer or block.changes_branches)
     else:
         keep = operator in _ATTENTION or "scaled_dot_product" in operator.name()
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,14 +1,15 @@
-"""StaticBatch: passes of many sequences as one of fixed shape, which an accelerator records once and replays.
+"""StaticBatch: passes of many sequences as one pass of fixed shape, which an accelerator records once and replays.
 
 A slot is one sequence's share of memory that is reserved once. Every call computes all slots, `[slots w]` queries that
-look at the first `r` places of their own slot; `w` and `r` are rounded up to powers of two, so that a few shapes serve
-all. Query `i` of a slot leaves its key at place `len(cache) + i`:
+attend to the first `r` places of their slot; `w` and `r` are rounded up to powers of two, so that there are few shapes.
+Query `i` of a slot writes its key to place `len(cache) + i`:
 
     place    0 .. len(cache)    .. len(cache) + q    .. len(cache) + w    ..
              kept               this pass            padding              free
 
-Padding, and slots that are not asked, are queries that may attend nobody (`hdlm.network.attention`), and nobody attends
-to what they leave. A weight of 0 does not silence a NaN: so a slot is wiped before it is lent, and padding is zeros.
+Padding, and slots without a pass, are queries without keys (`hdlm.network.attention`), and no query attends to what
+they write. But a weight of 0 times a NaN is a NaN, so a slot is filled with zeros before it is assigned, and so is
+padding.
 """
 
 from __future__ import annotations
@@ -24,62 +25,63 @@ from torch import Tensor
 
 from hdlm.network.attention import attend, unmask_empty_rows
 from hdlm.network.cache import KVCache
-from hdlm.network.config import DDiTConfig
+from hdlm.network.config import NetworkShape
 from hdlm.network.layers import See
 from hdlm.network.passes import Pass
 from hdlm.network.rotary import Rotary, Rotation
 
 __all__ = ["Body", "StaticBatch", "recorded"]
 
-Body: TypeAlias = Callable[[Tensor, Rotation, Tensor | None, Tensor | None, Callable[[int], See]], Tensor]
-"""All of a network but `head` and positions: tokens, rotation, condition, blend, and how layer `i` attends."""
+Body: TypeAlias = Callable[[Pass, Rotation, Callable[[int], See]], Tensor]
+"""All of a network but `head`: a pass without attention and cache, the rotation, and the attention of each layer."""
 
 _NARROWEST = 8
-"""Fewest queries a slot."""
+"""Smallest number of queries in a slot."""
 _WIDEST = 128
-"""Most queries a slot: wider passes keep an accelerator busy as they are."""
+"""Largest number of queries in a slot: wider passes use an accelerator well without it."""
 _NEAREST = 256
-"""Fewest places that queries look at."""
+"""Smallest number of places that queries attend to."""
 _WARM_UP = 3
 """Runs before a recording, in which libraries choose kernels and reserve memory."""
 
 
 @final
 class StaticBatch:
-    """One pass for as many sequences as there are slots, each behind a cache of its own and at a step of its own.
+    """One pass for several sequences, each with its own cache and at its own step of generation.
 
-    It lends slots to the caches that it is shown, and has them back when a cache is no longer in use. On CUDA each
-    shape is recorded as a graph at its first use; elsewhere the same function is called on the same buffers.
+    A slot is assigned to each cache at its first pass, and is free again when the cache is no longer in use. On CUDA
+    each shape is recorded as a graph at its first use; elsewhere the same function is called on the same buffers.
 
     Args:
-        config: The shape of the network.
-        weight: Gives one of its weights, which it may have replaced since: memory lies where it lies, in its precision.
-        slots: How many sequences, at least 1.
-        rotary: Turns positions to rotations.
-        body: The layers.
+        config: The configuration of the network.
+        weight: Returns a current parameter of the network; buffers use its device and dtype, and another address
+            means that the weights were moved.
+        slots: Number of sequences, at least 1.
+        rotary: Computes rotations of positions.
+        body: The layers of the network.
 
     Attributes:
-        slots: As given.
-        records: Whether shapes are recorded.
-        num_calls: Calls so far.
+        slots: Number of sequences.
+        records: Whether shapes are recorded as graphs.
+        num_calls: Number of calls so far.
 
     Raises:
         ValueError: If there is no slot.
     """
 
     def __init__(
-        self, config: DDiTConfig, weight: Callable[[], Tensor], slots: int, rotary: Rotary, body: Body
+        self, config: NetworkShape, weight: Callable[[], Tensor], slots: int, rotary: Rotary, body: Body
     ) -> None:
         if slots < 1:
             raise ValueError(f"`slots` must be at least 1, one for each sequence at a time; got {slots}.")
         like = weight().detach()
         self.slots, self.records, self.num_calls = slots, like.is_cuda, 0
         self._rotary, self._body, self._conditioned = rotary, body, config.timestep_embedding
-        self._weight, self._first = weight, like  # kept, so that no other weight is given its address
+        self._weight, self._first = weight, like  # kept, so that its address is not used for another weight
         self._pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self._capacity, places = config.max_length, config.max_length + _WIDEST
         zeros = functools.partial(torch.zeros, device=like.device)
-        shape = (2, config.num_blocks, slots, config.num_heads, places, config.head_dim)
+        shape = (2, config.num_blocks, slots, config.num_kv_heads, places, config.head_dim)
         self._memory = zeros(shape, dtype=like.dtype)
         precision = torch.promote_types(like.dtype, torch.float32)
         self._tokens, self._positions = (zeros(slots, _WIDEST, dtype=torch.long) for _ in range(2))
@@ -91,62 +93,62 @@ class StaticBatch:
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Queries a slot and places in view, of each shape used so far."""
+        """The shapes used so far: queries in a slot, and places that they attend to."""
         return tuple(self._shapes)
 
     def takes(self, passes: Sequence[Pass]) -> bool:
-        """Whether it can make these passes together: one sequence each, behind a cache, with a dense mask or none.
+        """Whether it can run these passes together: one sequence each, with a cache, and with a dense mask or none.
 
-        It cannot if one is wider than the widest shape (as a long prompt), if there are too few slots or places, where
-        gradients are wanted, and once the weights have been moved.
+        It cannot if a pass is wider than the widest shape (a long prompt), if there are too few slots or places, if
+        gradients are needed, or if the weights have been moved.
         """
-        caches = {one.cache for one in passes if one.cache is not None}
+        caches = {arguments.cache for arguments in passes if arguments.cache is not None}
         ready = not torch.is_grad_enabled() and self._weight().data_ptr() == self._first.data_ptr()
         if not ready or len(caches) < len(passes) or not all(map(self._fits, passes)):
             return False
-        moved_out = [
-            one for one in self._homes if not one.lies_in(self._memory)
-        ]  # rows selected, or outgrown
-        for cache in moved_out:
-            del self._homes[cache]
+        for cache in [cache for cache in self._homes if not cache.lies_in(self._memory)]:
+            del self._homes[cache]  # it has outgrown its slot
         return len(caches.union(self._homes)) <= self.slots
 
     def __call__(self, passes: Sequence[Pass]) -> list[Float[Tensor, "1 _ h"]]:
-        """Make passes that it `takes`, at least one.
+        """Run passes that it `takes`, at least one.
 
         Returns:
-            What `DDiT.features` says of each.
+            The result of `DDiT.features` for each.
         """
         self.num_calls += 1
-        asked = {self._settle(one.cache): one for one in passes if one.cache is not None}
-        self._fill(asked)
-        width = _rounded(max(one.tokens.shape[1] for one in passes), _NARROWEST, _WIDEST)
-        reach = _rounded(max(one.num_keys for one in passes), _NEAREST, self._seen.shape[2])
+        by_slot = {
+            self._settle(arguments.cache): arguments for arguments in passes if arguments.cache is not None
+        }
+        self._fill(by_slot)
+        width = _rounded(max(arguments.tokens.shape[1] for arguments in passes), _NARROWEST, _WIDEST)
+        reach = _rounded(max(arguments.num_keys for arguments in passes), _NEAREST, self._seen.shape[2])
         if (width, reach) not in self._shapes:
             function = functools.partial(self._run, width, reach)
             with torch.cuda.device_of(self._memory):
                 self._shapes[width, reach] = recorded(function, self._pool) if self.records else function
         hidden = self._shapes[width, reach]().clone()
-        self._keep(asked)
-        return [hidden[slot : slot + 1, : one.tokens.shape[1]] for slot, one in asked.items()]
+        self._keep(by_slot)
+        return [hidden[slot : slot + 1, : arguments.tokens.shape[1]] for slot, arguments in by_slot.items()]
 
     # -- slots ----------------------------------------------------------------------------------------------
 
-    def _fits(self, one: Pass) -> bool:
-        """Whether a slot can make this pass; what is wrong about a pass is left for others to say."""
-        if one.cache is None or one.tokens.shape[0] != 1 or one.cache.num_rows not in (None, 1):
+    def _fits(self, arguments: Pass) -> bool:
+        """Whether a slot can run this pass; errors in a pass are reported by `DDiT.features`."""
+        tokens, cache, attention = arguments.tokens, arguments.cache, arguments.attention
+        if cache is None or tokens.shape[0] != 1 or cache.num_rows not in (None, 1):
             return False
-        width, end = one.tokens.shape[1], one.num_keys
-        dense = isinstance(one.attention, Tensor) and tuple(one.attention.shape) == (1, width, end)
+        width, end = tokens.shape[1], arguments.num_keys
+        dense = isinstance(attention, Tensor) and tuple(attention.shape) == (1, width, end)
         return (
             width <= _WIDEST
             and end <= self._capacity
-            and (one.attention is None or dense)
-            and (one.condition is not None) == self._conditioned
+            and (attention is None or dense)
+            and (arguments.condition is not None) == self._conditioned
         )
 
     def _settle(self, cache: KVCache) -> int:
-        """The slot of a cache, which moves in if it has none."""
+        """The slot of a cache; a cache without a slot gets one."""
         slot = self._homes.get(cache)
         if slot is None:
             slot = min(set(range(self.slots)) - set(self._homes.values()))
@@ -158,28 +160,27 @@ class StaticBatch:
 
     # -- a pass ---------------------------------------------------------------------------------------------
 
-    def _fill(self, asked: dict[int, Pass]) -> None:
-        """Lay passes into the buffers, each into its slot."""
+    def _fill(self, by_slot: dict[int, Pass]) -> None:
+        """Copy passes into the buffers, each into its slot."""
         for buffer in (self._tokens, self._positions, self._condition, self._blend, self._seen):
             buffer.zero_()
         kept, ends, places = [0] * self.slots, [1] * self.slots, []
         for cache, slot in self._homes.items():
             kept[slot] = len(cache)
-        for slot, one in asked.items():
-            width, ends[slot] = one.tokens.shape[1], one.num_keys
+        for slot, arguments in by_slot.items():
+            width, ends[slot] = arguments.tokens.shape[1], arguments.num_keys
             places.append(torch.arange(width) + slot * _WIDEST)
-            self._seen[slot, :width, : ends[slot]] = (
-                one.attention[0] if isinstance(one.attention, Tensor) else True
-            )
+            attention = arguments.attention
+            self._seen[slot, :width, : ends[slot]] = attention[0] if isinstance(attention, Tensor) else True
         self._bounds.copy_(torch.tensor([kept, ends]))
-        at, passes = torch.cat(places).to(self._bounds.device), list(asked.values())
-        _lay(self._tokens, at, [one.tokens for one in passes], passes)
-        _lay(self._positions, at, [one.places for one in passes], passes)
-        _lay(self._condition, at, [one.condition for one in passes], passes)
-        _lay(self._blend, at, [one.blend for one in passes], passes)
+        at, passes = torch.cat(places).to(self._bounds.device), list(by_slot.values())
+        _copy(self._tokens, at, [arguments.tokens for arguments in passes], passes)
+        _copy(self._positions, at, [arguments.places for arguments in passes], passes)
+        _copy(self._condition, at, [arguments.condition for arguments in passes], passes)
+        _copy(self._blend, at, [arguments.blend for arguments in passes], passes)
 
     def _run(self, width: int, reach: int) -> Float[Tensor, "slots q h"]:
-        """The pass over the buffers: nothing in it depends on what they hold but what it computes."""
+        """The pass over the buffers, a fixed sequence of kernels that does not depend on their content."""
         device, heads, dim = self._bounds.device, self._memory.shape[3], self._memory.shape[5]
         kept, end = self._bounds
         places = kept[:, None] + torch.arange(width, device=device)
@@ -192,41 +193,42 @@ class StaticBatch:
             return functools.partial(self._see, layer, at, mask)
 
         condition = self._condition[:, :width] if self._conditioned else None
-        return self._body(self._tokens[:, :width], rotation, condition, self._blend[:, :width], see)
+        one = Pass(self._tokens[:, :width], self._positions[:, :width], condition, self._blend[:, :width])
+        return self._body(one, rotation, see)
 
     def _see(self, layer: int, at: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend to the places in view, after the current keys and values have taken theirs."""
+        """Write the current keys and values, and attend to the places of the shape."""
         keys, values = self._memory[:, layer]
         keys.scatter_(2, at, key)
         values.scatter_(2, at, value)
         reach = mask.shape[-1]
         return attend(query, keys[:, :, :reach], values[:, :, :reach], mask)
 
-    def _keep(self, asked: dict[int, Pass]) -> None:
-        """Have the caches keep what they are told to; rows of all layers and slots move in one go."""
+    def _keep(self, by_slot: dict[int, Pass]) -> None:
+        """Keep the stored positions in the caches; rows of all layers and slots are moved in one operation."""
         slots, sources, targets = [], [], []
-        for slot, one in asked.items():
-            cache, store = one.cache, one.store
+        for slot, arguments in by_slot.items():
+            cache, store = arguments.cache, arguments.store
             if cache is None or store is None:
                 continue
             slots.append(torch.full_like(store, slot))
             sources.append(store + len(cache))
             targets.append(torch.arange(len(store), device=store.device) + len(cache))
-            cache.extend(len(store), one.tokens.shape[1])
+            cache.extend(len(store), arguments.tokens.shape[1])
         if slots:
             rows, old, new = (torch.cat(numbers) for numbers in (slots, sources, targets))
             self._memory[:, :, rows, :, new] = self._memory[:, :, rows, :, old]
 
 
 def recorded(function: Callable[[], Tensor], pool: Any = None) -> Callable[[], Tensor]:
-    """A function of CUDA tensors as a graph that does the same to the same memory, in one launch.
+    """Record a function of CUDA tensors as a graph that repeats it on the same memory in one launch.
 
     Args:
-        function: Does no more when it is called more often.
-        pool: Memory for intermediate results, which graphs may share that are never replayed at the same time.
+        function: The function; it must have the same effect at every call.
+        pool: Memory for intermediate results; graphs that are never replayed at the same time may share it.
 
     Returns:
-        The same function, but for its result, which every call overwrites.
+        A function that replays the graph; every call overwrites the result of the one before.
     """
     side, main = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(main)
@@ -245,13 +247,13 @@ def recorded(function: Callable[[], Tensor], pool: Any = None) -> Callable[[], T
     return replay
 
 
-def _lay(
+def _copy(
     buffer: Tensor, at: Int[Tensor, " n"], values: Sequence[Tensor | None], passes: Sequence[Pass]
 ) -> None:
-    """Lay a value for each query of several passes at places of a buffer; `None` stands for zeros."""
+    """Copy a value for each query of several passes to places of a buffer; None stands for zeros."""
     rows = [
-        buffer.new_zeros(one.tokens.shape[1]) if value is None else value.expand_as(one.tokens)[0]
-        for value, one in zip(values, passes, strict=True)
+        buffer.new_zeros(arguments.tokens.shape[1]) if value is None else value.expand_as(arguments.tokens)[0]
+        for value, arguments in zip(values, passes, strict=True)
     ]
     buffer.view(-1)[at] = torch.cat(rows).to(buffer.dtype)
 

@@ -1,14 +1,14 @@
 r"""Leave-one-out: raw outputs are logits of the clean token given *all other* positions (MDLM, BD3-LM, Duo, GIDD).
 
-These models put `softmax(raw)` in the place of the clean token in `q(x_s | x_t, x_0)`, that is, they step by
+These models use `softmax(raw)` in place of the clean token in `q(x_s | x_t, x_0)`, that is, they step by
 `q(x_t | x_s) q(x_s | softmax(raw))`. That is Bayes' rule with `softmax(raw)` as the prior: their output does not use
 the noisy token at the position itself, and
 
     p(x_0 | x_t) = softmax(raw)(x_0) q(x_t | x_0) / sum over y of softmax(raw)(y) q(x_t | y).
 
-A mask is equally likely after every token, so there `p(x_0 | x_t)` is `softmax(raw)` itself, as with `Mean`. A visible
-word of the absorbing process is always the clean token, so it is kept (the carry-over of MDLM). Statistical physics
-calls `softmax(raw)` the cavity distribution.
+A mask is equally likely after every token, so `p(x_0 | x_t)` at a mask is `softmax(raw)` itself, as with `Mean`. A
+visible word of the absorbing process is always the clean token, so it is kept (the carry-over of MDLM). Statistical
+physics calls `softmax(raw)` the cavity distribution.
 
 References: MDLM (arXiv 2406.07524), GIDD (arXiv 2503.04482), Duo (arXiv 2506.10892).
 """
@@ -41,8 +41,8 @@ class LeaveOneOut(AbstractParameterization):
 
     Attributes:
         conditioning: The number of the noise level that the network receives; see `Mean`.
-        floor: `sigma` is read at a noise fraction kept this far from 0 and 1.
-        shared: Whether all positions of a sequence receive the greatest noise among them (for networks that take one
+        floor: Distance from 0 and 1 to which the noise fraction is clamped before `sigma` is computed.
+        shared: Whether all positions of a sequence receive the largest noise among them (for networks that take one
             number per sequence), or each position its own.
     """
 
@@ -72,10 +72,10 @@ class LeaveOneOut(AbstractParameterization):
         w = process.weights(u)
         anywhere, kept = (w.uniform / process.num_words).log(), w.clean.log()
         own = others.gather(-1, x_t[..., None])[..., 0].to(u.dtype)
-        speaks = (x_t != process.mask_id) & (w.clean + w.uniform > 0)
-        anywhere = torch.where(speaks, anywhere, 0.0)
-        evidence = torch.logaddexp(torch.where(speaks, own + kept, -torch.inf), anywhere)
-        here = torch.where(speaks, own + torch.logaddexp(kept, anywhere) - evidence, own)
+        is_word = (x_t != process.mask_id) & (w.clean + w.uniform > 0)
+        anywhere = torch.where(is_word, anywhere, 0.0)
+        evidence = torch.logaddexp(torch.where(is_word, own + kept, -torch.inf), anywhere)
+        here = torch.where(is_word, own + torch.logaddexp(kept, anywhere) - evidence, own)
         log_p = others + (anywhere - evidence)[..., None].to(others.dtype)
         return log_p.scatter(-1, x_t[..., None], here[..., None].to(others.dtype))
 

@@ -25,17 +25,17 @@ __all__ = ["LogScore"]
 @final
 @dataclass(frozen=True)
 class LogScore(AbstractParameterization):
-    """`log score = raw - log(e^sigma - 1) - log(rows - 1)`, and 0 at the token that stands there.
+    """`log score = raw - log(e^sigma - 1) - log(rows - 1)`, and 0 at the current token.
 
     Reference: SEDD (arXiv 2310.16834).
 
     Attributes:
         scale_by_sigma: Whether the two terms are subtracted (published weights: yes).
-        blend_rate: The network sees `e^{-rate sigma} E[x] + (1 - e^{-rate sigma}) E[mask]`; the gamma-hybrids'
+        blend_rate: The network gets `e^{-rate sigma} E[x] + (1 - e^{-rate sigma}) E[mask]`; the gamma-hybrids'
             `hybrid_sigma_embedding` with `rate = gamma`. None for plain embeddings.
-        floor: The noise fraction is kept this far from 0 and 1, where `sigma` is 0 or infinite.
-        shared: Whether all positions are told the greatest noise among them, as networks are that know one number a
-            sequence (SEDD), or each its own.
+        floor: Distance from 0 and 1 to which the noise fraction is clamped; `sigma` would be 0 or infinite there.
+        shared: Whether all positions get the largest noise among them, for networks with one number per sequence
+            (SEDD), or each its own.
     """
 
     scale_by_sigma: bool = True
@@ -86,5 +86,5 @@ class LogScore(AbstractParameterization):
         score = self.log_score(process, raw, x_t, u).double().exp()
         clean = process.clean_from_score(x_t, score, self._inner(u).double())
         possible = clean > 0
-        # The logarithm is taken of positive numbers only: at 0 its gradient would be no number, and spoil all others.
+        # The logarithm is taken of positive numbers only: at 0 its gradient would be NaN, and spoil all others.
         return torch.where(possible, torch.where(possible, clean, 1.0).log(), -torch.inf)

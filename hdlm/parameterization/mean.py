@@ -21,12 +21,12 @@ Conditioning = Literal["none", "sigma", "fraction", "zero"]
 @final
 @dataclass(frozen=True)
 class Mean(AbstractParameterization):
-    """`p(x_0 | x_t) = softmax(raw)` over the words; what the network says of the mask is never read.
+    """`p(x_0 | x_t) = softmax(raw)` over the words; the raw output of the mask is not used.
 
     Attributes:
-        conditioning: What the network is told of time: nothing (`"none"`, the published epsilon-hybrids), the total
+        conditioning: The network's number for the noise: none (`"none"`, the published epsilon-hybrids), the total
             noise `sigma` (Duo), the noise fraction itself (GIDD), or the constant 0 (MDLM, BD3-LM).
-        floor: `sigma` is read at a noise fraction kept this far from 0 and 1.
+        floor: Distance from 0 and 1 to which the noise fraction is clamped before `sigma` is computed.
     """
 
     conditioning: Conditioning = "none"

@@ -1,4 +1,4 @@
-"""Shifted outputs: the network speaks of the *next* position, as GPT does."""
+"""Shifted outputs: the output at a position describes the *next* position, as in GPT."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Shifted"]
 @final
 @dataclass(frozen=True)
 class Shifted(AbstractParameterization):
-    """Reads the output at position `i - 1` as `inner` reads the one at `i`. Nothing speaks of position 0.
+    """Gives the output at position `i - 1` the meaning that `inner` gives the one at `i`. Position 0 has no output.
 
     Attributes:
-        inner: What the shifted numbers mean.
+        inner: Meaning of the outputs without the shift.
     """
 
     inner: AbstractParameterization
@@ -28,6 +28,10 @@ class Shifted(AbstractParameterization):
     @property
     def lookback(self) -> int:
         return 1 + self.inner.lookback
+
+    @property
+    def aligned(self) -> AbstractParameterization:
+        return self.inner
 
     @property
     def is_softmax(self) -> bool:

@@ -4,10 +4,10 @@ A noise process is three weights of the noise fraction `u` in [0, 1],
 
     q(x_u | x_0) = clean(u) delta(x_0) + uniform(u) U(words) + mask(u) delta(MASK),
 
-and one fact: whether noise leaves a mask alone (`absorbs`, the rule) or redraws it as it does a word (GIDD).
-Forward kernels, corruption, priors, posteriors, the reading of scores and the transition rates follow from these
-once, here. Words are `0 .. N-1` with `N = num_words`; the mask is `N`; vectors over the vocabulary have
-`v = N + 1` entries, the mask last. Positions are noised independently, so every method is elementwise over `*b`.
+and one property: whether noise leaves a mask unchanged (`absorbs`, the default) or redraws it like a word (GIDD).
+Forward kernels, corruption, priors, posteriors, the conversion of scores and the transition rates are derived from
+these once, here. Words are `0 .. N-1` with `N = num_words`; the mask is `N`; vectors over the vocabulary have `v = N +
+1` entries, the mask last. Positions are noised independently, so every method is elementwise over `*b`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Kernel:
     """A transition `q(x_t | x_s)`.
 
     A word is kept, replaced by a uniform word, or masked (`keep + uniform + mask = 1`); a mask becomes a uniform
-    word with probability `release`, which is 0 where masks absorb.
+    word with probability `release`, which is 0 if masks are absorbing.
     """
 
     keep: Float[Tensor, "*b"]
@@ -71,15 +71,17 @@ class Reverse:
 
 
 class AbstractNoiseProcess(abc.ABC):
-    """A process is its `weights`; a subclass is final and writes nothing else.
+    """A process is defined by its `weights`; a subclass is final and overrides nothing else.
 
     Attributes:
         num_words: Number `N` of words; the mask is `N`.
-        absorbs: Whether the noise leaves masks alone. If not, it redraws masks and words alike.
+        absorbs: Whether the noise leaves masks unchanged. If not, it redraws masks and words alike.
+        strength_field: Name of the field with the share of wrong words (0: none), if there is one.
     """
 
     num_words: int
     absorbs: ClassVar[bool] = True
+    strength_field: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def weights(self, u: Float[Tensor, "*b"]) -> Weights:
@@ -98,18 +100,23 @@ class AbstractNoiseProcess(abc.ABC):
         return bool(self.weights(torch.linspace(0, 1, 5, dtype=torch.float64)).mask.any())
 
     @property
+    def final_mask_share(self) -> float:
+        """The share of masks in pure noise."""
+        return float(self.weights(torch.ones((), dtype=torch.float64)).mask)
+
+    @property
     def ends_in_masks(self) -> bool:
-        """Whether pure noise is masks alone."""
-        return bool(self.weights(torch.ones((), dtype=torch.float64)).mask == 1)
+        """Whether pure noise consists of masks only."""
+        return self.final_mask_share == 1
 
     @functools.cached_property
     def only_masks(self) -> bool:
-        """Whether noise never replaces a word by another and leaves masks alone, as in the absorbing process."""
+        """Whether noise never replaces a word by another and leaves masks unchanged, as in the absorbing process."""
         return self.absorbs and not bool((self.weights(torch.linspace(0, 1, 33).double()).uniform > 0).any())
 
     @functools.cached_property
     def words_stay(self) -> bool:
-        """Whether words stay as they are while masks fall, as in the absorbing and the epsilon-hybrid process."""
+        """Whether words are unchanged while masks are replaced, as in the absorbing and the epsilon-hybrid process."""
         middle = self.rates(torch.full((), 0.5, dtype=torch.float64))
         return bool(middle.mask > 0) and not bool((middle.uniform > 0) | (middle.release > 0))
 
@@ -180,7 +187,7 @@ class AbstractNoiseProcess(abc.ABC):
         Args:
             x_0: Clean words.
             u: Noise fraction of each position.
-            draw: One uniform number in [0, 1) per position, preferably float64; it decides everything.
+            draw: One uniform number in [0, 1) per position, preferably float64; the result is a function of it.
         """
         w = self.weights(u)
         share = ((draw - w.clean) / w.uniform.clamp_min(torch.finfo(draw.dtype).tiny)).clamp(0, 1)
@@ -190,10 +197,10 @@ class AbstractNoiseProcess(abc.ABC):
 
     @final
     def prior(self, u: Float[Tensor, "*b"]) -> Weights:
-        """Where generation starts: the limit of the process, masked as far as the noise `u` has masked.
+        """The distribution at the start of generation: the limit of the process, with the masks of noise `u`.
 
-        Where words wait, that limit is masks alone, at every `u`: a word that stands there at the start would never be
-        replaced. Elsewhere, noise replaces words, and what is left of the data at `u` is given to the uniform part.
+        If `words_stay`, that limit consists of masks only, at every `u`: a word at the start would never be replaced.
+        Otherwise noise replaces words, and the remaining weight of the data at `u` is given to the uniform part.
         """
         w = self.weights(u)
         word = torch.zeros_like(w.clean) if self.words_stay else w.clean + w.uniform
@@ -213,7 +220,7 @@ class AbstractNoiseProcess(abc.ABC):
     ) -> Float[Tensor, "*b v"]:
         """`p(x_0 | x_t) / q(x_t | x_0)` for every `x_0`, zero where `x_t` is impossible, with `sum(origin * q) = 1`.
 
-        Up to a constant it is the distribution of `x_0` given everything but the token at its own position.
+        Up to a constant it is the distribution of `x_0` given everything except the token at its own position.
         """
         q = self.likelihood(x_t, self.between(torch.zeros_like(t), t))
         origin = _ratio(clean, q)
@@ -247,11 +254,11 @@ class AbstractNoiseProcess(abc.ABC):
         s: Float[Tensor, "*b"],
         t: Float[Tensor, "*b"],
     ) -> Reverse:
-        """`posterior` in closed form, as a mixture that never touches the vocabulary.
+        """`posterior` in closed form, as a mixture that needs no tensor over the vocabulary.
 
         Args:
             x_t: Noisy tokens.
-            own: `p(x_0 = x_t | x_t)`, what the model gives the token that stands there; ignored at masks.
+            own: `p(x_0 = x_t | x_t)`, the model's probability of the current token; ignored at masks.
             s: Noise fraction to step to, `s <= t`.
             t: Noise fraction of `x_t`.
         """
@@ -292,10 +299,10 @@ class AbstractNoiseProcess(abc.ABC):
     def clean_from_score(
         self, x_t: Int[Tensor, "*b"], score: Float[Tensor, "*b v"], u: Float[Tensor, "*b"]
     ) -> Float[Tensor, "*b v"]:
-        """Read `p(x_0 | x_t)` off a score: undo the forward kernel on the words, then Bayes. Needs `u < 1`.
+        """Compute `p(x_0 | x_t)` from a score: undo the forward kernel on the words, then Bayes. Needs `u < 1`.
 
         The mask entry of the score is not used. A score that no distribution has gives negative probabilities,
-        which are cut to zero.
+        which are set to zero.
         """
         kernel = self.between(torch.zeros_like(u), u)
         words = score[..., :-1]
@@ -314,8 +321,8 @@ class AbstractNoiseProcess(abc.ABC):
     ) -> Float[Tensor, "*b v"]:
         """Analytic step of SEDD (arXiv 2310.16834, theorem 4.2): `(exp(-dQ) score)(y) exp(dQ)[x_t, y]`, exactly.
 
-        Data hold no masks. So a step to `s = 0` replaces the mask entry of the score by the one that follows from the
-        words, which is the same for a true score; the inverse then has a positive word for every positive score.
+        Data contain no masks. So a step to `s = 0` replaces the mask entry of the score by the one that follows from
+        the words, which is equal for a true score; the inverse then has a positive word for every positive score.
         """
         kernel = self.between(s, t)
         of_data = _ratio(kernel.mask, 1 - kernel.mask) * score[..., :-1].sum(-1)

@@ -1,13 +1,13 @@
 """The epsilon-hybrid process of HDLM (arXiv 2504.06416): it interpolates the *evolution operators*.
 
-A token is first kept or replaced by a uniform word, then masked; all replacing happens at `u = 0+`, so data (`u = 0`)
-are clean while every noisy state already carries its share `epsilon` of wrong words.
+A token is first kept or replaced by a uniform word, then masked. All replacement happens at `u = 0+`, so data (`u = 0`)
+are clean, and every noisy state has the same share `epsilon` of wrong words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +27,7 @@ class EpsilonHybrid(AbstractNoiseProcess):
 
     num_words: int
     epsilon: float
+    strength_field: ClassVar[str | None] = "epsilon"
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon < 1:

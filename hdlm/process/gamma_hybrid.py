@@ -7,7 +7,7 @@ replaced with probability `exp(-sigma) = 1 - u`, and not masked with probability
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class GammaHybrid(AbstractNoiseProcess):
 
     num_words: int
     gamma: float
+    strength_field: ClassVar[str | None] = "gamma"
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:

@@ -1,7 +1,7 @@
 """Generalized interpolating discrete diffusion, GIDD (arXiv 2503.04482): masks with a hump of uniform noise.
 
-With time `u`, `c(u) = B (u (1 - u))^(exponent / 2)` and `C = 1 + c`, the weights are `((1 - u)/C, c/C, u/C)`, `B` being
-such that the uniform part peaks at `p_uniform` in the middle. Unlike the hybrids, its noise redraws masks too.
+With time `u`, `c(u) = B (u (1 - u))^(exponent / 2)` and `C = 1 + c`, the weights are `((1 - u)/C, c/C, u/C)`. `B` is
+chosen so that the uniform part has its maximum `p_uniform` in the middle. Unlike the hybrids, its noise redraws masks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class GIDD(AbstractNoiseProcess):
     Attributes:
         num_words: Number of words.
         p_uniform: Share of uniform words at `u = 1/2`, in [0, 1). 0 is the absorbing process.
-        exponent: Shape of the hump, positive (the paper's gamma; 1 in its experiments).
+        exponent: Exponent of the hump, positive (the paper's gamma; 1 in its experiments).
     """
 
     num_words: int

@@ -36,7 +36,7 @@ from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Predecesso
 from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
-from hdlm.published_names import Family, alignment_of
+from hdlm.published_names import Family
 from hdlm.sharing.export import export, published_config
 from hdlm.sharing.push import Shared, push_to_hub
 
@@ -245,13 +245,13 @@ class EpsilonModel(AbstractPublishedModel):
         Raises:
             ValueError: If the network wants to be told the noise.
         """
-        network, (_, meaning) = self.checkpoint.network, alignment_of(self.denoiser.parameterization)
+        network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if getattr(meaning, "conditioning", None) not in ("none", "zero"):
             raise ValueError(
                 f"A network that is told its noise ({meaning!r}) cannot be called as `model(ids, positions)`. Use "
                 "`model.denoiser`, or the samplers."
             )
-        noise = meaning.inputs(network.vocab_embed.embedding.new_zeros(ids.shape))
+        noise = meaning.inputs(network.projection()[0].new_zeros(ids.shape))
         logits = network(
             ids, positions=_rows(positions), condition=noise.condition, attention=_may_attend(attn_mask)
         )
@@ -270,7 +270,7 @@ class GammaModel(AbstractPublishedModel):
 
     def __init__(self, checkpoint: Checkpoint, config: Any = None, **choices: bool) -> None:
         super().__init__(checkpoint, config, **choices)
-        if not isinstance(alignment_of(checkpoint.denoiser.parameterization)[1], LogScore):
+        if not isinstance(checkpoint.denoiser.parameterization.aligned, LogScore):
             raise ValueError(f"{checkpoint.denoiser.parameterization!r} gives no scores; use `EpsilonModel`.")
 
     def forward(
@@ -290,7 +290,7 @@ class GammaModel(AbstractPublishedModel):
             attn_mask: Who may not attend to whom, True = may not: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
             settled_tokens: Which are finished; used by the post-processing, where the model has any.
         """
-        network, (_, meaning) = self.checkpoint.network, alignment_of(self.denoiser.parameterization)
+        network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if not isinstance(meaning, LogScore):
             raise ValueError(f"{meaning!r} gives no scores.")
         noise = (sigma[:, None] if sigma.ndim == 1 else sigma).expand(ids.shape)
@@ -447,7 +447,7 @@ def smart_model_loader(
     checkpoint = hub.load(model_path, config=config, device=place, **options)
     family: Family = (
         "gamma_hybrid"
-        if isinstance(alignment_of(checkpoint.denoiser.parameterization)[1], LogScore)
+        if isinstance(checkpoint.denoiser.parameterization.aligned, LogScore)
         else "epsilon_hybrid"
     )
     if model_type not in ("auto", family):

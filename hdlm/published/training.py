@@ -28,11 +28,12 @@ from hdlm.data.corpora import First, Part
 from hdlm.data.shards import Shards
 from hdlm.evaluation.during_training import Observer
 from hdlm.hyperschedule import AbstractHyperschedule, flat
+from hdlm.network import DDiTConfig
 from hdlm.parameterization import LogScore
 from hdlm.published.config import Config, refuse
 from hdlm.published.hydra_cli import ComposedConfig, compose, composed_here, parse_command_line, sweep
 from hdlm.published.model import pick_device
-from hdlm.published_names import alignment_of, hyperschedule
+from hdlm.published_names import hyperschedule
 from hdlm.strict_config import require
 from hdlm.training import PREEMPTED, Recipe, Session, StepReport, Trainer, TrainingSetup, find_resume_point
 from hdlm.training.launch import begin, carry_out
@@ -236,8 +237,12 @@ def _completed(config: Config, start: Checkpoint) -> Config:
     Raises:
         ValueError: If the checkpoint is of the other family, or its network is another.
     """
-    network, (_, inner) = start.network.config, alignment_of(start.denoiser.parameterization)
+    network, inner = start.network.config, start.denoiser.parameterization.aligned
     gamma = isinstance(inner, LogScore)
+    if not isinstance(network, DDiTConfig):
+        raise ValueError(
+            f"{config.hf_model_id} is not a DDiT: use `hdlm finetune`, which trains every network."
+        )
     if gamma != config.is_gamma or network.condition_output:
         have = "gamma_hybrid" if gamma else "epsilon_hybrid"
         raise ValueError(

@@ -297,8 +297,9 @@ class Move:
     @property
     def still_masked(self) -> Float[Tensor, "b l"]:
         """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
-        at_s, at_t = self.process.weights(self.s).mask, self.process.weights(self.t).mask
-        return at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
+        at_s, at_t = self.process.weights(torch.stack([self.s, self.t])).mask
+        kept: Tensor = at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
+        return kept
 
     def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
         """Where a mask falls between `t` and `s`; only what it says of masked positions counts.
@@ -455,9 +456,8 @@ def require_masks(process: AbstractNoiseProcess, what: str) -> None:
     Raises:
         ValueError: If pure noise is not all masks: what begins as a word would never be written.
     """
-    share = float(process.weights(torch.ones((), dtype=torch.float64)).mask)
-    if share < 1:
+    if not process.ends_in_masks:
         raise ValueError(
-            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is {share}. "
-            "Use the ancestral or the analytic step."
+            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is "
+            f"{process.final_mask_share}. Use the ancestral or the analytic step."
         )

@@ -27,6 +27,7 @@ from safetensors.torch import save as save_tensors
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.hub.cards.published import PublishedEpsilonCard, PublishedGammaCard
+from hdlm.network import DDiTConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
@@ -207,6 +208,8 @@ def _earliest(schedule: AbstractNoiseSchedule, floor: float) -> float:
 def _network(checkpoint: Checkpoint) -> _Table:
     """Sizes and switches."""
     shape = checkpoint.network.config
+    if not isinstance(shape, DDiTConfig):
+        raise _formless(shape, "network", "a `DDiT`", _SHARE_OURS)
     if shape.condition_output:
         unconditioned = "one whose output layer is never conditioned (`condition_output=False`)"
         raise _formless(shape, "network", unconditioned, _SHARE_OURS)

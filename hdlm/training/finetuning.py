@@ -1,8 +1,8 @@
-"""Finetuning: what it means that a network is trained on as something else than it was.
+"""Finetuning: the recipe that continues a checkpoint, and a line for each difference between checkpoint and recipe.
 
-Weights carry over as they are; what they are asked changes with the process, the meaning of the outputs, the
-hyperschedule and who sees whom. Autoregression is a hyperschedule too: a network of next-token prediction is one that
-has met windows of width 1 alone, and with shifted outputs it says at the first step what it said before.
+Weights are copied unchanged; process, parameterization, hyperschedule and attention may differ. A next-token predictor
+is a model whose hyperschedule has windows of width 1: with shifted outputs, it predicts at the first step of finetuning
+what it predicted before.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule, packing
-from hdlm.hyperschedule.base import Windowed
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
-from hdlm.parameterization import AbstractParameterization, LogScore, Shifted
-from hdlm.process import AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.parameterization import AbstractParameterization, LogScore
+from hdlm.process import AbstractNoiseProcess
 from hdlm.training.checkpoints.state import TrainingState
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.recipe import Recipe
@@ -27,32 +26,29 @@ __all__ = ["describe_changes", "memory_of", "recipe_of"]
 
 
 def memory_of(run: str, say: Callable[[str], object] = lambda line: None) -> TrainingState:
-    """What the optimizers of another run remember, with the weights that belong to it; see `Trainer.inherit`.
+    """The optimizer state of another run, with the weights that belong to it; see `Trainer.inherit`.
 
     Args:
-        run: Its folder.
-        say: Told of checkpoints that are damaged; the newest that is whole is taken.
+        run: The folder of the run.
+        say: Called with a line for each damaged checkpoint; the newest intact one is used.
 
     Raises:
-        ValueError: If it is no run that was trained here.
+        ValueError: If the folder holds no training state.
     """
-    found = CheckpointStore(Path(run)).newest(say)
-    if found is None:
+    newest = CheckpointStore(Path(run)).newest(say)
+    if newest is None:
         raise ValueError(
-            f"{run} has no memory of its optimizers (no training/ folder), which only folders of runs that were "
-            "trained here have: let them begin anew."
+            f"{run} has no optimizer state (no training/ folder; only run folders written by hdlm have one): train "
+            "without the state of its optimizers."
         )
-    return found[1]
+    return newest[1]
 
 
 def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The recipe that trains a checkpoint further as what it is, but for the text and the length of the run.
+    """The recipe that continues the training of a checkpoint, without text and length of the run.
 
-    Objective and mixture are those that it records. A checkpoint that records none gets the bound that suits it: the
-    score entropy for log scores, the weighted cross-entropy for a process that only masks, `NELBO` for any other.
-
-    Args:
-        checkpoint: The model.
+    Objective and mixture are the recorded ones. A checkpoint without a record gets the matching bound: the score
+    entropy for log scores, the weighted cross-entropy for a process that only masks, `NELBO` for any other.
     """
     denoiser, shape = checkpoint.denoiser, checkpoint.network.config
     process = describe(denoiser.process)
@@ -77,9 +73,8 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
         recorded = Recipe.recorded(checkpoint.training["recipe"])
         return table | {"objective": recorded.objective, "mixture": recorded.to_table()["mixture"]}
     objective = _objective(denoiser.process, denoiser.parameterization)
-    parts = [
-        _part(checkpoint, one, continuous=objective["type"] != "NELBO") for one in checkpoint.hyperschedules
-    ]
+    continuous = objective["type"] != "NELBO"
+    parts = [_part(checkpoint, plan, continuous=continuous) for plan in checkpoint.hyperschedules]
     return table | {"objective": objective, "mixture": parts}
 
 
@@ -88,9 +83,8 @@ _RATES = {"matrix_rate": 0.002, "embedding_rate": 0.0005, "head_rate": 0.0005}
 
 
 def _objective(process: AbstractNoiseProcess, parameterization: AbstractParameterization) -> dict[str, Any]:
-    """The bound that suits a process and outputs."""
-    inner = parameterization.inner if isinstance(parameterization, Shifted) else parameterization
-    if isinstance(inner, LogScore):
+    """The bound that matches a process and a parameterization."""
+    if isinstance(parameterization.aligned, LogScore):
         return describe(ScoreEntropy())
     half = process.weights(torch.tensor(0.5, dtype=torch.float64))
     return describe(WeightedCrossEntropy(0.0) if half.uniform == 0 else NELBO())
@@ -99,107 +93,93 @@ def _objective(process: AbstractNoiseProcess, parameterization: AbstractParamete
 def _part(
     checkpoint: Checkpoint, hyperschedule: AbstractHyperschedule, *, continuous: bool
 ) -> dict[str, Any]:
-    """A part of a mixture; in two streams where every position then has a target and could not have in one canvas."""
+    """A part of a mixture, in two streams if every position then has a target and would not in one canvas."""
     described = describe(hyperschedule)
     described.pop("length", None)
-    two = checkpoint.context != "full" and len(hyperschedule.settles.unique()) > 1
+    two_stream = checkpoint.context != "full" and not hyperschedule.settles_together
     if checkpoint.denoiser.lookback:
-        two = two and packing(hyperschedule).left_to_right
-    return {"hyperschedule": described, "two_stream": two, "continuous": continuous}
+        two_stream = two_stream and packing(hyperschedule).left_to_right
+    return {"hyperschedule": described, "two_stream": two_stream, "continuous": continuous}
 
 
 def describe_changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
-    """A line for each thing that the network is asked otherwise than before, and what that means for it.
+    """Describe how the training of a model changes, one line per difference, with its consequence.
 
     Args:
-        before: The model that training begins with.
-        after: The same weights, as they are to be trained.
+        before: The initial checkpoint.
+        after: The same weights as the recipe trains them.
     """
     old, new = before.denoiser, after.denoiser
-    found = [
+    lines = [
         _process(old.process, new.process),
         _outputs(old.parameterization, new.parameterization),
         _hyperschedules(before.hyperschedules, after.hyperschedules),
     ]
     if (before.context, before.active) != (after.context, after.active):
-        found.append(
-            f"attention {before.context}/{before.active} -> {after.context}/{after.active}: positions see others than "
-            "those that the network has learnt to look at"
+        lines.append(
+            f"attention {before.context}/{before.active} -> {after.context}/{after.active}: positions attend to "
+            "others than in the training so far"
         )
     if after.length > before.length:
-        found.append(f"context {before.length} -> {after.length}: it has never seen positions so far apart")
+        lines.append(
+            f"context {before.length} -> {after.length}: the network has not seen such distances between positions"
+        )
     if describe(before.noise_schedule) != describe(after.noise_schedule):
-        found.append("noise comes at another pace: only how often each noise is met changes")
-    return tuple(line for line in found if line)
+        lines.append("another noise schedule: only the frequency of each noise level changes")
+    return tuple(line for line in lines if line)
 
 
 def _process(old: AbstractNoiseProcess, new: AbstractNoiseProcess) -> str:
-    """What another process or another strength means."""
     if type(old) is not type(new):
-        return f"process {type(old).__name__} -> {type(new).__name__}: noise of another kind than the network has met"
-    if not isinstance(new, EpsilonHybrid | GammaHybrid):
-        same = old == new
-        return (
-            ""
-            if same
-            else f"process {old!r} -> {new!r}: more or less noise of a kind than the network has learnt"
-        )
-    strengths = _strength(old), _strength(new)
-    if strengths[0] == strengths[1]:
+        return f"process {type(old).__name__} -> {type(new).__name__}: another kind of noise than so far"
+    if old == new:
         return ""
-    name = "epsilon" if isinstance(new, EpsilonHybrid) else "gamma"
-    if strengths[0] == 0:
+    name = new.strength_field
+    if name is None:
+        return f"process {old!r} -> {new!r}: another amount of noise than so far"
+    was, is_now = getattr(old, name), getattr(new, name)
+    if was == is_now:
+        return ""
+    if was == 0:
         meaning = "the network has never seen wrong words: it trusts every visible one and must learn not to"
-    elif strengths[1] == 0:
-        meaning = "there are no wrong words any more: it will unlearn to correct them"
+    elif is_now == 0:
+        meaning = "there are no wrong words any more: the network will forget how to correct them"
     else:
-        more = "more" if strengths[1] > strengths[0] else "fewer"
-        meaning = f"{more} of the visible words are wrong than it has learnt to expect"
-    return f"{name} {strengths[0]:g} -> {strengths[1]:g}: {meaning}"
-
-
-def _strength(process: AbstractNoiseProcess) -> float:
-    if isinstance(process, EpsilonHybrid):
-        return process.epsilon
-    return process.gamma if isinstance(process, GammaHybrid) else 0.0
+        more = "more" if is_now > was else "fewer"
+        meaning = f"{more} of the visible words are wrong than so far"
+    return f"{name} {was:g} -> {is_now:g}: {meaning}"
 
 
 def _outputs(old: AbstractParameterization, new: AbstractParameterization) -> str:
-    """What another reading of the outputs means."""
-    was, is_now = isinstance(old, Shifted), isinstance(new, Shifted)
+    was, is_now = old.lookback > 0, new.lookback > 0
     if was != is_now:
         there, here = ("next", "own") if was else ("own", "next")
         return (
-            f"outputs spoke of the {there} position and shall speak of their {here}: all of them are unlearnt first "
-            f"(type={'shifted' if was else 'aligned'} keeps them)"
+            f"the output of a position described the {there} position and now describes its {here}: all outputs "
+            f"must be learned again (type={'shifted' if was else 'aligned'} keeps them)"
         )
-    kinds = [type(one.inner if isinstance(one, Shifted) else one).__name__ for one in (old, new)]
+    kinds = [type(parameterization.aligned).__name__ for parameterization in (old, new)]
     if kinds[0] != kinds[1]:
-        return f"outputs {kinds[0]} -> {kinds[1]}: they mean something else, so they are unlearnt first"
+        return f"outputs {kinds[0]} -> {kinds[1]}: they have another meaning and must be learned again"
     return ""
 
 
 def _hyperschedules(old: tuple[AbstractHyperschedule, ...], new: tuple[AbstractHyperschedule, ...]) -> str:
-    """What other hyperschedules mean."""
-    seen = [_named(one) for one in old]
-    fresh = [_named(one) for one in new if _named(one) not in seen]
+    seen = [_named(plan) for plan in old]
+    fresh = [_named(plan) for plan in new if _named(plan) not in seen]
     if not old or not fresh:
         return ""
-    autoregressive = all(one.num_levels == 1 and _width(one) == 1 for one in old)
+    autoregressive = all(plan.num_levels == 1 and plan.window_size == 1 for plan in old)
     meaning = (
-        "it has predicted next words alone and has never seen a mask"
+        "the network has only predicted next words and has never seen a mask"
         if autoregressive
-        else "other positions are noisy together than it has met"
+        else "other positions are noisy together than so far"
     )
     return f"hyperschedule {', '.join(dict.fromkeys(seen))} -> {', '.join(dict.fromkeys(fresh))}: {meaning}"
 
 
-def _width(hyperschedule: AbstractHyperschedule) -> int:
-    return hyperschedule.width if isinstance(hyperschedule, Windowed) else hyperschedule.length
-
-
 def _named(hyperschedule: AbstractHyperschedule) -> str:
-    """A hyperschedule without its length, which is the context's."""
+    """A hyperschedule without its length, which is the context."""
     fields = {
         name: value for name, value in describe(hyperschedule).items() if name not in ("type", "length")
     }

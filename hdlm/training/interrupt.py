@@ -1,7 +1,7 @@
-"""Stopping politely: the first signal asks a loop to finish its step and save, a later one insists.
+"""Stop requests: the first signal asks a loop to finish its step and save, a later one ends the program.
 
-Schedulers announce the end of a job by SIGTERM or SIGUSR1, people by Ctrl-C (SIGINT). Launchers pass on signals that
-the whole group of processes has got already, so what comes within a second of the first signal is the same request.
+Schedulers announce the end of a job by SIGTERM or SIGUSR1, people by Ctrl-C (SIGINT). Launchers forward signals that
+all processes of the group have received already, so signals within a second of the first one are one request.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import final
 __all__ = ["PREEMPTED", "StopRequest", "listening"]
 
 PREEMPTED = 75
-"""Exit status of a run that a scheduler stopped before its end: what `sysexits.h` calls EX_TEMPFAIL, try again."""
+"""Exit status of a run that a scheduler stopped before its end: EX_TEMPFAIL of `sysexits.h`, try again."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST = 1.0
-"""Seconds."""
+"""Seconds within which signals count as one request."""
 
 
 @final
 class StopRequest:
-    """Whether somebody asked to stop, and how.
+    """Whether somebody asked to stop, and by which signal.
 
     Args:
-        clock: Tells seconds.
+        clock: Returns the time in seconds.
 
     Attributes:
         signal: The first signal; None if there was none.
@@ -38,21 +38,21 @@ class StopRequest:
         self._clock, self._first = clock, 0.0
 
     def __bool__(self) -> bool:
-        """Whether to stop."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     @property
     def name(self) -> str:
-        """Of the signal, for people; it may have gone to another process of the run."""
+        """Name of the signal for messages; the signal may have gone to another process of the run."""
         return "a signal to another process" if self.signal is None else self.signal.name
 
     @property
     def preempts(self) -> bool:
-        """Whether it was a scheduler that asked, who will want to know that there is more to do."""
+        """Whether the signal came from a scheduler, so that the run is to be resumed."""
         return self.signal in (signal.SIGTERM, signal.SIGUSR1)
 
     def outlast_echo(self) -> None:
-        """Wait until no signal can be the same request any more; not at all if there was none."""
+        """Wait until further signals no longer belong to the first request; returns at once if there was none."""
         if self.signal is not None:
             time.sleep(max(0.0, self._first + _SAME_REQUEST - self._clock()))
 
@@ -71,9 +71,9 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 for the length of a block; only the main thread of a process may.
+    """Catch SIGINT, SIGTERM and SIGUSR1 inside a `with` block; only the main thread of a process may.
 
-    A block that obeys at once lasts until the echo of the request must have come, which would kill the program else.
+    The block waits at its end for repeated signals of the same request, which would otherwise kill the program.
     """
     request = StopRequest()
     before = {number: signal.signal(number, request) for number in _SIGNALS}

@@ -1,7 +1,7 @@
-"""One training run, from its recipe to the mark that it has ended: what every command and `hdlm.train` do.
+"""One training run, from its recipe to its end: what every command and `hdlm.train` call.
 
-begin        recipe, text and a checkpoint to begin with -> a `Session` before its first step
-carry_out    the steps that are left, their measurements, what follows the last step, and the mark
+begin        recipe, text and an initial checkpoint -> a `Session` before its first step
+carry_out    the remaining steps, their measurements, what follows the last step, and the record that the run has ended
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file"]
 
 @runtime_checkable
 class Observing(Protocol):
-    """Does something after steps, and after the last one."""
+    """A watcher that also does something after the last step."""
 
     def __call__(self, report: StepReport, /) -> None:
         """Do what is due after this step."""
 
     def finish(self, step: int, /) -> None:
-        """Do what is due after the last step and was not done."""
+        """Do what is due after the last step, if it was not done."""
 
 
 def recipe_file(name: str | Path) -> Path:
     """The file of a recipe.
 
     Args:
-        name: A TOML file, or the name of a recipe that comes with the package.
+        name: A TOML file, or the name of a recipe of the package.
 
     Raises:
         ValueError: If there is no recipe of that name.
@@ -73,7 +73,7 @@ def check_vacant(folder: Path, again: str) -> None:
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give the name of a folder.")
     if CheckpointStore(folder).steps():
-        raise ValueError(f"{folder} holds a run already: go on with it by {again}, or choose another folder.")
+        raise ValueError(f"{folder} holds a run already: resume it with {again}, or choose another folder.")
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a checkpoint; choose another folder, or remove it.")
 
@@ -91,19 +91,19 @@ def begin(
     keep_step: bool = False,
     strict: bool = True,
 ) -> Session:
-    """Everything before the first step.
+    """Build a session before its first step.
 
     Args:
-        recipe: What to do.
-        folder: Where the run is kept.
-        device: Where to train.
-        say: Gets a line for each thing that was done.
-        found: The run to resume; its checkpoint is the one to begin with.
-        start: The model to begin with, if none is resumed.
-        text: Where the text comes from, if not as the recipe says.
-        memory: Folder of the run whose optimizers are taken over as well.
+        recipe: The recipe of the run.
+        folder: The folder of the run.
+        device: Device of the training.
+        say: Called with a line for each finished piece of work.
+        found: The run to resume; its checkpoint is the initial one.
+        start: The initial checkpoint, if no run is resumed.
+        text: Corpora in place of those that the recipe names.
+        memory: Folder of a run whose optimizer state is used as well.
         keep_step: Whether the steps of that run count.
-        strict: Whether options that would not act beside `start` are refused; a published configuration may hold some.
+        strict: Whether options without effect beside `start` are refused; a published configuration may hold some.
 
     Raises:
         ValueError: If the recipe cannot be followed.
@@ -132,20 +132,20 @@ def carry_out(
     adapts: bool = False,
     ends_early: bool = False,
 ) -> StopRequest:
-    """Take the steps that are left, and mark the run as ended once nothing is left to do.
+    """Take the remaining steps, and record the end of the run when nothing is left to do.
 
     Args:
-        session: The run.
-        console: Where its progress is shown.
-        observers: Called after each step, and with the last one.
-        stop: What turns true when somebody asks to stop; by default signals do.
-        last: Called in the main process behind the last step, unless a scheduler ended the run. A run that is killed
-            meanwhile is not marked as ended.
-        adapts: Whether the number of threads may change when steps become slow; on a CPU and in one process only.
+        session: The session of the run.
+        console: Where progress is shown.
+        observers: Called after each step, and after the last one.
+        stop: Turns true when somebody asks to stop; by default signals do.
+        last: Called in the main process after the last step, unless a scheduler ended the run. A run that is killed
+            meanwhile is not recorded as ended.
+        adapts: Whether the number of threads may change when steps become slow; in a single process on a CPU only.
         ends_early: Whether Ctrl-C ends the run for good, so that it cannot be resumed.
 
     Returns:
-        What asked to stop, if anything did.
+        The stop request, which is false if nobody asked to stop.
     """
     trainer, recipe = session.trainer, session.run.recipe
     signals: AbstractContextManager[StopRequest] = listening() if stop is None else nullcontext(stop)
@@ -154,12 +154,12 @@ def carry_out(
         tracking(recipe, session.folder, console.print) as sink,
         progress_bar(console, gauge=session.gauge) as bar,
     ):
-        session.log.tell(sink)
+        session.log.add_sink(sink)
         switch = (ThreadSwitch(session.gauge, console.print),) if adapts and trainer.is_alone_on_cpu else ()
         session.execute(request, (bar, *switch, *observers), [observer.finish for observer in observers])
     trainer.close()
     if trainer.is_main and not trainer.is_over:
-        console.print(f"stopped by {request.name} after {trainer.step} steps; what has been learnt is kept")
+        console.print(f"stopped by {request.name} after {trainer.step} steps; the model is saved")
     if trainer.is_main and not trainer.preempted:
         last()
     session.finish(early=ends_early and not trainer.preempted)

@@ -1,11 +1,11 @@
-"""The training loop: one optimizer step is one batch, noised, weighed and descended.
+"""The training loop: one optimizer step noises one batch, computes its loss and updates the weights.
 
     step n: part of the mixture -> windows -> times and draws -> canvas -> objective -> gradient -> weights, average
 
-Everything random in step `n` is a function of (seed, n), for the global batch, and each process and each pass of an
-accumulated step takes its own rows of it; what dropout drops also depends on which rows go together. The engine is
-`accelerate`; watchers look at each step and change nothing. Nothing in a step waits for an accelerator: what one step
-finds is read while the next one is under way.
+Everything random in step `n` is a function of (seed, n) for the global batch; each process, and each pass of an
+accumulated step, uses its own rows of it. Dropout also depends on which rows share a pass. The engine is `accelerate`.
+Watchers see each step and change nothing. No step waits for an accelerator: the results of one step are read while the
+next one runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hdlm.data import AbstractWindows
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT, has_compiler
+from hdlm.network import AbstractTransformer, build_network, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.checkpoints.state import (
@@ -50,21 +50,21 @@ __all__ = ["StepReport", "Trainer", "Watcher"]
 _CORRUPTION, _DROPOUT = 0x91, 0x92
 """Random streams of this module."""
 _PREEMPTS = 2.0**20
-"""More than there are processes that could ask by Ctrl-C."""
+"""Vote of a preempted process: more than the number of processes that can vote 1 for Ctrl-C."""
 
 
 @final
 class StepReport:
-    """What happened in one optimizer step.
+    """The result of one optimizer step.
 
-    An accelerator runs behind the program, so the loss and the norm of the gradient are read when somebody asks for
-    them, which waits for the device: watchers keep reports and read them when they have something to write.
+    An accelerator runs asynchronously, so reading the loss or the gradient norm waits for the device. Watchers
+    therefore keep reports, and read them only when they write.
 
     Attributes:
-        step: Its number, from 1.
+        step: Number of the step, from 1.
         rate: Learning rate relative to its peak.
         tokens: Tokens that all steps so far have trained on.
-        seconds: Time since the run began, the same in all processes.
+        seconds: Training time since the run began, equal in all processes.
         progress: Share of the run that is done, in [0, 1].
     """
 
@@ -85,7 +85,7 @@ class StepReport:
 
     @property
     def loss(self) -> float:
-        """Mean loss of a position of the global batch, in nats."""
+        """Mean loss per position of the global batch, in nats."""
         self._wait()
         return float(self._loss)
 
@@ -96,33 +96,33 @@ class StepReport:
         return float(self._gradient_norm)
 
     def check(self) -> None:
-        """Refuse to go on from what is not finite.
+        """Refuse a loss or gradient norm that is not finite.
 
         Raises:
-            ValueError: If the loss or the norm is not; it says at which step.
+            ValueError: If one is not finite; it names the step.
         """
         if not math.isfinite(self.loss) or not math.isfinite(self.gradient_norm):
             raise ValueError(
-                f"training broke down at step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}. The "
-                "weights saved last are sound; lower the learning rates of the recipe's [optimizer] or set "
+                f"training diverged at step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}. The "
+                "last saved weights are finite. Lower the learning rates in the recipe's [optimizer] or set "
                 "`objective.max_weight`, and begin again with --from that folder."
             )
 
 
 Watcher: TypeAlias = Callable[[StepReport], None]
-"""Looks at each step: a progress bar, a log, a checkpoint every few minutes."""
+"""Called after each step: for example a progress bar or a log."""
 
 
 @final
 @dataclass(frozen=True)
 class _Batch:
-    """What one pass is about, on the host.
+    """The inputs of one pass, on the host.
 
     Attributes:
         x_0: Clean tokens.
         times: Stratified numbers in [0, 1).
         draw: A uniform number in [0, 1) for each position.
-        seed: Of what dropout drops.
+        seed: Seed of dropout.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -134,11 +134,11 @@ class _Batch:
 @final
 @dataclass(frozen=True)
 class _PendingScalars:
-    """Numbers on their way from the device to the host.
+    """Numbers that are copied from the device to the host.
 
     Attributes:
-        values: Where they arrive.
-        wait: Returns when they have.
+        values: Numbers on the host, valid after `wait`.
+        wait: Returns when they have arrived.
     """
 
     values: Tensor
@@ -146,7 +146,7 @@ class _PendingScalars:
 
     @classmethod
     def of(cls, values: Tensor) -> _PendingScalars:
-        """Send numbers off."""
+        """Start the copy."""
         if values.device.type == "cpu":
             return cls(values, lambda: None)
         arrived = torch.get_device_module(values.device).Event()
@@ -157,7 +157,7 @@ class _PendingScalars:
 
 @final
 class _Loss(nn.Module):
-    """Clean batch in, mean loss out: the one module that `accelerate` wraps, so that gradients are averaged."""
+    """Mean loss of a clean batch: the one module that `accelerate` wraps, so that gradients are averaged."""
 
     def __init__(self, denoiser: Denoiser, precision: str) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Loss(nn.Module):
         self.bf16 = precision == "bf16"
 
     def forward(self, part: AbstractPart, batch: _Batch) -> Float[Tensor, ""]:
-        """Mean over all positions that teach; noise is made on the host, so nothing waits for the device."""
+        """Mean over all positions with a target; noise is drawn on the host, so nothing waits for the device."""
         with torch.autocast(self.denoiser.device.type, torch.bfloat16, enabled=self.bf16):
             return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw)
 
@@ -175,19 +175,19 @@ class Trainer:
     """Trains the network of a denoiser.
 
     Args:
-        denoiser: What to train; its weights change in place.
-        mixture: What to learn from at which step.
-        windows: The text.
-        optimizer: How weights move.
-        run: How long, how much at a time, and how.
-        device: Where.
+        denoiser: The model; its weights change in place.
+        mixture: Determines what each step trains on.
+        windows: The training text.
+        optimizer: Settings of the optimizers.
+        run: Length of the run, batch size and precision.
+        device: Device of the training.
 
     Attributes:
         average: Moving average of the weights.
-        precision: `"bf16"` or `"no"`: what the network computes in.
+        precision: Precision of the network's computation, `"bf16"` or `"no"`.
         step: Optimizer steps done.
-        sequences: Windows of text that they took.
-        seconds: Time spent on them.
+        sequences: Windows of text used by these steps.
+        seconds: Time spent on these steps.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Trainer:
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
         self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
-        self._network: DDiT = denoiser.backbone.to(self._accelerator.device)
+        self._network: AbstractTransformer = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
         self._votes = 0.0
@@ -213,19 +213,19 @@ class Trainer:
         if run.compile and has_compiler(device):
             self._network.features = torch.compile(self._network.features)
         elif run.compile and self.is_main:
-            warnings.warn("`run.compile` is left out: there is no compiler here.", stacklevel=2)
+            warnings.warn("`run.compile` has no effect: there is no compiler here.", stacklevel=2)
         prepared = self._accelerator.prepare(_Loss(denoiser, self.precision), *self._memories)
         self._loss, self._optimizers = prepared[0], list(prepared[1:])
         self.average = ExponentialMovingAverage(self._network, optimizer.ema)
 
     @property
     def preempted(self) -> bool:
-        """Whether a scheduler asked one of the processes to stop, and did so before the end."""
+        """Whether a scheduler asked one of the processes to stop before the end."""
         return self._votes >= _PREEMPTS and not self.is_over
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has come to its end, so that no step is left."""
+        """Whether no step is left."""
         return self._run.progress(self.step, self.seconds) >= 1
 
     @property
@@ -240,21 +240,21 @@ class Trainer:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the process that writes files and messages."""
         return bool(self._accelerator.is_main_process)
 
     def train(self, stop: StopRequest, watchers: Sequence[Watcher] = ()) -> StepReport | None:
-        """Run until the end, or until somebody asks to stop.
+        """Take steps until the end, or until somebody asks to stop.
 
         Args:
             stop: Turns true when somebody asks.
             watchers: Called after each step, in every process.
 
         Returns:
-            The report of the last step; None if there was none.
+            The report of the last step; None if no step was taken.
 
         Raises:
-            ValueError: If the loss is not finite any more.
+            ValueError: If the loss is not finite.
         """
         self._loss.train()
         self._accelerator.gradient_accumulation_steps = self._run.accumulation
@@ -271,20 +271,20 @@ class Trainer:
         return self._last
 
     def settle(self) -> None:
-        """Wait until the device has done what it was asked to.
+        """Wait until the device has finished the last step.
 
         Raises:
-            ValueError: If the last step broke down, so that the weights must not be kept.
+            ValueError: If its loss is not finite, so that the weights must not be saved.
         """
         if self._last is not None:
             self._last.check()
 
     @contextmanager
     def averaged_model(self) -> Iterator[Denoiser | None]:
-        """Lend the denoiser with its averaged weights, in evaluation mode, for the length of a block.
+        """Give the denoiser its averaged weights, in evaluation mode, inside a `with` block.
 
         Yields:
-            The denoiser, in the process that is to measure and to write; None in all others, which must take part.
+            The denoiser in the main process; None in all others, which must enter the block too.
         """
         self.settle()
         training = self._loss.training
@@ -299,7 +299,7 @@ class Trainer:
             self._loss.train(training)
 
     def state(self) -> TrainingState:
-        """Everything that `restore` needs; all processes must ask."""
+        """Everything that `restore` needs; all processes must call this."""
         self.settle()
         weights = {**self._network.state_dict(), **named_parameters(self._network)}
         return TrainingState(
@@ -319,44 +319,44 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
-        """Go on where `state` was taken, on any number of processes.
+        """Continue from a training state, on any number of processes.
 
         Raises:
-            ValueError: If it is of another network, other optimizers or other text.
+            ValueError: If the state belongs to another network, other optimizers or other text.
         """
         if state.text != self._windows.fingerprint:
             raise ValueError(
-                "the text is not what the run began with, or its tokenizer is not, so its order is another: put them "
-                "back as they were, or begin another run with --from."
+                "the text or its tokenizer is not the one that the run began with, so the order of the text differs: "
+                "restore both, or begin another run with --from."
             )
         self.step, self.sequences, self.seconds = state.step, state.sequences, state.seconds
         if self._run.precision == "auto" and state.device == self._accelerator.device.type:
             self._set_precision(state.precision)
-        self._remember(state)
+        self._load(state)
         if self.step:
             set_rates(self._optimizers, self._settings.rate(self._run.progress(self.step - 1, self.seconds)))
 
     @torch.no_grad()
     def inherit(self, state: TrainingState, *, keep_step: bool = False) -> None:
-        """Begin with the weights of another run, their average and what its optimizers remember; the text is another.
+        """Begin with the weights, the average and the optimizer state of another run, on other text.
 
         Args:
-            state: Where that run is.
-            keep_step: Whether its steps count, so that the learning rate goes on from there; else they begin at 0.
+            state: The training state of that run.
+            keep_step: Whether its steps count, so that the learning rate continues from there; else they begin at 0.
 
         Raises:
-            ValueError: If it is of another network or other optimizers, or if no step would be left.
+            ValueError: If the network or the optimizers differ, or if no step would be left.
         """
         if keep_step and self._run.progress(state.step, 0.0) >= 1:
             raise ValueError(
-                f"the run to go on from has taken {state.step} steps and they count, so none of the {self._run.steps} "
-                "is left: give more, or let them begin at 0."
+                f"the source run has taken {state.step} steps and they count, so none of `run.steps`={self._run.steps} "
+                "is left: increase it, or let the steps begin at 0."
             )
-        self._remember(state)
+        self._load(state)
         self.step = state.step if keep_step else 0
 
     def published_state(self) -> dict[str, Any]:
-        """Everything that a `checkpoint_STEP.pth` of the published trainer holds; all processes must ask."""
+        """Everything that a `checkpoint_STEP.pth` of the published trainer holds; all processes must call this."""
         self.settle()
         average = self.average.state_dict()
         names = list(named_parameters(self._network))
@@ -372,13 +372,13 @@ class Trainer:
         }
 
     def extend(self, minutes: float) -> None:
-        """Move the end of a run that minutes limit; the learning rate follows the new end from the next step on.
+        """Change the time limit of a run that is limited by minutes; the learning rate follows from the next step on.
 
         Args:
-            minutes: How long the run takes in all.
+            minutes: Minutes of the whole run.
 
         Raises:
-            ValueError: If steps limit the run.
+            ValueError: If the run is limited by steps.
         """
         if self._run.minutes is None:
             raise ValueError(f"a run that ends after {self._run.steps} steps is not extended by minutes.")
@@ -389,12 +389,12 @@ class Trainer:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Wait for all processes, and part from them."""
+        """Wait for all processes, and leave the process group."""
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
 
-    def _remember(self, state: TrainingState) -> None:
-        """Take weights, average and the memory of the optimizers over."""
+    def _load(self, state: TrainingState) -> None:
+        """Copy weights, average and optimizer state."""
         for name, parameter in named_parameters(self._network).items():
             parameter.copy_(spread_like(state.weights[name], parameter))
         self.average.restore(state.average, state.ticks)
@@ -402,7 +402,7 @@ class Trainer:
 
     @property
     def _is_spread(self) -> bool:
-        """Whether each process has only a part of the weights."""
+        """Whether the weights are sharded over processes."""
         return any(hasattr(parameter, "full_tensor") for parameter in self._network.parameters())
 
     def _set_precision(self, precision: str) -> None:
@@ -410,28 +410,27 @@ class Trainer:
         self._accelerator.unwrap_model(self._loss).bf16 = precision == "bf16"
 
     def _copy(self, weights: Mapping[str, Tensor]) -> Denoiser | None:
-        """A whole denoiser, where there is something to do for it."""
+        """A denoiser with these whole weights, in the main process."""
         if not self.is_main:
             return None
-        network = DDiT(self._network.config)
+        network = build_network(self._network.config)
         network.load_state_dict(weights)
         copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
         return copy.to(self._accelerator.device).eval()
 
     def _ends(self, stop: StopRequest) -> bool:
-        """Whether the run has ended, or somebody asked to stop; all processes give the same answer."""
+        """Whether the run has ended or somebody asked to stop; all processes get the same answer."""
         if self._accelerator.num_processes == 1:
             self._votes = _vote(stop)
         return self._votes > 0 or self.is_over
 
     def _check(self, before: StepReport | None) -> None:
-        """Look at the newest step that can be looked at without waiting: on an accelerator, the one before the last."""
+        """Check the newest step that needs no waiting: on an accelerator, the one before the last."""
         newest = self._last if self._accelerator.device.type == "cpu" else before
         if newest is not None:
             newest.check()
 
     def _take_step(self, windows: Prefetch, stop: StopRequest, began: float) -> StepReport:
-        """One optimizer step, and what is to be said of it."""
         progress = self._run.progress(self.step, self.seconds)
         part = self._mixture.at(self.step, progress)
         rate = self._settings.rate(progress)
@@ -452,7 +451,7 @@ class Trainer:
         )
 
     def _descend(self, part: AbstractPart, rate: float, windows: Prefetch) -> tuple[Tensor, Tensor]:
-        """Move the weights once; this process's mean loss, and the norm of the gradient of the global batch."""
+        """Update the weights; returns this process's mean loss and the gradient norm of the global batch."""
         set_rates(self._optimizers, rate)
         losses = []
         for batch in self._passes(part, windows):
@@ -469,9 +468,9 @@ class Trainer:
         return torch.stack(losses).mean(), full_tensor(torch.as_tensor(norm, device=self._accelerator.device))
 
     def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _PendingScalars:
-        """Bring the loss and the norm to the host; let processes agree on the clock and on whether to stop.
+        """Copy the loss and the norm to the host; processes agree on the time and on whether to stop.
 
-        An accelerator's answer is read one step later, when it has long been given.
+        The numbers of an accelerator are read one step later, so that nothing waits for it.
         """
         if self._accelerator.num_processes == 1:
             self.seconds = now
@@ -488,7 +487,7 @@ class Trainer:
         return news
 
     def _passes(self, part: AbstractPart, windows: Prefetch) -> Iterator[_Batch]:
-        """What each pass of this process in one optimizer step is about."""
+        """The inputs of each pass of this process in one optimizer step."""
         times = stratified_times(self._randomness, self.step, part.batch_size, part.num_times)
         position = torch.arange(windows.length)[None]
         for start, size in self._rows(part):
@@ -501,13 +500,13 @@ class Trainer:
             )
 
     def _expect(self, part: AbstractPart, windows: Prefetch) -> None:
-        """Have the text of the next step read while this one, of `part`, is under way."""
+        """Read the text of the next step while this one, of `part`, runs."""
         first, step = self.sequences + part.batch_size, self.step + 1
         for start, size in self._rows(self._mixture.at(step, self._run.progress(step, self.seconds))):
             windows.expect(first + start, size)
 
     def _rows(self, part: AbstractPart) -> list[tuple[int, int]]:
-        """Where in the global batch the rows of each pass of this process begin, and how many they are."""
+        """First row in the global batch, and number of rows, of each pass of this process."""
         processes, turns = self._accelerator.num_processes, self._run.accumulation
         if part.batch_size % (processes * turns):
             raise ValueError(
@@ -519,5 +518,5 @@ class Trainer:
 
 
 def _vote(stop: StopRequest) -> float:
-    """What a process says of stopping, so that the sum over all tells whether one asks, and whether one must."""
+    """This process's vote, so that the sum shows whether any process stops (> 0) or was preempted (>= `_PREEMPTS`)."""
     return _PREEMPTS if stop.preempts else float(bool(stop))

@@ -1,7 +1,7 @@
-"""What each optimizer step trains on: a warm start, then the parts of a mixture in proportion to their shares.
+"""The choice of what each optimizer step trains on: a warm start, then the parts of a mixture by their shares.
 
-Part `k` owns an interval of [0, 1) as long as its share, and step `n` trains the part in whose interval
-`n / golden ratio mod 1` falls. These points are as even as points can be, so shares hold over every few steps.
+Part `k` owns an interval of [0, 1) as long as its share, and step `n` trains the part whose interval contains
+`n / golden ratio mod 1`. These points are spread evenly, so the shares hold over every few steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import final
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.objective import NELBO, Corruption
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.recipe import Recipe
@@ -28,11 +29,11 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 @final
 @dataclass(frozen=True)
 class Mixture:
-    """Parts, and who is next.
+    """The parts of a mixture and its warm start.
 
     Attributes:
         parts: The noisy parts.
-        warm_start: What comes before them, if anything.
+        warm_start: Next-token prediction before them, if any.
         warm_share: Share of the run that the warm start takes, in [0, 1).
     """
 
@@ -42,16 +43,16 @@ class Mixture:
 
     @classmethod
     def of(cls, recipe: Recipe, process: AbstractNoiseProcess, document_end: int | None = None) -> Mixture:
-        """The mixture of a recipe.
+        """Build the mixture of a recipe.
 
         Args:
-            recipe: What to do.
-            process: How tokens are noised.
-            document_end: The token that ends a document, if documents are kept apart.
+            recipe: The recipe of the run.
+            process: The noise process.
+            document_end: The token that ends a document, if attention between documents is masked.
 
         Raises:
-            ValueError: If a hyperschedule is unknown or does not fit the context, or two streams would show what is
-                asked; see `Corruption`.
+            ValueError: If a hyperschedule is unknown or does not fit the context, or if two streams would show the
+                targets; see `Corruption`.
         """
         batch_size, objective = recipe.run.batch_size, recipe.build_objective()
         noise_schedule, lookback = recipe.build_noise_schedule(), recipe.build_parameterization().lookback
@@ -65,12 +66,14 @@ class Mixture:
             )
             corruption = Corruption(
                 process,
-                part.build(recipe.data.context),
-                noise_schedule,
+                Regime(
+                    part.build(recipe.data.context),
+                    noise_schedule,
+                    recipe.network.context,
+                    recipe.network.active,
+                ),
                 two_stream=part.two_stream,
                 continuous=part.continuous,
-                context=recipe.network.context,
-                active=recipe.network.active,
                 num_given=lookback,
                 document_end=document_end,
             )
@@ -81,11 +84,11 @@ class Mixture:
 
     @property
     def hyperschedules(self) -> tuple[AbstractHyperschedule, ...]:
-        """Those of the parts, in order."""
+        """The hyperschedules of the parts, in order."""
         return tuple(part.corruption.hyperschedule for part in self.parts)
 
     def at(self, step: int, progress: float) -> AbstractPart:
-        """What a step trains on.
+        """The part that a step trains.
 
         Args:
             step: Optimizer steps done before.
@@ -97,6 +100,6 @@ class Mixture:
 
     @cached_property
     def _bounds(self) -> list[float]:
-        """Where the interval of each part but the last ends."""
-        total = sum(part.share for part in self.parts)
-        return [sum_ / total for sum_ in itertools.accumulate(part.share for part in self.parts)][:-1]
+        """The end of each part's interval, except the last."""
+        ends = list(itertools.accumulate(part.share for part in self.parts))
+        return [end / ends[-1] for end in ends[:-1]]

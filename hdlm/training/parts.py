@@ -1,4 +1,4 @@
-"""The parts of a mixture: ways to turn a clean batch into a loss."""
+"""The parts of a mixture: each turns a clean batch into a loss."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["AbstractPart", "NextToken", "Noisy"]
 
 
 class AbstractPart(abc.ABC):
-    """One way to learn from a batch.
+    """One way to train on a batch.
 
     Attributes:
-        batch_size: Sequences in its optimizer steps, over all processes and passes.
+        batch_size: Sequences in an optimizer step, over all processes and passes.
     """
 
     batch_size: int
 
     @property
     def num_times(self) -> int:
-        """How many times it wants for each sequence."""
+        """Number of times drawn for each sequence."""
         return 1
 
     @abc.abstractmethod
@@ -42,12 +42,12 @@ class AbstractPart(abc.ABC):
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
     ) -> Float[Tensor, ""]:
-        """Mean loss of a position, in nats.
+        """Mean loss per position, in nats.
 
-        What comes on the host is noised there, wherever the denoiser is: then nothing waits for the device.
+        Tokens on the host are noised there, whatever the device of the denoiser, so that nothing waits for the device.
 
         Args:
-            denoiser: What learns.
+            denoiser: The model that is trained.
             x_0: Clean tokens.
             times: `num_times` stratified numbers in [0, 1) for each sequence.
             draw: A uniform number in [0, 1) for each position.
@@ -57,13 +57,13 @@ class AbstractPart(abc.ABC):
 @final
 @dataclass(frozen=True)
 class Noisy(AbstractPart):
-    """Noise as a hyperschedule says, and an objective.
+    """Noise from a hyperschedule, and an objective.
 
     Attributes:
-        corruption: Clean batch in, noisy canvas out.
-        objective: What is minimised on it.
-        batch_size: As above.
-        share: Part of the steps, relative to the other parts.
+        corruption: Turns a clean batch into a noisy canvas.
+        objective: Loss on that canvas.
+        batch_size: Sequences in an optimizer step.
+        share: Share of the steps, relative to the other parts.
     """
 
     corruption: Corruption
@@ -89,14 +89,14 @@ class Noisy(AbstractPart):
 @final
 @dataclass(frozen=True)
 class NextToken(AbstractPart):
-    """Next-token prediction without noise: the warm start.
+    """Next-token prediction without noise, for the warm start.
 
-    It is a layout like the others, `next_tokens`: one causal pass over clean text, in which every position has a
-    target. The pass costs half of a two-stream pass, and the network keeps what it learns when noise comes.
+    It uses the layout `next_tokens`: one causal pass over clean text, in which every position has a target. The pass
+    costs half of a two-stream pass.
 
     Attributes:
-        batch_size: As above.
-        document_end: As of `Corruption`.
+        batch_size: Sequences in an optimizer step.
+        document_end: Token that ends a document; see `Corruption`.
     """
 
     batch_size: int
@@ -121,7 +121,7 @@ _NEXT_TOKEN = CrossEntropy(worst=torch.inf)
 @final
 @dataclass(frozen=True)
 class _NextTokenLogits(AbstractParameterization):
-    """Outputs that are logits of the next token, of a network that gets what another parameterization gives it."""
+    """Outputs that are logits of the next token, with the network inputs of another parameterization."""
 
     own: AbstractParameterization
 

@@ -1,4 +1,4 @@
-"""Which precision is the faster one here."""
+"""The choice of the faster precision."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def choose_precision(asked: str, device: torch.device) -> str:
     """`"bf16"` or `"no"`, as `accelerate` calls them.
 
     Args:
-        asked: One of these, or `"auto"`. An accelerator then takes bf16 if it has units for it. A CPU takes it if a
-            product of matrices takes less time in it, which is measured once in a process: processors without units
-            for it emulate it, up to a hundred times slower than float32.
-        device: Where training runs.
+        asked: `"bf16"`, `"no"` or `"auto"`. With `"auto"`, an accelerator uses bf16 if it supports it in hardware. A
+            CPU uses it if a matrix product is faster in it, which is measured once in a process: processors without
+            bf16 units emulate it up to a hundred times slower than float32.
+        device: Device of the training.
     """
     if asked != "auto":
         return asked
@@ -28,7 +28,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def _has_units(device: torch.device) -> bool:
-    """Whether an accelerator computes in bfloat16 without emulation; no if its backend does not say."""
+    """Whether an accelerator computes in bfloat16 without emulation; False if its backend cannot answer."""
     backend = torch.get_device_module(device)
     if not hasattr(backend, "is_bf16_supported"):
         return False

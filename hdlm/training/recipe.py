@@ -1,8 +1,8 @@
-"""A recipe: every choice of a training run, in one file that can be read, compared and committed.
+"""A recipe: all choices of a training run in one file.
 
-Recipes are TOML; each table is one of the frozen classes below, so a misspelt or impossible option is an error that
-names it, and so is one that would change nothing beside the others. The mixture is what makes a model hybrid: each
-optimizer step trains one of its parts, in proportion to their shares.
+Recipes are TOML. Each table is one of the frozen classes below, so an option that is unknown, out of range or without
+effect is an error that names it. The mixture makes a model hybrid: each optimizer step trains one of its parts, in
+proportion to their shares.
 
     [[mixture]]
     share = 0.8
@@ -66,7 +66,7 @@ MuonScale = Literal["original", "match_rms_adamw"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "no"]
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
-"""Metadata of an option that may be another one when a run goes on: it changes no weight, but for rounding."""
+"""Field metadata: the option may differ when a run is resumed, because it affects the weights only through rounding."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 _SHAPE = ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "cond_dim", "dropout")
 _CONDITIONING = ("cond_dim", "condition_blocks", "condition_output")
@@ -76,26 +76,26 @@ _PIECES: Mapping[str, tuple[ModuleType, type]] = {
     "parameterization": (parameterizations, AbstractParameterization),
     "objective": (objectives, AbstractObjective),
 }
-"""Tables of a recipe that describe a piece, the package that offers its classes, and what all of them are."""
+"""Tables of a recipe that describe a piece: the package of its classes, and their base class."""
 TRAINED_HERE = "train"
-"""What `data.tokenizer` says when a tokenizer is to be trained on the text."""
+"""Value of `data.tokenizer` if a tokenizer is to be trained on the text."""
 
 
 @final
 @dataclass(frozen=True)
 class DataSettings:
-    """The text.
+    """The text of the run.
 
     Attributes:
         corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs, or a folder of `hdlm tokenize`.
-        vocabulary: Size of the tokenizer to train, or words that the one that is found must have.
-        validation: Share of the text that is kept from training, if there is no other text to measure with.
-        context: Tokens in a window.
-        tokenizer: `"train"` for one made from the text, or where `hdlm.data.find_tokenizer` finds one.
-        validation_corpus: Text to measure with, named as `corpus` is; empty for a share of the training text.
-        key: Where the text is, in JSON lines and Parquet.
+        vocabulary: Size of the tokenizer to train, or the number of words that a given one must have.
+        validation: Share of the text that is set aside for validation, if there is no `validation_corpus`.
+        context: Number of tokens in a window.
+        tokenizer: `"train"` for one trained on the text, or a source that `hdlm.data.find_tokenizer` accepts.
+        validation_corpus: Text for validation, named as `corpus` is; empty for a share of the training text.
+        key: Field that holds the text in JSON lines and Parquet.
         cache: Folder where long text is tokenised once, into memory-mapped shards; short text stays in memory.
-        streaming: Whether text is read and tokenised anew whenever it is trained on, and never kept.
+        streaming: Whether text is read and tokenised each time it is trained on, and never stored.
     """
 
     corpus: tuple[str, ...] = ("kjv",)
@@ -130,16 +130,16 @@ class NetworkSettings:
         num_blocks: Depth.
         num_heads: Heads of attention.
         mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
-        dropout: Share of activations that training drops.
+        dropout: Share of activations that are dropped in training.
         condition_blocks: Whether the noise modulates every block, if the parameterization gives it to the network.
         condition_output: Whether the noise modulates the final norm as well, as in MDLM, SEDD, BD3-LM, GIDD and Duo.
-        cond_dim: Width of the vector that the noise is embedded in.
-        context: What settled positions see of one another; see `hdlm.attention`.
-        active: What active positions see of one another.
-        separate_documents: Whether documents that share a window of training see nothing of one another.
-        checkpoint_activations: What the backward pass computes again instead of keeping it: `"selective"` all that is
-            cheap next to products of matrices, in wide networks; `"full"` whole blocks, for a fifth more time; or
-            `"none"`. It changes no number.
+        cond_dim: Width of the embedding of the noise.
+        context: Attention between settled positions; see `hdlm.attention`.
+        active: Attention between active positions.
+        separate_documents: Whether attention between documents in one window is masked.
+        checkpoint_activations: What the backward pass recomputes to save memory: `"selective"` what is cheap compared
+            with matrix products, in wide networks; `"full"` whole blocks, for a fifth more time; `"none"` nothing. It
+            changes no number.
     """
 
     type: Literal["DDiT"] = "DDiT"
@@ -160,13 +160,13 @@ class NetworkSettings:
 @final
 @dataclass(frozen=True)
 class MixturePart:
-    """One way to noise a batch.
+    """One kind of noise on a batch.
 
     Attributes:
-        hyperschedule: `type`, a name out of `hdlm.hyperschedule`, and its fields but for `length`, the context.
-        share: Part of the optimizer steps, relative to the other parts.
+        hyperschedule: `type`, a class of `hdlm.hyperschedule`, and its fields except `length`, which is the context.
+        share: Share of the optimizer steps, relative to the other parts.
         two_stream: Whether clean and noisy tokens are packed into one pass.
-        continuous: Whether noise falls anywhere between the levels, or on them.
+        continuous: Whether noise levels are drawn between the levels of the hyperschedule, or on them.
         batch_scale: Sequences in its batches, relative to `run.batch_size`: one canvas costs half of two streams.
     """
 
@@ -190,13 +190,13 @@ class MixturePart:
         )
 
     def build(self, length: int) -> AbstractHyperschedule:
-        """The hyperschedule.
+        """Build the hyperschedule.
 
         Args:
-            length: Positions, the context.
+            length: Number of positions, which is the context.
 
         Raises:
-            ValueError: If there is no such hyperschedule, or it does not fit the context.
+            ValueError: If the type is unknown, or the hyperschedule does not fit the context.
         """
         kind = piece_class(hyperschedules, str(self.hyperschedule["type"]))
         sized = any(option.name == "length" for option in dataclasses.fields(kind))
@@ -212,10 +212,10 @@ class MixturePart:
 @final
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """Next-token prediction before any noise.
+    """Next-token prediction at the beginning of the run.
 
     Attributes:
-        share: Part of the run that it takes, in [0, 1).
+        share: Share of the run that it takes, in [0, 1).
         batch_scale: Sequences in its batches, relative to `run.batch_size`.
     """
 
@@ -230,25 +230,25 @@ class WarmStartSettings:
 @final
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How weights move.
+    """Optimizers, learning rates and the average of the weights.
 
     Attributes:
         name: `"muon"` trains the matrices of the blocks by Muon and the rest by AdamW; `"adamw"` all by AdamW.
         matrix_rate: Peak learning rate of the matrices of the blocks.
         embedding_rate: Peak learning rate of the embedding.
         head_rate: Peak learning rate of the output layer, norms and biases.
-        weight_decay: Share of the learning rate that is taken off weights at each step; see `decay`.
-        decay: What decays: `"matrices"`, so no norm, no bias and no embedding; or `"all"`, as published.
-        muon_scale: How Muon scales the step of a matrix: `"original"`, by its shape; `"match_rms_adamw"`, so that
-            rates and decays found for AdamW will do.
-        schedule: What follows the warm-up: a line or a cosine to `floor`, or nothing.
+        weight_decay: Weight decay per step, relative to the learning rate; see `decay`.
+        decay: Weights that decay: `"matrices"` without norms, biases and the embedding; `"all"`, as published.
+        muon_scale: Scale of Muon's step: `"original"`, by the shape of the matrix; `"match_rms_adamw"`, so that rates
+            and decays found for AdamW can be used.
+        schedule: Learning rate after the warm-up: a line or a cosine to `floor`, or constant.
         warmup: Share of the run in which the rates rise to their peaks; a run may end before they get there.
-        floor: Where the schedule ends, relative to the peak.
+        floor: Learning rate at the end of the schedule, relative to the peak.
         clip: Largest norm of the gradient.
         ema: Decay of the average of the weights.
         beta1: Decay of AdamW's average of gradients.
-        beta2: Decay of AdamW's average of their squares.
-        eps: What AdamW adds to the root of that average.
+        beta2: Decay of AdamW's average of squared gradients.
+        eps: Term that AdamW adds to the denominator.
     """
 
     name: OptimizerName = "muon"
@@ -298,7 +298,7 @@ class OptimizerSettings:
 @final
 @dataclass(frozen=True)
 class RunSettings:
-    """How long, how much at a time, and how.
+    """Length of the run, batch size, precision and checkpoints.
 
     Attributes:
         steps: Number of optimizer steps after which the run ends, if it is limited by steps.
@@ -306,13 +306,13 @@ class RunSettings:
             nearer, so a run that is limited by time is not repeatable to the bit.
         batch_size: Sequences in an optimizer step.
         accumulation: Passes that an optimizer step is split into.
-        precision: `"bf16"` autocast, `"no"`, or `"auto"`: bf16 where it is the faster one.
-        compile: Whether the network is compiled, where there is a compiler.
+        precision: `"bf16"` autocast, `"no"`, or `"auto"`: bf16 if it is faster.
+        compile: Whether the network is compiled, if there is a compiler.
         save_every: Minutes between checkpoints; None for no such limit.
         save_steps: Optimizer steps between checkpoints; None for no such limit.
-        keep: Checkpoints that are kept to go on from, the newest; the one with the best bound on validation text is
-            kept besides.
-        seed: Seed of all randomness.
+        keep: Number of the newest checkpoints that are kept to resume from, in addition to the one with the best bound
+            on validation text.
+        seed: Seed of all random numbers.
     """
 
     steps: int | None = None
@@ -351,21 +351,20 @@ class RunSettings:
 @final
 @dataclass(frozen=True)
 class WatchSettings:
-    """How a run is looked at; none of this changes a weight.
+    """Logging, validation and samples during a run; none of this changes a weight.
 
     Attributes:
-        log_every: Optimizer steps that a line of metrics.jsonl is the mean of.
-        validate_every: Optimizer steps from one bound on validation text to the next, if there are any.
-        validation_windows: Windows of validation text that it is measured on, from the first on.
-        replicates: Independent estimates of it; two or more give a standard error.
-        sample_every: Optimizer steps from one set of samples to the next, whose entropy and repetition are measured,
-            if there are any.
-        samples: How many.
-        batch_size: Windows, and samples, at a time; it changes no number.
+        log_every: Optimizer steps that are averaged in a line of metrics.jsonl.
+        validate_every: Steps between two bounds on validation text; None for no validation.
+        validation_windows: Windows of validation text that are measured, from the first on.
+        replicates: Independent estimates of the bound; two or more give a standard error.
+        sample_every: Steps between two sets of samples; None for no samples.
+        samples: Number of samples in a set.
+        batch_size: Windows or samples in a batch; it changes no number.
         judge: Causal model of `transformers` that gives samples a generative perplexity; empty for none.
-        judge_batch_size: Samples that the judge reads at a time; it changes no number.
-        trackers: Trackers that get the metrics as well: tensorboard, wandb (which works offline), trackio.
-        project: What trackers file the run under.
+        judge_batch_size: Samples in a batch of the judge; it changes no number.
+        trackers: Trackers that get the metrics as well: tensorboard, wandb, trackio.
+        project: Name of the project in the trackers.
     """
 
     log_every: int = field(default=10, metadata=MAY_CHANGE)
@@ -395,15 +394,16 @@ class WatchSettings:
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """All of a run.
+    """All choices of a run.
 
     Attributes:
-        process: How tokens are noised: `type`, a class of `hdlm.process` or your own, and its fields but for
+        process: How tokens are noised: `type`, a class of `hdlm.process` or your own, and its fields except
             `num_words`, which follows from the tokenizer.
-        noise_schedule: How fast noise comes: `type`, a class of `hdlm.noise_schedule` or your own, and its fields.
-        parameterization: What the outputs of the network mean: `type`, a class of `hdlm.parameterization` or your own,
+        noise_schedule: Noise as a function of time: `type`, a class of `hdlm.noise_schedule` or your own, and its
+            fields.
+        parameterization: Meaning of the network's outputs: `type`, a class of `hdlm.parameterization` or your own,
             and its fields.
-        objective: What is minimised: `type`, a class of `hdlm.objective` or your own, and its fields.
+        objective: The loss: `type`, a class of `hdlm.objective` or your own, and its fields.
     """
 
     data: DataSettings
@@ -421,7 +421,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(bool(self.mixture), "mixture", "at least one part", self.mixture)
-        # Two ways to write one piece, by its defaults or without them, are one recipe.
+        # A piece may be written with or without its defaults; both are one recipe.
         for name in _PIECES:
             described = describe(self._piece(name))
             object.__setattr__(self, name, {key: described[key] for key in described if key != "num_words"})
@@ -435,7 +435,7 @@ class Recipe:
             part.build(self.data.context)
 
     def _piece(self, name: str) -> Any:
-        """One of `_PIECES`, which complains under its name."""
+        """Build one of `_PIECES`; errors begin with its name."""
         words = {"num_words": self.data.vocabulary} if name == "process" else {}
         package, kind = _PIECES[name]
         try:
@@ -448,35 +448,27 @@ class Recipe:
         return piece
 
     def build_process(self, num_words: int) -> AbstractNoiseProcess:
-        """How tokens are noised.
-
-        Args:
-            num_words: Words of the tokenizer.
-        """
+        """Build the noise process for a tokenizer of `num_words` words."""
         process: AbstractNoiseProcess = build(processes, {**self.process, "num_words": num_words})
         return process
 
     def build_noise_schedule(self) -> AbstractNoiseSchedule:
-        """How fast noise comes."""
+        """Build the noise schedule."""
         schedule: AbstractNoiseSchedule = build(noise_schedules, self.noise_schedule)
         return schedule
 
     def build_parameterization(self) -> AbstractParameterization:
-        """What the outputs of the network mean."""
+        """Build the parameterization."""
         parameterization: AbstractParameterization = build(parameterizations, self.parameterization)
         return parameterization
 
     def build_objective(self) -> AbstractObjective:
-        """What is minimised."""
+        """Build the objective."""
         objective: AbstractObjective = build(objectives, self.objective)
         return objective
 
     def network_config(self, rows: int) -> DDiTConfig:
-        """The shape of the network.
-
-        Args:
-            rows: One for each word, and one for the mask where the network has one.
-        """
+        """The configuration of a network with `rows` rows: one for each word and, if there is one, for the mask."""
         shape, conditioned = self.network, self.is_conditioned
         return DDiTConfig(
             rows,
@@ -493,7 +485,7 @@ class Recipe:
         return self.build_parameterization().inputs(torch.tensor([0.5])).condition is not None
 
     def _conditional(self) -> Iterator[tuple[str, bool, str, *tuple[str, ...]]]:
-        """Options that only act beside others: which, whether they do here, and what to do if not."""
+        """Options that depend on others: name, whether it has an effect here, and what to do if not."""
         data, optimizer, watch = self.data, self.optimizer, self.watch
         validates, samples = watch.validate_every is not None, watch.sample_every is not None
         yield (
@@ -538,14 +530,14 @@ class Recipe:
             changes: Options to replace before anything is checked, by table: `{"run": {"seed": 1}}`.
 
         Raises:
-            ValueError: If the file is missing or no TOML, or an option is unknown, missing or out of range.
+            ValueError: If the file is missing or not TOML, or an option is unknown, missing or out of range.
         """
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ValueError(f"there is no recipe at {path}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no TOML: {error}.") from error
+            raise ValueError(f"{path} is not TOML: {error}.") from error
         for name, options in (changes or {}).items():
             table[name] = {**table.get(name, {}), **options}
         import_own(table)
@@ -558,10 +550,10 @@ class Recipe:
 
     @classmethod
     def recorded(cls, table: Mapping[str, Any]) -> Recipe:
-        """The recipe that a run was begun with, from what it recorded.
+        """The recipe of a run, read from its record.
 
-        An earlier version took options that change nothing; they are left out, so that the run can go on. Of
-        recomputation it knew full and none only.
+        Earlier versions accepted options without effect, which are left out here, and knew full and no recomputation
+        only.
         """
         network = table.get("network", {})
         if isinstance(earlier := network.get("checkpoint_activations"), bool):
@@ -582,10 +574,10 @@ class Recipe:
 def import_own(table: object) -> None:
     """Import the modules of the user's own classes that a recipe names, `type = "mypackage.MyProcess"`.
 
-    Only for recipes that the user has written: importing a module runs its code.
+    Importing a module runs its code, so this is only for recipes that the user has written.
 
     Raises:
-        ValueError: If there is no such module.
+        ValueError: If a module cannot be imported.
     """
     for value in table.values() if isinstance(table, Mapping) else table if isinstance(table, list) else ():
         import_own(value)

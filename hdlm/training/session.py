@@ -1,12 +1,12 @@
-"""A run at work in its folder: it trains, keeps checkpoints as it goes, and goes on from one.
+"""A training run in its folder: it trains, saves checkpoints, and can be resumed from one of them.
 
     RUN/config.json, model.safetensors, raw.safetensors, tokenizer.json    the model as it was saved last
-    RUN/metrics.jsonl                                                      how it went
-    RUN/training/                                                          what to go on from: see `CheckpointStore`
+    RUN/metrics.jsonl                                                      the metrics of the run
+    RUN/training/                                                          checkpoints to resume from: `CheckpointStore`
 
-The folder holds a model from the first moment on, untrained; whoever stops a run early is left with the last one saved.
-A run that goes on from a checkpoint takes the same steps, to the bit on a CPU, as one that was never stopped, if steps
-limit it. One that minutes limit goes on with the minutes that are left.
+The folder holds a model from the beginning on, at first an untrained one. A resumed run that is limited by steps takes
+the same steps as a run that was never stopped, to the bit on a CPU. A resumed run that is limited by minutes uses the
+minutes that are left.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = ["Closing", "ResumePoint", "Session", "find_resume_point"]
 
 _METRICS, _CONFIG = "metrics.jsonl", "config.json"
 Closing: TypeAlias = Callable[[int], None]
-"""Does what is left to do after the last step, whose number it is told."""
+"""Called once after the last step, with the number of that step."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a system says when there is no room for a file."""
+"""Error numbers of a system that has no room for a file."""
 
 
 @final
@@ -46,10 +46,10 @@ class ResumePoint:
     """A run that stopped before its end.
 
     Attributes:
-        recipe: What it was asked for.
-        state: Where it is.
-        checkpoint: Its model, with the weights of its last step; `build_setup` begins with it.
-        kept: The steps that its folder held, damaged ones too.
+        recipe: The recipe of the run.
+        state: The training state after its last step.
+        checkpoint: Its model with the weights of that step; `build_setup` begins with it.
+        kept: The steps whose checkpoints are in the folder, including damaged ones.
     """
 
     recipe: Recipe
@@ -58,43 +58,43 @@ class ResumePoint:
     kept: tuple[int, ...]
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse to go on with another recipe, but for options that change no weight.
+        """Refuse a recipe that differs in an option that changes weights.
 
         Raises:
-            ValueError: If they differ; it names the options.
+            ValueError: If such options differ; it names them.
         """
-        other = list(_differences(self.recipe, recipe))
-        if other:
+        differences = list(_differences(self.recipe, recipe))
+        if differences:
             raise ValueError(
-                f"the run was begun with another recipe: {'; '.join(other)}. Go on with its own, or begin another "
-                "run in a folder of its own (--from this one takes its weights)."
+                f"the run was begun with another recipe: {'; '.join(differences)}. Resume it with its own recipe, or "
+                "begin another run in a folder of its own (--from this one takes its weights)."
             )
 
 
 def find_resume_point(folder: Path, say: Callable[[str], object] = lambda line: None) -> ResumePoint | None:
-    """What a folder holds to go on from; None if there is nothing in it.
+    """Find the run in a folder that can be resumed; None if the folder holds nothing.
 
-    A run that has taken its last step is unfinished until `Session.finish`: what was to follow can be made up for.
+    A run that has taken its last step can be resumed until `Session.finish`, for what follows the last step.
 
     Args:
-        folder: That of the run.
-        say: Told of checkpoints that are damaged; the newest that is whole is taken.
+        folder: The folder of the run.
+        say: Called with a line for each damaged checkpoint; the newest intact one is used.
 
     Raises:
-        ValueError: If it holds something else than an unfinished run; it says what to do instead.
+        ValueError: If the folder holds a finished run, or only a model; it says what to do instead.
     """
-    shelf = CheckpointStore(folder)
-    kept = tuple(shelf.steps())
-    found = shelf.newest(say)
-    if found is None:
+    store = CheckpointStore(folder)
+    kept = tuple(store.steps())
+    newest = store.newest(say)
+    if newest is None:
         if (folder / _CONFIG).exists():
             raise ValueError(
-                f"{folder} holds a model but nothing to go on from exactly (no training/ folder): begin another run "
-                f"with --from {folder}."
+                f"{folder} holds a model but no training state to resume from (no training/ folder): begin another "
+                f"run with --from {folder}."
             )
         return None
-    place, state = found
-    if shelf.finished == state.step:
+    place, state = newest
+    if store.finished == state.step:
         raise ValueError(
             f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
             f"--from {folder}."
@@ -106,35 +106,37 @@ def find_resume_point(folder: Path, say: Callable[[str], object] = lambda line: 
 
 @final
 class Session:
-    """A run, its trainer and its folder; every process has one, and the main one writes.
+    """A run with its trainer and its folder. Every process has a session; the main process writes.
 
     Args:
-        run: What to do.
-        folder: Where; made if it does not exist.
-        found: What to go on from; None to begin.
+        run: The recipe, the text and the model.
+        folder: The folder of the run; it is made if it does not exist.
+        found: The run to resume; None for a new run.
 
     Attributes:
         run: As given.
         folder: As given.
-        trainer: What trains.
-        gauge: How fast it is.
-        log: Lines of `metrics.jsonl`.
+        trainer: Trains the model.
+        gauge: Measures the speed of training.
+        log: Writes the lines of `metrics.jsonl`.
 
     Raises:
-        ValueError: If the run cannot go on from there.
+        ValueError: If the run cannot be resumed.
     """
 
     def __init__(self, run: TrainingSetup, folder: Path, found: ResumePoint | None = None) -> None:
         self.run, self.folder, self._settings = run, folder, run.recipe.run
-        self._shelf = CheckpointStore(folder, self._settings.keep)
+        self._store = CheckpointStore(folder, self._settings.keep)
         self.trainer = run.trainer()
         self._saved: int | None = None
         self._saved_at = 0.0
         self._offer: tuple[int, float | None] | None = None
         self._kept = () if found is None else found.kept
-        agree(None if found is None else found.state.step, "the checkpoint to go on from")
+        agree(None if found is None else found.state.step, "the checkpoint to resume from")
         if found is not None:
-            self._go_on(found)
+            found.check(run.recipe)
+            self.trainer.restore(found.state)
+            self._saved, self._saved_at = found.state.step, found.state.seconds
         network, precision = run.denoiser.backbone.config, self.trainer.precision
         self.gauge = Gauge.of(run.recipe, network, run.mixture, run.device, precision)
         self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)
@@ -142,22 +144,22 @@ class Session:
     def execute(
         self, stop: StopRequest, watchers: Sequence[Watcher] = (), closing: Sequence[Closing] = ()
     ) -> StepReport | None:
-        """Train, and leave a checkpoint and `metrics.jsonl` whatever happens.
+        """Train, and leave a checkpoint and `metrics.jsonl` however training ends.
 
         Args:
             stop: Turns true when somebody asks to stop.
-            watchers: Called after each step, in every process, before the saving.
-            closing: Called with the last step, in every process, after the saving; a scheduler that ends the run has
-                no time for them. A run that died before `finish` calls them again when it goes on.
+            watchers: Called after each step, in every process, before the checkpoint is saved.
+            closing: Called once after the final checkpoint, in every process, with the last step; skipped when the run
+                was preempted. A run that died before `finish` calls them again when it is resumed.
 
         Returns:
-            The report of the last step; None if there was none. The denoiser has its average weights.
+            The report of the last step; None if no step was taken. The denoiser then has its average weights.
 
         Raises:
-            OSError: If the disk is full; the checkpoint before stays, and the message says of which step it is.
-            ValueError: If the loss is not finite any more, or another program trains in the folder.
+            OSError: If the disk is full; the previous checkpoint stays, and the message names its step.
+            ValueError: If the loss is not finite, or another program trains in the folder.
         """
-        with self._shelf.held() if self.trainer.is_main else nullcontext():
+        with self._store.held() if self.trainer.is_main else nullcontext():
             return self._execute(stop, watchers, closing)
 
     def _execute(
@@ -183,10 +185,10 @@ class Session:
         return report
 
     def save(self, report: StepReport | None = None) -> None:
-        """Keep the run as it is now, unless it is kept already; every process must ask.
+        """Save a checkpoint of this step unless there is one; every process must call this.
 
         Args:
-            report: That of the last step, if there was one.
+            report: The report of the last step, if there was one.
         """
         if self._saved == self.trainer.step:
             return
@@ -201,16 +203,16 @@ class Session:
             save_checkpoint(folder, checkpoint, averaged=state.average, raw=state.weights)
             state.write(folder)
 
-        publish(self._shelf.put(state.step, write), self.folder)
+        publish(self._store.put(state.step, write), self.folder)
 
     def extend(self, minutes: float) -> None:
-        """Move the end of a run that minutes limit; its recipe, and so the checkpoint, records the new end.
+        """Change the time limit of a run that is limited by minutes; its recipe records the new limit.
 
         Args:
-            minutes: How long the run takes in all.
+            minutes: Minutes of the whole run.
 
         Raises:
-            ValueError: If steps limit the run.
+            ValueError: If the run is limited by steps.
         """
         self.trainer.extend(minutes)
         recipe = self.run.recipe
@@ -218,37 +220,37 @@ class Session:
         self.run = dataclasses.replace(self.run, recipe=longer)
 
     def finish(self, *, early: bool = False) -> None:
-        """Record that the run has ended, if it is over: from now on it cannot be resumed.
+        """Record that the run has ended, if no step is left: from now on it cannot be resumed.
 
         Args:
             early: Whether a run with steps left ends as well.
         """
         if self.trainer.is_main and (early or self.trainer.is_over):
-            self._shelf.finish(self.trainer.step)
+            self._store.finish(self.trainer.step)
 
     def has(self, step: int, name: str) -> bool:
-        """Whether `metrics.jsonl` has a number of a step; every process must ask, and all get the same answer."""
+        """Whether `metrics.jsonl` has this value for this step; every process must ask, and all get one answer."""
         return agreed(any(line["step"] == step and name in line for line in self._lines()))
 
     def offer(self, step: int, bound: float | None) -> None:
-        """Keep the run as it is now for as long as no other step has a better bound; every process must offer.
+        """Record the validation bound of a step, so that the best step is kept; every process must call this.
 
-        A step is saved when everybody has looked at it, so that whoever goes on from there has nothing to make up for.
+        The checkpoint is saved after all watchers were called, so that a resumed run repeats none of their work.
 
         Args:
-            step: The last one.
-            bound: On validation text, less is better; None in processes that have not measured it.
+            step: The last step.
+            bound: Bound on validation text; less is better. None in processes that have not measured it.
         """
         self._offer = (step, bound)
         self._note_offer()
 
     def _note_offer(self) -> None:
-        """Note the bound of a step that is saved by now."""
+        """Record the bound once its step is saved."""
         if self._offer is None or self._offer[0] != self._saved:
             return
         (step, bound), self._offer = self._offer, None
         if self.trainer.is_main and bound is not None:
-            self._shelf.offer(step, bound)
+            self._store.offer(step, bound)
 
     def _save_if_due(self, report: StepReport) -> None:
         steps, minutes = self._settings.save_steps, self._settings.save_every
@@ -258,78 +260,69 @@ class Session:
             self.save(report)
             self._note_offer()
 
-    def _go_on(self, found: ResumePoint) -> None:
-        found.check(self.run.recipe)
-        self.trainer.restore(found.state)
-        self._saved, self._saved_at = found.state.step, found.state.seconds
-
     def _check_folder(self) -> None:
-        """Refuse to write over what another program has done since this one looked, which took no lock."""
-        if self.trainer.is_main and tuple(self._shelf.steps()) != self._kept:
+        """Refuse a folder in which another program has saved steps since the checkpoint was found."""
+        if self.trainer.is_main and tuple(self._store.steps()) != self._kept:
             raise ValueError(
                 f"{self.folder} holds steps that were not there when this program looked: another one has trained in "
-                "it. Go on from there with --resume (training.resume=true), or choose another folder."
+                "it. Resume that run with --resume (training.resume=true), or choose another folder."
             )
 
     def _rewind(self) -> None:
-        """Forget what came after the step that the run goes on from."""
-        self._shelf.rewind(self.trainer.step)
+        """Remove checkpoints and metrics that are later than the step that the run resumes from."""
+        self._store.rewind(self.trainer.step)
         self.log.rewind(self.trainer.step)
-        self._shelf.mend({line["step"]: line["validation"] for line in self._lines() if "validation" in line})
-        publish(self._shelf.place(self.trainer.step), self.folder)
+        self._store.mend({line["step"]: line["validation"] for line in self._lines() if "validation" in line})
+        publish(self._store.place(self.trainer.step), self.folder)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """What `metrics.jsonl` says."""
         path = self.folder / _METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return (json.loads(line) for line in lines)
 
     def _advised(self, error: OSError) -> OSError:
-        """The same, with what to do."""
-        steps = self._shelf.steps()
-        room = "make room" if error.errno in _FULL else "mend that"
-        kept = (
-            f"what is kept is step {steps[-1]}: {room}, and go on with --resume (training.resume=true)"
-            if steps
-            else room
-        )
-        reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}"
+        """The error with advice on what to do."""
+        steps = self._store.steps()
+        advice = "make room" if error.errno in _FULL else "remove the cause"
+        kept = f"the last checkpoint is of step {steps[-1]}: " if steps else ""
+        resume = ", and resume with --resume (training.resume=true)" if steps else ""
+        reason = f"{error.strerror or error}, at step {self.trainer.step}; {kept}{advice}{resume}"
         return OSError(error.errno, reason, str(error.filename or self.folder))
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> Iterator[str]:
-    """Options that differ between two recipes, but for those that may."""
+    """Options that differ between two recipes, except those that may change."""
     for option in dataclasses.fields(ours):
         if option.metadata.get("may_change") or option.name == "description":
             continue
-        one, other = getattr(ours, option.name), getattr(theirs, option.name)
+        our, their = getattr(ours, option.name), getattr(theirs, option.name)
         dotted = f"{name}{option.name}"
-        if dataclasses.is_dataclass(one):
-            yield from _differences(one, other, f"{dotted}.")
-        elif _are_tables(one) and len(one) == len(other):
-            for number, pair in enumerate(zip(one, other, strict=True)):
+        if dataclasses.is_dataclass(our):
+            yield from _differences(our, their, f"{dotted}.")
+        elif _are_tables(our) and len(our) == len(their):
+            for number, pair in enumerate(zip(our, their, strict=True)):
                 yield from _differences(*pair, f"{dotted}[{number}].")
-        elif isinstance(one, Mapping) and isinstance(other, Mapping) and not name:
-            yield from _different_entries(one, other, dotted)
-        elif one != other:
-            yield f"`{dotted}` was {_shown(one)} and is {_shown(other)}"
+        elif isinstance(our, Mapping) and isinstance(their, Mapping) and not name:
+            yield from _different_entries(our, their, dotted)
+        elif our != their:
+            yield f"`{dotted}` was {_shown(our)} and is {_shown(their)}"
 
 
 def _different_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Options of one piece that differ; the piece itself if it is of another type."""
+    """Options of a piece that differ, or the piece itself if its type differs."""
     if ours.get("type") != theirs.get("type"):
         yield f"`{name}` was {ours.get('type')} and is {theirs.get('type')}"
         return
     for option in dict.fromkeys([*ours, *theirs]):
-        one, other = ours.get(option), theirs.get(option)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _different_entries(one, other, f"{name}.{option}")
-        elif one != other:
-            yield f"`{name}.{option}` was {one!r} and is {other!r}"
+        our, their = ours.get(option), theirs.get(option)
+        if isinstance(our, Mapping) and isinstance(their, Mapping):
+            yield from _different_entries(our, their, f"{name}.{option}")
+        elif our != their:
+            yield f"`{name}.{option}` was {our!r} and is {their!r}"
 
 
 def _are_tables(value: Any) -> bool:
-    return isinstance(value, tuple) and all(dataclasses.is_dataclass(one) for one in value)
+    return isinstance(value, tuple) and all(dataclasses.is_dataclass(item) for item in value)
 
 
 def _shown(value: Any) -> str:

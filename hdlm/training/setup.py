@@ -1,4 +1,4 @@
-"""A run before its first step: what a recipe makes of its text, from the tokenizer to the trainer.
+"""A run before its first step, built from its recipe.
 
 recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
 """
@@ -14,9 +14,10 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer, build_network
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
@@ -27,20 +28,20 @@ from hdlm.vocabulary import Vocabulary
 __all__ = ["TrainingSetup", "build_setup"]
 
 _FREE = frozenset({"dropout", "max_length"})
-"""Options of a network that no weight depends on; nor does `cond_dim` in one that is told nothing."""
+"""Options of a network that no weight depends on; without a timestep embedding, `cond_dim` is another one."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that is ready before the first step.
+    """Everything that a run needs before its first step.
 
     Attributes:
-        recipe: What was asked for.
-        text: What is learnt from, and what is not.
+        recipe: The recipe of the run.
+        text: Training text and validation text.
         denoiser: The model; training changes it in place.
-        mixture: Which noise at which step.
-        device: Where training happens.
+        mixture: Determines what each step trains on.
+        device: Device of the training.
     """
 
     recipe: Recipe
@@ -50,11 +51,7 @@ class TrainingSetup:
     device: torch.device
 
     def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
-        """The model as it is now.
-
-        Args:
-            training: What to say of its training besides the recipe.
-        """
+        """The model as it is now, with `training` added to the record of its recipe."""
         return Checkpoint(
             self.denoiser,
             self.tokenizer.vocabulary,
@@ -68,26 +65,31 @@ class TrainingSetup:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Trained on the training text, or what the recipe names."""
+        """The tokenizer of the text."""
         return self.text.tokenizer
 
     @property
     def train(self) -> TokenStream:
-        """Tokens to learn from."""
+        """Training tokens."""
         return self.text.train
 
     @property
     def validation(self) -> TokenStream:
-        """Tokens that training never sees."""
+        """Tokens that training never uses."""
         return self.text.validation
 
     @property
+    def regime(self) -> Regime:
+        """The regime of the first part of the mixture, which the model writes along."""
+        return self.mixture.parts[0].corruption.regime
+
+    @property
     def noise_schedule(self) -> AbstractNoiseSchedule:
-        """How fast noise comes."""
-        return self.mixture.parts[0].corruption.noise_schedule
+        """The noise schedule of all parts."""
+        return self.regime.noise_schedule
 
     def trainer(self) -> Trainer:
-        """What trains the denoiser, before its first step."""
+        """A trainer of the denoiser, before its first step."""
         recipe = self.recipe
         windows = self.text.windows(recipe.data.context, recipe.run.seed)
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
@@ -103,17 +105,17 @@ def build_setup(
     """Read the text, train the tokenizer and make an untrained model, or take both from a checkpoint.
 
     Args:
-        recipe: What to do.
-        device: Where to train.
-        say: Told in a line what has been done.
-        start: Where to begin: its tokenizer and its weights. What they mean (process, parameterization, hyperschedules)
-            is the recipe's to say.
-        text: Where the text comes from, if not as the recipe says.
+        recipe: The recipe of the run.
+        device: Device of the training.
+        say: Called with a line for each finished piece of work.
+        start: Initial checkpoint, which gives the tokenizer and the weights. Process, parameterization and
+            hyperschedules are those of the recipe.
+        text: Corpora in place of those that the recipe names.
 
     Raises:
         ValueError: If the recipe cannot be followed, or does not fit the checkpoint; the message names the option.
     """
-    # What the mixture refuses it refuses here, before text is read, which may take hours.
+    # Build the mixture once before the text is read, so that its errors come before work that may take hours.
     Mixture.of(recipe, recipe.build_process(recipe.data.vocabulary))
     read = read_training_text(recipe, say, start, text)
     vocabulary = read.tokenizer.vocabulary
@@ -126,7 +128,7 @@ def build_setup(
     )
     torch.manual_seed(recipe.run.seed)
     process = recipe.build_process(vocabulary.num_words)
-    network = DDiT(recipe.network_config(_rows(process, vocabulary, start)))
+    network = build_network(recipe.network_config(_rows(process, vocabulary, start)))
     network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
         _load_weights(network, start)
@@ -137,14 +139,14 @@ def build_setup(
 
 
 def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:
-    """Rows of the network: one for each word, and one for the mask, which networks that never see it may lack."""
+    """Rows of the network: one for each word and one for the mask, which a network without masks may lack."""
     if start is not None and not process.makes_masks:
         return start.network.config.vocab_size
     return vocabulary.size
 
 
-def _load_weights(network: DDiT, start: Checkpoint) -> None:
-    """Give a network the weights of a checkpoint of the same shape; what no weight depends on may differ."""
+def _load_weights(network: AbstractTransformer, start: Checkpoint) -> None:
+    """Copy the weights of a checkpoint of the same shape; options that no weight depends on may differ."""
     want, have = network.config, start.network.config
     free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}
     for option, value in want.to_dict().items():

@@ -1,4 +1,4 @@
-"""The short form of a recipe: options of the published families, in the place of the pieces that they stand for.
+"""The short form of a recipe: options of the published families in place of the pieces that they describe.
 
 In full, a recipe has one table for each piece, as `hdlm.checkpoint.build` reads it:
 
@@ -31,13 +31,13 @@ Formula = Literal["paper", "published_code"]
 @final
 @dataclass(frozen=True)
 class OutputOptions:
-    """Options of `[network]` that say what its outputs mean.
+    """Options of `[network]` that describe its outputs.
 
     Attributes:
         shifted: Whether the output at a position predicts the next token; see `Shifted`.
         told_noise: Whether the network gets the total noise of each position, as gamma-hybrids do.
         blend: Whether the embedding of the mask is blended into all others as noise rises; gamma-hybrids only.
-        scale_by_sigma: Whether log scores are relative to those of masks alone; see `LogScore`.
+        scale_by_sigma: Whether log scores are relative to those of the absorbing process; see `LogScore`.
     """
 
     shifted: bool = False
@@ -56,13 +56,13 @@ class OutputOptions:
         require(
             not self.blend or (scores and gamma),
             "network.blend",
-            "false but for a GammaHybrid with objective.type=ScoreEntropy",
+            "false, except for a GammaHybrid with objective.type=ScoreEntropy",
             self.blend,
         )
         require(
             self.told_noise or not scores,
             "network.told_noise",
-            "true with objective.type=ScoreEntropy: log scores depend on the noise",
+            "true with objective.type=ScoreEntropy, or [parameterization] given: log scores depend on the noise",
             self.told_noise,
         )
         if not (self.scale_by_sigma or scores):
@@ -81,8 +81,8 @@ class ProcessOptions:
 
     Attributes:
         type: Family of the process.
-        epsilon: Option of the epsilon-hybrid, 0.01 by default: share of wrong words among the visible ones.
-        gamma: Option of the gamma-hybrid: share of the uniform rate.
+        epsilon: Option of the epsilon-hybrid: share of wrong words among the visible ones, 0.01 by default.
+        gamma: Option of the gamma-hybrid: share of the uniform rate in the total rate.
     """
 
     type: Literal["EpsilonHybrid", "GammaHybrid"] = "EpsilonHybrid"
@@ -116,7 +116,7 @@ class ObjectiveOptions:
         unmasked_weight: Option of the weighted cross-entropy; see `WeightedCrossEntropy`.
         score_entropy: Option of the score entropy: its `ratios`.
         max_weight: Cap on the weights `1 / p` and `1 / (1 - p)`. The `floor` of the score entropy is its inverse.
-        diffusion: Weight of the score entropy.
+        diffusion: Weight of the score entropy in the sum.
         cross_entropy: Weight of a cross-entropy that is added to the score entropy; 0 for none.
     """
 
@@ -179,11 +179,11 @@ SHORT_OPTIONS = (
     "process.noise_schedule",
     *options_of(ObjectiveOptions, "objective."),
 )
-"""Dotted names of the options that the short form has and the full form does not list."""
+"""Dotted names of the options that only the short form has."""
 
 
 def in_full(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with every piece in a table of its own; one that is in full already stays as it is.
+    """A recipe in full, with each piece in a table of its own; a recipe in full is returned unchanged.
 
     Args:
         table: The recipe, as plain values.

@@ -1,4 +1,4 @@
-"""Data -> picture: hyperschedules, attention, loss curves and replays, on paper and in the terminal.
+"""Figures and terminal output of hyperschedules, attention, loss curves and replays, from plain data.
 
-Needs the extra `view` (matplotlib, rich).  Knows no model; files appear whole or not at all.
+Needs the extra `view` (matplotlib, rich) and no model; files are written completely or not at all.
 """

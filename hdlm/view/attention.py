@@ -1,6 +1,6 @@
-"""Who may look at whom, as a picture: queries from top to bottom, keys from left to right.
+"""Attention masks as pictures: queries from top to bottom, keys from left to right.
 
-Colours tell the three kinds of looking apart: finished text at finished text, noise at finished text, noise at noise.
+Colours distinguish the three kinds of pairs: text attends to text, noise to text, noise to noise.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from hdlm.view.palette import ACTIVE, SETTLED, WORTHLESS, rgb
 
 BLIND, SETTLED_SETTLED, NOISY_SETTLED, NOISY_NOISY = range(4)
 COLOURS = (WORTHLESS, SETTLED, ACTIVE[1], ACTIVE[4])
-"""Colour of each kind of pair: nobody looks, settled at settled, noisy at settled, noisy at noisy."""
+"""Colour of each kind of pair: no attention, settled to settled, noisy to settled, noisy to noisy."""
 KINDS = terminal.Kinds(
     np.array([rgb(colour) for colour in COLOURS], dtype=np.uint8),
     glyphs=terminal.PAPER + terminal.FULL + terminal.SHADES[0] + terminal.SHADES[-1],
 )
 MOST_CELLS = 1024
-"""Queries, and keys, that a figure shows at most."""
+"""Largest number of queries, and of keys, in a figure."""
 
 
 @dataclass(frozen=True)
 class AttentionPicture:
-    """What there is to draw.
+    """The content of a picture.
 
     Attributes:
-        visible: True where the query may look at the key.
-        noisy: which positions are noisy (active, or of the noisy stream); the others are finished text.
-        names: what finished and noisy positions are called, such as `("settled", "active")`.
-        title: heading of the picture.
+        visible: True if the query may attend to the key.
+        noisy: Which positions are noisy (active, or of the noisy stream); the others are finished text.
+        names: Names of finished and noisy positions, such as `("settled", "active")`.
+        title: Heading of the picture.
     """
 
     visible: Bool[np.ndarray, "l l"]
@@ -51,7 +51,7 @@ class AttentionPicture:
 
     @property
     def captions(self) -> tuple[tuple[int, str], ...]:
-        """Each kind of pair that occurs, and its name."""
+        """Each kind of pair that occurs, with its name."""
         finished, noisy = self.names
         names = (
             "not seen",
@@ -66,8 +66,8 @@ def draw_attention(picture: AttentionPicture, output: Path) -> None:
     """Write the picture.
 
     Args:
-        picture: what to draw.
-        output: the file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
+        picture: The content of the picture.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
     """
     from matplotlib.patches import Patch
 
@@ -95,8 +95,8 @@ def print_attention(picture: AttentionPicture, console: Console) -> None:
     """Print the picture; a canvas larger than the console is sampled.
 
     Args:
-        picture: what to draw.
-        console: where to; without colours it gets shades.
+        picture: The content of the picture.
+        console: The console to print on; without colours it gets shades.
     """
     size = len(picture.visible)
     stride = -(-size // min(terminal.most_cells(console, margin=len(str(size)))))

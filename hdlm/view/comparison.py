@@ -1,6 +1,6 @@
-"""Results side by side, each metric on an axis of its own: numbers with two standard errors either way.
+"""Results side by side, with one axis per metric, and error bars of two standard errors.
 
-What is significantly different from the first result is drawn filled, everything else hollow.
+Results that differ significantly from the first one are drawn filled, all others hollow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hdlm.view.report import number
 __all__ = ["Mark", "draw_comparison"]
 
 COLUMNS = 3
-"""Metrics beside each other."""
+"""Number of metrics in a row."""
 
 
 @final
@@ -30,9 +30,9 @@ class Mark:
     """One number of a picture.
 
     Attributes:
-        value: Where; None if there is no number.
-        error: Its standard error; None if unknown.
-        filled: Whether it stands out.
+        value: The value; None if there is none.
+        error: Standard error of the value; None if unknown.
+        filled: Whether the mark is drawn filled.
     """
 
     value: float | None
@@ -46,10 +46,10 @@ def draw_comparison(
     """Write the picture.
 
     Args:
-        names: The results, from top to bottom.
+        names: Names of the results, from top to bottom.
         metrics: By name, a mark for each result.
-        output: The file; its suffix names the format.
-        title: Heading.
+        output: The file; its suffix determines the format.
+        title: Heading of the picture.
     """
     columns = min(COLUMNS, len(metrics))
     rows = math.ceil(len(metrics) / columns)

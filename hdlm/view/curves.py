@@ -1,11 +1,11 @@
-"""The curves of training runs, read from their metrics: one JSON object a line, with its `step` and some numbers.
+"""The curves of training runs, read from their metrics: one JSON object per line, with its `step` and some numbers.
 
     training loss       a running mean over the raw values, which are faint
-    validation          dots with two standard errors either way
-    below               learning rate, gradient norm, speed, and measures of samples, as far as they were written
+    validation          dots with error bars of two standard errors
+    below               learning rate, gradient norm, speed, and measures of samples, if they were written
 
-Lines without a number that is asked for are skipped, for loss and validation are measured at different steps. A last
-line without an end is being written at the moment, and skipped too.
+Lines without a needed number are skipped, because loss and validation are measured at different steps. A last line
+without an end is still being written, and is skipped too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["Axis", "RunMetrics", "draw_curves", "running_mean"]
 
 SMOOTHED_ABOVE = 60
-"""Points from which a noisy series is drawn faintly, with its running mean on top."""
+"""Number of points from which a noisy series is drawn faintly, with its running mean on top."""
 SMOOTHING_SHARE = 0.01
-"""Part of the series over which the running mean forgets."""
+"""Share of the series after which a value of the running mean has decayed to 1/e."""
 COLUMNS = 3
-"""Small panels beside each other."""
+"""Number of small panels in a row."""
 LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
-"""Lines of the runs of the first colours, of those that have the same colours again, and so on."""
+"""Line styles of the first runs, of those that use the colours a second time, and so on."""
 
 Axis: TypeAlias = Literal["steps", "tokens", "time"]
 Points: TypeAlias = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
@@ -43,7 +43,7 @@ UNITS: dict[Axis, tuple[str, str, float]] = {
     "tokens": ("tokens", "million tokens", 1e6),
     "time": ("seconds", "minutes", 60.0),
 }
-"""Of each axis: the number that it shows, its label, and its unit."""
+"""For each axis: the name of its number, its label, and its unit."""
 PANELS = {
     "learning_rate": "learning rate",
     "rate": "learning rate / peak",
@@ -53,7 +53,7 @@ PANELS = {
     "entropy": "entropy of samples in nats",
     "generative perplexity": "generative perplexity",
 }
-"""What is drawn small, in this order; the second only if the first is not known."""
+"""The small panels, in this order; the second one only if the first is missing."""
 EXACT = ("learning_rate", "rate")
 """Series without noise."""
 
@@ -61,10 +61,10 @@ EXACT = ("learning_rate", "rate")
 @final
 @dataclass(frozen=True)
 class RunMetrics:
-    """What a run has written so far.
+    """The metrics that a run has written so far.
 
     Attributes:
-        name: What to call it.
+        name: Name of the run.
         records: The lines, in the order of their steps.
     """
 
@@ -77,30 +77,30 @@ class RunMetrics:
 
         Args:
             path: The file.
-            name: What to call the run.
+            name: Name of the run.
 
         Raises:
-            ValueError: If a line is no JSON object with a `step`, or there is none.
+            ValueError: If a line is not a JSON object with a `step`, or there is no line.
         """
         *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
         records = [_record(line, f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
         if not records:
-            raise ValueError(f"{path} has no line yet{', only the beginning of one' if unfinished else ''}.")
+            raise ValueError(f"{path} has no line yet{', only an incomplete one' if unfinished else ''}.")
         return cls(name, tuple(sorted(records, key=lambda record: float(record["step"]))))
 
     def series(self, name: str, axis: Axis = "steps") -> Points:
-        """Where a number was measured, in units of the axis, and its values; both empty if it never was."""
-        found = [record for record in self.records if _is_number(record.get(name))]
-        steps = np.array([record["step"] for record in found], dtype=float)
-        return self._along(steps, axis), np.array([record[name] for record in found], dtype=float)
+        """Places of a number, in units of the axis, and its values; both are empty if it was never measured."""
+        records = [record for record in self.records if _is_number(record.get(name))]
+        steps = np.array([record["step"] for record in records], dtype=float)
+        return self._along(steps, axis), np.array([record[name] for record in records], dtype=float)
 
     def errors(self, name: str) -> Float[np.ndarray, " n"]:
-        """Standard error of each value of a series, 0 where it is unknown."""
-        found = [record for record in self.records if _is_number(record.get(name))]
-        return np.array([record.get(f"{name}_error") or 0.0 for record in found], dtype=float)
+        """Standard error of each value of a series; 0 if it is unknown."""
+        records = [record for record in self.records if _is_number(record.get(name))]
+        return np.array([record.get(f"{name}_error") or 0.0 for record in records], dtype=float)
 
     def small(self, name: str, axis: Axis) -> Points:
-        """The series of a small panel; speed follows from tokens and seconds if it was not written."""
+        """The series of a small panel; a missing speed is computed from tokens and seconds."""
         if name == "tokens_per_second" and not len(self.series(name)[0]):
             steps, tokens = self.series("tokens")
             seconds = self.series("seconds")[1]
@@ -111,7 +111,7 @@ class RunMetrics:
         return self.series(name, axis)
 
     def _along(self, steps: Float[np.ndarray, " n"], axis: Axis) -> Float[np.ndarray, " n"]:
-        """Steps on another axis, straight lines between the steps of which it is known."""
+        """Steps on another axis, interpolated between the steps at which it is known."""
         key, _, unit = UNITS[axis]
         if axis == "steps":
             return steps
@@ -124,11 +124,11 @@ class RunMetrics:
 
 
 def running_mean(values: Float[np.ndarray, " n"], share: float = SMOOTHING_SHARE) -> Float[np.ndarray, " n"]:
-    """Exponential running mean without the bias of its beginning.
+    """Exponential running mean with bias correction.
 
     Args:
-        values: the series.
-        share: part of the series after which a value counts for 1/e.
+        values: The series.
+        share: Share of the series after which a value counts for 1/e.
     """
     decay = np.exp(-1 / max(share * len(values), 1))
     means = np.empty_like(values)
@@ -148,18 +148,18 @@ def draw_curves(
     levels: Mapping[str, float] | None = None,
     panels: Sequence[str] = tuple(PANELS),
 ) -> None:
-    """Write the curves of runs, one over the other.
+    """Write the curves of several runs into one figure.
 
     Args:
-        runs: What to draw.
-        output: The file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
-        axis: What the curves are drawn over.
-        title: Heading.
+        runs: The runs to draw.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
+        axis: Quantity of the horizontal axis.
+        title: Heading of the figure.
         levels: Values to compare the loss with, drawn as dashed lines, such as those of a unigram model.
-        panels: What to draw small, of `PANELS`; what no run has is left out.
+        panels: Names of small panels, of `PANELS`; those without data are left out.
 
     Raises:
-        ValueError: If no run has a loss, or one has not what the axis shows.
+        ValueError: If no run has a loss, or one lacks the quantity of the axis.
     """
     from hdlm.view.figures import figure
 
@@ -188,7 +188,7 @@ def _record(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is no JSON ({error.msg}); expected one object a line.") from error
+        raise ValueError(f"{place} is not JSON ({error.msg}); expected one object per line.") from error
     if not isinstance(record, dict) or not _is_number(record.get("step")):
         raise ValueError(f'{place} has no "step"; expected an object such as {{"step": 10, "loss": 3.2}}.')
     return record
@@ -198,35 +198,35 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _look(place: int) -> dict[str, Any]:
-    """Colour and line of a run."""
+def _style(place: int) -> dict[str, Any]:
+    """Colour and line style of a run."""
     return {"color": SERIES[place % len(SERIES)], "linestyle": LINES[place // len(SERIES) % len(LINES)]}
 
 
 def _draw_line(
-    axes: Axes, points: Points, look: dict[str, Any], width: float, label: str = "", *, smooth: bool = True
+    axes: Axes, points: Points, style: dict[str, Any], width: float, label: str = "", *, smooth: bool = True
 ) -> None:
-    """A series: smoothed over its faint self if it is long and noisy, a dot if it is one point."""
+    """Draw a series: a long, noisy one with its running mean, a single point as a dot."""
     x, values = points
     if smooth and len(values) > SMOOTHED_ABOVE:
-        axes.plot(x, values, color=look["color"], alpha=0.22, linewidth=0.6)
+        axes.plot(x, values, color=style["color"], alpha=0.22, linewidth=0.6)
         values = running_mean(values)
     dot: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(values) == 1 else {}
-    axes.plot(x, values, linewidth=width, label=label or None, **look, **dot)
+    axes.plot(x, values, linewidth=width, label=label or None, **style, **dot)
 
 
 def _draw_loss(axes: Axes, runs: Sequence[RunMetrics], axis: Axis) -> None:
-    """Loss and validation of each run; of a single one these are named, of several the runs are."""
+    """Draw loss and validation of each run; the legend names these for a single run, and the runs for several."""
     alone = len(runs) == 1
     measured = False
     for place, run in enumerate(runs):
-        look, loss = _look(place), run.series("loss", axis)
+        style, loss = _style(place), run.series("loss", axis)
         if len(loss[0]):
-            _draw_line(axes, loss, look, 1.8, "training loss" if alone else run.name)
+            _draw_line(axes, loss, style, 1.8, "training loss" if alone else run.name)
         x, values = run.series("validation", axis)
         if len(x):
             measured = True
-            colour = SERIES[1] if alone else look["color"]
+            colour = SERIES[1] if alone else style["color"]
             name = "validation bound ± 2 s.e." if alone else "" if len(loss[0]) else run.name
             _draw_dots(axes, (x, values), 2 * run.errors("validation"), colour, name)
     if measured and not alone:
@@ -262,7 +262,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], name: str, axis: Axis) -
     for place, run in enumerate(runs):
         points = run.small(name, axis)
         if len(points[0]):
-            _draw_line(axes, points, _look(place), 1.2, smooth=name not in EXACT)
+            _draw_line(axes, points, _style(place), 1.2, smooth=name not in EXACT)
     axes.set_title(PANELS[name], fontsize=8.5, fontweight="normal", pad=4)
     axes.tick_params(labelsize=7.5)
     axes.locator_params(nbins=4)

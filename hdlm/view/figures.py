@@ -1,6 +1,6 @@
-"""What all figures share: typography, sizes, and how they reach the disk.
+"""The common style of all figures, and the way they are written.
 
-Figures are built without pyplot, so no window system is asked for and nothing is left open.
+Figures are built without pyplot, so no window system is needed and no figure stays open.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ DOTS_PER_INCH = 160
 
 @contextmanager
 def figure(width: float, height: float, output: Path) -> Iterator[Figure]:
-    """Lend a figure of `width` by `height` inches in the common style; it is written to `output` at the end.
+    """Make a figure of `width` by `height` inches in the common style; it is written to `output` at the end.
 
-    The suffix of `output` names the format: `.png`, `.svg` or `.pdf`.
+    The suffix of `output` determines the format: `.png`, `.svg` or `.pdf`.
 
     Raises:
-        ValueError: if matplotlib cannot write such a format.
+        ValueError: If matplotlib cannot write such a format.
     """
     with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
@@ -62,7 +62,7 @@ def figure(width: float, height: float, output: Path) -> Iterator[Figure]:
 
 
 def only_ticks(axes: Axes) -> None:
-    """Remove the frame: the content of the axes is frame enough."""
+    """Remove the frame of the axes."""
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=2.5, pad=3)

@@ -1,7 +1,7 @@
-"""The frontier as a picture: generative perplexity over entropy, a curve for each sampler or model.
+"""The frontier as a picture: generative perplexity over entropy, one curve per sampler or model.
 
-Bars are two standard errors either way; the small numbers are the temperatures (or whatever was swept). Down and to the
-right is better, and real text, where it is given, is the place to be.
+Error bars are two standard errors; the small numbers are the temperatures (or another varied quantity). Lower and
+further to the right is better. Real text, if given, is the reference.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = [
 PERPLEXITY = "generative perplexity"
 PICTURE = "frontier.png"
 APART = 11.0
-"""Points (1/72 inch) that labels keep from one another."""
+"""Smallest distance of two labels, in points (1/72 inch)."""
 MARKERS = "osD^v"
 MANY = 4
-"""Curves beyond which they are named in a legend, and only the first says what its points are."""
+"""With more curves than this, a legend names them, and only the points of the first have labels."""
 
 
 @final
@@ -46,11 +46,11 @@ class Point:
     """One setting of one sampler.
 
     Attributes:
-        label: What was set, in a word.
-        entropy: Nats.
-        entropy_error: Its standard error; None if unknown.
-        perplexity: Generative perplexity.
-        perplexity_error: Its standard error, likewise.
+        label: Name of the setting, in a word.
+        entropy: Entropy of a sample, in nats.
+        entropy_error: Standard error of the entropy; None if unknown.
+        perplexity: Generative perplexity of the samples.
+        perplexity_error: Standard error of the perplexity; None if unknown.
     """
 
     label: str
@@ -66,8 +66,8 @@ class Curve:
     """One sampler of one model.
 
     Attributes:
-        name: What to call it.
-        points: In the order of what was swept.
+        name: Name of the curve.
+        points: Points in the order of the varied quantity.
     """
 
     name: str
@@ -85,11 +85,11 @@ def draw_frontier(
     """Write the picture.
 
     Args:
-        curves: What was measured; curves without points are left out.
-        output: The file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
-        reference: The same measures of real text.
-        swept: What the small numbers are.
-        judge: Whose perplexity it is.
+        curves: The measured curves; those without points are left out.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
+        reference: The measures of real text.
+        swept: Name of the varied quantity.
+        judge: Name of the judge of the perplexity.
 
     Raises:
         ValueError: If there is nothing to draw.
@@ -102,24 +102,18 @@ def draw_frontier(
         colours = [SERIES[place % len(SERIES)] for place in range(len(drawn))]
         for place, (curve, colour) in enumerate(zip(drawn, colours, strict=True)):
             marker = MARKERS[place // len(SERIES) % len(MARKERS)]
-            axes.plot(
-                *_places(curve.points),
-                marker,
-                color=colour,
-                ls="-",
-                lw=1.4,
-                ms=5.0,
-                alpha=0.8,
-                label=curve.name,
-            )
+            style: dict[str, Any] = {"color": colour, "ls": "-", "lw": 1.4, "ms": 5.0, "alpha": 0.8}
+            axes.plot(*_places(curve.points), marker, label=curve.name, **style)
             for point in curve.points:
                 _dot(axes, point, colour, marker)
                 if len(drawn) > MANY:
                     if not place:
-                        _say(axes, point.label, point, (-5.0, 7.0), colour, 7.0, True)
+                        _label(axes, point.label, point, (-5.0, 7.0), colour, 7.0, True)
                 elif point is not _end(curve):
                     above = _is_above(point, curve, drawn)
-                    _say(axes, point.label, point, (-5.0, 7.0) if above else (5.0, -7.0), colour, 7.0, above)
+                    _label(
+                        axes, point.label, point, (-5.0, 7.0) if above else (5.0, -7.0), colour, 7.0, above
+                    )
         if reference is not None:
             _dot(axes, reference, INK, "*", 10.0)
         axes.set_yscale("log")
@@ -144,16 +138,16 @@ def draw_frontier(
 
 
 def _end(curve: Curve) -> Point:
-    """Where a curve is named."""
+    """The point where the name of a curve is written."""
     return max(curve.points, key=lambda point: point.entropy)
 
 
 def _is_above(point: Point, own: Curve, curves: Sequence[Curve]) -> bool:
-    """Whether a point lies above the middle of the other curves at its entropy, so that it is labelled there."""
+    """Whether a point lies above the mean of the other curves at its entropy, so that its label goes above it."""
     heights = []
     for curve in curves:
         if curve is not own:
-            entropies, perplexities = _places(sorted(curve.points, key=lambda one: one.entropy))
+            entropies, perplexities = _places(sorted(curve.points, key=lambda other: other.entropy))
             heights.append(float(np.interp(point.entropy, entropies, np.log(perplexities))))
     return not heights or math.log(point.perplexity) >= sum(heights) / len(heights)
 
@@ -179,15 +173,15 @@ def _dot(axes: Axes, point: Point, colour: str, marker: str, size: float = 5.0) 
 
 
 def _downwards(point: Point) -> list[list[float]]:
-    """Two errors down and up; on a logarithmic axis no bar reaches 0."""
+    """The error bar below and above; below it is limited, because a logarithmic axis has no 0."""
     error = 2 * (point.perplexity_error or 0.0)
     return [[min(error, 0.9 * point.perplexity)], [error]]
 
 
-def _say(
+def _label(
     axes: Axes, text: str, point: Point, offset: tuple[float, float], colour: str, size: float, left: bool
 ) -> None:
-    """Write beside a point, in points (1/72 inch) from it."""
+    """Write text beside a point, at an offset in points (1/72 inch)."""
     axes.annotate(
         text,
         (point.entropy, point.perplexity),
@@ -203,7 +197,7 @@ def _say(
 
 
 def _few_decades(axes: Axes) -> None:
-    """Ticks at round numbers, as many as the range asks for."""
+    """Set ticks at round numbers, as many as the range needs."""
     low, high = axes.get_ylim()
     steps = (
         (1.0,) if high / low > 1000 else (1, 2, 5) if high / low > 8 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
@@ -217,42 +211,39 @@ def _few_decades(axes: Axes) -> None:
 def _name_curves(
     drawing: Figure, axes: Axes, ends: Sequence[tuple[str, Point, bool]], colours: Sequence[str]
 ) -> None:
-    """Write each name beside its last point, above or below it, and names apart from one another."""
+    """Write each name beside its last point, above or below it, with distance between the names."""
     drawing.draw_without_rendering()
     scale = 72 / drawing.dpi
-    places = [float(axes.transData.transform((one.entropy, one.perplexity))[1]) * scale for _, one, _ in ends]
+    places = [
+        float(axes.transData.transform((point.entropy, point.perplexity))[1]) * scale for _, point, _ in ends
+    ]
     wanted = [place + (9.0 if end[2] else -9.0) for place, end in zip(places, ends, strict=True)]
     at = -math.inf
     for index in sorted(range(len(ends)), key=wanted.__getitem__):
         at = max(wanted[index], at + APART)
         name, point, _ = ends[index]
-        _say(axes, name, point, (7.0, at - places[index]), colours[index], 8.5, False)
+        _label(axes, name, point, (7.0, at - places[index]), colours[index], 8.5, False)
 
 
 def write_frontier(folder: Path, document: Mapping[str, Any]) -> None:
     """Write report.md and, if there is a point to draw, frontier.png.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         document: The document that `hdlm eval frontier` writes.
     """
-    drawn = _is_drawable(document)
+    drawn = any(_is_measured(point) for curve in document["curves"] for point in curve["points"])
     if drawn:
         draw_document(document, folder / PICTURE)
     write_frontier_report(folder / "report.md", document, PICTURE if drawn else "")
 
 
-def _is_drawable(document: Mapping[str, Any]) -> bool:
-    """Whether any point of it was measured."""
-    return any(_whole(point) for curve in document["curves"] for point in curve["points"])
-
-
 def draw_document(document: Mapping[str, Any], output: Path) -> None:
-    """Draw what was measured.
+    """Draw the measured points.
 
     Args:
         document: The document that `hdlm eval frontier` writes, or several in one.
-        output: The picture; its suffix names the format.
+        output: The picture; its suffix determines the format.
 
     Raises:
         ValueError: If nothing was measured.
@@ -264,45 +255,37 @@ def draw_document(document: Mapping[str, Any], output: Path) -> None:
     curves = [
         Curve(
             curve["algorithm"] if one_model else f"{named(curve['model'])}, {curve['algorithm']}",
-            [_point(f"{one[swept]:g}", one) for one in curve["points"] if _whole(one)],
+            [_point(f"{point[swept]:g}", point) for point in curve["points"] if _is_measured(point)],
         )
         for curve in document["curves"]
     ]
     reference = document["reference"]
     data = None
-    if reference is not None and _whole(reference):
+    if reference is not None and _is_measured(reference):
         data = _point(Path(document["data"]["name"]).name, reference)
     judge = Path(document["judge"]).name
     draw_frontier(curves, output, reference=data, swept=swept.replace("_", "-"), judge=judge)
 
 
 def write_frontier_report(path: Path, document: Mapping[str, Any], picture: str = "") -> None:
-    """Write the report, as Markdown.
+    """Write the report as Markdown.
 
     Args:
-        path: The file; it is whole or not there.
-        document: As for `draw_document`.
-        picture: What the report calls the picture; empty if there is none.
+        path: The file; it is written completely or not at all.
+        document: The document, as for `draw_document`.
+        picture: Name of the picture in the report; empty if there is none.
     """
     write_report(path, f"Frontier over {document['swept'].replace('_', '-')}", _sections(document, picture))
 
 
 def frontier_table(document: Mapping[str, Any]) -> str:
-    """A Markdown table, one point a line; real text last, if there is any."""
+    """A Markdown table with one point per line; real text comes last, if there is any."""
     swept = document["swept"]
     rows = [("model", "algorithm", swept.replace("_", "-"), "entropy", PERPLEXITY, "network evaluations")]
     for curve in document["curves"]:
-        for one in curve["points"]:
-            rows.append(
-                (
-                    curve["model"],
-                    curve["algorithm"],
-                    f"{one[swept]:g}",
-                    _cell(one["entropy"]),
-                    _cell(one[PERPLEXITY]),
-                    f"{one['num_evaluations']:.4g}",
-                )
-            )
+        for point in curve["points"]:
+            measured = (_cell(point["entropy"]), _cell(point[PERPLEXITY]), f"{point['num_evaluations']:.4g}")
+            rows.append((curve["model"], curve["algorithm"], f"{point[swept]:g}", *measured))
     reference = document["reference"]
     if reference is not None:
         name = document["data"]["name"]
@@ -312,12 +295,12 @@ def frontier_table(document: Mapping[str, Any]) -> str:
 
 def _sections(document: Mapping[str, Any], picture: str) -> dict[str, str]:
     models = "\n".join(
-        f"- {name}: {one['weights']} weights, sha256 `{one['weights_sha256']}`, {one['dtype']}"
+        f"- {name}: {model['weights']} weights, sha256 `{model['weights_sha256']}`, {model['dtype']}"
         + "".join(
             f", {key} {'as the checkpoint has it' if value is None else value}"
-            for key, value in one.get("settings", {}).items()
+            for key, value in model.get("settings", {}).items()
         )
-        for name, one in document["models"].items()
+        for name, model in document["models"].items()
     )
     settings = [f"{name} {value}" for name, value in document["settings"].items() if value is not None]
     versions = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
@@ -328,13 +311,13 @@ def _sections(document: Mapping[str, Any], picture: str) -> dict[str, str]:
         "samples; bars in the picture are two of them. A curve is better than another where it is lower at the same "
         "entropy.",
         "How": f"{document['num_samples']} samples of {document['length']} tokens a point, judged by "
-        f"{document['judge']}; {''.join(f'{one}, ' for one in settings)}seed {document['seed']}, drawn in "
+        f"{document['judge']}; {''.join(f'{setting}, ' for setting in settings)}seed {document['seed']}, drawn in "
         f"{document['draw_dtype']} on {document['device']}; {versions}\n\n{models}",
         "Definitions": "\n".join(f"- {name}: {text}" for name, text in definitions.items()),
     }
 
 
-def _whole(point: Mapping[str, Any]) -> bool:
+def _is_measured(point: Mapping[str, Any]) -> bool:
     return not any("failed" in point[measure] for measure in ("entropy", PERPLEXITY))
 
 

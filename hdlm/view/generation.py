@@ -1,7 +1,7 @@
-"""What was measured of samples, for people: a table in the terminal, a report, and a picture.
+"""The measurements of samples: a table in the terminal, a report, and a picture.
 
-All take the document that `hdlm eval generation` writes as results.json; the model, the reference and the controls are
-side by side.
+All are made from the document that `hdlm eval generation` writes as results.json; the model, the reference and the
+controls are side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hdlm.view.palette import MUTED, RULE, SERIES
-from hdlm.view.report import write_report
+from hdlm.view.report import markdown_table, write_report
 
 __all__ = ["draw_metrics", "summary", "write_generation_report"]
 
@@ -19,14 +19,14 @@ Columns = Mapping[str, Mapping[str, Any]]
 
 
 def columns(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Scores by who wrote: the model, real text, controls."""
+    """Scores by source: the model, real text, controls."""
     result = document["result"]
     references = {Path(name).name: scores for name, scores in result["references"].items()}
     return {"model": result["metrics"], **references, **result["controls"]}
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """Everything measured, for a terminal; reasons of failures below."""
+    """All measurements, for a terminal; reasons of failures come last."""
     rows = _rows(columns(document))
     text = [_speed(document), "", *_aligned(rows)]
     for title, table in _corrections(document["result"]).items():
@@ -38,14 +38,14 @@ def write_generation_report(path: Path, document: Mapping[str, Any]) -> None:
     """Write the report of an evaluation as Markdown.
 
     Args:
-        path: The file; it is whole or not there.
+        path: The file; it is written completely or not at all.
         document: The results.
     """
     result = document["result"]
     settings = {name: value for name, value in result["settings"].items() if value is not None}
     sections = {
-        "What was measured": _speed(document) + "\n\n" + _markdown(_rows(columns(document))),
-        **{title: _markdown(table) for title, table in _corrections(result).items()},
+        "What was measured": _speed(document) + "\n\n" + markdown_table(_rows(columns(document))),
+        **{title: markdown_table(table) for title, table in _corrections(result).items()},
         "Not measured": "\n".join(f"- {line}" for line in _failures(result)) or "Nothing failed.",
         "Definitions": "\n".join(f"- **{name}**: {text}" for name, text in result["definitions"].items())
         + "\n\nToken ids are those that the model wrote, without those that were given; judges read the whole text. "
@@ -62,11 +62,11 @@ def write_generation_report(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
-    """Draw every measure of the model, real text and the controls side by side, with two standard errors either way.
+    """Draw every measure of the model, real text and the controls side by side, with bars of two standard errors.
 
     Args:
         document: The results.
-        output: The file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
 
     Raises:
         ValueError: If matplotlib cannot write such a format.
@@ -75,7 +75,7 @@ def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
 
     measured = columns(document)
     names = [name for name in _names(measured) if not name.endswith("mean over samples")]
-    names = [name for name in names if any("value" in one.get(name, {}) for one in measured.values())]
+    names = [name for name in names if any("value" in scores.get(name, {}) for scores in measured.values())]
     across = min(4, max(len(names), 1))
     down = -(-len(names) // across)
     with figure(2.6 * across, 2.4 * max(down, 1), output) as drawing:
@@ -83,15 +83,15 @@ def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
         for axes in panels[len(names) :]:
             axes.set_axis_off()
         for axes, name in zip(panels, names, strict=False):
-            for place, (who, scores) in enumerate(measured.items()):
-                found = scores.get(name, {})
-                if "value" in found:
+            for place, (source, scores) in enumerate(measured.items()):
+                score = scores.get(name, {})
+                if "value" in score:
                     colour = SERIES[place % len(SERIES)]
-                    error = None if found["error"] is None else 2 * found["error"]
-                    axes.bar(place, found["value"], yerr=error, color=colour, ecolor=MUTED, label=who)
+                    error = None if score["error"] is None else 2 * score["error"]
+                    axes.bar(place, score["value"], yerr=error, color=colour, ecolor=MUTED, label=source)
             axes.set_title("\n".join(_split(name)), fontsize=8.5)
             axes.set_xticks(
-                range(len(measured)), [Path(who).name[:12] for who in measured], rotation=35, ha="right"
+                range(len(measured)), [Path(source).name[:12] for source in measured], rotation=35, ha="right"
             )
             axes.grid(axis="y", color=RULE, linewidth=0.6)
             axes.set_axisbelow(True)
@@ -119,7 +119,7 @@ def _speed(document: Mapping[str, Any]) -> str:
 
 
 def _names(measured: Columns) -> list[str]:
-    """All measures in order, entropy beside the perplexities."""
+    """All measures in order, with entropy next to the perplexities."""
     known = list(dict.fromkeys(name for scores in measured.values() for name in scores))
     late = [name for name in known if name == "entropy" or name.startswith("generative")]
     return [*(name for name in known if name not in late), *late]
@@ -133,25 +133,24 @@ def _rows(measured: Columns) -> list[Sequence[str]]:
 
 
 def _corrections(result: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
-    """Tables of what was revised: in the samples, in real text with gaps, and at other strengths."""
+    """Tables of corrections: in the samples, in real text with gaps, and with other values of eta."""
     telemetry = result["telemetry"]
     own = [(f"eta {result['settings']['eta']:g}", telemetry)] + [
-        (f"eta {one['eta']:g}", one) for one in telemetry["eta_sweep"]
+        (f"eta {scores['eta']:g}", scores) for scores in telemetry["eta_sweep"]
     ]
     names = [name for name in _names({"": own[-1][1]}) if name not in ("eta", "infilling", "eta_sweep")]
     names = [name for name in names if not name.endswith(("by step", "mean over samples"))]
-    found = {"Words taken back, a sample": _table(own, names)}
-    filled = [(who, one["infilling"]) for who, one in own if one["infilling"] is not None]
+    tables = {"Words taken back, a sample": _table(own, names)}
+    filled = [(eta, scores["infilling"]) for eta, scores in own if scores["infilling"] is not None]
     if filled:
-        found["Real text with gaps"] = _table(
-            filled, list(dict.fromkeys(name for _, one in filled for name in one))
-        )
-    return found
+        measures = dict.fromkeys(name for _, scores in filled for name in scores)
+        tables["Real text with gaps"] = _table(filled, list(measures))
+    return tables
 
 
-def _table(scores: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]) -> list[Sequence[str]]:
-    """A line for each who was scored, a column for each measure."""
-    return [("", *names), *((who, *(_cell(one.get(name)) for name in names)) for who, one in scores)]
+def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str]) -> list[Sequence[str]]:
+    """A row for each set of scores, and a column for each measure."""
+    return [("", *names), *((label, *(_cell(scores.get(name)) for name in names)) for label, scores in rows)]
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:
@@ -165,24 +164,24 @@ def _cell(value: Mapping[str, Any] | None) -> str:
 
 
 def _failures(result: Mapping[str, Any]) -> list[str]:
-    """Every reason once, with what failed for it."""
+    """Each reason of a failure once, with the measures that failed for it."""
     places: dict[str, list[str]] = {}
     for place, reason in _reasons(result, ""):
         places.setdefault(reason, []).append(place.removeprefix("/"))
     return [f"{reason} ({', '.join(where)})" for reason, where in places.items()]
 
 
-def _reasons(found: Any, place: str) -> Iterator[tuple[str, str]]:
+def _reasons(results: Any, place: str) -> Iterator[tuple[str, str]]:
     inner: Iterable[tuple[Any, Any]] = ()
-    if isinstance(found, Mapping):
-        if "failed" in found:
-            yield place, found["failed"]
+    if isinstance(results, Mapping):
+        if "failed" in results:
+            yield place, results["failed"]
             return
-        inner = found.items()
-    elif isinstance(found, list):
-        inner = enumerate(found, start=1)
-    for name, one in inner:
-        yield from _reasons(one, f"{place}/{name}")
+        inner = results.items()
+    elif isinstance(results, list):
+        inner = enumerate(results, start=1)
+    for name, part in inner:
+        yield from _reasons(part, f"{place}/{name}")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -194,9 +193,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    return "\n".join(lines)

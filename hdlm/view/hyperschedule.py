@@ -1,6 +1,6 @@
 """A hyperschedule as a picture: positions from left to right, generation steps from top to bottom.
 
-Works at any size: steps and positions are sampled to what the picture resolves, and the table is never built.
+It works at any size: steps and positions are sampled to the resolution of the picture, and the table is never built.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CELLS = 1024
-"""Steps, and positions, that a figure shows at most."""
+"""Largest number of steps, and of positions, in a figure."""
 
 
 def sampled_steps(hyperschedule: AbstractHyperschedule, most: int) -> Int[torch.Tensor, " rows"]:
-    """At most about `most` evenly spaced steps, the first and the last included."""
+    """About `most` evenly spaced steps, with the first and the last."""
     return _evenly(hyperschedule.num_steps + 1, most)
 
 
@@ -49,9 +49,9 @@ def draw_hyperschedule(hyperschedule: AbstractHyperschedule, output: Path, title
     """Write the heat map of one hyperschedule.
 
     Args:
-        hyperschedule: what to draw.
-        output: the file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
-        title: heading of the picture.
+        hyperschedule: The hyperschedule to draw.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
+        title: Heading of the picture.
     """
     from hdlm.view.figures import figure
 
@@ -69,9 +69,9 @@ def print_hyperschedule(hyperschedule: AbstractHyperschedule, console: Console, 
     """Print the heat map of one hyperschedule, with steps on the left, as large as the console is wide.
 
     Args:
-        hyperschedule: what to draw.
-        console: where to; without colours it gets shades.
-        title: heading of the picture.
+        hyperschedule: The hyperschedule to draw.
+        console: The console to print on; without colours it gets shades.
+        title: Heading of the picture.
     """
     rows, columns = terminal.most_cells(console, margin=len(str(hyperschedule.num_steps)))
     steps = sampled_steps(hyperschedule, rows)
@@ -88,22 +88,22 @@ def print_hyperschedule(hyperschedule: AbstractHyperschedule, console: Console, 
 
 
 def _kinds(num_levels: int) -> terminal.Kinds:
-    """How each level looks: ink, shades, paper."""
+    """The look of each level: ink, shades, paper."""
     darkness = np.linspace(len(terminal.SHADES), 0, num_levels - 1, endpoint=False)
     shades = "".join(terminal.SHADES[int(np.ceil(dark)) - 1] for dark in darkness)
     return terminal.Kinds(level_colours(num_levels), terminal.FULL + shades + terminal.PAPER)
 
 
 def draw_gallery(hyperschedules: Mapping[str, AbstractHyperschedule], output: Path) -> None:
-    """Write several hyperschedules side by side, each under its name, at a common scale of steps.
+    """Write several hyperschedules side by side, each under its name, with a common scale of steps.
 
     Args:
-        hyperschedules: what to draw, by title; a second line of the title is set below it.
-        output: the file; its suffix (`.png`, `.svg`, `.pdf`) names the format.
+        hyperschedules: The hyperschedules by title; a second line of the title is set below it.
+        output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
     """
     from hdlm.view.figures import figure
 
-    num_steps = max(one.num_steps for one in hyperschedules.values())
+    num_steps = max(plan.num_steps for plan in hyperschedules.values())
     with figure(2.15 * len(hyperschedules), 3.6, output) as drawing:
         row = drawing.subplots(1, len(hyperschedules), sharey=True, squeeze=False)[0]
         for axes, (title, hyperschedule) in zip(row, hyperschedules.items(), strict=True):
@@ -112,7 +112,7 @@ def draw_gallery(hyperschedules: Mapping[str, AbstractHyperschedule], output: Pa
             axes.set_ylim(num_steps + 0.5, -0.5)
             axes.annotate(subheading, (0, 1), (0, 6), "axes fraction", "offset points", color=MUTED)
         row[0].set_ylabel("step")
-        _legend(drawing, max(one.num_levels for one in hyperschedules.values()))
+        _legend(drawing, max(plan.num_levels for plan in hyperschedules.values()))
 
 
 def _heat_map(axes: Axes, hyperschedule: AbstractHyperschedule, title: str) -> None:

@@ -1,6 +1,6 @@
-"""A measured likelihood for people to read: one line, a report, and how the estimate settled.
+"""A measured likelihood for people: one line, a report, and a picture of how the estimate converged.
 
-All work on the document of `hdlm eval likelihood`, a table of plain values, so that what is shown is what was written.
+All are made from the document of `hdlm eval likelihood`, so that they show what was written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hdlm.checkpoint import description_text
 from hdlm.student import student_quantile
 from hdlm.view.palette import INK, MUTED, RULE, SERIES
 from hdlm.view.report import write_report
@@ -20,7 +21,7 @@ from hdlm.view.report import write_report
 __all__ = ["draw_replicates", "interval", "likelihood_table", "write_likelihood"]
 
 FEWEST = 4
-"""Replicates from which an interval is drawn: that of fewer is wider than any page."""
+"""Number of replicates from which an interval is drawn; that of fewer is too wide for a picture."""
 _LARGEST_EXPONENT = 700
 _LEVEL = 0.95
 """Probability with which an interval holds the bound."""
@@ -38,14 +39,14 @@ DEFINITIONS: Mapping[str, str] = {
 
 
 def _number(value: float, error: float | None, digits: int) -> str:
-    """With its standard error, where there is one that is not 0."""
+    """A number with its standard error, if that is known and not 0."""
     if value > 1e6:
         return f"{value:.3e}" + (f" ± {error:.1e}" if error else "")
     return f"{value:,.{digits}f}" + (f" ± {error:,.{digits}f}" if error else "")
 
 
 def likelihood_table(documents: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table, one data set a line; what failed says why."""
+    """A Markdown table with one data set per line; a failed one has its reason."""
     rows = [("data", "tokens", "bound", "estimator", "perplexity", "bits per token", "bits per byte")]
     for name, document in documents.items():
         if "failed" in document:
@@ -84,7 +85,7 @@ def _bits(result: Mapping[str, Any]) -> Float[np.ndarray, " n"]:
 
 
 def _interval(result: Mapping[str, Any]) -> str:
-    """From where to where, if there is more than one estimate."""
+    """The 95% interval, if there is more than one estimate."""
     if result["estimator"] == "exact":
         return "exact"
     means, reach = interval(_bits(result))
@@ -94,7 +95,7 @@ def _interval(result: Mapping[str, Any]) -> str:
 
 
 def _per_word(result: Mapping[str, Any], words: int | None) -> str:
-    """Perplexity per word, where a float can hold it."""
+    """Perplexity per word, if a float can hold it."""
     if not words or result["nats"] / words > _LARGEST_EXPONENT:
         return "unknown"
     value = math.exp(result["nats"] / words)
@@ -103,7 +104,7 @@ def _per_word(result: Mapping[str, Any], words: int | None) -> str:
 
 
 def write_likelihood(folder: Path, name: str, document: Mapping[str, Any]) -> None:
-    """Write `report.md` and `replicates.png` beside the document."""
+    """Write `report.md` and `replicates.png` into the folder of the document."""
     result, data = document["result"], document["data"]
     error = result["standard_error"]
     numbers = {
@@ -117,7 +118,7 @@ def write_likelihood(folder: Path, name: str, document: Mapping[str, Any]) -> No
     made = {
         **{key: document[key] for key in ("model", "weights", "weights_sha256", "dtype", "device", "seed")},
         **{f"data {key}": value for key, value in data.items()},
-        **{key: value for key, value in result.items() if key in _PROTOCOL},
+        **{key: description_text(value) for key, value in result.items() if key in _PROTOCOL},
         **{f"version of {key}": value for key, value in document["versions"].items()},
         "tokenizer_sha256": document["tokenizer_sha256"],
         "wall_seconds": document["wall_seconds"],
@@ -163,9 +164,9 @@ def _pairs(table: Mapping[str, Any]) -> str:
 def interval(
     estimates: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The mean of the first `k` estimates and how far its 95% interval reaches, for each `k`.
+    """The mean of the first `k` estimates and the half-width of its 95% interval, for each `k`.
 
-    The interval is Student's. That of a single estimate is unknown, and its reach is not a number.
+    The interval is that of Student's t. For a single estimate the half-width is NaN.
     """
     counts = np.arange(1, len(estimates) + 1)
     means = np.cumsum(estimates) / counts
@@ -176,7 +177,7 @@ def interval(
 
 
 def draw_replicates(document: Mapping[str, Any], output: Path, name: str) -> None:
-    """Draw every estimate, and their running mean within its 95% interval."""
+    """Draw every estimate, and the running mean with its 95% interval."""
     from matplotlib.ticker import MaxNLocator
 
     from hdlm.view.figures import figure, only_ticks

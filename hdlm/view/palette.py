@@ -1,6 +1,6 @@
-"""The colours of every picture: lightness falls as text becomes certain, so they read in grey and to any eye.
+"""The colours of all pictures: lightness falls as text becomes certain, so they also work in grey.
 
-Worthless is paper, settled is ink, and active levels run between them over a single path of falling lightness.
+Worthless is nearly white, settled is nearly black, and active levels lie between them with falling lightness.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ INK, MUTED, RULE = "#1c2333", "#6b7280", "#d5d7dc"
 """Text, secondary text and lines of figures."""
 
 SERIES = ("#0f6cbd", "#c2410c", "#3f7d20", "#7a3e9d", "#8a6d00", "#475569")
-"""Lines of a chart, told apart by lightness as well as by hue."""
+"""Lines of a chart, which differ in lightness as well as in hue."""
 
 FRESH, CORRECTED, REMASKED = "#1f9d55", "#dd6b20", "#9061e8"
-"""What a sampler has just done to a token; legible on dark and on light terminals."""
+"""The last change of a token; readable on dark and on light terminals."""
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

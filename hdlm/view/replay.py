@@ -1,6 +1,6 @@
-"""How a text came to be, frame by frame: what was unmasked, corrected and masked again at each step.
+"""The generation of a text, frame by frame: tokens that were unmasked, corrected and masked again at each step.
 
-In a terminal the frames play in place, in colour; anywhere else a few of them are printed as plain lines.
+In a terminal the frames play in place, in colour; elsewhere a few of them are printed as plain lines.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from hdlm.sampling import Trace
 
 TextFrame = Sequence[str | None]
-"""One string a token as it is to be read, None for a mask."""
+"""The text of each token; None for a mask."""
 
 MASK = "░"
-"""A mask, as often as the token that finally stands there has characters, so that lines keep their places."""
+"""A mask, repeated for each character of the final token, so that lines do not move."""
 PLAIN_FRAMES = 5
-"""Frames that are printed where they cannot play."""
+"""Number of frames that are printed outside a terminal."""
 
 
 class TokenChange(Enum):
-    """What a step did to a token."""
+    """The change of a token in a step."""
 
     NOTHING = "unchanged"
     UNMASKED = "unmasked"
@@ -52,10 +52,10 @@ STYLES = {
 
 
 def token_changes(before: TextFrame, after: TextFrame) -> list[TokenChange]:
-    """What happened to each token between two frames.
+    """The change of each token between two frames.
 
     Raises:
-        ValueError: if the frames differ in length.
+        ValueError: If the frames differ in length.
     """
     if len(before) != len(after):
         raise ValueError(f"frames of one replay have equal lengths; got {len(before)} and {len(after)}.")
@@ -65,12 +65,12 @@ def token_changes(before: TextFrame, after: TextFrame) -> list[TokenChange]:
 def frames(
     start: Sequence[int], edits: Iterable[tuple[int, int, int]], read: Callable[[int], str | None]
 ) -> list[list[str | None]]:
-    """The frames of a sequence that begins as `start` and is then edited: one a step that changes something.
+    """The frames of a sequence: its start, and one frame for each step that changes something.
 
     Args:
-        start: token ids at first.
-        edits: (step, position, new token id), in the order of steps.
-        read: how a token id reads, None for the mask.
+        start: Token ids at the start.
+        edits: Triples (step, position, new token id), in the order of steps.
+        read: Returns the text of a token id, or None for the mask.
     """
     shown = [read(token) for token in start]
     result = [shown]
@@ -83,7 +83,7 @@ def frames(
 
 
 def _masked(end: str | None) -> str:
-    """What stands for a mask where the token `end` will be; its leading space is kept."""
+    """The characters of a mask whose final token is `end`, with its leading space."""
     word = (end or MASK).removeprefix(" ")
     space = " " if end and end.startswith(" ") else ""
     return space + MASK * max(len(word), 1)
@@ -102,7 +102,7 @@ class Replay:
     """The frames of one sequence, first to last.
 
     Raises:
-        ValueError: if there are no frames, or they differ in length.
+        ValueError: If there are no frames, or they differ in length.
     """
 
     frames: Sequence[TextFrame]
@@ -117,7 +117,7 @@ class Replay:
         return len(self.frames)
 
     def text(self, number: int) -> Text:
-        """Frame `number` in colours; past the end, the last frame at rest."""
+        """Frame `number` in colours; after the last frame, that frame without changes."""
         resting = number >= len(self.frames)
         frame, final = self.frames[-1 if resting else number], self.frames[-1]
         before = frame if resting or number == 0 else self.frames[number - 1]
@@ -128,9 +128,9 @@ class Replay:
         return text
 
     def count(self, change: TokenChange) -> int:
-        """How often `change` happened over all frames."""
+        """The number of times that `change` happened over all frames."""
         pairs = zip(self.frames[:-1], self.frames[1:], strict=True)
-        return sum(one is change for before, after in pairs for one in token_changes(before, after))
+        return sum(token_changes(before, after).count(change) for before, after in pairs)
 
 
 def replay_of(trace: Trace, tokenizer: Tokenizer, sequence: int = 0) -> Replay:
@@ -152,10 +152,10 @@ def play(replays: Mapping[str, Replay], *, console: Console | None = None, secon
     """Show replays side by side, each under its title.
 
     Args:
-        replays: what to show; shorter ones rest at their last frame.
-        console: a terminal plays them; anything else gets `PLAIN_FRAMES` frames of each as lines of text; by default
-            standard output.
-        seconds: how long the whole takes in a terminal.
+        replays: The replays; shorter ones stay at their last frame.
+        console: A terminal plays them; any other console gets `PLAIN_FRAMES` frames of each as lines of text; by
+                default standard output.
+        seconds: Duration in a terminal.
     """
     console = Console() if console is None else console
     if not console.is_terminal:
@@ -170,7 +170,7 @@ def play(replays: Mapping[str, Replay], *, console: Console | None = None, secon
 
 
 def _screen(replays: Mapping[str, Replay], number: int, console: Console) -> Group:
-    """One frame of every replay, side by side where each keeps 40 columns, else one below the other."""
+    """One frame of every replay, side by side if each has 40 columns, otherwise one below the other."""
     panels = [
         Panel(
             replay.text(number),

@@ -1,4 +1,4 @@
-"""The report of a run, as Markdown that reads well as plain text too."""
+"""Reports in Markdown that can also be read as plain text."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Measurement:
     """One line of a table of likelihoods.
 
     Attributes:
-        name: What was measured.
-        bits_per_byte: Its bound.
-        perplexity: The same as perplexity per token.
-        bits_error: Standard error of the bits per byte; None where the number is exact or the error unknown.
-        perplexity_error: Standard error of the perplexity, likewise.
+        name: Name of the model.
+        bits_per_byte: Bound in bits per byte.
+        perplexity: Bound as perplexity per token.
+        bits_error: Standard error of the bits per byte; None if it is exact or unknown.
+        perplexity_error: Standard error of the perplexity; None if it is exact or unknown.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Measurement:
     perplexity_error: float | None = None
 
     def cells(self) -> tuple[str, str, str]:
-        """As a person writes it."""
+        """The cells of the table."""
         return (
             self.name,
             _with_error(self.bits_per_byte, self.bits_error, 3),
@@ -46,7 +46,7 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """A Markdown table, one measurement a line."""
+    """A Markdown table with one measurement per line."""
     return markdown_table(
         [("model", "bits per byte", "perplexity per token"), *(m.cells() for m in measurements)]
     )
@@ -65,12 +65,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float, error: float | None, *, sign: bool = False) -> str:
-    """A number as its error allows: two digits of the error, and the number as far.
+    """A number rounded to its error, which is shown with two digits.
 
     Args:
         value: The number.
-        error: Its standard error; None if unknown, 0 if it is exact.
-        sign: Whether a plus is written.
+        error: Standard error of the number; None if unknown, 0 if it is exact.
+        sign: Whether to write a plus sign.
     """
     digits = 4
     if error:
@@ -83,8 +83,8 @@ def write_report(path: Path, title: str, sections: Mapping[str, str]) -> None:
     """Write a report.
 
     Args:
-        path: The file; it is whole or not there.
-        title: Its heading.
+        path: The file; it is written completely or not at all.
+        title: Heading of the report.
         sections: Markdown by heading, in order.
     """
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())

@@ -1,7 +1,6 @@
-"""Pictures made of characters: two rows of cells a line in colour, one row of shades without.
+"""Pictures made of characters: two rows of cells per line in colour, one row of shades without colour.
 
-Colour follows the console: a terminal gets half blocks in the very colours of the figures, a pipe or `NO_COLOR`
-gets plain shades of the same lightness, so output can be pasted anywhere.
+A terminal gets half blocks in the colours of the figures; a pipe, or `NO_COLOR`, gets plain shades of equal lightness.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from rich.text import Text
 from hdlm.view.palette import MUTED
 
 PAPER, SHADES, FULL = "·", "░▒▓", "█"
-"""Cells without colour: nothing, three shades, ink."""
+"""Cells without colour: empty, three shades, full."""
 LINES = 32
-"""Lines of a grid at most."""
+"""Largest number of lines of a grid."""
 LABEL_SPACING = 4
-"""Lines from one label to the next."""
+"""Number of lines from one label to the next."""
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """How each kind of cell looks.
+    """The look of each kind of cell.
 
     Attributes:
-        colours: red, green and blue.
-        glyphs: one character a kind, for consoles without colour.
+        colours: Red, green and blue of each kind.
+        glyphs: One character for each kind, for consoles without colour.
     """
 
     colours: UInt8[np.ndarray, "kinds 3"]
@@ -40,12 +39,12 @@ class Kinds:
 
 
 def colourful(console: Console) -> bool:
-    """Whether the console shows colours at all."""
+    """Whether the console shows colours."""
     return console.color_system is not None
 
 
 def most_cells(console: Console, margin: int) -> tuple[int, int]:
-    """Rows and columns of cells that fit on about one screen beside labels of `margin` characters."""
+    """Rows and columns of cells that fit on about one screen, with labels of `margin` characters."""
     return (2 if colourful(console) else 1) * LINES, console.width - margin - 1
 
 
@@ -60,11 +59,11 @@ def grid(
     """A grid of cells, each drawn as its kind.
 
     Args:
-        cells: kind of each cell.
-        kinds: how each kind looks.
-        row_numbers: the number of each row; every few are written before it.
-        last_column: number of the last column (the first is 0).
-        console: where it will be printed.
+        cells: Kind of each cell.
+        kinds: The look of each kind.
+        row_numbers: Number of each row; every few are written as labels.
+        last_column: Number of the last column (the first is 0).
+        console: The console to print on.
     """
     margin = len(str(row_numbers[-1]))
     colour = colourful(console)
@@ -84,9 +83,9 @@ def legend(entries: Sequence[tuple[str, Sequence[int]]], kinds: Kinds, *, consol
     """Names beside samples of their kinds, on one line.
 
     Args:
-        entries: name of each entry and the kinds it stands for; several are shown side by side as a ramp.
-        kinds: how each kind looks.
-        console: where it will be printed.
+        entries: Name of each entry and its kinds; several kinds are shown side by side as a ramp.
+        kinds: The look of each kind.
+        console: The console to print on.
     """
     parts = []
     for name, members in entries:

@@ -425,11 +425,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "another tokenizer": (
         _other_tokenizer,
-        ("tokenizer.json", f"has {VOCABULARY - 20} words, its network {VOCABULARY}", "Put the file back"),
+        ("tokenizer.json", f"has {VOCABULARY - 20} words, its network {VOCABULARY}", "Restore the file"),
     ),
     "truncated tokenizer": (
         lambda folder: _truncated(folder, "tokenizer.json"),
-        ("tokenizer.json is no tokenizer",),
+        ("tokenizer.json is not a tokenizer",),
     ),
     "a tokenizer of bytes": (
         lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff"),
@@ -462,7 +462,7 @@ def test_training_does_not_go_on_from_another_vocabulary(hdlm, home, copy, tmp_p
 def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
     wanted = {
         "absent": ("there is no checkpoint folder 'absent'", f"(there: {shipped})"),
-        home / "text.txt": ("text.txt is no file of weights",),
+        home / "text.txt": ("text.txt is not a file of weights",),
     }
     for name, parts in wanted.items():
         status, out, err = hdlm(verb, name)
@@ -479,7 +479,7 @@ def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
         (["--text", "short.txt"], (f"less than one window of {CONTEXT}", "give more text")),
         (["--recipe", "nonsense"], ("there is no recipe 'nonsense'", "known: demo,")),
         (["--recipe", "absent.toml"], ("there is no recipe at absent.toml",)),
-        (["--recipe", "text.txt.toml"], ("text.txt.toml is no TOML",)),
+        (["--recipe", "text.txt.toml"], ("text.txt.toml is not TOML",)),
         (["--steps", "0"], ("`run.steps` must be positive; got 0",)),
         (["--minutes", "nan"], ("`run.minutes` must be positive; got nan",)),
         (["--seed", "-1"], ("`run.seed` must be in [0, 2^64); got -1",)),

@@ -138,7 +138,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, shared, change):
     content = lightning(shared / "golden" / "peers" / "mdlm", "mdlm")
     content["hyper_parameters"]["config"].update(change)
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"has no config.*inside the file is of no model that is known"):
+    with pytest.raises(ValueError, match=r"has no config.*inside the file is not of a model that hdlm reads"):
         load(tmp_path / "last.ckpt")
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hdlm.evaluation import AbsorbingBound, AbstractBound, HybridBound, LikelihoodResult, estimate_likelihood
 from hdlm.evaluation.likelihood import bounds
-from hdlm.evaluation.likelihood.bounds import is_autoregressive, opens_together
 from hdlm.evaluation.likelihood.times import Density, density_of, place_times
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import (
@@ -27,6 +26,7 @@ from hdlm.noise_schedule import (
 )
 from hdlm.objective import ScoreEntropy
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.expectation import every_canvas
 from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
@@ -107,7 +107,7 @@ def test_even_times_have_an_infinite_second_moment_and_ours_have_finite_ones(
 @pytest.mark.parametrize("process", [Uniform(2), GIDD(2, 0.2)], ids=repr)
 def test_the_power_makes_estimates_least_skewed(process: AbstractNoiseProcess, world: World) -> None:
     """By enumeration, in any world: the deviation is little above the least, and the skewness is the least."""
-    bound = HybridBound(ExactDenoiser(world, process), flat(3, 1), "random")
+    bound = HybridBound(ExactDenoiser(world, process), Regime(flat(3, 1)), "random")
     edges = torch.linspace(-28, 0, 201, dtype=torch.float64)
     noise = ((edges[1:] + edges[:-1]) / 2).exp()
     cost = [moments(bound, noise, order, world) * noise * edges.diff() for order in (1, 2, 3)]
@@ -193,7 +193,7 @@ def measured(
     return estimate_likelihood(
         ExactDenoiser(world, process),
         text_of(world, windows),
-        schedule,
+        Regime(schedule),
         bound=bound,
         estimator=estimator,
         replicates=groups * REPLICATES,
@@ -274,9 +274,9 @@ def test_intervals_hold_the_truth_along_every_hyperschedule(
     schedule: AbstractHyperschedule,
     blocks: list[list[int]] | None,
 ) -> None:
-    if estimator == "count" and not opens_together(schedule):
+    if estimator == "count" and not schedule.opens_together:
         pytest.skip("masks are counted where positions start together")
-    if bound == "absorbing" and is_autoregressive(schedule):
+    if bound == "absorbing" and schedule.is_autoregressive:
         pytest.skip("it is exact")
     if bound == "hybrid" and isinstance(process, EpsilonHybrid) and blocks is None:
         pytest.skip("the sum of its costs is not enumerated where positions end at different times")

@@ -151,7 +151,7 @@ def test_a_run_is_not_overwritten(text: Path, recipe: Path, tmp_path: Path, caps
     _train(text, recipe, tmp_path / "run", "--steps", "1")
     capsys.readouterr()
     assert _train(text, recipe, tmp_path / "run") == 2
-    assert "holds a run already: go on with it by --resume" in capsys.readouterr().err
+    assert "holds a run already: resume it with --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_line_that_is_being_written_is_no_fault(tmp_path):
     [
         ('{"step": 1, "loss": 2}\n{"step": 2, "lo\n', r"m\.jsonl:2 is no JSON"),
         ("[1, 2]\n", r'm\.jsonl:1 has no "step"'),
-        ('{"step": 1', "has no line yet, only the beginning of one"),
+        ('{"step": 1', "has no line yet, only an incomplete one"),
         ("", "has no line yet"),
     ],
 )

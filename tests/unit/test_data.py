@@ -117,7 +117,7 @@ def test_parquet(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=complaint):
             list(corpus(str(file), key=key).documents())
     file.write_text("no table")
-    with pytest.raises(ValueError, match="no Parquet file"):
+    with pytest.raises(ValueError, match="not a Parquet file"):
         list(corpus(str(file)).documents())
 
 

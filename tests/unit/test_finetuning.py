@@ -13,6 +13,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import estimate_likelihood
 from hdlm.hyperschedule import autoregressive
+from hdlm.regime import Regime
 from hdlm.training import NextToken, Recipe, Session, StopRequest, TrainingSetup, build_setup
 from hdlm.training.finetuning import describe_changes
 
@@ -62,14 +63,17 @@ def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autore
     assert before < 5.3  # it had learnt something: a guess is 5.6
     plan = autoregressive(16)
     losses = [
-        estimate_likelihood(_as(one.denoiser, autoregressor), tokens.flatten(), plan, replicates=1).nats
+        estimate_likelihood(
+            _as(one.denoiser, autoregressor), tokens.flatten(), Regime(plan), replicates=1
+        ).nats
         for one in (autoregressor, run)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     lines = " ".join(describe_changes(autoregressor, run.checkpoint()))
     assert "epsilon 0 -> 0.1: the network has never seen wrong words" in lines
     assert (
-        "Block (width 1, num_levels 1) -> Block (width 4, num_levels 4): it has predicted next words" in lines
+        "Block (width 1, num_levels 1) -> Block (width 4, num_levels 4): the network has only predicted next words"
+        in lines
     )
 
 
@@ -82,11 +86,15 @@ CASES = [
     ({}, NEXT_WORDS, ""),
     ({"process": {"epsilon": 0.01}}, NEXT_WORDS, "epsilon 0 -> 0.01"),
     ({"process": {"type": "GammaHybrid", "gamma": 0.1}}, NEXT_WORDS, "EpsilonHybrid -> GammaHybrid"),
-    ({"network": {"shifted": False}}, NEXT_WORDS, "spoke of the next position"),
+    ({"network": {"shifted": False}}, NEXT_WORDS, "described the next position"),
     ({"network": {"context": "causal"}}, NEXT_WORDS, "attention block_causal/full -> causal/full"),
     ({"network": {"active": "causal"}}, NEXT_WORDS, "attention block_causal/full -> block_causal/causal"),
     ({"data": {"context": 32}}, NEXT_WORDS, "context 16 -> 32"),
-    ({"process": {"epsilon": 0.0, "noise_schedule": {"type": "Cosine"}}}, NEXT_WORDS, "another pace"),
+    (
+        {"process": {"epsilon": 0.0, "noise_schedule": {"type": "Cosine"}}},
+        NEXT_WORDS,
+        "another noise schedule",
+    ),
     ({}, {"type": "Slide", "width": 2, "num_levels": 4}, "Slide (width 2, num_levels 4)"),
 ]
 
@@ -112,7 +120,7 @@ def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
         for width in (1, 2)
     )
     (line,) = describe_changes(several, wide)
-    assert line.endswith("other positions are noisy together than it has met")
+    assert line.endswith("other positions are noisy together than so far")
 
 
 def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
@@ -122,7 +130,7 @@ def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
     }
     assert "fewer" in describe_changes(runs[0.2], runs[0.1])[0]
     assert "more of the visible words" in describe_changes(runs[0.1], runs[0.2])[0]
-    assert "unlearn to correct" in describe_changes(runs[0.1], runs[0.0])[0]
+    assert "forget how to correct" in describe_changes(runs[0.1], runs[0.0])[0]
 
 
 def test_another_gamma_is_named(text: Path) -> None:
@@ -134,6 +142,6 @@ def test_another_gamma_is_named(text: Path) -> None:
         for gamma in (0.01, 0.1)
     )
     assert describe_changes(less, more) == (
-        "gamma 0.01 -> 0.1: more of the visible words are wrong than it has learnt to expect",
+        "gamma 0.01 -> 0.1: more of the visible words are wrong than so far",
     )
     assert describe_changes(less, less) == ()

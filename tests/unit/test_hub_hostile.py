@@ -347,7 +347,7 @@ def test_programs_whose_data_are_large_or_slow(tmp_path, name):
     path = place(tmp_path)
     with_pickle(path, b"\x80\x02" + program)
     begin = time.process_time()
-    refused(path, match=message or "holds no weights by name|holds no weights that are known")
+    refused(path, match=message or "holds no weights by name|holds no weights that hdlm can read")
     assert time.process_time() - begin < 40
 
 
@@ -438,7 +438,7 @@ def test_files_that_are_no_zip(tmp_path, marker, form):
             other.mkdir()
             (other / "pickle").write_bytes(pickle.dumps(payload))
             shutil.move(shutil.make_archive(str(tmp_path / "made"), "tar", other), path)
-    refused(path, match=r"damaged or no file of torch\.save")
+    refused(path, match=r"damaged or not a file of torch\.save")
     assert not marker.exists()
 
 
@@ -570,7 +570,7 @@ def test_a_text_under_the_name_of_weights(tmp_path):
     for suffix in SUFFIXES:
         path = place(tmp_path, suffix)
         path.write_text("version https://git-lfs.github.com/spec/v1\n")
-        refused(path, match=r"damaged or no file of torch\.save")
+        refused(path, match=r"damaged or not a file of torch\.save")
     path = path.with_name("model.safetensors")
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     refused(path, match="damaged or no safetensors file")

@@ -73,7 +73,7 @@ def test_shards(tmp_path, config):
     index.write_text(json.dumps({"weight_map": table}))
     assert same(parameters(load(whole)), of_seed(config, 0))
     for names, message in (
-        (["../../secret.safetensors"], "which is no part of a model"),
+        (["../../secret.safetensors"], "which is not a part of a model"),
         (["model-00009-of-00009.safetensors"], "lacks model-00009-of-00009"),
     ):
         index.write_text(json.dumps({"weight_map": dict.fromkeys(names, names[0])}))
@@ -140,7 +140,7 @@ def test_the_average_must_be_of_this_network(tmp_path, config):
     shadow = [value.detach() for value in network(config, 1).parameters()]
     for wrong, message in (
         ({"shadow_params": shadow[:-1]}, "moving average has"),
-        ({"shadow_params": shadow[::-1]}, "in the moving average: it is that of another network"),
+        ({"shadow_params": shadow[::-1]}, "in the moving average, which belongs to another network"),
         ({"shadow_params": "none"}, "no list of tensors"),
         (None, "no moving average of its weights; ask for weights='raw'"),
     ):
@@ -187,7 +187,7 @@ def test_shipped_models_have_names():
 def test_no_config(tmp_path, config):
     whole = folder(tmp_path, config)
     (whole / "config.json").rename(tmp_path / "other.json")
-    with pytest.raises(ValueError, match=r"has no config.*config\.json nor .*config\.yaml.*with `config`"):
+    with pytest.raises(ValueError, match=r"has no config.*config\.json nor .*config\.yaml.*as `config`"):
         load(whole)
     assert same(parameters(load(whole, config=tmp_path / "other.json")), of_seed(config, 0))
     with pytest.raises(ValueError, match="there is no config"):
@@ -215,9 +215,9 @@ def test_nothing_there(source, message):
 
 def test_an_empty_folder_and_an_odd_file(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
-    with pytest.raises(ValueError, match=r"has no weights: .*There: notes\.txt"):
+    with pytest.raises(ValueError, match=r"has no weights: .*It holds: notes\.txt"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"notes\.txt is no file of weights"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not a file of weights"):
         load(tmp_path / "notes.txt")
 
 
@@ -405,7 +405,7 @@ def test_unknown_keys_are_kept_and_reported(tmp_path):
 def test_formats_are_recognised_by_one_card_or_none(tmp_path):
     whole = folder(tmp_path, changed(EPSILON, model_type="other"))
     with pytest.raises(
-        ValueError, match=r"in no format that is known .*model_type 'other'.*vocab_embed|blocks"
+        ValueError, match=r"in no format that hdlm reads .*model_type 'other'.*vocab_embed|blocks"
     ):
         load(whole)
     evidence = inspect(folder(tmp_path, EPSILON)).evidence

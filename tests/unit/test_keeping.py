@@ -83,7 +83,7 @@ def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        match = r"another program trains in .*go on with --resume"
+        match = r"another program trains in .*resume the run with --resume"
         with pytest.raises(ValueError, match=match), CheckpointStore(tmp_path).held():
             pytest.fail("two programs write")
     finally:

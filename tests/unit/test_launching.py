@@ -78,7 +78,7 @@ def test_deepspeed_is_refused_with_the_engine_to_use(monkeypatch: pytest.MonkeyP
 def test_accelerate_falls_back_to_whole_networks_and_the_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.warns(UserWarning, match=r"no FSDP on processors, so every process holds the whole network"):
+    with pytest.warns(UserWarning, match=r"no FSDP on CPUs, so every process holds the whole network"):
         made = make_engine(RUN, CPU)
     assert made.distributed_type == DistributedType.NO
     monkeypatch.setenv("FSDP_VERSION", "1")

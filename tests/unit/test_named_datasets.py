@@ -115,7 +115,7 @@ def test_nobody_trains_on_what_is_kept_aside(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_hub_that_fails_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", Hub(OSError("no route")))
-    with pytest.raises(ValueError, match="the hub did not give it: no route"):
+    with pytest.raises(ValueError, match="the hub did not provide it: no route"):
         list(corpus("wikitext2").documents())
 
 

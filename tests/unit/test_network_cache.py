@@ -135,5 +135,5 @@ def test_refusals():
         with pytest.raises(ValueError, match="at most 12 indices, the positions of this pass; got 13"):
             network(tokens, cache=cache, store=torch.arange(13))
         network(tokens, cache=cache, store=torch.arange(2))
-        with pytest.raises(ValueError, match=r"holds 2 sequences and the pass 1; a cache is for"):
+        with pytest.raises(ValueError, match=r"holds 2 sequences and the pass 1; use a cache only for"):
             network(tokens[:1], cache=cache)

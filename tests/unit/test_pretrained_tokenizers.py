@@ -188,7 +188,7 @@ def test_a_tokenizer_of_another_size_is_refused(hub: Path) -> None:
         ("vocab.json", b'{"a": "x"}', "no tokenizer"),
         ("merges.txt", b"\xff", "merges.txt is damaged"),
         ("merges.txt", b"a b\na b c\n", "merges.txt, line 2"),
-        ("merges.txt", b"#version: 0.2\nzzzz yyyy\n", "vocab.json with merges.txt is no tokenizer"),
+        ("merges.txt", b"#version: 0.2\nzzzz yyyy\n", "vocab.json with merges.txt is not a tokenizer"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:

@@ -30,6 +30,7 @@ from hdlm.published.eval_modeling import eval_modeling
 from hdlm.published.hydra_cli import ComposedConfig, compose, parse_command_line
 from hdlm.published.training import _take_place, run_finetuning, run_training
 from hdlm.published_names import dotted
+from hdlm.regime import Regime
 from hdlm.strict_config import options_of
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
@@ -634,7 +635,7 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     assert not torch.allclose(weights[0], weights[2], atol=1e-2)
     with pytest.raises(ValueError, match="epsilon_finetune_from_hf"):
         run_finetuning(["-cn", "gamma_finetune_from_hf", f"hf_model_id={run}", *_words()])
-    with pytest.raises(ValueError, match="none of the 2 is left"):
+    with pytest.raises(ValueError, match=r"so none of `run\.steps`=2 is left"):
         run_finetuning([*common, "reset_step_for_finetuning=false", "experiment.name=none"])
     on = ["reset_step_for_finetuning=false", "training.n_iters=5", "experiment.name=on"]
     assert run_finetuning([*common, *on]) == 0
@@ -717,6 +718,6 @@ def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
 
     tokens = tokenise(loaded.tokenizer, tuple(corpus("ptb").documents())).tokens
     plan = loaded.hyperschedules[0]
-    assert estimate_likelihood(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(
-        found["nats"]
-    )
+    assert estimate_likelihood(
+        loaded.denoiser, tokens, Regime(plan), replicates=2, seed=5
+    ).nats == pytest.approx(found["nats"])

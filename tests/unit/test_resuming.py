@@ -303,7 +303,7 @@ def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: 
     found = find_resume_point(tmp_path, said.append)
     assert found is not None
     assert found.state.step == 12
-    assert said == ["the checkpoint of step 13 cannot be used: it is of step 10"]
+    assert said == ["the checkpoint of step 13 cannot be used: its state is of step 10"]
     assert [report.step for report in _execute(_table(text), tmp_path)] == list(range(13, 25))
 
 
@@ -458,7 +458,7 @@ def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
         session.execute(StopRequest())
     for one in (session, begun):
         with pytest.raises(
-            ValueError, match=r"another one has trained in it\. Go on from there with --resume"
+            ValueError, match=r"another one has trained in it\. Resume that run with --resume"
         ):
             one.execute(StopRequest())
     assert CheckpointStore(tmp_path).steps() == [10, 12]
@@ -476,7 +476,7 @@ def test_processes_go_on_from_the_same_checkpoint(
         lambda mine: [10] if mine == [5] else mine,
     )
     with pytest.raises(
-        ValueError, match="is 5 to this process and 10 to the main one: all must see the same"
+        ValueError, match="is 5 in this process and 10 in the main one: all must see the same"
     ):
         Session(_run(table, found), tmp_path, found)
 
@@ -488,7 +488,8 @@ def test_advice_suits_the_error(text: Path, tmp_path: Path) -> None:
         raise ConnectionError("the tracker hung up")
 
     with pytest.raises(
-        OSError, match=r"tracker hung up, at step 1; what is kept is step 0: mend that, and go"
+        OSError,
+        match=r"tracker hung up, at step 1; the last checkpoint is of step 0: remove the cause, and resume",
     ):
         session.execute(StopRequest(), (fail,))
 
@@ -506,7 +507,9 @@ def test_a_full_disk_stops_a_run_and_takes_nothing_away(text: Path, tmp_path: Pa
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
     try:
-        with pytest.raises(OSError, match="at step 10; what is kept is step 5: make room, and go on with"):
+        with pytest.raises(
+            OSError, match="at step 10; the last checkpoint is of step 5: make room, and resume with"
+        ):
             Session(_run(table), tmp_path / "full").execute(StopRequest(), (fill,))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -527,7 +530,7 @@ def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_p
                 for value in weights._module.parameters():
                     value.fill_(math.inf)
 
-    with pytest.raises(ValueError, match=r"broke down at step 8: loss nan.*begin again with --from"):
+    with pytest.raises(ValueError, match=r"diverged at step 8: loss nan.*begin again with --from"):
         session.execute(StopRequest(), (spoil,))
     assert CheckpointStore(tmp_path).steps() == [0, 5]
     with pytest.raises(ValueError, match="step 8"):
@@ -585,7 +588,9 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: P
     before = text.read_text()
     try:
         text.write_text(before.replace("cat", "cow", 1))
-        with pytest.raises(ValueError, match="the text is not what the run began with"):
+        with pytest.raises(
+            ValueError, match="the text or its tokenizer is not the one that the run began with"
+        ):
             Session(_run(table, found), folder, found)
     finally:
         text.write_text(before)
@@ -735,7 +740,9 @@ def test_finetuning_may_begin_with_what_the_optimizers_remember(text: Path, tmp_
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert trainer.train(StopRequest()).step == 6
-    with pytest.raises(ValueError, match=r"has taken 4 steps and they count, so none of the 4 is left"):
+    with pytest.raises(
+        ValueError, match=r"has taken 4 steps and they count, so none of `run\.steps`=4 is left"
+    ):
         build_setup(Recipe.from_table(table), CPU, start=start).trainer().inherit(memory, keep_step=True)
     with pytest.raises(ValueError, match=r"no training/ folder"):
         memory_of(str(tmp_path))

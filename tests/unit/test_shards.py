@@ -68,7 +68,7 @@ def test_shards_hold_the_tokens_of_the_text(write, tokenizer, tmp_path) -> None:
     assert shards.head("train", 500).num_bytes == round(500 * whole.num_bytes / len(whole.tokens))
     assert np.load(tmp_path / "shards" / "00000.npy").dtype == np.uint16
     assert shards.tokenizer().to_json() == tokenizer.to_json()
-    with pytest.raises(ValueError, match="no document is set aside"):
+    with pytest.raises(ValueError, match="is set aside for validation"):
         shards.head("validation", 10)
 
 
@@ -150,7 +150,7 @@ def test_whoever_is_killed_goes_on_behind_the_last_shard(text, tokenizer, tmp_pa
         Shards.open(folder)
     lines: list[str] = []
     shards = write(share=0.2, say=lines.append)
-    assert lines == [f"going on behind {len(manifest.shards)} shards that are there"]
+    assert lines == [f"resuming after {len(manifest.shards)} shards"]
     assert before.items() <= {file.name: file.stat().st_mtime_ns for file in folder.glob("0*.npy")}.items()
     fresh = write_shards(corpus(str(text)), tokenizer, tmp_path / "fresh", share=0.2, shard_tokens=SHARD)
     for side in ("train", "validation"):
@@ -205,11 +205,11 @@ def test_a_shard_that_is_cut_off_is_seen_and_made_anew(write, tmp_path) -> None:
     file = tmp_path / "shards" / "00001.npy"
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size - 2)
-    with pytest.raises(ValueError, match=r"00001\.npy is missing or cut off"):
+    with pytest.raises(ValueError, match=r"00001\.npy is missing or incomplete"):
         Shards.open(tmp_path / "shards")
     lines: list[str] = []
     assert write(say=lines.append).manifest == whole.manifest
-    assert lines[0].startswith("00001.npy is missing or cut off")
+    assert lines[0].startswith("00001.npy is missing or incomplete")
     file.write_bytes(file.read_bytes()[:-2] + b"\xff\xff")
     with pytest.raises(ValueError, match="damaged"):
         Shards.open(tmp_path / "shards").verify()

@@ -397,7 +397,7 @@ def test_compilation_is_left_out_and_said_where_there_is_no_compiler(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match=r"`run\.compile` is left out: there is no compiler here"):
+    with pytest.warns(UserWarning, match=r"`run\.compile` has no effect: there is no compiler here"):
         losses = _losses(_run(text, run={"steps": 2, "compile": True}), tmp_path)
     assert len(losses) == 2
 
@@ -582,7 +582,7 @@ def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "none.toml")
     for content in (b"[data", b"\xff\xfe["):
         (tmp_path / "bad.toml").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.toml is no TOML"):
+        with pytest.raises(ValueError, match=r"bad\.toml is not TOML"):
             Recipe.load(tmp_path / "bad.toml")
 
 

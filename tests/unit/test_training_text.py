@@ -113,7 +113,7 @@ def test_shards_of_another_tokenizer_are_refused(folder: Path) -> None:
     assert main([*words, "--tokenizer", "train", "--vocabulary", "280"]) == 0
     with pytest.raises(ValueError, match="made by another tokenizer"):
         _read(folder, corpus=[str(out)])
-    with pytest.raises(ValueError, match="no document is set aside"):
+    with pytest.raises(ValueError, match="is set aside for validation"):
         _read(folder, corpus=[str(out)], tokenizer="train")
     other = [str(folder / "other.jsonl")]
     assert len(

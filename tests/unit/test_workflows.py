@@ -244,7 +244,7 @@ def test_names_of_files_are_not_documents(tmp_path: Path) -> None:
 
 def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
-    with pytest.raises(ValueError, match="holds a run already: go on with it by resume=True"):
+    with pytest.raises(ValueError, match="holds a run already: resume it with resume=True"):
         hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
     with pytest.raises(ValueError, match="has come to its end"):
         hdlm.train(TEXTS, output=tmp_path / "run", resume=True, progress=False)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the scores."""
-    from hdlm.evaluation.records.comparison import task_scores
+    from hdlm.evaluation.records.tasks import task_scores
     from hdlm.integrations import lm_eval as harness
     from hdlm.integrations.harness import harness_table, measured_tasks
 

@@ -1,4 +1,4 @@
-"""Corpora by name, and text of your own. One file each; add yours to `CORPORA`."""
+"""Corpora by name, and text of your own. Each is one file; add yours to `CORPORA`."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ __all__ = [
 CORPORA: Mapping[str, Callable[[], AbstractCorpus]] = MappingProxyType(
     {"kjv": KingJamesBible, "pydoc_topics": PydocTopics}
 )
-"""Corpora that need no files of yours."""
+"""Corpora that need no files of the user."""
 
 
 def corpus(*names: str, key: str = "text") -> AbstractCorpus:
-    """The corpus that a user means: one name out of `CORPORA` or `NAMED`, or files, folders and globs.
+    """The corpus of some names: one name of `CORPORA` or `NAMED`, or files, folders and globs.
 
-    A part of a named data set is named behind a colon, `ptb:train`; without one it is the test part.
+    A part of a named data set follows a colon, `ptb:train`; the default is the test part.
 
     Args:
-        names: What the user wrote; all of one kind.
-        key: Name of the column that has the text, in JSON lines and Parquet.
+        names: Names as the user wrote them, all of one kind.
+        key: Field of the text in JSON lines and Parquet.
 
     Raises:
-        ValueError: If nothing is named, or plain text, JSON lines and Parquet are mixed.
+        ValueError: If there is no name, or plain text, JSON lines and Parquet are mixed.
     """
     if len(names) == 1 and names[0] in CORPORA:
         return CORPORA[names[0]]()
@@ -55,7 +55,7 @@ def corpus(*names: str, key: str = "text") -> AbstractCorpus:
         return NamedDataset(named[0], part_of(named[2] or "test"))
     if not all(names) or not names:
         raise ValueError(
-            f"no text was named: give files, folders, globs, or one of {', '.join([*CORPORA, *NAMED])}."
+            f"no text is named: give files, folders, globs, or one of {', '.join([*CORPORA, *NAMED])}."
         )
     kinds = {kind for name in names for kind in _kinds(name)}
     if len(kinds) > 1:
@@ -67,12 +67,10 @@ def corpus(*names: str, key: str = "text") -> AbstractCorpus:
 
 
 def _kinds(name: str) -> set[tuple[str, ...]]:
-    """Of what kinds the files are that a source names, by their endings."""
+    """The kinds of the files that a source names, by their endings."""
     text = next(iter(KINDS))
     every = tuple(ending for kind in KINDS for ending in kind)
-    known = name.endswith(every)
-    if not known and (Path(name).is_dir() or any(mark in name for mark in "*?[")):
+    names = [name]
+    if not name.endswith(every) and (Path(name).is_dir() or any(mark in name for mark in "*?[")):
         names = [path.name for path in files_of((name,), every)]
-    else:
-        names = [name]
     return {next((kind for kind in KINDS if file.endswith(kind)), text) for file in names}

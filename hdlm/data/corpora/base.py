@@ -1,7 +1,7 @@
-"""A corpus is a sequence of documents: strings of English, or of anything else.
+"""A corpus is a sequence of documents, which are strings.
 
-Long documents come in pieces, so that a text of any size passes through a bounded memory. A piece ends before a run of
-white space, where byte-pair encodings and WordPiece begin a new word anyway: the tokens are those of the whole. Where
+Long documents are read in pieces, so that a text of any size needs bounded memory. A piece ends before a run of white
+space, where byte-pair encodings and WordPiece begin a new word, so the tokens are those of the whole document. Where
 64 Ki characters have no white space, it ends anywhere.
 """
 
@@ -17,9 +17,9 @@ from typing import NamedTuple, final
 __all__ = ["PIECE", "AbstractCorpus", "First", "Piece", "pieces_of"]
 
 PIECE = 2**16
-"""Characters of the longest piece."""
+"""Largest number of characters in a piece."""
 _SPACES = " \n\t\r"
-"""White space of which all tokenizers think alike."""
+"""White space that all tokenizers treat alike."""
 
 
 class Piece(NamedTuple):
@@ -37,23 +37,23 @@ class Piece(NamedTuple):
 
 
 class AbstractCorpus(abc.ABC):
-    """Where text comes from. A subclass is one file, frozen, and says `documents`."""
+    """A source of text. A subclass is one file, a frozen dataclass, and defines `documents`."""
 
     @abc.abstractmethod
     def documents(self) -> Iterator[str]:
         """Every document, always in the same order.
 
         Raises:
-            ValueError: If the text cannot be found or is no text; the message says what to do.
+            ValueError: If the text cannot be found or is not text; the message says what to do.
         """
 
     def pieces(self) -> Iterator[Piece]:
-        """The same documents, long ones in pieces."""
+        """All documents, long ones in pieces."""
         for document in self.documents():
             yield from pieces_of(document[at : at + PIECE] for at in range(0, len(document) or 1, PIECE))
 
     def files(self) -> tuple[Path, ...]:
-        """The files that the text is in, if it is in files."""
+        """The files of the text; empty if it is not in files."""
         return ()
 
     def size(self) -> int | None:
@@ -62,11 +62,11 @@ class AbstractCorpus(abc.ABC):
         return sum(path.stat().st_size for path in files) if files else None
 
     def version(self) -> str:
-        """Which text it is, where no files say so."""
+        """The version of the text, if it is not in files."""
         return ""
 
     def parts(self) -> Sequence[AbstractCorpus]:
-        """Corpora that make up this one, in its order, of which each can be read by itself."""
+        """Corpora that together are this one, in order, each of which can be read alone."""
         return (self,)
 
 
@@ -76,8 +76,8 @@ class First(AbstractCorpus):
     """The first documents of a corpus.
 
     Attributes:
-        corpus: Where they come from.
-        count: How many.
+        corpus: The whole corpus.
+        count: Number of documents.
     """
 
     corpus: AbstractCorpus
@@ -98,7 +98,7 @@ def pieces_of(chunks: Iterable[str], longest: int = PIECE) -> Iterator[Piece]:
 
     Args:
         chunks: The document, cut anywhere.
-        longest: Characters of the longest piece.
+        longest: Largest number of characters in a piece.
     """
     rest, first = "", True
     for chunk in chunks:
@@ -111,7 +111,7 @@ def pieces_of(chunks: Iterable[str], longest: int = PIECE) -> Iterator[Piece]:
 
 
 def _cut(text: str, longest: int) -> int:
-    """Where a piece ends: before the last run of white space that it has room for, or else at its longest."""
+    """The end of a piece: before the last run of white space in it, or else at its largest length."""
     at = longest
     while at > 0:
         at = max(text.rfind(space, 0, at) for space in _SPACES)

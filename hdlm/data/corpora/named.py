@@ -1,14 +1,14 @@
-"""The data sets that the literature measures on, by the names that the published commands give them.
+"""The data sets of the literature, by the names that the published commands use.
 
-A copy of your own comes first: `NAME/PART.txt`, `NAME-PART.txt`, `NAME_PART.txt`, `NAME_raw_PART.txt`, `NAME.txt` or a
-folder `NAME/`, in the folder that the environment variable `HDLM_DATA_DIR` names (`.jsonl` and `.gz` will do as well,
-and `valid` for `validation`). Where there is none, the `datasets` library fetches it from its hub.
+A local copy comes first: `NAME/PART.txt`, `NAME-PART.txt`, `NAME_PART.txt`, `NAME_raw_PART.txt`, `NAME.txt` or a folder
+`NAME/`, in the folder that the environment variable `HDLM_DATA_DIR` names (also with `.jsonl` and `.gz`, and with
+`valid` for `validation`). If there is none, the `datasets` library downloads the data set from the hub.
 
 Every row is a document, also an empty one, as in the published commands: an end of text follows each. So the rows of
-the hub, a copy of them as JSON lines, and a text file are the same documents. In text files of Penn Treebank, WikiText
-and the One Billion Word benchmark a row is a line; elsewhere it is the whole file.
+the hub, a copy of them as JSON lines, and a text file give equal documents. In text files of Penn Treebank, WikiText
+and the One Billion Word benchmark a row is a line; in others it is the whole file.
 
-The text is mended as the literature mends it before it measures; see `hdlm.data.detokenizers`.
+The text is detokenised as in the literature; see `hdlm.data.detokenizers`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from typing import Any, Literal, final, get_args
 from hdlm.data.corpora.base import AbstractCorpus
 from hdlm.data.corpora.text_files import JSONLines, TextFiles
 from hdlm.data.detokenizers import DETOKENIZERS, detokenizer_of, row_of_line, rows_are_lines
+from hdlm.strict_config import one_line
 
 __all__ = ["DATA_DIR", "NAMED", "HubDataset", "NamedDataset", "Part", "data_folder", "part_of"]
 
 DATA_DIR = "HDLM_DATA_DIR"
-"""Environment variable that says where copies of data sets lie."""
+"""Environment variable with the folder of local copies."""
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 CONVERTED = "refs/convert/parquet"
-"""Where the hub keeps the data of a repository whose own loader is a program, which is never run."""
+"""Branch of the hub with converted data, for repositories whose own loader is a program, which is never run."""
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 """The commit in the address of a file that came from the hub, `hf://datasets/REPOSITORY@COMMIT/FILE`."""
 
@@ -41,15 +42,14 @@ Part = Literal["train", "validation", "test"]
 @final
 @dataclass(frozen=True)
 class HubDataset:
-    """Where the hub has a data set.
+    """The place of a data set on the hub.
 
     Attributes:
-        repository: Its id.
-        config: Which of its configurations, if it has any.
-        column: Where the text of a row is.
-        parts: What the parts that it has are called there; a slice will do.
-        revision: Commit, where one is known that has the data; else branch, and `NamedDataset.revision` says which
-            commit it stood for.
+        repository: Id of the repository.
+        config: Name of the configuration, if there are several.
+        column: Column that holds the text of a row.
+        parts: Names of its parts on the hub; slices are possible.
+        revision: Commit, if one with the data is known; else a branch, whose commit `NamedDataset.revision` returns.
     """
 
     repository: str
@@ -61,8 +61,8 @@ class HubDataset:
     revision: str = "main"
 
 
-def _papers(of: str) -> HubDataset:
-    return HubDataset("armanc/scientific_papers", of, "article", revision=CONVERTED)
+def _papers(config: str) -> HubDataset:
+    return HubDataset("armanc/scientific_papers", config, "article", revision=CONVERTED)
 
 
 _WIKITEXT = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -94,7 +94,7 @@ NAMED: Mapping[str, HubDataset] = MappingProxyType(
         "text8": HubDataset("afmck/text8"),
     }
 )
-"""The names, and where the hub has each."""
+"""The data sets by name, with their places on the hub."""
 
 
 def data_folder() -> Path | None:
@@ -119,14 +119,14 @@ def part_of(word: str) -> Part:
 @final
 @dataclass(frozen=True)
 class NamedDataset(AbstractCorpus):
-    """One part of a data set; a document is a row of it, from the hub or from a copy.
+    """One part of a data set; each row, from the hub or from a copy, is a document.
 
     Attributes:
-        name: One of `NAMED`.
-        part: Which part; a data set that keeps only one aside, for validation or for test, gives that for both.
-        folder: Where copies lie; None for none.
-        cache: Where the `datasets` library keeps what it fetches; None for its own place.
-        detokenize: Whether to mend the text as the literature does; the text as it lies otherwise.
+        name: A name of `NAMED`.
+        part: The part; if only one of validation and test exists, it stands for both.
+        folder: Folder of local copies; None for none.
+        cache: Cache folder of the `datasets` library; None for its default.
+        detokenize: Whether the text is detokenised as in the literature, or left as it is.
 
     Raises:
         ValueError: If the name is unknown.
@@ -144,14 +144,14 @@ class NamedDataset(AbstractCorpus):
 
     @property
     def detokenizer(self) -> str | None:
-        """What the text is mended with, by name; None where it is left as it is."""
+        """Name of the detokenizer; None if the text is left as it is."""
         return detokenizer_of(self.name) if self.detokenize else None
 
     def documents(self) -> Iterator[str]:
         return map(self._mended, self._rows())
 
     def _rows(self) -> Iterator[str]:
-        """Every row as the hub has it, also those that are empty."""
+        """Every row of the hub, empty ones included."""
         copy = self._copy()
         if copy is None:
             return self._from_hub()
@@ -167,7 +167,7 @@ class NamedDataset(AbstractCorpus):
         return self.revision() or ""
 
     def _copy(self) -> JSONLines | TextFiles | None:
-        """What reads the local copy, if there is one."""
+        """A corpus of the local copy, if there is one."""
         copy = self.local_copy()
         if copy is None:
             return None
@@ -177,7 +177,7 @@ class NamedDataset(AbstractCorpus):
         return JSONLines((str(copy),)) if lines else TextFiles((str(copy),))
 
     def local_copy(self) -> Path | None:
-        """The file or folder that stands for this part, if there is one."""
+        """The file or folder with a copy of this part, if there is one."""
         if self.folder is None:
             return None
         parts = ("validation", "valid") if self.part == "validation" else (self.part,)
@@ -187,21 +187,21 @@ class NamedDataset(AbstractCorpus):
         return next((path for path in (*files, self.folder / self.name) if path.exists()), None)
 
     def revision(self) -> str | None:
-        """The commit of the hub that the text is from, by the addresses of the files; None for a copy of your own.
+        """The commit of the hub that the text is from; None for a local copy.
 
-        Where the `datasets` library does not say, it is the branch or commit that it was asked for.
+        If the `datasets` library does not record it, this is the requested branch or commit.
 
         Raises:
-            ValueError: If the data set cannot be had.
+            ValueError: If the data set cannot be loaded.
         """
         if self.local_copy() is not None:
             return None
         files = getattr(getattr(self._fetched(), "info", None), "download_checksums", None) or {}
         commits = (_COMMIT.search(address) for address in files)
-        return next((found[1] for found in commits if found), NAMED[self.name].revision)
+        return next((commit[1] for commit in commits if commit), NAMED[self.name].revision)
 
     def _mended(self, row: str) -> str:
-        """A row; one that is mended keeps its line breaks, as in the literature."""
+        """A row without surrounding white space; a detokenised one keeps its line breaks, as in the literature."""
         return row.strip() if self.detokenizer is None else DETOKENIZERS[self.detokenizer](row).strip(" ")
 
     def _from_hub(self) -> Iterator[str]:
@@ -222,8 +222,7 @@ class NamedDataset(AbstractCorpus):
         except ModuleNotFoundError as error:
             raise ValueError(self._absent("the package `datasets` is not installed")) from error
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(self._absent(f"the hub did not give it: {reason}")) from error
+            raise ValueError(self._absent(f"the hub did not provide it: {one_line(error)}")) from error
 
     def _loaded(self) -> Any:
         import datasets

@@ -1,4 +1,4 @@
-"""What `help()` knows about the Python language: English that every Python brings along."""
+"""The texts of Python's `help()` on the language, which come with every Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PydocTopics"]
 @final
 @dataclass(frozen=True)
 class PydocTopics(AbstractCorpus):
-    """About 80 documents of 0.7 MB in all, one a topic, in alphabetical order."""
+    """About 80 documents of 0.7 MB in all, one per topic, in alphabetical order."""
 
     def documents(self) -> Iterator[str]:
         for _, text in sorted(pydoc_data.topics.topics.items()):

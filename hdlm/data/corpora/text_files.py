@@ -20,9 +20,9 @@ __all__ = ["KINDS", "JSONLines", "Parquet", "TextFiles", "files_of"]
 _TEXT, _LINES, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
 _CHUNK = 2**20
 _LONE = re.compile("[\ud800-\udfff]")
-"""What JSON can say and UTF-8 cannot."""
+"""Half a surrogate pair, which JSON can express and UTF-8 cannot."""
 _ROWS = 256
-"""Rows of a Parquet file in memory."""
+"""Rows of a Parquet file that are in memory at a time."""
 
 
 @final
@@ -48,7 +48,7 @@ class TextFiles(AbstractCorpus):
         """Every line of all files, empty ones included, without its line end.
 
         Raises:
-            ValueError: If a file has nothing but white space.
+            ValueError: If a file holds only white space.
         """
         for path in self.files():
             blank = True
@@ -69,11 +69,11 @@ class TextFiles(AbstractCorpus):
 @final
 @dataclass(frozen=True)
 class JSONLines(AbstractCorpus):
-    """One JSON object a line; a document is what stands under one of its keys.
+    """JSON objects, one per line; the value of one key is a document.
 
     Attributes:
         sources: Files, folders (all `*.jsonl` and `*.jsonl.gz` below them) and globs.
-        key: Where in each object the text is.
+        key: Key of the text in each object.
     """
 
     sources: tuple[str, ...]
@@ -96,16 +96,16 @@ class JSONLines(AbstractCorpus):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON: {error}.") from error
+            raise ValueError(f"{where} is not JSON: {error}.") from error
         if not isinstance(row, dict) or self.key not in row:
-            found = f"the keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"{where} has no text under {self.key!r}, but {found}.")
+            present = f"the keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{where} has no text under {self.key!r}, but {present}.")
         text = row[self.key]
         if not isinstance(text, str):
             raise ValueError(f"{where} has no text under {self.key!r}, but {type(text).__name__}.")
         if _LONE.search(text):
             raise ValueError(
-                f"{where} has half of a surrogate pair under {self.key!r}: mend or leave out this line."
+                f"{where} has half of a surrogate pair under {self.key!r}: correct or remove this line."
             )
         return text
 
@@ -113,11 +113,11 @@ class JSONLines(AbstractCorpus):
 @final
 @dataclass(frozen=True)
 class Parquet(AbstractCorpus):
-    """Parquet files, read by `pyarrow`; a document is what stands in one column of a row.
+    """Parquet files, read by `pyarrow`; one column of each row is a document.
 
     Attributes:
         sources: Files, folders (all `*.parquet` below them) and globs.
-        key: The column.
+        key: Name of the column.
     """
 
     sources: tuple[str, ...]
@@ -142,7 +142,7 @@ class Parquet(AbstractCorpus):
         try:
             file = parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no Parquet file: {error}.") from error
+            raise ValueError(f"{path} is not a Parquet file: {error}.") from error
         with file:
             columns = file.schema_arrow.names
             if self.key not in columns:
@@ -161,20 +161,20 @@ class Parquet(AbstractCorpus):
 KINDS: Mapping[tuple[str, ...], Callable[[tuple[str, ...], str], AbstractCorpus]] = MappingProxyType(
     {_TEXT: lambda sources, key: TextFiles(sources), _LINES: JSONLines, _PARQUET: Parquet}
 )
-"""What reads files, by how their names end; the first reads those that end otherwise."""
+"""The corpus of each file ending; the first one reads files with other endings."""
 
 
 def files_of(sources: tuple[str, ...], endings: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files that some sources name, those of one folder or glob in alphabetical order.
+    """The files that some sources name, in alphabetical order within a folder or glob.
 
     Args:
         sources: Files, folders and globs.
-        endings: Which files of a folder are meant.
+        endings: Endings of the files of a folder that are read.
 
     Raises:
-        ValueError: If a source names none.
+        ValueError: If a source names no file.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for source in sources:
         path = Path(source)
         if path.is_file():
@@ -189,21 +189,21 @@ def files_of(sources: tuple[str, ...], endings: tuple[str, ...]) -> tuple[Path, 
             raise ValueError(
                 f"no text at {source!r}: give a file, a folder of {'/'.join(endings)} files, or a glob."
             )
-        found.extend(matches)
-    return tuple(found)
+        files.extend(matches)
+    return tuple(files)
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The files that a glob means."""
+    """The files that match a glob."""
     relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
     return sorted(file for file in Path(pattern.anchor).glob(str(relative)) if file.is_file())
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[TextIO]:
-    """A file of text, compressed or not; what may be wrong with it is an error that names it.
+    """Open a text file, compressed or not; errors name the file.
 
-    A byte-order mark is no text, and the line ends of other systems become those of this one.
+    A byte-order mark is skipped, and all line ends become those of Python.
     """
     try:
         with (
@@ -219,10 +219,10 @@ def _reading(path: Path) -> Iterator[TextIO]:
 
 
 def _stripped(path: Path) -> Iterator[str]:
-    """A file in chunks, without white space around it.
+    """A file in chunks, without white space at its beginning and end.
 
     Raises:
-        ValueError: If there is nothing else in it.
+        ValueError: If the file holds only white space.
     """
     blank, begun = "", False
     with _reading(path) as text:

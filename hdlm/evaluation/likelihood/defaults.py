@@ -5,25 +5,15 @@ from __future__ import annotations
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.likelihood.result import BoundName
 from hdlm.generation import Settings
-from hdlm.hyperschedule import AbstractHyperschedule, PublishedWave, Wave, flat
+from hdlm.hyperschedule import AbstractHyperschedule, flat
 from hdlm.process import AbstractNoiseProcess
 
-__all__ = ["bound_of", "measurable", "plan_of"]
+__all__ = ["bound_of", "plan_of"]
 
 
 def bound_of(process: AbstractNoiseProcess) -> BoundName:
     """The paper's bound, or that of the process itself where noise is not all masks in the end."""
     return "absorbing" if process.ends_in_masks else "hybrid"
-
-
-def measurable(plan: AbstractHyperschedule) -> AbstractHyperschedule:
-    """A hyperschedule that begins in pure noise, as a bound needs it.
-
-    The published `hybrid` does not, quite: its first block begins at a lower level. `Wave` is the same but for that.
-    """
-    if isinstance(plan, PublishedWave):
-        return Wave(plan.length, plan.width, plan.num_levels)
-    return plan
 
 
 def plan_of(
@@ -50,4 +40,4 @@ def plan_of(
     if not checkpoint.hyperschedules and (hyperschedule, width) == (None, None):
         return flat(length, steps or length)
     settings = Settings(hyperschedule=hyperschedule, width=width, steps=steps)
-    return measurable(settings.plan(checkpoint.hyperschedules, length))
+    return settings.plan(checkpoint.hyperschedules, length).begin_in_noise()

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.metrics import Estimate, mean
-from hdlm.evaluation.likelihood.bounds import AbsorbingBound, masking_fraction, opens_together
+from hdlm.evaluation.likelihood.bounds import AbsorbingBound, masking_fraction
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.randomness import Randomness
@@ -148,13 +148,13 @@ def measured_profile(
         ValueError: If positions of the hyperschedule that are noisy together do not start together, or the noise of
             the model does not end in masks.
     """
-    if not opens_together(plan):
+    if not plan.opens_together:
         raise ValueError(
             f"A grid is learned for positions that are written together, flat or in blocks; got {plan!r}."
         )
-    bound = AbsorbingBound(checkpoint.denoiser, plan, "count", checkpoint.context, checkpoint.active)
+    bound = AbsorbingBound(checkpoint.denoiser, checkpoint.regime(plan), "count")
     noisy = plan.length - bound.num_given
-    width = min(getattr(plan, "width", plan.length), noisy)
+    width = min(plan.window_size, noisy)
     counts = _spread(width)
     position = torch.arange(plan.length, device=windows.device)[None]
     rows: list[Tensor] = []

@@ -76,7 +76,7 @@ def learned_grids(
         check_steps(steps)
     length = options.length or checkpoint.length
     settings = Settings(hyperschedule="block", width=options.width or length, steps=1)
-    plan = planned(checkpoint, settings, length, infilling=False)
+    plan = planned(checkpoint, settings, length, infilling=False).hyperschedule
     source = find_text(text, options.part, options.data_dir)
     read = tokenize_documents(checkpoint.tokenizer, source.corpus.documents(), options.limit)
     (whole, *_) = windows(read.tokens.to(checkpoint.device), length)

@@ -5,21 +5,25 @@ before, and counts only the tokens that are new; those it shares are given, clea
 the bound is tighter, at the price of more passes. The last window is short where the text does not divide. It is not
 padded: it is evaluated at its own length, on the first positions of the same hyperschedule. Windows cross from one
 document into the next, unless each document is to have windows of its own.
+
+A `Window` holds tokens that are measured behind tokens that are given. A text that is longer than the network is cut
+into several of them (`split_text`), each token in one, behind as much as fits: the last window is full, and so is a
+first window that has to be cut on its left.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Table
-
-__all__ = ["Stack", "first_positions", "windows"]
+__all__ = ["Stack", "Window", "WindowedText", "split_text", "windows"]
 
 
 @final
@@ -34,6 +38,36 @@ class Stack:
 
     tokens: Int[Tensor, "w l"]
     given: int = 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WindowedText:
+    """A text, and how it is cut into windows; see `windows`.
+
+    Attributes:
+        tokens: The text: words, in order.
+        length: Tokens in a window.
+        stride: New tokens in each window, where windows are to overlap.
+        documents: Tokens of each document, if no window is to cross from one into the next.
+        num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
+    """
+
+    tokens: Int[Tensor, " n"]
+    length: int
+    stride: int | None = None
+    documents: Sequence[int] | None = None
+    num_bytes: int | None = None
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The windows."""
+        return windows(self.tokens, self.length, self.stride, self.documents)
+
+    @property
+    def num_windows(self) -> int:
+        """How many windows there are."""
+        return sum(len(stack.tokens) for stack in self.stacks)
 
 
 def windows(
@@ -93,38 +127,51 @@ def _stacks(tokens: Int[Tensor, " n"], length: int, stride: int | None) -> tuple
     return tuple(stacks)
 
 
-def first_positions(hyperschedule: AbstractHyperschedule, length: int) -> AbstractHyperschedule:
-    """The same hyperschedule on a shorter canvas: its first positions, at the same steps.
-
-    Args:
-        hyperschedule: When each position is noisy.
-        length: How many positions to keep, in [1, `hyperschedule.length`].
-
-    Raises:
-        ValueError: If `length` is out of range.
-    """
-    if not 1 <= length <= hyperschedule.length:
-        raise ValueError(f"`length` must lie in [1, {hyperschedule.length}]; got {length}.")
-    if length == hyperschedule.length:
-        return hyperschedule
-    if isinstance(hyperschedule, AbstractCountdown):
-        return _FirstPositions(hyperschedule, length)
-    levels = hyperschedule.levels(torch.arange(hyperschedule.num_steps + 1))
-    return Table(levels[:, :length], hyperschedule.num_levels)
-
-
 @final
 @dataclass(frozen=True)
-class _FirstPositions(AbstractCountdown):
-    """A countdown cut short."""
+class Window:
+    """Tokens to be measured behind tokens that are given.
 
-    whole: AbstractCountdown
-    length: int
+    Attributes:
+        tokens: All of them.
+        given: How many of the first are given.
+        key: What the window's noise depends on, in [0, 2^32).
+    """
 
-    @property
-    def num_levels(self) -> int:  # type: ignore[override]
-        return self.whole.num_levels
+    tokens: tuple[int, ...]
+    given: int
+    key: int = 0
 
-    @property
-    def starts(self) -> Int[Tensor, " l"]:
-        return self.whole.starts[: self.length]
+    def __post_init__(self) -> None:
+        if not 0 <= self.given < len(self.tokens):
+            raise ValueError(
+                f"`given` must leave something to measure of {len(self.tokens)} tokens; got {self.given}."
+            )
+
+
+def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = False) -> list[Window]:
+    """A text as windows that the network can read.
+
+    Args:
+        tokens: What is given, then what is to be measured.
+        given: How many tokens are given.
+        length: Tokens that the network can read, at least 2.
+        alike: Whether the noise depends on what is given only, not on what is measured.
+
+    Raises:
+        ValueError: If `length` or `given` is out of range.
+    """
+    if length < 2:
+        raise ValueError(
+            f"a text is measured behind something, which takes 2 positions; `length` is {length}."
+        )
+    if not 0 <= given <= len(tokens):
+        raise ValueError(f"`given` must lie in [0, {len(tokens)}], the tokens there are; got {given}.")
+    found, done = [], given
+    while done < len(tokens):
+        end = min(len(tokens), done + length - min(done, 1))
+        start = max(end - length, 0)
+        known = tokens[start : done if alike else end]
+        found.append(Window(tuple(tokens[start:end]), done - start, zlib.crc32(repr(tuple(known)).encode())))
+        done = end
+    return found

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hdlm.checkpoint import description_text
 from hdlm.evaluation.records.comparison import SIGNIFICANT, Cell, Comparison
 from hdlm.view.report import markdown_table, number, write_report
 
@@ -104,4 +105,5 @@ def _made(document: dict[str, Any]) -> str:
     own |= {key: result.get(key) for key in ("hyperschedule", "estimator", "replicates", "num_evaluations")}
     settings = result.get("settings")
     own |= settings if isinstance(settings, dict) else {}
-    return ", ".join(f"{key} `{value}`" for key, value in own.items() if value not in (None, ""))
+    words = {key: description_text(value) if isinstance(value, dict) else value for key, value in own.items()}
+    return ", ".join(f"{key} `{value}`" for key, value in words.items() if value not in (None, ""))

@@ -1,7 +1,7 @@
-"""What the field's formats share: one network under other names, and configs that are tables of plain values.
+"""The common part of the field's formats: one network under other names, and configs with plain values.
 
-MDLM, SEDD, BD3-LM, GIDD and Duo all publish the DDiT of SEDD (arXiv 2310.16834) with the noise told to every block and
-to the output layer. They differ in the words for its sizes, and in everything around it.
+MDLM, SEDD, BD3-LM, GIDD and Duo all publish the DDiT of SEDD (arXiv 2310.16834), in which the noise modulates every
+block and the output layer. They differ in the keys of its sizes, and in everything outside the network.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ __all__ = [
 ]
 
 ROUNDED = 128
-"""Trainers that add rows to a vocabulary make their number a multiple of this one, or of a multiple."""
+"""Trainers that round the number of rows up use a multiple of this number."""
 STEPS = 128
-"""Steps of a flat generation, where the files name none."""
+"""Steps of a flat generation, if the files name none."""
 _TRANSFORMERS = frozenset(
     {"_name_or_path", "architectures", "auto_map", "dtype", "model_type", "return_dict", "torch_dtype"}
     | {"transformers_version"}
 )
-"""Keys that `transformers` writes into every config; none of them says anything of the model."""
+"""Keys that `transformers` writes into every config; they do not describe the model."""
 _OF_ROWS = frozenset({"mask_id", "mask_token_id", "num_words"})
-"""Keys that say what the rows of the embedding are; see `vocabulary_rows`."""
+"""Keys that describe the rows of the embedding; see `vocabulary_rows`."""
 _NEEDED = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.adaLN_modulation.weight")
 
 
 @final
 class Sizes(NamedTuple):
-    """What a format calls the sizes of its network: dotted keys of its config."""
+    """Dotted keys of a format's config with the sizes of its network."""
 
     hidden: str
     blocks: str
@@ -56,25 +56,25 @@ class Sizes(NamedTuple):
 
 
 def unknown(config: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
-    """Dotted keys that neither the format nor `transformers` is known to have."""
+    """Dotted keys that belong neither to the format nor to `transformers`."""
     return unknown_keys(config, _TRANSFORMERS | _OF_ROWS | frozenset(known))
 
 
 def has_network(evidence: Evidence) -> bool:
-    """Whether the weights hold a DDiT that is told the noise everywhere."""
+    """Whether the weights hold a DDiT in which the noise modulates every layer."""
     return all(len(evidence.shapes.get(name, ())) == 2 for name in _NEEDED)
 
 
 def network(evidence: Evidence, sizes: Sizes, *, rows: int) -> DDiTConfig:
-    """The shape of the network; the width of the conditioning is read off the weights if the config is silent.
+    """The configuration of the network; a missing width of the conditioning is read off the weights.
 
     Args:
         evidence: Config and weights.
-        sizes: Where the config has the sizes.
-        rows: Of the embedding and the output.
+        sizes: Keys of the sizes.
+        rows: Rows of the embedding and the output.
 
     Raises:
-        ValueError: If a size is missing or wrong, or the weights cannot be those of so deep a network.
+        ValueError: If a size is missing or wrong, or the weights have too few tensors for its depth.
     """
     fields = Fields(evidence.config, evidence.origin)
     blocks = fields.whole(sizes.blocks)
@@ -98,25 +98,25 @@ def network(evidence: Evidence, sizes: Sizes, *, rows: int) -> DDiTConfig:
 
 
 def tensors(config: DDiTConfig) -> dict[str, str]:
-    """Name in the file of every parameter of our network: the same, when wrappers are left out."""
+    """Name in the file of every parameter of our network, which is our own name once wrappers are removed."""
     with torch.device("meta"):
         return {name: name for name, _ in DDiT(config).named_parameters()}
 
 
 def ignored_buffers() -> dict[str, str]:
-    """Buffers of the network that are computed here."""
+    """Buffers of the network that are computed instead of read."""
     return {"rotary_emb.inv_freq": "rotary frequencies are computed, not read"}
 
 
 @final
 class VocabularyRows(NamedTuple):
-    """What the rows of a file's embedding and output are.
+    """The meaning of the rows of a file's embedding and output.
 
     Attributes:
-        words: How many rows are words.
-        mask: Row of the mask, where it is not the one behind the words.
-        used: How many rows are words or the mask.
-        padding: How many rows behind them stand for nothing.
+        words: Number of rows that are words.
+        mask: Row of the mask, if it is not the one after the words.
+        used: Number of rows that are words or the mask.
+        padding: Number of unused rows after them.
     """
 
     words: int
@@ -126,19 +126,19 @@ class VocabularyRows(NamedTuple):
 
 
 def vocabulary_rows(evidence: Evidence, *, masked: bool = True, mask: int | None = None) -> VocabularyRows:
-    """What the rows of a format are whose config counts them and names no mask.
+    """The meaning of the rows in a format whose config counts them and names no mask.
 
-    Trainers that round the number of rows up leave rows behind the mask. A config may say what the rows are, with
-    `num_words` (the mask is not counted) and `mask_id`. Where it does not, the mask is the last row, and a number that
-    may have been rounded up is refused.
+    Trainers that round the number of rows up leave unused rows after the mask. A config may describe the rows with
+    `num_words` (without the mask) and `mask_id`. Otherwise the mask is the last row, and a number of rows that may have
+    been rounded up is refused.
 
     Args:
         evidence: Config and weights.
         masked: Whether one of the rows is a mask.
-        mask: Its row, where the format says so.
+        mask: Row of the mask, if the format defines it.
 
     Raises:
-        ValueError: If nothing says which row is the mask, or what is said cannot be.
+        ValueError: If the row of the mask is unknown, or the values are impossible.
     """
     fields = Fields(evidence.config, evidence.origin)
     count = fields.whole("vocab_size")
@@ -155,9 +155,9 @@ def vocabulary_rows(evidence: Evidence, *, masked: bool = True, mask: int | None
             what = "which row is the mask and which are padding" if masked else "which rows are padding"
             raise ValueError(
                 f"{evidence.origin}: `vocab_size` is {count}, a multiple of {ROUNDED}, so rows may have been added "
-                f"behind the words, and nothing says {what}. Say with `num_words` how many words there are"
-                f"{' (the mask is not counted)' if masked else ''}: it is an argument of `load`, --num-words in "
-                "commands, and may be a key of the config."
+                f"after the words, and it is unknown {what}. Give the number of words as `num_words`"
+                f"{' (the mask is not counted)' if masked else ''}: it is an argument of `load`, --num-words "
+                "in commands, and may be a key of the config."
             )
         words = count - masked
     used = words + masked
@@ -171,11 +171,11 @@ def vocabulary_rows(evidence: Evidence, *, masked: bool = True, mask: int | None
 
 
 def words(count: int, *, pad: int | None = None) -> tuple[Vocabulary, str | None]:
-    """The vocabulary of so many words, and its tokenizer's name if its size tells: GPT-2's, with or without [PAD].
+    """The vocabulary of a number of words, and its tokenizer's name if the size is GPT-2's, with or without [PAD].
 
     Args:
         count: Number of words.
-        pad: Id of [PAD], where the format puts one behind the words of GPT-2.
+        pad: Id of [PAD], if the format puts one after the words of GPT-2.
     """
     if count == GPT2.num_words:
         return GPT2, "gpt2"

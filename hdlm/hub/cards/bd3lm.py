@@ -1,7 +1,7 @@
 """BD3-LM (arXiv 2503.09573): block diffusion, `model_type: bd3lm`.
 
-The mask of attention is not in the file: it follows from `model_length` and `block_size`. Their two streams are
-`[noisy | clean]`, ours `[clean | noisy]`; who sees whom is the same. Masks come at `u = t` exactly, without a floor.
+The attention mask is not in the file: it follows from `model_length` and `block_size`. Their two streams are
+`[noisy | clean]`, ours `[clean | noisy]`; the attention is equal. Masks come at `u = t` exactly, without a floor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KNOWN = frozenset({*_SIZES, "vocab_size", "adaln", "attn_backend", "block_size"
     "time_conditioning",
     "var_min",
 }
-_CLIP = "range of the times drawn in its training, not part of the model"
+_CLIP = "range of the times in its training, not part of the model"
 
 
 @final
@@ -63,12 +63,12 @@ class BD3LMCard(AbstractCard):
                 f"{evidence.origin}: `block_size` must divide `model_length`, {length}; got {width}."
             )
         vocabulary, tokenizer = words(rows.words)
-        told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
+        conditioning: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
             process=Absorbing(vocabulary.num_words),
-            parameterization=LeaveOneOut(told, shared=True),
+            parameterization=LeaveOneOut(conditioning, shared=True),
             noise_schedule=LINEAR,
             hyperschedules=(flat(length, STEPS) if width == length else Block(length, width, width),),
             tensors=tensors(shape),

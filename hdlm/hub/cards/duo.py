@@ -1,4 +1,4 @@
-"""Duo (arXiv 2506.10892): uniform noise, `model_type: duo`. Tensors and sizes are MDLM's; only the config tells.
+"""Duo (arXiv 2506.10892): uniform noise, `model_type: duo`. Tensors and sizes are MDLM's; only the config differs.
 
 There is no mask. Each row is a word, also the [PAD] that was added to the GPT-2 vocabulary, so that the network has
 as many rows as the network of MDLM. The network always gets the total noise. Its output for a position does not use

@@ -1,8 +1,8 @@
-"""GIDD (arXiv 2503.04482): masks with a hump of uniform noise, `model_type: dit`, a name that others bear too.
+"""GIDD (arXiv 2503.04482): masks with a hump of uniform noise, `model_type: dit`, which other models use too.
 
-No mask is named. It is the last row, unless rows were added behind it to make a round number, which the config or the
-user must say (`num_words`). Before it stands a [PAD], which is a word like the others here. The network is told the
-time itself. It publishes its rotary tables, which are computed here, in place of frequencies.
+The config names no mask. It is the last row, unless rows were added after it to make a round number, which the config
+or the user must describe (`num_words`). The row before it is [PAD], which counts as a word here. The network gets the
+time itself. The file holds rotary tables, which are computed here, in place of frequencies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """MDLM (arXiv 2406.07524): `AutoModelForMaskedLM` weights with `model_type: mdlm`, and its Lightning checkpoints.
 
-The config names no mask: it is the last row, unless the vocabulary is BERT's, which has a mask of its own. With
-`time_conditioning: false` (all published ones) the network is told 0 whatever the noise, through a conditioning that is
-there all the same. Visible tokens carry over, which is what `LeaveOneOut` says of masks that absorb.
+The config names no mask: it is the last row, unless the vocabulary is BERT's, which has its own mask. With
+`time_conditioning: false` (all published models) the conditioning exists and gets 0 at every noise level. Visible
+tokens are copied, as in `LeaveOneOut` with the absorbing process.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class MDLMCard(AbstractCard):
         bert = (rows.words, rows.mask) == (_BERT_ROWS - 1, _BERT_MASK)
         shape = network(evidence, _SIZES, rows=rows.used)
         vocabulary, tokenizer = (_BERT, "bert-base-uncased") if bert else words(rows.words)
-        told: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
+        conditioning: Conditioning = "sigma" if fields.switch("time_conditioning", False) else "zero"
         return Blueprint(
             network=shape,
             vocabulary=vocabulary,
             process=Absorbing(vocabulary.num_words),
-            parameterization=LeaveOneOut(told, shared=True),
+            parameterization=LeaveOneOut(conditioning, shared=True),
             noise_schedule=LogLinear(),
             hyperschedules=(flat(shape.max_length, STEPS),),
             tensors=tensors(shape),

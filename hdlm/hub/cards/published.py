@@ -1,14 +1,14 @@
 """The published HDLM checkpoints, epsilon-hybrids and gamma-hybrids (arXiv 2504.06416).
 
-The config is the whole training config. Tensors have the names that `hdlm.network.DDiT` has taken over from them, and
-neither family modulates its output layer, which sets them apart from SEDD, whose config is alike.
+The config is the whole training config. `hdlm.network.DDiT` uses the names of the published tensors. Neither family
+modulates its output layer, which distinguishes them from SEDD, whose config is similar.
 
 | | epsilon-hybrid | gamma-hybrid |
 |---|---|---|
-| `model_type` | `epsilon_hybrid` | `gamma_hybrid`; where it is missing, graph, name or tensors tell |
+| `model_type` | `epsilon_hybrid` | `gamma_hybrid`; if it is missing, graph, name or tensors decide |
 | process | `EpsilonHybrid(training.epsilon)` | `GammaHybrid(graph.gamma)` |
-| outputs | logits | log scores; told sigma, and the mask's embedding is blended in |
-| noise | as time goes | `noise.type` |
+| outputs | logits | log scores; the network gets sigma, and the mask's embedding is blended in |
+| noise | linear in time | `noise.type` |
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _BOTH = frozenset(
 
 @final
 class PublishedEpsilonCard(AbstractCard):
-    """Epsilon-hybrids: logits of a network that is told no time."""
+    """Epsilon-hybrids: logits of a network without noise conditioning."""
 
     name = "published epsilon-hybrid"
 
@@ -75,8 +75,8 @@ class PublishedEpsilonCard(AbstractCard):
         network = _network(evidence, fields, rows=words + 1)
         if network.timestep_embedding:
             raise ValueError(
-                f"{evidence.origin} is an epsilon-hybrid that is told the noise (`model.use_timestep_embedding`); no "
-                "published one is, and what it is told is not known here."
+                f"{evidence.origin} is an epsilon-hybrid whose network gets the noise "
+                "(`model.use_timestep_embedding`); no published one does, and the meaning of that input is unknown."
             )
         process = _valid(evidence, EpsilonHybrid, words, fields.number("training.epsilon"))
         return _blueprint(evidence, network, process, Mean(), LINEAR, "epsilon_hybrid")
@@ -84,7 +84,7 @@ class PublishedEpsilonCard(AbstractCard):
 
 @final
 class PublishedGammaCard(AbstractCard):
-    """Gamma-hybrids: log scores of a network that is told the total noise of each position."""
+    """Gamma-hybrids: log scores of a network that gets the total noise of each position."""
 
     name = "published gamma-hybrid"
 
@@ -98,8 +98,8 @@ class PublishedGammaCard(AbstractCard):
         network = _network(evidence, fields, rows=words if graph == "uniform" else words + 1)
         if not network.timestep_embedding:
             raise ValueError(
-                f"{evidence.origin} is a gamma-hybrid that is not told the noise (`model.use_timestep_embedding`); no "
-                "published one is."
+                f"{evidence.origin} is a gamma-hybrid whose network does not get the noise "
+                "(`model.use_timestep_embedding`); every published one does."
             )
         gamma = fields.number("graph.gamma") if graph == "QGamma" else 0.0
         process = _valid(evidence, noise_process, graph, words, gamma)
@@ -117,7 +117,7 @@ class PublishedGammaCard(AbstractCard):
 
 
 def _family(evidence: Evidence) -> Family | None:
-    """Which of the two it is, if any."""
+    """The family of a checkpoint, if it is a published one."""
     fields = Fields(evidence.config, evidence.origin)
     sizes = ("tokenizer.tokens", "model.hidden_size", "model.n_blocks", "model.n_heads")
     if any(fields.get(key) is None for key in sizes) or "format" in evidence.config:
@@ -128,16 +128,16 @@ def _family(evidence: Evidence) -> Family | None:
         case "epsilon_hybrid" | "gamma_hybrid" as family:
             return cast(Family, family)
         case None:
-            told = _TIMESTEP in evidence.shapes or _BLOCK_MODULATION in evidence.shapes
+            conditioned = _TIMESTEP in evidence.shapes or _BLOCK_MODULATION in evidence.shapes
             named = "gamma" in str(fields.get("model.name"))
-            gamma = told or named or fields.get("graph.type") == "QGamma"
+            gamma = conditioned or named or fields.get("graph.type") == "QGamma"
             return "gamma_hybrid" if gamma else "epsilon_hybrid"
         case _:
             return None
 
 
 def _network(evidence: Evidence, fields: Fields, rows: int) -> DDiTConfig:
-    """The shape of the network, where config and tensors agree on it."""
+    """The configuration of the network; config and tensors must agree on it."""
     origin, shapes = evidence.origin, evidence.shapes
     hidden = fields.whole("model.hidden_size")
     if shapes[_EMBEDDING] != (rows, hidden):
@@ -152,28 +152,26 @@ def _network(evidence: Evidence, fields: Fields, rows: int) -> DDiTConfig:
             f"{origin} contradicts itself: `model.n_blocks` is {fields.get('model.n_blocks')}, but its tensors are "
             f"those of {len(blocks)} blocks."
         )
-    told = _TIMESTEP in shapes
-    return cast(
+    conditioned = _TIMESTEP in shapes
+    config: DDiTConfig = _valid(
+        evidence,
         DDiTConfig,
-        _valid(
-            evidence,
-            DDiTConfig,
-            vocab_size=rows,
-            hidden_size=hidden,
-            num_blocks=len(blocks),
-            num_heads=fields.whole("model.n_heads"),
-            cond_dim=fields.whole("model.cond_dim", 128),
-            dropout=fields.number("model.dropout", 0.0),
-            timestep_embedding=_agreed(evidence, fields, "use_timestep_embedding", _TIMESTEP),
-            condition_blocks=_agreed(evidence, fields, "transformer_sigma_conditioning", _BLOCK_MODULATION)
-            and told,
-            max_length=fields.whole("model.length"),
-        ),
+        vocab_size=rows,
+        hidden_size=hidden,
+        num_blocks=len(blocks),
+        num_heads=fields.whole("model.n_heads"),
+        cond_dim=fields.whole("model.cond_dim", 128),
+        dropout=fields.number("model.dropout", 0.0),
+        timestep_embedding=_agreed(evidence, fields, "use_timestep_embedding", _TIMESTEP),
+        condition_blocks=_agreed(evidence, fields, "transformer_sigma_conditioning", _BLOCK_MODULATION)
+        and conditioned,
+        max_length=fields.whole("model.length"),
     )
+    return config
 
 
 def _agreed(evidence: Evidence, fields: Fields, switch: str, tensor: str) -> bool:
-    """A switch of the config, which must be on if and only if a tensor is there."""
+    """A switch of the config, which must be on exactly if a tensor exists."""
     there = tensor in evidence.shapes
     if fields.switch(f"model.{switch}", there) != there:
         raise ValueError(
@@ -186,17 +184,17 @@ def _agreed(evidence: Evidence, fields: Fields, switch: str, tensor: str) -> boo
 def _noise(evidence: Evidence, fields: Fields) -> AbstractNoiseSchedule:
     noise = fields.choice("noise.type", get_args(NoiseName), DEFAULTS["noise.type"])
     ends = (fields.number(f"noise.{end}") for end in ("sigma_min", "sigma_max") if noise == "geometric")
-    made: AbstractNoiseSchedule = _valid(evidence, noise_schedule, noise, *ends)
-    return made
+    schedule: AbstractNoiseSchedule = _valid(evidence, noise_schedule, noise, *ends)
+    return schedule
 
 
 def _hyperschedules(evidence: Evidence, fields: Fields, length: int) -> tuple[AbstractHyperschedule, ...]:
-    """What it was trained on; one more, in front, if it was to be evaluated with another number of levels."""
+    """The hyperschedule of training, preceded by that of evaluation if it has another number of levels."""
     kind = fields.choice("annealing.type", get_args(AnnealingName), "none")
     width = length if kind == "none" else fields.whole("annealing.width")
     levels = fields.whole("annealing.tau", width)
-    wanted = dict.fromkeys((fields.whole("annealing.eval_tau", levels), levels))
-    return tuple(_valid(evidence, hyperschedule, kind, length, width, each) for each in wanted)
+    counts = dict.fromkeys((fields.whole("annealing.eval_tau", levels), levels))
+    return tuple(_valid(evidence, hyperschedule, kind, length, width, count) for count in counts)
 
 
 def _blueprint(
@@ -207,7 +205,7 @@ def _blueprint(
     noise: AbstractNoiseSchedule,
     family: Family,
 ) -> Blueprint:
-    """What the two families share."""
+    """The blueprint of either family."""
     fields = Fields(evidence.config, evidence.origin)
     names = fields.get("tokenizer.model")
     alignment = fields.choice("type", get_args(AlignmentName), DEFAULTS["type"])
@@ -234,7 +232,7 @@ def _blueprint(
 
 
 def _valid(evidence: Evidence, make: Any, *values: Any, **named: Any) -> Any:
-    """What `make` makes of values of the config; if it refuses them, the error says whose they are."""
+    """The result of `make` for values of the config; its errors name the config."""
     try:
         return make(*values, **named)
     except ValueError as error:

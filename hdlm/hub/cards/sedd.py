@@ -1,7 +1,7 @@
 """SEDD (arXiv 2310.16834): log scores under absorbing or uniform noise; its config is the whole training config.
 
-`tokens` counts the words; `graph.type: absorb` adds a row for the mask, `uniform` does not. The range of the noise in
-the config is read by the geometric schedule only. There is no `model_type`.
+`tokens` counts the words; `graph.type: absorb` adds a row for the mask, `uniform` does not. Only the geometric schedule
+uses the noise range of the config. There is no `model_type`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KNOWN = (
 )
 _GRAPHS = ("absorb", "uniform")
 _FLOOR = 1e-9
-"""Geometric noise comes this close to 1."""
+"""Distance from 1 of the largest noise fraction, for the geometric schedule."""
 
 
 @final

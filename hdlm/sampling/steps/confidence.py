@@ -1,6 +1,8 @@
-"""Confidence-ordered decoding: the words the model is surest of first (MaskGIT, arXiv 2202.04200; LLaDA, 2502.09992).
+"""Decoding by confidence: the words that the model is surest of come first.
 
-A heuristic: its law is not the model's.
+MaskGIT (arXiv 2202.04200), LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and SDAR (arXiv 2510.06303) decode like
+this; they differ in the measure of confidence and in how many words a step writes. A heuristic: the law of the text is
+not that of the model.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, final, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.sampling.base import Move, require_masks
@@ -18,54 +20,124 @@ from hdlm.sampling.ties import ascending
 
 __all__ = ["ByConfidence"]
 
-Measure = Literal["probability", "margin", "entropy"]
+Measure = Literal["probability", "margin", "entropy", "position"]
+Quota = Literal["random", "even", "truncated", "nearest"]
 _MODEL, _ROUND, _TIE = 0, 1, 2
+_WHOLE = 1e-9
 
 
 @final
 @dataclass(frozen=True)
 class ByConfidence:
-    """Lifts as many masks as the schedule wants, those first of which the model is surest.
+    """Writes as many words as the schedule asks for, those first of which the model is surest.
 
-    How many: the number of masks times the share that is to fall, rounded up or down at random so that the mean
-    follows the schedule; those among them that must fall now (their noise ends) come first.
+    A step lets a share `1 - s / t` of the masks fall, `t` and `s` their noise before and after it. `quota` says what
+    happens if that share of the number of masks is not whole:
+
+    | quota | words in a step | used by |
+    |---|---|---|
+    | `"random"` | rounded up or down at random, so that the mean follows the schedule | |
+    | `"even"` | rounded up, so that the first steps write one word more than the others | LLaDA, SDAR |
+    | `"truncated"` | rounded down; the last step writes the rest | Dream |
+    | `"nearest"` | rounded to the nearest number, halves to the even one | dllm |
+
+    Masks whose noise ends in this step come first, whatever their confidence.
 
     Attributes:
-        measure: `"probability"` of the drawn word, `"margin"` between the two likeliest, or negative `"entropy"`.
+        measure: `"probability"` of the word that is written, `"margin"` between the two likeliest words, the negative
+            `"entropy"`, or `"position"`, which writes from left to right.
+        quota: How many words a step writes; see the table.
+        greedy: Whether the likeliest word is written; else a word is drawn.
+        block: Width of blocks, or None. Along a flat hyperschedule, the free positions are cut into blocks of so many,
+            from the first free position on. Each block gets an equal part of the noise, and the blocks are written one
+            after the other. Unlike along a `Block`, every position sees the whole canvas (LLaDA).
+
+    Raises:
+        ValueError: If the measure or the quota is unknown, or `block` is not positive.
     """
 
     measure: Measure = "probability"
+    quota: Quota = "random"
+    greedy: bool = False
+    block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.measure not in get_args(Measure):
-            raise ValueError(
-                f"`measure` of confidence must be one of {get_args(Measure)}; got {self.measure!r}."
-            )
+        for name, choices in (("measure", get_args(Measure)), ("quota", get_args(Quota))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` of decoding by confidence must be one of {', '.join(choices)}; "
+                    f"got {getattr(self, name)!r}."
+                )
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"`block` of decoding by confidence must be positive; got {self.block}.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         require_masks(move.process, "Decoding by confidence")
+        kept = move.still_masked
         masked = move.masked
+        if self.block is not None:
+            inside, kept = _of_block(move, self.block)
+            masked = masked & inside
         if not masked.any():
             return x
-        expected = torch.where(masked, 1 - move.still_masked, 0.0).sum(1, keepdim=True)
-        count = (expected + move.uniform(_ROUND)[:, :1]).floor()
         log_p = move.reading.log_clean(masked)
         at = masked.nonzero(as_tuple=True)
-        drawn = draw_index(log_p.exp(), move.uniform(_MODEL)[at])
+        drawn = log_p.argmax(1) if self.greedy else draw_index(log_p.exp(), move.uniform(_MODEL)[at])
         trust = torch.full_like(move.t, -torch.inf)
-        trust[at] = self._trust(log_p, drawn).to(trust.dtype)
-        trust = trust.masked_fill(masked & (move.still_masked == 0), torch.inf)
+        trust[at] = (
+            -at[1].to(trust.dtype)
+            if self.measure == "position"
+            else self._trust(log_p, drawn).to(trust.dtype)
+        )
+        trust = trust.masked_fill(masked & (kept == 0), torch.inf)
         rank = ascending(-trust, move.uniform(_TIE)).argsort(dim=1)
         guess = x.clone()
         guess[at] = drawn
-        return torch.where(masked & (rank < count), guess, x)
+        return torch.where(masked & (rank < self._count(move, masked, kept)), guess, x)
+
+    def _count(
+        self, move: Move, masked: Bool[Tensor, "b l"], kept: Float[Tensor, "b l"]
+    ) -> Float[Tensor, "b 1"]:
+        """How many words each sequence gets; a float64 share is off by rounding, so nearly whole numbers are whole."""
+        expected = torch.where(masked, 1 - kept, 0.0).sum(1, keepdim=True)
+        match self.quota:
+            case "random":
+                return (expected + move.uniform(_ROUND)[:, :1]).floor()
+            case "even":
+                return (expected - _WHOLE).ceil()
+            case "truncated":
+                return (expected + _WHOLE).floor()
+            case "nearest":
+                return expected.round()
 
     def _trust(self, log_p: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         match self.measure:
-            case "probability":
-                return log_p.gather(1, drawn[:, None])[:, 0]
             case "margin":
                 best = log_p.exp().topk(2, dim=1).values
                 return best[:, 0] - best[:, 1]
             case "entropy":
                 return torch.xlogy(log_p.exp(), log_p.exp()).sum(1)
+            case _:
+                return log_p.gather(1, drawn[:, None])[:, 0]
+
+
+def _of_block(move: Move, width: int) -> tuple[Bool[Tensor, "b l"], Float[Tensor, "b l"]]:
+    """The block whose turn it is, and the share of its masks that stay.
+
+    Raises:
+        ValueError: If positions that may change have different noise.
+    """
+    moving, place = move.moving, torch.arange(move.x.shape[1], device=move.x.device)
+    first = torch.where(moving, place, move.x.shape[1]).amin(1, keepdim=True)
+    last = torch.where(moving, place, -1).amax(1, keepdim=True)
+    now, then = (torch.where(moving, u, 0.0).amax(1, keepdim=True) for u in (move.t, move.s))
+    if bool((moving & ((move.t != now) | (move.s != then))).any()):
+        raise ValueError(
+            "`block` of decoding by confidence needs a flat hyperschedule: all positions share one noise."
+        )
+    count = (last - first).div(width, rounding_mode="floor") + 1
+    block = ((1 - now) * count + _WHOLE).floor().clamp_max(count - 1)
+    rest = count - 1 - block
+    kept = ((then * count - rest).clamp_min(0) / (now * count - rest).clamp_min(_WHOLE)).expand_as(move.t)
+    kept = torch.where(kept < _WHOLE, 0.0, kept)
+    return (place - first).div(width, rounding_mode="floor") == block, kept

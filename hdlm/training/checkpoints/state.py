@@ -1,16 +1,15 @@
-"""All that a run needs to go on exactly where it stopped, in a folder that is a checkpoint of its model as well.
+"""The training state of a run, in a folder that is also a checkpoint of its model.
 
     model.safetensors, raw.safetensors, config.json, tokenizer.json    the checkpoint: average, weights, recipe
-    optimizer.safetensors    the memory of the optimizers, each tensor as "OPTIMIZER/KEY/PARAMETER"
+    optimizer.safetensors    the state of the optimizers, each tensor as "OPTIMIZER/KEY/PARAMETER"
     state.json               step, sequences (the place in the text), seconds, ticks of the average, versions of
                              software, and size and SHA-256 of every other file; written last
 
-There is no state of random numbers and none of a learning-rate schedule: both are functions of the seed and the step.
-No tensor knows how many processes there were, so any number of them may go on.
+Random numbers and learning rates need no state, because both are functions of the seed and the step. No tensor depends
+on the number of processes, so a run may be resumed with another number.
 
-`accelerate.save_state` would do less: it writes into a folder that is incomplete while it does so, keeps optimizers and
-random numbers in pickles, which can run code, and keeps one state of random numbers for each process, so that another
-number of processes cannot go on.
+`accelerate.save_state` is not used: its folder is incomplete while it is written, it stores optimizers and random
+numbers in pickles, which can run code, and its random state is per process, which fixes the number of processes.
 """
 
 from __future__ import annotations
@@ -38,35 +37,30 @@ __all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimize
 FORMAT = 1
 """Version of the layout of `state.json`."""
 
-_STATE, _OPTIMIZER, _RAW, _AVERAGE = (
-    "state.json",
-    "optimizer.safetensors",
-    "raw.safetensors",
-    "model.safetensors",
-)
+_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
 STATE_FILES = frozenset({_STATE, _OPTIMIZER})
-"""What such a folder holds besides the checkpoint of the model."""
+"""Files of such a folder that do not belong to the checkpoint of the model."""
 _SOFTWARE = ("torch", "accelerate", "safetensors")
 
 
 @final
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run is.
+    """The training state of a run.
 
     Attributes:
         step: Optimizer steps done.
-        sequences: Windows of text that they took; the next step takes those that follow.
-        seconds: Time spent on them.
-        ticks: Steps that the average of the weights is of.
-        precision: What the network computes in, `"bf16"` or `"no"`.
-        device: Kind of device it computed on.
-        processes: How many processes there were, for people to read.
+        sequences: Windows of text that these steps used; the next step uses those that follow.
+        seconds: Time spent on these steps.
+        ticks: Number of updates of the averaged weights.
+        precision: Precision of the network's computation, `"bf16"` or `"no"`.
+        device: Type of the device.
+        processes: Number of processes, for information only.
         weights: The network's parameters and buffers.
-        average: The same, with the moving average of the parameters.
-        optimizers: Tensors that the optimizers remember, by `"OPTIMIZER/KEY/PARAMETER"`.
-        text: Fingerprint of the text that it learns from.
-        threads: How many threads computed the last step on a CPU; 0 if that was not recorded.
+        average: Averaged parameters, and the buffers.
+        optimizers: State tensors of the optimizers, by `"OPTIMIZER/KEY/PARAMETER"`.
+        text: Fingerprint of the training text.
+        threads: Number of CPU threads in the last step; 0 if it was not recorded.
     """
 
     step: int
@@ -83,7 +77,7 @@ class TrainingState:
     threads: int = 0
 
     def write(self, folder: Path) -> None:
-        """Add this to a folder that holds the checkpoint of the model."""
+        """Add the state to a folder that holds the checkpoint of the model."""
         with replacing(folder / _OPTIMIZER) as aside:
             aside.write_bytes(save_tensors({name: v.contiguous() for name, v in self.optimizers.items()}))
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _STATE)
@@ -102,10 +96,10 @@ class TrainingState:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingState:
-        """Read a folder, and compare every file with what was written.
+        """Read a folder, and compare every file with its recorded size and hash.
 
         Raises:
-            ValueError: If anything is missing or damaged; it names the file.
+            ValueError: If a file is missing or damaged; it names the file.
         """
         table = _read_table(folder / _STATE)
         for name, expected in table["files"].items():
@@ -121,44 +115,43 @@ class TrainingState:
         return cls(**plain, **tensors)  # type: ignore[arg-type]
 
 
-_TENSORS = {"weights": _RAW, "average": _AVERAGE, "optimizers": _OPTIMIZER}
+_TENSORS = {"weights": "raw.safetensors", "average": "model.safetensors", "optimizers": _OPTIMIZER}
 _PLAIN = tuple(name for name in TrainingState.__dataclass_fields__ if name not in _TENSORS)
 
 
 def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """What optimizers remember, whole and on the CPU; every process must ask.
+    """The state of optimizers, whole and on the CPU; every process must call this.
 
     Args:
-        network: Whose parameters they move.
-        optimizers: In an order that stays the same.
+        network: The network whose parameters they move.
+        optimizers: The optimizers, in a fixed order.
     """
-    found = {}
+    gathered = {}
     names = {id(parameter): name for name, parameter in named_parameters(network).items()}
     for number, optimizer in enumerate(optimizers):
-        for parameter, memory in optimizer.state.items():
-            for key, value in memory.items():
-                found[f"{number}/{key}/{names[id(parameter)]}"] = full_tensor(value).cpu()
-    return found
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                gathered[f"{number}/{key}/{names[id(parameter)]}"] = full_tensor(value).cpu()
+    return gathered
 
 
 def spread_optimizers(
     network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], memory: Mapping[str, Tensor]
 ) -> None:
-    """Give optimizers back what `gather_optimizers` found; every process must.
+    """Load what `gather_optimizers` returned into optimizers; every process must call this.
 
     Raises:
-        ValueError: If it is of other optimizers or of another network.
+        ValueError: If it belongs to other optimizers or another network.
     """
     parameters = named_parameters(network)
-    names = {id(parameter): name for name, parameter in parameters.items()}
     states: list[dict[str, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in memory.items():
         number, key, parameter = name.split("/", 2)
         if int(number) >= len(optimizers) or parameter not in parameters:
             raise ValueError(f"{_OPTIMIZER} is of another optimizer or network: there is no {name!r} here.")
         states[int(number)].setdefault(parameter, {})[key] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        order = [names[id(one)] for group in optimizer.param_groups for one in group["params"]]
+    for optimizer, state, groups in zip(optimizers, states, group_names(network, optimizers), strict=True):
+        order = [name for group in groups for name in group]
         table = optimizer.state_dict()
         table["state"] = {
             order.index(parameter): {key: spread_like(v, parameters[parameter]) for key, v in entries.items()}
@@ -168,15 +161,10 @@ def spread_optimizers(
 
 
 def group_names(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[list[list[str]]]:
-    """The names of the parameters in each group of each optimizer; ask before they are spread.
-
-    Args:
-        network: Whose parameters they move.
-        optimizers: In an order that stays the same.
-    """
+    """The names of the parameters in each group of each optimizer; to be called before they are sharded."""
     names = {id(parameter): name for name, parameter in named_parameters(network).items()}
     return [
-        [[names[id(one)] for one in group["params"]] for group in optimizer.param_groups]
+        [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in optimizers
     ]
 
@@ -184,12 +172,12 @@ def group_names(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 def whole_state_dicts(
     network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], names: Sequence[Sequence[Sequence[str]]]
 ) -> list[dict[str, Any]]:
-    """What the `state_dict` of each optimizer would be if nothing were spread; every process must ask.
+    """The `state_dict` that each optimizer would have without sharding; every process must call this.
 
     Args:
-        network: Whose parameters they move.
-        optimizers: In the order of `names`.
-        names: What `group_names` said of them.
+        network: The network whose parameters they move.
+        optimizers: The optimizers, in the order of `names`.
+        names: Names of the parameters, as returned by `group_names`.
     """
     places = [
         {name: place for place, name in enumerate(name for group in groups for name in group)}
@@ -212,7 +200,7 @@ def whole_state_dicts(
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    """The table of `state.json`, with all that is required."""
+    """The table of `state.json`, checked for completeness."""
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
     try:

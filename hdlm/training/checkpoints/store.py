@@ -1,11 +1,11 @@
-"""The checkpoints of a run, one folder for each step that is kept: written aside, renamed, and thrown away in turn.
+"""The checkpoints of a run, one folder for each step: written to a temporary folder, renamed, and later removed.
 
     RUN/training/step-00001200/    what `TrainingState` describes
-    RUN/training/best.json         which step had the best bound on validation text
-    RUN/training/finished.json     the last step of a run that is over, once all is done that follows it
-    RUN/training/lock              held while a run is at work
+    RUN/training/best.json         the step with the best bound on validation text
+    RUN/training/finished.json     the last step of a run that has ended, once everything after it is done
+    RUN/training/lock              held while a run trains
 
-A folder is whole or not there, whatever moment the program dies at. The newest few are kept, and the best.
+A folder is complete or absent, whenever the program ends. The newest folders are kept, and the best one.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _BEST, _FINISHED = "best.json", "finished.json"
 
 @final
 class CheckpointStore:
-    """The kept checkpoints of a run.
+    """The stored checkpoints of a run.
 
     Args:
         run: The folder of the run.
-        keep: How many of the newest are kept.
+        keep: Number of the newest checkpoints that are kept.
     """
 
     def __init__(self, run: Path, keep: int = 2) -> None:
         self._folder, self._keep = run / _FOLDER, keep
 
     def steps(self) -> list[int]:
-        """Steps that are kept, in order."""
+        """The stored steps, in order."""
         names = [path.name.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*")]
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -51,32 +51,32 @@ class CheckpointStore:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the best bound, and the bound; None if none was measured, or the note of it is damaged."""
+        """The step with the best bound, and the bound; None if none was measured, or the file is damaged."""
         table = _noted(self._folder / _BEST, "step", "bound")
         return None if table is None else (int(table[0]), table[1])
 
     @property
     def finished(self) -> int | None:
-        """The step that the run ended with, if nothing is left to do after it."""
+        """The step that the run ended with; None if something is left to do."""
         table = _noted(self._folder / _FINISHED, "step")
         return None if table is None else int(table[0])
 
     def finish(self, step: int) -> None:
-        """Note that the run ended with a step, and that nothing is left to do."""
+        """Record that the run ended with a step, and that nothing is left to do."""
         _note(self._folder / _FINISHED, {"step": step})
 
     def put(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Keep a step, and throw away what is too old; what was kept before is there until this one is whole.
+        """Store a step, and remove steps that are too old; older ones stay until this one is complete.
 
         Args:
-            step: Its number.
-            write: Fills a folder with it.
+            step: Number of the step.
+            write: Writes the step into a folder.
 
         Returns:
-            Its folder.
+            The folder of the step.
 
         Raises:
-            OSError: If it cannot be written; nothing has been thrown away.
+            OSError: If it cannot be written; nothing is removed then.
         """
         target, aside = self.place(step), self._folder / f"{_ASIDE}{step}"
         self.clear()
@@ -94,11 +94,11 @@ class CheckpointStore:
         return target
 
     def offer(self, step: int, bound: float) -> bool:
-        """Note the bound of a step that is kept; it stays for as long as none is better.
+        """Record the bound of a stored step, which is kept until another step has a better one.
 
         Args:
-            step: Its number.
-            bound: In nats a token, say; less is better.
+            step: Number of the step.
+            bound: Bound in nats per token, for example; less is better.
 
         Returns:
             Whether it is the best so far.
@@ -111,13 +111,13 @@ class CheckpointStore:
         return True
 
     def newest(self, say: Callable[[str], object]) -> tuple[Path, TrainingState] | None:
-        """The newest checkpoint that is whole; None if none was ever kept.
+        """The newest intact checkpoint; None if none was ever stored.
 
         Args:
-            say: Told of each one that is not whole.
+            say: Called with a line for each damaged checkpoint.
 
         Raises:
-            ValueError: If there are some, but none is whole.
+            ValueError: If there are checkpoints, but all are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -125,18 +125,18 @@ class CheckpointStore:
                 state = TrainingState.read(self.place(step))
                 if state.step == step:
                     return self.place(step), state
-                say(f"the checkpoint of step {step} cannot be used: it is of step {state.step}")
+                say(f"the checkpoint of step {step} cannot be used: its state is of step {state.step}")
             except (ValueError, OSError) as error:
                 say(f"the checkpoint of step {step} cannot be used: {error}")
         if steps:
             raise ValueError(
-                f"none of the checkpoints in {self._folder} is whole; begin anew in another folder, with --from "
-                f"{self._folder.parent} if its model.safetensors can be read."
+                f"none of the checkpoints in {self._folder} is intact; begin another run in another folder, with "
+                f"--from {self._folder.parent} if its model.safetensors can be read."
             )
         return None
 
     def rewind(self, step: int) -> None:
-        """Forget what came after a step, because the run goes on from there."""
+        """Remove what is later than the step that the run resumes from."""
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.place(later), ignore_errors=True)
@@ -145,10 +145,10 @@ class CheckpointStore:
         (self._folder / _FINISHED).unlink(missing_ok=True)
 
     def mend(self, bounds: Mapping[int, float]) -> None:
-        """Find the best kept step again if the note of it is lost, damaged, or not of the best kept step.
+        """Find the best stored step again, if its record is lost, damaged, or of a step that is not stored.
 
         Args:
-            bounds: What is known of steps, kept or not; a step without one is never the best.
+            bounds: Known bounds by step; a step without one is never the best.
         """
         kept = self.steps()
         if self.best is None or self.best[0] not in kept:
@@ -160,10 +160,10 @@ class CheckpointStore:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only program that writes here, for the length of a block; a program that dies lets go.
+        """Lock the folder inside a `with` block; the lock ends with the program.
 
         Raises:
-            ValueError: If another one is at work.
+            ValueError: If another program holds the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -173,8 +173,8 @@ class CheckpointStore:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"another program trains in {self._folder.parent}: end it, or wait until it has ended, and go on with "
-                "--resume (training.resume=true); or choose another folder."
+                f"another program trains in {self._folder.parent}: end it, or wait until it has ended, and resume the "
+                "run with --resume (training.resume=true); or choose another folder."
             ) from None
         try:
             yield
@@ -182,12 +182,12 @@ class CheckpointStore:
             lock.release()
 
     def clear(self) -> None:
-        """Remove what a program that died left unfinished."""
+        """Remove temporary folders of a program that was killed."""
         for path in self._folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:
-        """Throw away what is neither new enough nor the best."""
+        """Remove what is neither new enough nor the best."""
         best = self.best
         for step in self.steps()[: -self._keep]:
             if best is None or step != best[0]:
@@ -195,7 +195,7 @@ class CheckpointStore:
 
 
 def publish(source: Path, folder: Path) -> None:
-    """Put the model of a kept step into the folder of the run, file by file, without a copy where links can be made."""
+    """Put the model of a stored step into the folder of the run, file by file, by hard links where possible."""
     for path in sorted(source.iterdir()):
         if path.name in STATE_FILES or not path.is_file():
             continue
@@ -213,7 +213,7 @@ def _note(path: Path, table: Mapping[str, int | float]) -> None:
 
 
 def _noted(path: Path, *names: str) -> list[float] | None:
-    """Numbers that `_note` wrote; None if they are not there, or damaged."""
+    """Numbers that `_note` wrote; None if they are missing or damaged."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         values = [float(table[name]) for name in names]
@@ -223,7 +223,7 @@ def _noted(path: Path, *names: str) -> list[float] | None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Wait until a folder and its files are on the disk, so that not even a loss of power can lose them."""
+    """Wait until a folder and its files are on the disk, so that a power failure cannot lose them."""
     for path in folder.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
@@ -231,7 +231,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; Windows opens no folders, and needs not to."""
+    """Wait until the names in a folder are on the disk; Windows can open no folders and does not need this."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,12 +1,12 @@
-"""The engine of training: `accelerate`, as its launcher was told to set it up, and nothing that would train wrongly.
+"""The engine of training: `accelerate`, as its launcher configured it; configurations that train wrongly are refused.
 
 | launched with | engine | what each process holds |
 |---|---|---|
 | nothing, `single.yaml`, `multi*.yaml` | one process, or DDP | everything |
-| `fsdp.yaml` | FSDP2 | a part of weights, gradients and memory of the optimizers |
+| `fsdp.yaml` | FSDP2 | a shard of weights, gradients and optimizer state |
 
-The rest of accelerate's setups change what a process is (tensor, context and pipeline parallelism), or what is
-trained (DeepSpeed, which drives one optimizer only), and are refused.
+Other configurations of accelerate are refused: tensor, context and pipeline parallelism split a sequence or a network
+over processes, and DeepSpeed drives one optimizer only.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _T = TypeVar("_T")
 
 
 def make_engine(run: RunSettings, device: torch.device) -> Accelerator:
-    """The engine that the launcher asked for.
+    """The engine that the launcher configured.
 
     Args:
-        run: How much at a time.
-        device: Where; the processes of the launcher that have no accelerator talk by gloo.
+        run: Settings of the run; its accumulation is used.
+        device: Device of the training; processes without an accelerator communicate by gloo.
 
     Raises:
-        ValueError: If that engine would train something else than the recipe says; it says what to do.
+        ValueError: If the engine would train something else than the recipe describes; it says what to do.
     """
     _refuse_model_parallelism()
     accumulation = GradientAccumulationPlugin(run.accumulation, sync_with_dataloader=False)
@@ -54,11 +54,10 @@ def make_engine(run: RunSettings, device: torch.device) -> Accelerator:
 
 
 def _place(engine: Accelerator, device: torch.device) -> None:
-    """Have a single process use the device that it was given: `accelerate` takes the current one of its kind.
+    """Set the device of a single process: `accelerate` would use the current one of its type.
 
     Raises:
-        ValueError: If there are several processes, each of which has a device of its own, and this one was given
-            another.
+        ValueError: If there are several processes, which use one device each, and this one was given another.
     """
     if engine.num_processes > 1:
         if device.index is not None and device != engine.device:
@@ -73,39 +72,35 @@ def _place(engine: Accelerator, device: torch.device) -> None:
 
 
 def agreed_precision(asked: str, device: torch.device) -> str:
-    """What `choose_precision` finds in the main process, for all of them: clocks differ, and weights must not."""
+    """The result of `choose_precision` in the main process, for all processes: their measurements may differ."""
     return agreed(choose_precision(asked, device))
 
 
 def agreed(mine: _T) -> _T:
-    """What the main process has found, for all of them; all must ask."""
-    found: _T = broadcast_object_list([mine])[0]
-    return found
+    """The value of the main process, for all processes; all must call this."""
+    value: _T = broadcast_object_list([mine])[0]
+    return value
 
 
 def agree(mine: object, name: str) -> None:
-    """Refuse to go on if a process has found something else than the main one; all processes must ask.
+    """Check that all processes found what the main process found; all must call this.
 
     Args:
-        mine: What this one has found.
-        name: What that is.
+        mine: The value of this process.
+        name: Name of the value, for the message.
 
     Raises:
-        ValueError: If the main one has found something else: the file systems of machines may lag behind each other.
+        ValueError: If the main process found another value, because the file systems of two machines differ.
     """
     theirs = agreed(mine)
     if mine != theirs:
         raise ValueError(
-            f"{name} is {mine} to this process and {theirs} to the main one: all must see the same folder."
+            f"{name} is {mine} in this process and {theirs} in the main one: all must see the same folder."
         )
 
 
 def _refuse_model_parallelism() -> None:
-    """Processes share batches here, and FSDP2 shards a network; there is no other way of sharing work.
-
-    Raises:
-        ValueError: If the launcher was told of one.
-    """
+    """Refuse ways to share work other than batches (DDP) and shards of a network (FSDP2)."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
             "DeepSpeed is not supported: it would leave out Muon and use its own optimizer. FSDP2 shards weights, "
@@ -123,16 +118,12 @@ def _refuse_model_parallelism() -> None:
 
 
 def _check_fsdp(engine: Accelerator) -> None:
-    """Refuse FSDP1, and say so if `accelerate` fell back to DDP, which it does without a word.
-
-    Raises:
-        ValueError: If the version is not 2.
-    """
+    """Refuse FSDP1, and warn if `accelerate` fell back to DDP, which it does without a message."""
     if FullyShardedDataParallelPlugin().fsdp_version != 2:
         raise ValueError("FSDP1 flattens weights, and checkpoints need them whole: set `fsdp_version: 2`.")
     if engine.distributed_type != DistributedType.FSDP and engine.is_main_process:
         warnings.warn(
-            "accelerate has no FSDP on processors, so every process holds the whole network (DDP): the same steps, "
+            "accelerate has no FSDP on CPUs, so every process holds the whole network (DDP): the steps are equal, "
             "but no memory is saved.",
             stacklevel=2,
         )

@@ -1,6 +1,6 @@
-"""Tensors that FSDP may have spread over processes: by their plain names, whole, and spread again.
+"""Tensors that FSDP may have sharded: by their names in a checkpoint, gathered, and sharded again.
 
-Every process must ask for the same tensors in the same order: gathering and spreading are done by all of them together.
+Gathering and sharding are collective: every process must call them for the same tensors in the same order.
 """
 
 from __future__ import annotations
@@ -10,27 +10,26 @@ from torch import Tensor, nn
 __all__ = ["full_tensor", "named_parameters", "spread_like"]
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-"""What activation checkpointing and compilation put into names."""
+"""What activation checkpointing and compilation insert into names."""
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module, by the names that they have in a checkpoint."""
+    """The parameters of a module, by their names in a checkpoint."""
     return {_plain(name): parameter for name, parameter in module.named_parameters()}
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """All of a tensor, without its gradient."""
-    gather = getattr(value.detach(), "full_tensor", None)
-    found: Tensor = value.detach() if gather is None else gather()
-    return found
+    """The whole of a tensor, detached."""
+    whole: Tensor = value.detach()
+    return whole.full_tensor() if hasattr(whole, "full_tensor") else whole
 
 
 def spread_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, spread over processes as another one of its shape is.
+    """A whole tensor, sharded as another one of its shape is; unchanged if that one is whole.
 
     Args:
-        value: The tensor.
-        target: How it is to be spread; a tensor that is whole leaves `value` as it is.
+        value: The whole tensor.
+        target: A tensor with the sharding to use.
     """
     mesh = getattr(target, "device_mesh", None)
     if mesh is None or value.shape != target.shape:

@@ -1,1 +1,1 @@
-"""What is recorded while a model is trained: throughput, metrics and trackers."""
+"""Measurements of a run: throughput, metrics and trackers."""

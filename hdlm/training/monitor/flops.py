@@ -1,12 +1,12 @@
-"""Arithmetic of training: how much a model needs, how much a device can do, and so the utilisation (MFU).
+"""Arithmetic of training: what a model needs, what a device can do, and their ratio, the utilisation (MFU).
 
-    MFU = FLOPs that the model needs a second / peak FLOP/s of the device              (arXiv 2204.02311, appendix B)
+    MFU = FLOPs per second that the model needs / peak FLOP/s of the device            (arXiv 2204.02311, appendix B)
 
 A product with a matrix of `n` weights takes `2 n` FLOPs forwards and twice as many backwards (arXiv 2001.08361), and
-attention `4 h` for each pair of query and key in each block, likewise. What is computed again (activation
-checkpointing) or need not be computed (masked pairs of a kernel that skips nothing) makes no difference: pairs count
-as in a dense canvas, where each position sees `l` others. In two streams both have `l` positions that see `l` others
-each, and only one goes on to the vocabulary.
+attention `4 h` for each pair of query and key in each block, and twice as many backwards. Recomputation (activation
+checkpointing) and masked pairs that a kernel could skip are not considered: pairs count as in a dense canvas, where
+each position attends to `l` others. In two streams, both have `l` positions that attend to `l` others, and one of them
+is projected to the vocabulary.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _PEAKS = (
     (r"\bRTX 4090\b", 165e12),
     (r"\bRTX 3090\b", 71e12),
 )
-"""Names of GPUs, and their dense bfloat16 FLOP/s by the makers' data sheets; the first that fits counts."""
+"""Names of GPUs, and their dense bfloat16 FLOP/s from the data sheets; the first match counts."""
 _SIDE = 768
-"""Rows and columns of the matrices that measure a CPU."""
+"""Rows and columns of the matrices that are multiplied to measure a CPU."""
 _TRIES = 5
 
 
@@ -44,9 +44,9 @@ def training_flops(config: DDiTConfig, length: int, *, two_stream: bool) -> floa
     """FLOPs of one sequence, forwards and backwards.
 
     Args:
-        config: The network.
+        config: The configuration of the network.
         length: Tokens of the sequence.
-        two_stream: Whether a clean copy goes beside it.
+        two_stream: Whether the pass holds a clean copy as well.
     """
     hidden = config.hidden_size
     matrices = (4 + 2 * config.mlp_ratio) * hidden**2
@@ -58,14 +58,14 @@ def training_flops(config: DDiTConfig, length: int, *, two_stream: bool) -> floa
 
 
 def peak_flops(device: torch.device, *, bf16: bool = True) -> float | None:
-    """FLOP/s that a device can do: of a GPU by its name, in bfloat16; of a CPU as a product of matrices takes.
+    """FLOP/s that a device can do: of a GPU by its name, in bfloat16; of a CPU by a measured matrix product.
 
     Args:
-        device: Which.
-        bf16: What a CPU is measured in: bfloat16 or float32.
+        device: The device.
+        bf16: Whether a CPU is measured in bfloat16, or in float32.
 
     Returns:
-        None for a device that is not known.
+        FLOP/s, or None for an unknown device.
     """
     if device.type == "cpu":
         return _measured(torch.bfloat16 if bf16 else torch.float32)
@@ -76,7 +76,7 @@ def peak_flops(device: torch.device, *, bf16: bool = True) -> float | None:
 
 
 def _measured(dtype: torch.dtype) -> float:
-    """The best of a few products of matrices."""
+    """The best of a few matrix products."""
     matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
     seconds = []
     for _ in range(_TRIES):

@@ -1,6 +1,6 @@
-"""How well a run uses its machine: tokens a second, model FLOPs utilisation, memory; and the learning rate in use.
+"""The speed of a run: tokens per second, model FLOPs utilisation, memory; and the current learning rate.
 
-All are of the last minute, without what was spent on looking at the model.
+All values are of the last minute, without the time of validation and samples.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from hdlm.training.recipe import Recipe
 __all__ = ["Gauge", "ThreadSwitch", "TrainingSpeed"]
 
 _WINDOW = 60.0
-"""Seconds that speed is the mean of."""
+"""Seconds over which speed is averaged."""
 _SLOW, _SLOW_STEPS, _SLOW_SECONDS, _FEW = 3.0, 3, 2.0, 5
-"""How many times as slow; for how many steps, and seconds; and after how many usual steps."""
+"""Ratio to the usual speed, number of slow steps, their seconds, and number of usual steps before them."""
 _RETRY = 60.0
-"""Seconds of training after which fewer threads than possible are put to the test."""
+"""Seconds of training after which another number of threads is measured, if fewer than the most are in use."""
 _STATUS = Path("/proc/self/status")
-"""What Linux says of this process."""
+"""Linux's description of this process."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What the gauge shows.
+    """The speed of a run at one moment.
 
     Attributes:
-        tokens_per_second: Of all processes together; None before there are two steps to compare.
+        tokens_per_second: Speed of all processes together; None before there are two steps to compare.
         utilisation: FLOPs that the model needs over those that the devices can do; None if these are unknown.
-        memory: Bytes that this process took at most: of the GPU, or of main memory without one; None if unknown.
-        learning_rate: Now; of Muon the matrices' own.
+        memory: Peak memory of this process in bytes, of the GPU if there is one; None if unknown.
+        learning_rate: Current learning rate; with Muon, that of the matrices.
     """
 
     tokens_per_second: float | None
@@ -57,7 +57,7 @@ class TrainingSpeed:
     learning_rate: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, rounded, for a line of metrics."""
+        """The known values, rounded, for a line of metrics."""
         speed = self.tokens_per_second
         known = {
             "learning_rate": float(f"{self.learning_rate:.5g}"),
@@ -70,16 +70,16 @@ class TrainingSpeed:
 
 @final
 class Gauge:
-    """Watches the steps of a run; one for all who show what it measures.
+    """Measures the steps of a run; one gauge serves everything that shows its values.
 
     Args:
-        network: What is trained.
-        mixture: Which step trains on what.
+        network: Configuration of the network.
+        mixture: Determines what each step trains on.
         length: Tokens of a window.
-        device: Where.
+        device: Device of the training.
         peak: FLOP/s of all devices together; None if unknown.
         rate: Peak learning rate.
-        steps: Optimizer steps in all; None if the clock ends the run.
+        steps: Optimizer steps of the run; None if it is limited by time.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Gauge:
     def of(
         cls, recipe: Recipe, network: DDiTConfig, mixture: Mixture, device: torch.device, precision: str
     ) -> Gauge:
-        """The gauge of a recipe's run; on a CPU this takes a moment to see how fast it is.
+        """Build the gauge of a run; on a CPU this measures its speed for a moment.
 
         Args:
-            recipe: What to do.
-            network: What is trained.
-            mixture: Which step trains on what.
-            device: Where.
-            precision: `Trainer.precision`: what the network computes in.
+            recipe: The recipe of the run.
+            network: Configuration of the network.
+            mixture: Determines what each step trains on.
+            device: Device of the training.
+            precision: Precision of the computation, `Trainer.precision`.
         """
         peak = peak_flops(device, bf16=precision == "bf16")
         return cls(
@@ -124,7 +124,7 @@ class Gauge:
         )
 
     def __call__(self, report: StepReport) -> None:
-        """Note a step; the same one again changes nothing."""
+        """Measure a step; a second call for one step changes nothing."""
         last = self._last
         if last is not None and last.step == report.step:
             return
@@ -140,7 +140,7 @@ class Gauge:
         self._last = report
 
     def read(self) -> TrainingSpeed:
-        """The reading after the last step that was noted."""
+        """The values after the last measured step."""
         rate = self._rate * (0.0 if self._last is None else self._last.rate)
         memory = _peak_memory(self._device)
         if len(self._marks) < 2:
@@ -160,7 +160,7 @@ class Gauge:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in the block is no training."""
+        """Exclude the time of a `with` block."""
         began = time.perf_counter()
         try:
             yield
@@ -170,17 +170,17 @@ class Gauge:
 
 @final
 class ThreadSwitch:
-    """A watcher that measures the number of threads again, and sets it, when steps have become slow.
+    """A watcher that sets the number of threads again when steps have become slow.
 
     Steps are slow while their speed is less than a third of the median of the steps before. After three slow steps,
-    which take at least two seconds together, the number of threads is measured. While fewer threads than at most are
-    in use, it is also measured once a minute, and more and more seldom as long as nothing changes.
+    which take at least two seconds together, the number of threads is measured. While fewer threads than possible are
+    in use, it is also measured once a minute, and less and less often as long as nothing changes.
 
     Args:
         gauge: Measures the speed of steps.
-        say: Gets a line for each change.
+        say: Called with a line for each change.
         choose: Returns the fastest number of threads.
-        most: The largest number of threads; by default what `hdlm.threads` says.
+        most: The largest number of threads; by default that of `hdlm.threads`.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class ThreadSwitch:
         self._since, self._pause = 0.0, _RETRY
 
     def __call__(self, report: StepReport) -> None:
-        """Note a step, and measure the number of threads if that is due."""
+        """Measure a step, and measure the number of threads if that is due."""
         self._gauge(report)
         if (last := self._gauge.last_step()) is None:
             return
@@ -215,7 +215,7 @@ class ThreadSwitch:
             self._switch("the number of threads was measured again")
 
     def _switch(self, why: str) -> None:
-        """Measure, and take what is fastest now."""
+        """Measure, and use the fastest number of threads."""
         before = torch.get_num_threads()
         with self._gauge.paused():
             now = self._choose()

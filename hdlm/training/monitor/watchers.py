@@ -1,4 +1,4 @@
-"""What looks at a run: a progress bar, and a log of JSON lines."""
+"""Watchers of a run: a progress bar, and a log of JSON lines."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from hdlm.training.monitor.throughput import Gauge
 __all__ = ["MetricsLog", "Sink", "progress_bar"]
 
 Sink: TypeAlias = Callable[[Mapping[str, Any]], object]
-"""Gets what a line of metrics holds; `step` is always among it."""
+"""Gets the values of a line of metrics; `step` is always one of them."""
 
 _REFRESH = 0.1
-"""Seconds between two looks at the loss: that of the step before, which a GPU need not be waited for."""
+"""Seconds between two reads of the loss: that of the step before, for which a GPU need not be waited."""
 
 
 @final
 class MetricsLog:
-    """Appends JSON objects to a file, one a line: the mean of every few steps, and what else is worth keeping.
+    """Appends JSON objects to a file, one per line: means over a few steps, and measurements.
 
     A line of training has
 
         step                optimizer steps done
-        loss                mean of the steps since the line before, in nats a position
+        loss                mean of the steps since the previous line, in nats per position
         gradient_norm       before it was clipped, at this step
         rate                learning rate relative to its peak
         tokens              trained on so far, by all processes
         seconds             since the run began
         learning_rate, tokens_per_second, utilisation, memory       see `TrainingSpeed`; with a gauge only
 
-    and one of a measurement `step` and what was measured.
+    and a line of a measurement has `step` and the measured values.
 
     Args:
         path: The file.
-        every: Steps that one line is the mean of.
-        gauge: What to ask for speed and memory.
+        every: Number of steps that one line averages.
+        gauge: Measures speed and memory.
     """
 
     def __init__(self, path: Path, every: int = 10, *, gauge: Gauge | None = None) -> None:
@@ -54,7 +54,7 @@ class MetricsLog:
         self._unwritten: list[StepReport] = []
 
     def __call__(self, report: StepReport) -> None:
-        """Note a step."""
+        """Record a step."""
         self._unwritten.append(report)
         if self._gauge is not None:
             self._gauge(report)
@@ -62,7 +62,7 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write the line of the steps that have none yet, if there are any."""
+        """Write a line for the steps that have none yet, if there are any."""
         if not self._unwritten:
             return
         last = self._unwritten[-1]
@@ -78,10 +78,10 @@ class MetricsLog:
         self._unwritten.clear()
 
     def write(self, **values: Any) -> None:
-        """Append one line, whole or not at all.
+        """Append one line, completely or not at all.
 
         Raises:
-            OSError: If there is no room for it; what was begun of it is taken back.
+            OSError: If there is no room for it; a partial line is removed.
         """
         rest = (json.dumps(values) + "\n").encode()
         with self._path.open("ab", buffering=0) as lines:
@@ -95,15 +95,15 @@ class MetricsLog:
         for sink in self._sinks:
             sink(values)
 
-    def tell(self, sink: Sink) -> None:
-        """From now on somebody else gets what is written, too."""
+    def add_sink(self, sink: Sink) -> None:
+        """Call a function with each line from now on."""
         self._sinks.append(sink)
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after a step, and a line that was torn off: the run goes on from there.
+        """Remove lines after a step, and an incomplete line.
 
         Args:
-            step: The last one that counts.
+            step: The step that the run resumes from.
         """
         self._unwritten.clear()
         if not self._path.is_file():
@@ -114,7 +114,7 @@ class MetricsLog:
 
 
 def _counts(line: bytes, step: int) -> bool:
-    """Whether a line is whole, and of a step that counts."""
+    """Whether a line is complete, and not later than a step."""
     try:
         values = json.loads(line)
     except ValueError:
@@ -124,45 +124,46 @@ def _counts(line: bytes, step: int) -> bool:
 
 @contextmanager
 def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None = None) -> Iterator[Watcher]:
-    """Show how far a run is, its loss, its speed and when it will end.
+    """Show the progress of a run, its loss, its speed and the remaining time.
 
-    In a terminal and in a notebook this is a bar, with a loss that is smoothed for the eye; elsewhere, a line now and
-    then, and the last.
+    In a terminal and in a notebook this is a bar with a smoothed loss; elsewhere, a line from time to time, and one at
+    the end.
 
     Args:
-        console: Where to show it.
+        console: The console to show it on.
         every: Seconds between two lines.
-        gauge: What to ask for speed, utilisation, memory and the learning rate.
+        gauge: Measures speed, utilisation, memory and the learning rate.
     """
-    countdown = _Countdown()
+    remaining = _Remaining()
     if not _has_bars(console):
-        told = time.monotonic()
+        printed = time.monotonic()
 
-        def tell(report: StepReport) -> None:
-            nonlocal told
+        def print_line(report: StepReport) -> None:
+            nonlocal printed
             if gauge is not None:
                 gauge(report)
-            left = countdown(report)
-            if time.monotonic() - told >= every or report.progress >= 1:
-                console.print(_summary(report, report.loss, left, gauge), **_PLAIN)
-                told = time.monotonic()
+            left = remaining(report)
+            if time.monotonic() - printed >= every or report.progress >= 1:
+                console.print(_summary(report, report.loss, left, gauge), highlight=False, soft_wrap=True)
+                printed = time.monotonic()
 
-        yield tell
+        yield print_line
         return
     columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=1.0)
-        smooth, shown = _Smooth(), 0.0
+        smooth, shown = 0.0, 0.0
         before: StepReport | None = None
 
         def show(report: StepReport) -> None:
-            nonlocal shown, before
+            nonlocal smooth, shown, before
             if gauge is not None:
                 gauge(report)
-            left = countdown(report)
+            left = remaining(report)
             if time.monotonic() - shown >= _REFRESH or report.progress >= 1:
-                summary = _summary(report, smooth((before or report).loss), left, gauge)
-                bar.update(task, completed=report.progress, description=summary)
+                loss = (before or report).loss
+                smooth = 0.95 * smooth + 0.05 * loss if smooth else loss
+                bar.update(task, completed=report.progress, description=_summary(report, smooth, left, gauge))
                 shown = time.monotonic()
             before = report
 
@@ -174,24 +175,9 @@ def _has_bars(console: Console) -> bool:
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
-_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}
-
-
 @final
-class _Smooth:
-    """An exponential moving average of single numbers, for the eye."""
-
-    def __init__(self) -> None:
-        self._value: float | None = None
-
-    def __call__(self, value: float) -> float:
-        self._value = value if self._value is None else 0.95 * self._value + 0.05 * value
-        return self._value
-
-
-@final
-class _Countdown:
-    """Seconds that are left, by what this program has done itself since its first step; None if that is nothing."""
+class _Remaining:
+    """Estimates the remaining seconds from the steps of this program; None if there are none to compare."""
 
     def __init__(self) -> None:
         self._first: StepReport | None = None

@@ -1,8 +1,8 @@
-"""An exponential moving average of the weights, one tick an optimizer step.
+"""An exponential moving average of the weights, updated after each optimizer step.
 
     average <- d average + (1 - d) weights,    d = min(decay, (1 + ticks) / (10 + ticks))
 
-so that a short run is not averaged with its random beginning.
+The smaller `d` of the first steps keeps the random initial weights out of the average of a short run.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["ExponentialMovingAverage"]
 
 @final
 class ExponentialMovingAverage:
-    """Keeps the average of a module's parameters, which evaluation and checkpoints use.
+    """The average of a module's parameters, which evaluation and checkpoints use.
 
     Args:
-        module: Whose parameters; its buffers are not averaged. If FSDP spreads them, it must have done so.
+        module: The module; its buffers are not averaged. FSDP must have sharded it before.
         decay: The `decay` above, in [0, 1); 0 keeps the weights themselves.
 
     Attributes:
-        decay: As above.
-        ticks: Optimizer steps so far.
+        decay: The `decay` above.
+        ticks: Number of updates so far.
 
     Raises:
         ValueError: If `decay` is out of range.
@@ -45,7 +45,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the weights of now."""
+        """Move the average towards the current weights."""
         keep = min(self.decay, (1 + self.ticks) / (10 + self.ticks))
         self.ticks += 1
         for name, value in named_parameters(self._module).items():
@@ -58,11 +58,11 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def restore(self, average: Mapping[str, Tensor], ticks: int) -> None:
-        """Go on from what `state_dict` gave.
+        """Continue from an average.
 
         Args:
-            average: That.
-            ticks: Optimizer steps it is the average of.
+            average: Averaged weights, as returned by `state_dict`.
+            ticks: Number of updates that it had.
         """
         self.ticks = ticks
         for name, value in self._average.items():
@@ -70,7 +70,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Put the average in the place of the module's weights for the length of a block, for evaluation."""
+        """Use the average as the module's weights inside a `with` block, for evaluation."""
         own = {name: value.detach().clone() for name, value in named_parameters(self._module).items()}
         self.copy_to(self._module)
         try:

@@ -2,11 +2,11 @@
 
     M <- m M + (1 - m) G        W <- W - lr scale orthogonal((1 - m) G + m M)
 
-`orthogonal(U S V^T)` is about `U V^T`, by five Newton-Schulz steps, and `scale` depends on the shape. On accelerators
-`torch.optim.Muon` trains. It takes these steps in bfloat16, one matrix at a time, and processors without bfloat16 units
-emulate that: on an AVX2 core a step of two blocks of width 256 takes 5.5 s there and 0.17 s here, where the same steps
-are taken in the gradient's own precision, all matrices of one shape together. Arguments, state and groups are torch's,
-so a run may go on with the other.
+`orthogonal(U S V^T)` is about `U V^T`, by five Newton-Schulz steps, and `scale` depends on the shape. Accelerators use
+`torch.optim.Muon`, which takes these steps in bfloat16, one matrix at a time. Processors without bfloat16 units emulate
+that: on an AVX2 core, a step of two blocks of width 256 takes 5.5 s. This class takes 0.17 s, because it computes in
+the gradient's own precision and all matrices of one shape together. Arguments, state and groups are those of torch, so
+a run may be resumed with the other class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def orthogonalise(
 
     Args:
         matrices: Any matrices of one shape.
-        steps: How many steps; five bring a singular value of 0.01 of the norm to about 1.
+        steps: Number of steps; five bring a singular value of 0.01 of the norm to about 1.
         coefficients: The `a`, `b` and `c` of each step, `a X + b (X X^T) X + c (X X^T)^2 X`.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -49,12 +49,10 @@ def orthogonalise(
 
 @final
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` for processors without bfloat16 units; see its arguments there.
-
-    Nesterov's momentum, as above, is the only one.
+    """`torch.optim.Muon` for processors without bfloat16 units, always with Nesterov momentum; see its arguments there.
 
     Raises:
-        ValueError: If a parameter is no matrix, or a setting is out of range.
+        ValueError: If a parameter is not a matrix, or a setting is out of range.
     """
 
     @torch.no_grad()
@@ -70,7 +68,6 @@ class Muon(torch.optim.Muon):
         return loss
 
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Update matrices of one shape."""
         lr, momentum, pushes = group["lr"], group["momentum"], []
         for matrix in matrices:
             state, gradient = self.state[matrix], matrix.grad
@@ -85,13 +82,13 @@ class Muon(torch.optim.Muon):
 
 
 def _scale(shape: torch.Size, adjust: str | None) -> float:
-    """What a step of a matrix is multiplied by, as `adjust_lr_fn` of torch says."""
+    """The factor of a matrix's step that torch's `adjust_lr_fn` describes."""
     rows, columns = shape
     return 0.2 * math.sqrt(max(shape)) if adjust == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
 def _by_shape(parameters: list[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Those with a gradient, those of one shape together."""
+    """Parameters with a gradient, grouped by shape."""
     groups: dict[torch.Size, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:

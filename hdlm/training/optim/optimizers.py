@@ -1,4 +1,4 @@
-"""Which optimizer moves which weights: Muon the matrices of the blocks, AdamW the rest.
+"""The optimizer of each weight: Muon for the matrices of the blocks, AdamW for the rest.
 
 | weights | rate | decay "matrices" | decay "all" |
 |---|---|---|---|
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hdlm.network import DDiT
+from hdlm.network import AbstractTransformer
 from hdlm.training.optim.muon import Muon
 from hdlm.training.recipe import OptimizerSettings
 
@@ -24,12 +24,12 @@ __all__ = ["make_optimizers", "set_rates"]
 _PEAK = "peak"
 
 
-def make_optimizers(network: DDiT, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    """One or two optimizers over all weights of a network, each of which is in exactly one group.
+def make_optimizers(network: AbstractTransformer, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+    """One or two optimizers that together move each weight of a network once.
 
     Args:
-        network: Whose weights, on the device that they will be trained on.
-        settings: How they move.
+        network: The network, on its training device.
+        settings: Settings of the optimizers.
     """
     matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]
     embedding = list(network.vocab_embed.parameters())
@@ -39,11 +39,7 @@ def make_optimizers(network: DDiT, settings: OptimizerSettings) -> list[torch.op
     decay, everything = settings.weight_decay, settings.decay == "all"
     blocks = {"params": matrices, "lr": settings.matrix_rate, "weight_decay": decay}
     groups: list[dict[str, Any]] = [
-        {
-            "params": embedding,
-            "lr": settings.embedding_rate,
-            "weight_decay": decay if everything else 0.0,
-        },
+        {"params": embedding, "lr": settings.embedding_rate, "weight_decay": decay if everything else 0.0},
         {"params": wide, "lr": settings.head_rate, "weight_decay": decay},
         {"params": narrow, "lr": settings.head_rate, "weight_decay": decay if everything else 0.0},
     ]
@@ -65,13 +61,13 @@ def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
 
 
 def _muon(group: dict[str, Any], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Muon of torch on accelerators, ours on processors."""
+    """Muon of torch on accelerators, our own on a CPU."""
     matrices: list[nn.Parameter] = group["params"]
     kind = Muon if all(matrix.device.type == "cpu" for matrix in matrices) else torch.optim.Muon
     return kind([group], weight_decay=settings.weight_decay, adjust_lr_fn=settings.muon_scale)
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW in one kernel: on a processor four to eight times as fast as a loop over the weights."""
+    """AdamW in one kernel, which on a CPU is four to eight times as fast as a loop over the weights."""
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, fused=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, flat
-from hdlm.sampling import ApproximateCache, Move, Prompt, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Move, Prompt, sample
 from hdlm.verification.finding import Finding, Law, Trial, error
 
 __all__ = ["DENOISER_LAWS"]
@@ -137,9 +138,23 @@ def _compared(
     for plan in plans:
         expected, found = _Record(), _Record()
         sample(
-            _Anew(denoiser), plan, expected, num_sequences=num, batch_size=1, prompt=prompt, seed=trial.seed
+            _Anew(denoiser),
+            Regime(plan),
+            expected,
+            num_sequences=num,
+            prompt=prompt,
+            seed=trial.seed,
+            execution=Execution(batch_size=1),
         )
-        sample(denoiser, plan, found, num_sequences=num, prompt=prompt, seed=trial.seed, **how)
+        sample(
+            denoiser,
+            Regime(plan),
+            found,
+            num_sequences=num,
+            prompt=prompt,
+            seed=trial.seed,
+            execution=Execution(**how),
+        )
         gaps += [_gap(found.read[name], raw) for name, raw in expected.read.items()]
     return error(torch.stack(gaps), 0.0, 1.0)
 

@@ -1,0 +1,227 @@
+"""Published weights of 2026 in their own formats: logits, greedy text and likelihood are those of the published code.
+
+`golden/modern` has one tiny checkpoint for each format; its README files say how the arrays were made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import hdlm
+from hdlm.checkpoint import Checkpoint
+from hdlm.hub.card import Blueprint
+from hdlm.noise_schedule import Interpolated
+from hdlm.sampling import Prompt, Step, algorithm, sample
+from hdlm.sampling.base import Transform
+from hdlm.sampling.engine.engine import Frame
+from hdlm.sampling.steps.confidence import ByConfidence, Measure
+
+Transforms = Sequence[Transform]
+inspect = import_module("hdlm.hub.load").inspect
+
+CAUSAL = ("gpt2", "gpt2_hub", "llama", "llama_bf16", "llama_transformers5", "qwen2", "qwen3", "smollm")
+DIFFUSION: dict[str, dict[str, Any]] = {
+    "llada": {},
+    "llada_switches": {},
+    "dream": {},
+    "sdar": {},
+    "fast_dllm_v2": {},
+    "diffugpt": {},
+    "diffullama": {"mask_id": 11},
+    "a2d_llama": {},
+    "a2d_qwen3": {},
+}
+FOLDERS = {**{f"causal/{name}": {} for name in CAUSAL}, **DIFFUSION}
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def golden(request: pytest.FixtureRequest, shared: Path) -> tuple[Path, dict[str, Any]]:
+    return shared / "golden" / "modern" / request.param, FOLDERS[request.param]
+
+
+def ours(ids: Tensor, blueprint: Blueprint) -> Tensor:
+    """Ids of a file as ids here, where the mask is the last."""
+    row = blueprint.mask_row
+    if row is None:
+        return ids
+    return torch.where(ids == row, blueprint.vocabulary.mask_id, torch.where(ids > row, ids - 1, ids))
+
+
+def theirs(logits: Tensor, blueprint: Blueprint) -> Tensor:
+    """Logits in the order of the rows of a file."""
+    row = blueprint.mask_row
+    if blueprint.adds_mask:
+        return logits[..., :-1]
+    return (
+        logits if row is None else torch.cat([logits[..., :row], logits[..., -1:], logits[..., row:-1]], -1)
+    )
+
+
+def masks(name: str, folder: Path, length: int) -> Tensor | None:
+    """Who attends to whom for a stored array."""
+    at = torch.arange(length)
+    if "block" in name:
+        width = int(name.partition("block")[2].partition("_")[0])
+        return (at[:, None] // width >= at[None] // width)[None]
+    return (at[:, None] >= at[None])[None] if folder.parent.name == "causal" and name == "logits" else None
+
+
+@torch.no_grad()
+def test_logits(golden: tuple[Path, dict[str, Any]]) -> None:
+    folder, options = golden
+    model, blueprint = hdlm.load(folder, **options), inspect(folder, **options).blueprint
+    arrays = np.load(folder / "io.npz")
+    names = [name for name in arrays.files if name.startswith("logits") and name != "logits_bf16"]
+    assert names
+    for name in names:
+        expected = torch.from_numpy(arrays[name]).float()
+        ids = torch.from_numpy(arrays["ids"][: len(expected)]).long()
+        logits = model.network(ours(ids, blueprint), attention=masks(name, folder, ids.shape[1]))
+        torch.testing.assert_close(theirs(logits, blueprint), expected, atol=1e-4, rtol=0)
+
+
+def test_no_key_of_a_published_config_is_unknown(golden: tuple[Path, dict[str, Any]]) -> None:
+    folder, options = golden
+    assert inspect(folder, **options).blueprint.unknown == ()
+
+
+def test_text_survives_the_tokenizer(golden: tuple[Path, dict[str, Any]]) -> None:
+    folder, options = golden
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("this checkpoint has no tokenizer")
+    model = hdlm.load(folder, **options)
+    text = "First Citizen: we are accounted poor citizens"
+    ids = model.tokenizer.encode(text)
+    assert max(ids) < model.vocabulary.num_words
+    assert model.tokenizer.decode(ids) == text
+
+
+@pytest.fixture(params=CAUSAL)
+def causal(request: pytest.FixtureRequest, shared: Path) -> tuple[Checkpoint, Any]:
+    folder = shared / "golden" / "modern" / "causal" / request.param
+    return hdlm.load(folder), np.load(folder / "io.npz")
+
+
+def test_greedy_text_of_a_causal_model(causal: tuple[Checkpoint, Any]) -> None:
+    """Token by token, through the sampler and the exact cache."""
+    model, arrays = causal
+    expected = torch.from_numpy(arrays["greedy"]).long()
+    given, length = 8, expected.shape[1]
+    canvas = expected.clone()
+    canvas[:, given:] = model.vocabulary.mask_id
+    prompt = Prompt(canvas, torch.arange(length).lt(given).expand(len(expected), -1))
+    written = sample(
+        model.denoiser,
+        hdlm.autoregressive(length),
+        algorithm("original", model.denoiser.process),
+        num_sequences=len(expected),
+        prompt=prompt,
+        transforms=(hdlm.TopK(1),),
+        context=model.context,
+    )
+    assert written.tokens.tolist() == expected.tolist()
+    assert written.num_evaluations == length - given
+
+
+def test_a_mask_that_nothing_names_must_be_given(shared: Path) -> None:
+    """DiffuLLaMA is a Llama folder; without `mask_id` it is read as a causal model."""
+    folder = shared / "golden" / "modern" / "diffullama"
+    assert inspect(folder).card == "causal"
+    assert inspect(folder, mask_id=11).card == "DiffuLLaMA"
+
+
+def test_a_mask_that_is_nowhere_is_an_error_that_names_the_option(shared: Path, tmp_path: Path) -> None:
+    source = shared / "golden" / "modern" / "fast_dllm_v2"
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(source / name)
+    with pytest.raises(ValueError, match="`mask_id`"):
+        hdlm.load(tmp_path)
+
+
+def _flat(
+    shared: Path, name: str, case: str, step: Step, *, guidance: float = 0.0, options: Transforms = ()
+) -> None:
+    """A recorded generation on a full canvas, step by step."""
+    folder = shared / "golden" / "modern" / name
+    model, blueprint = hdlm.load(folder), inspect(folder).blueprint
+    arrays, settings = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())[case]
+    canvases = ours(torch.from_numpy(arrays[f"gen_{case}_canvas"]).long(), blueprint)
+    length, steps = canvases.shape[2], settings["steps"]
+    given = arrays[f"gen_{case}_prompt"].shape[1]
+    fixed = torch.arange(length).lt(given)[None]
+    denoiser = hdlm.Guided(model.denoiser, fixed, guidance) if guidance else model.denoiser
+    ends = 1e-3 if name == "dream" else 0.0  # noise of Dream falls to 1e-3 on even steps
+    noise = Interpolated(tuple(ends + (1 - ends) * k / steps for k in range(1, steps + 1)))
+    frames: list[Frame] = []
+    sample(
+        denoiser,
+        hdlm.flat(length, steps),
+        step,
+        num_sequences=len(canvases[0]),
+        prompt=Prompt(canvases[0], fixed.expand(len(canvases[0]), -1)),
+        context=model.context,
+        noise_schedule=noise,
+        transforms=options,
+        together=True,
+        watch=frames.append,
+    )
+    assert [frame.after.tolist() for frame in frames] == canvases[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("case", "block", "guidance"),
+    [("full", None, 0.0), ("uneven", None, 0.0), ("blocks", 8, 0.0), ("cfg", 6, 1.5)],
+)
+def test_generation_of_llada(shared: Path, case: str, block: int | None, guidance: float) -> None:
+    step = ByConfidence(quota="even", greedy=True, block=block)
+    _flat(shared, "llada", case, step, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("case", "measure", "options"),
+    [
+        ("maskgit_plus", "probability", ()),
+        ("more_steps_than_tokens", "probability", ()),
+        ("topk_margin", "margin", ()),
+        ("entropy", "entropy", ()),
+        ("entropy_top_p", "entropy", (hdlm.TopP(0.9),)),
+        ("entropy_top_k", "entropy", (hdlm.TopK(20),)),
+    ],
+)
+def test_generation_of_dream(shared: Path, case: str, measure: Measure, options: Transforms) -> None:
+    _flat(shared, "dream", case, ByConfidence(measure, "truncated", greedy=True), options=options)
+
+
+@pytest.mark.parametrize("case", ["static", "static_two_at_once", "sequential", "short_prompt"])
+def test_generation_of_sdar(shared: Path, case: str) -> None:
+    """In blocks behind the exact cache, which saves the calls that the published code makes to fill its cache."""
+    folder = shared / "golden" / "modern" / "sdar"
+    model, blueprint = hdlm.load(folder), inspect(folder).blueprint
+    arrays, settings = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())[case]
+    prompt, out = (
+        ours(torch.from_numpy(arrays[f"gen_{case}_{name}"]).long(), blueprint).flatten()
+        for name in ("prompt", "out")
+    )
+    width, length = settings["block_length"], len(out)
+    assert length % width == 0
+    canvas = out.clone()
+    canvas[len(prompt) :] = model.vocabulary.mask_id
+    measure: Measure = "position" if settings["remasking_strategy"] == "sequential" else "probability"
+    written = sample(
+        model.denoiser,
+        hdlm.Block(length, width, settings["denoising_steps"]),
+        ByConfidence(measure, "even", greedy=True),
+        prompt=Prompt(canvas[None], torch.arange(length).lt(len(prompt))[None]),
+        context=model.context,
+    )
+    assert written.tokens[0].tolist() == out.tolist()
+    assert written.num_evaluations < len(arrays[f"gen_{case}_block_inputs"])
