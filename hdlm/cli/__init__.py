@@ -1,7 +1,7 @@
 """The command line: `hdlm <verb>`.
 
 A verb is one file here.  `hdlm/cli/sample.py` is `hdlm sample`, `eval_modeling.py` is `hdlm eval-modeling`; names that
-begin with `_` are no verbs.  Dropping the file in is all there is to registering it.  Such a file has:
+begin with `_` are not verbs.  Dropping the file in is all there is to registering it.  Such a file has:
 
     \"\"\"One line that `hdlm --help` prints.
 
@@ -11,6 +11,9 @@ begin with `_` are no verbs.  Dropping the file in is all there is to registerin
     def add_arguments(parser: argparse.ArgumentParser) -> None: ...
 
     def run(args: argparse.Namespace) -> int: ...      # the exit status
+
+The options of the library are flags by `hdlm.cli._options.Options`: a dataclass or a function has the name, the type,
+the choices, the default and the help text of each.  What is not printing or parsing belongs into the library.
 
 It is imported only when its verb is called (`hdlm --help` reads the docstring from the file), and should itself
 import torch and the like inside `run`, so that `hdlm sample --help` is as quick.

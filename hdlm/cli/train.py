@@ -135,7 +135,7 @@ def _configured(args: argparse.Namespace) -> int:
     instead = dict(_PUBLISHED)
     for table, options in (("run", RUN), ("watch", WATCH)):
         for name in options.names:
-            instead[name] = f"{GOVERNED.get(f'{table}.{name}', f'recipe.{table}.{name}')}=VALUE"
+            instead[name] = f"{GOVERNED.get(f'{table}.{name}', f'recipe.{table}.{name}')}={name.upper()}"
     for name, option in instead.items():
         if getattr(args, name) not in (None, False, []):
             flag = {"start": "from", "trackers": "tracker"}.get(name, name.replace("_", "-"))

@@ -49,7 +49,7 @@ class Settings:
     """How to write. None leaves a choice to the checkpoint.
 
     Attributes:
-        algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`.
+        algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`; `hdlm sample --help` lists them.
         eta: Strength of corrections and of remasking, in [0, 1].
         hyperschedule: The family to write along: autoregressive, flat, block, slide, wave, published-slide or
             published-wave; by default the one that the checkpoint lists first, or the widest one for infilling.

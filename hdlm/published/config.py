@@ -9,9 +9,11 @@ have a published name: under it they are set, and under it complaints about them
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, final
 
@@ -67,26 +69,47 @@ ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
 )
 """Options with one value left, and what to use instead of the others."""
 
+COPIED: Mapping[str, str] = MappingProxyType(
+    {
+        "data.vocabulary": "tokenizer.tokens",
+        "data.tokenizer": "tokenizer.model",
+        "network.dropout": "model.dropout",
+        "network.context": "annealing.attention.context_type",
+        "network.active": "annealing.attention.block_type",
+        "optimizer.weight_decay": "optim.weight_decay",
+        "optimizer.clip": "optim.grad_clip",
+        "optimizer.ema": "training.ema",
+        "optimizer.beta1": "optim.beta1",
+        "optimizer.beta2": "optim.beta2",
+        "optimizer.eps": "optim.eps",
+        "run.steps": "training.n_iters",
+        "run.batch_size": "training.batch_size",
+        "run.accumulation": "gradient_accumulation_steps",
+        "run.seed": "training.seed",
+        "run.save_steps": "training.snapshot_freq_for_preemption",
+        "watch.log_every": "training.log_freq",
+        "watch.validate_every": "training.eval_freq",
+        "watch.batch_size": "eval.batch_size",
+    }
+)
+"""Options of a recipe whose value is that of a published option."""
+
 GOVERNED: Mapping[str, str] = MappingProxyType(
     {
+        **COPIED,
         "data.corpus": "data.train",
         "data.validation_corpus": "data.valid",
         "data.validation": "data.valid",
-        "data.vocabulary": "tokenizer.tokens",
-        "data.tokenizer": "tokenizer.model",
         "data.context": "model.length",
         "data.cache": "data.cache_dir",
         "network.hidden_size": "model.hidden_size",
         "network.num_blocks": "model.n_blocks",
         "network.num_heads": "model.n_heads",
         "network.cond_dim": "model.cond_dim",
-        "network.dropout": "model.dropout",
         "network.shifted": "type",
         "network.told_noise": "model.use_timestep_embedding",
         "network.blend": "model.hybrid_sigma_embedding",
         "network.scale_by_sigma": "model.scale_by_sigma",
-        "network.context": "annealing.attention.context_type",
-        "network.active": "annealing.attention.block_type",
         "process.type": "model_type",
         "process.epsilon": "training.epsilon",
         "process.gamma": "graph.gamma",
@@ -99,23 +122,9 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "objective.diffusion": "annealing.diffusion_loss_weight",
         "objective.cross_entropy": "annealing.ce_loss_weight",
         "optimizer.name": "optim.optimizer",
-        "optimizer.weight_decay": "optim.weight_decay",
         "optimizer.schedule": "optim.scheduler",
-        "optimizer.clip": "optim.grad_clip",
-        "optimizer.ema": "training.ema",
-        "optimizer.beta1": "optim.beta1",
-        "optimizer.beta2": "optim.beta2",
-        "optimizer.eps": "optim.eps",
-        "run.steps": "training.n_iters",
-        "run.batch_size": "training.batch_size",
-        "run.accumulation": "gradient_accumulation_steps",
-        "run.seed": "training.seed",
-        "run.save_steps": "training.snapshot_freq_for_preemption",
         "mixture": "annealing",
-        "watch.log_every": "training.log_freq",
-        "watch.validate_every": "training.eval_freq",
         "watch.sample_every": "training.snapshot_freq",
-        "watch.batch_size": "eval.batch_size",
         "watch.judge": "eval.perplexity",
         "watch.judge_batch_size": "eval.perplexity_batch_size",
         "watch.project": "experiment.wandb_project",
@@ -321,20 +330,23 @@ class Config:
     def _table(self, precision: str) -> dict[str, Any]:
         """The recipe as a plain table, without what is beyond the published options."""
         training, annealing = self.training, self.annealing
+        table: dict[str, dict[str, Any]] = defaultdict(dict)
+        for option, published in COPIED.items():
+            name, _, own = option.partition(".")
+            table[name][own] = attrgetter(published)(self)
         length, judged = self._shape("length"), self.eval.perplexity and training.snapshot_sampling
         schedule = annealing.hyperschedule(annealing.tau)
         if annealing.type == "none":
             schedule["width"] = length
         return {
             "data": {
+                **table["data"],
                 "corpus": (self._named(self.data.train, "train"),),
                 "validation_corpus": self._validation(),
-                "vocabulary": self.tokenizer.tokens,
-                "tokenizer": self.tokenizer.model,
                 "context": length,
                 "cache": None if self._keeps_nothing else self.data.cache_dir,
             },
-            "network": self._network(),
+            "network": {**table["network"], **self._network()},
             "process": self._process(),
             "objective": self._objective(),
             "mixture": [
@@ -344,21 +356,11 @@ class Config:
                     "continuous": True,
                 }
             ],
-            "optimizer": self._optimizer(),
-            "run": {
-                "steps": training.n_iters,
-                "batch_size": training.batch_size,
-                "accumulation": self.gradient_accumulation_steps,
-                "save_steps": training.snapshot_freq_for_preemption,
-                "save_every": None,
-                "precision": precision,
-                "seed": training.seed,
-            },
+            "optimizer": {**table["optimizer"], **self._optimizer()},
+            "run": {**table["run"], "save_every": None, "precision": precision},
             "watch": {
-                "log_every": training.log_freq,
-                "validate_every": training.eval_freq,
+                **table["watch"],
                 "sample_every": training.snapshot_freq if training.snapshot_sampling else None,
-                "batch_size": self.eval.batch_size,
                 "judge": USUAL_JUDGE if judged else "",
                 **({"judge_batch_size": self.eval.perplexity_batch_size} if judged else {}),
                 **(
@@ -377,13 +379,9 @@ class Config:
                 ("matrix_rate", "embedding_rate", "head_rate"), training.lr if finetunes else optim.lr
             ),
             **({"muon_scale": "match_rms_adamw"} if optim.optimizer == "Muon" else {}),
-            "weight_decay": optim.weight_decay,
             "schedule": "constant" if optim.scheduler == "lambda" else optim.scheduler,
             "floor": FLOOR if optim.scheduler == "cosine" else 0.0,
             "warmup": warmup / training.n_iters,
-            "clip": optim.grad_clip,
-            "ema": training.ema,
-            **{name: getattr(optim, name) for name in ("beta1", "beta2", "eps")},
         }
 
     @contextmanager
@@ -447,13 +445,10 @@ class Config:
             "num_blocks": self._shape("n_blocks"),
             "num_heads": self._shape("n_heads"),
             **({"cond_dim": self._shape("cond_dim")} if self.is_gamma else {}),
-            "dropout": self.model.dropout,
             "shifted": self.type == "shifted",
             "told_noise": self.is_gamma,
             "blend": self._shape("hybrid_sigma_embedding"),
             "scale_by_sigma": self._shape("scale_by_sigma") if self.is_gamma else True,
-            "context": self.annealing.attention.context_type,
-            "active": self.annealing.attention.block_type,
         }
 
     def _process(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_a_namespace_stays_in_the_command_line() -> None:
         if "argparse" in module.imports and module.component not in ("cli", "published")
     ]
     assert not found
+
+
+def test_the_help_of_sample_lists_every_algorithm() -> None:
+    from hdlm.cli import sample
+    from hdlm.sampling import ALGORITHMS
+
+    listed = re.search(r"^Algorithms: (.*?)\.$", str(sample.__doc__), flags=re.M | re.S)
+    assert listed is not None
+    assert re.sub(r"\s*\(.*?\)", "", listed[1]).replace("\n", " ").split(", ") == list(ALGORITHMS)
 
 
 def test_literals_and_constants_of_the_library_are_read() -> None:

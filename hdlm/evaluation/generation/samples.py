@@ -53,7 +53,7 @@ class Sample:
     text: str
     tokens: list[int]
     given: int
-    num_evaluations: float
+    num_evaluations: int | float
     seconds: float
     revisions: dict[str, dict[int, int]]
 
