@@ -181,7 +181,8 @@ class Likelihood:
                 watch(EvaluationProgress(done, count * text.num_windows))
 
         for rows in _rows_of_text(text, range(first_replicate, first_replicate + count)):
-            totals.index_add_(0, rows.replicate - first_replicate, self._nats(rows, batch_size, measured))
+            nats = self._nats(rows, batch_size, measured)
+            totals += torch.zeros_like(totals).index_add_(0, rows.replicate - first_replicate, nats)
         return replace(outline, estimates=tuple(totals.tolist()))
 
     # -- windows behind given tokens ----------------------------------------------------------------------------
