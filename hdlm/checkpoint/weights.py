@@ -1,7 +1,7 @@
-"""Weights from files into a network: strictly, and with hardly more memory than the weights themselves.
+"""Loads weights from files into a network: strictly, and with hardly more memory than the weights themselves.
 
-A network is laid out without memory, on the meta device; then each tensor is read from its file straight into its own
-place. Names and shapes are compared before anything is read, so what does not belong costs nothing.
+A network is made without memory, on the meta device; then each tensor is read from its file into its place. Names and
+shapes are compared before anything is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hdlm.network.rotary import Rotary
 __all__ = ["AbstractTensors", "Safetensors", "fill", "skeleton"]
 
 FREQUENCIES = "rotary_emb.inv_freq"
-"""The one buffer of a network. It is computed; a file's own is only compared with it."""
+"""The one buffer of a network. It is computed, and one in a file is only compared with it."""
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_NAMES = 8
@@ -33,8 +33,8 @@ class AbstractTensors(abc.ABC):
     """Named tensors in a file, read one by one.
 
     Attributes:
-        origin: What to call them in an error.
-        shapes: Name and shape of each.
+        origin: Name of the file in messages.
+        shapes: Name and shape of each tensor.
     """
 
     origin: str
@@ -45,14 +45,14 @@ class AbstractTensors(abc.ABC):
         """One tensor, on the CPU.
 
         Raises:
-            ValueError: If it cannot be read, or holds no floating-point numbers.
+            ValueError: If it cannot be read, or does not hold floating-point numbers.
         """
 
 
 @final
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies."""
+    """The file, type and shape of a tensor."""
 
     path: Path
     kind: str
@@ -61,15 +61,15 @@ class _Place:
 
 @final
 class Safetensors(AbstractTensors):
-    """Tensors of one safetensors file, or of several that make up one.
+    """Tensors of one safetensors file, or of several that make up one set.
 
-    Every tensor is read into memory of its own: the file may be replaced afterwards.
+    Every tensor is copied into memory of its own, so the file may be replaced afterwards.
 
     Args:
-        paths: The files.
+        paths: Paths of the files.
 
     Raises:
-        ValueError: If one is missing or damaged, or two hold the same name.
+        ValueError: If one is missing or damaged, or two hold tensors of one name.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -77,8 +77,8 @@ class Safetensors(AbstractTensors):
         self._places: dict[str, _Place] = {}
         for path in paths:
             places = _directory(path)
-            if twice := sorted(self._places.keys() & places.keys()):
-                raise ValueError(f"{path} holds {_listed(twice)}, and so does another file beside it.")
+            if shared := sorted(self._places.keys() & places.keys()):
+                raise ValueError(f"{path} holds {_listed(shared)}, and so does another file of the set.")
             self._places |= places
         self.shapes = {name: place.shape for name, place in self._places.items()}
 
@@ -97,7 +97,7 @@ def skeleton(config: DDiTConfig, tensors: AbstractTensors) -> DDiT:
     """A network without memory, for `fill`.
 
     Raises:
-        ValueError: If the weights cannot be those of so deep a network.
+        ValueError: If there are fewer tensors than blocks.
     """
     if config.num_blocks > len(tensors.shapes):
         raise ValueError(
@@ -121,13 +121,12 @@ def fill(
     """Give a `skeleton` its weights, strictly.
 
     Args:
-        network: The network.
-        tensors: Where its weights are.
-        names: Name in the file of each parameter; by default the same.
-        ignored: Names in the file that are not needed. Frequencies of rotary positions are compared all the same.
-        mask_row: Row of the mask in the file's embedding and output, where it is not the last.
-        padding: Rows of the file's embedding and output that were added behind the words and the mask. They are left
-            out.
+        network: Network to be filled.
+        tensors: Source of the weights.
+        names: Name in the file of each parameter; by default its own name.
+        ignored: Names in the file that are not needed. Frequencies of rotary positions are compared nevertheless.
+        mask_row: Row of the mask in the file's embedding and output, if it is not the last.
+        padding: Unused rows of the file's embedding and output after the words and the mask; they are removed.
         dtype: Precision of the weights.
 
     Raises:
@@ -136,9 +135,9 @@ def fill(
     parameters = dict(network.named_parameters())
     names = {name: name for name in parameters} if names is None else names
     if names.keys() != parameters.keys():
-        lacks, besides = _listed(parameters.keys() - names.keys()), _listed(names.keys() - parameters.keys())
+        lacks, more = _listed(parameters.keys() - names.keys()), _listed(names.keys() - parameters.keys())
         raise ValueError(
-            f"{tensors.origin}: the key table of its format lacks {lacks}; known to no network: {besides}."
+            f"{tensors.origin}: the key table of its format lacks {lacks}; not parameters of the network: {more}."
         )
     _check_names(tensors, names.values(), ignored)
     for name, parameter in parameters.items():
@@ -146,8 +145,8 @@ def fill(
         expected = (rows + padding if name in _ROWS_OF_TOKENS else rows, *rest)
         if tensors.shapes[names[name]] != expected:
             raise ValueError(
-                f"{tensors.origin}: {names[name]} has shape {list(tensors.shapes[names[name]])}, but the config asks "
-                f"for {list(expected)}."
+                f"{tensors.origin}: {names[name]} has shape {list(tensors.shapes[names[name]])}, but the config needs "
+                f"{list(expected)}."
             )
     frequencies = _frequencies(network, tensors, ignored)
     state: dict[str, Tensor] = {FREQUENCIES: frequencies}
@@ -174,7 +173,7 @@ def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Colle
 
 
 def _frequencies(network: DDiT, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
-    """The frequencies of rotary positions, which those of the file must be, up to rounding."""
+    """The frequencies of rotary positions; those of the file must be equal up to rounding."""
     computed = Rotary(network.config.head_dim).inv_freq
     for name in tensors.shapes:
         if name not in ignored or not name.endswith(FREQUENCIES):
@@ -183,7 +182,7 @@ def _frequencies(network: DDiT, tensors: AbstractTensors, ignored: Collection[st
         if stored.shape != computed.shape or not torch.allclose(stored, computed, rtol=1e-2, atol=0):
             raise ValueError(
                 f"{tensors.origin}: {name} holds other frequencies than those of rotary positions with base 10000 and "
-                f"{network.config.num_heads} heads; such a network is not known here."
+                f"{network.config.num_heads} heads; hdlm cannot read such a network."
             )
     return computed
 
@@ -196,7 +195,7 @@ def _finite(tensors: AbstractTensors, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
-    """The same rows, that one behind the others."""
+    """A copy of rows with one of them moved to the end."""
     if not 0 <= row < len(rows):
         raise ValueError(f"{what} has {len(rows)} rows, so none of them is the mask's, {row}.")
     order = torch.cat([torch.arange(row), torch.arange(row + 1, len(rows)), torch.tensor([row])])
@@ -205,7 +204,7 @@ def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file that is open for reading, on the CPU.
+    """Open a safetensors file for reading, on the CPU.
 
     Raises:
         ValueError: If it is missing or damaged.
@@ -230,7 +229,7 @@ def _directory(path: Path) -> dict[str, _Place]:
 
 
 def _listed(names: Collection[str]) -> str:
-    """Names for an error, not too many of them."""
+    """Names for a message, up to a number of them."""
     some = [name[:80] for name in sorted(names)[:_MOST_NAMES]]
     rest = len(names) - len(some)
     return (", ".join(some) or "nothing") + (f" and {rest} more" if rest else "")

@@ -41,7 +41,7 @@ class DDiT(nn.Module):
         config: Sizes and switches.
 
     Attributes:
-        config: As given.
+        config: Configuration of the network.
         checkpoint_activations: What the backward pass recomputes; see `hdlm.network.recomputation`.
         static: Runs the passes that fit into static buffers, once `speed_up` has made them.
     """
