@@ -27,7 +27,8 @@ import torch
 from hdlm.checkpoint import load_checkpoint
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Table, flat
 from hdlm.package_data import pretrained
-from hdlm.sampling import ApproximateCache, Prompt, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Prompt, algorithm, sample
 from hdlm.verification.logical_device import LogicalDevice
 
 RECORD = Path(__file__).with_name("launches.json")
@@ -61,8 +62,14 @@ def count(setting: str) -> dict[str, float]:
         inside: dict[str, int] = dict.fromkeys(NAMES, 0)
         with _counted(denoiser.backbone, logical, inside):
             logical.clear()
+            execution = Execution(device=logical.device, **options)
             done = sample(
-                denoiser, plan, step, num_sequences=SEQUENCES, prompt=GIVEN, device=logical.device, **options
+                denoiser,
+                Regime(plan),
+                step,
+                num_sequences=SEQUENCES,
+                prompt=GIVEN,
+                execution=execution,
             )
         both = _now(logical)
     outside = {name: both[name] - inside[name] for name in NAMES}

@@ -20,6 +20,7 @@ from hdlm.checkpoint import load_checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import Block
 from hdlm.package_data import pretrained
+from hdlm.regime import Regime
 from hdlm.sampling import Generation, Prompt, algorithm, sample
 
 __all__ = ["Operations", "main", "outside"]
@@ -115,7 +116,7 @@ def main() -> None:
 
         plan, prompt = Block(LENGTH, WIDTH, WIDTH), Prompt.prefix([0], LENGTH)
         write, free = (
-            partial(sample, denoiser, plan, step, prompt=prompt, context=checkpoint.context)
+            partial(sample, denoiser, Regime(plan, context=checkpoint.context), step, prompt=prompt)
             for denoiser in (real, stub)
         )
         calls, operations = write().num_evaluations, outside(real, write)

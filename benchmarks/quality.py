@@ -35,7 +35,8 @@ from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, tokenize_documents
 from hdlm.package_data import pretrained
 from hdlm.progress import share_bar
-from hdlm.sampling import ApproximateCache, Frame, Move, Prompt
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
 from hdlm.view.report import markdown_table, number
@@ -177,18 +178,22 @@ class Bench:
 
         options: dict[str, Any] = {
             "num_sequences": self.num,
-            "batch_size": AT_A_TIME,
             "seed": self.seed,
             "prompt": Prompt.prefix([self.checkpoint.tokenizer.vocabulary.bos or 0], self.length),
-            "noise_schedule": self.checkpoint.noise_schedule,
         }
-        sample(denoiser, plan, algorithm("original", denoiser.process), watch=watch, **options)
+        plain, regime = Execution(AT_A_TIME), Regime(plan, self.checkpoint.noise_schedule)
+        step = algorithm("original", denoiser.process)
+        sample(denoiser, regime, step, watch=watch, execution=plain, **options)
         exact, found = Replay(states), []
-        sample(denoiser, plan, exact, **options)
+        sample(denoiser, regime, exact, execution=plain, **options)
         for refresh in refreshes:
             replay = Replay(states)
             done = sample(
-                denoiser, plan, replay, approximate=ApproximateCache(refresh, active=True), **options
+                denoiser,
+                regime,
+                replay,
+                execution=replace(plain, approximate=ApproximateCache(refresh, active=True)),
+                **options,
             )
             off = torch.cat([exact.said[key] - rows for key, rows in replay.said.items()])
             law = torch.cat([exact.said[key] for key in replay.said]).double().exp()

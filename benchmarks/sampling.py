@@ -33,16 +33,17 @@ from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Me
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.denoiser import ForwardContext as Asked
 from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.regime import Regime
 from hdlm.sampling import (
     Ancestral,
     ApproximateCache,
     Engine,
+    Execution,
     Finished,
     FirstHitting,
     Move,
     Prompt,
     Step,
-    View,
 )
 
 _PACKED = "+ weights packed for few rows"
@@ -64,7 +65,9 @@ def _generation(denoiser: Denoiser, name: str, use_cache: bool) -> Benchmark:
     schedule, step = Block(LENGTH, WIDTH, NUM_LEVELS), algorithm(name, denoiser.process)
     return Benchmark(
         f"{name}, {BATCH} x {LENGTH}, {schedule.num_steps} steps{', cache' if use_cache else ''}",
-        lambda: sample(denoiser, schedule, step, num_sequences=BATCH, use_cache=use_cache),
+        lambda: sample(
+            denoiser, Regime(schedule), step, num_sequences=BATCH, execution=Execution(use_cache=use_cache)
+        ),
         BATCH * LENGTH,
         "tokens",
     )
@@ -399,8 +402,8 @@ def _engine(
     device: str = "cpu",
 ) -> Engine:
     step = way.step(denoiser.process.num_words)
-    view = View(use_cache=way.use_cache, approximate=way.approximate)
-    engine = Engine(denoiser, schedule, step, view=view, device=device)
+    execution = Execution(use_cache=way.use_cache, approximate=way.approximate, device=device)
+    engine = Engine(denoiser, Regime(schedule), step, execution=execution)
     given = {} if prompt is None else {"tokens": prompt.tokens.to(device), "fixed": prompt.fixed.to(device)}
     engine.add(torch.arange(batch, device=device), **given, together=way.together)
     return engine

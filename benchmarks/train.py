@@ -41,6 +41,7 @@ from hdlm.network.recomputation import Recomputation
 from hdlm.objective import Corruption, WeightedCrossEntropy
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
+from hdlm.regime import Regime
 from hdlm.training.monitor.flops import peak_flops, training_flops
 from hdlm.vocabulary import GPT2
 
@@ -103,7 +104,7 @@ class Step(nn.Module):
         process = EpsilonHybrid(config.vocab_size - 1, 0.01)
         self.denoiser = Denoiser(DDiT(config).to(device), process, Mean())
         self.corruption = Corruption(
-            process, Block(options.length, options.width, NUM_LEVELS), two_stream=variant.two_stream
+            process, Regime(Block(options.length, options.width, NUM_LEVELS)), two_stream=variant.two_stream
         )
         self.objective, self.variant = WeightedCrossEntropy(1.0), variant
         network = self.denoiser.backbone

@@ -5,7 +5,7 @@ from hdlm.denoiser import AbstractDenoiser as AbstractDenoiser
 from hdlm.denoiser import Denoiser as Denoiser
 from hdlm.denoiser import Guided as Guided
 from hdlm.evaluation import LikelihoodResult as LikelihoodResult
-from hdlm.evaluation.records.comparison import compare as compare
+from hdlm.evaluation.records.compare import compare as compare
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
 from hdlm.generation import write as write
@@ -47,12 +47,14 @@ from hdlm.process import EpsilonHybrid as EpsilonHybrid
 from hdlm.process import GammaHybrid as GammaHybrid
 from hdlm.process import Uniform as Uniform
 from hdlm.randomness import Randomness as Randomness
+from hdlm.regime import Regime as Regime
 from hdlm.sampling import AdaptiveCorrection as AdaptiveCorrection
 from hdlm.sampling import Analytic as Analytic
 from hdlm.sampling import Ancestral as Ancestral
 from hdlm.sampling import ByConfidence as ByConfidence
 from hdlm.sampling import Chain as Chain
 from hdlm.sampling import Euler as Euler
+from hdlm.sampling import Execution as Execution
 from hdlm.sampling import FirstHitting as FirstHitting
 from hdlm.sampling import Generation as Generation
 from hdlm.sampling import GibbsCorrection as GibbsCorrection

@@ -345,6 +345,16 @@ def _places(length: int, active: Active, device: torch.device) -> Int[Tensor, " 
     return torch.arange(length, device=device) * (active == "causal")
 
 
+def check_views(context: str, active: str) -> None:
+    """Refuse a choice of `context` or `active` that does not exist.
+
+    Raises:
+        ValueError: If there is no such choice.
+    """
+    _check_choice("context", context, Context)
+    _check_choice("active", active, Active)
+
+
 def _check_choice(name: str, value: str, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:

@@ -14,12 +14,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from hdlm.checkpoint import Checkpoint
+from hdlm.denoiser import AbstractDenoiser
 from hdlm.evaluation.generation.evaluate import GenerationOptions, GenerationResult, measured_generation
 from hdlm.evaluation.generation.frontier import FrontierOptions, measured_frontier
 from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions, likelihood_document
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.generation import Settings
+from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.regime import Regime
 from hdlm.strict_config import read_table
 
 __all__ = ["GenerationOptions", "LikelihoodOptions", "evaluate", "frontier", "generation", "likelihood"]
@@ -186,16 +191,24 @@ def _with_path(options: Mapping[str, Any]) -> dict[str, Any]:
 class _Evaluate(ModuleType):
     """The module; calling it is the older form of `hdlm.evaluation.estimate_likelihood`."""
 
-    def __call__(self, *args: Any, **options: Any) -> LikelihoodResult:
+    def __call__(
+        self, denoiser: AbstractDenoiser, tokens: Tensor, hyperschedule: AbstractHyperschedule, **options: Any
+    ) -> LikelihoodResult:
+        from hdlm.evaluation import WindowedText
         from hdlm.evaluation import estimate_likelihood as measure
 
+        along, cut = (
+            {name: options.pop(name) for name in names if name in options}
+            for names in (("noise_schedule", "context", "active"), ("num_bytes", "stride", "documents"))
+        )
         warnings.warn(
             "hdlm.evaluate(denoiser, ...) is hdlm.evaluation.evaluate; for a checkpoint there is "
             "hdlm.evaluate.likelihood(checkpoint, text).",
             DeprecationWarning,
             stacklevel=2,
         )
-        return measure(*args, **options)
+        regime = Regime(hyperschedule, **along)
+        return measure(denoiser, WindowedText(tokens, regime.length, **cut), regime, **options)
 
 
 sys.modules[__name__].__class__ = _Evaluate

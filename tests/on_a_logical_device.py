@@ -47,11 +47,13 @@ from hdlm.objective import NELBO, AbstractObjective, Corruption, ScoreEntropy, W
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
 from hdlm.randomness import Randomness
+from hdlm.regime import Regime
 from hdlm.sampling import (
     ALGORITHMS,
     Ancestral,
     ApproximateCache,
     Engine,
+    Execution,
     MinP,
     Prompt,
     RepetitionPenalty,
@@ -60,10 +62,10 @@ from hdlm.sampling import (
     TopK,
     TopP,
     algorithm,
-    sample,
 )
 from hdlm.training import Recipe, Session, StopRequest, build_setup
 from hdlm.verification.logical_device import Event, LogicalDevice
+from tests.along import sample_along
 
 CPU = torch.device("cpu")
 WORDS = 7
@@ -108,7 +110,7 @@ def samples(
         if options.get("watch"):
             options["watch"] = lambda frame: frames.append(frame.after.cpu())
         settings = {"prompt": GIVEN, **options}
-        done = sample(own, plan, step, num_sequences=2, device=device, **settings)
+        done = sample_along(own, plan, step, num_sequences=2, device=device, **settings)
         return Found([done.tokens, done.lengths, *frames], done.num_evaluations)
 
     return scenario
@@ -168,7 +170,7 @@ def objective_of(
     def scenario(device: torch.device, folder: Path) -> Found:
         told = isinstance(parameterization, LogScore)
         denoiser = tiny_denoiser(process, parameterization, conditioned=told, num_blocks=1).to(device)
-        corruption = Corruption(process, Block(LENGTH, 3, 2), two_stream=two_stream)
+        corruption = Corruption(process, Regime(Block(LENGTH, 3, 2)), two_stream=two_stream)
         numbers, rows = Randomness(3), torch.arange(2)[:, None]
         x_0 = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
         times = numbers.uniform(rows, 0, torch.arange(corruption.num_times)[None])
@@ -247,7 +249,7 @@ def likelihood(bound: str, estimator: str | None, plan: AbstractHyperschedule, p
         tokens = torch.arange(14) % WORDS
         options: Any = {"bound": bound, "estimator": estimator}
         result = estimate_likelihood(
-            denoiser, tokens, plan, device=device, replicates=2, batch_size=2, **options
+            denoiser, tokens, Regime(plan), device=device, replicates=2, batch_size=2, **options
         )
         return Found(torch.tensor(result.estimates), 3)
 
@@ -279,7 +281,12 @@ def slots(device: torch.device, folder: Path) -> Found:
             return run(width, reach)
 
     own._run = captured
-    engine = Engine(Denoiser(network, EPSILON, Mean()), Block(12, 4, 2), Ancestral(), device=device)
+    engine = Engine(
+        Denoiser(network, EPSILON, Mean()),
+        Regime(Block(12, 4, 2)),
+        Ancestral(),
+        execution=Execution(device=device),
+    )
     engine.add(torch.arange(2, device=device))
     done = []
     with torch.no_grad():

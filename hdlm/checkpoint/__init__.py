@@ -14,7 +14,7 @@ name and then renamed, so a run that is killed at any moment leaves complete fil
 
 from hdlm.checkpoint.checkpoint import FORMAT, MODEL_TYPE, Checkpoint
 from hdlm.checkpoint.format import WeightsName, assemble, load_checkpoint, save_checkpoint
-from hdlm.checkpoint.pieces import build, describe, piece_class
+from hdlm.checkpoint.pieces import build, describe, description_text, piece_class
 
 __all__ = [
     "FORMAT",
@@ -24,6 +24,7 @@ __all__ = [
     "assemble",
     "build",
     "describe",
+    "description_text",
     "load_checkpoint",
     "piece_class",
     "save_checkpoint",

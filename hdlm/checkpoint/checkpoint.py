@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final, get_args
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from hdlm.attention import Active, Context
+from hdlm.attention import Active, Context, check_views
 from hdlm.checkpoint.pieces import describe
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiT
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
+from hdlm.regime import Regime
 from hdlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ class Checkpoint:
                 f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
                 f"network {rows} rows (one for each word, and one for the mask, if there is one)."
             )
-        for name, value, choices in (("context", self.context, Context), ("active", self.active, Active)):
-            if value not in get_args(choices):
-                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
+        check_views(self.context, self.active)
 
     @property
     def network(self) -> DDiT:
@@ -96,6 +95,22 @@ class Checkpoint:
     def length(self) -> int:
         """Number of positions that the network is meant for."""
         return self.network.config.max_length
+
+    def regime(self, hyperschedule: AbstractHyperschedule | None = None) -> Regime:
+        """What generation and evaluation run along: the noise schedule and the views of training.
+
+        Args:
+            hyperschedule: When each position is noisy; by default the first that the checkpoint lists.
+
+        Raises:
+            ValueError: If the checkpoint lists no hyperschedule, and none is given.
+        """
+        if hyperschedule is None and not self.hyperschedules:
+            raise ValueError(
+                "The checkpoint lists no hyperschedule: give one, such as `hdlm.flat(length, steps)`."
+            )
+        chosen = self.hyperschedules[0] if hyperschedule is None else hyperschedule
+        return Regime(chosen, self.noise_schedule, self.context, self.active)
 
     @property
     def device(self) -> torch.device:

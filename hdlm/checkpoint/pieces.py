@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hdlm.strict_config import nearest
 
-__all__ = ["build", "describe", "piece_class"]
+__all__ = ["build", "describe", "description_text", "piece_class"]
 
 # Class names in checkpoints and recipes that earlier versions wrote.
 _FORMER_NAMES = {"Cavity": "LeaveOneOut"}
@@ -44,6 +44,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return _plain(value.tolist())
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def description_text(value: Any) -> str:
+    """A description for people to read, such as `Block(length=8, width=4, num_levels=2)`; long lists are counted."""
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{name}={description_text(v)}" for name, v in value.items() if name != "type")
+        return f"{value['type']}({inside})" if "type" in value else inside
+    if isinstance(value, list | tuple) and len(value) > 8:
+        return f"{len(value)} entries"
+    return str(value)
 
 
 def build(offered: ModuleType, description: object) -> Any:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
-    from hdlm.evaluation.records.comparison import compare, read_results
+    from hdlm.evaluation.records.compare import compare, read_results
 
     documents = read_results(args.results)
     if any(document.get("kind") == "frontier" for document in documents.values()):
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> int:
     """Frontiers in one table and one picture."""
-    from hdlm.evaluation.records.comparison import overlay
+    from hdlm.evaluation.records.frontier import overlay
     from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
 
     if args.metric:
@@ -152,12 +152,15 @@ def _write_markdown(path: Path, comparison: Comparison, documents: dict[str, dic
 
 def _made(document: dict[str, Any]) -> str:
     """What one result is of, and what it was made with beside the protocol, in a line."""
+    from hdlm.checkpoint import description_text
+
     result = document["result"]
     own = {key: document.get(key) for key in ("model", "weights", "weights_sha256", "dtype", "seed")}
     own |= {key: result.get(key) for key in ("hyperschedule", "estimator", "replicates", "num_evaluations")}
     settings = result.get("settings")
     own |= settings if isinstance(settings, dict) else {}
-    return ", ".join(f"{key} `{value}`" for key, value in own.items() if value not in (None, ""))
+    words = {key: description_text(value) if isinstance(value, dict) else value for key, value in own.items()}
+    return ", ".join(f"{key} `{value}`" for key, value in words.items() if value not in (None, ""))
 
 
 def _draw(path: Path, comparison: Comparison) -> None:

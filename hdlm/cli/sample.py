@@ -264,7 +264,7 @@ def explanation(checkpoint: Checkpoint, args: argparse.Namespace, passages: list
 
     infilling = args.infill is not None
     length = len(passages[0].tokens) if infilling else args.length or checkpoint.length
-    plan = planned(checkpoint, settings_of(args), length, infilling=infilling)
+    plan = planned(checkpoint, settings_of(args), length, infilling=infilling).hyperschedule
     precision = "exact" if args.dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"
     apart = len(passages) > 1 and args.batch_size != 1 and not args.guidance
@@ -297,7 +297,7 @@ def _answers(checkpoint: Checkpoint) -> str:
 
 def _cache(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     """What is remembered from call to call, and whether that is exact."""
-    from hdlm.sampling import settled_lasts
+    from hdlm.regime import settled_lasts
 
     lasts = settled_lasts(checkpoint.context, checkpoint.denoiser.noise_dependence)
     settled = f"settled positions are computed once: exact, as context is {checkpoint.context}"

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args, device)
     length = args.length or checkpoint.length
     settings = Settings(hyperschedule="block", width=args.width or length, steps=1)
-    plan = planned(checkpoint, settings, length, infilling=False)
+    plan = planned(checkpoint, settings, length, infilling=False).hyperschedule
     source = find_text(args.data, args.part, args.data_dir)
     text = tokenize_documents(checkpoint.tokenizer, source.corpus.documents(), args.limit)
     (whole, *_) = windows(text.tokens.to(device), length)

@@ -4,7 +4,7 @@ from hdlm.evaluation.likelihood.bounds import AbsorbingBound, AbstractBound, Hyb
 from hdlm.evaluation.likelihood.estimator import EvaluationProgress, Likelihood, estimate_likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.evaluation.likelihood.result import LikelihoodResult
-from hdlm.evaluation.likelihood.windows import Stack, windows
+from hdlm.evaluation.likelihood.windows import Stack, WindowedText, windows
 
 __all__ = [
     "AbsorbingBound",
@@ -14,6 +14,7 @@ __all__ = [
     "Likelihood",
     "LikelihoodResult",
     "Stack",
+    "WindowedText",
     "estimate_likelihood",
     "until_precise",
     "windows",

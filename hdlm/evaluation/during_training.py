@@ -25,7 +25,7 @@ from hdlm.evaluation.likelihood.estimator import estimate_likelihood
 from hdlm.evaluation.likelihood.result import LikelihoodResult
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import AbstractParameterization, LogScore
-from hdlm.sampling import Prompt, algorithm, sample
+from hdlm.sampling import Execution, Prompt, algorithm, sample
 from hdlm.training import Session, StepReport, TrainingSetup
 from hdlm.training.recipe import WatchSettings
 
@@ -142,38 +142,31 @@ class Observer:
         return values["validation"]
 
     def _bound(self, denoiser: Denoiser) -> LikelihoodResult:
-        corruption, settings = self._run.mixture.parts[0].corruption, self._settings
+        settings = self._settings
         return estimate_likelihood(
             denoiser,
             self._run.validation.tokens[: settings.validation_windows * self._run.recipe.data.context],
-            self._plan.begin_in_noise(),
+            self._run.regime.along(self._plan.begin_in_noise()),
             bound=bound_of(denoiser.process),
-            noise_schedule=corruption.noise_schedule,
             replicates=settings.replicates,
             batch_size=settings.batch_size,
             seed=self._run.recipe.run.seed,
-            context=corruption.context,
-            active=corruption.active,
             device=denoiser.device,
         )
 
     def _generated(self, denoiser: Denoiser) -> list[list[int]]:
         """Token ids of the samples."""
-        corruption, settings = self._run.mixture.parts[0].corruption, self._settings
+        settings = self._settings
         first = self._run.tokenizer.vocabulary.bos
         prompt = Prompt.prefix([first], self._writing.length) if first is not None and self._given else None
         made = sample(
             denoiser,
-            self._writing,
+            self._run.regime.along(self._writing),
             algorithm(self._sampler, denoiser.process),
             num_sequences=settings.samples,
-            batch_size=settings.batch_size,
             seed=self._run.recipe.run.seed,
             prompt=prompt,
-            noise_schedule=corruption.noise_schedule,
-            context=corruption.context,
-            active=corruption.active,
-            device=denoiser.device,
+            execution=Execution(batch_size=settings.batch_size),
         )
         rows: list[list[int]] = made.tokens.tolist()
         return rows

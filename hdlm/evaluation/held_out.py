@@ -9,6 +9,7 @@ from rich.console import Console
 from hdlm.data import Bigram, Unigram
 from hdlm.evaluation.likelihood.defaults import bound_of
 from hdlm.evaluation.likelihood.estimator import estimate_likelihood
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.progress import share_bar
 from hdlm.training import TrainingSetup
 from hdlm.view.report import Measurement
@@ -29,19 +30,14 @@ def counted(setup: TrainingSetup) -> list[Measurement]:
 
 def measured(console: Console, setup: TrainingSetup, name: str, replicates: int) -> Measurement:
     """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
-    corruption = setup.mixture.parts[0].corruption
-    what = f"measuring the {name}"
+    what, regime = f"measuring the {name}", setup.regime.begin_in_noise()
     setup.denoiser.eval()
     with share_bar(what, shown=console.is_terminal) as bar:
         result = estimate_likelihood(
             setup.denoiser,
-            setup.validation.tokens,
-            corruption.hyperschedule.begin_in_noise(),
+            WindowedText(setup.validation.tokens, regime.length, num_bytes=setup.validation.num_bytes),
+            regime,
             bound=bound_of(setup.denoiser.process),
-            noise_schedule=corruption.noise_schedule,
-            context=corruption.context,
-            active=corruption.active,
-            num_bytes=setup.validation.num_bytes,
             replicates=replicates,
             seed=setup.recipe.run.seed,
             device=setup.device,

@@ -8,6 +8,7 @@ from typing import final
 from hdlm.checkpoint import Checkpoint
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autoregressive, flat
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     MinP,
     RepetitionPenalty,
@@ -118,10 +119,8 @@ class Settings:
         return _FAMILIES[self.hyperschedule](length, width, steps)
 
 
-def planned(
-    checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool
-) -> AbstractHyperschedule:
-    """The hyperschedule for settings and a checkpoint.
+def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool) -> Regime:
+    """The regime for settings and a checkpoint.
 
     Args:
         checkpoint: Checkpoint of the model.
@@ -136,10 +135,16 @@ def planned(
     trained = checkpoint.hyperschedules
     _check_length("text with its gaps" if infilling else "canvas", length, checkpoint.length)
     if not infilling:
-        return settings.plan(trained, length)
+        return _regime(checkpoint, settings, settings.plan(trained, length))
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
-    return (replace(settings, width=length) if whole else settings).plan(widest, length)
+    plan = (replace(settings, width=length) if whole else settings).plan(widest, length)
+    return _regime(checkpoint, settings, plan)
+
+
+def _regime(checkpoint: Checkpoint, settings: Settings, plan: AbstractHyperschedule) -> Regime:
+    regime = checkpoint.regime(plan)
+    return replace(regime, noise_schedule=settings.noise(regime.noise_schedule))
 
 
 def _check_length(what: str, length: int, context: int) -> None:

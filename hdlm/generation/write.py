@@ -12,9 +12,10 @@ from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import BLANK, Passage, _piece, blanks
-from hdlm.hyperschedule import AbstractHyperschedule
+from hdlm.regime import Regime
 from hdlm.sampling import (
     ApproximateCache,
+    Execution,
     Frame,
     Generation,
     Prompt,
@@ -25,7 +26,7 @@ from hdlm.sampling import (
 
 __all__ = ["complete", "write"]
 
-_FULL_CANVAS = Ending()
+_FULL_CANVAS, _EXACT = Ending(), Execution()
 
 
 def write(
@@ -64,7 +65,7 @@ def write(
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
     """
     tokenizer = checkpoint.tokenizer
-    given, plan = _given(checkpoint, tokenizer, prompt, settings)
+    given, regime = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
     gaps = BLANK.search(prompt) is not None
     ends = ending.at_end_of_text or bool(ending.strings)
@@ -73,7 +74,7 @@ def write(
             "A text with gaps ends at its own end: leave out stop strings and the end of a text."
         )
     start = [] if gaps else given.tokens[0, :num_given].tolist()
-    reader = Reader(tokenizer, ending, start, plan.length)
+    reader = Reader(tokenizer, ending, start, regime.length)
     streaming = None if stream is None else PassageStreamer(reader, stream)
 
     def after_step(frame: Frame) -> None:
@@ -86,15 +87,12 @@ def write(
     done = complete(
         checkpoint,
         given,
-        plan,
+        regime,
         settings,
         num=num,
-        batch_size=batch_size,
         seed=seed,
-        first_sequence=first_sequence,
+        execution=Execution(batch_size, first_sequence, approximate=approximate, device=device),
         stop=reader if ends else None,
-        approximate=approximate,
-        device=device,
         watch=None if watch is None and streaming is None else after_step,
     )
     passages = []
@@ -113,16 +111,13 @@ def write(
 def complete(
     checkpoint: Checkpoint,
     given: Prompt,
-    plan: AbstractHyperschedule,
+    regime: Regime,
     settings: Settings,
     *,
     num: int = 1,
-    batch_size: int | None = None,
     seed: int = 0,
-    first_sequence: int = 0,
+    execution: Execution = _EXACT,
     stop: Stop | None = None,
-    approximate: ApproximateCache | None = None,
-    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
     """Generate the free positions of a canvas: `write` with tokens instead of text.
@@ -130,59 +125,50 @@ def complete(
     Args:
         checkpoint: Checkpoint of the model.
         given: The given tokens on the whole canvas: one row, or `num`.
-        plan: The hyperschedule of generation; see `planned`.
+        regime: The regime of generation; see `planned`.
         settings: The settings of generation.
         num: Number of sequences, at least 1.
-        batch_size: Number of sequences at a time; it changes no sequence.
         seed: Seed of all random numbers.
-        first_sequence: Index of the first sequence: with 5, it is the sixth sequence of a longer run.
+        execution: Number of sequences in a pass, and what is kept between calls of the network.
         stop: Where sequences may end before the canvas is full.
-        approximate: Approximate cache; see `hdlm.sampling.ApproximateCache`.
-        device: The device of the model; no other is accepted.
         watch: Called after every generation step.
 
     Raises:
         ValueError: If a setting is out of range, or the given tokens do not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
-    device = resolve_device(denoiser, device)
+    device = resolve_device(denoiser, execution.device)
     if settings.guidance:
         if (given.fixed != given.fixed[:1]).any():
             raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")
         denoiser = Guided(denoiser, given.fixed[:1].to(device), settings.guidance)
     return sample(
         denoiser,
-        plan,
+        regime,
         algorithm(settings.algorithm, denoiser.process, settings.eta),
         num_sequences=num,
-        batch_size=batch_size,
         seed=seed,
-        first_sequence=first_sequence,
         prompt=given if given.fixed.any() else None,
         transforms=settings.transforms(),
-        noise_schedule=settings.noise(checkpoint.noise_schedule),
-        context=checkpoint.context,
-        active=checkpoint.active,
-        approximate=approximate,
+        execution=execution,
         stop=stop,
-        device=device,
         watch=watch,
     )
 
 
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
-) -> tuple[Prompt, AbstractHyperschedule]:
-    """The given tokens, and the hyperschedule for the others."""
+) -> tuple[Prompt, Regime]:
+    """The given tokens, and the regime for the others."""
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
         if settings.length is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
             )
-        plan = planned(checkpoint, settings, len(ids), infilling=True)
-        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), plan
+        regime = planned(checkpoint, settings, len(ids), infilling=True)
+        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
     length = checkpoint.length if settings.length is None else settings.length
-    plan = planned(checkpoint, settings, length, infilling=False)
+    regime = planned(checkpoint, settings, length, infilling=False)
     words = _piece(prompt.strip(), tokenizer, first=True)
-    return Prompt.prefix(tokenizer.vocabulary.text_start + words, length), plan
+    return Prompt.prefix(tokenizer.vocabulary.text_start + words, length), regime

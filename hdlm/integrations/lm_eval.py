@@ -10,7 +10,7 @@ The answers to its requests, with `bos` (or the token that ends a document, if t
     loglikelihood          minus a bound on `-log p(continuation | context)`, the mean of k replicates: exact for
                            autoregression, otherwise rather too low than too high; and whether the model writes the
                            continuation if it always chooses the likeliest word, from left to right
-                           (`Conditional.greedy`)
+                           (`Likelihood.greedy`)
     loglikelihood_rolling  the same for a whole text, every token in one window
     generate_until         what the sampler writes after the context, on a canvas as long as the model's context, up to
                            the end of the document, a stop string, or `max_gen_toks`, after which the network is not
@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, final
 
@@ -34,12 +34,14 @@ import torch
 
 from hdlm import hub
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.likelihood.conditional import Conditional, split_text
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
+from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.result import BoundName
+from hdlm.evaluation.likelihood.windows import Window, split_text
+from hdlm.evaluation.records.protocol import describe_piece
 from hdlm.generation import Settings, complete, planned
-from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.sampling import Prompt
+from hdlm.regime import Regime
+from hdlm.sampling import Execution, Prompt
 
 __all__ = ["HarnessModel", "Watch"]
 
@@ -64,7 +66,7 @@ class HarnessModel:
     Args:
         checkpoint: The model, with its tokenizer.
         bound: The bound to measure; by default the paper's if noise ends in masks, otherwise that of the process.
-        hyperschedule: Hyperschedule of the bound; by default the first one of the checkpoint.
+        regime: Regime of the bound; by default that of the first hyperschedule of the checkpoint.
         replicates: Number of estimates of each value; more are more accurate, and slower.
         settings: Settings of generation that a task does not set.
         batch_size: Windows or canvases in a pass.
@@ -81,7 +83,7 @@ class HarnessModel:
         checkpoint: Checkpoint,
         *,
         bound: BoundName | None = None,
-        hyperschedule: AbstractHyperschedule | None = None,
+        regime: Regime | None = None,
         replicates: int = 32,
         settings: Settings | None = None,
         batch_size: int = 16,
@@ -92,15 +94,11 @@ class HarnessModel:
         self._tokenizer = checkpoint.tokenizer
         self._checkpoint, self._watch = checkpoint, watch
         self._settings = Settings() if settings is None else settings
-        self.measure = Conditional(
+        self._replicates, self._batch_size = replicates, batch_size
+        self.measure = Likelihood(
             checkpoint.denoiser,
-            plan_of(checkpoint) if hyperschedule is None else hyperschedule,
+            checkpoint.regime(plan_of(checkpoint)) if regime is None else regime,
             bound=bound_of(checkpoint.denoiser.process) if bound is None else bound,
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
-            replicates=replicates,
-            batch_size=batch_size,
             seed=seed,
             device=device,
         )
@@ -110,10 +108,10 @@ class HarnessModel:
         return {
             "bound": self.measure.bound,
             "estimator": self.measure.measured_by,
-            "hyperschedule": repr(self.measure.hyperschedule),
-            "replicates": self.measure.replicates,
+            "hyperschedule": describe_piece(self.measure.regime.hyperschedule),
+            "replicates": self._replicates,
             "seed": self.measure.seed,
-            "settings": repr(self._settings),
+            "settings": asdict(self._settings),
         }
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -123,7 +121,7 @@ class HarnessModel:
             split_text([*before, *behind], len(before), self._length, alike=True) for before, behind in texts
         ]
         every = [window for parts in windows for window in parts]
-        nats, greedy = self._nats(every), self.measure.greedy(every)
+        nats, greedy = self._nats(every), self.measure.greedy(every, batch_size=self._batch_size)
         answers, at = [], 0
         for parts in windows:
             here = slice(at, at + len(parts))
@@ -162,22 +160,24 @@ class HarnessModel:
 
     @property
     def _length(self) -> int:
-        return self.measure.hyperschedule.length
+        return self.measure.regime.length
 
     @property
     def _start(self) -> list[int]:
         return self._checkpoint.vocabulary.document_start
 
-    def _nats(self, windows: Sequence[Any]) -> list[float]:
-        done = 0
-        total = len(windows) * (1 if self.measure.measured_by == "exact" else self.measure.replicates)
+    def _nats(self, windows: Sequence[Window]) -> list[float]:
+        replicates = 1 if self.measure.measured_by == "exact" else self._replicates
+        done, total = 0, len(windows) * replicates
 
         def advance(more: int) -> None:
             nonlocal done
             done += more
             self._watch("measuring", done, total)
 
-        nats: list[float] = self.measure.nats(windows, advance).tolist()
+        nats: list[float] = self.measure.nats(
+            windows, replicates, batch_size=self._batch_size, watch=advance
+        ).tolist()
         return nats
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -224,10 +224,9 @@ class HarnessModel:
             planned(self._checkpoint, settings, length, infilling=False),
             settings,
             num=len(rows),
-            batch_size=self.measure.batch_size,
             seed=self.measure.seed,
+            execution=Execution(self._batch_size, device=self.measure.device),
             stop=lambda row, tokens: len(tokens) if read(row, tokens.tolist())[1] else None,
-            device=self.measure.device,
         )
         return [read(row, tokens)[0] for row, tokens in enumerate(done.tokens.tolist())]
 

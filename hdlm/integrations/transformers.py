@@ -32,7 +32,7 @@ from hdlm.denoiser import Denoiser, ForwardContext
 from hdlm.generation import Settings, complete, planned
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.network.rotary import Rotary
-from hdlm.sampling import Frame, Prompt
+from hdlm.sampling import Execution, Frame, Prompt
 from hdlm.sharing.push import tokenizer_files
 
 __all__ = ["DenoisingOutput", "HDLMConfig", "HDLMForDiffusionLM"]
@@ -260,17 +260,16 @@ class HDLMForDiffusionLM(PreTrainedModel):
         length = chosen.length
         if length is None:
             length = prompts.shape[1] if gaps.any() else checkpoint.length
-        plan = planned(checkpoint, chosen, length, infilling=bool(gaps.any()))
+        regime = planned(checkpoint, chosen, length, infilling=bool(gaps.any()))
         given = _canvas(prompts, gaps, length, num_return_sequences)
         written = complete(
             checkpoint,
             given,
-            plan,
+            regime,
             chosen,
             num=len(given.tokens),
-            batch_size=batch_size,
             seed=seed,
-            device=self.device,
+            execution=Execution(batch_size, device=self.device),
             watch=watch,
         )
         return written.tokens

@@ -26,8 +26,8 @@ from hdlm.hyperschedule import (
     opens_left_to_right,
     packing,
 )
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.transfer import moved
 
 __all__ = ["Canvas", "Corruption", "document_ids", "next_tokens"]
@@ -156,13 +156,10 @@ class Corruption:
 
     Attributes:
         process: How tokens are noised.
-        hyperschedule: When.
-        noise_schedule: How fast noise comes as a position's time runs from 0 to 1.
+        regime: When tokens are noised, how fast noise comes, and who sees whom.
         two_stream: Which of the two layouts.
         continuous: Whether times fall anywhere between two levels (an objective in continuous time), or on the
             hyperschedule's levels (one of `T` discrete steps).
-        context: What settled positions see of one another; see `hdlm.attention`.
-        active: What active positions see of one another.
         num_given: How many of the first positions stay clean and teach nothing: 1 for a shifted network, which says
             nothing of the first.
         document_end: The token that ends a document, if documents in one window are not to see one another; None if
@@ -175,22 +172,24 @@ class Corruption:
     """
 
     process: AbstractNoiseProcess
-    hyperschedule: AbstractHyperschedule
-    noise_schedule: AbstractNoiseSchedule = LINEAR
+    regime: Regime
     two_stream: bool = True
     continuous: bool = True
-    context: attention.Context = "block_causal"
-    active: attention.Active = "full"
     num_given: int = 0
     document_end: int | None = None
 
     def __post_init__(self) -> None:
-        if self.two_stream and self.context == "full" and not self.hyperschedule.settles_together:
+        if self.two_stream and self.regime.context == "full" and not self.hyperschedule.settles_together:
             raise ValueError(
                 "Two streams need a context of which settled positions see the past alone; with context='full' the "
                 "clean stream would give away what is asked. Use one canvas (two_stream=false, published as "
                 "annealing.efficient=false), or the context block_causal or causal."
             )
+
+    @property
+    def hyperschedule(self) -> AbstractHyperschedule:
+        """When each position is noisy."""
+        return self.regime.hyperschedule
 
     @property
     def num_times(self) -> int:
@@ -236,7 +235,9 @@ class Corruption:
             x_t=self.process.corrupt(x_0, t, draw),
             t=t,
             s=s,
-            measure=torch.where(free, measure * self.noise_schedule.rate(now / schedule.num_levels), 0.0),
+            measure=torch.where(
+                free, measure * self.regime.noise_schedule.rate(now / schedule.num_levels), 0.0
+            ),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
             attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
@@ -247,7 +248,7 @@ class Corruption:
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Noise fraction at a level: 0 once it is settled, and above 0 before, wherever the noise schedule begins."""
-        u = self.noise_schedule.fraction(level / self.hyperschedule.num_levels)
+        u = self.regime.noise_schedule.fraction(level / self.hyperschedule.num_levels)
         return torch.where(level > 0, u.clamp_min(torch.finfo(u.dtype).tiny), 0.0)
 
     def _two_stream_levels(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -281,11 +282,11 @@ class Corruption:
         schedule = self.hyperschedule
         if packed is not None:
             shared = packed.steps[0] if schedule.opens_together else packed.steps
-            seen = attention.two_stream(schedule, shared, self.context, self.active)
+            seen = self.regime.two_stream(shared)
         else:
             steps = (times[:, 0] * schedule.num_steps).long()
             shared = steps[0] if schedule.is_flat else steps
-            seen = attention.generation_attention(schedule, shared, self.context, self.active)
+            seen = self.regime.generation_attention(shared)
         if self.document_end is None:
             return seen
         own = document_ids(x_0, self.document_end)

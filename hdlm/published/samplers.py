@@ -52,7 +52,8 @@ from hdlm.published.model import (
     say_once,
 )
 from hdlm.published_names import alignment_of, parameterization
-from hdlm.sampling import Prompt, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Execution, Prompt, algorithm, sample
 from hdlm.vocabulary import GPT2, Vocabulary
 
 __all__ = [
@@ -278,21 +279,19 @@ class _Asked:
                     "`cfg_scale` is guidance by the prompt, and there is none: give one, or leave it at 0."
                 )
             denoiser = Guided(denoiser, prompt.fixed[:1].to(device), how.guidance)
-        context, active = views(self.annealing, self.model)
         done = sample(
             denoiser,
-            plan,
+            Regime(plan, _Grid(self.eps), *views(self.annealing, self.model)),
             step,
             num_sequences=self.batch_size,
             seed=draw_seed(self.seed),
-            first_sequence=self.first_sequence,
             prompt=prompt,
             transforms=how.transforms(),
-            noise_schedule=_Grid(self.eps),
-            context=context,
-            active=active,
-            use_cache=isinstance(self.model, AbstractPublishedModel),
-            device=device,
+            execution=Execution(
+                first_sequence=self.first_sequence,
+                use_cache=isinstance(self.model, AbstractPublishedModel),
+                device=device,
+            ),
         )
         return done.tokens
 

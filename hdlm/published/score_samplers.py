@@ -2,11 +2,11 @@
 
 | published | here |
 |---|---|
-| `predictor: analytic`, `euler` | `sample(denoiser, hyperschedule, Analytic())`, `Euler()` |
+| `predictor: analytic`, `euler` | `sample(denoiser, regime, Analytic())`, `Euler()` |
 | `noise_removal: true` | always: the last step goes to noise 0 |
-| `eps` | `sampling_eps` |
+| `eps` | `Regime.sampling_eps` |
 | `graph`, `noise`, `meta_schedule` | `hdlm.process`, `hdlm.noise_schedule`, `hdlm.hyperschedule` |
-| NAR, SAR | `use_cache=False`, `True` |
+| NAR, SAR | `Execution(use_cache=False)`, `True` |
 
 Where the published code was wrong, these do what was meant: the kernels are inverted exactly, and the score of the
 token that stands there is 1, so that masks fall little by little instead of in the first step.
@@ -32,7 +32,8 @@ from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.published.model import AbstractPublishedModel, CallableDenoiser, option
 from hdlm.published.samplers import Model, device_of, draw_seed, fitted, views
 from hdlm.published_names import DEFAULTS, hyperschedule, noise_process, noise_schedule
-from hdlm.sampling import Analytic, Euler, Move, Step, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Analytic, Euler, Execution, Move, Step, algorithm, sample
 
 __all__ = ["get_nar_sampling_fn", "get_sar_sampling_fn"]
 
@@ -149,20 +150,19 @@ class _ScoreSampler:
         """Generate with a model."""
         denoiser = self._denoiser(model)
         noise = self._noise(model)
-        context, active = views(option(self.config, "annealing"), model)
+        seen = views(option(self.config, "annealing"), model)
+        regime = Regime(self._plan(), noise, *seen, sampling_eps=self.eps)
         done = sample(
             denoiser,
-            self._plan(),
-            self._step(denoiser.process, float(noise.fraction(torch.ones((), dtype=torch.float64)))),
+            regime,
+            self._step(denoiser.process, regime.final_noise),
             num_sequences=self.batch_dims[0],
             seed=draw_seed(self.seed),
-            first_sequence=self.first_sequence,
-            noise_schedule=noise,
-            sampling_eps=self.eps,
-            context=context,
-            active=active,
-            use_cache=self.use_cache and isinstance(model, AbstractPublishedModel),
-            device=device_of(model, self.device),
+            execution=Execution(
+                first_sequence=self.first_sequence,
+                use_cache=self.use_cache and isinstance(model, AbstractPublishedModel),
+                device=device_of(model, self.device),
+            ),
         )
         return done.tokens
 

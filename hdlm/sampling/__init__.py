@@ -1,6 +1,6 @@
 """Sampling: *how* to walk back from noise. Small steps, composed; one loop for every hyperschedule.
 
-`sample(denoiser, hyperschedule, step)` with `step` one of
+`sample(denoiser, regime, step)` with `step` one of
 
 | step | what it is | law |
 |---|---|---|
@@ -21,7 +21,7 @@ from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Tran
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
 from hdlm.sampling.engine.sample import Generation, sample
-from hdlm.sampling.engine.window import ApproximateCache, View, settled_lasts
+from hdlm.sampling.engine.window import ApproximateCache, Execution
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
@@ -61,6 +61,7 @@ __all__ = [
     "Confidence",
     "Engine",
     "Euler",
+    "Execution",
     "Finished",
     "FirstHitting",
     "Frame",
@@ -84,12 +85,10 @@ __all__ = [
     "TopP",
     "Trace",
     "Transform",
-    "View",
     "algorithm",
     "draw_index",
     "draw_word",
     "exactness",
     "sample",
     "sample_plainly",
-    "settled_lasts",
 ]

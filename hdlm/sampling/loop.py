@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.attention import Active, Context, generation_attention
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.denoiser import ForwardContext as Asked
-from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
+from hdlm.regime import Regime
 from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
 from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 
-__all__ = ["PRIOR", "noise_of_levels", "sample_plainly"]
+__all__ = ["PRIOR", "sample_plainly"]
 
 PRIOR = 2**32 - 1
 """The random stream of the noise in which generation begins."""
@@ -30,27 +28,23 @@ PRIOR = 2**32 - 1
 @torch.no_grad()
 def sample_plainly(
     denoiser: AbstractDenoiser,
-    hyperschedule: AbstractHyperschedule,
+    regime: Regime,
     step: Step,
     *,
     num_sequences: int = 1,
     seed: int = 0,
     prompt: Prompt | None = None,
     transforms: Sequence[Transform] = (),
-    noise_schedule: AbstractNoiseSchedule = LINEAR,
-    sampling_eps: float | None = None,
-    context: Context = "block_causal",
-    active: Active = "full",
 ) -> Int[Tensor, "n l"]:
     """Generate sequences without a cache, all in step; the arguments are those of `sample`."""
-    process, device, length = denoiser.process, resolve_device(denoiser, None), hyperschedule.length
+    hyperschedule, process, length = regime.hyperschedule, denoiser.process, regime.length
+    device = resolve_device(denoiser, None)
     check_prompt(prompt, process.num_words, length, num_sequences)
     rows, columns = torch.arange(num_sequences, device=device), torch.arange(length, device=device)
     randomness = Randomness(seed)
-    noise = noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+    noise = regime.noise_of_levels().to(device)
     start = randomness.uniform(rows[:, None], 0, columns[None], PRIOR)
-    full = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
-    x = process.draw_prior(torch.full_like(start, full), start)
+    x = process.draw_prior(torch.full_like(start, regime.final_noise), start)
     fixed = torch.zeros_like(x, dtype=torch.bool)
     tokens, given = prompt_rows(prompt, rows)
     if tokens is not None and given is not None:
@@ -61,7 +55,7 @@ def sample_plainly(
         moving = (then < now) & ~fixed
         t, s = (noise[level].masked_fill(fixed, 0.0) for level in (now, then))
         window = (~hyperschedule.regions(torch.tensor(n, device=device)).worthless).nonzero()[:, 0]
-        seen = generation_attention(hyperschedule, torch.tensor(n, device=device), context, active)
+        seen = regime.generation_attention(torch.tensor(n, device=device))
         asked = Asked(window[None], seen.select(window, window).on(device), ordered=True)
         place = torch.full_like(x, -1)
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
@@ -74,13 +68,3 @@ def sample_plainly(
             begin = noise[hyperschedule.levels(0).to(device)].expand_as(t)
             x = step(x, Move(process, x, t, s, moving, read, randomness, rows, n, begin=begin))
     return x
-
-
-def noise_of_levels(
-    hyperschedule: AbstractHyperschedule, noise_schedule: AbstractNoiseSchedule, sampling_eps: float | None
-) -> Float[Tensor, " levels"]:
-    """Noise fraction of each level; exactly 0 where a position is settled."""
-    levels = torch.arange(hyperschedule.num_levels + 1)
-    even = levels.double() / hyperschedule.num_levels
-    time = even if sampling_eps is None else hyperschedule.time_grid(sampling_eps)
-    return torch.where(levels > 0, noise_schedule.fraction(time), 0.0)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
-from hdlm.checkpoint import Checkpoint, describe
+from hdlm.checkpoint import Checkpoint, describe, description_text
 
 __all__ = ["LICENCE", "Layout", "model_card"]
 
@@ -98,7 +98,7 @@ def _summary(checkpoint: Checkpoint) -> str:
     return (
         f"A hybrid diffusion language model ([Unifying Autoregressive and Diffusion-Based Sequence Generation]"
         f"(https://arxiv.org/abs/2504.06416)) of {_size(checkpoint)} parameters: noise process "
-        f"`{_readable(describe(process))}`, {checkpoint.length} positions."
+        f"`{description_text(describe(process))}`, {checkpoint.length} positions."
     )
 
 
@@ -119,24 +119,14 @@ def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         f"DDiT, hidden size {shape.hidden_size}, {shape.num_blocks} blocks, {shape.num_heads} heads, "
         f"context {shape.max_length}",
     )
-    yield "process", _readable(describe(checkpoint.denoiser.process))
-    yield "outputs", _readable(describe(checkpoint.denoiser.parameterization))
-    yield "noise schedule", _readable(describe(checkpoint.noise_schedule))
-    known = [_readable(describe(hyperschedule)) for hyperschedule in checkpoint.hyperschedules]
+    yield "process", description_text(describe(checkpoint.denoiser.process))
+    yield "outputs", description_text(describe(checkpoint.denoiser.parameterization))
+    yield "noise schedule", description_text(describe(checkpoint.noise_schedule))
+    known = [description_text(describe(hyperschedule)) for hyperschedule in checkpoint.hyperschedules]
     yield "hyperschedules, the best first", "; ".join(known) or "none listed"
     yield "attention", f"settled positions {checkpoint.context}, active ones {checkpoint.active}"
     where = "in `tokenizer.json`" if checkpoint.tokenizer_json else "not included"
     yield "tokenizer", f"{vocabulary.num_words:,} words, {where}; the mask is id {vocabulary.mask_id}"
-
-
-def _readable(value: Any) -> str:
-    """A described piece in Python's notation."""
-    if isinstance(value, Mapping):
-        inside = ", ".join(f"{name}={_readable(v)}" for name, v in value.items() if name != "type")
-        return f"{value['type']}({inside})" if "type" in value else inside
-    if isinstance(value, list | tuple) and len(value) > 8:
-        return f"{len(value)} entries"
-    return str(value)
 
 
 def _use(checkpoint: Checkpoint, source: str) -> str:
@@ -144,7 +134,7 @@ def _use(checkpoint: Checkpoint, source: str) -> str:
         write = (
             "step = hdlm.algorithm('acs', model.denoiser.process)\n"
             f"schedule = hdlm.Block({checkpoint.length}, width={checkpoint.length}, num_levels=32)\n"
-            "print(hdlm.sample(model.denoiser, schedule, step, seed=1).tokens)"
+            "print(hdlm.sample(model.denoiser, model.regime(schedule), step, seed=1).tokens)"
         )
     else:
         write = (

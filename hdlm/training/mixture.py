@@ -16,6 +16,7 @@ from typing import final
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.objective import NELBO, Corruption
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
 from hdlm.training.recipe import Recipe
@@ -65,12 +66,14 @@ class Mixture:
             )
             corruption = Corruption(
                 process,
-                part.build(recipe.data.context),
-                noise_schedule,
+                Regime(
+                    part.build(recipe.data.context),
+                    noise_schedule,
+                    recipe.network.context,
+                    recipe.network.active,
+                ),
                 two_stream=part.two_stream,
                 continuous=part.continuous,
-                context=recipe.network.context,
-                active=recipe.network.active,
                 num_given=lookback,
                 document_end=document_end,
             )

@@ -17,6 +17,7 @@ from hdlm.denoiser import Denoiser
 from hdlm.network import DDiT
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
@@ -78,9 +79,14 @@ class TrainingSetup:
         return self.text.validation
 
     @property
+    def regime(self) -> Regime:
+        """The regime of the first part of the mixture, which the model writes along."""
+        return self.mixture.parts[0].corruption.regime
+
+    @property
     def noise_schedule(self) -> AbstractNoiseSchedule:
         """The noise schedule of all parts."""
-        return self.mixture.parts[0].corruption.noise_schedule
+        return self.regime.noise_schedule
 
     def trainer(self) -> Trainer:
         """A trainer of the denoiser, before its first step."""

@@ -14,12 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.attention import Active, generation_attention
-from hdlm.attention import Context as SettledContext
 from hdlm.denoiser import ForwardContext
-from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
+from hdlm.regime import Regime
 from hdlm.verification.enumeration import noise_after, states
 from hdlm.verification.exact import ExactDenoiser
 
@@ -70,26 +67,21 @@ def corrected_law(eta: float, step: PositionLaw = ancestral_law) -> PositionLaw:
 
 def chain(
     denoiser: ExactDenoiser,
-    hyperschedule: AbstractHyperschedule,
+    regime: Regime,
     step: PositionLaw = ancestral_law,
-    *,
-    noise_schedule: AbstractNoiseSchedule = LINEAR,
-    context: SettledContext = "block_causal",
-    active: Active = "full",
 ) -> Iterator[Float[Tensor, " z"]]:
     """The law of the canvas (over `states`) before the first step and after each."""
-    process, length = denoiser.process, hyperschedule.length
+    process, length, hyperschedule = denoiser.process, regime.length, regime.hyperschedule
     x = states(process.num_words, length)
-    full = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
-    prior = process.prior(full)
+    prior = process.prior(torch.tensor(regime.final_noise, dtype=torch.float64))
     single = torch.cat([(prior.uniform / process.num_words).expand(process.num_words), prior.mask[None]])
     law = single[x].prod(-1)
     yield law
     for n in range(hyperschedule.num_steps):
-        t, s = (noise_after(hyperschedule, k, noise_schedule).expand(x.shape) for k in (n, n + 1))
+        t, s = (noise_after(hyperschedule, k, regime.noise_schedule).expand(x.shape) for k in (n, n + 1))
         moving = (s < t)[0]
         reached = law > 0
-        visible = generation_attention(hyperschedule, n, context, active).dense()[None]
+        visible = regime.generation_attention(n).dense()[None]
         prediction = denoiser.predict(x[reached], t[reached], ForwardContext(attention=visible))
         clean = prediction.log_clean(prediction.everywhere()).exp().view(int(reached.sum()), length, -1)
         board = Board(process, x[reached], clean, t[reached], s[reached])

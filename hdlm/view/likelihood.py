@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hdlm.checkpoint import description_text
 from hdlm.student import student_quantile
 from hdlm.view.palette import INK, MUTED, RULE, SERIES
 from hdlm.view.report import write_report
@@ -117,7 +118,7 @@ def write_likelihood(folder: Path, name: str, document: Mapping[str, Any]) -> No
     made = {
         **{key: document[key] for key in ("model", "weights", "weights_sha256", "dtype", "device", "seed")},
         **{f"data {key}": value for key, value in data.items()},
-        **{key: value for key, value in result.items() if key in _PROTOCOL},
+        **{key: description_text(value) for key, value in result.items() if key in _PROTOCOL},
         **{f"version of {key}": value for key, value in document["versions"].items()},
         "tokenizer_sha256": document["tokenizer_sha256"],
         "wall_seconds": document["wall_seconds"],

@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"hyperschedule", "process", "data"}),
     frozenset({"attention", "parameterization"}),
-    frozenset({"denoiser", "published_names"}),
+    frozenset({"denoiser", "published_names", "regime"}),
     frozenset({"objective", "sampling", "checkpoint"}),
     frozenset({"generation"}),
     frozenset({"training", "view", "verification", "hub"}),

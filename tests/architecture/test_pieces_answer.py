@@ -17,7 +17,6 @@ PROCESSES = frozenset({"Absorbing", "EpsilonHybrid", "GIDD", "GammaHybrid", "Uni
 CLASSES = HYPERSCHEDULES | PROCESSES | {"Shifted"}
 
 QUESTIONS = {
-    "begin_in_noise",
     "is_autoregressive",
     "is_flat",
     "opens_together",

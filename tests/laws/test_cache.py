@@ -21,16 +21,19 @@ from hdlm.hyperschedule import (
 )
 from hdlm.parameterization import Mean, Shifted
 from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
     Ancestral,
     Chain,
+    Execution,
     GibbsCorrection,
     Prompt,
     sample,
 )
 from hdlm.verification import ExactDenoiser, agreeing_world
+from tests.along import sample_along
 from tests.tiny import tiny_denoiser
 
 WORDS = 5
@@ -116,13 +119,11 @@ def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
         recording = Recording(inner)
         done = sample(
             recording,
-            schedule,
+            Regime(schedule, context=context, active=active),
             step,
             num_sequences=3,
             prompt=prompt,
-            context=context,
-            active=active,
-            use_cache=use_cache,
+            execution=Execution(use_cache=use_cache),
         )
         runs.append((done, recording))
     (plain, asked), (cached, answered) = runs
@@ -140,7 +141,13 @@ def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
 def test_the_exact_denoisers_memory_is_exact(schedule, context):
     denoiser = ExactDenoiser(agreeing_world(3, schedule.length), EpsilonHybrid(3, 0.2))
     plain, cached = (
-        sample(denoiser, schedule, Ancestral(), num_sequences=5, context=context, use_cache=use_cache).tokens
+        sample(
+            denoiser,
+            Regime(schedule, context=context),
+            Ancestral(),
+            num_sequences=5,
+            execution=Execution(use_cache=use_cache),
+        ).tokens
         for use_cache in (False, True)
     )
     assert torch.equal(plain, cached)
@@ -155,12 +162,11 @@ def test_seeds_and_batches(schedule, seed):
     def draw(seed, size, first=0, count=6):
         return sample(
             denoiser,
-            schedule,
+            Regime(schedule),
             Chain((Ancestral(), AdaptiveCorrection(0.5))),
             num_sequences=count,
-            batch_size=size,
             seed=seed,
-            first_sequence=first,
+            execution=Execution(batch_size=size, first_sequence=first),
         ).tokens
 
     whole = draw(seed, 6)
@@ -184,8 +190,8 @@ def test_sequences_at_their_own_pace_share_calls_and_change_nothing(schedule, st
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
     prompt = Prompt.prefix([1], schedule.length) if shifted else None
     options = {"num_sequences": 4, "prompt": prompt, "context": context, "active": active}
-    alone = sample(denoiser, schedule, step, batch_size=1, use_cache=False, **options)
-    packed = sample(denoiser, schedule, step, batch_size=3, **options)
+    alone = sample_along(denoiser, schedule, step, batch_size=1, use_cache=False, **options)
+    packed = sample_along(denoiser, schedule, step, batch_size=3, **options)
     assert torch.equal(alone.tokens, packed.tokens)
     assert torch.equal(alone.evaluations, packed.evaluations)
     assert packed.num_evaluations <= alone.num_evaluations == int(alone.evaluations.sum())

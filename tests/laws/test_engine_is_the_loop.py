@@ -28,9 +28,8 @@ from hdlm.sampling import (
     Step,
     Temperature,
     algorithm,
-    sample,
-    sample_plainly,
 )
+from tests.along import sample_along, sample_plainly_along
 from tests.laws.test_every_way_of_writing import LENGTH, SCHEDULES, WORDS, fits, prompt_of
 from tests.tiny import tiny_denoiser
 
@@ -91,12 +90,12 @@ def engine_is_loop(
         "context": one_of(CONTEXTS),
         "active": one_of(ACTIVES),
     }
-    expected = sample_plainly(denoiser, schedule, step, num_sequences=3, **how)
+    expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, **how)
     ways: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"together": True}, {"use_cache": False}]
     for options in ways if every else [ways[seed % 4]]:
-        found = sample(denoiser, schedule, step, num_sequences=3, **how, **options).tokens
+        found = sample_along(denoiser, schedule, step, num_sequences=3, **how, **options).tokens
         assert torch.equal(found, expected), (options, how, seed)
-    alone = sample(denoiser, schedule, step, first_sequence=2, **how).tokens
+    alone = sample_along(denoiser, schedule, step, first_sequence=2, **how).tokens
     assert torch.equal(alone[0], expected[2])
 
 

@@ -30,7 +30,21 @@ from hdlm.hyperschedule import (
 from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, ConstantRate, Cosine, Geometric, LogLinear
 from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
-from hdlm.sampling import ALGORITHMS, Cap, Confidence, Frame, Prompt, ReMDM, Rescale, Step, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import (
+    ALGORITHMS,
+    Cap,
+    Confidence,
+    Execution,
+    Frame,
+    Prompt,
+    ReMDM,
+    Rescale,
+    Step,
+    algorithm,
+    sample,
+)
+from tests.along import sample_along
 from tests.laws.test_hyperschedules import ANY
 from tests.tiny import tiny_denoiser
 
@@ -107,7 +121,9 @@ def holds(
             fixed = prompt.fixed.expand_as(frame.after)
             assert torch.equal(frame.after[fixed], prompt.tokens.expand_as(frame.after)[fixed])
 
-    tokens = sample(denoiser, schedule, step, prompt=prompt, watch=watch, together=True, **options).tokens
+    tokens = sample_along(
+        denoiser, schedule, step, prompt=prompt, watch=watch, together=True, **options
+    ).tokens
     assert ((tokens >= 0) & (tokens < denoiser.process.num_words)).all()
     if prompt is not None:
         fixed = prompt.fixed.expand_as(tokens)
@@ -198,15 +214,12 @@ def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule
     step = algorithm("remdm_confidence", model.denoiser.process, 0.05)
     done = sample(
         model.denoiser,
-        schedule,
+        Regime(schedule, noise_schedule=model.noise_schedule, context=model.context, active=model.active),
         step,
         prompt=Prompt.prefix([model.vocabulary.bos], schedule.length),
         num_sequences=8,
         seed=0,
-        together=True,
-        noise_schedule=model.noise_schedule,
-        context=model.context,
-        active=model.active,
+        execution=Execution(together=True),
     )
     assert int(done.tokens.max()) < model.denoiser.process.num_words
 
@@ -218,9 +231,9 @@ BEGINS_SETTLED = Table(torch.tensor([[2, 0, 2], [1, 0, 1], [0, 0, 0]]))
 def test_a_position_that_begins_at_level_0_must_be_given() -> None:
     denoiser, step = tiny_denoiser(Absorbing(WORDS)).eval(), algorithm("exact", Absorbing(WORDS))
     with pytest.raises(ValueError, match=r"Position 1 begins at level 0 in Table.*no token is given there"):
-        sample(denoiser, BEGINS_SETTLED, step)
+        sample(denoiser, Regime(BEGINS_SETTLED), step)
     with pytest.raises(ValueError, match="Position 1 begins at level 0"):
-        sample(denoiser, BEGINS_SETTLED, step, prompt=Prompt.prefix([3], 3))
+        sample(denoiser, Regime(BEGINS_SETTLED), step, prompt=Prompt.prefix([3], 3))
     given = Prompt(torch.tensor([[0, 3, 0]]), torch.tensor([[False, True, False]]))
     holds(denoiser, BEGINS_SETTLED, step, given, num_sequences=4)
 
@@ -243,7 +256,7 @@ def first_canvas(
 
     step = algorithm("exact", denoiser.process)
     options = {"noise_schedule": noise_schedule, "together": True, "watch": watch}
-    sample(denoiser, flat(length, 2), step, num_sequences=count, **options)
+    sample_along(denoiser, flat(length, 2), step, num_sequences=count, **options)
     return torch.cat(frames)
 
 

@@ -12,6 +12,7 @@ from hdlm.denoiser import ForwardContext
 from hdlm.hyperschedule import flat
 from hdlm.noise_schedule import Power
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.sampling import ALGORITHMS, algorithm, exactness, sample
 from hdlm.sampling.algorithms import ANY_STEPS, SMALL_STEPS
 from hdlm.verification import (
@@ -103,7 +104,7 @@ def gibbs_matrix(process: AbstractNoiseProcess, u: float, eta: float) -> Tensor:
 
 
 def gibbs_law(process: AbstractNoiseProcess, steps: int, eta: float) -> Tensor:
-    law = next(chain(ExactDenoiser(WORLD, process), flat(LENGTH, steps)))
+    law = next(chain(ExactDenoiser(WORLD, process), Regime(flat(LENGTH, steps))))
     for n in range(steps, 0, -1):
         law = law @ _products(
             ancestral_law(board(process, (n / steps) ** 2, ((n - 1) / steps) ** 2)).nan_to_num()
@@ -135,7 +136,9 @@ def law_of(name: str, process: AbstractNoiseProcess, eta: float) -> Callable[[in
         return lambda steps: gibbs_law(process, steps, eta)
 
     def law(steps: int) -> Tensor:
-        *_, last = chain(ExactDenoiser(WORLD, process), flat(LENGTH, steps), LAWS[name], noise_schedule=PACE)
+        *_, last = chain(
+            ExactDenoiser(WORLD, process), Regime(flat(LENGTH, steps), noise_schedule=PACE), LAWS[name]
+        )
         return text_law(last, WORDS, LENGTH)
 
     return law
@@ -214,11 +217,10 @@ def test_the_laws_here_are_those_of_the_samplers(
     denoiser = ExactDenoiser(WORLD, process)
     tokens = sample(
         denoiser,
-        flat(LENGTH, 4),
+        Regime(flat(LENGTH, 4), noise_schedule=PACE),
         algorithm(name, process, eta),
         num_sequences=4000,
         seed=1,
-        noise_schedule=PACE,
     ).tokens
     law = law_of(name, process, eta)(4)
     assert chi_square(WORLD.count(tokens), law / law.sum()) > FAILURE_RATE

@@ -29,6 +29,7 @@ from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule, Geometric, LogLin
 from hdlm.objective import NELBO, Corruption, prior_divergence
 from hdlm.parameterization import LeaveOneOut, Mean, Shifted
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.verification.enumeration import bayes, state_law, states
 from hdlm.verification.expectation import every_canvas
 from hdlm.verification.statistics import FAILURE_RATE
@@ -148,8 +149,7 @@ def own_bound(
     world = World(torch.full([words] * LENGTH, words**-LENGTH, dtype=torch.float64))
     corruption = Corruption(
         denoiser.process,
-        plan,
-        noise_schedule,
+        Regime(plan, noise_schedule),
         two_stream=two_stream,
         continuous=False,
         num_given=denoiser.lookback,
@@ -243,7 +243,7 @@ def test_the_hybrid_bound_is_what_ever_more_steps_cost(
     denoiser = one_of(process, shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
     found = estimate_likelihood(
-        denoiser, text, many_steps(name, 4), bound="hybrid", replicates=120, batch_size=4096
+        denoiser, text, Regime(many_steps(name, 4)), bound="hybrid", replicates=120, batch_size=4096
     )
     silent = 8 * denoiser.lookback * math.log(2)
     expected = float(in_the_limit(denoiser, name).sum()) + silent
@@ -259,7 +259,7 @@ def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
     expected = float(in_the_limit(masks, "block").sum())
     for estimator in ("random", "stratified", "count"):
         found = estimate_likelihood(
-            denoiser, text, Block(LENGTH, 2, 4), estimator=estimator, replicates=120, batch_size=4096
+            denoiser, text, Regime(Block(LENGTH, 2, 4)), estimator=estimator, replicates=120, batch_size=4096
         )
         z = (found.nats - expected) / found.standard_error
         assert math.erfc(abs(z) / math.sqrt(2)) > FAILURE_RATE
@@ -270,7 +270,7 @@ def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
 def test_one_position_at_a_time_is_the_likelihood(shifted: bool) -> None:
     denoiser = one_of(EpsilonHybrid(2, 0.3), shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
-    found = estimate_likelihood(denoiser, text, autoregressive(LENGTH))
+    found = estimate_likelihood(denoiser, text, Regime(autoregressive(LENGTH)))
     silent = 8 * denoiser.lookback * math.log(2)
     assert found.estimator == "exact"
     assert found.nats == pytest.approx(
@@ -288,7 +288,7 @@ def test_a_full_context_shows_no_answer() -> None:
         log_p = denoiser(shown, (shown == 2).double(), ForwardContext())[:, n]
         expected -= float(log_p.gather(1, texts[:, n : n + 1]).sum())
     found = estimate_likelihood(
-        denoiser, texts.flatten(), autoregressive(LENGTH), context="full", replicates=200
+        denoiser, texts.flatten(), Regime(autoregressive(LENGTH), context="full"), replicates=200
     )
     assert found.estimator == "stratified"
     z = (found.nats - expected) / found.standard_error
@@ -296,5 +296,5 @@ def test_a_full_context_shows_no_answer() -> None:
     for estimator in ("exact", "count"):
         with pytest.raises(ValueError, match="attend to later ones"):
             estimate_likelihood(
-                denoiser, texts.flatten(), autoregressive(LENGTH), context="full", estimator=estimator
+                denoiser, texts.flatten(), Regime(autoregressive(LENGTH), context="full"), estimator=estimator
             )

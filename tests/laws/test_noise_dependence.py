@@ -28,8 +28,10 @@ from hdlm.parameterization import (
     Shifted,
 )
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
-from hdlm.sampling import ALGORITHMS, ApproximateCache, Prompt, algorithm, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ALGORITHMS, ApproximateCache, Execution, Prompt, algorithm, sample
 from hdlm.verification import Trial, verify
+from tests.along import sample_along
 from tests.laws.test_cache import schedules
 from tests.tiny import tiny_denoiser
 
@@ -204,7 +206,7 @@ class Anew(AbstractDenoiser):
 def _written(denoiser, checkpoint, plan, method, **options):
     step = algorithm(method, denoiser.process)
     noise = checkpoint.noise_schedule
-    return sample(denoiser, plan, step, noise_schedule=noise, active=checkpoint.active, **options)
+    return sample_along(denoiser, plan, step, noise_schedule=noise, active=checkpoint.active, **options)
 
 
 @pytest.mark.parametrize(("num", "steps"), [pytest.param(32, 64, marks=pytest.mark.slow), (2, 24)], ids=repr)
@@ -287,13 +289,13 @@ def test_no_way_of_writing_depends_on_what_is_kept(way, context, guided) -> None
     try:
         step = algorithm(method, process, 0.3)
         options = {"num_sequences": 2, "prompt": prompt, "context": context, "seed": seed}
-        plain = sample(Anew(denoiser), plan, step, batch_size=1, **options)
+        plain = sample_along(Anew(denoiser), plan, step, batch_size=1, **options)
     except (ValueError, RuntimeError) as error:  # an algorithm that is not for this process or these numbers
         with pytest.raises(type(error)):
-            sample(denoiser, plan, algorithm(method, process, 0.3), **options)
+            sample_along(denoiser, plan, algorithm(method, process, 0.3), **options)
         return
     for how in ({}, {"together": True}, {"approximate": ApproximateCache(1, active=True)}):
-        found = sample(denoiser, plan, step, **options, **how)
+        found = sample_along(denoiser, plan, step, **options, **how)
         assert torch.equal(plain.tokens, found.tokens)
         if denoiser.packs and denoiser.noise_dependence != "none" and not how.get("together"):
             assert torch.equal(plain.evaluations, found.evaluations)
@@ -308,7 +310,13 @@ def test_only_a_network_whose_keys_stay_valid_computes_less(plan) -> None:
         (LogScore(shared=True), "sequence"),
     ):
         done = [
-            sample(network(reading), plan, algorithm("exact", PROCESSES[3]), use_cache=use, seed=2)
+            sample(
+                network(reading),
+                Regime(plan),
+                algorithm("exact", PROCESSES[3]),
+                seed=2,
+                execution=Execution(use_cache=use),
+            )
             for use in (False, True)
         ]
         computed = [int(one.computed) for one in done]
@@ -320,11 +328,12 @@ def test_a_cache_of_settled_text_is_approximate_where_there_is_no_exact_one() ->
     denoiser, plan = network(LogScore(shared=True)), Block(6, 2, 2)
     step = algorithm("exact", denoiser.process)
     plain, kept = (
-        sample(denoiser, plan, step, approximate=how) for how in (None, ApproximateCache(refresh=None))
+        sample(denoiser, Regime(plan), step, execution=Execution(approximate=how))
+        for how in (None, ApproximateCache(refresh=None))
     )
     assert int(kept.computed) < int(plain.computed)
     with pytest.raises(ValueError, match="context='full'"):
-        sample(network(Mean()), plan, step, approximate=ApproximateCache())
+        sample(network(Mean()), Regime(plan), step, execution=Execution(approximate=ApproximateCache()))
 
 
 @pytest.mark.parametrize("plan", [Block(8, 4, 2), Slide(8, 4, 4), Wave(8, 4, 4)], ids=repr)
@@ -333,12 +342,12 @@ def test_a_network_told_one_noise_a_sequence_is_measured_on_one_canvas(plan) -> 
     denoiser = network(LogScore(shared=True))
     tokens = torch.randint(WORDS, (2, 8), generator=torch.Generator().manual_seed(0))
     draw = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    two_streams = Corruption(denoiser.process, plan)
+    two_streams = Corruption(denoiser.process, Regime(plan))
     times = torch.rand(2, two_streams.num_times, dtype=torch.float64)
     with pytest.raises(ValueError, match="one noise level a sequence"):
         two_streams(tokens, times, draw).predict(denoiser)
-    assert not HybridBound(denoiser, plan, "stratified").corruption.two_stream
-    assert HybridBound(network(LogScore()), plan, "stratified").corruption.two_stream
-    assert least_variance("absorbing", plan, dependence="sequence") == "stratified"
-    flat_streams = Corruption(denoiser.process, flat(8, 4))
+    assert not HybridBound(denoiser, Regime(plan), "stratified").corruption.two_stream
+    assert HybridBound(network(LogScore()), Regime(plan), "stratified").corruption.two_stream
+    assert least_variance("absorbing", Regime(plan), dependence="sequence") == "stratified"
+    flat_streams = Corruption(denoiser.process, Regime(flat(8, 4)))
     flat_streams(tokens, times[:, :1], draw).predict(denoiser)

@@ -27,7 +27,8 @@ from hdlm.objective import Corruption
 from hdlm.parameterization import Mean, Shifted
 from hdlm.process import Absorbing
 from hdlm.published.model import CallableDenoiser
-from hdlm.sampling import Ancestral, Engine, Move, Prompt, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Ancestral, Engine, Execution, Move, Prompt, sample
 from tests.tiny import tiny_denoiser
 
 WORDS = 4
@@ -72,7 +73,7 @@ def _predecessors_are_read(plan: AbstractHyperschedule) -> int:
 
     known = (plan.levels(0) == 0)[None] | (torch.arange(plan.length) == 0)
     prompt = Prompt(torch.ones(1, plan.length, dtype=torch.long), known)
-    sample(both, plan, step, prompt=prompt, use_cache=False)
+    sample(both, Regime(plan), step, prompt=prompt, execution=Execution(use_cache=False))
     return count
 
 
@@ -127,13 +128,13 @@ def test_a_table_that_runs_leftwards_is_refused_wherever_a_shifted_network_would
     )
     for denoiser in (SHIFTED, function):
         with pytest.raises(ValueError, match="Use an aligned network"):
-            sample(denoiser, LEFTWARDS, Ancestral(), prompt=prompt)
+            sample(denoiser, Regime(LEFTWARDS), Ancestral(), prompt=prompt)
         with pytest.raises(ValueError, match="Use an aligned network"):
-            Engine(denoiser, LEFTWARDS, Ancestral())
-    assert (sample(ALIGNED, LEFTWARDS, Ancestral(), prompt=prompt).tokens < WORDS).all()
+            Engine(denoiser, Regime(LEFTWARDS), Ancestral())
+    assert (sample(ALIGNED, Regime(LEFTWARDS), Ancestral(), prompt=prompt).tokens < WORDS).all()
     assert not packing(LEFTWARDS).left_to_right
     for two_stream, told in ((True, "Use two_stream=False"), (False, "another hyperschedule")):
-        corruption = Corruption(PROCESS, LEFTWARDS, two_stream=two_stream, num_given=1)
+        corruption = Corruption(PROCESS, Regime(LEFTWARDS), two_stream=two_stream, num_given=1)
         times = torch.full((2, corruption.num_times), 0.3, dtype=torch.float64)
         canvas = corruption(torch.ones(2, 4, dtype=torch.long), times, torch.rand(2, 4, dtype=torch.float64))
         canvas.predict(ALIGNED)
@@ -142,7 +143,7 @@ def test_a_table_that_runs_leftwards_is_refused_wherever_a_shifted_network_would
 
 
 def test_an_engine_wants_the_first_token_of_a_shifted_network() -> None:
-    engine = Engine(SHIFTED, flat(4, 2), Ancestral())
+    engine = Engine(SHIFTED, Regime(flat(4, 2)), Ancestral())
     with pytest.raises(ValueError, match="says nothing of the first 1"):
         engine.add(torch.tensor([0]))
     engine.add(

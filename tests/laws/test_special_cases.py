@@ -24,6 +24,7 @@ from hdlm.noise_schedule import LogLinear
 from hdlm.objective import NELBO, Canvas, Corruption, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.verification.enumeration import generator_matrix
 from tests.tiny import FixedAnswer, tiny_denoiser
 
@@ -56,14 +57,14 @@ def test_flat_masking_is_mdlm(process, objective, x_0, numbers):
     logits = denoiser.backbone(torch.where(masked, MASK, x_0))[..., :WORDS]
     nats = cross_entropy(logits.flatten(0, 1), x_0.flatten(), reduction="none").view(x_0.shape)
     expected = torch.where(masked, nats / times, 0.0)
-    corruption = Corruption(process, flat(LENGTH, 1), two_stream=False)
+    corruption = Corruption(process, Regime(flat(LENGTH, 1)), two_stream=False)
     loss = objective(denoiser, corruption(x_0, 1 - times, draw))  # generation's clock runs from noise to data
     torch.testing.assert_close(loss, expected, **TIGHT)
 
 
 def sedd_canvas(process, x_0, numbers):
     schedule = LogLinear(5e-3)
-    corruption = Corruption(process, flat(LENGTH, 1), schedule, two_stream=False)
+    corruption = Corruption(process, Regime(flat(LENGTH, 1), schedule), two_stream=False)
     times = uniform(numbers, BATCH, 1)
     canvas = corruption(x_0, 1 - times, uniform(numbers, BATCH, LENGTH))
     sigma = -torch.log1p(-(1 - 5e-3) * times)
@@ -123,7 +124,7 @@ def test_shifted_autoregression_is_next_token_prediction(objective, x_0, numbers
     """In two streams: every token in one pass, from the clean text before it."""
     process = Absorbing(WORDS)
     denoiser = tiny_denoiser(process, Shifted(Mean()))
-    corruption = Corruption(process, autoregressive(LENGTH), continuous=False)
+    corruption = Corruption(process, Regime(autoregressive(LENGTH)), continuous=False)
     times = torch.zeros(BATCH, corruption.num_times, dtype=torch.float64)
     loss = objective(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH)))
     torch.testing.assert_close(loss, next_token_cross_entropy(denoiser, x_0), **TIGHT)
@@ -133,7 +134,7 @@ def test_shifted_autoregression_on_one_canvas(x_0, numbers):
     """One token a pass: at step `n` the canvas teaches token `n`, and all steps together next-token prediction."""
     process = Absorbing(WORDS)
     denoiser = tiny_denoiser(process, Shifted(Mean()))
-    corruption = Corruption(process, autoregressive(LENGTH), two_stream=False, continuous=False)
+    corruption = Corruption(process, Regime(autoregressive(LENGTH)), two_stream=False, continuous=False)
     total = torch.zeros(BATCH, LENGTH, dtype=torch.float64)
     for n in range(LENGTH):
         times = torch.full((BATCH, 1), (n + 0.5) / LENGTH, dtype=torch.float64)
@@ -146,7 +147,7 @@ def test_blocks_of_masks_are_block_diffusion(width, x_0, numbers):
     """BD3-LM (arXiv 2503.09573): `-log p(x_0 | noisy block, clean blocks before it) / t`, one pass a block."""
     process = EpsilonHybrid(WORDS, 0.0)
     denoiser = tiny_denoiser(process)
-    corruption = Corruption(process, Block(LENGTH, width, 4))
+    corruption = Corruption(process, Regime(Block(LENGTH, width, 4)))
     times, draw = uniform(numbers, BATCH, LENGTH // width), uniform(numbers, BATCH, LENGTH)
     canvas = corruption(x_0, times, draw)
     block = torch.arange(LENGTH) // width
@@ -184,7 +185,7 @@ def test_two_streams_are_one_pass_a_window(hyperschedule, views, shifted, x_0, n
     """MATH, proof 6: every noisy position gets the output that generation's canvas at its own step would give it."""
     process = GammaHybrid(WORDS, 0.4)
     denoiser = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
-    corruption = Corruption(process, hyperschedule, context=views[0], active=views[1])
+    corruption = Corruption(process, Regime(hyperschedule, context=views[0], active=views[1]))
     times = uniform(numbers, BATCH, corruption.num_times)
     canvas = corruption(x_0, times, uniform(numbers, BATCH, LENGTH))
     prediction = canvas.predict(denoiser)
@@ -229,7 +230,7 @@ def test_the_published_score_entropy_has_ratios_of_two_ends(x_t):
 def test_a_shifted_network_may_not_look_ahead_of_the_order(x_0, numbers):
     """From right to left the clean token before a noisy one has seen it: two streams would give it away."""
     levels = torch.tensor([[2] * LENGTH] + [[2] * (LENGTH - n) + [0] * n for n in range(1, LENGTH + 1)])
-    corruption = Corruption(Absorbing(WORDS), Table(levels, 2), num_given=1)
+    corruption = Corruption(Absorbing(WORDS), Regime(Table(levels, 2)), num_given=1)
     canvas = corruption(x_0, uniform(numbers, BATCH, corruption.num_times), uniform(numbers, BATCH, LENGTH))
     canvas.predict(tiny_denoiser(Absorbing(WORDS)))
     with pytest.raises(ValueError, match="left to right"):
@@ -253,7 +254,7 @@ def generation_mask(hyperschedule, n, context="block_causal", company="full"):
 def test_one_canvas_is_seen_as_generation_sees_it(context, company, x_0, numbers):
     hyperschedule = Slide(LENGTH, 4, 4)
     corruption = Corruption(
-        Absorbing(WORDS), hyperschedule, two_stream=False, context=context, active=company
+        Absorbing(WORDS), Regime(hyperschedule, context=context, active=company), two_stream=False
     )
     times = uniform(numbers, BATCH, 1)
     canvas = corruption(x_0, times, uniform(numbers, BATCH, LENGTH))
@@ -264,10 +265,10 @@ def test_one_canvas_is_seen_as_generation_sees_it(context, company, x_0, numbers
 
 def test_two_streams_give_nothing_away(x_0):
     """With a full context the clean stream would have seen the answer: refused, but where nobody sees it."""
-    Corruption(Absorbing(WORDS), flat(LENGTH, 3), context="full")
+    Corruption(Absorbing(WORDS), Regime(flat(LENGTH, 3), context="full"))
     for hyperschedule in PACKED[:-1]:
         with pytest.raises(ValueError, match="give away what is asked"):
-            Corruption(Absorbing(WORDS), hyperschedule, context="full")
+            Corruption(Absorbing(WORDS), Regime(hyperschedule, context="full"))
 
 
 def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
@@ -279,7 +280,7 @@ def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
     ]:
         denoiser = tiny_denoiser(process, Shifted(Mean()))
         for two_stream in (False, True):
-            corruption = Corruption(process, autoregressive(LENGTH), two_stream=two_stream)
+            corruption = Corruption(process, Regime(autoregressive(LENGTH)), two_stream=two_stream)
             times = torch.full((BATCH, corruption.num_times), 0.01, dtype=torch.float64)
             loss = objective(denoiser, corruption(x_0, times, uniform(numbers, BATCH, LENGTH)))
             assert (loss[:, 0] == 0).all()
@@ -299,7 +300,7 @@ def test_documents_in_one_window_are_as_if_alone(two_stream, numbers):
     answers = []
     for document_end in (None, end):
         corruption = Corruption(
-            process, Block(LENGTH, 2, 3), two_stream=two_stream, document_end=document_end
+            process, Regime(Block(LENGTH, 2, 3)), two_stream=two_stream, document_end=document_end
         )
         late = torch.full_like(times, 0.99) if not two_stream else times
         canvas = corruption(x_0, late[:, : corruption.num_times].repeat(2, 1), draw.repeat(2, 1))

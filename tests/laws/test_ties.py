@@ -13,7 +13,8 @@ from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
-from hdlm.sampling import ByConfidence, ByEntropy, ByThreshold, Frame, Step, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ByConfidence, ByEntropy, ByThreshold, Execution, Frame, Step, sample
 from hdlm.sampling.ties import ROUNDING, ascending, least
 from tests.tiny import FixedAnswer, tiny_denoiser
 
@@ -39,13 +40,19 @@ def in_float32(seed: int) -> Denoiser:
 @pytest.mark.parametrize("step", STEPS, ids=repr)
 def test_a_sequence_is_the_same_alone_and_in_any_batch(step: Step, length: int) -> None:
     denoiser, schedule, count = in_float32(1), flat(length, 2), 17
-    whole = sample(denoiser, schedule, step, num_sequences=count, together=True).tokens
+    whole = sample(
+        denoiser, Regime(schedule), step, num_sequences=count, execution=Execution(together=True)
+    ).tokens
     for size, together in ((1, True), (2, True), (5, True), (17, False)):
         found = sample(
-            denoiser, schedule, step, num_sequences=count, batch_size=size, together=together
+            denoiser,
+            Regime(schedule),
+            step,
+            num_sequences=count,
+            execution=Execution(batch_size=size, together=together),
         ).tokens
         assert torch.equal(found, whole), (size, together)
-    alone = sample(denoiser, schedule, step, first_sequence=count - 1).tokens
+    alone = sample(denoiser, Regime(schedule), step, execution=Execution(first_sequence=count - 1)).tokens
     assert torch.equal(alone, whole[-1:])
 
 
@@ -67,7 +74,7 @@ def test_rounding_decides_nothing(step: Step) -> None:
     for _ in range(20):
         raw = logits + jitter((5, 6))
         denoiser = FixedAnswer(Absorbing(5), Mean(), raw)
-        texts.append(sample(denoiser, flat(5, 2), step, seed=3).tokens)
+        texts.append(sample(denoiser, Regime(flat(5, 2)), step, seed=3).tokens)
     assert all(torch.equal(text, texts[0]) for text in texts)
 
 
@@ -77,7 +84,7 @@ def test_which_comes_first_depends_on_the_seed_alone() -> None:
     denoiser = FixedAnswer(Absorbing(5), Mean(), torch.zeros(4, 6, dtype=torch.float64))
     for seed in range(200):
         frames: list[Frame] = []
-        sample(denoiser, flat(4, 4), ByConfidence("entropy"), seed=seed, watch=frames.append)
+        sample(denoiser, Regime(flat(4, 4)), ByConfidence("entropy"), seed=seed, watch=frames.append)
         written = next(frame.after for frame in frames if (frame.after < 5).any())
         first += (written[0] < 5).float() / (written < 5).sum()
     assert (first > 25).all()

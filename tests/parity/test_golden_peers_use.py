@@ -12,6 +12,7 @@ from hdlm.hub import load
 from hdlm.hyperschedule import flat
 from hdlm.parameterization import LeaveOneOut
 from hdlm.process import Absorbing
+from hdlm.regime import Regime
 from hdlm.sampling import Prompt, algorithm, sample
 
 FOLDERS = {
@@ -42,14 +43,16 @@ def test_it_writes(models, name, method):
     written = [
         sample(
             checkpoint.denoiser,
-            plan,
+            Regime(
+                plan,
+                noise_schedule=checkpoint.noise_schedule,
+                context=checkpoint.context,
+                active=checkpoint.active,
+            ),
             algorithm(method, process),
             num_sequences=2,
             seed=seed,
             prompt=prompt,
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
         ).tokens
         for seed in (0, 0, 1)
     ]
@@ -72,11 +75,13 @@ def test_it_is_measured(models, name):
         bound: estimate_likelihood(
             denoiser,
             tokens,
-            checkpoint.hyperschedules[0],
+            Regime(
+                checkpoint.hyperschedules[0],
+                noise_schedule=checkpoint.noise_schedule,
+                context=checkpoint.context,
+                active=checkpoint.active,
+            ),
             bound=bound,
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
             replicates=16,
             batch_size=64,
         )
@@ -96,10 +101,9 @@ def test_mdlm_keeps_visible_words_whatever_corrects_them(models):
     tokens = [
         sample(
             checkpoint.denoiser,
-            flat(LENGTH, 8),
+            Regime(flat(LENGTH, 8), noise_schedule=checkpoint.noise_schedule),
             algorithm(method, checkpoint.denoiser.process, eta=0.9),
             num_sequences=2,
-            noise_schedule=checkpoint.noise_schedule,
         ).tokens
         for method in ("original", "acs")
     ]

@@ -38,9 +38,20 @@ from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import LogScore, Mean
 from hdlm.process import EpsilonHybrid, GammaHybrid
 from hdlm.randomness import Randomness
-from hdlm.sampling import Analytic, Ancestral, Answer, Euler, Frame, Move, Reading, Step, algorithm, sample
+from hdlm.sampling import (
+    Analytic,
+    Ancestral,
+    Answer,
+    Euler,
+    Frame,
+    Move,
+    Reading,
+    Step,
+    algorithm,
+)
 from hdlm.sampling.steps import ancestral, correction
 from hdlm.verification import FAILURE_RATE, chi_square
+from tests.along import sample_along
 from tests.parity.test_golden_network import Golden
 from tests.tiny import FixedAnswer
 
@@ -372,7 +383,7 @@ def test_published_remdm_is_off_schedule(arrays):
 def frames(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, **options: Any) -> list[Frame]:
     """Every step of a hundred sequences of ours."""
     seen: list[Frame] = []
-    sample(denoiser, schedule, step, num_sequences=100, together=True, watch=seen.append, **options)
+    sample_along(denoiser, schedule, step, num_sequences=100, watch=seen.append, together=True, **options)
     return seen
 
 

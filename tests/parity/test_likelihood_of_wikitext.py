@@ -14,10 +14,12 @@ from torch import Tensor
 from hdlm.checkpoint import Checkpoint, load_checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import LikelihoodResult, estimate_likelihood
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.evaluation.text import Text, find_text, tokenize_documents
 from hdlm.hyperschedule import AbstractHyperschedule, Block, autoregressive, flat
 from hdlm.package_data import pretrained
 from hdlm.process import Absorbing
+from hdlm.regime import Regime
 from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
 
 LENGTH, WINDOWS = 64, 6
@@ -47,7 +49,7 @@ def test_all_unbiased_estimators_agree(model: Checkpoint, text: Text, plan: Abst
     """And the errors are as small as the methods promise: counting masks beats drawing times."""
     found = {
         name: estimate_likelihood(
-            model.denoiser, text.tokens, plan, estimator=name, replicates=16, batch_size=64
+            model.denoiser, text.tokens, Regime(plan), estimator=name, replicates=16, batch_size=64
         )
         for name in ("count", "stratified", "random")
     }
@@ -62,7 +64,9 @@ def test_what_is_random_has_the_exact_likelihood_as_its_mean(model: Checkpoint, 
     """Where the truth is known: one position at a time."""
     tokens, plan = text.tokens[: LENGTH + 20], Block(LENGTH, 1, 8)
     found = {
-        name: estimate_likelihood(model.denoiser, tokens, plan, estimator=name, replicates=16, batch_size=32)
+        name: estimate_likelihood(
+            model.denoiser, tokens, Regime(plan), estimator=name, replicates=16, batch_size=32
+        )
         for name in ("exact", "count", "stratified", "random")
     }
     truth = found["exact"].nats
@@ -96,7 +100,7 @@ def test_without_replaced_words_the_bound_is_that_of_masked_diffusion(model: Che
     """Epsilon = 0 is absorption: our bound and an independent loop estimate one number."""
     denoiser = Denoiser(model.network, Absorbing(model.vocabulary.num_words), model.denoiser.parameterization)
     window = text.tokens[:24]
-    ours = estimate_likelihood(denoiser.eval(), window, flat(24, 8), replicates=200, batch_size=64)
+    ours = estimate_likelihood(denoiser.eval(), window, Regime(flat(24, 8)), replicates=200, batch_size=64)
     theirs = masked_diffusion_loss(model, window, 300)
     error = math.hypot(ours.standard_error, float(theirs.std()) / math.sqrt(len(theirs)))
     assert error < 0.05 * ours.nats
@@ -117,7 +121,11 @@ def test_one_position_at_a_time_is_next_token_cross_entropy(
             with torch.no_grad():
                 logits = model.network(window[None], attention=causal[None])[0, :-1, :words]
             nats += math.log(words) + float(F.cross_entropy(logits.double(), window[1:], reduction="sum"))
-    ours = estimate_likelihood(model.denoiser, tokens, autoregressive(LENGTH), documents=documents)
+    ours = estimate_likelihood(
+        model.denoiser,
+        WindowedText(tokens, autoregressive(LENGTH).length, documents=documents),
+        Regime(autoregressive(LENGTH)),
+    )
     assert ours.estimator == "exact"
     assert ours.standard_error == 0
     assert ours.nats == pytest.approx(nats, rel=1e-6)

@@ -26,6 +26,7 @@ from hdlm.noise_schedule import (
 )
 from hdlm.objective import ScoreEntropy
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.expectation import every_canvas
 from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
@@ -106,7 +107,7 @@ def test_even_times_have_an_infinite_second_moment_and_ours_have_finite_ones(
 @pytest.mark.parametrize("process", [Uniform(2), GIDD(2, 0.2)], ids=repr)
 def test_the_power_makes_estimates_least_skewed(process: AbstractNoiseProcess, world: World) -> None:
     """By enumeration, in any world: the deviation is little above the least, and the skewness is the least."""
-    bound = HybridBound(ExactDenoiser(world, process), flat(3, 1), "random")
+    bound = HybridBound(ExactDenoiser(world, process), Regime(flat(3, 1)), "random")
     edges = torch.linspace(-28, 0, 201, dtype=torch.float64)
     noise = ((edges[1:] + edges[:-1]) / 2).exp()
     cost = [moments(bound, noise, order, world) * noise * edges.diff() for order in (1, 2, 3)]
@@ -192,7 +193,7 @@ def measured(
     return estimate_likelihood(
         ExactDenoiser(world, process),
         text_of(world, windows),
-        schedule,
+        Regime(schedule),
         bound=bound,
         estimator=estimator,
         replicates=groups * REPLICATES,

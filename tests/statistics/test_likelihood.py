@@ -22,6 +22,7 @@ from hdlm.verification.enumeration import state_law
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.statistics import FAILURE_RATE, mean_p_value
 from hdlm.verification.world import World, all_sequences, random_world
+from tests.along import regime_of
 
 WORLD = random_world(2, 3, seed=5, temperature=0.7)
 TEXT = WORLD.sequences.repeat_interleave((100 * WORLD.law).round().long(), 0).flatten()
@@ -43,7 +44,10 @@ def measure(
     sharpness = options.pop("sharpness", 1.0)
     denoiser = ExactDenoiser(WORLD, process, options.pop("reading", "mean"), sharpness)
     return estimate_likelihood(
-        denoiser, TEXT, schedule, **{"replicates": REPLICATES, "batch_size": 2048} | options
+        denoiser,
+        TEXT,
+        regime_of(schedule, options),
+        **{"replicates": REPLICATES, "batch_size": 2048} | options,
     )
 
 

@@ -34,6 +34,7 @@ from hdlm.objective import (
 )
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.randomness import Randomness
+from hdlm.regime import Regime
 from hdlm.verification import (
     FAILURE_RATE,
     ExactDenoiser,
@@ -68,7 +69,7 @@ PROCESSES = [
 def test_score_entropy_of_the_gamma_hybrid_is_the_entropy(gamma, reading):
     """MATH, proof 2, for both forms of the exact answer."""
     process = GammaHybrid(2, gamma)
-    corruption = Corruption(process, flat(3, 1), two_stream=False)
+    corruption = Corruption(process, Regime(flat(3, 1)), two_stream=False)
     denoiser = ExactDenoiser(WORLD, process, reading)
     objective, tolerance = (ScoreEntropy(floor=1e-14), 1e-8) if reading == "mean" else (ScoreEntropy(), 1e-4)
     found = expected_loss(objective, denoiser, corruption, WORLD, nodes=40).sum()
@@ -79,7 +80,7 @@ def test_score_entropy_of_the_gamma_hybrid_is_the_entropy(gamma, reading):
 def test_finite_noise_adds_the_divergence_of_the_prior(schedule):
     """MATH 3: where noise ends before 1 the bound needs `KL(q_1 || prior)`, and is then above the entropy, barely."""
     process = GammaHybrid(2, 0.1)
-    corruption = Corruption(process, flat(3, 1), schedule, two_stream=False)
+    corruption = Corruption(process, Regime(flat(3, 1), schedule), two_stream=False)
     path = expected_loss(
         ScoreEntropy(floor=1e-14), ExactDenoiser(WORLD, process), corruption, WORLD, nodes=40
     )
@@ -92,7 +93,7 @@ def test_finite_noise_adds_the_divergence_of_the_prior(schedule):
 def test_the_absorbing_bound_is_the_entropy(hyperschedule, two_stream):
     """MATH, proof 2, in continuous time on every hyperschedule, by steps of many levels too, and in both layouts."""
     process = Absorbing(2)
-    corruption = Corruption(process, hyperschedule, two_stream=two_stream)
+    corruption = Corruption(process, Regime(hyperschedule), two_stream=two_stream)
     nodes = 12 if corruption.num_times == 1 else 5
     exact = 1e-4 if nodes == 5 else 1e-9
     found = expected_loss(
@@ -106,7 +107,7 @@ def test_the_hybrid_bound_is_the_entropy_plus_the_total_correlation(epsilon):
     """MATH 2: the path of masks, and the reconstruction `-log p(x_0 | y)` of each word on its own."""
     process = EpsilonHybrid(2, epsilon)
     denoiser = ExactDenoiser(WORLD, process)
-    corruption = Corruption(process, flat(3, 1), two_stream=False)
+    corruption = Corruption(process, Regime(flat(3, 1)), two_stream=False)
     path = expected_loss(ScoreEntropy(floor=1e-14), denoiser, corruption, WORLD, nodes=16).sum()
     hair = torch.full((8, 3), 1e-15, dtype=torch.float64)
     y = states(2, 3)
@@ -131,7 +132,7 @@ def test_nelbo_is_the_sum_of_all_steps(hyperschedule, process):
     by_hand = nelbo_by_hand(process, hyperschedule, WORLD)
     assert by_hand >= WORLD.entropy - 1e-12
     for two_stream in (False, True):
-        corruption = Corruption(process, hyperschedule, two_stream=two_stream, continuous=False)
+        corruption = Corruption(process, Regime(hyperschedule), two_stream=two_stream, continuous=False)
         found = expected_loss(NELBO(), ExactDenoiser(WORLD, process), corruption, WORLD).sum()
         assert float(found) == pytest.approx(by_hand, abs=1e-12)
 
@@ -180,7 +181,7 @@ def test_the_papers_loss_is_least_at_a_tilted_posterior():
     least = -(weighed * best.log()).sum()
     exact = joint[:, :2] / joint[:, :2].sum(0)
     truth = -(weighed * exact.log()).sum()
-    corruption = Corruption(process, flat(1, 5), two_stream=False, continuous=False)
+    corruption = Corruption(process, Regime(flat(1, 5)), two_stream=False, continuous=False)
     objective = WeightedCrossEntropy(unmasked=1.0)
     canvas = corruption(
         torch.tensor([[0], [0], [1], [1]]),
@@ -199,7 +200,7 @@ def test_the_estimators_mean_is_the_bound(two_stream):
     """The real thing: real draws, stratified times, averaged; an honest p-value."""
     process, hyperschedule, size = GammaHybrid(2, 0.3), Slide(3, 2, 4), 8000
     denoiser, randomness = ExactDenoiser(WORLD, process), Randomness(11)
-    corruption = Corruption(process, hyperschedule, two_stream=two_stream, continuous=False)
+    corruption = Corruption(process, Regime(hyperschedule), two_stream=two_stream, continuous=False)
     rows, columns = torch.arange(size)[:, None], torch.arange(3)[None]
     which = torch.searchsorted(
         WORLD.law.cumsum(0), randomness.uniform(rows[:, 0], 0, rows[:, 0], 9), right=True

@@ -17,6 +17,7 @@ from hdlm.hyperschedule import Block, PublishedSlide, Slide, Wave, autoregressiv
 from hdlm.noise_schedule import LINEAR, Cosine, LogLinear
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.randomness import Randomness
+from hdlm.regime import Regime
 from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
@@ -51,6 +52,7 @@ from hdlm.verification import (
     text_law,
 )
 from hdlm.verification.enumeration import generator_matrix, state_law, states
+from tests.along import regime_of, sample_along
 
 WORDS, LENGTH = 3, 3
 WORLD = agreeing_world(WORDS, LENGTH)
@@ -101,7 +103,7 @@ def hold(law, name, trial):
 
 # --- samples against enumerated chains ---------------------------------------------------------------------------
 def final_law(denoiser, schedule, step=ancestral_law, **options):
-    *_, law = chain(denoiser, schedule, step, **options)
+    *_, law = chain(denoiser, regime_of(schedule, options), step)
     return text_law(law, WORDS, schedule.length)
 
 
@@ -114,7 +116,7 @@ def fit(tokens, law):
 @pytest.mark.parametrize("schedule", HYPERSCHEDULES, ids=repr)
 def test_ancestral_sampling_has_the_law_of_its_chain(schedule, process, count):
     denoiser = ExactDenoiser(WORLD, process)
-    tokens = sample(denoiser, schedule, Ancestral(), num_sequences=count, seed=5).tokens
+    tokens = sample(denoiser, Regime(schedule), Ancestral(), num_sequences=count, seed=5).tokens
     law = final_law(denoiser, schedule)
     assert float(law.sum()) == pytest.approx(1, abs=1e-12)  # nothing is left masked
     assert fit(tokens, law) > FAILURE_RATE
@@ -129,7 +131,7 @@ def test_acs_has_the_law_of_its_transition_matrix(schedule, process, count):
     """MATH, proof 3; with a strong `eta`, so that the plain sampler's law would not do."""
     eta, denoiser = 0.9, ExactDenoiser(WORLD, process)
     step = Chain((Ancestral(), AdaptiveCorrection(eta)))
-    tokens = sample(denoiser, schedule, step, num_sequences=count, seed=6).tokens
+    tokens = sample(denoiser, Regime(schedule), step, num_sequences=count, seed=6).tokens
     law = final_law(denoiser, schedule, corrected_law(eta))
     assert fit(tokens, law) > FAILURE_RATE
     if count == MANY and isinstance(process, EpsilonHybrid | GammaHybrid):
@@ -168,7 +170,7 @@ def rewritten_law(strength):
 def test_remasking_has_the_law_of_its_transition_matrix(step, strength, count):
     denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
     for schedule in (flat(LENGTH, 5), Slide(LENGTH, 3, 4)):
-        tokens = sample(denoiser, schedule, step, num_sequences=count, seed=14).tokens
+        tokens = sample(denoiser, Regime(schedule), step, num_sequences=count, seed=14).tokens
         assert fit(tokens, final_law(denoiser, schedule, rewritten_law(strength))) > FAILURE_RATE
 
 
@@ -181,7 +183,7 @@ def test_the_analytic_step_is_the_exact_posterior(process, reading, count):
     """FAULTS 2: with the exact inverse of the kernel, the step along the score is the ancestral one."""
     denoiser, schedule = ExactDenoiser(WORLD, process, reading), flat(LENGTH, 3)
     options = {"noise_schedule": LogLinear(1e-4)}
-    tokens = sample(denoiser, schedule, Analytic(), num_sequences=count, seed=7, **options).tokens
+    tokens = sample_along(denoiser, schedule, Analytic(), num_sequences=count, seed=7, **options).tokens
     assert fit(tokens, final_law(ExactDenoiser(WORLD, process), schedule, **options)) > FAILURE_RATE
 
 
@@ -204,7 +206,7 @@ def euler_law(board):
 @pytest.mark.parametrize("process", [Absorbing(WORDS), GammaHybrid(WORDS, 0.4)], ids=repr)
 def test_euler_has_the_law_of_its_chain(process, count):
     denoiser, schedule = ExactDenoiser(WORLD, process), flat(LENGTH, 5)
-    tokens = sample(denoiser, schedule, Euler(), num_sequences=count, seed=8).tokens
+    tokens = sample(denoiser, Regime(schedule), Euler(), num_sequences=count, seed=8).tokens
     assert fit(tokens, final_law(denoiser, schedule, euler_law)) > FAILURE_RATE
 
 
@@ -213,7 +215,7 @@ def test_euler_has_the_law_of_its_chain(process, count):
 def test_first_hitting_reproduces_the_world_in_any_number_of_steps(schedule, count):
     """Masks fall one at a time, so nothing is drawn blindly beside anything else."""
     denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
-    tokens = sample(denoiser, schedule, FirstHitting(), num_sequences=count, seed=9).tokens
+    tokens = sample(denoiser, Regime(schedule), FirstHitting(), num_sequences=count, seed=9).tokens
     assert fit(tokens, WORLD.law) > FAILURE_RATE
 
 
@@ -230,7 +232,7 @@ def test_first_hitting_reproduces_the_world_in_any_number_of_steps(schedule, cou
 )
 def test_many_steps_reproduce_the_world(process, schedule, step):
     """MATH, proof 3: what is exact as steps get small, with steps so small that 1e5 samples cannot tell."""
-    tokens = sample(ExactDenoiser(WORLD, process), schedule, step, num_sequences=MANY, seed=10).tokens
+    tokens = sample(ExactDenoiser(WORLD, process), Regime(schedule), step, num_sequences=MANY, seed=10).tokens
     assert fit(tokens, WORLD.law) > FAILURE_RATE
 
 
@@ -293,7 +295,9 @@ def test_every_position_is_masked_as_often_as_its_level_says(schedule, step):
         certain = (expected == 0) | (expected == 1)
         assert torch.equal(masked[:, certain], expected[certain].expand(len(masked), -1))
 
-    sample(denoiser, schedule, step, num_sequences=4000, seed=11, noise_schedule=Cosine(), watch=watch)
+    sample(
+        denoiser, Regime(schedule, noise_schedule=Cosine()), step, num_sequences=4000, seed=11, watch=watch
+    )
     assert len(fits) > 4
     assert min(fits) * len(fits) > FAILURE_RATE
 
@@ -383,7 +387,7 @@ def test_gibbs_correction_in_the_loop_keeps_the_chain(count):
     process, schedule = GammaHybrid(WORDS, 0.6), flat(LENGTH, 12)
     denoiser = ExactDenoiser(WORLD, process)
     step = Chain((Ancestral(), GibbsCorrection()))
-    tokens = sample(denoiser, schedule, step, num_sequences=min(count, 50_000), seed=12).tokens
+    tokens = sample(denoiser, Regime(schedule), step, num_sequences=min(count, 50_000), seed=12).tokens
     plain, corrected = (
         distance(law, WORLD.law)
         for law in (final_law(denoiser, schedule), WORLD.count(tokens).double() / len(tokens))
@@ -400,7 +404,7 @@ def test_what_is_seen_decides_the_law(context, active, use_cache):
     process, schedule, noise = GammaHybrid(WORDS, 0.4), Block(LENGTH, 2, 2), LINEAR
     denoiser = ExactDenoiser(WORLD, process)
     views = {"context": context, "active": active, "noise_schedule": noise}
-    tokens = sample(
+    tokens = sample_along(
         denoiser, schedule, Ancestral(), num_sequences=4000, seed=13, use_cache=use_cache, **views
     ).tokens
     assert fit(tokens, final_law(denoiser, schedule, **views)) > FAILURE_RATE

@@ -15,16 +15,18 @@ from hdlm.hyperschedule import Block, Slide, flat
 from hdlm.package_data import pretrained
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     Ancestral,
     ApproximateCache,
+    Execution,
     FirstHitting,
     Move,
     Prompt,
-    View,
     algorithm,
     sample,
 )
+from tests.along import sample_along
 from tests.tiny import tiny_denoiser
 
 WORDS, LENGTH = 5, 8
@@ -68,7 +70,9 @@ def test_refreshed_at_every_call_it_is_no_cache(name: str, process) -> None:
         (Block(LENGTH, 4, 2), False),
     ):
         cache, step = ApproximateCache(refresh=1, active=active), algorithm(name, process, 0.4)
-        plain, fresh = (sample(denoiser, schedule, step, approximate=how, **options) for how in (None, cache))
+        plain, fresh = (
+            sample_along(denoiser, schedule, step, approximate=how, **options) for how in (None, cache)
+        )
         assert torch.equal(plain.tokens, fresh.tokens)
         assert plain.num_evaluations == fresh.num_evaluations
         assert torch.equal(plain.computed, fresh.computed)
@@ -109,9 +113,11 @@ def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, togeth
     )
     for schedule, active, refresh in cases:
         plain, script = Script(), Script()
-        sample(denoiser, schedule, plain, use_cache=False, active=active, **options)
+        sample_along(denoiser, schedule, plain, active=active, use_cache=False, **options)
         cache = ApproximateCache(refresh, active=True)
-        sample(denoiser, schedule, script, approximate=cache, together=together, active=active, **options)
+        sample_along(
+            denoiser, schedule, script, active=active, together=together, approximate=cache, **options
+        )
         assert len(plain.said) == len(script.said) > 8
         for key, log_p in plain.said.items():
             torch.testing.assert_close(script.said[key], log_p, atol=1e-10, rtol=1e-10)
@@ -126,7 +132,14 @@ def test_a_chain_that_reads_twice_asks_once(together: bool) -> None:
     process = EpsilonHybrid(WORDS, 0.2)
     denoiser, step = tiny_denoiser(process, num_blocks=1), algorithm("acs", process, 0.6)
     plain, cached = (
-        sample(denoiser, flat(LENGTH, 6), step, seed=1, num_sequences=3, approximate=how, together=together)
+        sample(
+            denoiser,
+            Regime(flat(LENGTH, 6)),
+            step,
+            seed=1,
+            num_sequences=3,
+            execution=Execution(together=together, approximate=how),
+        )
         for how in (None, EVERYTHING)
     )
     assert torch.equal(plain.tokens, cached.tokens)
@@ -141,8 +154,8 @@ def test_settled_text_stays_exact_where_its_view_never_changes(context, shifted:
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
     schedule, exact, script = Block(LENGTH, 4, 4), Script(), Script()
     options = {"prompt": Prompt.prefix([1], LENGTH), "context": context}
-    sample(denoiser, schedule, exact, **options)
-    done = sample(denoiser, schedule, script, approximate=EVERYTHING, **options)
+    sample_along(denoiser, schedule, exact, **options)
+    done = sample_along(denoiser, schedule, script, approximate=EVERYTHING, **options)
     off = {key: float((script.said[key] - exact.said[key])[:, :-1].abs().max()) for key in exact.said}
     first = min(key for key in off if key[1] >= 4)
     assert off[first] < 1e-10
@@ -156,7 +169,11 @@ def test_a_call_computes_what_is_read_and_what_has_changed(together: bool) -> No
     spy, blank = Spy(tiny_denoiser(Absorbing(WORDS))), WORDS
     prompt = Prompt.infill([1, 2, blank, blank, 3, blank, 4, 0], blank=blank)
     done = sample(
-        spy, flat(LENGTH, 1), FirstHitting(), prompt=prompt, approximate=EVERYTHING, together=together
+        spy,
+        Regime(flat(LENGTH, 1)),
+        FirstHitting(),
+        prompt=prompt,
+        execution=Execution(together=together, approximate=EVERYTHING),
     )
     first, *others = spy.windows
     assert first == list(range(LENGTH))
@@ -176,7 +193,11 @@ def test_many_steps_compute_few_positions_and_a_refresh_computes_all() -> None:
     for refresh in (1, 4, None):
         spy = Spy(denoiser)
         done = sample(
-            spy, flat(24, 24), step, num_sequences=2, approximate=ApproximateCache(refresh, active=True)
+            spy,
+            Regime(flat(24, 24)),
+            step,
+            num_sequences=2,
+            execution=Execution(approximate=ApproximateCache(refresh, active=True)),
         )
         assert int(done.computed.sum()) == sum(map(len, spy.windows))
         assert (done.tokens < WORDS).all()
@@ -194,7 +215,8 @@ def test_guidance_has_two_caches() -> None:
     guided = Guided(inner, prompt.fixed, 1.5)
     options = {"num_sequences": 2, "prompt": prompt}
     plain, cached = (
-        sample(guided, flat(LENGTH, 4), Ancestral(), approximate=how, **options) for how in (None, EVERYTHING)
+        sample_along(guided, flat(LENGTH, 4), Ancestral(), approximate=how, **options)
+        for how in (None, EVERYTHING)
     )
     assert torch.equal(plain.tokens, cached.tokens)
     assert int(cached.computed.sum()) < int(plain.computed.sum())
@@ -225,15 +247,17 @@ def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: Approximate
         masked = move.moving & (move.x == WORDS) & (move.s == 0)
         return torch.where(masked, torch.arange(LENGTH) % WORDS, x)
 
-    sample(denoiser, schedule, step, prompt=prompt, context="full", approximate=how)
+    sample(
+        denoiser, Regime(schedule, context="full"), step, prompt=prompt, execution=Execution(approximate=how)
+    )
     return torch.stack(said)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="context='full'"):
-        View(approximate=ApproximateCache()).check(tiny_denoiser(Absorbing(WORDS)))
+        Execution(approximate=ApproximateCache()).check_cache(Regime(flat(LENGTH, 2)), "none")
     with pytest.raises(ValueError, match="leave `use_cache` on"):
-        View(use_cache=False, approximate=EVERYTHING)
+        Execution(use_cache=False, approximate=EVERYTHING)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         ApproximateCache(refresh=0)
 

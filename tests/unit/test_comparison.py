@@ -13,7 +13,9 @@ import pytest
 
 from hdlm.cli import main
 from hdlm.evaluation import LikelihoodResult
-from hdlm.evaluation.records.comparison import IncomparableError, compare, overlay
+from hdlm.evaluation.records.compare import compare
+from hdlm.evaluation.records.comparison import IncomparableError
+from hdlm.evaluation.records.frontier import overlay
 from hdlm.view.report import number
 
 WORDS, LETTERS = "a" * 64, "b" * 64
@@ -29,8 +31,8 @@ def likelihood(estimates: tuple[float, ...] = (700.0, 710.0, 705.0, 701.0), seed
         seed=seed,
         num_windows=4,
         stride=64,
-        hyperschedule="Block(length=64, width=16, num_levels=8)",
-        noise_schedule="Linear()",
+        hyperschedule={"type": "Block", "length": 64, "width": 16, "num_levels": 8},
+        noise_schedule={"type": "Linear"},
         context="block_causal",
         active="full",
     )

@@ -9,10 +9,12 @@ from typing import Literal
 import pytest
 import torch
 
-from hdlm.evaluation.likelihood.conditional import Conditional, Window, split_text
+from hdlm.evaluation.likelihood.estimator import Likelihood
+from hdlm.evaluation.likelihood.windows import Window, split_text
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Table, autoregressive, flat
 from hdlm.parameterization import Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.world import random_world
 from tests.tiny import tiny_denoiser
@@ -53,14 +55,14 @@ def test_noise_is_that_of_the_context_where_it_is_to_be() -> None:
 @pytest.mark.parametrize("shifted", [False, True])
 def test_an_autoregressive_model_gives_all_continuations_one(shifted: bool) -> None:
     model = tiny_denoiser(Absorbing(3), Shifted(Mean()) if shifted else Mean())
-    measure = Conditional(model, autoregressive(4))
+    measure = Likelihood(model, Regime(autoregressive(4)))
     windows = [Window((2, 0, *ending), 2) for ending in CONTINUATIONS]
     assert float((-measure.nats(windows)).exp().sum()) == pytest.approx(1, abs=1e-9)
     for window in windows:
         assert measure.greedy([window])[0] == _follows_the_likeliest(measure, window)
 
 
-def _follows_the_likeliest(measure: Conditional, window: Window) -> bool:
+def _follows_the_likeliest(measure: Likelihood, window: Window) -> bool:
     for at in range(window.given, len(window.tokens)):
         rivals = [Window((*window.tokens[:at], word), at) for word in range(3)]
         if int(measure.nats(rivals).argmin()) != window.tokens[at]:
@@ -73,9 +75,9 @@ def _follows_the_likeliest(measure: Conditional, window: Window) -> bool:
 def test_a_bound_gives_all_continuations_no_more_than_one(
     schedule: AbstractHyperschedule, process: AbstractNoiseProcess
 ) -> None:
-    measure = Conditional(tiny_denoiser(process), schedule, replicates=400, batch_size=4096)
+    measure = Likelihood(tiny_denoiser(process), Regime(schedule))
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
-    assert float((-measure.nats(windows)).exp().sum()) < 1.05
+    assert float((-measure.nats(windows, 400, batch_size=4096)).exp().sum()) < 1.05
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -96,12 +98,10 @@ def test_the_truth_is_bounded(
 
     Single tokens under a stratified bound are weighed by up to 1/u: one window's mean is off by 0.1 after 4000.
     """
-    measure = Conditional(
-        ExactDenoiser(WORLD, process), schedule, bound=bound, replicates=4000, batch_size=4096
-    )
+    measure = Likelihood(ExactDenoiser(WORLD, process), Regime(schedule), bound=bound)
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
     true = torch.tensor([truth(window.tokens) for window in windows])
-    gap = float((measure.nats(windows) - true).mean())
+    gap = float((measure.nats(windows, 4000, batch_size=4096) - true).mean())
     assert gap > -0.25
     if isinstance(process, Absorbing):
         assert gap < (0.03 if measure.measured_by == "count" else 0.25)
@@ -116,10 +116,10 @@ BLOCKS = Table(Block(4, 2, 2).levels(torch.arange(5)))
 def test_greedy_is_the_likeliest_word_of_the_world(
     schedule: AbstractHyperschedule, process: AbstractNoiseProcess, context: Literal["block_causal", "full"]
 ) -> None:
-    measure = Conditional(ExactDenoiser(WORLD, process), schedule, batch_size=5, context=context)
+    measure = Likelihood(ExactDenoiser(WORLD, process), Regime(schedule, context=context))
     for first in range(3):
         windows = [Window((first, *ending), 1) for ending in CONTINUATIONS]
-        found = measure.greedy(windows)
+        found = measure.greedy(windows, batch_size=5)
         assert sum(found) == 1
         assert windows[found.index(True)].tokens == (first, *_likeliest((first,), 2))
 
@@ -138,14 +138,15 @@ def _likeliest(prefix: tuple[int, ...], more: int) -> tuple[int, ...]:
 def test_neither_batches_nor_neighbours_change_a_number() -> None:
     model = tiny_denoiser(EpsilonHybrid(3, 0.2))
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
-    together = Conditional(model, Block(4, 2, 2)).nats(windows)
-    alone = torch.cat([Conditional(model, Block(4, 2, 2), batch_size=3).nats([window]) for window in windows])
+    measure = Likelihood(model, Regime(Block(4, 2, 2)))
+    together = measure.nats(windows)
+    alone = torch.cat([measure.nats([window], batch_size=3) for window in windows])
     assert torch.allclose(together, alone)
 
 
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="`replicates` must be at least 1; got 0"):
-        Conditional(tiny_denoiser(Absorbing(3)), flat(4, 2), replicates=0)
+        Likelihood(tiny_denoiser(Absorbing(3)), Regime(flat(4, 2))).nats([Window((1, 2), 1)], 0)
     with pytest.raises(ValueError, match="something to measure of 2 tokens; got 2"):
         Window((1, 2), 2)
     with pytest.raises(ValueError, match="`length` is 1"):

@@ -13,7 +13,7 @@ from hdlm.evaluation import estimate_likelihood
 from hdlm.evaluation.generation.corrections import fill_in
 from hdlm.evaluation.generation.judge import CheckpointJudge
 from hdlm.evaluation.generation.samples import draw_samples
-from hdlm.evaluation.likelihood.conditional import Conditional
+from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.generation import Settings, complete
 from hdlm.hyperschedule import autoregressive, flat
 from hdlm.integrations.lm_eval import HarnessModel
@@ -21,7 +21,8 @@ from hdlm.package_data import pretrained
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
 from hdlm.published.model import CallableDenoiser
-from hdlm.sampling import Ancestral, Engine, Prompt, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Ancestral, Engine, Execution, Prompt, sample
 from hdlm.verification import ExactDenoiser, agreeing_world
 from tests.architecture.source import modules
 from tests.tiny import tiny_denoiser
@@ -81,8 +82,7 @@ def test_tokens_are_where_the_weights_are() -> None:
     assert resolve_device(Guided(Elsewhere(), torch.tensor([[True]]), 1.0), None) == Elsewhere.device
     module = torch.nn.Linear(2, 2, device="meta")
     assert resolve_device(CallableDenoiser(module, Absorbing(WORDS), Mean()), None).type == "meta"
-    assert Conditional(Elsewhere(), flat(4, 2))._device == Elsewhere.device
-    assert Engine(Elsewhere(), flat(4, 2), Ancestral())._x.device == Elsewhere.device
+    assert Engine(Elsewhere(), Regime(flat(4, 2)), Ancestral())._x.device == Elsewhere.device
 
 
 def test_a_denoiser_without_weights_computes_where_it_is_told_to() -> None:
@@ -113,12 +113,20 @@ def test_every_function_refuses_another_device_than_the_models(checkpoint) -> No
     denoiser, text = checkpoint.denoiser, torch.ones(2, 8, dtype=torch.long)
     given = Prompt.prefix([1], 8)
     calls = {
-        "sample": lambda device: sample(denoiser, flat(8, 2), Ancestral(), prompt=given, device=device),
-        "Engine": lambda device: Engine(denoiser, flat(8, 2), Ancestral(), device=device),
+        "sample": lambda device: sample(
+            denoiser, Regime(flat(8, 2)), Ancestral(), prompt=given, execution=Execution(device=device)
+        ),
+        "Engine": lambda device: Engine(
+            denoiser, Regime(flat(8, 2)), Ancestral(), execution=Execution(device=device)
+        ),
         "write": lambda device: write(checkpoint, "a", Settings(length=8), device=device),
-        "complete": lambda device: complete(checkpoint, given, flat(8, 2), Settings(), device=device),
-        "evaluate": lambda device: estimate_likelihood(denoiser, text[0], autoregressive(8), device=device),
-        "Conditional": lambda device: Conditional(denoiser, autoregressive(8), device=device),
+        "complete": lambda device: complete(
+            checkpoint, given, Regime(flat(8, 2)), Settings(), execution=Execution(device=device)
+        ),
+        "evaluate": lambda device: estimate_likelihood(
+            denoiser, text[0], Regime(autoregressive(8)), device=device
+        ),
+        "Likelihood": lambda device: Likelihood(denoiser, Regime(autoregressive(8)), device=device),
         "HarnessModel": lambda device: HarnessModel(checkpoint, device=device),
         "draw_samples": lambda device: draw_samples(checkpoint, Settings(length=8), device=device),
         "fill_in": lambda device: fill_in(checkpoint, text, Settings(length=8), device=device),

@@ -15,6 +15,7 @@ from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Prediction
 from hdlm.hyperschedule import Block, Slide, autoregressive, flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing, EpsilonHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     AdaptiveCorrection,
     Analytic,
@@ -23,6 +24,7 @@ from hdlm.sampling import (
     ByThreshold,
     Chain,
     Engine,
+    Execution,
     Finished,
     Frame,
     Prompt,
@@ -49,7 +51,7 @@ def drain(engine: Engine) -> list[Finished]:
 def test_who_comes_later_is_none_the_worse() -> None:
     """A server's view: requests of three lengths arrive while others are under way."""
     denoiser, schedule = model(), Block(LENGTH, 2, 3)
-    engine = Engine(denoiser, schedule, CORRECTED, seed=4)
+    engine = Engine(denoiser, Regime(schedule), CORRECTED, seed=4)
     done = []
     with torch.no_grad():
         for sequence, length in enumerate((8, 5, 2)):
@@ -59,7 +61,13 @@ def test_who_comes_later_is_none_the_worse() -> None:
     done += drain(engine)
     assert sorted(len(one.tokens) for one in done) == [2, 5, 8]
     for one in done:
-        alone = sample(denoiser, Block(one.length, 2, 3), CORRECTED, seed=4, first_sequence=one.sequence)
+        alone = sample(
+            denoiser,
+            Regime(Block(one.length, 2, 3)),
+            CORRECTED,
+            seed=4,
+            execution=Execution(first_sequence=one.sequence),
+        )
         assert torch.equal(one.tokens, alone.tokens[0])
     with pytest.raises(ValueError, match=r"lie in \[1, 8\]"):
         engine.add(torch.tensor([0]), length=9)
@@ -78,13 +86,12 @@ def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, t
     whole, ended = (
         sample(
             model(),
-            schedule,
+            Regime(schedule),
             CORRECTED,
             num_sequences=5,
-            first_sequence=3,
             seed=1,
             stop=how,
-            together=together,
+            execution=Execution(first_sequence=3, together=together),
         )
         for how in (None, stop)
     )
@@ -102,9 +109,12 @@ def test_a_request_has_the_tokens_of_its_own_run_whatever_its_seed_and_company(t
     """Requests come one after the other into an engine of another seed: two indices under three seeds."""
     denoiser, schedule = model(), Slide(LENGTH, 4, 2)
     seeds = (5, 7, 2**64 - 1)
-    alone = {seed: sample(denoiser, schedule, CORRECTED, num_sequences=2, seed=seed).tokens for seed in seeds}
+    alone = {
+        seed: sample(denoiser, Regime(schedule), CORRECTED, num_sequences=2, seed=seed).tokens
+        for seed in seeds
+    }
     assert len(torch.cat(list(alone.values())).unique(dim=0)) > 4
-    engine, done = Engine(denoiser, schedule, CORRECTED, seed=5), []
+    engine, done = Engine(denoiser, Regime(schedule), CORRECTED, seed=5), []
     with torch.no_grad():
         engine.add(torch.arange(2), seed=2**64 - 1, together=together)
         done += engine.advance()
@@ -118,7 +128,7 @@ def test_a_request_has_the_tokens_of_its_own_run_whatever_its_seed_and_company(t
 
 
 def test_seeds_that_do_not_fit_are_refused_before_anything_is_let_in() -> None:
-    engine = Engine(model(), flat(LENGTH, 2), CORRECTED)
+    engine = Engine(model(), Regime(flat(LENGTH, 2)), CORRECTED)
     with pytest.raises(ValueError, match=r"or 2, one for each sequence; got shape \(3,\)"):
         engine.add(torch.arange(2), seed=torch.arange(3))
     with pytest.raises(ValueError, match=r"\[0, 2\^64\); got -1"):
@@ -128,7 +138,14 @@ def test_seeds_that_do_not_fit_are_refused_before_anything_is_let_in() -> None:
 
 def test_what_a_watcher_is_told_is_settled_stays() -> None:
     frames: list[Frame] = []
-    done = sample(model(), Slide(LENGTH, 3, 4), CORRECTED, num_sequences=3, batch_size=2, watch=frames.append)
+    done = sample(
+        model(),
+        Regime(Slide(LENGTH, 3, 4)),
+        CORRECTED,
+        num_sequences=3,
+        watch=frames.append,
+        execution=Execution(batch_size=2),
+    )
     for frame in frames:
         for sequence, tokens, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
             assert torch.equal(tokens[:settled], done.tokens[sequence, :settled])
@@ -141,7 +158,8 @@ def test_what_a_watcher_is_told_is_settled_stays() -> None:
 def test_own_pace_saves_calls() -> None:
     denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), flat(LENGTH, 24)
     own, step = (
-        sample(denoiser, schedule, Ancestral(), num_sequences=3, together=how) for how in (None, True)
+        sample(denoiser, Regime(schedule), Ancestral(), num_sequences=3, execution=Execution(together=how))
+        for how in (None, True)
     )
     assert torch.equal(own.tokens, step.tokens)
     assert own.num_evaluations < step.num_evaluations
@@ -151,7 +169,7 @@ def test_own_pace_saves_calls() -> None:
 def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> None:
     """The analytic step reads every mask at every step, and mostly lifts none of them."""
     schedule = flat(LENGTH, 40)
-    unchanged = sample(tiny_denoiser(Absorbing(WORDS)), schedule, Analytic(), seed=2)
+    unchanged = sample(tiny_denoiser(Absorbing(WORDS)), Regime(schedule), Analytic(), seed=2)
     assert unchanged.num_evaluations <= LENGTH
 
 
@@ -161,7 +179,9 @@ def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> No
 )
 def test_adaptive_decoding_asks_as_often_as_it_is_unsure(one_at_a_time, all_at_once) -> None:
     denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), Block(LENGTH, 4, 1)
-    slow, fast = (sample(denoiser, schedule, step, num_sequences=3) for step in (one_at_a_time, all_at_once))
+    slow, fast = (
+        sample(denoiser, Regime(schedule), step, num_sequences=3) for step in (one_at_a_time, all_at_once)
+    )
     assert slow.evaluations.tolist() == [LENGTH] * 3
     assert fast.evaluations.tolist() == [2] * 3
     assert (torch.cat([slow.tokens, fast.tokens]) < WORDS).all()
@@ -181,7 +201,7 @@ def test_adaptive_decoding_tells_the_network_how_many_masks_are_left(step) -> No
             raw = torch.zeros(tokens.numel(), WORDS + 1, dtype=torch.float64)
             return Prediction(self.process, Mean(), tokens, noise, lambda at: raw[at])
 
-    sample(Listening(), flat(LENGTH, 1), step, prompt=Prompt.prefix([1, 2, 3, 4], LENGTH))
+    sample(Listening(), Regime(flat(LENGTH, 1)), step, prompt=Prompt.prefix([1, 2, 3, 4], LENGTH))
     assert told == [[0.0] * 4 + [share] * 4 for share in (1.0, 0.75, 0.5, 0.25)]
 
 
@@ -192,13 +212,13 @@ def test_a_bound_on_entropy_is_kept() -> None:
     raw = torch.cat([odds.log(), torch.full((3, 1), -torch.inf)], 1)
     for bound, calls in ((0.05, 3), (0.11, 2), (0.31, 1)):
         told = FixedAnswer(Absorbing(2), Mean(), raw)
-        assert sample(told, flat(3, 1), ByEntropy(bound)).num_evaluations == calls
+        assert sample(told, Regime(flat(3, 1)), ByEntropy(bound)).num_evaluations == calls
 
 
 _LONG = """
 import sys
 import torch
-from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, flat
+from hdlm import Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, Regime, flat
 from hdlm.sampling import AdaptiveCorrection, Ancestral, ByEntropy, Chain, Engine
 
 def peak():
@@ -208,7 +228,7 @@ length, words, split = 8192, 40_000, 4096
 network = DDiT(DDiTConfig(words + 1, 64, 2, 4, max_length=length)).eval()
 denoiser = Denoiser(network, EpsilonHybrid(words, epsilon=0.01), Mean())
 schedule = flat(length, 4) if sys.argv[1] == "flat" else Block(length, 64, 4)
-engine = Engine(denoiser, schedule, eval(sys.argv[2]))
+engine = Engine(denoiser, Regime(schedule), eval(sys.argv[2]))
 given = (torch.arange(length) < split)[None] if sys.argv[1] == "block" else torch.zeros(1, length, dtype=torch.bool)
 before = peak()
 with torch.no_grad():

@@ -24,6 +24,7 @@ from hdlm.evaluation.generation.self_bleu import self_bleu
 from hdlm.generation import Settings, write
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import pretrained
+from hdlm.regime import Regime
 from hdlm.sampling import Change
 from tests import gpt2
 
@@ -120,7 +121,7 @@ def test_a_checkpoint_judges_by_its_exact_likelihood(checkpoint, tokenizer) -> N
             continue
         ids = torch.tensor([tokenizer.vocabulary.bos, *tokenizer.encode(text)])
         first, whole = (
-            estimate_likelihood(checkpoint.denoiser, part, autoregressive(len(part))).nats
+            estimate_likelihood(checkpoint.denoiser, part, Regime(autoregressive(len(part)))).nats
             for part in (ids[:1], ids)
         )
         assert judgement.num_tokens == len(ids) - 1

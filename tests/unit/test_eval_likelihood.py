@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +23,13 @@ from hdlm.evaluation import LikelihoodResult, estimate_likelihood, windows
 from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.resumable import BatchSize
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import find_text, tokenize_documents
 from hdlm.hyperschedule import Block, PublishedWave, Slide, Wave, autoregressive, flat
 from hdlm.process import EpsilonHybrid, Uniform
 from hdlm.published import eval_modeling as modeling
+from hdlm.regime import Regime
 from hdlm.view.likelihood import interval, likelihood_table, write_likelihood
 from tests.tiny import tiny_denoiser
 
@@ -73,7 +76,11 @@ def test_it_is_the_likelihood_of_the_library(hdlm, checkpoint: Checkpoint, model
     document = json.loads(printed)[str(data)]
     text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
     expected = estimate_likelihood(
-        checkpoint.denoiser, text.tokens, Block(LENGTH, 4, 2), num_bytes=text.num_bytes, replicates=3, seed=4
+        checkpoint.denoiser,
+        WindowedText(text.tokens, Block(LENGTH, 4, 2).length, num_bytes=text.num_bytes),
+        Regime(Block(LENGTH, 4, 2)),
+        replicates=3,
+        seed=4,
     )
     assert status == 0
     assert document["result"]["estimates"] == pytest.approx(expected.estimates, rel=1e-5)
@@ -111,15 +118,15 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
     words = [model, "--data", data, "--replicates", 7, "--json", "--output"]
     whole = json.loads(hdlm(*words, tmp_path / "whole")[1])[str(data)]["result"]
     monkeypatch.setattr("hdlm.evaluation.likelihood.resumable._PIECE", 1)
-    measure, done = Likelihood.measure, []
+    measure, done = Likelihood.of_text, []
 
-    def dies(self: Likelihood, first: int, count: int, **options: object) -> LikelihoodResult:
+    def dies(self: Likelihood, text: WindowedText, count: int, **options: Any) -> LikelihoodResult:
         if len(done) == 3:
             raise KeyboardInterrupt
-        done.append(first)
-        return measure(self, first, count, **options)
+        done.append(options["first_replicate"])
+        return measure(self, text, count, **options)
 
-    monkeypatch.setattr(Likelihood, "measure", dies)
+    monkeypatch.setattr(Likelihood, "of_text", dies)
     assert hdlm(*words, tmp_path / "parts")[0] == 130
     kept = protocol.read_result(tmp_path / "parts" / "results.json")
     assert len(kept["result"]["estimates"]) == 3
@@ -156,13 +163,13 @@ def test_the_published_command_loses_no_data_set_however_often_it_is_killed(
     left = json.loads((tmp_path / "w" / "results.json").read_text())["datasets"]
     assert left[str(other)] == before[str(other)]
     assert len(measured(3)[str(other)]["result"]["estimates"]) == 3
-    begun, measure = [], Likelihood.measure
+    begun, measure = [], Likelihood.of_text
 
-    def counted(self: Likelihood, first: int, count: int, **options: object) -> object:
-        begun.append(first)
-        return measure(self, first, count, **options)
+    def counted(self: Likelihood, text: WindowedText, count: int, **options: Any) -> object:
+        begun.append(options["first_replicate"])
+        return measure(self, text, count, **options)
 
-    monkeypatch.setattr(Likelihood, "measure", counted)
+    monkeypatch.setattr(Likelihood, "of_text", counted)
     assert len(measured(4)[str(other)]["result"]["estimates"]) == 4
     assert begun == [3, 3], "what is known is not measured again"
 
@@ -247,15 +254,17 @@ def test_windows_of_documents_never_cross() -> None:
 def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> None:
     text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
     plan = autoregressive(LENGTH)
-    apart = estimate_likelihood(checkpoint.denoiser, text.tokens, plan, documents=text.lengths)
+    apart = estimate_likelihood(
+        checkpoint.denoiser, WindowedText(text.tokens, plan.length, documents=text.lengths), Regime(plan)
+    )
     alone = [
-        estimate_likelihood(checkpoint.denoiser, one, plan).nats
+        estimate_likelihood(checkpoint.denoiser, one, Regime(plan)).nats
         for one in text.tokens.split(list(text.lengths))
     ]
     assert apart.nats == pytest.approx(sum(alone), rel=1e-6)
     assert apart.within_documents
     assert apart.nats != pytest.approx(
-        estimate_likelihood(checkpoint.denoiser, text.tokens, plan).nats, rel=1e-6
+        estimate_likelihood(checkpoint.denoiser, text.tokens, Regime(plan)).nats, rel=1e-6
     )
 
 

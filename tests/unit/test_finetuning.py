@@ -13,6 +13,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import estimate_likelihood
 from hdlm.hyperschedule import autoregressive
+from hdlm.regime import Regime
 from hdlm.training import NextToken, Recipe, Session, StopRequest, TrainingSetup, build_setup
 from hdlm.training.finetuning import describe_changes
 
@@ -62,7 +63,9 @@ def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autore
     assert before < 5.3  # it had learnt something: a guess is 5.6
     plan = autoregressive(16)
     losses = [
-        estimate_likelihood(_as(one.denoiser, autoregressor), tokens.flatten(), plan, replicates=1).nats
+        estimate_likelihood(
+            _as(one.denoiser, autoregressor), tokens.flatten(), Regime(plan), replicates=1
+        ).nats
         for one in (autoregressor, run)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -17,6 +17,7 @@ from hdlm.evaluation.likelihood.grids import Profile, grid_text
 from hdlm.noise_schedule import LINEAR, Composed, Cosine, Interpolated, LogLinear, Power, time_grid
 from hdlm.package_data import pretrained
 from hdlm.process import GIDD, Absorbing
+from hdlm.regime import Regime
 from hdlm.sampling import Ancestral, FirstHitting
 from hdlm.verification import ExactDenoiser, agreeing_world, chain, text_law
 
@@ -32,7 +33,7 @@ def law(world, steps, grid, process):
     """What is written, by summing over all canvases."""
     schedule = Composed(LINEAR, grid)
     plan = flat(world.length, steps)
-    (*_, last) = chain(ExactDenoiser(world, process), plan, noise_schedule=schedule)
+    (*_, last) = chain(ExactDenoiser(world, process), Regime(plan, noise_schedule=schedule))
     return text_law(last, world.num_words, world.length)
 
 
@@ -52,10 +53,12 @@ def test_every_grid_comes_to_the_same_text_in_many_steps(grid, process):
 def test_the_even_grid_is_what_there_was(step):
     """Token for token, named or listed."""
     denoiser = ExactDenoiser(WORLD, Absorbing(3))
-    plain = sample(denoiser, flat(3, 4), step, num_sequences=50, noise_schedule=LogLinear(1e-3)).tokens
+    plain = sample(
+        denoiser, Regime(flat(3, 4), noise_schedule=LogLinear(1e-3)), step, num_sequences=50
+    ).tokens
     for grid in (time_grid("uniform"), Interpolated(tuple(EVEN.tolist()))):
         noise = Composed(LogLinear(1e-3), grid)
-        found = sample(denoiser, flat(3, 4), step, num_sequences=50, noise_schedule=noise).tokens
+        found = sample(denoiser, Regime(flat(3, 4), noise_schedule=noise), step, num_sequences=50).tokens
         assert torch.equal(found, plain)
 
 

@@ -19,6 +19,7 @@ from hdlm.hyperschedule import autoregressive
 from hdlm.integrations import lm_eval as harness
 from hdlm.integrations.lm_eval import HarnessModel
 from hdlm.package_data import pretrained
+from hdlm.regime import Regime
 from hdlm.sampling import Generation
 
 
@@ -31,7 +32,7 @@ def checkpoint() -> Checkpoint:
 def exact(checkpoint: Checkpoint) -> HarnessModel:
     return HarnessModel(
         checkpoint,
-        hyperschedule=autoregressive(checkpoint.length),
+        regime=checkpoint.regime(autoregressive(checkpoint.length)),
         settings=Settings(hyperschedule="autoregressive"),
     )
 
@@ -70,7 +71,7 @@ def test_a_whole_text_is_measured_as_elsewhere(exact: HarnessModel, checkpoint: 
     start = torch.tensor([checkpoint.vocabulary.bos])
     words = torch.tensor(tokenizer.encode(text))
     both, first = (
-        estimate_likelihood(checkpoint.denoiser, tokens, plan).nats
+        estimate_likelihood(checkpoint.denoiser, tokens, Regime(plan)).nats
         for tokens in (torch.cat([start, words]), start)
     )
     said, of_nothing, of_much = exact.loglikelihood_rolling([text, "", " ".join([text] * 40)])

@@ -19,6 +19,7 @@ from hdlm.hyperschedule import PublishedWave, Wave
 from hdlm.objective import Combination, Corruption, CrossEntropy, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import LogScore
 from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.training import Noisy
 from tests.tiny import tiny_denoiser
 
@@ -27,13 +28,13 @@ WORDS, LENGTH, BATCH = 12, 16, 4
 
 def _epsilon() -> tuple[Denoiser, Noisy]:
     process = EpsilonHybrid(WORDS, 0.1)
-    corruption = Corruption(process, Wave(LENGTH, 4, 4))
+    corruption = Corruption(process, Regime(Wave(LENGTH, 4, 4)))
     return tiny_denoiser(process), Noisy(corruption, WeightedCrossEntropy(0.3), BATCH, 1.0)
 
 
 def _gamma() -> tuple[Denoiser, Noisy]:
     process = GammaHybrid(WORDS, 0.2)
-    corruption = Corruption(process, PublishedWave(LENGTH, 4, 4))
+    corruption = Corruption(process, Regime(PublishedWave(LENGTH, 4, 4)))
     objective = Combination(((0.7, ScoreEntropy(1e-2)), (0.5, CrossEntropy())))
     return tiny_denoiser(process, LogScore(), conditioned=True), Noisy(corruption, objective, BATCH, 1.0)
 

@@ -22,6 +22,7 @@ from hdlm.evaluation import (
     windows,
 )
 from hdlm.evaluation.likelihood.bounds import masking_fraction
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
@@ -35,6 +36,7 @@ from hdlm.hyperschedule import (
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.world import random_world
 
@@ -100,7 +102,12 @@ def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound:
     before = math.log(sum(math.exp(log_p[0, 1, word]) for word in range(2)))
     truth = -log_p[1, 0, 1] - log_p[0, 1, 1] + before
     found = estimate_likelihood(
-        ExactDenoiser(WORLD, Absorbing(2)), text, schedule, bound=bound, stride=1, replicates=400, seed=1
+        ExactDenoiser(WORLD, Absorbing(2)),
+        WindowedText(text, schedule.length, stride=1),
+        Regime(schedule),
+        bound=bound,
+        replicates=400,
+        seed=1,
     )
     assert found.nats == pytest.approx(truth, abs=5 * found.standard_error + 1e-9)
     assert found.stride == 1
@@ -110,14 +117,18 @@ def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound:
 def test_a_model_that_knows_nothing_pays_the_same_with_any_stride() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Mean()).eval()
     for stride in (1, 2, 3, 4):
-        found = estimate_likelihood(model, TOKENS, flat(LENGTH, 2), stride=stride)
+        found = estimate_likelihood(
+            model, WindowedText(TOKENS, flat(LENGTH, 2).length, stride=stride), Regime(flat(LENGTH, 2))
+        )
         assert found.nats == pytest.approx(10 * math.log(WORDS))
         assert found.num_tokens == 10
 
 
 def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Shifted(Mean())).eval()
-    found = estimate_likelihood(model, TOKENS, autoregressive(LENGTH), stride=1)
+    found = estimate_likelihood(
+        model, WindowedText(TOKENS, autoregressive(LENGTH).length, stride=1), Regime(autoregressive(LENGTH))
+    )
     assert found.nats == pytest.approx(10 * math.log(WORDS))
 
 
@@ -155,7 +166,7 @@ def test_autoregression_is_exact_in_one_pass(
     parameterization: AbstractParameterization, batch_size: int
 ) -> None:
     denoiser = network(parameterization)
-    result = estimate_likelihood(denoiser, TOKENS, autoregressive(LENGTH), batch_size=batch_size)
+    result = estimate_likelihood(denoiser, TOKENS, Regime(autoregressive(LENGTH)), batch_size=batch_size)
     with torch.no_grad():
         expected = sum(left_to_right(denoiser, window) for window in TOKENS.split(LENGTH))
     assert result.nats == pytest.approx(expected, rel=1e-5)
@@ -168,7 +179,7 @@ def test_counting_the_masks_of_single_positions_is_exact_too(
     parameterization: AbstractParameterization,
 ) -> None:
     exact, counted = (
-        estimate_likelihood(network(parameterization), TOKENS, Block(LENGTH, 1, 3), estimator=each)
+        estimate_likelihood(network(parameterization), TOKENS, Regime(Block(LENGTH, 1, 3)), estimator=each)
         for each in ("exact", "count")
     )
     assert counted.estimates == pytest.approx(exact.estimates * 4, rel=1e-5)
@@ -188,7 +199,7 @@ def test_the_mean_over_all_counts_is_the_likelihood(
     cases = list(itertools.product(*map(every_count, blocks)))
     times = torch.tensor([[time for time, _ in case] for case in cases], dtype=torch.float64)
     draw = torch.tensor([[d for _, order in case for d in order] for case in cases], dtype=torch.float64)
-    bound = AbsorbingBound(ExactDenoiser(WORLD, Absorbing(2)), schedule, "count")
+    bound = AbsorbingBound(ExactDenoiser(WORLD, Absorbing(2)), Regime(schedule), "count")
     for x_0, p in zip(WORLD.sequences, WORLD.law, strict=True):
         nats = bound(x_0.expand(len(cases), 3), times, draw)
         assert float(nats.mean()) == pytest.approx(-math.log(p), rel=1e-9)
@@ -199,7 +210,7 @@ def test_the_mean_over_all_counts_is_the_likelihood(
 def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network()
     full, causal = (
-        estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, active=active)
+        estimate_likelihood(denoiser, TOKENS, Regime(schedule, active=active), bound=bound)
         for active in ("full", "causal")
     )
     assert full.estimates != pytest.approx(causal.estimates, rel=1e-5)
@@ -211,12 +222,12 @@ def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) 
 def test_the_batch_size_changes_nothing(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network(process=EpsilonHybrid(WORDS, 0.1))
     one, many = (
-        estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, batch_size=size, seed=3)
+        estimate_likelihood(denoiser, TOKENS, Regime(schedule), bound=bound, batch_size=size, seed=3)
         for size in (1, 7)
     )
     assert one.estimates == pytest.approx(many.estimates, rel=1e-5)
     assert one.standard_error > 0
-    other = estimate_likelihood(denoiser, TOKENS, schedule, bound=bound, seed=4)
+    other = estimate_likelihood(denoiser, TOKENS, Regime(schedule), bound=bound, seed=4)
     assert other.estimates != pytest.approx(one.estimates, rel=1e-5)
 
 
@@ -233,7 +244,7 @@ def test_every_combination_is_measured(
     bound: str,
 ) -> None:
     result = estimate_likelihood(
-        network(parameterization, process), TOKENS, schedule, bound=bound, replicates=2
+        network(parameterization, process), TOKENS, Regime(schedule), bound=bound, replicates=2
     )
     assert 0 < result.nats_per_token < 20 * math.log(WORDS)
 
@@ -241,7 +252,7 @@ def test_every_combination_is_measured(
 def test_a_shifted_network_pays_for_the_first_word_and_does_not_see_it() -> None:
     """Of windows of one word it knows nothing at all."""
     for bound in ("absorbing", "hybrid"):
-        result = estimate_likelihood(network(Shifted(Mean())), TOKENS, autoregressive(1), bound=bound)
+        result = estimate_likelihood(network(Shifted(Mean())), TOKENS, Regime(autoregressive(1)), bound=bound)
         assert result.nats == pytest.approx(10 * math.log(WORDS), rel=1e-9)
 
 
@@ -253,7 +264,9 @@ def test_the_noise_that_is_told_masks_as_much(process: AbstractNoiseProcess) -> 
 
 def test_progress_reaches_the_end() -> None:
     seen: list[EvaluationProgress] = []
-    estimate_likelihood(network(), TOKENS, flat(LENGTH, 2), replicates=2, batch_size=3, watch=seen.append)
+    estimate_likelihood(
+        network(), TOKENS, Regime(flat(LENGTH, 2)), replicates=2, batch_size=3, watch=seen.append
+    )
     assert [report.done for report in seen] == [3, 4, 6]
     assert {report.total for report in seen} == {6}
 
@@ -328,38 +341,41 @@ def test_a_failure_is_no_likelihood(estimates: tuple[float, ...]) -> None:
     ids=str,
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    num_bytes = options.get("num_bytes")
+    others = {name: value for name, value in options.items() if name != "num_bytes"}
+    text = WindowedText(TOKENS, LENGTH, num_bytes=num_bytes)
     with pytest.raises((ValueError, TypeError), match=message):  # while tests run, types are enforced besides
-        estimate_likelihood(network(), TOKENS, flat(LENGTH, 2), **options)
+        estimate_likelihood(network(), text, Regime(flat(LENGTH, 2)), **others)
 
 
 @pytest.mark.parametrize("schedule", [Slide(4, 2, 2), Wave(4, 2, 2), TABLE], ids=repr)
 def test_masks_are_counted_only_where_positions_start_together(schedule: AbstractHyperschedule) -> None:
     with pytest.raises(ValueError, match="start together"):
-        AbsorbingBound(network(), schedule, "count")
-    assert estimate_likelihood(network(), TOKENS, schedule, replicates=1).estimator == "stratified"
+        AbsorbingBound(network(), Regime(schedule), "count")
+    assert estimate_likelihood(network(), TOKENS, Regime(schedule), replicates=1).estimator == "stratified"
 
 
 def test_what_begins_settled_has_no_likelihood() -> None:
     prompted = Table(torch.tensor([[0, 2], [0, 1], [0, 0]]))
     for schedule in (prompted, PublishedWave(4, 2, 2)):
         with pytest.raises(ValueError, match="begin as pure noise"):
-            HybridBound(network(), schedule, "random")
+            HybridBound(network(), Regime(schedule), "random")
 
 
 def test_noise_without_masks_has_no_absorbing_bound() -> None:
     with pytest.raises(ValueError, match="all masks"):
-        estimate_likelihood(network(process=Uniform(WORDS)), TOKENS, flat(LENGTH, 2))
+        estimate_likelihood(network(process=Uniform(WORDS)), TOKENS, Regime(flat(LENGTH, 2)))
 
 
 @pytest.mark.parametrize("tokens", [[], [0, WORDS], [-1]], ids=str)
 def test_only_words_are_measured(tokens: list[int]) -> None:
     with pytest.raises(ValueError, match="tokens"):
-        estimate_likelihood(network(), torch.tensor(tokens, dtype=torch.long), flat(LENGTH, 2))
+        estimate_likelihood(network(), torch.tensor(tokens, dtype=torch.long), Regime(flat(LENGTH, 2)))
 
 
 def test_a_network_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
-        estimate_likelihood(network().train(), TOKENS, flat(LENGTH, 2))
+        estimate_likelihood(network().train(), TOKENS, Regime(flat(LENGTH, 2)))
 
 
 def test_windows_need_a_length() -> None:

@@ -26,7 +26,9 @@ from hdlm.hyperschedule import Block, Slide, Wave, autoregressive
 from hdlm.network import DDiT, DDiTConfig, KVCache, Pass, static
 from hdlm.parameterization import LogScore, Mean, Shifted
 from hdlm.process import EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import AdaptiveCorrection, Analytic, Ancestral, ApproximateCache, Chain, Prompt, sample
+from tests.along import sample_along
 from tests.conftest import NO_CUDA
 from tests.tiny import tiny_denoiser
 
@@ -392,10 +394,10 @@ def test_a_whole_run_writes_the_same(name: str, schedule: Block) -> None:
         return 6 if len(tokens) > 5 and sequence == 0 else None
 
     options = {"num_sequences": 3, "batch_size": 2, "prompt": prompt, "stop": stop, "context": "causal"}
-    plain = sample(DENOISERS[name](), schedule, step, **options)
+    plain = sample_along(DENOISERS[name](), schedule, step, **options)
     denoiser = with_slots(DENOISERS[name](), 2)
     with taped(denoiser.backbone) as tapes:
-        fast = sample(denoiser, schedule, step, **options)
+        fast = sample_along(denoiser, schedule, step, **options)
     assert torch.equal(plain.tokens, fast.tokens)
     assert torch.equal(plain.lengths, fast.lengths)
     assert fast.lengths.tolist() == [6, schedule.length, schedule.length]
@@ -419,9 +421,9 @@ def test_ways_to_write(options, share) -> None:
     """Approximate caches fit; what has no cache, and rows that go in step, do not."""
     schedule = Block(8, 4, 2)
     options = {"num_sequences": 2, "batch_size": 2, "seed": 3} | options
-    plain = sample(DENOISERS["epsilon"](), schedule, CORRECTED, **options)
+    plain = sample_along(DENOISERS["epsilon"](), schedule, CORRECTED, **options)
     denoiser = with_slots(DENOISERS["epsilon"](), 2)
-    fast = sample(denoiser, schedule, CORRECTED, **options)
+    fast = sample_along(denoiser, schedule, CORRECTED, **options)
     assert torch.equal(plain.tokens, fast.tokens)
     assert denoiser.backbone.static.num_calls == share * fast.num_evaluations
 
@@ -432,7 +434,8 @@ def test_guidance_takes_a_slot_for_each_of_its_two_caches(slots: int, served: in
     prompt = Prompt.prefix([1, 2], 16)
     plain, static_ = DENOISERS["epsilon"](), with_slots(DENOISERS["epsilon"](), slots)
     found = [
-        sample(Guided(one, prompt.fixed, 0.7), schedule, CORRECTED, prompt=prompt) for one in (plain, static_)
+        sample(Guided(one, prompt.fixed, 0.7), Regime(schedule), CORRECTED, prompt=prompt)
+        for one in (plain, static_)
     ]
     assert torch.equal(found[0].tokens, found[1].tokens)
     assert static_.backbone.static.num_calls == served * found[1].num_evaluations
@@ -441,8 +444,7 @@ def test_guidance_takes_a_slot_for_each_of_its_two_caches(slots: int, served: in
 GRAPHS = """
 import sys
 import torch
-from hdlm import Ancestral, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean
-from hdlm.sampling import sample
+from hdlm import Ancestral, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Execution, Mean, Regime, sample
 
 device, tokens = torch.device(sys.argv[1]), []
 for slots in (0, 3):
@@ -452,7 +454,8 @@ for slots in (0, 3):
         torch.nn.init.normal_(parameter, std=0.4)
     denoiser = Denoiser(network.to(device), EpsilonHybrid(11, 0.2), Mean())
     network.speed_up(slots=slots, compiled=bool(sys.argv[2:]))
-    done = sample(denoiser, Block(24, 4, 3), Ancestral(), num_sequences=5, batch_size=3, device=device)
+    execution = Execution(batch_size=3, device=device)
+    done = sample(denoiser, Regime(Block(24, 4, 3)), Ancestral(), num_sequences=5, execution=execution)
     tokens.append(done.tokens)
 static = network.static
 assert torch.equal(*tokens)

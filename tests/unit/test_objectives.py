@@ -22,6 +22,7 @@ from hdlm.objective import (
 )
 from hdlm.parameterization import Mean
 from hdlm.process import EpsilonHybrid
+from hdlm.regime import Regime
 from hdlm.training import Mixture, Recipe
 from tests.tiny import FixedAnswer
 
@@ -134,14 +135,9 @@ def test_the_recipe_says_how_noise_comes() -> None:
             },
         ],
     )
-    same: dict[str, Any] = {
-        "noise_schedule": Cosine(),
-        "context": "causal",
-        "active": "causal",
-        "num_given": 1,
-    }
+    along = Regime(Block(8, 4, 2), Cosine(), "causal", "causal")
     assert [part.corruption for part in mixture.parts] == [
-        Corruption(PROCESS, Block(8, 4, 2), continuous=True, **same),
-        Corruption(PROCESS, Block(8, 2, 2), two_stream=False, continuous=False, **same),
+        Corruption(PROCESS, along, continuous=True, num_given=1),
+        Corruption(PROCESS, along.along(Block(8, 2, 2)), two_stream=False, continuous=False, num_given=1),
     ]
     assert [part.batch_size for part in mixture.parts] == [6, 12]

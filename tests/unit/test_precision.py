@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hdlm.evaluation import LikelihoodResult, estimate_likelihood
+from hdlm.evaluation import Likelihood, LikelihoodResult, WindowedText
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.hyperschedule import autoregressive, flat
 from hdlm.process import Absorbing
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.world import random_world
 
@@ -19,14 +20,9 @@ TEXT = torch.tensor([0, 1, 2, 2, 1, 0, 0, 2, 1, 1])
 
 
 def measure(first: int, count: int, **options: object) -> LikelihoodResult:
-    return estimate_likelihood(
-        ExactDenoiser(WORLD, Absorbing(3)),
-        TEXT,
-        flat(4, 2),
-        replicates=count,
-        first_replicate=first,
-        **{"estimator": "random", **options},
-    )
+    denoiser = ExactDenoiser(WORLD, Absorbing(3))
+    likelihood = Likelihood(denoiser, Regime(flat(4, 2)), **{"estimator": "random", **options})
+    return likelihood.of_text(WindowedText(TEXT, 4), count, first_replicate=first)
 
 
 @pytest.mark.parametrize("estimator", ["random", "stratified", "count"])
@@ -65,9 +61,8 @@ def test_a_target_out_of_reach_says_what_it_would_take() -> None:
 
 def test_an_exact_likelihood_is_measured_once() -> None:
     def exact(first: int, count: int) -> LikelihoodResult:
-        return estimate_likelihood(
-            ExactDenoiser(WORLD, Absorbing(3)), TEXT, autoregressive(4), first_replicate=first
-        )
+        likelihood = Likelihood(ExactDenoiser(WORLD, Absorbing(3)), Regime(autoregressive(4)))
+        return likelihood.of_text(WindowedText(TEXT, 4), first_replicate=first)
 
     assert until_precise(exact, 1e-9).replicates == 1
 

@@ -30,6 +30,7 @@ from hdlm.published.eval_modeling import eval_modeling
 from hdlm.published.hydra_cli import ComposedConfig, compose, parse_command_line
 from hdlm.published.training import _take_place, run_finetuning, run_training
 from hdlm.published_names import dotted
+from hdlm.regime import Regime
 from hdlm.strict_config import options_of
 from hdlm.training import Recipe
 from hdlm.training.short_form import SHORT_OPTIONS
@@ -717,6 +718,6 @@ def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
 
     tokens = tokenise(loaded.tokenizer, tuple(corpus("ptb").documents())).tokens
     plan = loaded.hyperschedules[0]
-    assert estimate_likelihood(loaded.denoiser, tokens, plan, replicates=2, seed=5).nats == pytest.approx(
-        found["nats"]
-    )
+    assert estimate_likelihood(
+        loaded.denoiser, tokens, Regime(plan), replicates=2, seed=5
+    ).nats == pytest.approx(found["nats"])

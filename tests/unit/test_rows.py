@@ -23,6 +23,7 @@ from hdlm.objective import (
 )
 from hdlm.parameterization import LeaveOneOut, LogScore, Mean, Shifted
 from hdlm.process import GIDD, EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.training import NextToken
 from tests.tiny import tiny_denoiser
 
@@ -60,7 +61,7 @@ def made(case: str, two_stream: bool):
     schedule = Wave(LENGTH, 4, 3) if two_stream else Block(LENGTH, 4, 3)
     corruption = Corruption(
         process,
-        schedule,
+        Regime(schedule),
         two_stream=two_stream,
         continuous=not isinstance(objective, NELBO),
         num_given=denoiser.lookback,
@@ -198,7 +199,7 @@ def test_no_tensor_holds_the_vocabulary_of_every_position(family, monkeypatch):
     )
     objective = ScoreEntropy() if told else WeightedCrossEntropy(1.0)
     denoiser = Denoiser(DDiT(config), process, LogScore() if told else Mean())
-    corruption = Corruption(process, Block(length, 32, 16))
+    corruption = Corruption(process, Regime(Block(length, 32, 16)))
     x_0 = torch.randint(words, (batch, length), generator=torch.Generator().manual_seed(0))
     times, draw = (
         torch.rand(batch, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

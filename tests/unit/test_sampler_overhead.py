@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.overhead import outside
 from hdlm.hyperschedule import Block, flat
 from hdlm.process import Absorbing, EpsilonHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import Ancestral, Chain, Move, sample
 from tests.tiny import tiny_denoiser
 
@@ -19,7 +20,7 @@ def operations(length: int, width: int, num_levels: int, name: str = "original")
     """Operations beside the network, for a call of it."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
     step = Ancestral(Absorbing(WORDS))
-    return outside(denoiser, lambda: sample(denoiser, Block(length, width, num_levels), step))
+    return outside(denoiser, lambda: sample(denoiser, Regime(Block(length, width, num_levels)), step))
 
 
 def test_a_call_of_the_network_takes_at_most_eighty_operations_of_the_sampler() -> None:
@@ -45,7 +46,7 @@ def test_a_planned_step_is_called_only_where_a_mask_falls() -> None:
             lifted.append(int((new != x).sum()))
             return new
 
-    sample(denoiser, flat(8, 200), Counting())
+    sample(denoiser, Regime(flat(8, 200)), Counting())
     assert sum(lifted) == 8
     assert min(lifted) >= 1
 
@@ -57,5 +58,5 @@ def test_a_chain_with_a_step_that_is_not_planned_acts_at_every_step() -> None:
         steps.append(int(torch.as_tensor(move.step).max()))
         return x
 
-    sample(tiny_denoiser(Absorbing(WORDS)), flat(8, 30), Chain((Ancestral(), record)))
+    sample(tiny_denoiser(Absorbing(WORDS)), Regime(flat(8, 30)), Chain((Ancestral(), record)))
     assert steps == list(range(30))

@@ -11,10 +11,12 @@ from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, autore
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.sampling import (
     ALGORITHMS,
     Ancestral,
     Chain,
+    Execution,
     FirstHitting,
     Frame,
     Move,
@@ -54,7 +56,9 @@ def denoiser(
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_prompts_stay_and_words_come(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
-    done = sample(model, schedule, algorithm(name, model.process, 0.3), num_sequences=3, prompt=PROMPT)
+    done = sample(
+        model, Regime(schedule), algorithm(name, model.process, 0.3), num_sequences=3, prompt=PROMPT
+    )
     assert (done.tokens[:, :2] == torch.tensor([3, 1])).all()
     assert ((done.tokens >= 0) & (done.tokens < WORDS)).all()
     assert done.num_evaluations > 0
@@ -65,11 +69,25 @@ def test_prompts_stay_and_words_come(name: str, schedule: AbstractHyperschedule)
 def test_cache_and_batches_change_no_token(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     step = algorithm(name, model.process, 0.3)
-    once = sample(model, schedule, step, num_sequences=3, seed=4, prompt=PROMPT)
+    once = sample(model, Regime(schedule), step, num_sequences=3, seed=4, prompt=PROMPT)
     apart = sample(
-        model, schedule, step, num_sequences=3, seed=4, prompt=PROMPT, batch_size=2, use_cache=False
+        model,
+        Regime(schedule),
+        step,
+        num_sequences=3,
+        seed=4,
+        prompt=PROMPT,
+        execution=Execution(batch_size=2, use_cache=False),
     )
-    later = sample(model, schedule, step, num_sequences=1, seed=4, prompt=PROMPT, first_sequence=2)
+    later = sample(
+        model,
+        Regime(schedule),
+        step,
+        num_sequences=1,
+        seed=4,
+        prompt=PROMPT,
+        execution=Execution(first_sequence=2),
+    )
     assert torch.equal(once.tokens, apart.tokens)
     assert torch.equal(once.tokens[2:], later.tokens)
 
@@ -78,36 +96,38 @@ def test_cache_and_batches_change_no_token(name: str, schedule: AbstractHypersch
 def test_a_shifted_network_with_a_cache(schedule: AbstractHyperschedule) -> None:
     model = denoiser(parameterization=Shifted(Mean()))
     step = algorithm("original", model.process)
-    kept = sample(model, schedule, step, num_sequences=4, prompt=PROMPT)
-    fresh = sample(model, schedule, step, num_sequences=4, prompt=PROMPT, use_cache=False)
+    kept = sample(model, Regime(schedule), step, num_sequences=4, prompt=PROMPT)
+    fresh = sample(
+        model, Regime(schedule), step, num_sequences=4, prompt=PROMPT, execution=Execution(use_cache=False)
+    )
     assert torch.equal(kept.tokens, fresh.tokens)
     with pytest.raises(ValueError, match="begin-of-sequence"):
-        sample(model, schedule, step)
+        sample(model, Regime(schedule), step)
 
 
 def test_autoregression_asks_once_a_token_and_reads_the_prompt_in_one_go() -> None:
     model = denoiser(Absorbing(WORDS))
-    done = sample(model, autoregressive(LENGTH), algorithm("original", model.process), prompt=PROMPT)
+    done = sample(model, Regime(autoregressive(LENGTH)), algorithm("original", model.process), prompt=PROMPT)
     assert done.num_evaluations == LENGTH - 2
 
 
 def test_first_hitting_asks_at_most_once_a_token() -> None:
     model = denoiser(Absorbing(WORDS))
-    asked = sample(model, flat(LENGTH, 2), FirstHitting()).num_evaluations
+    asked = sample(model, Regime(flat(LENGTH, 2)), FirstHitting()).num_evaluations
     assert asked <= LENGTH
 
 
 def test_first_hitting_refuses_words_that_do_not_wait() -> None:
     model = denoiser(GammaHybrid(WORDS, 0.2), LogScore())
     with pytest.raises(ValueError, match="words wait"):
-        sample(model, flat(LENGTH, 2), FirstHitting())
+        sample(model, Regime(flat(LENGTH, 2)), FirstHitting())
 
 
 def test_infilling_keeps_both_sides() -> None:
     model = denoiser()
     prompt = Prompt.infill([5, WORDS, WORDS, 2, WORDS, 7, 7, 0], blank=WORDS)
     done = sample(
-        model, flat(LENGTH, 4), algorithm("acs", model.process, 0.5), num_sequences=4, prompt=prompt
+        model, Regime(flat(LENGTH, 4)), algorithm("acs", model.process, 0.5), num_sequences=4, prompt=prompt
     )
     assert (done.tokens[:, [0, 3, 5, 6, 7]] == torch.tensor([5, 2, 7, 7, 0])).all()
     with pytest.raises(ValueError, match="Nothing to fill in"):
@@ -117,7 +137,7 @@ def test_infilling_keeps_both_sides() -> None:
 def test_seeds_matter_and_repeat() -> None:
     model = denoiser()
     step = algorithm("original", model.process)
-    first, again, other = (sample(model, flat(LENGTH, 4), step, seed=s).tokens for s in (1, 1, 2))
+    first, again, other = (sample(model, Regime(flat(LENGTH, 4)), step, seed=s).tokens for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -132,7 +152,7 @@ def test_a_trace_tells_every_change_and_its_reason() -> None:
         frames.append(frame)
 
     step = algorithm("remask_adhoc_shuffle", model.process, 0.9)
-    done = sample(model, flat(LENGTH, 6), step, num_sequences=2, seed=1, watch=watch)
+    done = sample(model, Regime(flat(LENGTH, 6)), step, num_sequences=2, seed=1, watch=watch)
     for sequence in range(2):
         tokens = list(trace.start[sequence])
         for _, position, new in trace.edits(sequence):
@@ -146,9 +166,9 @@ def test_guidance_of_scale_zero_changes_nothing_and_more_does() -> None:
     model = denoiser()
     step = algorithm("original", model.process)
     schedule = Block(LENGTH, 4, 2)
-    plain = sample(model, schedule, step, num_sequences=6, prompt=PROMPT)
-    none = sample(Guided(model, PROMPT.fixed, 0.0), schedule, step, num_sequences=6, prompt=PROMPT)
-    much = sample(Guided(model, PROMPT.fixed, 3.0), schedule, step, num_sequences=6, prompt=PROMPT)
+    plain = sample(model, Regime(schedule), step, num_sequences=6, prompt=PROMPT)
+    none = sample(Guided(model, PROMPT.fixed, 0.0), Regime(schedule), step, num_sequences=6, prompt=PROMPT)
+    much = sample(Guided(model, PROMPT.fixed, 3.0), Regime(schedule), step, num_sequences=6, prompt=PROMPT)
     assert torch.equal(plain.tokens, none.tokens)
     assert not torch.equal(plain.tokens, much.tokens)
 
@@ -163,18 +183,22 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="nothing is left to write"):
         Prompt.prefix(list(range(LENGTH)), LENGTH)
     with pytest.raises(ValueError, match="must have 8 positions"):
-        sample(model, flat(LENGTH, 2), step, prompt=Prompt.prefix([1], LENGTH - 1))
+        sample(model, Regime(flat(LENGTH, 2)), step, prompt=Prompt.prefix([1], LENGTH - 1))
     with pytest.raises(ValueError, match="must be words"):
-        sample(model, flat(LENGTH, 2), step, prompt=Prompt.prefix([WORDS], LENGTH))
+        sample(model, Regime(flat(LENGTH, 2)), step, prompt=Prompt.prefix([WORDS], LENGTH))
     with pytest.raises(ValueError, match="num_sequences"):
-        sample(model, flat(LENGTH, 2), step, num_sequences=0)
+        sample(model, Regime(flat(LENGTH, 2)), step, num_sequences=0)
 
 
 def test_a_correction_that_never_acts_changes_no_word() -> None:
     model = denoiser()
     plain, corrected = (
         sample(
-            model, Slide(LENGTH, 3, 3), algorithm(name, model.process, 1e-9), num_sequences=8, prompt=PROMPT
+            model,
+            Regime(Slide(LENGTH, 3, 3)),
+            algorithm(name, model.process, 1e-9),
+            num_sequences=8,
+            prompt=PROMPT,
         )
         for name in ("original", "acs")
     )
@@ -197,5 +221,5 @@ def test_parts_of_nested_steps_have_random_numbers_of_their_own() -> None:
         nested(x, move)
         return Ancestral()(x, move)
 
-    sample(model, flat(LENGTH, 1), step, prompt=PROMPT)
+    sample(model, Regime(flat(LENGTH, 1)), step, prompt=PROMPT)
     assert len(streams) == 6

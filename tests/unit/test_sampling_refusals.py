@@ -15,6 +15,7 @@ from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import ConstantRate, CosinePower, Geometric, Power
 from hdlm.parameterization import AbstractParameterization, LeaveOneOut, LogScore, Mean
 from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
+from hdlm.regime import Regime
 from hdlm.sampling import (
     ALGORITHMS,
     AdaptiveCorrection,
@@ -23,6 +24,7 @@ from hdlm.sampling import (
     ByThreshold,
     Cap,
     Euler,
+    Execution,
     GibbsCorrection,
     MinP,
     Remask,
@@ -151,7 +153,10 @@ def test_a_network_that_answers_with_no_number_is_named_with_the_place(name: str
     process = EpsilonHybrid(WORDS, 0.2)
     with pytest.raises(ValueError, match=r"position 4 of sequence 7 in step 0 is not finite"):
         sample(
-            Broken(process, Mean(), value), flat(LENGTH, 1), algorithm(name, process, 0.5), first_sequence=7
+            Broken(process, Mean(), value),
+            Regime(flat(LENGTH, 1)),
+            algorithm(name, process, 0.5),
+            execution=Execution(first_sequence=7),
         )
 
 
@@ -165,7 +170,7 @@ def test_so_it_is_where_words_are_read(
     with pytest.raises(ValueError, match=r"position 4 of sequence [01] in step \d is not finite"):
         sample(
             Broken(process, reading, math.nan),
-            flat(LENGTH, 3),
+            Regime(flat(LENGTH, 3)),
             algorithm(name, process, 0.5),
             num_sequences=2,
         )
@@ -176,7 +181,7 @@ def test_the_step_is_that_of_the_sequence() -> None:
     with pytest.raises(ValueError, match=r"position 4 of sequence \d in step 3"):
         sample(
             Broken(process, Mean(), math.nan),
-            Block(LENGTH, 3, 3),
+            Regime(Block(LENGTH, 3, 3)),
             algorithm("analytic", process),
             num_sequences=3,
         )
@@ -215,7 +220,9 @@ def test_any_score_is_a_step_back_under_gidd(name: str, mask: float) -> None:
     raw = torch.randn(LENGTH, WORDS + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     raw[:, -1] = mask
     denoiser = FixedAnswer(process, LogScore(scale_by_sigma=False), raw)
-    tokens = sample(denoiser, flat(LENGTH, 4), algorithm(name, process), num_sequences=1, seed=2).tokens
+    tokens = sample(
+        denoiser, Regime(flat(LENGTH, 4)), algorithm(name, process), num_sequences=1, seed=2
+    ).tokens
     assert ((tokens >= 0) & (tokens < WORDS)).all()
 
 

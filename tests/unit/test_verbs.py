@@ -16,8 +16,10 @@ from hdlm.cli.eval.generation import CONTROLS as OPTION_CONTROLS
 from hdlm.evaluation.generation.controls import CONTROLS
 from hdlm.evaluation.generation.evaluate import has_failed
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.evaluation.text import tokenize_documents
 from hdlm.generation import Ending
+from hdlm.regime import Regime
 from hdlm.sampling import Frame
 
 MODEL = "kjv-epsilon-4m"
@@ -83,13 +85,9 @@ def test_likelihood_is_that_of_evaluate_with_all_that_the_checkpoint_knows(model
     text = tokenize_documents(other.tokenizer, TEXT)
     expected = hdlm.evaluation.estimate_likelihood(
         other.denoiser,
-        text.tokens,
-        plan_of(other, 32),
+        WindowedText(text.tokens, plan_of(other, 32).length, num_bytes=text.num_bytes),
+        Regime(plan_of(other, 32), noise_schedule=other.noise_schedule, context="full", active="causal"),
         bound=bound_of(other.denoiser.process),
-        noise_schedule=other.noise_schedule,
-        context="full",
-        active="causal",
-        num_bytes=text.num_bytes,
         replicates=2,
         seed=5,
     )
@@ -206,8 +204,10 @@ def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> N
     tokens = torch.tensor(model.tokenizer.encode(TEXT[1]))
     plan = plan_of(model, len(tokens), hyperschedule="autoregressive")
     with pytest.warns(DeprecationWarning, match=r"hdlm\.evaluate\.likelihood"):
-        result = hdlm.evaluate(model.denoiser, tokens, plan)
-    assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, tokens, plan)
+        result = hdlm.evaluate(model.denoiser, tokens, plan, context="causal", num_bytes=99)
+    text = hdlm.evaluation.WindowedText(tokens, plan.length, num_bytes=99)
+    regime = Regime(plan, context="causal")
+    assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, text, regime)
 
 
 def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book: Path) -> None:

@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take the tests and print the marks."""
     from hdlm.evaluation.records import protocol
-    from hdlm.evaluation.records.comparison import task_scores
+    from hdlm.evaluation.records.tasks import task_scores
     from hdlm.integrations import lm_eval as harness
 
     _ = harness.HDLM  # says at once if `lm_eval` is not here
@@ -136,7 +136,7 @@ def _examined(
         checkpoint,
         batch_size=args.batch_size,
         bound=args.bound,
-        hyperschedule=plan_of(checkpoint, **choice),
+        regime=checkpoint.regime(plan_of(checkpoint, **choice)),
         replicates=args.replicates,
         settings=Settings(algorithm=args.algorithm, **choice),
         seed=args.seed,
@@ -193,7 +193,7 @@ def _questions(samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
 
 def _table(document: dict[str, Any]) -> str:
     """Marks of every task, as Markdown."""
-    from hdlm.evaluation.records.comparison import task_scores
+    from hdlm.evaluation.records.tasks import task_scores
     from hdlm.view.report import markdown_table, number
 
     result = document["result"]

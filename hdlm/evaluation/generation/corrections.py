@@ -25,7 +25,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.metrics import Estimate, mean
 from hdlm.generation import Settings, complete, planned
 from hdlm.randomness import Randomness
-from hdlm.sampling import Change, Frame, Prompt, Trace
+from hdlm.sampling import Change, Execution, Frame, Prompt, Trace
 
 __all__ = ["REVISIONS", "fates", "fill_in", "per_step", "revisions"]
 
@@ -152,9 +152,8 @@ def fill_in(
         planned(checkpoint, settings, text.shape[1], infilling=True),
         settings,
         num=len(text),
-        batch_size=batch_size,
         seed=seed,
-        device=device,
+        execution=Execution(batch_size, device=device),
         watch=seen,
     )
     return fates(trace.changes, text, gaps, done.tokens.cpu())

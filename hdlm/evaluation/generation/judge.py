@@ -203,9 +203,7 @@ class CheckpointJudge(AbstractJudge):
     def _nats(self, rows: list[list[int]], given: int) -> list[float]:
         """Nats of rows of one length, without the first tokens, which are given."""
         model, tokens = self._checkpoint, torch.tensor(rows, device=self._device)
-        bound = AbsorbingBound(
-            model.denoiser, autoregressive(tokens.shape[1]), "exact", model.context, model.active, given
-        )
+        bound = AbsorbingBound(model.denoiser, model.regime(autoregressive(tokens.shape[1])), "exact", given)
         times = torch.zeros(len(tokens), bound.corruption.num_times, dtype=torch.float64)
         draw = torch.zeros(tokens.shape, dtype=torch.float64)
         found: list[float] = bound(tokens, times.to(self._device), draw.to(self._device)).tolist()

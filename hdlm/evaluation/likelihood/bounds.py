@@ -25,15 +25,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hdlm import attention
 from hdlm.denoiser import AbstractDenoiser, Prediction
 from hdlm.evaluation.likelihood.result import BoundName, Estimator
 from hdlm.evaluation.likelihood.times import Density, density_of, place_times
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
+from hdlm.noise_schedule import LINEAR
 from hdlm.objective import Canvas, Corruption, ScoreEntropy, prior_divergence
 from hdlm.parameterization import NoiseDependence
 from hdlm.process import Absorbing, AbstractNoiseProcess
+from hdlm.regime import Regime
 
 __all__ = [
     "AbsorbingBound",
@@ -66,19 +66,20 @@ class AbstractBound(abc.ABC):
 
     Attributes:
         denoiser: The model.
-        hyperschedule: When each position of a window is noisy; the same length as the windows.
+        regime: When each position of a window is noisy, and who sees whom; its length is that of the windows.
         estimator: How noise is drawn.
-        context: What settled positions see of one another; see `hdlm.attention`.
-        active: What active positions see of one another.
         given: How many of the first tokens are given: they stay clean, and are not counted.
     """
 
     denoiser: AbstractDenoiser
-    hyperschedule: AbstractHyperschedule
+    regime: Regime
     estimator: Estimator
-    context: attention.Context
-    active: attention.Active
     given: int
+
+    @property
+    def hyperschedule(self) -> AbstractHyperschedule:
+        """When each position of a window is noisy."""
+        return self.regime.hyperschedule
 
     @property
     @abc.abstractmethod
@@ -123,7 +124,7 @@ class AbstractBound(abc.ABC):
     def density(self) -> Density:
         """How times are drawn."""
         together = (self.hyperschedule.length - self.num_given) / self.corruption.num_times
-        return density_of(self.corruption.process, self.corruption.noise_schedule, together)
+        return density_of(self.corruption.process, self.corruption.regime.noise_schedule, together)
 
     @property
     def _num_cells(self) -> int:
@@ -152,18 +153,15 @@ class AbstractBound(abc.ABC):
         return [cells[free & (epochs == epoch)].unique() for epoch in every]
 
     @final
-    def _noising(self, process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule) -> Corruption:
+    def _noising(self, process: AbstractNoiseProcess, regime: Regime) -> Corruption:
         """Two streams where they show more than one canvas does: every position is then measured in every pass."""
         schedule = self.hyperschedule
         return Corruption(
             process,
-            schedule,
-            noise_schedule,
+            regime,
             two_stream=schedule.has_epochs
             and not schedule.is_flat
-            and _in_one_pass(schedule, self.context, self.denoiser.noise_dependence),
-            context=self.context,
-            active=self.active,
+            and regime.fits_one_pass(self.denoiser.noise_dependence),
             num_given=self.num_given,
         )
 
@@ -186,10 +184,8 @@ class AbsorbingBound(AbstractBound):
     """
 
     denoiser: AbstractDenoiser
-    hyperschedule: AbstractHyperschedule
+    regime: Regime
     estimator: Estimator
-    context: attention.Context = "block_causal"
-    active: attention.Active = "full"
     given: int = 0
 
     def __post_init__(self) -> None:
@@ -212,8 +208,8 @@ class AbsorbingBound(AbstractBound):
                 "estimator='exact' needs a hyperschedule that takes one position at a time, left to right; got "
                 f"{self.hyperschedule!r}. Use estimator='count' or 'stratified'."
             )
-        if self.estimator in ("count", "exact") and not _in_one_pass(
-            self.hyperschedule, self.context, self.denoiser.noise_dependence
+        if self.estimator in ("count", "exact") and not self.regime.fits_one_pass(
+            self.denoiser.noise_dependence
         ):
             raise ValueError(
                 f"estimator={self.estimator!r} measures all positions in one pass. That is wrong with context='full', "
@@ -224,7 +220,9 @@ class AbsorbingBound(AbstractBound):
     @cached_property
     def corruption(self) -> Corruption:
         """Masks alone; the noise schedule makes no difference."""
-        return self._noising(Absorbing(self.denoiser.process.num_words), LINEAR)
+        return self._noising(
+            Absorbing(self.denoiser.process.num_words), replace(self.regime, noise_schedule=LINEAR)
+        )
 
     def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
@@ -262,19 +260,15 @@ class AbsorbingBound(AbstractBound):
 class HybridBound(AbstractBound):
     """The bound of the denoiser's own process, in continuous time; for mean and score parameterizations.
 
-    Attributes:
-        noise_schedule: From a position's time to its noise fraction; where it ends, generation begins.
+    Where the noise schedule of the regime ends, generation begins.
 
     Raises:
         ValueError: If the estimator is neither `"random"` nor `"stratified"`.
     """
 
     denoiser: AbstractDenoiser
-    hyperschedule: AbstractHyperschedule
+    regime: Regime
     estimator: Estimator
-    noise_schedule: AbstractNoiseSchedule = LINEAR
-    context: attention.Context = "block_causal"
-    active: attention.Active = "full"
     given: int = 0
 
     def __post_init__(self) -> None:
@@ -287,21 +281,21 @@ class HybridBound(AbstractBound):
     @cached_property
     def corruption(self) -> Corruption:
         """The denoiser's own noise."""
-        return self._noising(self.denoiser.process, self.noise_schedule)
+        return self._noising(self.denoiser.process, self.regime)
 
     def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
         objective = ScoreEntropy(_HAIR)
         path = objective(self.denoiser, self._noised(x_0, times, draw)).sum(-1)
-        off = prior_divergence(self.denoiser.process, self.noise_schedule)
+        off = prior_divergence(self.denoiser.process, self.regime.noise_schedule)
         nats = path + off * max(x_0.shape[1] - self.num_given, 0)
         return nats + self._reconstruction(x_0, times, draw) if self._jumps else nats
 
     @property
     def _jumps(self) -> bool:
         """Whether data are noisy at once, by however little: a model may recover them as badly as it likes."""
-        first = self.noise_schedule.fraction(torch.zeros((), dtype=torch.float64))
+        first = self.regime.noise_schedule.fraction(torch.zeros((), dtype=torch.float64))
         least = first.clamp_min(torch.finfo(first.dtype).tiny)
         return float(self.denoiser.process.weights(least).clean) < 1
 
@@ -343,45 +337,30 @@ def check_bound(bound: str) -> None:
 
 
 def bound_along(
-    denoiser: AbstractDenoiser,
-    hyperschedule: AbstractHyperschedule,
-    *,
-    bound: BoundName,
-    estimator: Estimator,
-    noise_schedule: AbstractNoiseSchedule,
-    context: attention.Context,
-    active: attention.Active,
-    given: int,
+    denoiser: AbstractDenoiser, regime: Regime, *, bound: BoundName, estimator: Estimator, given: int
 ) -> AbstractBound:
-    """The bound of a name, on windows as long as the hyperschedule; arguments are the attributes of the bounds.
+    """The bound of a name, on windows as long as the regime; arguments are the attributes of the bounds.
 
     Raises:
         ValueError: As the bounds.
     """
-    if bound == "absorbing":
-        return AbsorbingBound(denoiser, hyperschedule, estimator, context, active, given)
-    return HybridBound(denoiser, hyperschedule, estimator, noise_schedule, context, active, given)
+    kind = AbsorbingBound if bound == "absorbing" else HybridBound
+    return kind(denoiser, regime, estimator, given)
 
 
-def least_variance(
-    bound: BoundName,
-    hyperschedule: AbstractHyperschedule,
-    context: attention.Context = "block_causal",
-    dependence: NoiseDependence = "position",
-) -> Estimator:
+def least_variance(bound: BoundName, regime: Regime, dependence: NoiseDependence = "position") -> Estimator:
     """The estimator of a bound with the least variance among those that fit.
 
     Args:
         bound: The bound.
-        hyperschedule: When each position is noisy.
-        context: What settled positions see of one another.
+        regime: When each position is noisy, and who sees whom.
         dependence: `noise_dependence` of the denoiser.
     """
-    if bound == "hybrid" or not _in_one_pass(hyperschedule, context, dependence):
+    if bound == "hybrid" or not regime.fits_one_pass(dependence):
         return "stratified"
-    if hyperschedule.is_autoregressive:
+    if regime.hyperschedule.is_autoregressive:
         return "exact"
-    return "count" if hyperschedule.opens_together else "stratified"
+    return "count" if regime.hyperschedule.opens_together else "stratified"
 
 
 def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -397,16 +376,6 @@ def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -
         below = process.weights(middle).mask < mask
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return high
-
-
-def _in_one_pass(
-    hyperschedule: AbstractHyperschedule, context: attention.Context, dependence: NoiseDependence
-) -> bool:
-    """Whether one pass can give every position the input that it has in generation; see `Corruption`.
-
-    A network that is conditioned on one noise level a sequence cannot read several blocks in one pass.
-    """
-    return (context != "full" and dependence != "sequence") or hyperschedule.is_flat
 
 
 def _cross_entropy(

@@ -152,7 +152,7 @@ def measured_profile(
         raise ValueError(
             f"A grid is learned for positions that are written together, flat or in blocks; got {plan!r}."
         )
-    bound = AbsorbingBound(checkpoint.denoiser, plan, "count", checkpoint.context, checkpoint.active)
+    bound = AbsorbingBound(checkpoint.denoiser, checkpoint.regime(plan), "count")
     noisy = plan.length - bound.num_given
     width = min(plan.window_size, noisy)
     counts = _spread(width)

@@ -36,8 +36,8 @@ class LikelihoodResult:
         seed: Of all random numbers.
         num_windows: Windows that the text was cut into.
         stride: New tokens in each of them.
-        hyperschedule: In words, when each position of a window is noisy.
-        noise_schedule: In words, how fast; of no account to the absorbing bound.
+        hyperschedule: When each position of a window is noisy, as `describe` gives it, with the `length` of a window.
+        noise_schedule: How fast noise comes, as `describe` gives it; the absorbing bound does not depend on it.
         context: What settled positions saw of one another.
         active: What active positions saw of one another.
         within_documents: Whether each document had windows of its own.
@@ -54,8 +54,8 @@ class LikelihoodResult:
     seed: int
     num_windows: int
     stride: int
-    hyperschedule: str
-    noise_schedule: str
+    hyperschedule: Mapping[str, Any]
+    noise_schedule: Mapping[str, Any]
     context: str
     active: str
     within_documents: bool = False
@@ -68,6 +68,11 @@ class LikelihoodResult:
             )
         if self.num_bytes is not None and self.num_bytes < 1:
             raise ValueError(f"`num_bytes` must be positive, or None if unknown; got {self.num_bytes}.")
+        if not isinstance(self.hyperschedule, Mapping) or "length" not in self.hyperschedule:
+            raise ValueError(
+                f"`hyperschedule` must be a description with a `length`; got {self.hyperschedule!r}. An earlier "
+                "version may have written it: measure again."
+            )
         strange = [estimate for estimate in self.estimates if not math.isfinite(estimate)]
         if strange:
             raise ValueError(

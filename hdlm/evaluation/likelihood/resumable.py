@@ -24,6 +24,7 @@ from hdlm.evaluation.likelihood.defaults import bound_of
 from hdlm.evaluation.likelihood.estimator import EvaluationProgress, Likelihood
 from hdlm.evaluation.likelihood.precision import until_precise
 from hdlm.evaluation.likelihood.result import BoundName, Estimator, LikelihoodResult
+from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.evaluation.records.protocol import describe_protocol, differences
 from hdlm.evaluation.text import Text
 from hdlm.hyperschedule import AbstractHyperschedule
@@ -131,22 +132,23 @@ class Measuring:
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """The number that is measured."""
-        checkpoint = self.checkpoint
-        return Likelihood(
-            checkpoint.denoiser,
-            self.text.tokens,
-            self.plan,
-            bound=self.bound or bound_of(checkpoint.denoiser.process),
-            estimator=self.estimator,
-            noise_schedule=checkpoint.noise_schedule,
-            context=checkpoint.context,
-            active=checkpoint.active,
-            num_bytes=self.text.num_bytes,
-            stride=self.stride,
-            documents=self.text.lengths if self.within_documents else None,
-            seed=self.seed,
+        """How the text is measured."""
+        denoiser = self.checkpoint.denoiser
+        bound = self.bound or bound_of(denoiser.process)
+        return Likelihood(denoiser, self.checkpoint.regime(self.plan), bound, self.estimator, self.seed)
+
+    @cached_property
+    def windows(self) -> WindowedText:
+        """The text and its windows."""
+        documents = self.text.lengths if self.within_documents else None
+        return WindowedText(
+            self.text.tokens, self.plan.length, self.stride, documents, num_bytes=self.text.num_bytes
         )
+
+    @cached_property
+    def outline(self) -> LikelihoodResult:
+        """The result before anything is measured."""
+        return self.likelihood.outline(self.windows)
 
     @cached_property
     def _frame(self) -> dict[str, Any]:
@@ -163,7 +165,7 @@ class Measuring:
 
     def document(self, result: LikelihoodResult | None = None) -> dict[str, Any]:
         """The document of a result; without one, of the result to be."""
-        found = self.likelihood.outline if result is None else result
+        found = self.outline if result is None else result
         return self._frame | {"result": found.to_dict(), "wall_seconds": round(self._seconds, 3)}
 
     def is_of(self, document: Mapping[str, Any] | None) -> bool:
@@ -186,21 +188,20 @@ class Measuring:
     def measure(self, first: int, count: int) -> LikelihoodResult:
         """Replicates `first .. first + count - 1`, shared out among the processes."""
         begun = time.perf_counter()
-        exact = self.likelihood.outline.estimator == "exact"
+        exact = self.outline.estimator == "exact"
         start, share = self.processes.share(1 if exact else count)
-        device = self.checkpoint.denoiser.device
-        batch = self.batch_size or BatchSize.automatic(self.plan.length, device)
+        batch = self.batch_size or BatchSize.automatic(self.plan.length, self.checkpoint.device)
         self.batch_size = batch
         own: tuple[float, ...] = ()
         if share:
             own = batch.fit(
-                lambda size: self.likelihood.measure(
-                    first + start, share, batch_size=size, device=device, watch=self.watch
+                lambda size: self.likelihood.of_text(
+                    self.windows, share, first_replicate=first + start, batch_size=size, watch=self.watch
                 )
             ).estimates
         estimates = self.processes.gather(own)
         self._seconds += time.perf_counter() - begun
-        return replace(self.likelihood.outline, estimates=estimates)
+        return replace(self.outline, estimates=estimates)
 
     def run(
         self,
@@ -236,7 +237,7 @@ class Measuring:
             raise ValueError(
                 f"say how many replicates, at least 1, or which error to reach; got {replicates}."
             )
-        outline = self.likelihood.outline
+        outline = self.outline
         wanted = 1 if outline.estimator == "exact" else replicates
         piece = -(-_PIECE // outline.num_windows) * self.processes.count
         found = known

@@ -5,19 +5,25 @@ before, and counts only the tokens that are new; those it shares are given, clea
 the bound is tighter, at the price of more passes. The last window is short where the text does not divide. It is not
 padded: it is evaluated at its own length, on the first positions of the same hyperschedule. Windows cross from one
 document into the next, unless each document is to have windows of its own.
+
+A `Window` holds tokens that are measured behind tokens that are given. A text that is longer than the network is cut
+into several of them (`split_text`), each token in one, behind as much as fits: the last window is full, and so is a
+first window that has to be cut on its left.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["Stack", "windows"]
+__all__ = ["Stack", "Window", "WindowedText", "split_text", "windows"]
 
 
 @final
@@ -32,6 +38,36 @@ class Stack:
 
     tokens: Int[Tensor, "w l"]
     given: int = 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WindowedText:
+    """A text, and how it is cut into windows; see `windows`.
+
+    Attributes:
+        tokens: The text: words, in order.
+        length: Tokens in a window.
+        stride: New tokens in each window, where windows are to overlap.
+        documents: Tokens of each document, if no window is to cross from one into the next.
+        num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
+    """
+
+    tokens: Int[Tensor, " n"]
+    length: int
+    stride: int | None = None
+    documents: Sequence[int] | None = None
+    num_bytes: int | None = None
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The windows."""
+        return windows(self.tokens, self.length, self.stride, self.documents)
+
+    @property
+    def num_windows(self) -> int:
+        """How many windows there are."""
+        return sum(len(stack.tokens) for stack in self.stacks)
 
 
 def windows(
@@ -89,3 +125,53 @@ def _stacks(tokens: Int[Tensor, " n"], length: int, stride: int | None) -> tuple
         Stack(tokens[start:][None], given if start else 0) for start in starts if start + length > len(tokens)
     ]
     return tuple(stacks)
+
+
+@final
+@dataclass(frozen=True)
+class Window:
+    """Tokens to be measured behind tokens that are given.
+
+    Attributes:
+        tokens: All of them.
+        given: How many of the first are given.
+        key: What the window's noise depends on, in [0, 2^32).
+    """
+
+    tokens: tuple[int, ...]
+    given: int
+    key: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.given < len(self.tokens):
+            raise ValueError(
+                f"`given` must leave something to measure of {len(self.tokens)} tokens; got {self.given}."
+            )
+
+
+def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = False) -> list[Window]:
+    """A text as windows that the network can read.
+
+    Args:
+        tokens: What is given, then what is to be measured.
+        given: How many tokens are given.
+        length: Tokens that the network can read, at least 2.
+        alike: Whether the noise depends on what is given only, not on what is measured.
+
+    Raises:
+        ValueError: If `length` or `given` is out of range.
+    """
+    if length < 2:
+        raise ValueError(
+            f"a text is measured behind something, which takes 2 positions; `length` is {length}."
+        )
+    if not 0 <= given <= len(tokens):
+        raise ValueError(f"`given` must lie in [0, {len(tokens)}], the tokens there are; got {given}.")
+    found, done = [], given
+    while done < len(tokens):
+        end = min(len(tokens), done + length - min(done, 1))
+        start = max(end - length, 0)
+        known = tokens[start : done if alike else end]
+        found.append(Window(tuple(tokens[start:end]), done - start, zlib.crc32(repr(tuple(known)).encode())))
+        done = end
+    return found

@@ -4,7 +4,8 @@ Its keys, all plain JSON:
 
     kind                 "likelihood", "generation" or "harness"
     model                what the model was called; `weights`: "averaged", "raw", or "only" where there are no others
-    weights_sha256       of all tensors: name, type, shape and bytes, by name; `process` and `parameterization` in words
+    weights_sha256       of all tensors: name, type, shape and bytes, by name
+    process              what `describe` gives, and so `parameterization` and the hyperschedule of a result
     dtype, device, seed  what was computed with
     versions             of hdlm, python, torch, numpy and tokenizers
     data                 name, part, sha256 of the documents' text, documents, bytes, words, detokenizer; or null
@@ -18,6 +19,8 @@ it, and so is whatever came out.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import hashlib
 import json
 import platform
@@ -31,11 +34,12 @@ from torch import nn
 
 from hdlm import __version__
 from hdlm.atomic import replacing
-from hdlm.checkpoint import Checkpoint
+from hdlm.checkpoint import Checkpoint, describe
 
 __all__ = [
     "ResultKind",
     "describe_data",
+    "describe_piece",
     "describe_protocol",
     "differences",
     "fingerprint",
@@ -43,6 +47,7 @@ __all__ = [
     "text_sha256",
     "versions",
     "weights_sha256",
+    "with_descriptions",
     "write_result",
 ]
 
@@ -63,6 +68,7 @@ _LIKELIHOOD = (
     "within_documents",
 )
 _GENERATION = ("settings", "num_samples", "length", "draw_dtype")
+_PIECES = frozenset({"process", "parameterization", "hyperschedule", "noise_schedule"})
 _OWN: Mapping[str, tuple[str, ...]] = {"likelihood": _LIKELIHOOD, "generation": _GENERATION}
 
 
@@ -98,8 +104,8 @@ def describe_protocol(
         "model": model,
         "weights": checkpoint.training.get("weights", weights),
         "weights_sha256": weights_sha256(checkpoint.network),
-        "process": repr(checkpoint.denoiser.process),
-        "parameterization": repr(checkpoint.denoiser.parameterization),
+        "process": describe_piece(checkpoint.denoiser.process),
+        "parameterization": describe_piece(checkpoint.denoiser.parameterization),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
         "seed": seed,
@@ -109,6 +115,17 @@ def describe_protocol(
         "result": dict(result),
         "wall_seconds": round(wall_seconds, 3),
     }
+
+
+def describe_piece(piece: Any) -> dict[str, Any]:
+    """A process, a hyperschedule or another piece as documents hold it: `describe`, in plain JSON.
+
+    Of a piece that is not a dataclass, the name of its class alone is known.
+    """
+    if not dataclasses.is_dataclass(piece):
+        return {"type": type(piece).__name__}
+    described: dict[str, Any] = json.loads(json.dumps(describe(piece)))
+    return described
 
 
 def describe_data(
@@ -221,4 +238,35 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}.") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds no result: it is a {type(document).__name__}, not a table.")
-    return document
+    upgraded: dict[str, Any] = with_descriptions(document)
+    return upgraded
+
+
+def with_descriptions(document: Any) -> Any:
+    """A document with its pieces described; earlier versions wrote them as Python does, `Block(length=8, ...)`."""
+    if isinstance(document, list):
+        return [with_descriptions(item) for item in document]
+    if not isinstance(document, Mapping):
+        return document
+    return {
+        name: _described(value) if name in _PIECES and isinstance(value, str) else with_descriptions(value)
+        for name, value in document.items()
+    }
+
+
+def _described(text: str) -> Any:
+    """The description of a piece that is written as a call of its class; any other text as it is."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        return _description(call) if isinstance(call, ast.Call) else text
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _description(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        options = {option.arg: _description(option.value) for option in node.keywords if option.arg}
+        return {"type": ast.unparse(node.func), **options}
+    if isinstance(node, ast.Tuple | ast.List):
+        return [_description(item) for item in node.elts]
+    return ast.literal_eval(node)

@@ -23,20 +23,20 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
-from hdlm.noise_schedule import LINEAR, AbstractNoiseSchedule
 from hdlm.randomness import Randomness
+from hdlm.regime import Regime
 from hdlm.sampling.base import Move, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, Member
 from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
-from hdlm.sampling.engine.window import KVWindow, View
-from hdlm.sampling.loop import PRIOR, noise_of_levels
+from hdlm.sampling.engine.window import Execution, KVWindow
+from hdlm.sampling.loop import PRIOR
 
 __all__ = ["Engine", "Finished", "Frame", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
 """Told the index of a sequence in the run and its finished beginning, says how many tokens to keep if it ends there."""
 
-_EXACT = View()
+_EXACT = Execution()
 
 
 @final
@@ -134,20 +134,17 @@ class SequenceGroup:
 class Engine:
     """Sequences on their way from noise to text.
 
-    One engine serves one way of writing: the step, the transforms, the hyperschedule and the stop are those of all its
+    One engine serves one way of writing: the step, the transforms, the regime and the stop are those of all its
     sequences, which is why their questions can share a call. Seed, prompt and length are those of a request (`add`).
 
     Args:
         denoiser: Knows `p(x_0 | x_t)`.
-        hyperschedule: When each position is noisy; its length is the most that a sequence may have.
+        regime: When positions are noisy, and who sees whom; its length is the most that a sequence may have.
         step: How to walk back.
         seed: Of all random numbers of those who bring none.
         transforms: Applied in order before draws.
-        noise_schedule: From a position's time, `level / num_levels`, to its noise fraction.
-        sampling_eps: Read times off the published grid with this margin instead.
-        view: Who sees whom.
+        execution: What is remembered between calls, and the device. How many sequences there are is up to `add`.
         stop: Where sequences may end before all their positions are written.
-        device: Where tokens are; that of the denoiser by default, and no other.
         watch: Called with a `Frame` after every step of any sequences.
 
     Attributes:
@@ -162,27 +159,25 @@ class Engine:
     def __init__(
         self,
         denoiser: AbstractDenoiser,
-        hyperschedule: AbstractHyperschedule,
+        regime: Regime,
         step: Step,
         *,
         seed: int = 0,
         transforms: Sequence[Transform] = (),
-        noise_schedule: AbstractNoiseSchedule = LINEAR,
-        sampling_eps: float | None = None,
-        view: View = _EXACT,
+        execution: Execution = _EXACT,
         stop: Stop | None = None,
-        device: torch.device | str | None = None,
         watch: Callable[[Frame], None] | None = None,
     ) -> None:
-        device = resolve_device(denoiser, device)
-        view.check(denoiser)
+        hyperschedule, device = regime.hyperschedule, resolve_device(denoiser, execution.device)
+        execution.check_cache(regime, denoiser.noise_dependence)
         _check_order(denoiser, hyperschedule)
         self.num_evaluations, self.awaited = 0, 0
         self._denoiser, self._hyperschedule, self._step = denoiser, hyperschedule, step
-        self._seed, self._transforms, self._view = seed, tuple(transforms), view
+        self._seed, self._transforms = seed, tuple(transforms)
+        self._regime, self._execution = regime, execution
         self._stop, self._watch = stop, watch
-        self._prior = float(noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
-        noise = noise_of_levels(hyperschedule, noise_schedule, sampling_eps).to(device)
+        self._prior = regime.final_noise
+        noise = regime.noise_of_levels().to(device)
         self._clock = Clock(hyperschedule, noise, step, denoiser.process)
         self._begin = noise[hyperschedule.levels(0).to(device)]
         self._never = hyperschedule.never_written.to(device)
@@ -246,8 +241,8 @@ class Engine:
             place = slice(own.start, own.stop)
             window = KVWindow(
                 self._denoiser,
-                self._hyperschedule,
-                self._view,
+                self._regime,
+                self._execution,
                 size=len(own),
                 length=length,
                 device=x.device,

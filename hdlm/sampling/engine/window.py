@@ -1,7 +1,7 @@
 """The keys and values that are kept of some sequences, and what a call computes: a *window* of positions.
 
 A position whose keys and values are kept is computed again only if somebody reads the answer there, or its token has
-changed since. What is kept, and for how long, is a matter of the `View`:
+changed since. What is kept, and for how long, depends on the `Execution`:
 
 | | kept | computed anew | logits |
 |---|---|---|---|
@@ -22,27 +22,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.attention import DENSE_LIMIT, NOBODY, Active, Context, Visibility, generation_attention
+from hdlm.attention import DENSE_LIMIT, NOBODY, Visibility
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question
 from hdlm.denoiser import ForwardContext as Asked
-from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.parameterization import NoiseDependence
+from hdlm.regime import Regime, settled_lasts
 from hdlm.sampling.base import Answer
 
 _MOST_NUMBERS = 2**18
 """Positions times steps for which regions and ranks are computed at a time."""
 
-__all__ = ["ApproximateCache", "KVWindow", "View", "settled_lasts"]
-
-
-def settled_lasts(context: Context, dependence: NoiseDependence) -> bool:
-    """Whether the keys and values of a settled position never change, so that keeping them is exact.
-
-    Args:
-        context: What settled positions see of one another.
-        dependence: What the network's inputs depend on.
-    """
-    return context != "full" and dependence != "sequence"
+__all__ = ["ApproximateCache", "Execution", "KVWindow"]
 
 
 @final
@@ -73,48 +63,53 @@ class ApproximateCache:
 
 @final
 @dataclass(frozen=True)
-class View:
-    """Who sees whom, and what is remembered.
+class Execution:
+    """How sequences are computed. It changes no token, unless the cache is approximate.
 
     Attributes:
-        context: What settled positions see of one another.
-        active: What active positions see of one another.
+        batch_size: How many sequences are computed at a time; all of them by default. Where the denoiser packs
+            questions, a sequence that is finished gives way to the next.
+        first_sequence: Index of the first sequence: 5 gives what a longer run has as its sixth.
+        together: Whether the sequences of a batch make every step at the same time. By default only where the denoiser
+            does not pack questions; else each sequence has a pace of its own, which saves calls.
         use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. It is not done
             where settled positions see later ones (`context` is `"full"`), or where the noise of other positions is
             among the network's inputs; see `settled_lasts`.
-        approximate: What is remembered beyond that.
+        approximate: A cache that does change logits: of settled positions where there is no exact one, or of all.
+            Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
+        device: Where a denoiser without weights computes, by default on the CPU. One with weights computes where they
+            are, and refuses another device.
+
+    Raises:
+        ValueError: If a number is out of range, or there is an approximate cache without a cache.
     """
 
-    context: Context = "block_causal"
-    active: Active = "full"
+    batch_size: int | None = None
+    first_sequence: int = 0
+    together: bool | None = None
     use_cache: bool = True
     approximate: ApproximateCache | None = None
+    device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
         if self.approximate is not None and not self.use_cache:
             raise ValueError("An approximate cache is a cache: leave `use_cache` on, or `approximate` out.")
 
-    def check(self, denoiser: AbstractDenoiser) -> None:
+    def check_cache(self, regime: Regime, dependence: NoiseDependence) -> None:
         """Refuse an approximate cache of settled positions where there is an exact one.
 
         Raises:
             ValueError: If that is so.
         """
         approximate = self.approximate
-        if approximate is not None and not approximate.active and self.lasts(denoiser):
+        if approximate is not None and not approximate.active and settled_lasts(regime.context, dependence):
             raise ValueError(
                 "An approximate cache of settled positions is for context='full'; with "
-                f"context={self.context!r} there is an exact one: leave `approximate` out, or remember active "
+                f"context={regime.context!r} there is an exact one: leave `approximate` out, or remember active "
                 "positions too (active=True)."
             )
-
-    def remembers(self, denoiser: AbstractDenoiser) -> bool:
-        """Whether there is a cache, exact or not."""
-        return self.use_cache and (self.lasts(denoiser) or self.approximate is not None)
-
-    def lasts(self, denoiser: AbstractDenoiser) -> bool:
-        """Whether what a denoiser computes of a settled position never changes."""
-        return settled_lasts(self.context, denoiser.noise_dependence)
 
     @property
     def keeps_active(self) -> bool:
@@ -153,8 +148,8 @@ class KVWindow:
 
     Args:
         denoiser: The network.
-        hyperschedule: When each position is noisy.
-        view: Who sees whom, and what is remembered.
+        regime: When each position is noisy, and who sees whom.
+        execution: What is remembered.
         size: How many sequences.
         length: How many of their positions there are.
         device: Where their tokens live.
@@ -167,24 +162,25 @@ class KVWindow:
     def __init__(
         self,
         denoiser: AbstractDenoiser,
-        hyperschedule: AbstractHyperschedule,
-        view: View,
+        regime: Regime,
+        execution: Execution,
         *,
         size: int,
         length: int,
         device: torch.device,
     ) -> None:
         self.num_evaluations, self.num_computed = 0, 0
-        self._denoiser, self._hyperschedule, self._view = denoiser, hyperschedule, view
+        self._denoiser, self._regime, self._execution = denoiser, regime, execution
         self._noiseless = denoiser.noise_dependence == "none"
-        self._lasts, self._remembers = view.lasts(denoiser), view.remembers(denoiser)
-        self._beyond = torch.arange(hyperschedule.length, device=device) >= length
+        self._lasts = settled_lasts(regime.context, denoiser.noise_dependence)
+        self._remembers = execution.use_cache and (self._lasts or execution.approximate is not None)
+        self._beyond = torch.arange(regime.length, device=device) >= length
         self._cache: Any = denoiser.new_cache() if self._remembers else None
         self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions as the cache has them
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
-        self._tokens = torch.full((size, hyperschedule.length), -1, device=device)  # as they were computed
-        self._num_steps = hyperschedule.num_steps
+        self._tokens = torch.full((size, regime.length), -1, device=device)  # as they were computed
+        self._num_steps = regime.hyperschedule.num_steps
         self._steps, self._asked = range(0), (-1, -1)
         self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
         self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
@@ -193,7 +189,7 @@ class KVWindow:
     @property
     def keeps_active(self) -> bool:
         """Whether a call computes no more than it must, of positions that are still being written too."""
-        return self._view.keeps_active
+        return self._execution.keeps_active
 
     def cached_answer(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
         """The last answer, if it is still valid: no noise is among the inputs, and tokens and view are the same."""
@@ -220,7 +216,7 @@ class KVWindow:
         last = self._repeated if counts == self._asked and self._repeated is not None else None
         if last is None or bool((read > last.chosen).any()):
             self._repeated, last = None, self._window(n - self._steps.start, x, read)
-            if not len(last.store) and self._view.approximate is None:
+            if not len(last.store) and self._execution.approximate is None:
                 self._repeated = last
         self._asked, self._tokens = counts, x
         self._place = last.place
@@ -234,11 +230,11 @@ class KVWindow:
     def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
         """The positions to compute so that those that are read have an answer."""
         settled, present, again = self._settled[row], self._present[row], read
-        if self._view.keeps_active:  # else only settled positions are kept, whose tokens are final
+        if self._execution.keeps_active:  # else only settled positions are kept, whose tokens are final
             again = again | (x != self._tokens).any(0)
         if self._lasts:
             again = again | (settled > self._for_ever)
-        if self._view.forgets(self.num_evaluations):
+        if self._execution.forgets(self.num_evaluations):
             again = again | ~self._for_ever
         chosen = present & (again | ~self._kept)
         if len(self._order):
@@ -266,10 +262,9 @@ class KVWindow:
         most = max(1, min(self._num_steps - n + 1, _MOST_NUMBERS // len(self._beyond)))
         self._steps = range(n, n + most)
         steps = torch.arange(n, n + most, device=self._beyond.device)
-        regions = self._hyperschedule.regions(steps)
-        view = self._view
+        regions = self._regime.hyperschedule.regions(steps)
         self._settled, self._present = regions.settled, ~(regions.worthless | self._beyond)
-        self._seen = generation_attention(self._hyperschedule, steps, view.context, view.active, regions)
+        self._seen = self._regime.generation_attention(steps, regions)
         self._counts = torch.stack([self._settled, self._present]).sum(2).T.tolist()
 
     def _attention(self, row: int, window: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Any:
@@ -302,7 +297,7 @@ class KVWindow:
         done = settled & chosen
         for ahead in range(1, self._denoiser.lookback + 1):
             done = done & torch.nn.functional.pad(settled[ahead:], (0, ahead), value=True)
-        keep = chosen if self._view.keeps_active else done
+        keep = chosen if self._execution.keeps_active else done
         store = keep[window].nonzero()[:, 0]
         if len(store):
             self._order = torch.cat([self._order, window[store]])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, Block, Slide, Wave, flat
-from hdlm.sampling import ApproximateCache, Move, Prompt, sample
+from hdlm.regime import Regime
+from hdlm.sampling import ApproximateCache, Execution, Move, Prompt, sample
 from hdlm.verification.finding import Finding, Law, Trial, error
 
 __all__ = ["DENOISER_LAWS"]
@@ -136,9 +137,10 @@ def _compared(
     prompt = Prompt.prefix([0] * max(denoiser.lookback, 1), LENGTH)
     for plan in plans:
         expected, actual = _Record(), _Record()
-        plain = _WithoutReuse(denoiser)
-        sample(plain, plan, expected, num_sequences=num, batch_size=1, prompt=prompt, seed=trial.seed)
-        sample(denoiser, plan, actual, num_sequences=num, prompt=prompt, seed=trial.seed, **how)
+        plain, regime = _WithoutReuse(denoiser), Regime(plan)
+        same: Any = {"num_sequences": num, "prompt": prompt, "seed": trial.seed}
+        sample(plain, regime, expected, **same, execution=Execution(batch_size=1))
+        sample(denoiser, regime, actual, **same, execution=Execution(**how))
         gaps += [_gap(actual.read[name], raw) for name, raw in expected.read.items()]
     return error(torch.stack(gaps), 0.0, 1.0)
 

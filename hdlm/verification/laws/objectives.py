@@ -14,6 +14,7 @@ from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedWave, Slid
 from hdlm.objective import NELBO, AbstractObjective, Corruption, ScoreEntropy
 from hdlm.parameterization import NoiseDependence
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid
+from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.expectation import every_canvas, expected_loss, nelbo_by_hand
 from hdlm.verification.finding import Finding, Law, Trial, error
@@ -65,7 +66,7 @@ def the_bound_is_what_the_steps_cost(process: AbstractNoiseProcess, trial: Trial
     for schedule in _hyperschedules(world.length):
         by_hand = nelbo_by_hand(process, schedule, world)
         for two_stream in (False, True):
-            corruption = Corruption(process, schedule, two_stream=two_stream, continuous=False)
+            corruption = Corruption(process, Regime(schedule), two_stream=two_stream, continuous=False)
             gaps.append(expected_loss(NELBO(), denoiser, corruption, world).sum() - by_hand)
     return error(torch.stack(gaps), 0.0, 1e-9)
 
@@ -87,7 +88,7 @@ def score_entropy_is_the_entropy(process: AbstractNoiseProcess, trial: Trial) ->
     if float(hair.clean) < 1 - 1e-3:
         return None  # noise that jumps at 0 has an additional reconstruction cost
     world = _world(process, trial)
-    corruption = Corruption(process, flat(world.length, 1), two_stream=False)
+    corruption = Corruption(process, Regime(flat(world.length, 1)), two_stream=False)
     objective = ScoreEntropy(floor=1e-14)
     integral = expected_loss(objective, ExactDenoiser(world, process), corruption, world, 2 * NODES)
     return error(integral.sum(), world.entropy, 1e-5)
@@ -132,7 +133,7 @@ def _loss(
     two_stream: bool = False,
 ) -> Tensor:
     """Expected loss of each position, halfway between the hyperschedule's steps."""
-    corruption = Corruption(denoiser.process, hyperschedule, two_stream=two_stream)
+    corruption = Corruption(denoiser.process, Regime(hyperschedule), two_stream=two_stream)
     return expected_loss(objective, denoiser, corruption, world)
 
 
@@ -140,7 +141,7 @@ def _gradient_at_truth(objective: AbstractObjective, process: AbstractNoiseProce
     """Derivative of the expected loss with respect to each raw output of each canvas, at the exact prediction."""
     world = random_world(process.num_words, LENGTH, trial.seed)
     tilted = _Tilted(ExactDenoiser(world, process))
-    corruption = Corruption(process, flat(LENGTH, 2), two_stream=False)
+    corruption = Corruption(process, Regime(flat(LENGTH, 2)), two_stream=False)
     times = torch.tensor([[0.2], [0.8]], dtype=torch.float64)
     canvas, probability = every_canvas(corruption, world, times, torch.full((2,), 0.5, dtype=torch.float64))
     return torch.autograd.grad((probability @ objective(tilted, canvas)).sum(), tilted.tilts)[0].flatten()

@@ -11,7 +11,8 @@ from torch import Tensor
 from hdlm.hyperschedule import AbstractHyperschedule, Wave, autoregressive, flat
 from hdlm.noise_schedule import Cosine
 from hdlm.process import AbstractNoiseProcess
-from hdlm.sampling import Ancestral, ByEntropy, ByThreshold, Frame, Loop, Prompt, Step, sample
+from hdlm.regime import Regime
+from hdlm.sampling import Ancestral, ByEntropy, ByThreshold, Execution, Frame, Loop, Prompt, Step, sample
 from hdlm.verification.chain import chain, text_law
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.finding import Finding, Law, Trial, error, p_value
@@ -58,7 +59,7 @@ def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
     for schedule in _hyperschedules():
         sample(
             _denoiser(sampler),
-            schedule,
+            Regime(schedule),
             sampler.step,
             num_sequences=50,
             prompt=prompt,
@@ -72,10 +73,24 @@ def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
     """A sequence does not depend on the batch size, nor on the sequences before it in the run."""
     schedule, denoiser = flat(LENGTH, 3), _denoiser(sampler)
     whole, cut = (
-        sample(denoiser, schedule, sampler.step, num_sequences=20, batch_size=size, seed=trial.seed).tokens
+        sample(
+            denoiser,
+            Regime(schedule),
+            sampler.step,
+            num_sequences=20,
+            seed=trial.seed,
+            execution=Execution(batch_size=size),
+        ).tokens
         for size in (20, 12)
     )
-    late = sample(denoiser, schedule, sampler.step, num_sequences=5, first_sequence=15, seed=trial.seed)
+    late = sample(
+        denoiser,
+        Regime(schedule),
+        sampler.step,
+        num_sequences=5,
+        seed=trial.seed,
+        execution=Execution(first_sequence=15),
+    )
     return error(torch.cat([cut - whole, late.tokens - whole[15:]]).double(), 0.0, 0.0)
 
 
@@ -95,7 +110,7 @@ def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
         return None  # a move replaces all its masks, however small it is
     sample(
         _denoiser(sampler),
-        schedule,
+        Regime(schedule),
         sampler.step,
         num_sequences=trial.samples // 4,
         seed=trial.seed,
@@ -117,14 +132,13 @@ def ancestral_sampling_is_its_own_chain(process: AbstractNoiseProcess, trial: Tr
     for schedule in _hyperschedules():
         tokens = sample(
             denoiser,
-            schedule,
+            Regime(schedule, noise_schedule=Cosine()),
             Ancestral(),
             num_sequences=trial.samples // 4,
             seed=trial.seed,
-            noise_schedule=Cosine(),
         ).tokens
         counts.append(world.count(tokens))
-        *_, law = chain(denoiser, schedule, noise_schedule=Cosine())
+        *_, law = chain(denoiser, Regime(schedule, noise_schedule=Cosine()))
         laws.append(text_law(law, world.num_words, LENGTH))
     return p_value(chi_square(torch.stack(counts), torch.stack(laws)))
 
@@ -134,7 +148,7 @@ def one_position_is_exact_in_any_number_of_steps(process: AbstractNoiseProcess, 
     world = random_world(process.num_words, 1, trial.seed)
     gaps = []
     for num_levels in (1, 2, 7):
-        *_, law = chain(ExactDenoiser(world, process), flat(1, num_levels))
+        *_, law = chain(ExactDenoiser(world, process), Regime(flat(1, num_levels)))
         gaps.append(text_law(law, world.num_words, 1) - world.law)
     return error(torch.cat(gaps), 0.0, 1e-10)
 
@@ -166,4 +180,4 @@ def _denoiser(sampler: Sampler) -> ExactDenoiser:
 
 def _draw(sampler: Sampler, schedule: AbstractHyperschedule, trial: Trial, count: int) -> Tensor:
     denoiser = _denoiser(sampler)
-    return sample(denoiser, schedule, sampler.step, num_sequences=count, seed=trial.seed).tokens
+    return sample(denoiser, Regime(schedule), sampler.step, num_sequences=count, seed=trial.seed).tokens
