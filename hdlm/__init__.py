@@ -1,12 +1,12 @@
-"""Hybrid diffusion language models: five independent choices, composed.
+"""Hybrid diffusion language models, composed of five independent choices.
 
-*When* a position is noisy (`hdlm.hyperschedule`), *how* a token is noised (`hdlm.process`), *who* sees whom
-(`hdlm.attention`), *what* the network's output means (`hdlm.parameterization`) and *how* we walk *back*
-(`hdlm.sampling`).  Autoregression, MDLM, SEDD, BD3-LM and the epsilon- and gamma-hybrid families of "Unifying
+*When* a position is noisy (`hdlm.hyperschedule`), *how* a token is noised (`hdlm.process`), *who* attends to whom
+(`hdlm.attention`), *what* the network's output means (`hdlm.parameterization`) and the way *back*
+(`hdlm.sampling`). Autoregression, MDLM, SEDD, BD3-LM and the epsilon- and gamma-hybrid families of "Unifying
 Autoregressive and Diffusion-Based Sequence Generation" (arXiv 2504.06416) are compositions of these.
 
-The names offered here are those that the stub `__init__.pyi` beside this file re-exports; each is imported
-when it is first used (PEP 562), so that `import hdlm` loads neither torch nor anything else that is slow.
+The public names are those that the stub `__init__.pyi` re-exports. Each is imported at its first use (PEP 562), so that
+`import hdlm` loads neither torch nor any other slow package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 class _Package(ModuleType):
-    """The package. `train` and `finetune` stay functions when the submodules of these names are imported."""
+    """The package. `train` and `finetune` remain functions when the submodules of these names are imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

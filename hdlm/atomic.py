@@ -1,13 +1,13 @@
-"""The one place through which files are written: each is whole or not there, and nothing else is destroyed.
+"""All files are written here: each is written completely or not at all, and nothing else is destroyed.
 
-What is written goes to a temporary file, which then takes the place of the target:
+The content is written to a temporary file, which then replaces the target:
 
-    a regular file      is replaced in one step; its permissions and, where that is allowed, its owner are kept
-    nothing             is made, with the permissions that the umask leaves
-    a link              is followed: the file that it leads to is replaced or made
+    a regular file      is replaced in one step; its permissions and, if that is allowed, its owner are kept
+    nothing             is made, with the permissions of the umask
+    a link              is followed: its target is replaced or made
     a FIFO or a device  is not replaced: the finished content is written to it, and so to `/dev/stdout`
 
-`check_file` and `check_folder` find out before long work whether its result can be written there.
+`check_file` and `check_folder` test before long work whether its result can be written there.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pathlib import Path
 __all__ = ["NotKeptError", "check_file", "check_folder", "keeping", "replacing"]
 
 _NAME_LENGTH, _SUFFIX_LENGTH = 32, 16
-"""Most characters that a temporary name takes from its target's, so that it is not too long where the target's fits."""
+"""Limits on what a temporary name takes from its target's, so that it is not too long if the target's fits."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Lend a temporary path; what is written to it becomes the content of `target` if nothing is raised.
+    """Yield a temporary path whose content becomes that of `target` if nothing is raised.
 
-    Missing folders are created.  The temporary name keeps the suffix, for writers that go by it.
+    Missing folders are created. The temporary name has the suffix of `target`, for writers that depend on it.
 
     Yields:
         The path to write to.
 
     Raises:
-        OSError: if nothing can be written there; it names `target`.
+        OSError: If nothing can be written there; it names `target`.
     """
     with _errors_name(target):
         state = _state(target)
@@ -60,7 +60,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 class NotKeptError(OSError):
-    """A result that could not be written to its place, and must be shown so that it is not lost.
+    """A result that could not be written, and must be shown so that it is not lost.
 
     Attributes:
         content: The result as text.
@@ -75,14 +75,10 @@ class NotKeptError(OSError):
 
 @contextmanager
 def keeping(content: Callable[[], str], target: Path | None = None) -> Iterator[None]:
-    """Write a result in the block; if it cannot be written, the error has it.
-
-    Args:
-        content: Makes text of the result.
-        target: What to name in an error that names nothing.
+    """Write a result in the block; if it cannot be written, the error contains it.
 
     Raises:
-        NotKeptError: In the place of an `OSError`.
+        NotKeptError: In place of an `OSError`.
     """
     try:
         yield
@@ -96,8 +92,8 @@ def check_file(path: Path, *, resumed: bool = False) -> None:
     """Check that a file can be written, before the work whose result it is for.
 
     Args:
-        path: The file; it need not exist, and neither need its folder.
-        resumed: Whether it is also read again, so that only a regular file will do.
+        path: The file; neither it nor its folder need exist.
+        resumed: Whether it is also read again, so that it must be a regular file.
 
     Raises:
         ValueError: If it cannot be written; the message begins with the path.
@@ -123,11 +119,11 @@ def check_file(path: Path, *, resumed: bool = False) -> None:
 
 
 def check_folder(path: Path, *names: str) -> None:
-    """Check that files can be written to a folder, before the work whose results they are.
+    """Check that files can be written to a folder, before the work whose results they are for.
 
     Args:
         path: The folder; it need not exist.
-        names: Files in it that are going to be written or replaced.
+        names: Files in it that will be written or replaced.
 
     Raises:
         ValueError: If one of them cannot be written; the message begins with its path.
@@ -145,7 +141,7 @@ def check_folder(path: Path, *names: str) -> None:
 
 
 def _state(path: Path) -> os.stat_result | None:
-    """What lies at a path, links followed; None for nothing."""
+    """The status of a path, links followed; None if nothing is there."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -153,12 +149,12 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def _is_stream(state: os.stat_result | None) -> bool:
-    """Whether content is written to a thing itself, and not to a file that replaces it."""
+    """Whether content is written to the target itself, and not to a file that replaces it."""
     return state is not None and (not stat.S_ISREG(state.st_mode) or _standard(state) is not None)
 
 
 def _standard(state: os.stat_result) -> int | None:
-    """The descriptor of the standard output or error that this is; None if it is neither."""
+    """The descriptor of the standard output or error with this status; None if it is neither."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), state):
@@ -196,26 +192,24 @@ def _inherit(temporary: Path, state: os.stat_result | None) -> None:
         return
     own = temporary.stat()
     if hasattr(os, "chown") and (own.st_uid, own.st_gid) != (state.st_uid, state.st_gid):
-        with suppress(
-            PermissionError
-        ):  # only root may give files away; the content matters more than the owner
+        with suppress(PermissionError):  # only root may change owners; the content matters more
             os.chown(temporary, state.st_uid, state.st_gid)
     temporary.chmod(stat.S_IMODE(state.st_mode))
 
 
 def _umask() -> int:
-    """The mask of permissions that new files get; it can only be read by setting it."""
+    """The permissions that new files do not get; they can only be read by setting them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _check_new(path: Path) -> None:
-    """Check that something can be made at a path where nothing is, with its missing folders.
+    """Check that something can be made at an empty path, with its missing folders.
 
     Raises:
-        ValueError: If it cannot.
-        OSError: Likewise.
+        ValueError: If it cannot be made.
+        OSError: If the system refuses the check.
     """
     place = Path(os.path.realpath(path))
     folder = next(parent for parent in place.parents if parent.exists())
@@ -240,13 +234,13 @@ def _try_to_write(folder: Path, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written: {error.strerror or error} ({folder}); give another place, or mend that."
+            f"{path} cannot be written: {error.strerror or error} ({folder}); remove the cause, or give another place."
         ) from error
 
 
 @contextmanager
 def _errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Let errors of the system name the target: all of them, or those that name nothing or the temporary file."""
+    """Make errors of the system name the target: all of them, or those that name nothing or the temporary file."""
     try:
         yield
     except OSError as error:
@@ -258,10 +252,10 @@ def _errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def _errors_are_bad_input(path: Path) -> Iterator[None]:
-    """Say what the system refuses as a fault of the path.
+    """Turn errors of the system into errors about the path.
 
     Raises:
-        ValueError: In the place of an `OSError`.
+        ValueError: In place of an `OSError`.
     """
     try:
         yield

@@ -1,24 +1,24 @@
-"""Who may look at whom: integer ranks that follow from the hyperschedule alone.
+"""Attention masks as integer ranks that follow from the hyperschedule alone.
 
-Query `q` sees key `k` iff
+Query `q` attends to key `k` if and only if
 
     key_rank[k] <= query_rank[q]    or    query_first[q] <= key_slot[k] <= query_last[q]
 
-The first clause is *context*: keys are ranked by when they settle, and a query sees all up to its own rank.
-The second is *company*: a query also sees the keys whose slot lies in its interval, those that are noisy
-together with it.  Five integers a position say it all: no `l x l` tensor exists until somebody asks for one.
+The first clause is *context*: keys are ranked by when they settle, and a query attends to all up to its own rank. The
+second is *company*: a query also attends to the keys whose slot lies in its interval, which are noisy together with it.
+Five integers per position describe the mask: an `l x l` tensor is made only on request.
 
-Three contexts say what a settled position sees of the others that are settled:
+Three contexts define which settled positions a settled position attends to:
 
-| context | a settled position sees | its view later |
+| context | a settled position attends to | later steps |
 |---|---|---|
-| `block_causal` | what settled no later than itself | never changes |
-| `causal` | what comes before it in the order of settling (ties: left to right) | never changes |
-| `full` | everything settled | grows |
+| `block_causal` | positions that settled no later than itself | change nothing |
+| `causal` | positions before it in the order of settling (ties: left to right) | change nothing |
+| `full` | all settled positions | add positions |
 
-A view that never changes is what makes a cache of keys and values exact.  Active positions see everything
-settled and one another (`full`), or of one another only those to their left and themselves (`causal`).
-Worthless positions see nobody and are seen by nobody.
+A cache of keys and values is exact if later steps change nothing. Active positions attend to all settled ones and to
+one another (`full`), or among themselves only to those on their left and to themselves (`causal`). Worthless positions
+attend to no position, and no position attends to them.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ Active = Literal["full", "causal"]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 NOBODY = -1
-"""Rank of a query that sees no context, and slot of a key that keeps no company."""
+"""Rank of a query without context, and slot of a key without company."""
 NEVER = 2**62
-"""Rank of a key that is nobody's context."""
+"""Rank of a key that is not context of any query."""
 DENSE_LIMIT = 2**18
-"""Pairs of queries and keys up to which a dense mask is cheaper than a block mask."""
+"""Largest number of pairs of queries and keys for which a dense mask is cheaper than a block mask."""
 
 
 _RANKS = ("query_rank", "key_rank", "query_first", "query_last", "key_slot")
@@ -53,16 +53,16 @@ _RANKS = ("query_rank", "key_rank", "query_first", "query_last", "key_slot")
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who may look at whom, as ranks and slots (int64); leading axes are shared by rows that agree.
+    """An attention mask as ranks and slots (int64); leading axes are shared by equal rows.
 
     Attributes:
-        query_rank: highest rank of context that each query sees.
-        key_rank: rank of each key as context.
-        query_first: first slot of company that each query sees.
-        query_last: last slot of company that each query sees; below `query_first` for none.
-        key_slot: slot of each key as company, `NOBODY` for none.
-        query_document: document of each query, which sees nobody of another; None if there is only one.
-        key_document: document of each key.
+        query_rank: Highest rank of context of each query.
+        key_rank: Rank of each key as context.
+        query_first: First slot of company of each query.
+        query_last: Last slot of company of each query; below `query_first` for none.
+        key_slot: Slot of each key as company, otherwise `NOBODY`.
+        query_document: Document of each query, which attends only to it; None if there is only one.
+        key_document: Document of each key.
     """
 
     query_rank: Int[Tensor, "*b q"]
@@ -74,17 +74,17 @@ class Visibility:
     key_document: Int[Tensor, "#*b k"] | None = None
 
     def within(self, document: Int[Tensor, "b n"]) -> Visibility:
-        """The same inside each document, and nothing across: text that is packed into one window stays apart.
+        """A copy that is limited to pairs in one document, for text that is packed into one window.
 
         Args:
-            document: that of each position, which is query and key; any numbers.
+            document: Document of each position, which is query and key; any numbers.
         """
         fields = {name: getattr(self, name) for name in _RANKS}
         shared = {name: values.expand(len(document), -1) for name, values in fields.items()}
         return Visibility(**shared, query_document=document, key_document=document)
 
     def dense(self) -> Bool[Tensor, "*b q k"]:
-        """The mask itself, True where the query may look at the key."""
+        """The mask as a tensor, True if the query may attend to the key."""
         rank, slot = self.key_rank[..., None, :], self.key_slot[..., None, :]
         context = rank <= self.query_rank[..., None]
         company = (self.query_first[..., None] <= slot) & (slot <= self.query_last[..., None])
@@ -94,17 +94,17 @@ class Visibility:
 
     @property
     def is_everything(self) -> bool:
-        """Whether every query sees every key as context, so that no mask is needed."""
+        """Whether every query attends to every key as context, so that no mask is needed."""
         return self.query_document is None and bool(self.key_rank.max() <= self.query_rank.min())
 
     def select(
         self, query_index: Int[Tensor, "*c p"] | None, key_index: Int[Tensor, "*c r"] | None
     ) -> Visibility:
-        """Keep some queries and some keys, in the order given; None keeps all.
+        """Keep some queries and some keys, in the given order; None keeps all.
 
         Args:
-            query_index: places of the queries, the same for all rows `[p]` or a list a row `[*b p]`.
-            key_index: places of the keys, likewise.
+            query_index: Places of the queries, one list for all rows `[p]` or one for each row `[*b p]`.
+            key_index: Places of the keys, in the same form.
         """
         return Visibility(
             query_rank=_take(self.query_rank, query_index),
@@ -117,35 +117,35 @@ class Visibility:
         )
 
     def on(self, device: torch.device) -> Bool[Tensor, "#b q k"] | BlockMask | None:
-        """The same as a network on `device` takes it.
+        """The mask in the form for a network on `device`.
 
         Returns:
-            None if everybody sees everybody; a dense mask where that is small or the device is a CPU (whose
-            FlexAttention has no backward pass); else a block mask.
+            None if every query attends to every key; a dense mask if it is small or the device is a CPU (whose
+            FlexAttention has no backward pass); otherwise a block mask.
         """
         if self.is_everything:
             return None
-        moved = self.to(device)
+        visibility = self.to(device)
         if device.type != "cpu" and self.query_rank.shape[-1] * self.key_rank.shape[-1] > DENSE_LIMIT:
-            return moved.block_mask()
-        dense = moved.dense()
+            return visibility.block_mask()
+        dense = visibility.dense()
         return dense if dense.ndim > 2 else dense[None]
 
     def to(self, device: torch.device | str) -> Visibility:
-        """The same ranks and slots on another device."""
+        """A copy of the ranks and slots on another device."""
         names = (*_RANKS, "query_document", "key_document")
-        there: Any = moved([getattr(self, name) for name in names], torch.device(device))
-        return Visibility(**dict(zip(names, there, strict=True)))
+        values: Any = moved([getattr(self, name) for name in names], torch.device(device))
+        return Visibility(**dict(zip(names, values, strict=True)))
 
     def mask_mod(self) -> MaskMod:
         """The predicate `(batch, head, query, key) -> bool` that FlexAttention compiles.
 
         Raises:
-            ValueError: if there is more than one leading axis.
+            ValueError: If there is more than one leading axis.
         """
         if self.query_rank.ndim > 2:
             raise ValueError(
-                f"FlexAttention knows one batch axis; got leading shape {tuple(self.query_rank.shape[:-1])}. "
+                f"FlexAttention supports one batch axis; got leading shape {tuple(self.query_rank.shape[:-1])}. "
                 "Flatten it first."
             )
         shared = self.query_rank.ndim == 1
@@ -162,13 +162,13 @@ class Visibility:
         return mask
 
     def block_mask(self, block_size: int = 128) -> BlockMask:
-        """The same mask for FlexAttention, sparse in blocks, built without an `l x l` tensor.
+        """The mask for FlexAttention, sparse in blocks, made without an `l x l` tensor.
 
-        A block is skipped when the extremes of its ranks and slots exclude every pair, and computed without
-        the predicate when they admit every pair.
+        A block is skipped if the extremes of its ranks and slots exclude every pair, and computed without the predicate
+        if they admit every pair.
 
         Args:
-            block_size: queries and keys a block, a power of two.
+            block_size: Queries and keys of a block, a power of two.
         """
         blocks = self._blocks(block_size)
         some, every = blocks.possible(), blocks.certain()
@@ -187,7 +187,7 @@ class Visibility:
         )
 
     def _blocks(self, block_size: int) -> _Blocks:
-        """Least and greatest value of each field in each block; padding sees nobody, nobody sees it."""
+        """Least and greatest value of each field in each block; padding attends to nothing and is not attended to."""
 
         def extremes(values: Tensor, padding: int) -> _Extremes:
             padded = F.pad(values, (0, -values.shape[-1] % block_size), value=padding)
@@ -225,7 +225,7 @@ class _Blocks:
     key_document: _Extremes | None
 
     def possible(self) -> Bool[Tensor, "*b qb kb"]:
-        """Whether the extremes leave room for a pair that sees."""
+        """Whether the extremes allow a pair that attends."""
         context = self.key_rank.least[..., None, :] <= self.query_rank.most[..., None]
         begins = self.query_first.least[..., None] <= self.key_slot.most[..., None, :]
         ends = self.key_slot.least[..., None, :] <= self.query_last.most[..., None]
@@ -238,15 +238,15 @@ class _Blocks:
         return (context | (begins & ends)) & meet
 
     def certain(self) -> Bool[Tensor, "*b qb kb"]:
-        """Whether the extremes leave no room for a pair that does not see."""
+        """Whether the extremes exclude every pair that does not attend."""
         context = self.key_rank.most[..., None, :] <= self.query_rank.least[..., None]
         begins = self.query_first.most[..., None] <= self.key_slot.least[..., None, :]
         ends = self.key_slot.most[..., None, :] <= self.query_last.least[..., None]
         if self.query_document is None or self.key_document is None:
             return context | (begins & ends)
         query, key = self.query_document, self.key_document
-        one = (query.least == query.most)[..., None] & (key.least == key.most)[..., None, :]
-        return (context | (begins & ends)) & one & (query.least[..., None] == key.least[..., None, :])
+        single = (query.least == query.most)[..., None] & (key.least == key.most)[..., None, :]
+        return (context | (begins & ends)) & single & (query.least[..., None] == key.least[..., None, :])
 
 
 def generation_attention(
@@ -256,17 +256,17 @@ def generation_attention(
     active: Active = "full",
     regions: Regions | None = None,
 ) -> Visibility:
-    """Who sees whom on one canvas in the step from `n` to `n + 1`.
+    """The attention mask of one canvas in the step from `n` to `n + 1`.
 
     Args:
-        hyperschedule: when each position is noisy.
-        n: steps done; one for all rows or one a row.
-        context: what settled positions see of one another.
-        active: what active positions see of one another.
-        regions: `hyperschedule.regions(n)`, from who has it at hand.
+        hyperschedule: Hyperschedule of the positions.
+        n: Number of steps done; one for all rows or one per row.
+        context: Attention between settled positions.
+        active: Attention between active positions.
+        regions: `hyperschedule.regions(n)`, if it is already known.
 
     Raises:
-        ValueError: if `context` or `active` is no such choice.
+        ValueError: If `context` or `active` is not a valid choice.
     """
     regions = hyperschedule.regions(n) if regions is None else regions
     ranking = _ranking(hyperschedule, context, regions.settled.device)
@@ -283,22 +283,22 @@ def two_stream(
     context: Context = "block_causal",
     active: Active = "full",
 ) -> Visibility:
-    """Who sees whom in a packed pass over `[clean | noisy]`, each position noisy as at a step of its own.
+    """The attention mask of a packed pass over `[clean | noisy]`, with a step for each noisy position.
 
-    Noisy position `i` sees the clean positions that are settled by step `n[i]` and the noisy ones of that
-    very step: what it sees in `generation` at step `n[i]`.  Clean positions see clean ones only.
+    Noisy position `i` attends to the clean positions that are settled by step `n[i]` and to the noisy ones of that
+    step, as in generation at step `n[i]`. Clean positions attend to clean ones only.
 
     Args:
-        hyperschedule: when each position is noisy.
-        n: the step of each noisy position (`hdlm.hyperschedule.packing`); below 0 for one that takes no part.
-        context: what clean positions see of one another.
-        active: what noisy positions of one step see of one another.
+        hyperschedule: Hyperschedule of the positions.
+        n: The step of each noisy position (`hdlm.hyperschedule.packing`); below 0 for one that is not in the pass.
+        context: Attention between clean positions.
+        active: Attention between noisy positions of one step.
 
     Returns:
         Visibility over `2 l` positions, clean ones first.
 
     Raises:
-        ValueError: if `context` or `active` is no such choice.
+        ValueError: If `context` or `active` is not a valid choice.
     """
     ranking = _ranking(hyperschedule, context, n.device)
     nobody = torch.full_like(n, NOBODY)
@@ -315,12 +315,12 @@ def two_stream(
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Settled positions as context.
+    """The ranks of settled positions as context.
 
     Attributes:
-        rank: rank of each position.
-        own: highest rank that each position sees once it is settled.
-        settled_by: highest rank settled by a step.
+        rank: Rank of each position.
+        own: Highest rank that each position attends to once it is settled.
+        settled_by: Returns the highest rank that is settled by a step.
     """
 
     rank: Int[Tensor, " l"]
@@ -370,6 +370,6 @@ def _take(values: Int[Tensor, "*b l"], index: Int[Tensor, "*c n"] | None) -> Int
 
 
 def _block_lists(wanted: Bool[Tensor, "*b qb kb"]) -> tuple[Int[Tensor, "*b qb"], Int[Tensor, "*b qb kb"]]:
-    """For each block of queries, how many blocks of keys are wanted, and which: those first, in order."""
+    """For each block of queries, the number of wanted blocks of keys, and their indices first, in order."""
     order = torch.argsort(wanted.int(), dim=-1, descending=True, stable=True)
     return wanted.sum(-1, dtype=torch.int32), order.int()

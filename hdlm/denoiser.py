@@ -1,9 +1,9 @@
-"""A denoiser answers one question: given a noisy sequence, what was each clean token?
+"""A denoiser predicts the clean tokens of a noisy sequence.
 
-`Denoiser` composes a backbone (numbers), a process (noise) and a parameterization (what the numbers mean). Its answer
-is a `Prediction`, which is read only where somebody asks: the vocabulary projection runs at those positions alone.
-Anything that answers the same question is a denoiser: the exact one of an enumerable world (`hdlm.verification`), or a
-guided one that asks another twice (`Guided`).
+`Denoiser` composes a backbone (numbers), a process (noise) and a parameterization (meaning of the numbers). Its result
+is a `Prediction`, which is evaluated only where it is read: the vocabulary projection runs at these positions alone.
+Other denoisers have the same interface: the exact one of an enumerable world (`hdlm.verification`), and a guided one,
+which calls another denoiser twice (`Guided`).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ __all__ = [
 ]
 
 _MOST_GUIDANCE = 1e6
-"""Logits times more than this may leave float32."""
+"""Logits times a larger number may exceed float32."""
 
 
 @final
 @dataclass(frozen=True)
 class ForwardContext:
-    """Where the tokens stand and what they may see.
+    """Positions, attention and cache of the tokens in a forward pass.
 
     Attributes:
         positions: Position of each token; None for `0 .. q-1`.
-        attention: Who may attend to whom, True = may, over cached keys followed by current ones; or a `BlockMask` of
-            FlexAttention; None lets everybody see everybody.
-        cache: What `AbstractDenoiser.new_cache` returned: keys and values of positions that no longer change.
+        attention: Which keys each query may attend to, True = may, over cached keys followed by current ones; or a
+            `BlockMask` of FlexAttention; None if all attend to all.
+        cache: A cache from `AbstractDenoiser.new_cache`: keys and values of positions that no longer change.
         store: Indices of the current positions that enter the cache.
-        ordered: Whether the caller has made sure that the position before each one that will be read stands directly
-            before it, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
+        ordered: Whether the caller has made sure that the position before each one that will be read is directly before
+            it in the window, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
     """
 
     positions: Int[Tensor, "#b q"] | None = None
@@ -62,11 +62,11 @@ class ForwardContext:
 @final
 @dataclass(frozen=True)
 class Projection:
-    """Raw outputs as what they are in networks: `rows(at) @ matrix.T + bias`.
+    """Raw outputs as a linear layer: `rows(at) @ matrix.T + bias`.
 
     Attributes:
-        rows: Gives the hidden vectors that speak of the flattened positions with the given indices.
-        parameters: Gives `matrix` and `bias`.
+        rows: Returns the hidden vectors for the flattened positions with the given indices.
+        parameters: Returns `matrix` and `bias`.
     """
 
     rows: Callable[[Int[Tensor, " n"]], Float[Tensor, "n h"]]
@@ -76,14 +76,14 @@ class Projection:
 @final
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of `x_t`, projected onto the vocabulary only where it is read.
+    """The prediction of a denoiser for `x_t`, projected onto the vocabulary only where it is read.
 
     Attributes:
         process: The noise process.
         parameterization: The meaning of the raw outputs.
-        tokens: `x_t`.
+        tokens: The noisy tokens `x_t`.
         noise: The noise fraction of each position.
-        raw: Gives the raw outputs that speak of the positions with the given indices into the flattened `[b q]`.
+        raw: Returns the raw outputs for the positions with the given indices into the flattened `[b q]`.
         projection: The two factors of `raw`, if it is the linear layer of one network.
     """
 
@@ -115,7 +115,7 @@ class Question:
     """The arguments of `AbstractDenoiser.predict`.
 
     Attributes:
-        tokens: `x_t`.
+        tokens: The noisy tokens `x_t`.
         noise: Noise fraction of each position.
         context: Positions, attention and cache.
     """
@@ -130,7 +130,7 @@ def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
 
 
 def joined(answers: Sequence[Prediction]) -> Prediction:
-    """Several answers of one denoiser as one: their flattened positions lie end to end, `[1 n]`."""
+    """Several predictions of one denoiser as one: their flattened positions lie one after another, `[1 n]`."""
     if len(answers) == 1:
         return answers[0]
     ends = torch.tensor([answer.tokens.numel() for answer in answers]).cumsum(0)
@@ -141,9 +141,9 @@ def joined(answers: Sequence[Prediction]) -> Prediction:
         rows: Tensor | None = None
         for number in part.unique().tolist():
             own = part == number
-            found = answers[number].raw(at[own] - begins[number])
-            rows = found.new_empty(len(at), found.shape[1]) if rows is None else rows
-            rows[own] = found
+            outputs = answers[number].raw(at[own] - begins[number])
+            rows = outputs.new_empty(len(at), outputs.shape[1]) if rows is None else rows
+            rows[own] = outputs
         return answers[0].raw(at) if rows is None else rows
 
     return Prediction(
@@ -158,11 +158,11 @@ def joined(answers: Sequence[Prediction]) -> Prediction:
 @final
 @dataclass(frozen=True)
 class Predecessors:
-    """Where the outputs stand from which a network is read: at the same place, or `lookback` positions before it.
+    """The output that predicts each position: its own, or the one `lookback` positions before it.
 
     Attributes:
         source: Index of the output for each flattened position; None if it is the position itself.
-        missing: Whether the position that should be read is not in the window; None if none is missing.
+        missing: Whether the position of that output is not in the window; None if none is missing.
     """
 
     source: Int[Tensor, " n"] | None = None
@@ -170,25 +170,26 @@ class Predecessors:
 
     @classmethod
     def of(cls, questions: Sequence[Question], lookback: int) -> Predecessors:
-        """Those of some windows, whose flattened positions lie end to end.
+        """The predecessors in several windows, whose flattened positions lie one after another.
 
-        The first `lookback` positions of a sequence have no predecessor: nothing predicts them, and their own output
-        stands in its place.
+        The first `lookback` positions of a sequence have no predecessor and are not predicted; their own output is used
+        in its place.
         """
         if not lookback:
             return cls()
-        back = [_columns(one).clamp_max(lookback).flatten() for one in questions]
+        back = [_columns(question).clamp_max(lookback).flatten() for question in questions]
         moved = _end_to_end(back)
         source = torch.arange(len(moved), device=moved.device) - moved
-        if all(one.context.ordered or one.context.positions is None for one in questions):
+        contexts = [question.context for question in questions]
+        if all(context.ordered or context.positions is None for context in contexts):
             return cls(source)
-        return cls(source, torch.cat([_missing(one, lookback).flatten() for one in questions]))
+        return cls(source, torch.cat([_missing(question, lookback).flatten() for question in questions]))
 
     def __call__(self, at: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Index of the outputs that predict the flattened positions `at`.
 
         Raises:
-            ValueError: If one of them is not in the window.
+            ValueError: If one of these outputs is not in the window.
         """
         if self.source is None:
             return at
@@ -207,21 +208,21 @@ def _columns(question: Question) -> Int[Tensor, "b q"]:
 
 
 def _missing(question: Question, lookback: int) -> Bool[Tensor, "b q"]:
-    """Where the column `lookback` places before is another position than the one that predicts this one."""
+    """Where the column `lookback` places before does not hold the position that predicts this one."""
     columns, positions = _columns(question), question.context.positions
     if positions is None or question.context.ordered:
         return torch.zeros_like(columns, dtype=torch.bool)
-    place = positions.to(columns.device).expand(columns.shape)
-    found = place.gather(1, (columns - lookback).clamp_min(0))
-    return (place >= lookback) & ((columns < lookback) | (found != place - lookback))
+    here = positions.to(columns.device).expand(columns.shape)
+    before = here.gather(1, (columns - lookback).clamp_min(0))
+    return (here >= lookback) & ((columns < lookback) | (before != here - lookback))
 
 
 def resolve_device(denoiser: AbstractDenoiser, device: torch.device | str | None) -> torch.device:
     """The device for the tokens of a denoiser: by default its own, and the CPU if it has none.
 
     Args:
-        denoiser: The denoiser.
-        device: What is wanted; None for no wish.
+        denoiser: Denoiser of the tokens.
+        device: The requested device, or None.
 
     Raises:
         ValueError: If the denoiser is on another device.
@@ -257,7 +258,7 @@ class Backbone(Protocol):
         ...
 
     def features_of_many(self, passes: Any) -> list[Tensor]:
-        """Hidden vectors of several `hdlm.network.Pass`, which have nothing to do with one another, in one go."""
+        """Hidden vectors of several independent `hdlm.network.Pass`, in one call."""
         ...
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
@@ -274,60 +275,62 @@ class Backbone(Protocol):
 
 
 class AbstractDenoiser(abc.ABC):
-    """Anything that knows `p(x_0 | x_t)` of its own process.
+    """Anything that predicts `p(x_0 | x_t)` for its process.
 
     Attributes:
-        process: The noise process whose states it understands.
+        process: The noise process.
     """
 
     process: AbstractNoiseProcess
 
     @property
     def lookback(self) -> int:
-        """How many positions before position `i` must be in the window for `i` to be predicted; shifted networks: 1."""
+        """Number of positions before `i` that must be in the window for `i` to be predicted; shifted networks: 1."""
         return 0
 
     @property
     def packs(self) -> bool:
-        """Whether `predict_many` costs less than so many calls of `predict`."""
+        """Whether `predict_many` costs less than separate calls of `predict`."""
         return False
 
     @property
     def noise_dependence(self) -> NoiseDependence:
-        """What the raw answer depends on besides the tokens; see `AbstractParameterization.noise_dependence`.
+        """What the raw outputs depend on in addition to the tokens; see `AbstractParameterization.noise_dependence`.
 
-        Generation keeps answers only for `"none"`, and has an exact cache only for `"none"` and `"position"`. The
+        Generation reuses results only for `"none"`, and has an exact cache only for `"none"` and `"position"`. The
         default is right for every denoiser.
         """
         return "sequence"
 
     @property
     def device(self) -> torch.device | None:
-        """Where the weights are, and tokens must be; None for a denoiser that computes wherever the tokens are."""
+        """The device of the weights and the tokens; None for a denoiser that computes on the device of the tokens."""
         return None
 
     def predict_many(self, questions: Sequence[Question]) -> Prediction:
-        """The answers to several questions, end to end; one call of the network if it `packs`."""
-        return joined([self.predict(one.tokens, one.noise, one.context) for one in questions])
+        """The predictions for several questions, one after another; one call of the network if it `packs`."""
+        return joined(
+            [self.predict(question.tokens, question.noise, question.context) for question in questions]
+        )
 
     @abc.abstractmethod
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
-        """What it says of noisy tokens.
+        """Predict the clean tokens.
 
         Args:
-            tokens: `x_t`.
-            noise: Noise fraction of each position, in [0, 1]; 0 where the token is known.
+            tokens: The noisy tokens `x_t`.
+            noise: Noise fraction of each position, in [0, 1]; 0 if the token is known.
             context: Positions, attention and cache.
         """
 
     def new_cache(self) -> Any:
-        """An empty cache for `ForwardContext.cache`, or None if this denoiser keeps none."""
+        """An empty cache for `ForwardContext.cache`, or None if this denoiser has none."""
         return None
 
     def retain(self, cache: Any, places: Int[Tensor, " n"]) -> None:
-        """Keep only these of the positions in a cache, by their place in it, in this order."""
+        """Keep some of the positions in a cache, by their place in it, in this order."""
         if cache is not None:
             cache.retain(places)
 
@@ -338,8 +341,8 @@ class Denoiser(nn.Module, AbstractDenoiser):
 
     Args:
         backbone: The network; see `Backbone`.
-        process: The noise process it was trained for.
-        parameterization: What its outputs mean.
+        process: The noise process that it was trained with.
+        parameterization: The meaning of its outputs.
     """
 
     def __init__(
@@ -356,7 +359,7 @@ class Denoiser(nn.Module, AbstractDenoiser):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def predict(
@@ -378,44 +381,46 @@ class Denoiser(nn.Module, AbstractDenoiser):
     def predict_many(self, questions: Sequence[Question]) -> Prediction:
         if len(questions) == 1:
             return self.predict(questions[0].tokens, questions[0].noise, questions[0].context)
-        return self._read(questions, self.backbone.features_of_many([self._pass(one) for one in questions]))
+        return self._read(
+            questions, self.backbone.features_of_many([self._pass(question) for question in questions])
+        )
 
     def _pass(self, question: Question) -> Pass:
-        """What the network is asked."""
-        told, context = self.parameterization.inputs(question.noise), question.context
-        as_weights = next(self.parameters()).dtype
+        """The arguments of the network."""
+        inputs, context = self.parameterization.inputs(question.noise), question.context
+        dtype = next(self.parameters()).dtype
         return Pass(
             question.tokens,
             context.positions,
-            None if told.condition is None else told.condition.to(as_weights),
-            None if told.blend is None else told.blend.to(as_weights),
+            None if inputs.condition is None else inputs.condition.to(dtype),
+            None if inputs.blend is None else inputs.blend.to(dtype),
             context.attention,
             context.cache,
             context.store,
         )
 
     def _read(self, questions: Sequence[Question], hidden: Sequence[Tensor]) -> Prediction:
-        """Hidden vectors as an answer, which is projected where it is read."""
-        rows = _end_to_end([one.flatten(0, 1) for one in hidden])
+        """A prediction from hidden vectors, which are projected where it is read."""
+        rows = _end_to_end([vectors.flatten(0, 1) for vectors in hidden])
         source = Predecessors.of(questions, self.lookback)
 
         def of(at: Tensor) -> Tensor:
             return rows[source(at)]
 
         def raw(at: Tensor) -> Tensor:
-            read: Tensor = self.backbone.head(of(at))
-            return read
+            outputs: Tensor = self.backbone.head(of(at))
+            return outputs
 
         shape = questions[0].tokens.shape if len(questions) == 1 else (1, -1)
-        tokens = _end_to_end([one.tokens.flatten() for one in questions]).view(shape)
-        noise = _end_to_end([one.noise.flatten() for one in questions]).view(shape)
+        tokens = _end_to_end([question.tokens.flatten() for question in questions]).view(shape)
+        noise = _end_to_end([question.noise.flatten() for question in questions]).view(shape)
         projection = Projection(of, self.backbone.projection)
         return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 
     def forward(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext | None = None
     ) -> Float[Tensor, "b q v"]:
-        """`log p(x_0 | x_t)` everywhere: `predict`, read at every position."""
+        """`log p(x_0 | x_t)` at every position."""
         prediction = self.predict(tokens, noise, context or ForwardContext())
         log_p = prediction.log_clean(prediction.everywhere())
         return log_p.view(*tokens.shape, -1)
@@ -427,15 +432,15 @@ class Denoiser(nn.Module, AbstractDenoiser):
 @final
 @dataclass(frozen=True)
 class Guided(AbstractDenoiser):
-    """Classifier-free guidance (arXiv 2207.12598): a denoiser that wraps a denoiser.
+    """Classifier-free guidance (arXiv 2207.12598), around another denoiser.
 
     Raw outputs are combined as `(1 + scale) conditional - scale unconditional`; logits and log scores are both
-    logarithms, so this sharpens the odds that the condition gives. Unconditionally, the prompt is masked.
+    logarithms, so this raises the odds that the condition gives. For the unconditional output the prompt is masked.
 
     Attributes:
         inner: The denoiser to guide.
         prompt: Positions whose tokens are the condition, over the whole canvas.
-        scale: In [0, 1e6]; 0 is no guidance.
+        scale: Strength in [0, 1e6]; 0 disables it.
     """
 
     inner: AbstractDenoiser
@@ -469,8 +474,8 @@ class Guided(AbstractDenoiser):
         return self.inner.new_cache(), self.inner.new_cache()
 
     def retain(self, cache: tuple[Any, Any], places: Int[Tensor, " n"]) -> None:
-        for one in cache:
-            self.inner.retain(one, places)
+        for inner_cache in cache:
+            self.inner.retain(inner_cache, places)
 
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext

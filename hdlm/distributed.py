@@ -1,4 +1,4 @@
-"""Several processes, started by `accelerate launch`, share work out and put what they found together again."""
+"""Several processes, started by `accelerate launch`, share work and gather their results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, final
 __all__ = ["ALONE", "Processes"]
 
 _PATIENCE = timedelta(days=30)
-"""How long one process waits for the others, who may have been given longer work."""
+"""Time that one process waits for the others, whose work may take longer."""
 
 
 @final
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a launch; one if there was none.
+    """The processes of a launch; a single one without a launch.
 
     Attributes:
-        count: How many there are.
-        rank: Which of them this is.
+        count: Number of processes.
+        rank: Index of this process.
     """
 
     count: int = 1
@@ -29,10 +29,10 @@ class Processes:
 
     @classmethod
     def launched(cls, *, cpu: bool) -> tuple[Processes, Any]:
-        """The processes of this launch, and the device of this one; `None` if it is alone.
+        """The processes of this launch, and the device of this one, or None for a single process.
 
         Args:
-            cpu: Whether to work on the CPU whatever else there is.
+            cpu: Whether to use the CPU even if there is an accelerator.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return ALONE, None
@@ -43,26 +43,26 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the one that writes files and messages."""
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:
-        """The first of the replicates that fall to this process, and how many do."""
+        """The first replicate of this process, and the number of its replicates."""
         least, rest = divmod(count, self.count)
         return self.rank * least + min(self.rank, rest), least + (self.rank < rest)
 
     def gather(self, own: Sequence[float]) -> tuple[float, ...]:
-        """The numbers of all processes, in their order; the same for each."""
+        """The numbers of all processes, in their order; each process gets all of them."""
         if self.count == 1:
             return tuple(own)
         from torch import distributed
 
-        found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, list(own))
-        return tuple(number for numbers in found for number in numbers)
+        gathered: list[Any] = [None] * self.count
+        distributed.all_gather_object(gathered, list(own))
+        return tuple(number for numbers in gathered for number in numbers)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.count > 1:
             from torch import distributed
 

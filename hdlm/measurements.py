@@ -1,8 +1,8 @@
 """Measure a model: `hdlm.evaluate.likelihood`, `hdlm.evaluate.generation` and `hdlm.evaluate.frontier`.
 
-`hdlm.evaluate` is this module; a file of that name would hide the package `evaluate` from the scripts beside it.
-Each does what the command of the same name does, by the same code: `hdlm eval likelihood`, `generation`, `frontier`.
-`hdlm.compare` puts what they leave in their folders side by side.
+`hdlm.evaluate` is this module; a file of that name would hide the package `evaluate` from the scripts in this folder.
+Each function runs the same code as its command: `hdlm eval likelihood`, `generation`, `frontier`. `hdlm.compare` puts
+the results in their folders side by side.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def likelihood(
     """Measure how well a model predicts a text; also a method, `checkpoint.likelihood(text)`.
 
     Args:
-        checkpoint: The model. It knows its noise schedule, its context and its hyperschedules.
+        checkpoint: The model, which has its noise schedule, its context and its hyperschedules.
         text: A file, a folder, a glob or the name of a data set; documents, as a list of strings; or a corpus.
         output: Folder for `results.json`, a report and a picture; a measurement that was interrupted is resumed there.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
@@ -78,13 +78,13 @@ def generation(
     measures: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> GenerationResult:
-    """Write samples and measure them: variety, repetition, perplexity under judges, MAUVE, and what correction did.
+    """Generate samples and measure them: variety, repetition, perplexity under judges, MAUVE, and corrections.
 
     Args:
-        checkpoint: The model.
+        checkpoint: Checkpoint of the model.
         prompt: Text that all samples begin with.
-        num: How many samples, at least 1.
-        seed: Seed of all randomness.
+        num: Number of samples, at least 1.
+        seed: Seed of all random numbers.
         judges: Folders or hub names of causal language models, or names of checkpoints, that judge perplexity.
         reference: Real text to compare with, as for `likelihood`.
         output: Folder for `results.json`, a report, a picture and the samples; the same call resumes there.
@@ -93,8 +93,8 @@ def generation(
         **settings: Fields of `hdlm.Settings`, as for `Checkpoint.generate`.
 
     Returns:
-        The samples, the numbers by name in `metrics`, and the whole `document`. What cannot be measured has the reason
-        in the place of the number.
+        The samples, the numbers by name in `metrics`, and the whole `document`. A number that cannot be measured is
+        replaced by the reason.
 
     Raises:
         ValueError: If an option is unknown, out of range, or does not fit the model.
@@ -136,15 +136,16 @@ def frontier(
     Args:
         checkpoint: A model, or several by name.
         judge: Folder or hub name of a causal language model, or name of a checkpoint, that judges perplexity.
-        output: Folder for `results.json`, a report and a picture. Every point is kept there, and the same call resumes.
-        temperature: Temperatures to sweep over.
-        top_p: Shares of probability to sweep over, in the place of temperatures.
-        algorithms: The samplers; each has a curve.
-        num: Samples of a point.
-        seed: Seed of all randomness.
-        reference: Real text, a point of its own.
+        output: Folder for `results.json`, a report and a picture. Every point is stored there, and the same call
+            resumes.
+        temperature: Temperatures of the points.
+        top_p: Values of top-p of the points, in place of temperatures.
+        algorithms: Names of the samplers; each has a curve.
+        num: Number of samples of each point.
+        seed: Seed of all random numbers.
+        reference: Real text, which is a point of its own.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
-        **settings: Further fields of `hdlm.Settings`, the same at all points.
+        **settings: Further fields of `hdlm.Settings`, equal at all points.
 
     Returns:
         The document that is written, with `curves`.
@@ -171,18 +172,18 @@ def frontier(
 
 
 def _name(checkpoint: Checkpoint) -> str:
-    """What a document calls a model that was given as an object."""
+    """The name of a model that was given as an object."""
     size = sum(parameter.numel() for parameter in checkpoint.network.parameters())
     return f"{type(checkpoint.denoiser.process).__name__} of {size:,} parameters"
 
 
 def _words(names: Sequence[str]) -> tuple[str, ...]:
-    """Names, of which a single one may stand for itself."""
+    """Names, which may be given as a single one."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _with_path(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in which the folder of data sets is a path."""
+    """Options with the folder of data sets as a path."""
     folder = options.get("data_dir")
     return {**options, **({"data_dir": Path(folder)} if isinstance(folder, str) else {})}
 

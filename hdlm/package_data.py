@@ -1,7 +1,7 @@
-"""Where the files that travel with the package lie: configs, recipes and pretrained models.
+"""The folders of the package's own files: configs, recipes and pretrained models.
 
-In an installed wheel all of them are inside the package.  In a checkout configs and recipes stay at its top, where
-people read them and the published commands expect them (`--config-file configs/accelerate/single.yaml`).
+In an installed wheel all of them are inside the package. In a checkout, configs and recipes are at its top, where the
+published commands expect them (`--config-file configs/accelerate/single.yaml`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _FILES = frozenset(
 
 
 def is_path(word: str | Path) -> bool:
-    """Whether a word can only be a path of this machine, and no name of the hub (`name` or `org/name`).
+    """Whether a word can only be a local path, and not a name of the hub (`name` or `org/name`).
 
-    Every place that takes a folder or a name of the hub decides by this rule what to say of a word at which nothing is.
+    All code that takes a folder or a name of the hub uses this rule for its message if nothing is there.
     """
     if isinstance(word, Path) or not _HUB_NAME.fullmatch(word):
         return True
@@ -60,7 +60,7 @@ def recipes() -> Path:
 
 
 def pretrained() -> Path:
-    """The folder that holds one folder for each model that ships with the package.
+    """The folder with one folder for each model that ships with the package.
 
     Raises:
         FileNotFoundError: If the package was installed without its data.

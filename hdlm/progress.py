@@ -11,17 +11,17 @@ __all__ = ["share_bar", "somebody_watches"]
 
 
 def somebody_watches() -> bool:
-    """Whether a progress bar would be seen: on a terminal, or in a notebook."""
+    """Whether a progress bar is visible: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 @contextmanager
 def share_bar(what: str, *, shown: bool | None = None) -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error; what it yields is called with the share that is done and the name of the work.
+    """A bar on standard error; the yielded function is called with the share that is done and the name of the work.
 
     Args:
         what: Name of the first part of the work, in a word or two.
-        shown: Whether the bar is shown; by default where `somebody_watches`, if `rich` is installed.
+        shown: Whether the bar is shown; by default if `somebody_watches` and `rich` is installed.
     """
     if shown is None:
         shown = somebody_watches() and find_spec("rich") is not None

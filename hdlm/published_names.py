@@ -10,9 +10,9 @@
 `simple` with as many levels as positions in its window is `Slide`: both have the same levels at every step, and a
 `Slide` packs into two streams as the published code does.
 
-`DEFAULTS` has what the published configurations say where a user says nothing. They are for training and export. A
-number that the weights of a trained model depend on (`graph.gamma`, `noise.sigma_max`) has no default where such a
-model is read: the published code fails there, and a guess would be another model.
+`DEFAULTS` has the values of the published configurations that a user does not set. They are for training and export. A
+number that the weights of a trained model depend on (`graph.gamma`, `noise.sigma_max`) has no default when such a model
+is read: the published code fails there, and a guess would be another model.
 
 Reference: Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.06416).
 """
@@ -61,7 +61,7 @@ AnnealingName = Literal["block", "simple", "hybrid", "none"]
 AlignmentName = Literal["aligned", "shifted"]
 
 LOG_LINEAR_FLOOR = 5e-3
-"""What is left of the data at the end of `noise.type: loglinear`; published configurations do not have this option."""
+"""Weight of the data at the end of `noise.type: loglinear`; published configurations do not have this option."""
 
 _GRAPHS: Mapping[str, Any] = {"QGamma": GammaHybrid, "absorb": Absorbing, "uniform": Uniform}
 _WINDOWS: Mapping[str, type[Windowed]] = {
@@ -147,11 +147,11 @@ _OF_FAMILY: Mapping[Family, Mapping[str, Any]] = {
         "model": {"name": "gamma_hdlm", "post_process_logits": True},
     },
 }
-"""What the configurations of a family say beside the options that both families share."""
+"""Options of each family, in addition to those that both share."""
 
 
 def family_defaults(family: Family, *changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A published configuration of a family, but for what describes one model: sizes, tokenizer and hyperschedule.
+    """A published configuration of a family, without the options of one model: sizes, tokenizer and hyperschedule.
 
     Args:
         family: The value of `model_type`.
@@ -170,7 +170,7 @@ def dotted(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested tables in one; later ones win."""
+    """A copy of nested tables, merged; later ones win."""
     merged: dict[str, Any] = {}
     for table in tables:
         for name, value in table.items():
@@ -186,7 +186,7 @@ DEFAULTS: Mapping[str, Any] = {
     for option, value in table.items()
     if all(other.get(option, value) == value for other in _DOTTED)
 }
-"""Published defaults by dotted option, but for those in which the two families differ."""
+"""Published defaults by dotted option, without those in which the two families differ."""
 
 
 def _known(option: str, word: str, words: Any) -> None:
@@ -194,15 +194,15 @@ def _known(option: str, word: str, words: Any) -> None:
 
 
 def noise_process(graph: str, num_words: int, gamma: float = 0.0) -> AbstractNoiseProcess:
-    """The process that `graph.type` names.
+    """The process of a `graph.type`.
 
     Args:
-        graph: The word.
+        graph: Value of `graph.type`.
         num_words: Number of words.
-        gamma: `graph.gamma`, which only QGamma has.
+        gamma: Value of `graph.gamma`, which only QGamma uses.
 
     Raises:
-        ValueError: If there is no such word, or gamma is out of range.
+        ValueError: If the value is unknown, or gamma is out of range.
     """
     _known("graph.type", graph, GraphName)
     process: AbstractNoiseProcess = _GRAPHS[graph](num_words, *([gamma] if graph == "QGamma" else []))
@@ -210,19 +210,19 @@ def noise_process(graph: str, num_words: int, gamma: float = 0.0) -> AbstractNoi
 
 
 def graph_of(process: AbstractNoiseProcess) -> str | None:
-    """The word of `graph.type` for a process, or None."""
+    """The `graph.type` of a process, or None."""
     return next((word for word, kind in _GRAPHS.items() if isinstance(process, kind)), None)
 
 
 def gamma_of(graph: str, gamma: float) -> float:
-    """The gamma with which a gamma-hybrid has the law of a graph: absorbing and uniform noise are the family's ends.
+    """The gamma with which a gamma-hybrid is the process of a graph: absorbing and uniform noise are its two ends.
 
-    Training uses it. Published networks for uniform noise have no row for the mask, and networks trained here have
-    one, as every gamma-hybrid has.
+    Training uses it. Published networks for uniform noise have no row for the mask; networks trained here have one, as
+    every gamma-hybrid has.
 
     Args:
-        graph: The word of `graph.type`.
-        gamma: `graph.gamma`.
+        graph: Value of `graph.type`.
+        gamma: Value of `graph.gamma`.
     """
     return {"QGamma": gamma, "absorb": 0.0, "uniform": 1.0}[graph]
 
@@ -230,37 +230,37 @@ def gamma_of(graph: str, gamma: float) -> float:
 def noise_schedule(
     noise: str, sigma_min: float = math.nan, sigma_max: float = math.nan
 ) -> AbstractNoiseSchedule:
-    """The noise schedule that `noise.type` names.
+    """The noise schedule of a `noise.type`.
 
     Args:
-        noise: The word.
-        sigma_min: `noise.sigma_min`, which only geometric has.
-        sigma_max: `noise.sigma_max`, which only geometric has.
+        noise: Value of `noise.type`.
+        sigma_min: Value of `noise.sigma_min`, which only geometric uses.
+        sigma_max: Value of `noise.sigma_max`, which only geometric uses.
 
     Raises:
-        ValueError: If there is no such word, or the ends are out of range.
+        ValueError: If the value is unknown, or the ends are out of range.
     """
     _known("noise.type", noise, NoiseName)
     return Geometric(sigma_min, sigma_max) if noise == "geometric" else LogLinear(LOG_LINEAR_FLOOR)
 
 
 def noise_of(schedule: AbstractNoiseSchedule) -> dict[str, Any] | None:
-    """The options of `noise` for a noise schedule, or None."""
+    """The `noise` options of a noise schedule, or None."""
     if isinstance(schedule, Geometric):
         return {"type": "geometric", "sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
     return {"type": "loglinear"} if schedule == LogLinear(LOG_LINEAR_FLOOR) else None
 
 
 def hyperschedule_class(annealing: str, width: int, levels: int) -> type[Windowed]:
-    """The class of the hyperschedule that `annealing.type` names.
+    """The class of the hyperschedule of an `annealing.type`.
 
     Args:
-        annealing: The word.
+        annealing: Value of `annealing.type`.
         width: Positions of a window.
         levels: Number of levels.
 
     Raises:
-        ValueError: If there is no such word.
+        ValueError: If the value is unknown.
     """
     _known("annealing.type", annealing, AnnealingName)
     return Slide if annealing == "simple" and width == levels else _WINDOWS[annealing]
@@ -269,16 +269,16 @@ def hyperschedule_class(annealing: str, width: int, levels: int) -> type[Windowe
 def hyperschedule(
     annealing: str, length: int, width: int | None = None, levels: int | None = None
 ) -> AbstractHyperschedule:
-    """The hyperschedule that `annealing.type` names.
+    """The hyperschedule of an `annealing.type`.
 
     Args:
-        annealing: The word.
+        annealing: Value of `annealing.type`.
         length: Number of positions.
-        width: `annealing.width`; `none` has one window over all positions instead.
-        levels: `annealing.tau` or `annealing.eval_tau`; the width where it is left out.
+        width: Value of `annealing.width`; `none` has one window over all positions instead.
+        levels: Value of `annealing.tau` or `annealing.eval_tau`; by default the width.
 
     Raises:
-        ValueError: If there is no such word, or the sizes do not fit.
+        ValueError: If the value is unknown, or the sizes do not fit.
     """
     width = length if annealing == "none" or width is None else width
     levels = width if levels is None else levels
@@ -289,8 +289,8 @@ def annealing_of(schedule: AbstractHyperschedule, length: int) -> dict[str, Any]
     """`type`, `width` and `tau` of `annealing` for a hyperschedule, or None.
 
     Args:
-        schedule: The hyperschedule.
-        length: Positions of the network, all of which it must cover.
+        schedule: Hyperschedule to be named.
+        length: Number of positions of the network, all of which it must cover.
     """
     if not isinstance(schedule, Windowed) or schedule.length != length:
         return None
@@ -302,19 +302,19 @@ def annealing_of(schedule: AbstractHyperschedule, length: int) -> dict[str, Any]
 
 
 def parameterization(alignment: str, aligned: AbstractParameterization) -> AbstractParameterization:
-    """What outputs mean, at the position that `type` says.
+    """The parameterization of a `type`.
 
     Args:
-        alignment: The word: whether outputs are about their own position or about the next one.
-        aligned: What they mean there.
+        alignment: Value of `type`: whether outputs describe their own position or the next one.
+        aligned: The meaning of the outputs at that position.
 
     Raises:
-        ValueError: If there is no such word.
+        ValueError: If the value is unknown.
     """
     _known("type", alignment, AlignmentName)
     return Shifted(aligned) if alignment == "shifted" else aligned
 
 
 def alignment_of(outputs: AbstractParameterization) -> tuple[str, AbstractParameterization]:
-    """The word of `type` for a parameterization, and what the outputs mean at the position that it says."""
+    """The `type` of a parameterization, and the meaning of the outputs at their position."""
     return "shifted" if outputs.lookback else "aligned", outputs.aligned

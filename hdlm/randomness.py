@@ -1,9 +1,9 @@
 """Counter-based random numbers: a uniform number is a function of (seed, sequence, step, position, stream).
 
-Nothing is drawn in order, so sequence `k` gets the same numbers at any batch size, in any chunking and on any device.
-The function is Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011), written with
-64-bit integer tensors, whose products wrap around: bits 32 to 63 of a product are right whatever its sign, and what is
-shifted in from the left is masked away. It reproduces the published known-answer vectors.
+Numbers are not drawn in sequence, so sequence `k` gets the same numbers at any batch size and on any device. The
+function is Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011), written with 64-bit
+integer tensors, whose products wrap around: bits 32 to 63 of a product are right whatever its sign, and bits that are
+shifted in from the left are masked. It reproduces the published known-answer vectors.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def philox(counter: tuple[Tensor, Tensor | int, Tensor, Tensor | int], key: _Key
 
     Args:
         counter: Four broadcastable int64 tensors with values in [0, 2^32); the second and the fourth may be integers,
-            which need not be copied to a device.
+            which need no copy to a device.
         key: Two integers in [0, 2^32), or int64 tensors of them that broadcast with the counter.
 
     Returns:
         Four int64 tensors of the broadcast shape, with independent values in [0, 2^32).
     """
-    c0, c1, c2, c3 = cast(tuple[Tensor, Tensor, Tensor, Tensor], counter)  # integers take part as tensors do
+    c0, c1, c2, c3 = cast(tuple[Tensor, Tensor, Tensor, Tensor], counter)  # integers behave like tensors
     k0, k1 = key
     for _ in range(10):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -54,7 +54,7 @@ class Randomness:
     """All random numbers of a run, or of several.
 
     Attributes:
-        seed: Any integer in [0, 2^64); or one for each row of `sequence`, which is then `[b 1]`.
+        seed: Any integer in [0, 2^64); or one for each row of `sequence`, which then has the shape `[b 1]`.
     """
 
     seed: int | tuple[int, ...]
@@ -104,7 +104,7 @@ class Randomness:
             sequence: Index of the sequence in the whole run, in [0, 2^32), not in the batch.
             step: Index of the step, in [0, 2^32).
             position: Position in the sequence, in [0, 2^32).
-            stream: What the number is for, in [0, 2^32): different streams are independent.
+            stream: Number of the purpose, in [0, 2^32): different streams are independent.
         """
         high, low, _, _ = philox((position, step, sequence, stream), self._key(position.device))
         return _uniform(high, low)

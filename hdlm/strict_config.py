@@ -1,8 +1,8 @@
-"""Plain nested tables (TOML, JSON, YAML) to frozen dataclasses, strictly: every mistake is named by its dotted option.
+"""Reads plain nested tables (TOML, JSON, YAML) into frozen dataclasses, strictly: errors name the dotted option.
 
 A dataclass is a table, and its fields are the options. An option whose name is not a Python identifier is named in the
-metadata of its field, `field(metadata={"key": "lambda"})`. A value must have the type of its field; a whole number will
-do for a float.
+metadata of its field, `field(metadata={"key": "lambda"})`. A value must have the type of its field; an integer is
+accepted for a float.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _T = TypeVar("_T")
 
 
 class OptionError(ValueError):
-    """An option that cannot be used as it was given.
+    """An option whose value cannot be used.
 
     Args:
-        option: Its dotted name.
-        given: Its value.
-        expected: What it must do or be; each `{}` stands for one of the other options.
+        option: Dotted name of the option.
+        given: Value of the option.
+        expected: What the value must be; each `{}` stands for one of the other options.
         others: Dotted names of the other options.
-        advice: A sentence that follows.
+        advice: A sentence that is appended.
     """
 
     form: ClassVar[str] = "`{option}` must {expected}; got {given!r}."
@@ -49,41 +49,37 @@ class OptionError(ValueError):
         self.others, self.advice = others, advice
 
     def renamed(self, name: Callable[[str], str]) -> OptionError:
-        """A copy in which every option has another name.
-
-        Args:
-            name: The new name of an option.
-        """
+        """A copy in which every option has another name."""
         others = (name(other) for other in self.others)
         return type(self)(name(self.option), self.given, self.expected, *others, advice=self.advice)
 
 
 @final
 class IdleOptionError(OptionError):
-    """An option that was given and would change nothing beside the others; `expected` is what to do."""
+    """An option that has no effect together with the others; `expected` says what to do."""
 
     form = "`{option}` would not act here: {expected}; got {given!r}."
 
 
 @final
 class UnknownOptionError(OptionError):
-    """An option that there is not."""
+    """An option that does not exist."""
 
     form = "unknown option `{option}`; did you mean {expected}?"
 
 
 def require(condition: bool, option: str, expected: str, got: object, *others: str) -> None:
-    """Refuse a value.
+    """Refuse a value unless a condition holds.
 
     Args:
-        condition: Whether the value is fine.
-        option: Dotted name of its option.
-        expected: What it must be; each `{}` stands for one of the other options.
-        got: The value.
+        condition: Whether the value is valid.
+        option: Dotted name of the option.
+        expected: What the value must be; each `{}` stands for one of the other options.
+        got: Value of the option.
         others: Dotted names of the other options.
 
     Raises:
-        OptionError: If the condition does not hold; it has the option, what was expected and what was given.
+        OptionError: If the condition does not hold.
     """
     if not condition:
         raise OptionError(option, got, f"be {expected}", *others)
@@ -95,17 +91,12 @@ def one_line(error: BaseException) -> str:
 
 
 def key_of(option: dataclasses.Field[Any]) -> str:
-    """What a field is called in a table."""
+    """The name of a field in a table."""
     return str(option.metadata.get("key", option.name))
 
 
 def nearest(option: str, known: Iterable[str]) -> str:
-    """What was meant by an option that there is not: one of its own name in another table, or the one spelt most alike.
-
-    Args:
-        option: Dotted name.
-        known: Dotted names of all options, at least one.
-    """
+    """The option that an unknown one may mean: one of its name in another table, or that with the nearest spelling."""
     names = list(known)
     last = option.rpartition(".")[2]
     moved = [name for name in names if name.rpartition(".")[2] == last]
@@ -113,12 +104,7 @@ def nearest(option: str, known: Iterable[str]) -> str:
 
 
 def options_of(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all options of a dataclass, and of the tables in it; lists of tables are one option.
-
-    Args:
-        cls: The dataclass.
-        prefix: What comes before each name, with its point.
-    """
+    """Dotted names of all options of a dataclass, and of the tables in it; lists of tables are one option."""
     hints = get_type_hints(cls)
     for option in dataclasses.fields(cls):
         yield f"{prefix}{key_of(option)}"
@@ -129,11 +115,11 @@ def options_of(cls: Any, prefix: str = "") -> Iterator[str]:
 
 
 def read_table(cls: type[_T], table: object, name: str = "") -> _T:
-    """One dataclass from its table; what is left out has its default, and a table that is left out is empty.
+    """Read a dataclass from its table; missing options have their defaults, and a missing table is empty.
 
     Args:
-        cls: The dataclass.
-        table: Its options.
+        cls: Dataclass of the table.
+        table: Options by their names.
         name: Dotted name of the table, empty for the whole file.
 
     Raises:
@@ -164,7 +150,7 @@ def _has_default(option: dataclasses.Field[Any]) -> bool:
 
 
 def _left_out(hint: Any, option: str) -> Any:
-    """What stands for a table, or a list of tables, that is left out."""
+    """The value of a missing table, or of a missing list of tables."""
     if dataclasses.is_dataclass(hint):
         return _convert({}, hint, option)
     if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
@@ -173,10 +159,10 @@ def _left_out(hint: Any, option: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, option: str) -> Any:
-    """A plain value as the type that an option is declared to have.
+    """A plain value as the declared type of an option.
 
     Raises:
-        ValueError: If it is of another type.
+        ValueError: If it has another type.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in kinds:
@@ -198,7 +184,7 @@ def _convert(value: Any, hint: Any, option: str) -> Any:
 
 
 def _several(value: Any, kind: Any, option: str) -> tuple[Any, ...]:
-    """A list of tables, or of names, of which a single one may stand for itself."""
+    """A list of tables, or of names; a single name needs no list."""
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, list | tuple), option, f"a list of tables, [[{option}]]", value)
         return tuple(read_table(kind, item, option) for item in value)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from statistics import NormalDist
 __all__ = ["student_quantile"]
 
 _STEPS = 100
-"""Newton steps at most; about ten are needed."""
+"""Largest number of Newton steps; about ten are needed."""
 
 
 @lru_cache(maxsize=4096)
@@ -17,11 +17,11 @@ def student_quantile(level: float, degrees: int) -> float:
     """The number `q` such that `|t| <= q` has the probability `level`.
 
     Newton's method starts at the quantile of the normal distribution, which is below `q`. The probability is a concave
-    function of `q`, so every step goes upwards and none goes too far.
+    function of `q`, so every step increases `q` and none exceeds it.
 
     Args:
         level: Probability of the interval from `-q` to `q`, in (0, 1).
-        degrees: Degrees of freedom, at least 1: one less than the numbers behind the standard error.
+        degrees: Degrees of freedom, at least 1: the number of values behind the standard error, minus one.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,8 +1,8 @@
-"""How many threads PyTorch computes with on a CPU.
+"""The number of CPU threads of PyTorch.
 
 OpenMP threads wait for each other at every operation. If another program uses one of the cores, all threads wait for
 the one on that core, and a single thread can be many times faster. So a program measures the speed of a small
-workload with 1, 2, 4 ... threads at its start, and takes the fastest number.
+workload with 1, 2, 4 ... threads at its start, and uses the fastest number.
 
 The number of threads changes the order in which float32 numbers are added, and so the last bits of a result.
 """
@@ -21,11 +21,11 @@ __all__ = ["at_most", "fastest", "is_fixed", "measure", "set_num_threads"]
 
 _VARIABLE = "OMP_NUM_THREADS"
 _SECONDS = 0.3
-"""Time that a measurement takes, all numbers of threads together."""
+"""Duration of a measurement, for all numbers of threads together."""
 _ROUNDS, _ENOUGH = 5, 2
-"""Rounds of a measurement, and after how many it may end if its time is over."""
+"""Rounds of a measurement, and the number of rounds after which it may end if its time is over."""
 _WORTH = 1.15
-"""How many times as fast more threads must be."""
+"""Factor by which more threads must be faster."""
 
 
 def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
@@ -35,8 +35,8 @@ def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
     measured; if several processes were launched together, each takes an equal share of the cores.
 
     Args:
-        given: What the user asks for.
-        recorded: What the run to resume was computed with; 0 if that is unknown.
+        given: The number that the user gives.
+        recorded: The number in the run to resume; 0 if it is unknown.
 
     Returns:
         The number of threads.
@@ -50,11 +50,7 @@ def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
 
 
 def is_fixed(given: int | None = None) -> bool:
-    """Whether the user has set the number of threads, so that no measurement may change it.
-
-    Args:
-        given: The number that an option asks for.
-    """
+    """Whether the user has set the number of threads, so that no measurement may change it."""
     return given is not None or bool(os.environ.get(_VARIABLE))
 
 
@@ -65,7 +61,7 @@ def at_most() -> int:
 
 
 def measure() -> int:
-    """The fastest number of threads at this moment; several processes do not measure and take `at_most`."""
+    """The fastest number of threads at this moment; several processes do not measure and use `at_most`."""
     most = at_most()
     if most == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         return most
@@ -93,7 +89,7 @@ def fastest(
     clock: Callable[[], float] = time.perf_counter,
     seconds: float = _SECONDS,
 ) -> int:
-    """The number of threads that does most work in the same time; the smallest one of those that are about as fast.
+    """The number of threads that does most work per second; the smallest of those that are about equally fast.
 
     The numbers take turns in several rounds, and the median over the rounds counts: a disturbance that is shorter than
     half of the measurement changes nothing.
@@ -101,8 +97,8 @@ def fastest(
     Args:
         counts: Numbers of threads to try.
         work: Does a small piece of work with a number of threads.
-        clock: Returns seconds.
-        seconds: How long the measurement takes. If pieces of work take longer than their turns, there are fewer rounds.
+        clock: Returns the time in seconds.
+        seconds: Duration of the measurement. If pieces of work take longer than their turns, there are fewer rounds.
     """
     began, turn = clock(), seconds / (_ROUNDS * len(counts))
     speeds: dict[int, list[float]] = {count: [] for count in counts}
@@ -117,7 +113,7 @@ def fastest(
 
 
 def _speed(count: int, work: Callable[[int], object], clock: Callable[[], float], turn: float) -> float:
-    """Pieces of work in a second, over at least the time of a turn."""
+    """Pieces of work per second, over at least the time of a turn."""
     began, done, passed = clock(), 0, 0.0
     while passed < turn:
         work(count)

@@ -1,6 +1,6 @@
 """Copies from main memory to an accelerator.
 
-Such a copy runs beside the program only if it starts in pinned memory; from any other memory the program waits for it.
+Such a copy runs in the background only if it starts in pinned memory; from any other memory the program waits for it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ Maybe = TypeVar("Maybe", Tensor, Tensor | None)
 
 
 def moved(tensors: Sequence[Maybe], device: torch.device) -> list[Maybe]:
-    """Some tensors on a device; what lies on it already is returned as it is.
+    """Copies of tensors on a device; those that are already there are returned unchanged.
 
-    What goes from main memory to an accelerator goes through one pinned buffer for each type of number, so that the
-    number of copies does not grow with the number of tensors, and the program does not wait for them.
+    Copies from main memory to an accelerator use one pinned buffer for each data type, so that the number of copies
+    does not grow with the number of tensors, and the program does not wait for them.
 
     Args:
         tensors: Any tensors; None stays None.
-        device: Where they are wanted.
+        device: Device of the result.
     """
-    found = list(tensors)
+    result = list(tensors)
     packed: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
-    for place, one in enumerate(found):
-        if one is None:
+    for place, tensor in enumerate(result):
+        if tensor is None:
             continue
-        if one.device.type == "cpu" and device.type not in ("cpu", "meta"):
-            packed.setdefault(one.dtype, []).append((place, one))
+        if tensor.device.type == "cpu" and device.type not in ("cpu", "meta"):
+            packed.setdefault(tensor.dtype, []).append((place, tensor))
         else:
-            found[place] = one.to(device)
-    for some in packed.values():
-        buffer = torch.cat([one.detach().flatten() for _, one in some]).pin_memory()
-        parts = buffer.to(device, non_blocking=True).split([one.numel() for _, one in some])
-        for (place, one), part in zip(some, parts, strict=True):
-            found[place] = part.view(one.shape)
-    return found
+            result[place] = tensor.to(device)
+    for group in packed.values():
+        buffer = torch.cat([tensor.detach().flatten() for _, tensor in group]).pin_memory()
+        parts = buffer.to(device, non_blocking=True).split([tensor.numel() for _, tensor in group])
+        for (place, tensor), part in zip(group, parts, strict=True):
+            result[place] = part.view(tensor.shape)
+    return result

@@ -1,6 +1,6 @@
-"""What a token id means: words `0 .. N-1`, and one mask token `N` behind them.
+"""Vocabularies: words `0 .. N-1`, and one mask token `N` after them.
 
-This module is the only place where special ids live; everything else asks a `Vocabulary`.
+This module is the only place with special ids; all other code uses a `Vocabulary`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Vocabulary:
         pad: Id of the padding token, if the tokenizer has one.
 
     Raises:
-        ValueError: If `num_words` is not positive, or a special id is no word.
+        ValueError: If `num_words` is not positive, or a special id is not a word.
     """
 
     num_words: int
@@ -56,8 +56,18 @@ class Vocabulary:
         return self.num_words
 
     @property
+    def text_start(self) -> list[int]:
+        """The tokens before every text: `bos`, if there is one."""
+        return [] if self.bos is None else [self.bos]
+
+    @property
+    def document_start(self) -> list[int]:
+        """The tokens before a document whose first token is predicted: `bos`, or else `eos`, if there is one."""
+        return self.text_start or ([] if self.eos is None else [self.eos])
+
+    @property
     def size(self) -> int:
-        """Number of rows a network needs: the words and the mask."""
+        """Number of rows of a network: the words and the mask."""
         return self.num_words + 1
 
 

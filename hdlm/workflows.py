@@ -1,7 +1,7 @@
-"""Whole tasks in one call: `train` a model on text, and `finetune` one.
+"""Training in one call: `train` a model on text, and `finetune` one.
 
-They do what `hdlm train` does, by the same code. Each piece is an object of this package or of the user's own, or a
-table of a recipe.
+They run the same code as `hdlm train`. Each piece is an object of this package or of the user's own, or a table of a
+recipe.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["finetune", "train"]
 _Table: TypeAlias = Mapping[str, Any]
 TrainingData: TypeAlias = str | Path | AbstractCorpus | Shards | Iterable[object]
 _IN_MEMORY = "in memory: "
-"""How a recipe records text that it cannot name."""
+"""Beginning of the name that a recipe records for text without files."""
 
 
 def train(
@@ -61,30 +61,30 @@ def train(
 ) -> Checkpoint:
     """Train a model on text.
 
-    What is left out is as in the recipe. The sizes of objects are those of the run: the words of a process are the
-    vocabulary, the length of a hyperschedule is the context.
+    Options that are left out are those of the recipe. The sizes of objects are those of the run: the number of words of
+    a process is the vocabulary, the length of a hyperschedule is the context.
 
     Args:
         text: A file, a folder, a glob or the name of a corpus; documents, as a list of strings or any iterable; a
-            corpus; or shards. By default what the recipe names.
-        output: Folder of the run: checkpoints, metrics and what it takes to resume.
-        minutes: How long to train.
-        steps: How many optimizer steps to take instead, repeatable to the bit on a CPU.
-        process: How tokens are noised.
-        noise_schedule: How fast noise comes.
-        parameterization: What the outputs of the network mean.
-        objective: What is minimised.
-        hyperschedule: When positions are noisy, in the place of the recipe's mixture.
-        network: Options of the network; of a `DDiTConfig`, all of them.
-        recipe: A recipe, its table, its TOML file, or the name of one that comes with the package.
-        seed: Seed of all randomness.
-        device: Where to train; by default an accelerator if there is one.
+            corpus; or shards. By default the text of the recipe.
+        output: Folder of the run: checkpoints, metrics and the state that is needed to resume it.
+        minutes: Duration of the training in minutes.
+        steps: Number of optimizer steps instead, which is repeatable to the bit on a CPU.
+        process: The noise process.
+        noise_schedule: Noise as a function of time.
+        parameterization: The meaning of the network's outputs.
+        objective: Loss that is minimised.
+        hyperschedule: The hyperschedule, in place of the recipe's mixture.
+        network: Options of the network; a `DDiTConfig` sets all of them.
+        recipe: A recipe, its table, its TOML file, or the name of one of the package.
+        seed: Seed of all random numbers.
+        device: Device of the training; by default an accelerator if there is one.
         resume: Whether to resume the run in the folder, exactly, or begin one if there is none. Without further
             options the run keeps its recipe.
         progress: Whether progress is shown, as a bar in a terminal or a notebook and as lines elsewhere.
 
     Returns:
-        The model that the run has left, with averaged weights.
+        The trained model, with averaged weights.
 
     Raises:
         ValueError: If an option is out of range, the options do not fit, the text cannot be used, or the folder
@@ -124,7 +124,7 @@ def finetune(
     default one with a tenth of its rates.
 
     Args:
-        checkpoint: A model, or what `hdlm.load` finds.
+        checkpoint: A model, or a source for `hdlm.load`.
         text: As for `train`.
         output: As for `train`.
         minutes: As for `train`.
@@ -132,10 +132,10 @@ def finetune(
         process: As for `train`.
         noise_schedule: As for `train`.
         parameterization: As for `train`.
-        objective: As for `train`; by default the recorded one, or one that suits the process and the outputs.
+        objective: As for `train`; by default the recorded one, or one that matches the process and the outputs.
         hyperschedule: As for `train`.
-        recipe: Tables that replace options of the checkpoint's, `{"optimizer": {"head_rate": 1e-4}}`; or a recipe that
-            says everything.
+        recipe: Tables that replace options of the checkpoint's, `{"optimizer": {"head_rate": 1e-4}}`; or a complete
+            recipe.
         seed: As for `train`.
         device: As for `train`.
         keep_optimizer: Whether to begin with the state of the optimizers; the checkpoint must be the folder of a run.
@@ -143,14 +143,14 @@ def finetune(
         progress: As for `train`.
 
     Returns:
-        The model that the run has left, with averaged weights.
+        The trained model, with averaged weights.
 
     Raises:
         ValueError: As for `train`, or if the recipe does not fit the checkpoint.
     """
     if keep_optimizer and isinstance(checkpoint, Checkpoint):
         raise ValueError(
-            "keep_optimizer=True needs the folder of a run as the checkpoint: a model has no optimizers."
+            "keep_optimizer=True needs the folder of a run as the checkpoint: a model has no optimizer state."
         )
     console, folder = _console(progress=progress), Path(output)
     found = _found(folder, console, resume=resume)
@@ -172,9 +172,9 @@ def finetune(
     _put_pieces(table, process, noise_schedule, parameterization, objective, hyperschedule)
     corpora = _put_text(table, text)
     _put_run(table, minutes, steps, seed)
-    made = Recipe.from_table(table)
     memory = str(checkpoint) if keep_optimizer else None
-    return _carried_out(made, folder, console, device, found=found, text=corpora, start=start, memory=memory)
+    full = Recipe.from_table(table)
+    return _carried_out(full, folder, console, device, found=found, text=corpora, start=start, memory=memory)
 
 
 def _carried_out(
@@ -188,7 +188,7 @@ def _carried_out(
     start: Checkpoint | None = None,
     memory: str | None = None,
 ) -> Checkpoint:
-    """Begin or resume a run, carry it out, and load what it has left."""
+    """Begin or resume a run, carry it out, and load its model."""
     place = device if isinstance(device, torch.device) else find_device(device or "auto")
     session = begin(recipe, folder, place, console.print, found=found, start=start, text=text, memory=memory)
     carry_out(session, console, (Observer(session.run, session, folder, console.print),))
@@ -218,7 +218,7 @@ def _table(recipe: Recipe | _Table | str | Path) -> dict[str, Any]:
 
 
 def _put_run(table: dict[str, Any], minutes: float | None, steps: int | None, seed: int | None) -> None:
-    """Enter how long a run is, and its seed.
+    """Enter the limit of a run and its seed into a table.
 
     Raises:
         ValueError: If both limits are given.
@@ -240,10 +240,10 @@ def _put_pieces(
     hyperschedule: AbstractHyperschedule | _Table | None,
     network: DDiTConfig | _Table | None = None,
 ) -> None:
-    """Enter pieces that are given by hand, and the vocabulary and the context that their sizes ask for.
+    """Enter given pieces into a table, with the vocabulary and the context that follow from their sizes.
 
     Raises:
-        ValueError: If two of them ask for different sizes.
+        ValueError: If two of them need different sizes.
     """
     sizes: list[tuple[str, str, int]] = []
     pieces = {"process": process, "noise_schedule": noise_schedule, "objective": objective}
@@ -270,11 +270,11 @@ def _put_pieces(
         table["network"] = {**table.get("network", {}), **network}
     data = dict(table.get("data", {}))
     for option in ("vocabulary", "context"):
-        asked = {who: size for name, who, size in sizes if name == option}
-        if len(set(asked.values())) > 1:
-            said = " and ".join(f"{who} {size}" for who, size in asked.items())
-            raise ValueError(f"the pieces must be of one {option}; got {said}.")
-        for size in asked.values():
+        wanted = {piece: size for name, piece, size in sizes if name == option}
+        if len(set(wanted.values())) > 1:
+            listed = " and ".join(f"{piece} {size}" for piece, size in wanted.items())
+            raise ValueError(f"the pieces must be of one {option}; got {listed}.")
+        for size in wanted.values():
             data[option] = size
     table["data"] = data
 
@@ -292,19 +292,17 @@ def _described(piece: Any) -> dict[str, Any]:
 
 
 def _put_text(table: dict[str, Any], text: TrainingData | None) -> Corpora | None:
-    """Enter where the text comes from; the result is the text itself where the recipe cannot name it.
+    """Enter the source of the text into a table; returns the text itself if a recipe cannot name it.
 
     Raises:
-        ValueError: If the text is none, or a run is resumed whose text must be given again.
+        ValueError: If the text is invalid, or a resumed run needs its text again.
     """
     data = table["data"]
     names = data.get("corpus", ())
     if text is None:
         kept = next((name for name in names if name.startswith(_IN_MEMORY)), None)
         if kept is not None:
-            raise ValueError(
-                f"the run was trained on text that no file holds, {kept}: give the same text again."
-            )
+            raise ValueError(f"the run was trained on text without a file, {kept}: give the same text again.")
         return None
     if isinstance(text, Shards):
         text = text.folder

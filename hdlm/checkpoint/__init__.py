@@ -1,15 +1,15 @@
-"""A checkpoint: a folder that says everything that is needed to use a model, and nothing that can run code.
+"""A checkpoint: a folder with everything that is needed to use a model, and nothing that can run code.
 
     model.safetensors    the weights (of a training run, their moving average)
-    raw.safetensors      the weights without averaging, where they were kept
+    raw.safetensors      the weights without averaging, if they were kept
     config.json          network, vocabulary, process, parameterization, noise schedule, hyperschedules, training
-    tokenizer.json       the tokenizer, where there is one
+    tokenizer.json       the tokenizer, if there is one
 
 Each piece of `config.json` is the name of a class and the fields of that frozen dataclass:
-`{"type": "Block", "length": 128, "width": 4, "num_levels": 4}`. The class is one that this package offers, or the
-user's own, `{"type": "mypackage.MyProcess", ...}`, whose module was imported before: reading a checkpoint imports
-nothing. Loading is strict: no tensor missing, none unexpected, none of another shape. Every file is written under
-another name and then renamed, so a run that is killed at any moment leaves whole files.
+`{"type": "Block", "length": 128, "width": 4, "num_levels": 4}`. The class is one of this package, or the user's own,
+`{"type": "mypackage.MyProcess", ...}`, whose module was imported before: reading a checkpoint imports nothing. Loading
+is strict: a missing or unexpected tensor, or one of another shape, is an error. Every file is written under another
+name and then renamed, so a run that is killed at any moment leaves complete files.
 """
 
 from hdlm.checkpoint.checkpoint import FORMAT, MODEL_TYPE, Checkpoint

@@ -1,4 +1,4 @@
-"""The model that a user holds: a network, all that is known of it, and what can be done with it.
+"""A model with its description, and the verbs that use it.
 
 The verbs (`generate`, `infill`, `likelihood`) are implemented in layers above this one, in `hdlm.generation` and
 `hdlm.evaluate`, which take a checkpoint as their argument. A verb imports its implementation by name when it is
@@ -37,7 +37,7 @@ FORMAT = 1
 """Version of the layout of `config.json`."""
 
 MODEL_TYPE = "hdlm"
-"""What `transformers` knows these models by: see `hdlm.integrations.transformers`."""
+"""The `model_type` of these models in `transformers`: see `hdlm.integrations.transformers`."""
 
 VERBS: Mapping[str, str] = {
     "generate": "hdlm.generation.verbs",
@@ -50,17 +50,17 @@ VERBS: Mapping[str, str] = {
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model and what is known of it.
+    """A model and its description.
 
     Attributes:
         denoiser: Network, process and parameterization; the network is a `DDiT` or a `Decoder`.
-        vocabulary: What its tokens mean.
-        noise_schedule: How fast noise came in training.
-        hyperschedules: What it was trained on, the one it generates best by first.
-        tokenizer_json: Text of a `tokenizer.json`, or None for a model of bare ids.
-        training: How it came about: plain values for people to read.
-        context: What settled positions saw of one another in training; see `hdlm.attention`.
-        active: What active positions saw of one another in training.
+        vocabulary: Meaning of its tokens.
+        noise_schedule: Noise as a function of time in training.
+        hyperschedules: Hyperschedules of its training, the best one for generation first.
+        tokenizer_json: Text of a `tokenizer.json`, or None for a model without a tokenizer.
+        training: Record of its training: plain values for people to read.
+        context: Attention between settled positions in training; see `hdlm.attention`.
+        active: Attention between active positions in training.
     """
 
     denoiser: Denoiser
@@ -73,16 +73,13 @@ class Checkpoint:
     active: Active = "full"
 
     def __post_init__(self) -> None:
-        words, process, rows = (
-            self.vocabulary.num_words,
-            self.denoiser.process,
-            self.network.config.vocab_size,
-        )
+        words, process = self.vocabulary.num_words, self.denoiser.process
+        rows = self.network.config.vocab_size
         fits = (words + 1,) if process.makes_masks else (words, words + 1)
         if process.num_words != words or rows not in fits:
             raise ValueError(
                 f"the vocabulary does not match: it has {words} words, the process {process.num_words}, and the "
-                f"network {rows} rows (one for each word, and one for the mask, where there is one)."
+                f"network {rows} rows (one for each word, and one for the mask, if there is one)."
             )
         check_views(self.context, self.active)
 
@@ -96,7 +93,7 @@ class Checkpoint:
 
     @property
     def length(self) -> int:
-        """Number of positions the network is meant for."""
+        """Number of positions that the network is meant for."""
         return self.network.config.max_length
 
     def regime(self, hyperschedule: AbstractHyperschedule | None = None) -> Regime:
@@ -117,14 +114,11 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is. Everything that is done with the model is done there."""
+        """The device of the network, where all work with the model is done."""
         return self.denoiser.device
 
     def to(self, device: torch.device | str) -> Checkpoint:
         """Move the network to a device.
-
-        Args:
-            device: The device.
 
         Returns:
             This checkpoint.
@@ -134,7 +128,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """What makes tokens of text, and text of tokens; read from `tokenizer_json` when it is first used.
+        """The tokenizer; it is read from `tokenizer_json` at its first use.
 
         Raises:
             ValueError: If there is no tokenizer, or one of another size.
@@ -142,7 +136,7 @@ class Checkpoint:
         if self.tokenizer_json is None:
             raise ValueError(
                 "The checkpoint has no tokenizer, so its ids cannot be turned into text. Put the tokenizer.json it was "
-                "trained with into its folder, or say where one is: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
+                "trained with into its folder, or give one: hdlm.load(..., tokenizer=FILE, FOLDER or name)."
             )
         from hdlm.data.tokenizer import Tokenizer
 
@@ -162,19 +156,19 @@ class Checkpoint:
         progress: bool | None = None,
         **settings: Any,
     ) -> list[Passage]:
-        """Write text that continues a prompt.
+        """Generate text that continues a prompt.
 
         Args:
             prompt: Text to begin with.
-            num: How many passages, at least 1.
-            seed: Seed of all randomness; passage `k` is a function of the seed and `k`.
-            batch_size: How many passages are written at a time; it changes no passage.
+            num: Number of passages, at least 1.
+            seed: Seed of all random numbers; passage `k` is a function of the seed and `k`.
+            batch_size: Number of passages that are generated at a time; it changes no passage.
             stop: Strings that end a passage; it ends before the first of them.
             stop_at_end: Whether a passage ends at the token that ends a text.
             stream: Called with the number of a passage and the next piece of its text, as soon as that is certain.
             progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
-            **settings: Fields of `hdlm.Settings`: `algorithm`, `steps`, `temperature`, `length` and so on. What is
-                left out is as `Settings` and the checkpoint have it.
+            **settings: Fields of `hdlm.Settings`: `algorithm`, `steps`, `temperature`, `length` and so on. Others have
+                the default of `Settings` or of the checkpoint.
 
         Returns:
             The passages; each has a `text`.
@@ -210,9 +204,9 @@ class Checkpoint:
 
         Args:
             text: The text. `[MASK]` is a gap of one token, `[MASK:5]` one of five.
-            num: How many passages, at least 1.
-            seed: Seed of all randomness.
-            batch_size: How many passages are written at a time; it changes no passage.
+            num: Number of passages, at least 1.
+            seed: Seed of all random numbers.
+            batch_size: Number of passages that are generated at a time; it changes no passage.
             progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
             **settings: Fields of `hdlm.Settings`, as in `generate`.
 
@@ -266,7 +260,7 @@ class Checkpoint:
         save_checkpoint(Path(folder), self)
 
     def config(self) -> dict[str, Any]:
-        """What `config.json` says."""
+        """The content of `config.json`."""
         return {
             "format": FORMAT,
             "model_type": MODEL_TYPE,
@@ -283,6 +277,6 @@ class Checkpoint:
 
 
 def _implementation(verb: str) -> Callable[..., Any]:
-    """The function of a layer above that does what a verb says."""
+    """The function of an upper layer that implements a verb."""
     function: Callable[..., Any] = getattr(import_module(VERBS[verb]), verb)
     return function

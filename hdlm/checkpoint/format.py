@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with weights, a configuration and a tokenizer."""
+"""The checkpoint folder: weights, a configuration and a tokenizer."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def save_checkpoint(
     raw: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a checkpoint into a folder, over the one that was there.
+    """Write a checkpoint into a folder; one that is there is replaced.
 
     Args:
-        folder: Where; made if it does not exist.
+        folder: The folder; it is made if it does not exist.
         checkpoint: The model; without `averaged`, its weights are the ones to use.
-        averaged: The weights to use; the model's own are then kept beside them, as `raw`.
-        raw: The model's own weights, where they are not in the model because processes share them.
+        averaged: The weights to use; the model's own are then stored as well, as `raw`.
+        raw: The model's own weights, if they are not in the model because they are sharded.
         dtype: Precision of the weights to use; raw ones keep their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +77,13 @@ def load_checkpoint(
     """Read a checkpoint, strictly; the model is in evaluation mode.
 
     Args:
-        folder: Where `save_checkpoint` put it.
-        device: Where the model goes.
-        weights: Which weights, the moving average or the raw ones of the last step.
+        folder: The folder that `save_checkpoint` wrote.
+        device: Device of the model.
+        weights: The moving average, or the raw weights of the last step.
         dtype: Precision of the weights.
 
     Raises:
-        ValueError: If anything is missing, damaged or contradictory; the message names the file and what is wrong.
+        ValueError: If anything is missing, damaged or contradictory; the message names the file and the fault.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint folder {folder}.")
@@ -102,15 +102,15 @@ def load_checkpoint(
 def assemble(
     config: Mapping[str, Any], network: AbstractTransformer, tokenizer: str | None = None
 ) -> Checkpoint:
-    """The checkpoint that `Checkpoint.config` described, around a network.
+    """Build the checkpoint that `Checkpoint.config` described, around a network.
 
     Args:
-        config: What `config.json` says.
-        network: The network, of the shape that it says.
+        config: The content of `config.json`.
+        network: The network, of the shape that it describes.
         tokenizer: Text of a `tokenizer.json`, or None.
 
     Raises:
-        ValueError: If a piece is unknown or has not these fields, or the pieces do not fit.
+        ValueError: If a piece is unknown or has other fields, or the pieces do not fit together.
     """
     process = build(processes, config["process"])
     parameterization = build(parameterizations, config["parameterization"])
@@ -127,17 +127,17 @@ def assemble(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The JSON of `config.json`, with all that is required."""
+    """The content of `config.json`, checked for completeness."""
     if not path.is_file():
-        raise ValueError(f"{path.parent} is no checkpoint: it has no {path.name}.")
+        raise ValueError(f"{path.parent} is not a checkpoint: it has no {path.name}.")
     try:
         config = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        version = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(
-            f"{path} must have `format` {FORMAT}; got {found!r}. Is it a checkpoint of this program?"
+            f"{path} must have `format` {FORMAT}; got {version!r}. Is it a checkpoint of this program?"
         )
     config.setdefault("training", {})
     missing = [name for name in (*_TABLES, *_LISTS) if name not in config]
@@ -151,7 +151,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tokenizer(path: Path) -> str | None:
-    """The text of `tokenizer.json`, where there is one."""
+    """The text of `tokenizer.json`, if there is one."""
     if not path.is_file():
         return None
     try:

@@ -23,22 +23,22 @@ def describe(piece: Any) -> dict[str, Any]:
     """The name of a piece's class and its fields, as plain values; the inverse of `build`.
 
     Raises:
-        ValueError: If it is no dataclass, so that fields do not say all of it.
+        ValueError: If it is not a dataclass, so that its fields may not describe all of it.
     """
     if not dataclasses.is_dataclass(piece) or isinstance(piece, type):
-        raise ValueError(f"only dataclasses can be written down; {type(piece).__name__} is none.")
+        raise ValueError(f"only dataclasses can be described; {type(piece).__name__} is not one.")
     names = [option.name for option in dataclasses.fields(piece) if option.init]
     return {"type": _type_name(type(piece)), **{name: _plain(getattr(piece, name)) for name in names}}
 
 
 def _type_name(kind: type) -> str:
-    """The name of a class of this package; the module and the name of any other."""
+    """The name of a class of this package, or module and name of any other class."""
     own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
-    """The value of a field without classes: tables, tuples, numbers and words."""
+    """The value of a field without classes: tables, tuples, numbers and strings."""
     if dataclasses.is_dataclass(value):
         return describe(value)
     if isinstance(value, Tensor):
@@ -57,14 +57,14 @@ def description_text(value: Any) -> str:
 
 
 def build(offered: ModuleType, description: object) -> Any:
-    """The piece that `describe` described.
+    """Build the piece that `describe` described.
 
     Args:
-        offered: The package that offers the class, `hdlm.process` say; see `piece_class`.
-        description: What `describe` gave.
+        offered: The package that offers the class, such as `hdlm.process`; see `piece_class`.
+        description: A description, as returned by `describe`.
 
     Raises:
-        ValueError: If the class is unknown, or its fields are not these.
+        ValueError: If the class is unknown, or has other fields.
     """
     if not isinstance(description, Mapping) or not isinstance(description.get("type"), str):
         raise ValueError(f"a {_kind_name(offered)} must be a table with a `type`; got {description!r}.")
@@ -85,7 +85,7 @@ def build(offered: ModuleType, description: object) -> Any:
 
 
 def _built(offered: ModuleType, value: Any) -> Any:
-    """The value of a field: pieces inside it are built, and lists are tuples."""
+    """The value of a field: pieces in it are built, and lists become tuples."""
     if isinstance(value, Mapping):
         return build(offered, value)
     return tuple(_built(offered, item) for item in value) if isinstance(value, list | tuple) else value
@@ -96,7 +96,7 @@ def _kind_name(offered: ModuleType) -> str:
 
 
 def piece_class(offered: ModuleType, name: str) -> Any:
-    """The class that a `type` names.
+    """The class of a `type`.
 
     Args:
         offered: The package that offers such classes.
@@ -135,7 +135,7 @@ def _kinds(offered: ModuleType) -> tuple[type, ...]:
 
 
 def _pieces(offered: ModuleType) -> dict[str, type]:
-    """The classes of a package that a name in a file may stand for: its own kinds, not what they are made of."""
+    """The classes of a package that a file may name: subclasses of its abstract classes."""
     kinds = _kinds(offered)
     classes = {name: value for name in offered.__all__ if isinstance(value := getattr(offered, name), type)}
     return {

@@ -1,7 +1,7 @@
-"""Weights from files into a network: strictly, and with hardly more memory than the weights themselves.
+"""Loads weights from files into a network: strictly, and with hardly more memory than the weights themselves.
 
-A network is laid out without memory, on the meta device; then each tensor is read from its file straight into its own
-place. Names and shapes are compared before anything is read, so what does not belong costs nothing.
+A network is made without memory, on the meta device; then each tensor is read from its file into its place. Names and
+shapes are compared before anything is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hdlm.network import AbstractTransformer, NetworkShape, build_network
 __all__ = ["AbstractTensors", "Safetensors", "Stored", "fill", "skeleton", "stored_names"]
 
 FREQUENCIES = "rotary_emb.inv_freq"
-"""The one buffer of a network. It is computed; a file's own is only compared with it."""
+"""The one buffer of a network. It is computed, and one in a file is only compared with it."""
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_NAMES = 8
@@ -32,8 +32,8 @@ class AbstractTensors(abc.ABC):
     """Named tensors in a file, read one by one.
 
     Attributes:
-        origin: What to call them in an error.
-        shapes: Name and shape of each.
+        origin: Name of the file in messages.
+        shapes: Name and shape of each tensor.
     """
 
     origin: str
@@ -44,7 +44,7 @@ class AbstractTensors(abc.ABC):
         """One tensor, on the CPU.
 
         Raises:
-            ValueError: If it cannot be read, or holds no floating-point numbers.
+            ValueError: If it cannot be read, or does not hold floating-point numbers.
         """
 
 
@@ -89,7 +89,7 @@ def _stored(value: str | Stored) -> Stored:
 @final
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies."""
+    """The file, type and shape of a tensor."""
 
     path: Path
     kind: str
@@ -98,15 +98,15 @@ class _Place:
 
 @final
 class Safetensors(AbstractTensors):
-    """Tensors of one safetensors file, or of several that make up one.
+    """Tensors of one safetensors file, or of several that make up one set.
 
-    Every tensor is read into memory of its own: the file may be replaced afterwards.
+    Every tensor is copied into memory of its own, so the file may be replaced afterwards.
 
     Args:
-        paths: The files.
+        paths: Paths of the files.
 
     Raises:
-        ValueError: If one is missing or damaged, or two hold the same name.
+        ValueError: If one is missing or damaged, or two hold tensors of one name.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -114,8 +114,8 @@ class Safetensors(AbstractTensors):
         self._places: dict[str, _Place] = {}
         for path in paths:
             places = _directory(path)
-            if twice := sorted(self._places.keys() & places.keys()):
-                raise ValueError(f"{path} holds {_listed(twice)}, and so does another file beside it.")
+            if shared := sorted(self._places.keys() & places.keys()):
+                raise ValueError(f"{path} holds {_listed(shared)}, and so does another file of the set.")
             self._places |= places
         self.shapes = {name: place.shape for name, place in self._places.items()}
 
@@ -134,7 +134,7 @@ def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractTransfor
     """A network without memory, for `fill`.
 
     Raises:
-        ValueError: If the weights cannot be those of so deep a network.
+        ValueError: If there are fewer tensors than blocks.
     """
     if config.num_blocks > len(tensors.shapes):
         raise ValueError(
@@ -159,13 +159,12 @@ def fill(
     """Give a `skeleton` its weights, strictly.
 
     Args:
-        network: The network.
-        tensors: Where its weights are.
-        names: Name in the file of each parameter; by default the same.
-        ignored: Names in the file that are not needed. Frequencies of rotary positions are compared all the same.
-        mask_row: Row of the mask in the file's embedding and output, where it is not the last.
-        padding: Rows of the file's embedding and output that were added behind the words and the mask. They are left
-            out.
+        network: Network to be filled.
+        tensors: Source of the weights.
+        names: Name in the file of each parameter; by default its own name.
+        ignored: Names in the file that are not needed. Frequencies of rotary positions are compared nevertheless.
+        mask_row: Row of the mask in the file's embedding and output, if it is not the last.
+        padding: Unused rows of the file's embedding and output after the words and the mask; they are removed.
         adds_mask: Whether the file has no row for the mask. A row is added: the mean of the others.
         dtype: Precision of the weights.
 
@@ -175,9 +174,9 @@ def fill(
     parameters = dict(network.named_parameters())
     names = {name: name for name in parameters} if names is None else names
     if names.keys() != parameters.keys():
-        lacks, besides = _listed(parameters.keys() - names.keys()), _listed(names.keys() - parameters.keys())
+        lacks, more = _listed(parameters.keys() - names.keys()), _listed(names.keys() - parameters.keys())
         raise ValueError(
-            f"{tensors.origin}: the key table of its format lacks {lacks}; known to no network: {besides}."
+            f"{tensors.origin}: the key table of its format lacks {lacks}; not parameters of the network: {more}."
         )
     _check_names(tensors, stored_names(names), ignored)
     sources = {name: _stored(value) for name, value in names.items()}
@@ -186,7 +185,7 @@ def fill(
         expected = (rows + padding - adds_mask if name in network.token_rows else rows, *rest)
         if (shape := sources[name].shape(tensors)) != expected:
             raise ValueError(
-                f"{tensors.origin}: {_listed(sources[name].names)} has shape {list(shape)}, but the config asks for "
+                f"{tensors.origin}: {_listed(sources[name].names)} has shape {list(shape)}, but the config needs "
                 f"{list(expected)}."
             )
     frequencies = _frequencies(network, tensors, ignored)
@@ -215,7 +214,7 @@ def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Colle
 
 
 def _frequencies(network: AbstractTransformer, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
-    """The frequencies of rotary positions, which those of the file must be, up to rounding."""
+    """The frequencies of rotary positions, those of the file must be equal up to rounding."""
     with torch.device("cpu"):
         computed = network.new_rotary().inv_freq
     for name in tensors.shapes:
@@ -225,7 +224,7 @@ def _frequencies(network: AbstractTransformer, tensors: AbstractTensors, ignored
         if stored.shape != computed.shape or not torch.allclose(stored, computed, rtol=1e-2, atol=0):
             raise ValueError(
                 f"{tensors.origin}: {name} holds other frequencies than those of rotary positions that the config "
-                f"asks for, with {network.config.num_heads} heads; such a network is not known here."
+                f"asks for, with {network.config.num_heads} heads; hdlm cannot read such a network."
             )
     return computed
 
@@ -238,7 +237,7 @@ def _finite(tensors: AbstractTensors, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
-    """The same rows, that one behind the others."""
+    """A copy of rows with one of them moved to the end."""
     if not 0 <= row < len(rows):
         raise ValueError(f"{what} has {len(rows)} rows, so none of them is the mask's, {row}.")
     order = torch.cat([torch.arange(row), torch.arange(row + 1, len(rows)), torch.tensor([row])])
@@ -247,7 +246,7 @@ def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file that is open for reading, on the CPU.
+    """Open a safetensors file for reading, on the CPU.
 
     Raises:
         ValueError: If it is missing or damaged.
@@ -272,7 +271,7 @@ def _directory(path: Path) -> dict[str, _Place]:
 
 
 def _listed(names: Collection[str]) -> str:
-    """Names for an error, not too many of them."""
+    """Names for a message, up to a number of them."""
     some = [name[:80] for name in sorted(names)[:_MOST_NAMES]]
     rest = len(names) - len(some)
     return (", ".join(some) or "nothing") + (f" and {rest} more" if rest else "")

@@ -35,10 +35,6 @@ _PREFIX_SPACE = "add_prefix_space"
 def check(text: str, origin: str) -> None:
     """Check that a file is a complete `tokenizer.json` with a model of a known kind.
 
-    Args:
-        text: Content of the file.
-        origin: Name of the file in the message.
-
     Raises:
         ValueError: If it is not such a file, or its kind is unknown.
     """

@@ -53,7 +53,7 @@ def split_pieces(pieces: Iterable[Piece], share: float) -> Iterator[SplitPiece]:
     """Determine the side of each piece.
 
     Args:
-        pieces: The text.
+        pieces: Pieces of the text.
         share: Share to set aside for validation, in [0, 0.5].
 
     Raises:
@@ -85,15 +85,12 @@ def encoded(tokenizer: Tokenizer, pieces: Iterable[SplitPiece]) -> Iterator[tupl
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise") as threads:
         while True:
             for batch in islice(batches, _THREADS - len(waiting)):
-                waiting.append((batch, threads.submit(_encode, tokenizer, batch)))
+                pieces_only = [split_piece.piece for split_piece in batch]
+                waiting.append((batch, threads.submit(tokenizer.encode_pieces, pieces_only)))
             if not waiting:
                 return
             done, ids = waiting.popleft()
             yield from zip(done, ids.result(), strict=True)
-
-
-def _encode(tokenizer: Tokenizer, batch: list[SplitPiece]) -> list[Ids]:
-    return tokenizer.encode_pieces([split_piece.piece for split_piece in batch])
 
 
 def _batches(pieces: Iterator[SplitPiece]) -> Iterator[list[SplitPiece]]:
@@ -115,8 +112,8 @@ def first_tokens(
     """The first tokens of one side of a corpus, in memory; only the text that they need is read.
 
     Args:
-        corpus: The text.
-        tokenizer: The tokenizer.
+        corpus: Source of the text.
+        tokenizer: Tokenizer of the text.
         most: Approximate number of tokens; the piece that reaches it is the last.
         share: Share that is set aside for validation.
         aside: Whether to read the validation text, or the training text.
@@ -136,10 +133,6 @@ def first_tokens(
 
 def tokenise(tokenizer: Tokenizer, documents: Iterable[str]) -> TokenStream:
     """Join documents into one stream, in memory.
-
-    Args:
-        tokenizer: The tokenizer.
-        documents: Whole documents.
 
     Raises:
         ValueError: If there are none.
@@ -168,7 +161,7 @@ def sample_of(corpus: AbstractCorpus, characters: int, share: float = 0.0) -> It
     """Pieces of the training text of a corpus, drawn from all of it if its size is known.
 
     Args:
-        corpus: The text.
+        corpus: Source of the text.
         characters: Approximate number of characters in all.
         share: Share that is set aside for validation.
     """

@@ -42,7 +42,7 @@ def split(documents: Sequence[str], share: float) -> Split:
     """Set documents aside for validation, evenly spread over the corpus; of very few documents, the end of each.
 
     Args:
-        documents: The corpus.
+        documents: Documents of the corpus.
         share: Share to set aside, in (0, 0.5].
 
     Raises:

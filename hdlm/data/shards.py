@@ -104,7 +104,7 @@ class TextVersion:
         """Read the identity of a text.
 
         Args:
-            corpus: The text.
+            corpus: Source of the text.
             known: An earlier identity: files of equal size and time are not read again.
         """
         before = {} if known is None else {file.path: file for file in known.files}
@@ -223,8 +223,8 @@ class Shards:
     """A complete folder of shards.
 
     Attributes:
-        folder: The folder.
-        manifest: Its manifest.
+        folder: Folder of the shards.
+        manifest: Manifest of the folder.
     """
 
     folder: Path
@@ -277,10 +277,6 @@ class Shards:
     def check(self, tokenizer: Tokenizer, origin: str) -> None:
         """Refuse a tokenizer that did not make the tokens.
 
-        Args:
-            tokenizer: The tokenizer to use with them.
-            origin: Its name in the message.
-
         Raises:
             ValueError: If it is another tokenizer.
         """
@@ -299,10 +295,6 @@ class Shards:
 
     def head(self, side: Side, most: int) -> TokenStream:
         """The first tokens of one side, in memory; their number of bytes is estimated from the mean of the side.
-
-        Args:
-            side: Training or validation.
-            most: Largest number of tokens.
 
         Raises:
             ValueError: If there are none.
@@ -349,8 +341,8 @@ def write_shards(
     Several processes may call this at once: one works, and the others wait.
 
     Args:
-        corpus: The text.
-        tokenizer: The tokenizer.
+        corpus: Source of the text.
+        tokenizer: Tokenizer of the text.
         folder: The folder; it is made if it does not exist.
         share: Share of the text to set aside for validation, in [0, 0.5].
         renew: Whether to replace shards of another text or tokenizer.
@@ -434,7 +426,7 @@ class _Writer:
     """Writes one shard after another.
 
     Attributes:
-        folder: The folder.
+        folder: Folder of the shards.
         manifest: Describes the shards that are written.
         most: Number of tokens after which a shard ends.
         watch: Called with the progress.

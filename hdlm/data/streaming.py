@@ -44,8 +44,8 @@ class StreamedText:
     """Text and its tokenizer.
 
     Attributes:
-        corpus: The text.
-        tokenizer: The tokenizer.
+        corpus: Source of the text.
+        tokenizer: Tokenizer of the text.
         share: Share that is set aside for validation, and not in the stream.
     """
 
@@ -92,7 +92,7 @@ class StreamedWindows(AbstractWindows):
     """Windows of a stream, which are fast to read in order.
 
     Args:
-        stream: The text.
+        stream: Text of the windows.
         length: Tokens in a window.
         seed: Seed of the order.
 

@@ -145,9 +145,6 @@ class Tokenizer:
 
         It belongs to a network whose mask had a row among the words, after that row was moved to the end.
 
-        Args:
-            token: The id to remove.
-
         Raises:
             ValueError: If there is no such token, or other tokens need it.
         """
@@ -200,7 +197,7 @@ class Tokenizer:
         """Tokens of a text, without those that begin and end a document.
 
         Args:
-            text: The text.
+            text: Text to be processed.
             place: Position of the text; a space between it and the text before it is not part of it.
         """
         if place == "glued" and self._kind == "WordPiece":
@@ -330,7 +327,7 @@ def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
     """Train a byte-pair encoding.
 
     Args:
-        documents: Training text.
+        documents: Documents to train on.
         size: Number of tokens wanted, all bytes and end-of-text included; a short text gives fewer.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From words to words: a checkpoint, its tokenizer and a sampler behind one function.
+"""Text generation: a checkpoint, its tokenizer and a sampler behind one function.
 
 checkpoint = load("my-model")
 for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", steps=16)):

@@ -13,7 +13,7 @@ __all__ = ["steps_bar"]
 
 @contextmanager
 def steps_bar(what: str, *, shown: bool | None = None) -> Iterator[Callable[[Frame], None]]:
-    """A bar on standard error; what it yields is called with each frame.
+    """A bar on standard error; the yielded function is called with each frame.
 
     Args:
         what: Name of the work, in a word or two.

@@ -46,7 +46,7 @@ UNUSED: Mapping[str, tuple[str, ...]] = {"autoregressive": ("width", "steps", "g
 @final
 @dataclass(frozen=True)
 class Settings:
-    """How to write. None leaves a choice to the checkpoint.
+    """The settings of generation. None means the default of the checkpoint.
 
     Attributes:
         algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`; `hdlm sample --help` lists them.
@@ -81,7 +81,7 @@ class Settings:
     guidance: float = 0.0
 
     def transforms(self) -> tuple[Transform, ...]:
-        """What is done to the model's distribution, in order: penalty, temperature, then truncation."""
+        """The changes of the model's distribution, in order: penalty, temperature, then truncation."""
         chosen: list[Transform] = []
         if self.repetition_penalty != 1:
             chosen.append(RepetitionPenalty(self.repetition_penalty))
@@ -96,15 +96,11 @@ class Settings:
         return tuple(chosen)
 
     def noise(self, trained: AbstractNoiseSchedule) -> AbstractNoiseSchedule:
-        """The noise schedule to write along: the trained one, at the times of the grid."""
+        """The noise schedule of generation: the trained one, at the times of the grid."""
         return trained if self.grid is None else Composed(trained, time_grid(self.grid))
 
     def plan(self, trained: tuple[AbstractHyperschedule, ...], length: int) -> AbstractHyperschedule:
-        """The hyperschedule to write along.
-
-        Args:
-            trained: What the checkpoint was trained on, the best first.
-            length: Positions on the canvas.
+        """The hyperschedule of generation.
 
         Raises:
             ValueError: If the name is unknown, or a width or a number of steps is out of range.
@@ -112,7 +108,7 @@ class Settings:
         for name in UNUSED.get(self.hyperschedule or "", ()):
             if getattr(self, name) is not None:
                 raise ValueError(
-                    f"`{name}` means nothing to the hyperschedule {self.hyperschedule!r}; leave it out."
+                    f"`{name}` has no effect on the hyperschedule {self.hyperschedule!r}; leave it out."
                 )
         if self.hyperschedule == "autoregressive":
             return autoregressive(length)
@@ -130,7 +126,7 @@ class Settings:
         )
         steps = self.steps if self.steps is not None else listed
         if steps is None or (model is None and self.hyperschedule is None):
-            raise ValueError("The checkpoint lists no hyperschedule: say which one, and in how many steps.")
+            raise ValueError("The checkpoint lists no hyperschedule: give one, and a number of steps.")
         if self.hyperschedule == "flat":
             return flat(length, steps)
         if self.hyperschedule is None and model is not None:
@@ -142,23 +138,22 @@ class Settings:
 
 
 def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool) -> Regime:
-    """The regime that settings and checkpoint agree on.
+    """The regime for settings and a checkpoint.
 
     Args:
-        checkpoint: The model.
-        settings: How to write.
+        checkpoint: Checkpoint of the model.
+        settings: The settings of generation.
         length: Positions on the canvas.
-        infilling: Whether gaps stand between given words: then all positions are written together unless `settings`
-            say otherwise.
+        infilling: Whether there are gaps between given words: then all positions are generated together unless
+            `settings` say something else.
 
     Raises:
         ValueError: If the canvas does not fit the network, or the settings do not fit the checkpoint.
     """
     trained = checkpoint.hyperschedules
+    _check_length("text with its gaps" if infilling else "canvas", length, checkpoint.length)
     if not infilling:
-        _check_length("canvas", length, checkpoint.length)
         return _regime(checkpoint, settings, settings.plan(trained, length))
-    _check_length("text with its gaps", length, checkpoint.length)
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
     plan = (replace(settings, width=length) if whole else settings).plan(widest, length)

@@ -11,26 +11,24 @@ from hdlm.data.tokenizer import Place, Tokenizer
 __all__ = ["BLANK", "Passage", "blanks"]
 
 BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
-
-"""What stands in a text where something is to be written: `[MASK]` for one token, `[MASK:5]` for five."""
+"""A gap in a text: `[MASK]` for one token, `[MASK:5]` for five."""
 
 _LONGEST_SHOWN = 40
-
-"""Characters of a gap that an error repeats."""
+"""Largest number of characters of a gap in a message."""
 
 
 @final
 @dataclass(frozen=True)
 class Passage:
-    """A text that was written.
+    """A generated text.
 
     Attributes:
         text: The words, the prompt included; documents are separated by a newline.
-        tokens: Their ids, the special ones included. Where the text ends at a string, the fewest that have all of it.
-        given: How many tokens of it were given.
-        num_evaluations: Calls of the network for all passages that were written with it.
-        evaluations: Those that this passage took part in.
-        computed: Positions of it that these have computed in all.
+        tokens: Their ids, with special ones. If the text ends at a string, the fewest that contain all of it.
+        given: Number of tokens that were given.
+        num_evaluations: Calls of the network for all passages of the run.
+        evaluations: Calls that this passage took part in.
+        computed: Positions of it that these calls computed in all.
     """
 
     text: str
@@ -45,21 +43,21 @@ def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = Non
     """Tokens of a text in which `[MASK]` (or `[MASK:n]`) stands for masks, as a whole document.
 
     Args:
-        text: The text.
-        tokenizer: What makes tokens of it.
-        mask_id: The mask.
-        most: How many masks there may be at most; None for any number.
+        text: Text to be processed.
+        tokenizer: Tokenizer of the text.
+        mask_id: Id of the mask.
+        most: Largest number of masks; None for any number.
 
     Raises:
         ValueError: If there is nothing to fill in, a gap has no token, or there are more masks than `most`.
     """
     text = text.strip()
     _check_gaps(text, most)
-    ids: list[int] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
+    ids = tokenizer.vocabulary.text_start
     end = 0
-    for found in BLANK.finditer(text):
-        ids += _piece(text[end : found.start()], tokenizer, first=end == 0) + [mask_id] * _width(found)
-        end = found.end()
+    for gap in BLANK.finditer(text):
+        ids += _piece(text[end : gap.start()], tokenizer, first=end == 0) + [mask_id] * _width(gap)
+        end = gap.end()
     ids += _piece(text[end:], tokenizer, first=end == 0)
     if mask_id not in ids:
         raise ValueError("Nothing to fill in: the text has no [MASK] (one token) or [MASK:n] (n tokens).")
@@ -67,23 +65,23 @@ def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = Non
 
 
 def _width(gap: re.Match[str]) -> int:
-    """How many tokens a gap has."""
+    """Number of tokens of a gap."""
     return int((gap[1] or "1").lstrip("0"))
 
 
 def _check_gaps(text: str, most: int | None) -> None:
-    """Gaps must have tokens, and not more than there is room for; checked before any list is made of them."""
+    """Check that gaps have tokens, and that they fit, before any list is made of them."""
     room = most
-    for found in BLANK.finditer(text):
-        digits = (found[1] or "1").lstrip("0")
+    for gap in BLANK.finditer(text):
+        digits = (gap[1] or "1").lstrip("0")
         if not digits:
             raise ValueError(
-                f"The gap {found[0]} has no token: write [MASK] for one token, [MASK:n] for n tokens, at least 1."
+                f"The gap {gap[0]} has no token: write [MASK] for one token, [MASK:n] for n tokens, at least 1."
             )
         if room is None:
             continue
         if len(digits) > len(str(room)) or int(digits) > room:
-            shown = found[0] if len(found[0]) <= _LONGEST_SHOWN else f"{found[0][:_LONGEST_SHOWN]}...]"
+            shown = gap[0] if len(gap[0]) <= _LONGEST_SHOWN else f"{gap[0][:_LONGEST_SHOWN]}...]"
             raise ValueError(
                 f"The gap {shown} does not fit: the canvas has {most} positions, the network's context, for the text "
                 "and all of its gaps."
@@ -92,7 +90,7 @@ def _check_gaps(text: str, most: int | None) -> None:
 
 
 def _piece(text: str, tokenizer: Tokenizer, *, first: bool) -> list[int]:
-    """Tokens of the text before, between or behind gaps; a space beside a gap belongs to the word behind it."""
+    """Tokens of the text before, between or after gaps; a space beside a gap belongs to the word after it."""
     place: Place = "start" if first else "spaced" if text.startswith(" ") else "glued"
     words = (text if first else text.removeprefix(" ")).removesuffix(" ")
     return tokenizer.encode(words, place) if words else []

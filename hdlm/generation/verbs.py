@@ -1,4 +1,4 @@
-"""What `Checkpoint.generate` and `Checkpoint.infill` do; their arguments are documented there."""
+"""The implementation of `Checkpoint.generate` and `Checkpoint.infill`, where the arguments are documented."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def generate(
     progress: bool | None = None,
     **settings: Any,
 ) -> list[Passage]:
-    """Write text that continues a prompt; see `Checkpoint.generate`."""
+    """Generate text that continues a prompt; see `Checkpoint.generate`."""
     if BLANK.search(prompt):
-        raise ValueError("The prompt has gaps, [MASK]: give such a text to `infill`.")
+        raise ValueError("The prompt has gaps, [MASK]: use `infill` for such a text.")
     if isinstance(stop, str):
         stop = (stop,)
-    how = read_table(Settings, settings)
     with steps_bar("writing", shown=progress) as tick:
         return write(
             checkpoint,
             prompt,
-            how,
+            read_table(Settings, settings),
             num=num,
             batch_size=batch_size,
             seed=seed,
@@ -62,6 +61,13 @@ def infill(
     """Fill in the gaps of a text; see `Checkpoint.infill`."""
     if not BLANK.search(text):
         raise ValueError("The text has no gap: write [MASK] for one token, [MASK:5] for five.")
-    how = read_table(Settings, settings)
     with steps_bar("filling in", shown=progress) as tick:
-        return write(checkpoint, text, how, num=num, batch_size=batch_size, seed=seed, watch=tick)
+        return write(
+            checkpoint,
+            text,
+            read_table(Settings, settings),
+            num=num,
+            batch_size=batch_size,
+            seed=seed,
+            watch=tick,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,12 +11,7 @@ from hdlm.data.tokenizer import Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
-from hdlm.generation.text import (
-    BLANK,
-    Passage,
-    _piece,
-    blanks,
-)
+from hdlm.generation.text import BLANK, Passage, _piece, blanks
 from hdlm.regime import Regime
 from hdlm.sampling import (
     ApproximateCache,
@@ -50,20 +44,20 @@ def write(
     watch: Callable[[Frame], None] | None = None,
     stream: Callable[[int, str], None] | None = None,
 ) -> list[Passage]:
-    """Continue a prompt, or fill in its blanks.
+    """Continue a prompt, or fill in its gaps.
 
     Args:
-        checkpoint: The model.
-        prompt: Text to begin with; if it contains `[MASK]`, a text whose blanks are to be filled in.
-        settings: How.
+        checkpoint: Checkpoint of the model.
+        prompt: Text to begin with; if it contains `[MASK]`, a text whose gaps are to be filled in.
+        settings: The settings of generation.
         num: Number of passages, at least 1.
-        batch_size: Number of passages that are written at a time, which changes none of them; all by default.
-        seed: Seed of all randomness.
-        first_sequence: Index of the first: with 5, what a longer run has as its sixth.
+        batch_size: Number of passages at a time; it changes no passage.
+        seed: Seed of all random numbers.
+        first_sequence: Index of the first passage: with 5, it is the sixth passage of a longer run.
         ending: Where passages may end before the canvas is full.
-        approximate: See `hdlm.sampling.ApproximateCache`.
-        device: That of the model by default, and no other.
-        watch: Called after every generation step; a `Trace`, say.
+        approximate: Approximate cache; see `hdlm.sampling.ApproximateCache`.
+        device: The device of the model; no other is accepted.
+        watch: Called after every generation step; for example a `Trace`.
         stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
             certain. The pieces of a passage, joined, are its text.
 
@@ -76,12 +70,14 @@ def write(
     gaps = BLANK.search(prompt) is not None
     ends = ending.at_end_of_text or bool(ending.strings)
     if ends and gaps:
-        raise ValueError("A text with gaps ends where it ends: leave out where to stop.")
+        raise ValueError(
+            "A text with gaps ends at its own end: leave out stop strings and the end of a text."
+        )
     start = [] if gaps else given.tokens[0, :num_given].tolist()
     reader = Reader(tokenizer, ending, start, regime.length)
     streaming = None if stream is None else PassageStreamer(reader, stream)
 
-    def seen(frame: Frame) -> None:
+    def after_step(frame: Frame) -> None:
         if watch is not None:
             watch(frame)
         if streaming is not None:
@@ -97,18 +93,18 @@ def write(
         seed=seed,
         execution=Execution(batch_size, first_sequence, approximate=approximate, device=device),
         stop=reader if ends else None,
-        watch=None if watch is None and streaming is None else seen,
+        watch=None if watch is None and streaming is None else after_step,
     )
     passages = []
-    prices = zip(done.evaluations.tolist(), done.computed.tolist(), strict=True)
-    for sequence, (tokens, length, price) in enumerate(
-        zip(done.tokens, done.lengths, prices, strict=True), start=first_sequence
+    costs = zip(done.evaluations.tolist(), done.computed.tolist(), strict=True)
+    for sequence, (tokens, length, cost) in enumerate(
+        zip(done.tokens, done.lengths, costs, strict=True), start=first_sequence
     ):
         ids = tokens[: int(length)].tolist()
         text = reader.texts[sequence] if sequence in reader.texts else text_of(ids, tokenizer)
         if streaming is not None:
             streaming.finish(sequence, text)
-        passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *price))
+        passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *cost))
     return passages
 
 
@@ -124,21 +120,21 @@ def complete(
     stop: Stop | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> Generation:
-    """Write the free positions of a canvas: `write` without words.
+    """Generate the free positions of a canvas: `write` with tokens instead of text.
 
     Args:
-        checkpoint: The model.
-        given: What is given, on the whole canvas: one row, or `num`.
-        regime: What is written along; see `planned`.
-        settings: Algorithm, guidance, and changes of the distribution.
-        num: How many sequences, at least 1.
-        seed: Of all randomness.
-        execution: How many sequences are computed at a time, and what is remembered between calls of the network.
+        checkpoint: Checkpoint of the model.
+        given: The given tokens on the whole canvas: one row, or `num`.
+        regime: The regime of generation; see `planned`.
+        settings: The settings of generation.
+        num: Number of sequences, at least 1.
+        seed: Seed of all random numbers.
+        execution: Number of sequences in a pass, and what is kept between calls of the network.
         stop: Where sequences may end before the canvas is full.
         watch: Called after every generation step.
 
     Raises:
-        ValueError: If a setting is out of range, or what is given does not fit.
+        ValueError: If a setting is out of range, or the given tokens do not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
     device = resolve_device(denoiser, execution.device)
@@ -163,7 +159,7 @@ def complete(
 def _given(
     checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
 ) -> tuple[Prompt, Regime]:
-    """What is given, and the regime along which the rest is written."""
+    """The given tokens, and the regime for the others."""
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
         if settings.length is not None:
@@ -174,6 +170,5 @@ def _given(
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
     length = checkpoint.length if settings.length is None else settings.length
     regime = planned(checkpoint, settings, length, infilling=False)
-    start: list[Any] = [] if tokenizer.vocabulary.bos is None else [tokenizer.vocabulary.bos]
     words = _piece(prompt.strip(), tokenizer, first=True)
-    return Prompt.prefix(start + words, length), regime
+    return Prompt.prefix(tokenizer.vocabulary.text_start + words, length), regime

@@ -70,12 +70,7 @@ class _Plain:
 
 
 def hub_config(config: Mapping[str, Any], rows: int) -> dict[str, Any] | None:
-    """The config that a model of these trainers has on the hub; None if the model is unknown.
-
-    Args:
-        config: The configuration of the training.
-        rows: Number of rows of the embedding.
-    """
+    """The config that a model of these trainers has on the hub; None if the model is unknown."""
     model, algorithm = config.get("model"), config.get("algo", config)
     if not isinstance(model, Mapping) or not isinstance(algorithm, Mapping):
         return None

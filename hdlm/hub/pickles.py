@@ -224,8 +224,8 @@ class _Storages:
     """The numbers of the tensors in a zip, by their keys in the pickle.
 
     Args:
-        path: The file.
-        entries: Its entries.
+        path: Path of the file.
+        entries: Entries of the zip.
         folder: Folder of the pickle in the zip.
     """
 

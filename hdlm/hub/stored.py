@@ -65,10 +65,6 @@ class StoredWeights:
     ) -> tuple[AbstractTensors, Literal["averaged", "raw", "only"]]:
         """The tensors to use, and their kind: `"only"` if there is one set and the file does not record which it is.
 
-        Args:
-            weights: The wanted set of weights.
-            parameters: Names, in the file, of the network's parameters.
-
         Raises:
             ValueError: If that set is missing, or the average does not belong to these parameters.
         """

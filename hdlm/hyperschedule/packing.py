@@ -93,10 +93,6 @@ def opens_left_to_right(hyperschedule: AbstractHyperschedule, lookback: int = 1)
     """Whether the positions before each position have become active whenever it is active.
 
     A shifted network predicts a position from the output at the position before it, so it needs such a hyperschedule.
-
-    Args:
-        hyperschedule: The hyperschedule.
-        lookback: Number of positions before each one that are needed.
     """
     starts = _starts(hyperschedule)
     moves = starts < hyperschedule.settles

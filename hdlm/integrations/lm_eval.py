@@ -1,23 +1,24 @@
-"""The tasks of others: a model of ours as one of `lm_eval`, the language model evaluation harness.
+"""An hdlm model as a model of `lm_eval`, the language model evaluation harness.
 
     import lm_eval
     from hdlm.integrations.lm_eval import HDLM
 
     lm_eval.simple_evaluate(model=HDLM(checkpoint, replicates=32), tasks=["tasks/mine.yaml"])
 
-What it answers, with `bos` (what ends a document, where nothing else begins one) before every text:
+The answers to its requests, with `bos` (or the token that ends a document, if there is no `bos`) before every text:
 
     loglikelihood          minus a bound on `-log p(continuation | context)`, the mean of k replicates: exact for
-                           autoregression, else too low rather than too high; and whether it is what the model writes
-                           if it takes the likeliest word each time, from left to right (`Likelihood.greedy`)
-    loglikelihood_rolling  the same of a whole text, every token in one window
-    generate_until         what the sampler writes behind the context, on a canvas as long as the model's context, up to
-                           the end of the document, a stop string, or `max_gen_toks`, behind which no more is asked
-                           of the network; unless a task samples, every draw takes the likeliest word (which positions
-                           are written first stays random)
+                           autoregression, otherwise rather too low than too high; and whether the model writes the
+                           continuation if it always chooses the likeliest word, from left to right
+                           (`Likelihood.greedy`)
+    loglikelihood_rolling  the same for a whole text, every token in one window
+    generate_until         what the sampler writes after the context, on a canvas as long as the model's context, up to
+                           the end of the document, a stop string, or `max_gen_toks`, after which the network is not
+                           called. Unless a task samples, every draw takes the likeliest word (the order of the
+                           positions stays random)
 
-A context that does not fit is cut on its left. Asking for the class imports `lm_eval` and registers the name "hdlm"
-there; `HarnessModel` is the same without `lm_eval`.
+A context that is too long is cut on its left. Access to the class `HDLM` imports `lm_eval` and registers the name
+"hdlm" there; `HarnessModel` gives the same answers without `lm_eval`.
 """
 
 from __future__ import annotations
@@ -45,33 +46,33 @@ from hdlm.sampling import Execution, Prompt
 __all__ = ["HarnessModel", "Watch"]
 
 Watch = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and of how much."""
+"""Called with the kind of work, how much of it is done, and how much there is."""
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
 _DEFAULT_LENGTH = 256
-"""Tokens that a task asks for if it does not say, as elsewhere in `lm_eval`."""
+"""Tokens to generate if a task does not say, as elsewhere in `lm_eval`."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _OPTIONS = {"until", "do_sample", *_LENGTHS, *_SAMPLING}
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+def _no_watch(what: str, done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 @final
 class HarnessModel:
-    """A model that takes the tests of `lm_eval`, without `lm_eval`.
+    """A model that answers the requests of `lm_eval`, without `lm_eval`.
 
     Args:
         checkpoint: The model, with its tokenizer.
-        bound: By default the paper's, where noise ends in masks, else that of the process.
-        regime: What the bound measures along; by default that of the first hyperschedule of the checkpoint.
-        replicates: Estimates of each number; more are surer, and slower.
-        settings: How to write, where a task does not say.
+        bound: The bound to measure; by default the paper's if noise ends in masks, otherwise that of the process.
+        regime: Regime of the bound; by default that of the first hyperschedule of the checkpoint.
+        replicates: Number of estimates of each value; more are more accurate, and slower.
+        settings: Settings of generation that a task does not set.
         batch_size: Windows or canvases in a pass.
-        seed: Of all random numbers.
-        device: That of the model by default, and no other.
-        watch: Told how far it is.
+        seed: Seed of all random numbers.
+        device: The device of the model; no other is accepted.
+        watch: Called with the progress.
 
     Raises:
         ValueError: If the checkpoint has no tokenizer, or an argument is out of range.
@@ -88,7 +89,7 @@ class HarnessModel:
         batch_size: int = 16,
         seed: int = 0,
         device: torch.device | str | None = None,
-        watch: Watch = _silent,
+        watch: Watch = _no_watch,
     ) -> None:
         self._tokenizer = checkpoint.tokenizer
         self._checkpoint, self._watch = checkpoint, watch
@@ -103,7 +104,7 @@ class HarnessModel:
         )
 
     def protocol(self) -> dict[str, Any]:
-        """How it answers, for the record."""
+        """The options of the measurements, for the record."""
         return {
             "bound": self.measure.bound,
             "estimator": self.measure.measured_by,
@@ -114,47 +115,44 @@ class HarnessModel:
         }
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): `log p` of the continuation, and whether it is the greedy one."""
+        """For each (context, continuation): `log p` of the continuation, and whether it is the greedy one."""
         texts = [self._pair(context, continuation) for context, continuation in pairs]
         windows = [
             split_text([*before, *behind], len(before), self._length, alike=True) for before, behind in texts
         ]
-        nats = self._nats([window for some in windows for window in some])
-        greedy = self.measure.greedy(
-            [window for some in windows for window in some], batch_size=self._batch_size
-        )
+        every = [window for parts in windows for window in parts]
+        nats, greedy = self._nats(every), self.measure.greedy(every, batch_size=self._batch_size)
         answers, at = [], 0
-        for some in windows:
-            here = slice(at, at + len(some))
+        for parts in windows:
+            here = slice(at, at + len(parts))
             answers.append((-sum(nats[here], 0.0), all(greedy[here])))
-            at += len(some)
+            at += len(parts)
         return answers
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """Of each text: `log p` of all its tokens."""
+        """For each text: `log p` of all its tokens."""
         encoded = [self._tokenizer.encode(text) if text else [] for text in texts]
         windows = [split_text([*self._start, *ids], len(self._start), self._length) for ids in encoded]
-        nats, answers, at = self._nats([window for some in windows for window in some]), [], 0
-        for some in windows:
-            answers.append(-sum(nats[at : at + len(some)], 0.0))
-            at += len(some)
+        nats, answers, at = self._nats([window for parts in windows for window in parts]), [], 0
+        for parts in windows:
+            answers.append(-sum(nats[at : at + len(parts)], 0.0))
+            at += len(parts)
         return answers
 
     def generate_until(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """Of each (context, options): what is written behind it.
+        """For each (context, options): the text that is generated after the context.
 
         Raises:
             ValueError: If an option is unknown.
         """
         groups: dict[Settings, list[int]] = {}
         for index, (_, options) in enumerate(requests):
-            groups.setdefault(self._how(options), []).append(index)
+            groups.setdefault(self._settings_of(options), []).append(index)
         answers = [""] * len(requests)
         done = 0
         for settings, members in groups.items():
-            for index, text in zip(
-                members, self._written([requests[i] for i in members], settings), strict=True
-            ):
+            texts = self._written([requests[index] for index in members], settings)
+            for index, text in zip(members, texts, strict=True):
                 answers[index] = text
             done += len(members)
             self._watch("writing", done, len(requests))
@@ -166,26 +164,24 @@ class HarnessModel:
 
     @property
     def _start(self) -> list[int]:
-        first = self._checkpoint.vocabulary.bos
-        first = self._checkpoint.vocabulary.eos if first is None else first
-        return [] if first is None else [first]
+        return self._checkpoint.vocabulary.document_start
 
     def _nats(self, windows: Sequence[Window]) -> list[float]:
         replicates = 1 if self.measure.measured_by == "exact" else self._replicates
         done, total = 0, len(windows) * replicates
 
-        def tell(more: int) -> None:
+        def advance(more: int) -> None:
             nonlocal done
             done += more
             self._watch("measuring", done, total)
 
         nats: list[float] = self.measure.nats(
-            windows, replicates, batch_size=self._batch_size, watch=tell
+            windows, replicates, batch_size=self._batch_size, watch=advance
         ).tolist()
         return nats
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens before the continuation and of it; a space between them belongs to it."""
+        """Tokens of a context and its continuation; a space between them belongs to the continuation."""
         words = context.rstrip()
         continuation = context[len(words) :] + continuation
         before = [*self._start, *(self._tokenizer.encode(words) if words else [])]
@@ -193,12 +189,12 @@ class HarnessModel:
             return before, self._tokenizer.encode(continuation[1:], "spaced")
         return before, self._tokenizer.encode(continuation, "glued" if words else "start")
 
-    def _how(self, options: Mapping[str, Any]) -> Settings:
+    def _settings_of(self, options: Mapping[str, Any]) -> Settings:
         """Settings of a request: greedy unless it samples."""
-        strange = sorted(set(options) - _OPTIONS)
-        if strange:
+        unknown = sorted(set(options) - _OPTIONS)
+        if unknown:
             raise ValueError(
-                f"a task asks for {', '.join(strange)}, which this model does not know; it knows "
+                f"a task asks for {', '.join(unknown)}, which this model does not support; it supports "
                 f"{', '.join(sorted(_OPTIONS))}."
             )
         asked = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
@@ -207,7 +203,7 @@ class HarnessModel:
         return replace(self._settings, **asked)
 
     def _written(self, requests: Sequence[tuple[str, Mapping[str, Any]]], settings: Settings) -> list[str]:
-        """What is written behind some contexts in one way."""
+        """The texts that are generated after some contexts with one group of settings."""
         length = self._checkpoint.length
         prompts, rooms = [], []
         for context, options in requests:
@@ -237,7 +233,7 @@ class HarnessModel:
     def _read(
         self, tokens: list[int], given: int, room: int, until: str | Sequence[str] | None
     ) -> tuple[str, bool]:
-        """The text behind what was given, up to whatever ends it first, and whether something does."""
+        """The generated text up to its end, and whether the text has ended."""
         known = self._checkpoint.vocabulary
         written = tokens[given : given + room]
         ends = [at for at, token in enumerate(written) if token in (known.eos, known.bos)]
@@ -258,7 +254,7 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _harness_class() -> type:
-    """The class `HDLM`, made when it is asked for: it needs `lm_eval` to be a model of it.
+    """The class `HDLM`, made at its first use because its base class is in `lm_eval`.
 
     Raises:
         ValueError: If `lm_eval` is not installed.
@@ -277,11 +273,11 @@ def _harness_class() -> type:
         """A model of hdlm for `lm_eval`; see `hdlm.integrations.lm_eval`.
 
         Args:
-            checkpoint: The model, or what `hdlm.load` opens: a folder, a file, a hub id.
-            batch_size: Windows or canvases in a pass; None for the usual number.
-            max_batch_size: Of no account: nothing is tried out.
-            device: Where the model is; None for where its weights are.
-            options: As in `HarnessModel`.
+            checkpoint: The model, or a source for `hdlm.load`: a folder, a file, a hub id.
+            batch_size: Windows or canvases in a pass; None for the default.
+            max_batch_size: Ignored, because batch sizes are not searched.
+            device: Device of the model; None for that of its weights.
+            options: Further arguments of `HarnessModel`.
         """
 
         def __init__(
@@ -308,7 +304,7 @@ def _harness_class() -> type:
             return self._tokenizer_name
 
         def get_model_info(self) -> dict[str, Any]:
-            """What `lm_eval` writes beside its results."""
+            """The record that `lm_eval` adds to its results."""
             return self.examinee.protocol()
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

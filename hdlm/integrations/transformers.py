@@ -1,8 +1,8 @@
-"""Our models under the names that `transformers` asks for: `AutoModel.from_pretrained("runs/first")`.
+"""hdlm models as `transformers` models: `AutoModel.from_pretrained("runs/first")`.
 
-A folder written here is a checkpoint folder (`hdlm.checkpoint`) and a `transformers` folder at once: one `config.json`,
-one `model.safetensors`, read by either. Importing this module registers both classes with `AutoConfig`, `AutoModel` and
-`AutoModelForMaskedLM`; nothing else of `hdlm` imports `transformers`.
+A folder written here is a checkpoint folder (`hdlm.checkpoint`) and a `transformers` folder at once: one `config.json`
+and one `model.safetensors` for both. Importing this module registers both classes with `AutoConfig`, `AutoModel` and
+`AutoModelForMaskedLM`; nothing else in `hdlm` imports `transformers`.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ _TABLES = ("network", "vocabulary", "process", "parameterization", "noise_schedu
 _SETTINGS = tuple(option.name for option in fields(Settings))
 _PREFIX = "model."
 _IGNORE = -100
-"""Label of a position that the loss leaves out, as everywhere in `transformers`."""
+"""Label of a position that the loss ignores, as everywhere in `transformers`."""
 
 
 @final
 class HDLMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """What a checkpoint's `config.json` says (`Checkpoint.config`), as a `transformers` config.
+    """The content of a checkpoint's `config.json` (`Checkpoint.config`), as a `transformers` config.
 
     Args:
         network: Sizes and switches of the DDiT; see `hdlm.network.DDiTConfig`.
-        vocabulary: What its tokens mean.
-        process: How tokens are noised.
-        parameterization: What its outputs mean.
-        noise_schedule: How fast noise came in training.
-        hyperschedules: What it was trained on, the one it generates best by first.
-        context: What settled positions saw of one another.
-        active: What active positions saw of one another.
-        training: How it came about.
+        vocabulary: Meaning of its tokens.
+        process: The noise process.
+        parameterization: Meaning of its outputs.
+        noise_schedule: Noise as a function of time in training.
+        hyperschedules: Hyperschedules of its training, the best one for generation first.
+        context: Attention between settled positions.
+        active: Attention between active positions.
+        training: Record of its training.
         format: Version of this layout.
-        **kwargs: What `transformers` keeps in every config.
+        **kwargs: Options that `transformers` keeps in every config.
     """
 
     model_type = MODEL_TYPE
@@ -96,17 +96,17 @@ class HDLMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         return cls(**{name: value for name, value in checkpoint.config().items() if name != "model_type"})
 
     def document(self) -> dict[str, Any]:
-        """What `Checkpoint.config` said.
+        """The content of `Checkpoint.config`.
 
         Raises:
-            ValueError: If this config describes no model.
+            ValueError: If this config does not describe a model.
         """
         tables = {name: getattr(self, name) for name in _TABLES}
         missing = [name for name, table in tables.items() if table is None]
         if missing:
             raise ValueError(
-                f"This HDLMConfig describes no model, it lacks {', '.join(missing)}: take that of a checkpoint, "
-                "HDLMConfig.of(checkpoint), or AutoConfig.from_pretrained of a folder."
+                f"This HDLMConfig does not describe a model, because it lacks {', '.join(missing)}: use that of a "
+                "checkpoint, HDLMConfig.of(checkpoint), or AutoConfig.from_pretrained of a folder."
             )
         return tables | {name: getattr(self, name) for name in ("context", "active", "training", "format")}
 
@@ -114,10 +114,10 @@ class HDLMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 @final
 @dataclass
 class DenoisingOutput(ModelOutput):
-    """What `HDLMForDiffusionLM` answers.
+    """The result of `HDLMForDiffusionLM`.
 
     Attributes:
-        loss: Mean cross-entropy of the labels, where there are any.
+        loss: Mean cross-entropy of the labels, if there are any.
         logits: `log p(x_0 | x_t)` at every position; minus infinity at the mask.
     """
 
@@ -130,12 +130,12 @@ class HDLMForDiffusionLM(PreTrainedModel):
     """A denoiser as a `transformers` model.
 
     Args:
-        config: All of it but the weights; a model made from it alone draws its own.
+        config: The model without its weights, which are then drawn at random.
 
     Attributes:
-        model: The network.
-        tokenizer: Text of a `tokenizer.json` that is saved beside the weights, or None. A model that was read from
-            files has none here: `AutoTokenizer` reads it.
+        model: Network of the model.
+        tokenizer: Text of a `tokenizer.json` that is saved with the weights, or None. It is None for a model that was
+            read from files: `AutoTokenizer` reads it.
     """
 
     config_class = HDLMConfig
@@ -153,15 +153,15 @@ class HDLMForDiffusionLM(PreTrainedModel):
     def of(cls, checkpoint: Checkpoint) -> HDLMForDiffusionLM:
         """The model of a checkpoint; it shares the weights."""
         with torch.device("meta"):
-            made = cls(HDLMConfig.of(checkpoint))
-        made.model = checkpoint.network
-        made.tokenizer = checkpoint.tokenizer_json
-        made.training = checkpoint.network.training
-        return made
+            model = cls(HDLMConfig.of(checkpoint))
+        model.model = checkpoint.network
+        model.tokenizer = checkpoint.tokenizer_json
+        model.training = checkpoint.network.training
+        return model
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """This model as everything else in `hdlm` knows it; it shares the weights."""
+        """This model as a checkpoint of `hdlm`; it shares the weights."""
         return assemble(self.config.document(), self.model, self.tokenizer)
 
     def forward(
@@ -174,29 +174,29 @@ class HDLMForDiffusionLM(PreTrainedModel):
         return_dict: bool | None = None,
         **ignored: Any,
     ) -> DenoisingOutput | tuple[Tensor, ...]:
-        """`log p(x_0 | x_t)` everywhere.
+        """`log p(x_0 | x_t)` at every position.
 
         Args:
-            input_ids: Noisy tokens.
-            noise: Noise fraction of each position, in [0, 1], 0 where the token is known; may be left out where the
-                answer does not depend on it.
-            attention_mask: `[b, q]`, nonzero where a token may be seen at all; or `[b, q, q]`, nonzero where a query
-                (row) may see a key.
-            position_ids: Where each token stands; by default `0 .. q-1`.
-            labels: The clean tokens, -100 where the loss is not wanted.
+            input_ids: Ids of noisy tokens.
+            noise: Noise fraction of each position, in [0, 1], 0 if the token is known; it may be left out if the
+                network does not depend on it.
+            attention_mask: `[b, q]`, nonzero if a token may be attended to at all; or `[b, q, q]`, nonzero if a query
+                (row) may attend to a key.
+            position_ids: Position of each token; by default `0 .. q-1`.
+            labels: The clean tokens, -100 at positions that the loss ignores.
             return_dict: False for a tuple.
-            **ignored: What pipelines pass to any model, `token_type_ids` say.
+            **ignored: Arguments that pipelines pass to any model, such as `token_type_ids`.
 
         Raises:
-            ValueError: If the model must be told the noise and is not, a position is beyond the context, or a label is
-                the mask or no word.
+            ValueError: If the network needs the noise and it is missing, a position is beyond the context, or a label
+                is not a word.
         """
         pieces = self.checkpoint.denoiser
         _check_positions(input_ids, position_ids, self.model.config.max_length)
         if labels is not None:
             _check_labels(labels, pieces.process.num_words)
         if noise is None:
-            noise = self._noise_of_no_account(pieces, input_ids)
+            noise = self._default_noise(pieces, input_ids)
         noise = noise.expand(input_ids.shape)
         seen = None if attention_mask is None else _visible(attention_mask, input_ids)
         logits = pieces(input_ids, noise, ForwardContext(position_ids, seen))
@@ -206,14 +206,14 @@ class HDLMForDiffusionLM(PreTrainedModel):
         output = DenoisingOutput(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output
 
-    def _noise_of_no_account(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
-        """Noise for a network whose answer does not depend on it."""
-        reading = self.config.document()["parameterization"]
-        while isinstance(reading.get("inner"), Mapping):
-            reading = reading["inner"]
-        if reading.get("conditioning") not in ("none", "zero"):
+    def _default_noise(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
+        """Noise for a network that does not depend on it."""
+        outputs = self.config.document()["parameterization"]
+        while isinstance(outputs.get("inner"), Mapping):
+            outputs = outputs["inner"]
+        if outputs.get("conditioning") not in ("none", "zero"):
             raise ValueError(
-                "This model must be told how noisy each position is: pass `noise`, fractions in [0, 1] of the shape "
+                "This model needs the noise of each position: pass `noise`, fractions in [0, 1] of the shape "
                 f"{list(tokens.shape)}, 0 where the token is known."
             )
         return torch.zeros(tokens.shape, device=tokens.device)
@@ -232,18 +232,18 @@ class HDLMForDiffusionLM(PreTrainedModel):
         watch: Callable[[Frame], None] | None = None,
         **settings: Any,
     ) -> Int[Tensor, "n l"]:
-        """Write: a prompt is continued, masks in it are filled in, and without one the canvas begins empty.
+        """Generate: a prompt is continued, masks in it are filled in, and without a prompt the canvas begins empty.
 
         Args:
-            inputs: Prompts of one length; the mask's id stands where something is to be written.
+            inputs: Prompts of one length; the mask's id marks positions to fill in.
             input_ids: Another name of `inputs`, so that `generate(**tokenizer(text))` works.
-            attention_mask: Must be all ones: prompts of different lengths take a call each.
+            attention_mask: Must be all ones: prompts of different lengths need separate calls.
             max_length: Another name of `length`: positions on the canvas, the prompt included.
-            num_return_sequences: How many sequences for each prompt.
-            batch_size: How many at a time; it changes no sequence.
-            seed: Of all randomness.
+            num_return_sequences: Number of sequences for each prompt.
+            batch_size: Number of sequences at a time; it changes no sequence.
+            seed: Seed of all random numbers.
             watch: Called after every generation step.
-            **settings: How: `algorithm="acs"`, `eta`, `hyperschedule`, `width`, `steps`, `length`, `temperature`,
+            **settings: `algorithm="acs"`, `eta`, `hyperschedule`, `width`, `steps`, `length`, `temperature`,
                 `top_k`, `top_p`, `min_p`, `repetition_penalty`, `guidance`; see `hdlm.generation.Settings`.
 
         Raises:
@@ -253,7 +253,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
         chosen = _settings(settings, max_length)
         prompts = inputs if inputs is not None else input_ids
         if prompts is None:
-            prompts = self._empty_prompt(checkpoint)
+            prompts = torch.tensor([checkpoint.vocabulary.text_start], dtype=torch.long, device=self.device)
         if attention_mask is not None and not attention_mask.bool().all():
             raise ValueError("Padded prompts are not supported: give prompts of one length, without padding.")
         gaps = prompts == checkpoint.vocabulary.mask_id
@@ -274,11 +274,6 @@ class HDLMForDiffusionLM(PreTrainedModel):
         )
         return written.tokens
 
-    def _empty_prompt(self, checkpoint: Checkpoint) -> Tensor:
-        """What a text begins with: the begin-of-sequence token, where there is one."""
-        bos = checkpoint.vocabulary.bos
-        return torch.tensor([[] if bos is None else [bos]], dtype=torch.long, device=self.device)
-
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, name: str | os.PathLike[str], *arguments: Any, **options: Any
@@ -286,10 +281,10 @@ class HDLMForDiffusionLM(PreTrainedModel):
         """Read a folder or a repository; see `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: If a tensor is missing, unexpected or of another shape: nothing is ever drawn at random.
+            ValueError: If a tensor is missing, unexpected or of another shape: no tensor is drawn at random.
         """
         reported = options.pop("output_loading_info", False)
-        # Tensors of another shape are reported, as the others are, and refused below in one and the same way.
+        # Tensors of another shape are reported like missing and unexpected ones, and refused below together with them.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         answer: Any = super().from_pretrained(name, *arguments, **options)
         loaded, report = answer
@@ -302,7 +297,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
             listed = "; ".join(f"{what} {', '.join(names)}" for what, names in wrong.items())
             raise ValueError(f"the weights at {name} do not fit the network of its config: {listed}.")
         rotary = loaded.model.rotary_emb.inv_freq
-        # Half precision rounds frequencies, and far positions drift: they are computed, not read.
+        # Half precision would round frequencies, which changes far positions: they are computed, not read.
         loaded.model.rotary_emb = Rotary(loaded.model.config.head_dim).to(rotary.device)
         return (loaded, report) if reported else loaded
 
@@ -323,11 +318,11 @@ class HDLMForDiffusionLM(PreTrainedModel):
                     aside.write_bytes(content)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: the network draws its own weights when it is made."""
+        """Do nothing: the network draws its own weights when it is made."""
 
 
 def _settings(options: Mapping[str, Any], max_length: int | None) -> Settings:
-    """The settings that the options of `generate` say."""
+    """The settings in the options of `generate`."""
     unknown = sorted(options.keys() - set(_SETTINGS))
     if unknown:
         raise ValueError(f"generate() has no option {', '.join(unknown)}; known: {', '.join(_SETTINGS)}.")
@@ -341,7 +336,7 @@ def _settings(options: Mapping[str, Any], max_length: int | None) -> Settings:
 
 
 def _canvas(prompts: Tensor, gaps: Tensor, length: int, copies: int) -> Prompt:
-    """Prompts on canvases of some length, each as often as it is wanted."""
+    """Prompts on canvases of a length, each as many times as needed."""
     if copies < 1:
         raise ValueError(f"`num_return_sequences` must be at least 1; got {copies}.")
     room = length - prompts.shape[1]
@@ -356,7 +351,7 @@ def _canvas(prompts: Tensor, gaps: Tensor, length: int, copies: int) -> Prompt:
 
 
 def _check_positions(tokens: Tensor, positions: Tensor | None, context: int) -> None:
-    """Refuse positions that the network was not made for."""
+    """Refuse positions outside the context of the network."""
     if positions is None:
         if tokens.shape[1] > context:
             raise ValueError(
@@ -377,7 +372,7 @@ def _check_labels(labels: Tensor, num_words: int) -> None:
     outside = labels[((labels < 0) | (labels >= num_words)) & (labels != _IGNORE)]
     if outside.numel():
         label = int(outside[0])
-        what = "is the mask" if label == num_words else "is no word of this model"
+        what = "is the mask" if label == num_words else "is not a word of this model"
         raise ValueError(
             f"`labels` holds {label}, which {what}: labels are the clean tokens, 0 to {num_words - 1}, and {_IGNORE} "
             "where the loss is not wanted."
@@ -385,7 +380,7 @@ def _check_labels(labels: Tensor, num_words: int) -> None:
 
 
 def _visible(mask: Tensor, tokens: Tensor) -> Bool[Tensor, "#b q q"]:
-    """An attention mask as `hdlm` says it: which key each query may see."""
+    """An attention mask in the form of `hdlm`: the keys that each query may attend to."""
     length = tokens.shape[1]
     if mask.ndim == 2 and mask.shape == tokens.shape:
         return mask.bool()[:, None].expand(-1, length, -1)

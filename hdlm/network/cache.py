@@ -62,8 +62,8 @@ class KVCache:
 
         Args:
             layer: Index of the layer; in the first pass layers come in order.
-            key: Current keys.
-            value: Current values.
+            key: Keys of current positions.
+            value: Values of current positions.
 
         Raises:
             ValueError: If gradients are needed, or the batch size differs from that of the stored positions.
@@ -91,10 +91,6 @@ class KVCache:
     def keep(self, store: Int[Tensor, " n"], num_current: int) -> None:
         """Keep positions of the last pass, in the given order; the others are dropped.
 
-        Args:
-            store: Indices of the current positions to keep.
-            num_current: Number of positions in that pass.
-
         Raises:
             ValueError: If there are more indices than the pass had positions.
         """
@@ -105,10 +101,6 @@ class KVCache:
 
     def extend(self, count: int, num_current: int) -> None:
         """Keep the first positions of the last pass.
-
-        Args:
-            count: Number of positions to keep.
-            num_current: Number of positions in that pass.
 
         Raises:
             ValueError: If the pass had fewer positions.

@@ -61,7 +61,7 @@ class Embedding(nn.Module):
 
     Args:
         vocab_size: Number of rows.
-        hidden_size: Width.
+        hidden_size: Width of the vectors.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:

@@ -36,13 +36,7 @@ _CHEAP = 4
 
 
 def run_block(recomputation: Recomputation, block: AbstractBlock, *arguments: Any) -> Tensor:
-    """The output of a block.
-
-    Args:
-        recomputation: Which activations the backward pass recomputes.
-        block: The block.
-        *arguments: Arguments of the block.
-    """
+    """The output of a block."""
     if recomputation == "none" or not torch.is_grad_enabled():
         output: Tensor = block(*arguments)
     elif recomputation == "full":

@@ -185,7 +185,7 @@ class AbstractNoiseProcess(abc.ABC):
         """Draw `x_u ~ q(x_u | x_0)`.
 
         Args:
-            x_0: Clean words.
+            x_0: Ids of clean words.
             u: Noise fraction of each position.
             draw: One uniform number in [0, 1) per position, preferably float64; the result is a function of it.
         """
@@ -237,7 +237,7 @@ class AbstractNoiseProcess(abc.ABC):
         """`p(x_s | x_t) = sum_{x_0} q(x_s | x_t, x_0) p(x_0 | x_t)` over the whole vocabulary, exactly.
 
         Args:
-            x_t: Noisy tokens.
+            x_t: Ids of noisy tokens.
             clean: `p(x_0 | x_t)`, zero at the mask.
             s: Noise fraction to step to, `s <= t`.
             t: Noise fraction of `x_t`.
@@ -257,7 +257,7 @@ class AbstractNoiseProcess(abc.ABC):
         """`posterior` in closed form, as a mixture that needs no tensor over the vocabulary.
 
         Args:
-            x_t: Noisy tokens.
+            x_t: Ids of noisy tokens.
             own: `p(x_0 = x_t | x_t)`, the model's probability of the current token; ignored at masks.
             s: Noise fraction to step to, `s <= t`.
             t: Noise fraction of `x_t`.

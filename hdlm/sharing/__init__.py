@@ -1,4 +1,4 @@
-"""Models for others: the published formats, model cards, and pushing to a hub."""
+"""Export of models: the published formats, model cards, and pushing to a hub."""
 
 from hdlm.sharing.push import push_to_hub, save_pretrained
 

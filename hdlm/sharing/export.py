@@ -1,15 +1,15 @@
-"""From a checkpoint to the published layout: files that the published code of the paper reads as its own.
+"""Writes a checkpoint in the published layout, which the published code of the paper reads.
 
-    config.json         the whole training config, resolved; published defaults for what a checkpoint does not say
-    config.yaml         the same
+    config.json         the whole training config, resolved; published defaults for what a checkpoint does not record
+    config.yaml         the same content
     model.safetensors   tensors under the published names, which are ours
     README.md           the model card
-    tokenizer.json      where there is one
+    tokenizer.json      if there is one
     pytorch_model.bin   on demand, a plain state dict
 
-`epsilon_hybrid` is `EpsilonHybrid` noise (or `Absorbing`, its case of epsilon 0) and a network that is told no time;
-`gamma_hybrid` is `GammaHybrid`, `Absorbing` or `Uniform` noise and log scores. What the published configs have no words
-for is an error that names it. A checkpoint that was read from this layout keeps what its config said. Reference:
+`epsilon_hybrid` is `EpsilonHybrid` noise (or `Absorbing`, its case of epsilon 0) and a network without noise
+conditioning; `gamma_hybrid` is `GammaHybrid`, `Absorbing` or `Uniform` noise and log scores. What the published configs
+cannot express is an error that names it. A checkpoint that was read from this layout keeps its config. Reference:
 Unifying Autoregressive and Diffusion-Based Sequence Generation (arXiv 2504.06416).
 """
 
@@ -72,8 +72,8 @@ def export(
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
 
     Raises:
-        ValueError: If something of the checkpoint has no published form; the message names it.
-        OSError: If nothing can be written there.
+        ValueError: If something in the checkpoint has no published form; the message names it.
+        OSError: If the folder cannot be written.
     """
     import yaml
 
@@ -104,15 +104,11 @@ def export(
 def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> _Table:
     """The published config of a checkpoint: every key, resolved.
 
-    Args:
-        checkpoint: The model.
-        hyperschedule: Index of the one that the config names.
-
     Raises:
-        ValueError: If something of the checkpoint has no published form; the message names it.
+        ValueError: If something in the checkpoint has no published form; the message names it.
     """
-    alignment, reading = alignment_of(checkpoint.denoiser.parameterization)
-    config = _family(checkpoint, reading)
+    alignment, outputs = alignment_of(checkpoint.denoiser.parameterization)
+    config = _family(checkpoint, outputs)
     if alignment != "aligned" or "type" in config:
         config["type"] = alignment
     config["tokenizer"] = _tokenizer(checkpoint, config.get("tokenizer", {}))
@@ -126,52 +122,52 @@ def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> _Table:
     return config
 
 
-def _family(checkpoint: Checkpoint, reading: AbstractParameterization) -> _Table:
-    """The config of the published family that a checkpoint belongs to, with what says which member it is.
+def _family(checkpoint: Checkpoint, outputs: AbstractParameterization) -> _Table:
+    """The config of the published family of a checkpoint, with the options that identify it.
 
     Raises:
-        ValueError: If it belongs to none.
+        ValueError: If it belongs to no family.
     """
-    process, told = checkpoint.denoiser.process, checkpoint.network.config.timestep_embedding
-    if isinstance(process, EpsilonHybrid | Absorbing) and reading == Mean() and not told:
+    process, conditioned = checkpoint.denoiser.process, checkpoint.network.config.timestep_embedding
+    if isinstance(process, EpsilonHybrid | Absorbing) and outputs == Mean() and not conditioned:
         if checkpoint.noise_schedule != Linear():
             raise _formless(checkpoint.noise_schedule, "noise schedule", "`Linear()`", _ANY_SCHEDULE)
         config = family_defaults("epsilon_hybrid", _came_with(checkpoint, PublishedEpsilonCard.name))
         config["training"]["epsilon"] = process.epsilon if isinstance(process, EpsilonHybrid) else 0.0
         return config
     graph = graph_of(process)
-    if graph is not None and isinstance(reading, LogScore) and told:
-        blend = reading.blend_rate
+    if graph is not None and isinstance(outputs, LogScore) and conditioned:
+        blend = outputs.blend_rate
         config = family_defaults("gamma_hybrid", _came_with(checkpoint, PublishedGammaCard.name))
         config["graph"]["type"] = graph
         config["graph"]["gamma"] = process.gamma if isinstance(process, GammaHybrid) else blend or 0.0
         config["noise"] |= _noise(checkpoint.noise_schedule)
-        config["annealing"]["sampling_eps"] = _earliest(checkpoint.noise_schedule, reading.floor)
-        config["model"] |= _scores(reading, config["graph"]["gamma"])
+        config["annealing"]["sampling_eps"] = _earliest(checkpoint.noise_schedule, outputs.floor)
+        config["model"] |= _scores(outputs, config["graph"]["gamma"])
         return config
     raise ValueError(
-        f"{process!r} noise, outputs that mean {reading!r} and a network that is told {'the' if told else 'no'} noise "
-        "have no published form. Published are `EpsilonHybrid` or `Absorbing` with `Mean()` and a network that is told "
-        "no noise, and `GammaHybrid`, `Absorbing` or `Uniform` with `LogScore` and one that is told. "
-        f"{_SHARE_OURS}"
+        f"{process!r} noise, outputs {outputs!r} and a network {'with' if conditioned else 'without'} noise "
+        "conditioning have no published form. Published are `EpsilonHybrid` or `Absorbing` with `Mean()` and a network "
+        "without noise conditioning, and `GammaHybrid`, `Absorbing` or `Uniform` with `LogScore` and a network with "
+        f"noise conditioning. {_SHARE_OURS}"
     )
 
 
 def _came_with(checkpoint: Checkpoint, family: str) -> _Table:
-    """The config that a checkpoint was read with, if it was one of this family."""
+    """The config that a checkpoint was read with, if it was of this family."""
     origin = checkpoint.training
     known = origin.get("format") == family and isinstance(origin.get("config"), Mapping)
     return dict(origin["config"]) if known else {}
 
 
 _ANY_SCHEDULE = (
-    "The schedule says how fast generation goes, not what the network is: to export with the published one, pass "
+    "The schedule determines the pace of generation and not the network: to export with the published one, pass "
     "`dataclasses.replace(checkpoint, noise_schedule=...)`."
 )
 
 
 def _formless(piece: object, what: str, published: str, advice: str) -> ValueError:
-    """The error for a piece that published configs have no words for."""
+    """The error for a piece that published configs cannot express."""
     return ValueError(f"the {what} {piece!r} has no published form; published is {published}. {advice}")
 
 
@@ -183,21 +179,21 @@ def _noise(schedule: AbstractNoiseSchedule) -> _Table:
     return options
 
 
-def _scores(reading: LogScore, gamma: float) -> _Table:
-    """How log scores are read."""
-    if reading.blend_rate not in (None, gamma):
-        raise _formless(reading, "reading", f"a `blend_rate` of gamma={gamma}, or none", _SHARE_OURS)
-    if reading.shared:
-        told = "one that tells every position its own noise (`shared=False`)"
-        raise _formless(reading, "reading", told, _SHARE_OURS)
+def _scores(outputs: LogScore, gamma: float) -> _Table:
+    """The options of log scores."""
+    if outputs.blend_rate not in (None, gamma):
+        raise _formless(outputs, "parameterization", f"a `blend_rate` of gamma={gamma}, or none", _SHARE_OURS)
+    if outputs.shared:
+        own = "one in which every position gets its own noise (`shared=False`)"
+        raise _formless(outputs, "parameterization", own, _SHARE_OURS)
     return {
-        "scale_by_sigma": reading.scale_by_sigma,
-        "hybrid_sigma_embedding": reading.blend_rate is not None,
+        "scale_by_sigma": outputs.scale_by_sigma,
+        "hybrid_sigma_embedding": outputs.blend_rate is not None,
     }
 
 
 def _earliest(schedule: AbstractNoiseSchedule, floor: float) -> float:
-    """The earliest time that a network is told of: when the noise is at the floor of its outputs, to the last digit."""
+    """The time at which the noise equals the floor of the outputs, to the last digit."""
     time = float(schedule.time(torch.tensor(floor, dtype=torch.float64)))
     for near in (float(f"{time:.12g}"), time, math.nextafter(time, 0), math.nextafter(time, 1)):
         if float(schedule.fraction(torch.tensor(near, dtype=torch.float64))) == floor:
@@ -206,12 +202,12 @@ def _earliest(schedule: AbstractNoiseSchedule, floor: float) -> float:
 
 
 def _network(checkpoint: Checkpoint) -> _Table:
-    """Sizes and switches."""
+    """Sizes and switches of the network."""
     shape = checkpoint.network.config
     if not isinstance(shape, DDiTConfig):
         raise _formless(shape, "network", "a `DDiT`", _SHARE_OURS)
     if shape.condition_output:
-        unconditioned = "one whose output layer is never conditioned (`condition_output=False`)"
+        unconditioned = "one whose output layer is not conditioned (`condition_output=False`)"
         raise _formless(shape, "network", unconditioned, _SHARE_OURS)
     if shape.mlp_ratio != _MLP_RATIO:
         raise _formless(shape, "network", f"one of `mlp_ratio={_MLP_RATIO}`", _SHARE_OURS)
@@ -228,7 +224,7 @@ def _network(checkpoint: Checkpoint) -> _Table:
 
 
 def _tokenizer(checkpoint: Checkpoint, came_with: _Table) -> _Table:
-    """Size and name of the tokenizer: GPT-2's has its own name, another that of its file."""
+    """Size and name of the tokenizer: `gpt2`, or the name of the file."""
     name: Any = "gpt2"
     if checkpoint.vocabulary != GPT2:
         name = came_with.get("model") if checkpoint.tokenizer_json is None else "tokenizer.json"
@@ -236,7 +232,7 @@ def _tokenizer(checkpoint: Checkpoint, came_with: _Table) -> _Table:
 
 
 def _annealing(checkpoint: Checkpoint, index: int) -> _Table:
-    """The hyperschedule that the config names; of two that differ in levels only, the first is that of evaluation.
+    """The hyperschedule of the config; if two differ in levels only, the first is that of evaluation.
 
     Raises:
         ValueError: If it has no published name.
@@ -255,7 +251,7 @@ def _annealing(checkpoint: Checkpoint, index: int) -> _Table:
         advice = (
             f"The checkpoint lists others that have one, choose by number: {'; '.join(others)}."
             if others
-            else f"Say another with `dataclasses.replace(checkpoint, hyperschedules=...)`. {_SHARE_OURS}"
+            else f"Give another one with `dataclasses.replace(checkpoint, hyperschedules=...)`. {_SHARE_OURS}"
         )
         raise _formless(
             trained[index],
@@ -271,7 +267,7 @@ def _annealing(checkpoint: Checkpoint, index: int) -> _Table:
 
 
 def _recipe(config: _Table, training: Mapping[str, Any]) -> None:
-    """Enter what the checkpoint records of its training where the published config has the same word for it."""
+    """Copy what the checkpoint records of its training into options of the published config."""
     recipe = training.get("recipe")
     if not isinstance(recipe, Mapping):
         return

@@ -1,4 +1,4 @@
-"""A model card: the README.md that travels with weights, and says what they are and can do, and how to use them."""
+"""Model cards: a README.md for weights, with their description, their results and an example of their use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hdlm.checkpoint import Checkpoint, describe, description_text
 __all__ = ["LICENCE", "Layout", "model_card"]
 
 Layout = Literal["hdlm", "published"]
-"""Ours (`hdlm.checkpoint`), or that of the repositories of the paper."""
+"""The layout of `hdlm.checkpoint`, or that of the paper's repositories."""
 
 LICENCE = "mit"
-"""Of weights, unless their owner says otherwise."""
+"""The licence of weights by default."""
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -31,14 +31,14 @@ def model_card(
     """The text of a README.md.
 
     Args:
-        checkpoint: The model.
-        source: What users will load: the id of a repository, or a folder.
-        layout: What the files beside it look like.
-        licence: Identifier of the weights' licence, as the hub spells it.
-        evaluation: Results: a name and a number, or the name of a data set and a table of such.
+        checkpoint: Checkpoint of the model.
+        source: Name that users will load: the id of a repository, or a folder.
+        layout: Layout of the files.
+        licence: Identifier of the weights' licence on the hub.
+        evaluation: Results by name: numbers, or tables of numbers for data sets.
 
     Raises:
-        ValueError: If the licence is no identifier, or there is no such layout.
+        ValueError: If the licence is not an identifier, or the layout is unknown.
     """
     if not _LICENCE.fullmatch(licence):
         raise ValueError(
@@ -111,7 +111,7 @@ def _size(checkpoint: Checkpoint) -> str:
 
 
 def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """What anybody must know before using it."""
+    """The properties of a model that users must know."""
     shape, vocabulary = checkpoint.network.config, checkpoint.vocabulary
     yield "parameters", f"{sum(weight.numel() for weight in checkpoint.network.parameters()):,}"
     yield (
@@ -155,7 +155,7 @@ On the command line, `hdlm sample {source}`; with `transformers`, after `import 
 
 
 def _published_use(checkpoint: Checkpoint, source: str) -> str:
-    """The same through the names of the published code."""
+    """Usage through the names of the published code."""
     length, words = checkpoint.length, checkpoint.vocabulary.num_words
     if checkpoint.network.config.timestep_embedding:
         imported = "from hdlm.gamma_hybrid.sampling import get_sa_sampling_fn"
@@ -173,8 +173,8 @@ def _published_use(checkpoint: Checkpoint, source: str) -> str:
             "device=device\n)"
         )
     return f"""
-The files are laid out as the published code of the paper expects them; its own lines read them, there and here. What
-`config.json` says of training is the published default wherever nothing else is recorded below.
+The files have the layout of the published code of the paper, whose own lines read them, there and here. Training
+options in `config.json` are published defaults unless they are recorded below.
 
 ```python
 {imported}
@@ -205,7 +205,7 @@ def _number(value: Any) -> str:
 
 
 def _rows(cells: Iterator[tuple[str, str]]) -> str:
-    """Rows of a table; what would end a cell is escaped."""
+    """Rows of a Markdown table, escaped."""
     return "\n".join(
         "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in cells
     )
@@ -213,7 +213,7 @@ def _rows(cells: Iterator[tuple[str, str]]) -> str:
 
 def _recipe(checkpoint: Checkpoint) -> str:
     if not checkpoint.training:
-        return "Nothing is recorded of how these weights came about."
+        return "The training of these weights is not recorded."
     document = json.dumps(dict(checkpoint.training), indent=2, ensure_ascii=False, default=str)
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", document) or [""]))
-    return f"What the checkpoint records of it:\n\n{fence}json\n{document}\n{fence}"
+    return f"The checkpoint records:\n\n{fence}json\n{document}\n{fence}"

@@ -1,6 +1,6 @@
-"""Sharing: a checkpoint into a folder with its model card, and from there to the Hugging Face hub.
+"""Sharing: write a checkpoint with its model card into a folder, and push it to the Hugging Face hub.
 
-push_to_hub(checkpoint, "me/my-model", dry_run=True)      # what would be sent; no network
+push_to_hub(checkpoint, "me/my-model", dry_run=True)      # list what would be sent, without a network
 push_to_hub(checkpoint, "me/my-model")                    # a private repository
 """
 
@@ -17,6 +17,7 @@ from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint, save_checkpoint
 from hdlm.sharing.export import export
 from hdlm.sharing.model_card import LICENCE, Layout, model_card
+from hdlm.strict_config import one_line
 
 __all__ = ["Shared", "push_to_hub", "save_pretrained", "tokenizer_files"]
 
@@ -27,11 +28,11 @@ class Shared:
     """What `push_to_hub` sent, or would send.
 
     Attributes:
-        repo_id: The repository.
-        private: Whether only its owners see it.
+        repo_id: Id of the repository.
+        private: Whether only its owners can see it.
         files: Name and size in bytes of every file.
         card: The model card.
-        url: Where it can be seen; None after a dry run.
+        url: Address of the repository; None after a dry run.
     """
 
     repo_id: str
@@ -54,7 +55,7 @@ def save_pretrained(
     licence: str = LICENCE,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder that can be shared as it is: with a model card and all that `transformers` needs.
+    """Write a checkpoint folder that can be shared: with a model card and all files that `transformers` needs.
 
     Args:
         checkpoint: The model.
@@ -64,8 +65,8 @@ def save_pretrained(
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
 
     Raises:
-        ValueError: If the licence is no identifier.
-        OSError: If nothing can be written there.
+        ValueError: If the licence is not an identifier.
+        OSError: If the folder cannot be written.
     """
     folder = Path(folder)
     card = model_card(checkpoint, source or str(folder), licence=licence, evaluation=evaluation)
@@ -76,7 +77,7 @@ def save_pretrained(
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """`tokenizer.json`, and the few words that `AutoTokenizer` wants besides; nothing for a model of bare ids."""
+    """`tokenizer.json` and the options of `AutoTokenizer`; nothing for a model without a tokenizer."""
     if checkpoint.tokenizer_json is None:
         return {}
     config: dict[str, Any] = {
@@ -85,7 +86,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "clean_up_tokenization_spaces": False,
     }
     document = json.loads(checkpoint.tokenizer_json)
-    # Unless told, transformers 4 takes the space from the front of a text.
+    # By default, transformers 4 removes a space at the beginning of a text.
     if (space := (document.get("pre_tokenizer") or {}).get("add_prefix_space")) is not None:
         config["add_prefix_space"] = space
     names = {token["id"]: token["content"] for token in document.get("added_tokens", [])}
@@ -124,11 +125,11 @@ def push_to_hub(
         revision: Branch to send to, made if there is none; the main one by default.
         licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
-        **export_options: For the published layout: what `hdlm.sharing.export.export` takes.
+        **export_options: For the published layout: arguments of `hdlm.sharing.export.export`.
 
     Raises:
-        ValueError: If the name is none, the checkpoint has no published form, or the repository is public although
-            `private` was asked for.
+        ValueError: If the name is invalid, the checkpoint has no published form, or the repository is public although
+            `private` was requested.
         OSError: If the hub cannot be reached or refuses.
     """
     from huggingface_hub.utils._validators import validate_repo_id
@@ -152,7 +153,7 @@ def push_to_hub(
 
 
 def _send(folder: Path, repo_id: str, private: bool, token: str | None, revision: str | None) -> str:
-    """Make the repository and the branch if need be, and commit the folder to it."""
+    """Make the repository and the branch if they do not exist, and commit the folder."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -164,7 +165,7 @@ def _send(folder: Path, repo_id: str, private: bool, token: str | None, revision
         if private and api.repo_info(repo_id).private is not True:
             raise ValueError(
                 f"{repo_id} exists and is public, but this model was to be private: choose another name, make the "
-                "repository private, or say that it may be public (`private=False`, `--public`)."
+                "repository private, or allow a public one (`private=False`, `--public`)."
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -173,8 +174,8 @@ def _send(folder: Path, repo_id: str, private: bool, token: str | None, revision
         )
     except (OSError, http_error) as error:
         raise OSError(
-            f"{repo_id} was not sent to the hub ({' '.join(str(error).split()) or type(error).__name__}). Is there a "
-            "network, are you logged in (`hf auth login`, or a token), and may you write there? To share without the "
-            "hub, write a folder: `save_pretrained`, or `hdlm export`."
+            f"{repo_id} was not sent to the hub ({one_line(error)}). Check that there is a network, that you are "
+            "logged in (`hf auth login`, or a token), and that you may write there. To share without the hub, write a "
+            "folder: `save_pretrained`, or `hdlm export`."
         ) from error
     return str(url)

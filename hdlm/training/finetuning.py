@@ -103,12 +103,7 @@ def _part(
 
 
 def describe_changes(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
-    """Describe how the training of a model changes, one line per difference, with its consequence.
-
-    Args:
-        before: The initial checkpoint.
-        after: The same weights as the recipe trains them.
-    """
+    """Describe how the training of a model changes, one line per difference, with its consequence."""
     old, new = before.denoiser, after.denoiser
     lines = [
         _process(old.process, new.process),

@@ -63,10 +63,6 @@ def recipe_file(name: str | Path) -> Path:
 def check_vacant(folder: Path, again: str) -> None:
     """Refuse a folder that cannot take a new run.
 
-    Args:
-        folder: The folder.
-        again: The option that resumes the run in it.
-
     Raises:
         ValueError: If it is a file, or holds a run or a model.
     """
@@ -145,7 +141,7 @@ def carry_out(
         ends_early: Whether Ctrl-C ends the run for good, so that it cannot be resumed.
 
     Returns:
-        The stop request, which is false if nobody asked to stop.
+        The stop request, which is false if no stop was requested.
     """
     trainer, recipe = session.trainer, session.run.recipe
     signals: AbstractContextManager[StopRequest] = listening() if stop is None else nullcontext(stop)

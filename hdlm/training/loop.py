@@ -119,7 +119,7 @@ class _Batch:
     """The inputs of one pass, on the host.
 
     Attributes:
-        x_0: Clean tokens.
+        x_0: Ids of clean tokens.
         times: Stratified numbers in [0, 1).
         draw: A uniform number in [0, 1) for each position.
         seed: Seed of dropout.
@@ -373,9 +373,6 @@ class Trainer:
 
     def extend(self, minutes: float) -> None:
         """Change the time limit of a run that is limited by minutes; the learning rate follows from the next step on.
-
-        Args:
-            minutes: Minutes of the whole run.
 
         Raises:
             ValueError: If the run is limited by steps.

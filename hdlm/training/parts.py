@@ -48,7 +48,7 @@ class AbstractPart(abc.ABC):
 
         Args:
             denoiser: The model that is trained.
-            x_0: Clean tokens.
+            x_0: Ids of clean tokens.
             times: `num_times` stratified numbers in [0, 1) for each sequence.
             draw: A uniform number in [0, 1) for each position.
         """

@@ -127,7 +127,7 @@ class NetworkSettings:
     Attributes:
         type: Class of the network, a name out of `hdlm.network`: `"DDiT"`.
         hidden_size: Width of a position.
-        num_blocks: Depth.
+        num_blocks: Number of transformer blocks.
         num_heads: Heads of attention.
         mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
         dropout: Share of activations that are dropped in training.

@@ -114,8 +114,8 @@ class Session:
         found: The run to resume; None for a new run.
 
     Attributes:
-        run: As given.
-        folder: As given.
+        run: Setup of the run.
+        folder: Folder of the run.
         trainer: Trains the model.
         gauge: Measures the speed of training.
         log: Writes the lines of `metrics.jsonl`.
@@ -196,7 +196,9 @@ class Session:
         self._saved, self._saved_at = state.step, state.seconds
         if not self.trainer.is_main:
             return
-        summary = {} if report is None else _summary(report)
+        summary: dict[str, Any] = {}
+        if report is not None:
+            summary = {"steps": report.step, "tokens": report.tokens, "seconds": round(report.seconds, 1)}
 
         def write(folder: Path) -> None:
             checkpoint = self.run.checkpoint(summary)
@@ -207,9 +209,6 @@ class Session:
 
     def extend(self, minutes: float) -> None:
         """Change the time limit of a run that is limited by minutes; its recipe records the new limit.
-
-        Args:
-            minutes: Minutes of the whole run.
 
         Raises:
             ValueError: If the run is limited by steps.
@@ -327,7 +326,3 @@ def _are_tables(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return f"a list of {len(value)}" if _are_tables(value) and value else repr(value)
-
-
-def _summary(report: StepReport) -> dict[str, Any]:
-    return {"steps": report.step, "tokens": report.tokens, "seconds": round(report.seconds, 1)}

@@ -185,9 +185,6 @@ SHORT_OPTIONS = (
 def in_full(table: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe in full, with each piece in a table of its own; a recipe in full is returned unchanged.
 
-    Args:
-        table: The recipe, as plain values.
-
     Raises:
         ValueError: If an option of the short form is out of range or does not suit the others.
     """

@@ -97,10 +97,6 @@ class TrainingText:
     def windows(self, length: int, seed: int) -> AbstractWindows:
         """The training windows in the order of a run.
 
-        Args:
-            length: Tokens in a window.
-            seed: Seed of the order.
-
         Raises:
             ValueError: If the text is shorter than one window.
         """
@@ -155,11 +151,6 @@ def _read(data: DataSettings, say: Say, start: Checkpoint | None, text: Corpora 
 
 def refuse_idle(data: DataSettings, text: Corpora | None = None, start: Checkpoint | None = None) -> None:
     """Refuse options that have no effect with this text or this checkpoint; for new runs only.
-
-    Args:
-        data: Settings of the recipe.
-        text: Corpora in place of those that the recipe names.
-        start: Initial checkpoint.
 
     Raises:
         ValueError: If an option has no effect; it names the option and the reason.

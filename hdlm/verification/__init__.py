@@ -1,14 +1,14 @@
-"""Verification: the laws that every piece obeys, tried on ours or on yours.
+"""Verification: the laws that every piece must obey, tested on built-in pieces or on yours.
 
-In an enumerable world (`World`, a few words and positions) nothing need be estimated: `ExactDenoiser` answers any
-question about any process by summing over all sequences, so losses can be compared with entropies, samplers with
-the law that they should reproduce, and closed forms with the long way round.
+In an enumerable world (`World`, a few words and positions) nothing is estimated: `ExactDenoiser` answers every request
+by a sum over all sequences. So losses can be compared with entropies, samplers with the distribution that they should
+reproduce, and closed forms with direct computation.
 
     from hdlm.verification import verify
     for verdict in verify(MyProcess(num_words=3)):
         print(verdict.law, verdict.finding)
 
-`hdlm verify` does it for all built-in pieces, `hdlm verify mypkg.MyProcess --kwargs num_words=3` for one of yours.
+`hdlm verify` does this for all built-in pieces, `hdlm verify mypkg.MyProcess --kwargs num_words=3` for one of yours.
 """
 
 from hdlm.verification.chain import Board, ancestral_law, chain, corrected_law, text_law

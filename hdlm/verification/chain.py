@@ -1,7 +1,7 @@
-"""A sampler written out: the law of its canvas after every step, by summing over all canvases.
+"""The exact law of a sampler's canvas after every step, by a sum over all canvases.
 
-Given the canvas, the samplers here choose each position on its own, so a step is known by the law of each position.
-What is drawn can then be compared with what must be drawn, at any number of steps, not only in the limit of many.
+Given the canvas, these samplers choose each position independently, so a step is described by the law of each position.
+Drawn samples can then be compared with it at any number of steps, not only in the limit of many.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Board", "PositionLaw", "ancestral_law", "chain", "corrected_law", "t
 @final
 @dataclass(frozen=True)
 class Board:
-    """Every canvas at once, as a step sees it.
+    """All canvases at once, as the input of a step.
 
     Attributes:
         process: The noise process.
-        x: All canvases.
-        clean: What the exact denoiser says of each, `p(x_0 | x)`; zero at the mask.
-        t: Noise fraction of each position now.
-        s: Noise fraction to reach.
+        x: Tokens of all canvases.
+        clean: Prediction of the exact denoiser for each, `p(x_0 | x)`; zero at the mask.
+        t: Current noise fraction of each position.
+        s: Noise fraction after the step.
     """
 
     process: AbstractNoiseProcess
@@ -53,7 +53,7 @@ def ancestral_law(board: Board) -> Float[Tensor, "z l v"]:
 
 
 def corrected_law(eta: float, step: PositionLaw = ancestral_law) -> PositionLaw:
-    """ACS after a step: a word that it left alone is redrawn from `p(x_0 | x_t)` with `eta mask(s) / mask(t)`."""
+    """ACS after a step: a word that the step left unchanged is redrawn with probability `eta mask(s) / mask(t)`."""
 
     def law(board: Board) -> Tensor:
         process, plain = board.process, step(board)
@@ -70,13 +70,7 @@ def chain(
     regime: Regime,
     step: PositionLaw = ancestral_law,
 ) -> Iterator[Float[Tensor, " z"]]:
-    """The law of the canvas (over `states`) before the first step and after each.
-
-    Args:
-        denoiser: What the sampler asks.
-        regime: When each position moves, and what it sees.
-        step: What the sampler does.
-    """
+    """The law of the canvas (over `states`) before the first step and after each."""
     process, length, hyperschedule = denoiser.process, regime.length, regime.hyperschedule
     x = states(process.num_words, length)
     prior = process.prior(torch.tensor(regime.final_noise, dtype=torch.float64))
@@ -87,9 +81,9 @@ def chain(
         t, s = (noise_after(hyperschedule, k, regime.noise_schedule).expand(x.shape) for k in (n, n + 1))
         moving = (s < t)[0]
         reached = law > 0
-        seen = regime.generation_attention(n).dense()[None]
-        asked = denoiser.predict(x[reached], t[reached], ForwardContext(attention=seen))
-        clean = asked.log_clean(asked.everywhere()).exp().view(int(reached.sum()), length, -1)
+        visible = regime.generation_attention(n).dense()[None]
+        prediction = denoiser.predict(x[reached], t[reached], ForwardContext(attention=visible))
+        clean = prediction.log_clean(prediction.everywhere()).exp().view(int(reached.sum()), length, -1)
         board = Board(process, x[reached], clean, t[reached], s[reached])
         law = law[reached] @ _products(_still(step, board, moving))
         yield law
@@ -101,7 +95,7 @@ def text_law(law: Float[Tensor, " z"], num_words: int, length: int) -> Float[Ten
 
 
 def _still(step: PositionLaw, board: Board, moving: Bool[Tensor, " l"]) -> Float[Tensor, "z l v"]:
-    """The law of each position, where only `moving` ones change."""
+    """The law of each position if only the `moving` ones change."""
     stay = torch.nn.functional.one_hot(board.x, board.process.num_words + 1).double()
     moved = Board(board.process, *(field[:, moving] for field in (board.x, board.clean, board.t, board.s)))
     stay[:, moving] = step(moved) if bool(moving.any()) else stay[:, moving]
@@ -109,7 +103,7 @@ def _still(step: PositionLaw, board: Board, moving: Bool[Tensor, " l"]) -> Float
 
 
 def _products(laws: Float[Tensor, "z l v"]) -> Float[Tensor, "z y"]:
-    """Law of the whole canvas, when positions are independent."""
+    """Law of the whole canvas for independent positions."""
     joint = laws[:, 0]
     for law in laws.unbind(1)[1:]:
         joint = (joint[..., None] * law[:, None]).flatten(1)

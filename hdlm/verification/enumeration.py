@@ -1,7 +1,7 @@
-"""Noise written out: transition matrices, and every state a small canvas may be in with its probability.
+"""Transition matrices, and the probability of every state of a small canvas.
 
-All of this is deliberately the long way round. It never asks a process for anything but its kernels, so it can say
-whether the closed forms are right.
+This is deliberately the direct computation. It uses only the kernels and weights of a process, so it can show whether
+the closed forms are right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def transition_matrix(process: AbstractNoiseProcess, kernel: Kernel) -> Float[Tensor, "*b v v"]:
-    """`q(y | x)` in row `y`, column `x`: columns are where one comes from."""
+    """`q(y | x)` in row `y`, column `x`, so columns are the origins."""
     n = process.num_words
     keep, uniform, mask, release = (
         part[..., None, None] for part in (kernel.keep, kernel.uniform, kernel.mask, kernel.release)
@@ -49,7 +49,7 @@ def marginal_matrix(process: AbstractNoiseProcess, u: Float[Tensor, "*b"]) -> Fl
 
 
 def generator_matrix(process: AbstractNoiseProcess, rates: Rates) -> Float[Tensor, "*b v v"]:
-    """The generator `Q` of the rates, columns are where one comes from and sum to 0."""
+    """The generator `Q` of the rates; columns are the origins and sum to 0."""
     n = process.num_words
     jump = Kernel(torch.zeros_like(rates.mask), rates.uniform, rates.mask, rates.release)
     q = transition_matrix(process, jump)
@@ -67,14 +67,12 @@ def bayes(
 ) -> Float[Tensor, "b v"]:
     """`p(x_s | x_t)` as the sum over `x_0` of `q(x_t | x_s) q(x_s | x_0) / q(x_t | x_0) p(x_0 | x_t)`.
 
-    Origins that cannot have led to `x_t` are left out and the rest is normalised.
+    Origins that cannot lead to `x_t` are left out, and the rest is normalised.
     """
     rows = torch.arange(len(x_t))
     step = transition_matrix(process, process.between(s, t))[rows, x_t]  # [b, x_s]
-    at_s, at_t = (
-        marginal_matrix(process, s),
-        marginal_matrix(process, t)[rows, x_t],
-    )  # [b, x_s, x_0], [b, x_0]
+    at_s = marginal_matrix(process, s)  # [b, x_s, x_0]
+    at_t = marginal_matrix(process, t)[rows, x_t]  # [b, x_0]
     possible = at_t > 0
     share = torch.where(possible, clean[:, :-1] / at_t.masked_fill(~possible, 1), 0.0)
     p = step * (at_s @ share[..., None])[..., 0]
@@ -84,7 +82,7 @@ def bayes(
 def noise_after(
     hyperschedule: AbstractHyperschedule, n: int, noise_schedule: AbstractNoiseSchedule
 ) -> Float[Tensor, " l"]:
-    """Noise fraction of each position after `n` steps; what has settled has none, wherever noise begins."""
+    """Noise fraction of each position after `n` steps; settled positions have 0, whatever the noise schedule."""
     share = hyperschedule.noise(n)
     return torch.where(share > 0, noise_schedule.fraction(share), 0.0)
 

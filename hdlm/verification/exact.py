@@ -1,9 +1,9 @@
-"""The exact denoiser of an enumerable world: `p(x_0 | what a position sees)`, by summing over all sequences.
+"""The exact denoiser of an enumerable world: `p(x_0 | what a position sees)`, by a sum over all sequences.
 
-It stands where a network stands: it honours positions, attention and cache, so a sampler or an objective cannot tell
-the difference. What a query may not see is absent, that is, summed over. A query always knows its own token, as
-a network does through its residual stream. A token that the process cannot have made, such as a word in pure absorbing
-noise, tells nothing.
+It takes the place of a network: it respects positions, attention and cache, so a sampler or an objective works with it
+unchanged. Tokens that a query may not attend to are summed over. A query always knows its own token, as a network does
+through its residual stream. A token that the process cannot have made, such as a word in pure absorbing noise, carries
+no information.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _IMPOSSIBLE = -1e30
 @final
 @dataclass(frozen=True)
 class _Keys:
-    """What there is to see: cached tokens, then current ones."""
+    """The tokens that queries may attend to: cached ones, then current ones."""
 
     tokens: Int[Tensor, "b k"]
     noise: Float[Tensor, "b k"]
     positions: Int[Tensor, "b k"]
 
     def select(self, rows: Tensor | slice, columns: Tensor | slice) -> _Keys:
-        """Some rows of some columns, in this order."""
+        """Selected rows and columns, in this order."""
         parts = (self.tokens, self.noise, self.positions)
         return _Keys(*(part[rows][:, columns] for part in parts))
 
@@ -54,7 +54,7 @@ class _Keys:
 
 @final
 class Memory:
-    """The cache of an exact denoiser: tokens that no longer change, where they stand and how noisy they are."""
+    """The cache of an exact denoiser: tokens that no longer change, with their positions and noise."""
 
     def __init__(self) -> None:
         self._keys: _Keys | None = None
@@ -63,20 +63,20 @@ class Memory:
         return 0 if self._keys is None else self._keys.tokens.shape[1]
 
     def before(self, current: _Keys) -> _Keys:
-        """What is remembered, then the current keys."""
+        """The stored keys, then the current ones."""
         return current if self._keys is None else self._keys.followed_by(current)
 
     def keep(self, current: _Keys, store: Tensor) -> None:
-        """Remember some of the current keys behind the others; `store` as in `ForwardContext`."""
+        """Store some of the current keys after the others; `store` is that of `ForwardContext`."""
         self._keys = self.before(current.select(slice(None), store))
 
     def retain(self, places: Tensor) -> None:
-        """Keep only these of the remembered positions, in this order."""
+        """Keep only some of the stored positions, in this order."""
         if self._keys is not None:
             self._keys = self._keys.select(slice(None), places)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these sequences of the batch, in this order."""
+        """Keep only some sequences of the batch, in this order."""
         if self._keys is not None:
             self._keys = self._keys.select(rows, slice(None))
 
@@ -84,14 +84,15 @@ class Memory:
 @final
 @dataclass(frozen=True)
 class ExactDenoiser(AbstractDenoiser):
-    """Knows the world by heart.
+    """The exact denoiser of a world.
 
     Attributes:
         world: The joint distribution of clean sequences.
-        process: How they are noised.
-        reading: What its raw outputs are: log probabilities of the clean token (`"mean"`), or log ratios
-            `p_u(y) / p_u(x_t)` (`"score"`; at noise fractions a hair inside (0, 1), beyond which ratios are infinite).
-        sharpness: Its probabilities are raised to this power and normalised: 1 for the truth, anything else for a
+        process: The noise process.
+        reading: Kind of its raw outputs: log probabilities of the clean token (`"mean"`), or log ratios
+            `p_u(y) / p_u(x_t)` (`"score"`; noise fractions are clamped to values just inside (0, 1), because ratios are
+            infinite at the ends).
+        sharpness: Its probabilities are raised to this power and normalised: 1 for the truth, any other value for a
             denoiser that is wrong on purpose.
     """
 
@@ -111,7 +112,7 @@ class ExactDenoiser(AbstractDenoiser):
 
     @property
     def parameterization(self) -> AbstractParameterization:
-        """What the raw outputs mean."""
+        """The meaning of the raw outputs."""
         return Mean() if self.reading == "mean" else _SCORE
 
     @property
@@ -135,7 +136,7 @@ class ExactDenoiser(AbstractDenoiser):
         return Prediction(self.process, self.parameterization, tokens, noise, lambda at: table[at])
 
     def _raw(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q v"]:
-        """The answer in the form of `parameterization`, for distinct rows."""
+        """The raw outputs of distinct rows."""
         num_queries = visible.shape[1]
         tokens, noise = keys.tokens[:, -num_queries:], keys.noise[:, -num_queries:]
         cavity = self._cavity(keys, visible)
@@ -149,19 +150,19 @@ class ExactDenoiser(AbstractDenoiser):
         return (everywhere / everywhere.gather(-1, tokens[..., None])).log()
 
     def _likelihood(self, tokens: Int[Tensor, "b k"], noise: Float[Tensor, "b k"]) -> Float[Tensor, "b k n"]:
-        """`q(x_u | x_0)` for every word `x_0`; ones where the process cannot have made the token."""
+        """`q(x_u | x_0)` for every word `x_0`; ones if the process cannot have made the token."""
         q = self.process.likelihood(tokens, self.process.between(torch.zeros_like(noise), noise))[..., :-1]
         return torch.where((q > 0).any(-1, keepdim=True), q, 1.0)
 
     def _cavity(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q n"]:
-        """`p(x_0 | everything a query sees but its own token)`, over the words."""
+        """`p(x_0 | everything that a query sees except its own token)`, over the words."""
         sequences, log_law = self.world.sequences, self.world.law.log()
         num_queries = visible.shape[1]
         start = keys.tokens.shape[1] - num_queries
         others = visible.clone()
         others[:, :, start:] &= ~torch.eye(num_queries, dtype=torch.bool)
         log_q = self._likelihood(keys.tokens, keys.noise).log().clamp_min(_IMPOSSIBLE)
-        at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence where each key stands
+        at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence at the position of each key
         evidence = torch.einsum("bqk,bks->bqs", others.double(), log_q.gather(-1, at_key))
         posterior = torch.softmax(log_law + evidence, -1)
         at_query = sequences.T[keys.positions[:, start:]]
@@ -170,13 +171,13 @@ class ExactDenoiser(AbstractDenoiser):
 
 
 def _current(tokens: Tensor, noise: Tensor, context: ForwardContext) -> _Keys:
-    """The window as keys, on the CPU, where worlds are summed up."""
+    """The window as keys, on the CPU."""
     positions = torch.arange(tokens.shape[1])[None] if context.positions is None else context.positions
     return _Keys(tokens.cpu(), noise.double().cpu(), positions.cpu().expand(tokens.shape))
 
 
 def _visible(attention: object, num_queries: int, num_keys: int) -> Bool[Tensor, "#b q k"]:
-    """Who sees whom; everybody sees oneself."""
+    """The keys that each query may attend to; each query may attend to itself."""
     if attention is None:
         return torch.ones(1, num_queries, num_keys, dtype=torch.bool)
     if not isinstance(attention, Tensor) or attention.shape[-2:] != (num_queries, num_keys):
@@ -184,14 +185,14 @@ def _visible(attention: object, num_queries: int, num_keys: int) -> Bool[Tensor,
             f"An exact denoiser needs a dense mask over {num_queries} queries and {num_keys} keys (cached, then "
             f"current); got {getattr(attention, 'shape', attention)}."
         )
-    oneself = torch.eye(num_queries, dtype=torch.bool)
-    return attention.cpu() | torch.nn.functional.pad(oneself, (num_keys - num_queries, 0))
+    itself = torch.eye(num_queries, dtype=torch.bool)
+    return attention.cpu() | torch.nn.functional.pad(itself, (num_keys - num_queries, 0))
 
 
 def _distinct(
     keys: _Keys, visible: Bool[Tensor, "#b q k"]
 ) -> tuple[tuple[_Keys, Bool[Tensor, "r q k"]], Int[Tensor, " b"]]:
-    """Rows that differ, each once, and where every row of the batch is among them: few worlds have many states."""
+    """Distinct rows, and the index of every row of the batch among them: small worlds have few states."""
     own_mask = visible.flatten(1) if len(visible) > 1 else visible.new_zeros(len(keys.tokens), 0)
     columns = torch.cat([keys.tokens, keys.noise, keys.positions, own_mask], 1).unbind(1)
     back = torch.zeros_like(keys.tokens[:, 0])
@@ -200,5 +201,5 @@ def _distinct(
             back = (back * len(column) + column.unique(return_inverse=True)[1]).unique(return_inverse=True)[1]
     place = torch.arange(len(back))
     few = torch.zeros(int(back.max()) + 1, dtype=torch.long).scatter(0, back, place)  # any row of each kind
-    seen = visible[few] if len(visible) > 1 else visible.expand(len(few), -1, -1)
-    return (keys.select(few, slice(None)), seen), back
+    few_visible = visible[few] if len(visible) > 1 else visible.expand(len(few), -1, -1)
+    return (keys.select(few, slice(None)), few_visible), back

@@ -1,4 +1,4 @@
-"""Expected losses without a sample: every clean sequence, every noisy canvas, every step, each with its probability."""
+"""Expected losses without sampling, by a sum over every clean sequence, every noisy canvas and every step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["every_canvas", "expected_loss", "nelbo_by_hand", "quadrature"]
 
 
 _ROWS = 2**15
-"""Canvases that are evaluated at a time."""
+"""Number of canvases that are evaluated at a time."""
 
 
 def quadrature(count: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Nodes in (0, 1) and weights with sum 1, for integrands that may be infinite at both ends.
 
-    One node is the middle. More are Gauss-Legendre nodes `v` under the change of variables
-    `v^4 (35 - 84 v + 70 v^2 - 20 v^3)`, whose derivative `140 v^3 (1 - v)^3` takes logarithms and roots away.
+    One node is the midpoint. Several are Gauss-Legendre nodes `v` under the change of variables
+    `v^4 (35 - 84 v + 70 v^2 - 20 v^3)`, whose derivative `140 v^3 (1 - v)^3` removes logarithms and roots.
     """
     if count == 1:
         return torch.full((1,), 0.5, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -42,31 +42,31 @@ def quadrature(count: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
 def every_canvas(
     corruption: Corruption, world: World, times: Float[Tensor, "c e"], weights: Float[Tensor, " c"]
 ) -> tuple[Canvas, Float[Tensor, " b"]]:
-    """All canvases that a corruption can make of the world, one a row, and the probability of each.
+    """All canvases that a corruption can make in a world, one per row, and the probability of each.
 
     Args:
-        corruption: How canvases are made.
-        world: Where clean sequences come from.
-        times: The times to look at.
-        weights: Weight of each of these, a factor of the probabilities.
+        corruption: Corruption that makes canvases.
+        world: The distribution of clean sequences.
+        times: The times of the canvases.
+        weights: Weight of each time, a factor of the probabilities.
     """
     clean, noisy = world.sequences, states(world.num_words, world.length)
-    x_0, each = clean.repeat(len(times), 1), times.repeat_interleave(len(clean), 0)
-    one_each = corruption(x_0, each, torch.zeros(x_0.shape, dtype=torch.float64))
+    x_0, row_times = clean.repeat(len(times), 1), times.repeat_interleave(len(clean), 0)
+    example = corruption(x_0, row_times, torch.zeros(x_0.shape, dtype=torch.float64))
     prior = (weights[:, None] * world.law).flatten()
-    probability = (prior[:, None] * state_law(corruption.process, x_0, one_each.t, noisy)).flatten()
+    probability = (prior[:, None] * state_law(corruption.process, x_0, example.t, noisy)).flatten()
     able = probability.nonzero()[:, 0]
     row, state = able // len(noisy), able % len(noisy)
-    attention = one_each.attention
+    attention = example.attention
     canvas = replace(
-        one_each,
+        example,
         x_0=x_0[row],
         x_t=noisy[state],
-        t=one_each.t[row],
-        s=one_each.s[row],
-        measure=one_each.measure[row],
-        steps=one_each.steps[row],
-        window=None if one_each.window is None else one_each.window[row],
+        t=example.t[row],
+        s=example.s[row],
+        measure=example.measure[row],
+        steps=example.steps[row],
+        window=None if example.window is None else example.window[row],
         attention=attention if attention is None or len(attention) == 1 else attention[row],
     )
     return canvas, probability[able]
@@ -82,10 +82,10 @@ def expected_loss(
     """Expectation over data, noise and times of the loss of each position, in nats.
 
     Args:
-        objective: The loss.
-        denoiser: Whose.
-        corruption: How canvases are made.
-        world: Where data come from.
+        objective: Loss that is minimised.
+        denoiser: The denoiser that is evaluated.
+        corruption: Corruption that makes canvases.
+        world: The distribution of clean sequences.
         nodes: Quadrature nodes between two steps, in continuous time; 1 is exact in discrete time.
     """
     place, weight = quadrature(nodes)
@@ -97,8 +97,8 @@ def expected_loss(
     weights = torch.cartesian_prod(*shares).view(-1, len(grids)).prod(-1)
     total = torch.zeros(world.length, dtype=torch.float64)
     size = max(1, _ROWS // (len(world.law) * (world.num_words + 1) ** world.length))
-    for some, theirs in zip(times.split(size), weights.split(size), strict=True):
-        canvas, probability = every_canvas(corruption, world, some, theirs)
+    for part, part_weights in zip(times.split(size), weights.split(size), strict=True):
+        canvas, probability = every_canvas(corruption, world, part, part_weights)
         total = total + probability @ objective(denoiser, canvas)
     return total
 
@@ -111,7 +111,7 @@ def nelbo_by_hand(
 ) -> float:
     """The bound of a hyperschedule on the entropy of the world: `sum over steps, positions of E KL(q || p)`.
 
-    Computed from the joint law of clean and noisy sequences and nothing else: no denoiser, no attention, no canvas.
+    Computed only from the joint law of clean and noisy sequences: without denoiser, attention or canvas.
     """
     noisy = states(world.num_words, world.length)
     total = 0.0
@@ -149,7 +149,5 @@ def _step_cost(
         ratio = torch.where(q > 0, q, 1.0).log() - torch.where(q > 0, p, 1.0).log()
         total += float(weight @ (q * ratio).sum(-1))
     if not math.isfinite(total):
-        raise ValueError(
-            f"The divergence of position {i} from {t} to {s} is {total}: p misses what q reaches."
-        )
+        raise ValueError(f"The divergence of position {i} from {t} to {s} is {total}: p is 0 where q is not.")
     return total

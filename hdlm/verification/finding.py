@@ -1,4 +1,4 @@
-"""What checking a law gives: a number, its threshold, and whether it held."""
+"""The result of testing a law: a number, its threshold, and whether the law held."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Finding:
     """A measured law.
 
     Attributes:
-        measure: `"error"`: the value must not exceed the threshold. `"p-value"`: it must not fall below.
-        value: The greatest deviation, or the p-value.
-        threshold: The bound.
+        measure: `"error"`: the value must not exceed the threshold. `"p-value"`: it must not fall below it.
+        value: The largest deviation, or the p-value.
+        threshold: The limit of the value.
     """
 
     measure: Literal["error", "p-value"]
@@ -32,15 +32,15 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether the law held; a value that is not a number never does."""
+        """Whether the law held; NaN never does."""
         return self.value <= self.threshold if self.measure == "error" else self.value >= self.threshold
 
 
 def error(actual: Tensor, expected: Tensor | float, tolerance: float) -> Finding:
-    """The greatest absolute deviation of `actual` from `expected`.
+    """The largest absolute deviation of `actual` from `expected`.
 
     Raises:
-        ValueError: If there is nothing to compare, which would prove nothing.
+        ValueError: If there is nothing to compare.
     """
     difference = (actual - expected).abs()
     if difference.numel() == 0:
@@ -50,29 +50,29 @@ def error(actual: Tensor, expected: Tensor | float, tolerance: float) -> Finding
 
 
 def p_value(value: float) -> Finding:
-    """A statistical finding, held against the one failure rate of the project."""
+    """A statistical finding, compared with the one failure rate of the project."""
     return Finding("p-value", value, FAILURE_RATE)
 
 
 @final
 @dataclass(frozen=True)
 class Trial:
-    """How hard to try.
+    """The effort of a test.
 
     Attributes:
-        seed: Seed of everything random.
-        samples: How many samples a statistical law draws.
+        seed: Seed of all random numbers.
+        samples: Number of samples of a statistical law.
     """
 
     seed: int = 0
     samples: int = 20_000
 
     def generator(self) -> torch.Generator:
-        """A fresh generator with the seed of the trial."""
+        """A new generator with the seed of the trial."""
         return torch.Generator().manual_seed(self.seed)
 
     def numbers(self, *shape: int) -> Tensor:
-        """Uniform float64 numbers in [0, 1), the same at every call."""
+        """Uniform float64 numbers in [0, 1), equal at every call."""
         return torch.rand(*shape, generator=self.generator(), dtype=torch.float64)
 
     @property
@@ -82,19 +82,19 @@ class Trial:
 
 
 Law = Callable[[Any, Trial], Finding | None]
-"""A law takes what it is about and a trial; None means that it says nothing of this one. Its docstring states it."""
+"""A function of a subject and a trial; None means that the law does not apply. Its docstring states the law."""
 
 
 @final
 @dataclass(frozen=True)
 class Verdict:
-    """A law, what it was tried on, and what was found.
+    """The result of one law for one subject.
 
     Attributes:
         law: Name of the law.
         statement: The law in one sentence.
-        subject: What it was tried on.
-        finding: What was found.
+        subject: Name of the tested object.
+        finding: The measured result.
     """
 
     law: str
@@ -104,13 +104,13 @@ class Verdict:
 
 
 def try_laws(laws: Sequence[Law], subject: Any, trial: Trial, name: str | None = None) -> list[Verdict]:
-    """Hold a subject against laws.
+    """Test an object against laws.
 
     Args:
         laws: The laws of its kind.
-        subject: The object.
-        trial: How hard to try.
-        name: How to call it; its `repr` by default.
+        subject: Object to be tested.
+        trial: The effort of the test.
+        name: Name of the object; its `repr` by default.
     """
     verdicts = []
     for law in laws:

@@ -1,8 +1,8 @@
-"""A logical device: an accelerator as far as PyTorch can tell, whose numbers are in main memory.
+"""A logical device: for PyTorch an accelerator, whose numbers are in main memory.
 
 Code that was never run on an accelerator makes three kinds of mistakes that a CPU cannot show: it mixes tensors of two
-devices, it waits for the device where it should run ahead, and it copies between main memory and the device more often
-than it must. On this device each of them is an event with the line of code that caused it:
+devices, it waits for the device when it could continue, and it copies between main memory and the device more often
+than necessary. On this device each of them is an event with the line of code that caused it:
 
     with LogicalDevice() as logical:
         denoiser.to(logical.device)
@@ -11,10 +11,10 @@ than it must. On this device each of them is an event with the line of code that
         print(event)
 
 The device is PyTorch's `PrivateUse1` backend under the name `logical`, with two devices, `logical:0` and `logical:1`. A
-tensor on it is a `LogicalTensor`, a subclass which states that device and holds a tensor of the CPU; a dispatch mode
-computes every operator with these. So numbers are those of the CPU, and the device of every tensor, autograd, autocast,
-`nn.Module.to` and checkpointing behave as on an accelerator. Kernels are not: what an accelerator's own
-kernels compute, how long they take, and whether they exist, is unknown here.
+tensor on it is a `LogicalTensor`, a subclass with that device which holds a tensor of the CPU; a dispatch mode computes
+every operator with these. So numbers are those of the CPU, and the device of every tensor, autograd, autocast,
+`nn.Module.to` and checkpointing behave as on an accelerator. Results, speed and availability of an accelerator's own
+kernels cannot be tested here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OWN = str(Path(__file__).resolve())
 _ATEN = torch.ops.aten
 _TRANSFERS = frozenset({_ATEN._to_copy.default, _ATEN.copy_.default})
 _TAKE_A_NUMBER = frozenset({_ATEN.index_put_.default, _ATEN.index_put.default})
-"""Operators that take a tensor without axes from another device, beside the pointwise ones."""
+"""Operators that accept a tensor without axes from another device, in addition to the pointwise ones."""
 _INDEXING = frozenset(
     {_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN.index_put.default, _ATEN._index_put_impl_.default}
 )
@@ -58,7 +58,7 @@ _RESHAPE_IN_PLACE = frozenset(
 
 
 class MixedDevicesError(RuntimeError):
-    """Raised where an operator is given tensors of two devices, which an accelerator refuses."""
+    """An operator was given tensors of two devices, which an accelerator refuses."""
 
 
 @final
@@ -70,9 +70,9 @@ class Event:
         kind: `"mix"`: an operator had tensors of two devices. `"wait"`: the program needed a number, or a size that
             depends on numbers, and so waits until the device has computed it. `"to device"` and `"to host"`: a copy.
             `"pageable"`: a copy that was to run in the background, but starts in memory that is not pinned.
-        operator: Its name.
-        path: The file of the innermost line of the package that is at work, relative to the folder that holds the
-            package; of the caller, where none is.
+        operator: Name of the operator.
+        path: File of the innermost running line of the package, relative to the folder that holds the package; that of
+            the caller if no line of the package runs.
         function: The function in that file.
         line: The line in that file.
         captured: Whether a CUDA graph would be capturing at that time.
@@ -87,7 +87,7 @@ class Event:
 
     @property
     def place(self) -> str:
-        """The file and the function, which stay when lines move."""
+        """The file and the function, which do not depend on line numbers."""
         return f"{self.path}:{self.function}"
 
     def __str__(self) -> str:
@@ -155,16 +155,16 @@ class LogicalTensor(Tensor):
 
 @final
 class LogicalDevice(TorchDispatchMode):
-    """Makes the logical device available for the length of a block, and takes note of events.
+    """Makes the logical device available inside a `with` block, and records events.
 
     Args:
         strict: Whether mixed devices raise `MixedDevicesError` at once, as on an accelerator.
 
     Attributes:
-        device: The device to use, `logical:0`. PyTorch's current device is `logical:1`, so that code which keeps the
-            type of a device and forgets its index mixes devices.
-        events: What was noted, in order.
-        operators: How often each operator ran on the device, by name.
+        device: The device to use, `logical:0`. PyTorch's current device is `logical:1`, so that code which drops the
+            index of a device mixes devices.
+        events: The recorded events, in order.
+        operators: Number of runs of each operator on the device, by name.
     """
 
     def __init__(self, *, strict: bool = True) -> None:
@@ -179,9 +179,7 @@ class LogicalDevice(TorchDispatchMode):
     def __enter__(self) -> LogicalDevice:
         """Open the device."""
         _State.open += 1
-        torch._C._set_only_lift_cpu_tensors(
-            True
-        )  # `torch.tensor(..., device=...)` is a copy from main memory
+        torch._C._set_only_lift_cpu_tensors(True)  # so `torch.tensor(..., device=...)` is a copy
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -194,7 +192,7 @@ class LogicalDevice(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Compute an operator, and note what it does."""
+        """Compute an operator, and record its events."""
         return _compute(func, args, kwargs or {}, self._note)
 
     @contextlib.contextmanager
@@ -207,17 +205,17 @@ class LogicalDevice(TorchDispatchMode):
             self._captured -= 1
 
     def clear(self) -> None:
-        """Forget what was noted, and note what follows."""
+        """Delete all records, and record again."""
         self.events.clear()
         self.operators.clear()
         self._paused = False
 
     def pause(self) -> None:
-        """Note nothing until `clear`; mixed devices are still refused."""
+        """Record nothing until `clear`; mixed devices are still refused."""
         self._paused = True
 
     def of_kind(self, *kinds: EventKind) -> list[Event]:
-        """The events of some kinds."""
+        """The events of the given kinds."""
         return [event for event in self.events if event.kind in kinds]
 
     def _note(self, kind: EventKind | None, operator: str) -> None:
@@ -241,15 +239,15 @@ _Note = Callable[[EventKind | None, str], None]
 @final
 @dataclass(frozen=True)
 class _Facts:
-    """What is known of an operator.
+    """Properties of an operator.
 
     Attributes:
-        name: Its name.
-        takes_numbers: Whether tensors without axes may be of another device.
-        indexes: Whether it is given indices or marks of positions.
+        name: Name of the operator.
+        takes_numbers: Whether tensors without axes may be on another device.
+        indexes: Whether it gets indices or masks of positions.
         waits: Whether the size or the value of its result depends on numbers.
         written: The arguments that it writes into and returns, by place and name.
-        reshapes: Whether it gives an argument another shape.
+        reshapes: Whether it changes the shape of an argument.
     """
 
     name: str
@@ -266,9 +264,9 @@ class _Facts:
         dynamic = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
         returned = bool(schema.returns) and schema.returns[0].alias_info is not None
         written = [
-            (place, one.name)
-            for place, one in enumerate(schema.arguments)
-            if returned and one.alias_info is not None and one.alias_info.is_write
+            (place, argument.name)
+            for place, argument in enumerate(schema.arguments)
+            if returned and argument.alias_info is not None and argument.alias_info.is_write
         ]
         return cls(
             str(func),
@@ -281,14 +279,14 @@ class _Facts:
 
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], note: _Note) -> Any:
-    """The result of an operator, on the device that PyTorch would put it on."""
+    """The result of an operator, on the device that PyTorch would choose."""
     facts = _Facts.of(func)
     if func in _TRANSFERS:
         return _transfer(func, facts.name, args, kwargs, note)
     if func is _ATEN._pin_memory.default or func is _ATEN.is_pinned.default:
         return _pin(func, args[0])
     tensors = [*_tensors(args), *_tensors(kwargs)]
-    device = next((one.device for one in tensors if isinstance(one, LogicalTensor)), None)
+    device = next((tensor.device for tensor in tensors if isinstance(tensor, LogicalTensor)), None)
     ours, wanted = device is not None, kwargs.get("device")
     if wanted is not None:
         wanted = torch.device(wanted)
@@ -308,22 +306,24 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], note: _No
 
 
 def _check(func: Any, facts: _Facts, tensors: list[Tensor], note: _Note) -> None:
-    """Note mixed devices, and whether the program waits for the operator."""
+    """Record mixed devices, and whether the program waits for the operator."""
     devices = {
-        one.device for one in tensors if isinstance(one, LogicalTensor) or not facts.takes_numbers or one.ndim
+        tensor.device
+        for tensor in tensors
+        if isinstance(tensor, LogicalTensor) or not facts.takes_numbers or tensor.ndim
     }
     if len(devices) > 1:
         note("mix", facts.name)
-    if facts.waits or (facts.indexes and _waits_for_marks(func, tensors)):
+    if facts.waits or (facts.indexes and _waits_for_masks(func, tensors)):
         note("wait", facts.name)
 
 
-def _waits_for_marks(func: Any, tensors: list[Tensor]) -> bool:
-    """Whether an indexing operator must count marks: all do, but one that fills marked positions with one number."""
+def _waits_for_masks(func: Any, tensors: list[Tensor]) -> bool:
+    """Whether an indexing operator must count the true entries of a mask: all do, except filling with one number."""
     indices = tensors[1:] if func is _ATEN.index.Tensor else tensors[1:-1]
-    marks = [one for one in indices if one.dtype in (torch.bool, torch.uint8)]
+    masks = [tensor for tensor in indices if tensor.dtype in (torch.bool, torch.uint8)]
     fills = func is not _ATEN.index.Tensor and len(indices) == 1 and tensors[-1].numel() == 1
-    return bool(marks) and not fills
+    return bool(masks) and not fills
 
 
 def _transfer(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: _Note) -> Any:
@@ -355,7 +355,7 @@ def _transfer(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _pin(func: Any, tensor: Tensor) -> Any:
-    """Memory of the CPU that a copy to the device can start from in the background."""
+    """Pinned memory of the CPU, from which a copy can run in the background."""
     if func is _ATEN.is_pinned.default:
         return _is_pinned(tensor)
     pinned = tensor.clone()
@@ -368,7 +368,7 @@ def _is_pinned(tensor: Tensor) -> bool:
 
 
 def _hosts(values: Any) -> Any:
-    """The same arguments with what is on the CPU in place of what is on the device."""
+    """Arguments with tensors of the CPU in place of those of the device."""
     if isinstance(values, LogicalTensor):
         return values.host
     if isinstance(values, list | tuple):
@@ -379,33 +379,33 @@ def _hosts(values: Any) -> Any:
 
 
 def _wrapped(device: torch.device | None, values: Any) -> Any:
-    """A result of the CPU as one of the device."""
+    """A result of the CPU as a result of the device."""
     if isinstance(values, Tensor):
         return values if device is None or device.type != _NAME else LogicalTensor(values, device)
     if isinstance(values, list | tuple):
-        return type(values)(_wrapped(device, one) for one in values)
+        return type(values)(_wrapped(device, value) for value in values)
     return values
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors among some arguments, in order."""
+    """The tensors in some arguments, in order."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
-        for one in values:
-            yield from _tensors(one)
+        for value in values:
+            yield from _tensors(value)
     elif isinstance(values, dict):
-        for one in values.values():
-            yield from _tensors(one)
+        for value in values.values():
+            yield from _tensors(value)
 
 
 def _indexed(device: torch.device) -> torch.device:
-    """With the index of the current device, which is never that of `LogicalDevice.device`, where it has none."""
+    """A device with an index: by default that of the current device, which differs from `LogicalDevice.device`."""
     return torch.device(_NAME, 1) if device.type == _NAME and device.index is None else device
 
 
 def _caller() -> tuple[str, str, int]:
-    """The innermost line of the package that is at work; else the innermost line of all but PyTorch."""
+    """The innermost running line of the package; otherwise the innermost line outside PyTorch."""
     frame: FrameType | None = sys._getframe(2)
     outside: tuple[str, str, int] | None = None
     while frame is not None:
@@ -424,17 +424,17 @@ def _caller() -> tuple[str, str, int]:
 
 
 class _State:
-    """Of the whole process.
+    """State of the process.
 
     Attributes:
-        open: How many logical devices are open.
+        open: Number of open logical devices.
     """
 
     open = 0
 
 
 class _Module:
-    """What PyTorch expects at `torch.logical`."""
+    """The module that PyTorch expects as `torch.logical`."""
 
     @staticmethod
     def is_initialized() -> bool:
@@ -477,7 +477,7 @@ class _Module:
         pass
 
     class Event:
-        """Nothing is behind on this device, so there is nothing to wait for."""
+        """An event that has always happened, because this device runs synchronously."""
 
         def record(self) -> None:
             pass
@@ -492,7 +492,7 @@ class _Module:
 
 @functools.cache
 def _register() -> None:
-    """Give PyTorch's unused backend this name, once a process.
+    """Give PyTorch's unused backend this name, once per process.
 
     Raises:
         RuntimeError: If this process uses that backend for something else.

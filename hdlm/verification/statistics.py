@@ -1,10 +1,9 @@
-"""Goodness of fit: does a count come from a law? A p-value, and the one rate at which true laws may fail.
+"""Goodness of fit: p-values of counts, and the one rate at which tests of true laws may fail.
 
 A statistical test of a true statement fails with the probability of its threshold. `FAILURE_RATE` is that threshold for
-every test of this project: with some thousand p-values in the whole suite, a run with fresh seeds fails by accident
-about once in fifty, and with the fixed seeds that we use, never twice differently. A wrong law is found all the
-same: a chi-square statistic grows with the number of samples, so an error that can be seen at all sends its p-value
-below any fixed threshold.
+every test of this project: with about a thousand p-values in the whole suite, a run with new seeds fails by accident
+about once in fifty runs; with fixed seeds, results are repeatable. A wrong law is found nevertheless: a chi-square
+statistic grows with the number of samples, so a visible error moves its p-value below any fixed threshold.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from torch import Tensor
 __all__ = ["FAILURE_RATE", "chi_square", "mean_p_value"]
 
 FAILURE_RATE = 2e-5
-"""Probability that a test of a true law fails; one for the whole project."""
+"""Probability that a test of a true law fails, for the whole project."""
 
 _FEW = 5.0
-"""Expected counts below this are pooled: the statistic is not yet chi-square distributed there."""
+"""Cells with fewer expected counts are pooled, because the statistic is not chi-square distributed there."""
 
 
 def chi_square(counts: Int[Tensor, "*groups cells"], probabilities: Float[Tensor, "*groups cells"]) -> float:
@@ -28,7 +27,7 @@ def chi_square(counts: Int[Tensor, "*groups cells"], probabilities: Float[Tensor
     Cells with few expected counts are pooled within their group. An impossible event that happened gives 0.
 
     Args:
-        counts: How often each cell was drawn.
+        counts: Number of draws of each cell.
         probabilities: The law of each group; rows sum to 1.
 
     Returns:
@@ -57,7 +56,7 @@ def mean_p_value(samples: Float[Tensor, " n"], mean: float) -> float:
 
     Args:
         samples: At least two numbers.
-        mean: What their expectation should be.
+        mean: The expectation that is tested.
     """
     error = samples.double().std() / len(samples) ** 0.5
     return float(torch.special.erfc((samples.double().mean() - mean).abs() / error / 2**0.5))

@@ -1,4 +1,4 @@
-"""Which laws an object is held to, and the built-in objects that always are."""
+"""The laws of each kind of object, and the built-in objects that are tested against them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from hdlm.verification.world import agreeing_world
 __all__ = ["GROUPS", "built_in", "laws_of", "subject_of", "verify"]
 
 MOST_WORDS = 5
-"""Vocabularies above this are not enumerable in reasonable time."""
+"""Larger vocabularies cannot be enumerated in reasonable time."""
 
 GROUPS = (
     "noise_schedule",
@@ -63,7 +63,7 @@ GROUPS = (
     "denoiser",
     "sampling",
 )
-"""Kinds of built-in objects, by the module that they come from."""
+"""Kinds of built-in objects, by their modules."""
 
 _KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
     (AbstractNoiseSchedule, laws.NOISE_SCHEDULE_LAWS),
@@ -76,7 +76,7 @@ _KINDS: tuple[tuple[type, tuple[Law, ...]], ...] = (
 )
 
 
-_READINGS: tuple[AbstractParameterization, ...] = (
+_PARAMETERIZATIONS: tuple[AbstractParameterization, ...] = (
     Mean(),
     Mean("sigma"),
     LeaveOneOut("sigma"),
@@ -89,8 +89,8 @@ _READINGS: tuple[AbstractParameterization, ...] = (
 
 
 def built_in() -> Mapping[str, Any]:
-    """One or more of everything that the package offers, by name; names begin with one of `GROUPS`."""
-    return {f"{group}: {name}": thing for group, name, thing in _built_in()}
+    """Examples of all classes of the package, by name; names begin with one of `GROUPS`."""
+    return {f"{group}: {name}": example for group, name, example in _built_in()}
 
 
 def _built_in() -> Iterator[tuple[str, str, Any]]:
@@ -116,8 +116,8 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
     ):
         yield "process", repr(process), process
     yield from _hyperschedules()
-    for reading in _READINGS:
-        yield "parameterization", repr(reading), reading
+    for parameterization in _PARAMETERIZATIONS:
+        yield "parameterization", repr(parameterization), parameterization
     both = Combination(((1.0, ScoreEntropy()), (0.5, CrossEntropy())))
     for objective in (NELBO(), ScoreEntropy(), WeightedCrossEntropy(unmasked=0.0), CrossEntropy(), both):
         yield "objective", repr(objective), objective
@@ -126,25 +126,25 @@ def _built_in() -> Iterator[tuple[str, str, Any]]:
 
 
 def _denoisers() -> Iterator[tuple[str, str, AbstractDenoiser]]:
-    """Small networks with random weights, by what their inputs depend on, and exact denoisers."""
-    for reading in (Mean(), LogScore(blend_rate=0.1), LeaveOneOut("fraction", shared=True), Shifted(Mean())):
-        yield "denoiser", f"a network read by {reading!r}", _network(reading)
+    """Small networks with random weights, with different kinds of inputs, and exact denoisers."""
+    for outputs in (Mean(), LogScore(blend_rate=0.1), LeaveOneOut("fraction", shared=True), Shifted(Mean())):
+        yield "denoiser", f"a network with {outputs!r}", _network(outputs)
     world = agreeing_world(2, 6)
     yield "denoiser", "the exact denoiser", ExactDenoiser(world, EpsilonHybrid(2, epsilon=0.2))
     yield "denoiser", "exact scores", ExactDenoiser(world, GammaHybrid(2, gamma=0.3), "score")
 
 
-def _network(reading: AbstractParameterization) -> Denoiser:
+def _network(outputs: AbstractParameterization) -> Denoiser:
     """A float64 network of two blocks."""
-    process, told = GammaHybrid(4, gamma=0.3), reading.inputs(torch.zeros(1, 1)).condition is not None
+    process, conditioned = GammaHybrid(4, gamma=0.3), outputs.inputs(torch.zeros(1, 1)).condition is not None
     config = DDiTConfig(
         vocab_size=process.num_words + 1,
         hidden_size=16,
         num_blocks=2,
         num_heads=2,
         cond_dim=8,
-        timestep_embedding=told,
-        condition_blocks=told,
+        timestep_embedding=conditioned,
+        condition_blocks=conditioned,
     )
     network = DDiT(config).double().eval()
     generator = torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def _network(reading: AbstractParameterization) -> Denoiser:
         for parameter in network.parameters():
             parameter.normal_(0.0, 0.4, generator=generator)
             parameter.add_(float(parameter.ndim == 1))
-    return Denoiser(network, process, reading)
+    return Denoiser(network, process, outputs)
 
 
 def _hyperschedules() -> Iterator[tuple[str, str, AbstractHyperschedule]]:
@@ -166,7 +166,7 @@ def _hyperschedules() -> Iterator[tuple[str, str, AbstractHyperschedule]]:
 
 
 def _samplers() -> Iterator[tuple[str, str, laws.Sampler]]:
-    """Every algorithm by its name, with a process that it can walk back along."""
+    """Every algorithm by name, with a process that it can reverse."""
     masks, words = EpsilonHybrid(3, epsilon=0.2), GammaHybrid(3, gamma=0.3)
     for name in ALGORITHMS:
         process = Absorbing(3) if name == "euler" else masks
@@ -179,16 +179,16 @@ def laws_of(subject: Any) -> tuple[Law, ...]:
     """The laws of an object's kind.
 
     Raises:
-        ValueError: If it is of no kind that has laws, or a process with too many words to enumerate.
+        ValueError: If its kind has no laws, or it is a process with too many words to enumerate.
     """
-    for kind, its in _KINDS:
+    for kind, kind_laws in _KINDS:
         if isinstance(subject, kind):
             if isinstance(subject, AbstractNoiseProcess) and not 2 <= subject.num_words <= MOST_WORDS:
                 raise ValueError(
                     f"Processes are verified by enumeration, with 2 to {MOST_WORDS} words; got num_words="
                     f"{subject.num_words}."
                 )
-            return its
+            return kind_laws
     known = ", ".join(kind.__name__ for kind, _ in _KINDS)
     raise ValueError(
         f"There are no laws for {subject!r}, a {type(subject).__name__}; there are for {known}, and for sampling steps."
@@ -196,7 +196,7 @@ def laws_of(subject: Any) -> tuple[Law, ...]:
 
 
 def subject_of(thing: Any) -> Any:
-    """What the laws are about: a step (any other callable) together with masks to try it on, or the thing itself."""
+    """The object that laws are tested on: a step (any other callable) with a process, or the object itself."""
     kinds = tuple(kind for kind, _ in _KINDS)
     if isinstance(thing, Step) and not isinstance(thing, (*kinds, type)):
         return laws.Sampler(thing, Absorbing(3))
@@ -204,16 +204,16 @@ def subject_of(thing: Any) -> Any:
 
 
 def verify(subject: Any, trial: Trial | None = None, name: str | None = None) -> list[Verdict]:
-    """Hold an object against the laws of its kind.
+    """Test an object against the laws of its kind.
 
     Args:
         subject: A noise schedule, process, hyperschedule, parameterization, objective, denoiser, sampling step, or a
-            `Sampler`, which is a step with the process that it is to be tried on.
-        trial: How hard to try; the default is quick.
-        name: How to call it; its `repr` by default.
+            `Sampler`, which is a step with the process to test it on.
+        trial: The effort of the test; the default is quick.
+        name: Name of the object; its `repr` by default.
 
     Raises:
-        ValueError: If it is of no kind that has laws.
+        ValueError: If its kind has no laws.
     """
-    held = subject_of(subject)
-    return try_laws(laws_of(held), held, trial or Trial(), name or repr(subject))
+    tested = subject_of(subject)
+    return try_laws(laws_of(tested), tested, trial or Trial(), name or repr(subject))

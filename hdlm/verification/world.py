@@ -1,7 +1,7 @@
-"""Worlds so small that their law can be written down: a joint distribution over all sequences of a few words.
+"""Worlds with an explicit law: a joint distribution over all sequences of a few words.
 
-In an enumerable world nothing needs to be learned or estimated: the exact denoiser is a sum, an entropy is a number,
-and what a sampler draws can be counted and compared with what it should draw.
+In an enumerable world nothing is learned or estimated: the exact denoiser is a sum, an entropy is a number, and the
+samples of a sampler can be counted and compared with their law.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["World", "agreeing_world", "all_sequences", "random_world"]
 
 LARGEST = 4096
-"""Sequences that a world may have."""
+"""Largest number of sequences in a world."""
 
 
 def all_sequences(num_symbols: int, length: int) -> Int[Tensor, "s l"]:
@@ -32,10 +32,10 @@ class World:
     """A joint distribution over the sequences of `l` words.
 
     Attributes:
-        joint: Probability (float64) of every sequence, one axis of size `num_words` a position; positive, sum 1.
+        joint: Probability (float64) of every sequence, with one axis of size `num_words` per position; positive, sum 1.
 
     Raises:
-        ValueError: If it is no such distribution, or has too many sequences to enumerate.
+        ValueError: If it is not such a distribution, or has too many sequences to enumerate.
     """
 
     joint: Float[Tensor, "*words"]
@@ -44,13 +44,13 @@ class World:
         shape = tuple(self.joint.shape)
         if not shape or len(set(shape)) > 1 or self.joint.numel() > LARGEST:
             raise ValueError(
-                f"`joint` needs one axis of equal size a position and at most {LARGEST} entries; got shape {shape}."
+                f"`joint` needs one axis of equal size per position and at most {LARGEST} entries; got shape {shape}."
             )
         total = float(self.joint.sum())
         if not bool((self.joint > 0).all()) or abs(total - 1) > 1e-9:
             raise ValueError(
                 f"`joint` must be positive everywhere and sum to 1; got a least entry of "
-                f"{float(self.joint.min())} and the sum {total}. Divide by the sum, and give every sequence a chance."
+                f"{float(self.joint.min())} and the sum {total}. Divide by the sum, and use positive entries only."
             )
 
     @property
@@ -79,15 +79,15 @@ class World:
         return -float(torch.xlogy(self.law, self.law).sum())
 
     def index(self, tokens: Int[Tensor, "*b l"]) -> Int[Tensor, "*b"]:
-        """Where each sequence of words stands in `sequences`."""
+        """The index of each sequence of words in `sequences`."""
         place = self.num_words ** torch.arange(self.length - 1, -1, -1, device=tokens.device)
         return (tokens * place).sum(-1)
 
     def count(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, " s"]:
-        """How often each of `sequences` occurs.
+        """The number of times that each of `sequences` occurs.
 
         Raises:
-            ValueError: If a token is no word.
+            ValueError: If a token is not a word.
         """
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.num_words:
             raise ValueError(
@@ -102,8 +102,8 @@ def random_world(num_words: int = 3, length: int = 3, seed: int = 0, temperature
     Args:
         num_words: Number of words.
         length: Number of positions.
-        seed: Which world.
-        temperature: Large for nearly uniform worlds.
+        seed: Seed of the world.
+        temperature: A positive number; large ones give nearly uniform worlds.
     """
     generator = torch.Generator().manual_seed(seed)
     energies = torch.randn([num_words] * length, generator=generator, dtype=torch.float64)

@@ -75,10 +75,6 @@ class RunMetrics:
     def read(cls, path: Path, name: str = "training") -> RunMetrics:
         """Read a file of metrics.
 
-        Args:
-            path: The file.
-            name: Name of the run.
-
         Raises:
             ValueError: If a line is not a JSON object with a `step`, or there is no line.
         """
@@ -127,7 +123,7 @@ def running_mean(values: Float[np.ndarray, " n"], share: float = SMOOTHING_SHARE
     """Exponential running mean with bias correction.
 
     Args:
-        values: The series.
+        values: Values of the series.
         share: Share of the series after which a value counts for 1/e.
     """
     decay = np.exp(-1 / max(share * len(values), 1))

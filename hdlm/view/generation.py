@@ -39,7 +39,7 @@ def write_generation_report(path: Path, document: Mapping[str, Any]) -> None:
 
     Args:
         path: The file; it is written completely or not at all.
-        document: The results.
+        document: Document of the results.
     """
     result = document["result"]
     settings = {name: value for name, value in result["settings"].items() if value is not None}
@@ -65,7 +65,7 @@ def draw_metrics(document: Mapping[str, Any], output: Path) -> None:
     """Draw every measure of the model, real text and the controls side by side, with bars of two standard errors.
 
     Args:
-        document: The results.
+        document: Document of the results.
         output: The file; its suffix (`.png`, `.svg`, `.pdf`) determines the format.
 
     Raises:

@@ -68,7 +68,7 @@ def number(value: float, error: float | None, *, sign: bool = False) -> str:
     """A number rounded to its error, which is shown with two digits.
 
     Args:
-        value: The number.
+        value: Number to be formatted.
         error: Standard error of the number; None if unknown, 0 if it is exact.
         sign: Whether to write a plus sign.
     """

@@ -112,7 +112,7 @@ def test_pieces_are_written_down(offered: object, piece: object) -> None:
 
 def test_pieces_that_fields_do_not_describe_are_refused() -> None:
     for piece in (3, object(), Cosine):
-        with pytest.raises(ValueError, match="only dataclasses can be written down"):
+        with pytest.raises(ValueError, match="only dataclasses can be described"):
             describe(piece)
 
 
@@ -135,7 +135,10 @@ CONFIG_FAULTS = {
     "no network": (lambda c: c.update(network=None), "config.json"),
     "another vocabulary": (lambda c: c["vocabulary"].update(num_words=12), "vocabulary does not match"),
     "a vocabulary of other things": (lambda c: c["vocabulary"].update(spam=1), "spam"),
-    "other shapes": (lambda c: c["network"].update(hidden_size=16), r"has shape \[.*\], but the config asks"),
+    "other shapes": (
+        lambda c: c["network"].update(hidden_size=16),
+        r"has shape \[.*\], but the config needs",
+    ),
     "more blocks": (lambda c: c["network"].update(num_blocks=3), r"missing blocks\.2"),
     "fewer blocks": (lambda c: c["network"].update(num_blocks=1), r"unexpected blocks\.1"),
 }

@@ -88,7 +88,7 @@ def test_a_line_that_is_being_written_is_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"step": 1, "loss": 2}\n{"step": 2, "lo\n', r"m\.jsonl:2 is no JSON"),
+        ('{"step": 1, "loss": 2}\n{"step": 2, "lo\n', r"m\.jsonl:2 is not JSON"),
         ("[1, 2]\n", r'm\.jsonl:1 has no "step"'),
         ('{"step": 1', "has no line yet, only an incomplete one"),
         ("", "has no line yet"),

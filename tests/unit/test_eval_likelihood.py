@@ -226,7 +226,7 @@ def test_several_data_sets_have_folders_and_a_failure_is_one(hdlm, model: Path, 
 def test_options_that_cannot_be_had_are_one_line(hdlm, model: Path, data: Path) -> None:
     for words, said in [
         (["--length", 9], "up to 8 tokens"),
-        (["--hyperschedule", "autoregressive", "--width", 2], "means nothing"),
+        (["--hyperschedule", "autoregressive", "--width", 2], "has no effect"),
         (["--bound", "hybrid", "--estimator", "count"], "hybrid bound has"),
         (["--part", "middle"], "None"),
     ]:

@@ -51,8 +51,8 @@ def test_other_families_and_tables_are_kept_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(hyperschedule="flat", width=2), "`width` means nothing"),
-        (Settings(hyperschedule="autoregressive", steps=2), "`steps` means nothing"),
+        (Settings(hyperschedule="flat", width=2), "`width` has no effect"),
+        (Settings(hyperschedule="autoregressive", steps=2), "`steps` has no effect"),
         (Settings(hyperschedule="spiral"), "Unknown hyperschedule 'spiral'"),
         (Settings(width=9), r"got 9"),
     ],

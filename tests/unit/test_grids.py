@@ -67,7 +67,7 @@ def test_settings_have_a_grid():
     assert settings.plan((), 8) == flat(8, 3)
     assert settings.noise(LogLinear(1e-3)) == Composed(LogLinear(1e-3), Interpolated((0.2, 0.6, 1.0)))
     assert Settings().noise(LINEAR) is LINEAR
-    with pytest.raises(ValueError, match="`grid` means nothing"):
+    with pytest.raises(ValueError, match="`grid` has no effect"):
         Settings(hyperschedule="autoregressive", grid="cosine").plan((), 8)
 
 

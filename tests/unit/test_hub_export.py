@@ -242,7 +242,7 @@ FORMLESS = {
     ),
     "shared": (
         lambda: _checkpoint(GammaHybrid(WORDS, 0.1), LogScore(shared=True)),
-        r"shared=True.*published is one that tells every position its own",
+        r"shared=True.*published is one in which every position gets its own",
     ),
     "noise": (lambda: _gamma(noise_schedule=Cosine()), r"Cosine\(.*\) has no published form.*LogLinear"),
     "noise of epsilon": (

@@ -454,8 +454,8 @@ def test_a_key_table_must_name_every_parameter(tmp_path):
     names = {name: name for name, _ in made.named_parameters()}
     lacking = {name: key for name, key in names.items() if not name.startswith("vocab")}
     for table, message in (
-        (lacking, r"lacks vocab_embed\.embedding; known to no network: nothing"),
-        ({**names, "other": "other"}, "lacks nothing; known to no network: other"),
+        (lacking, r"lacks vocab_embed\.embedding; not parameters of the network: nothing"),
+        ({**names, "other": "other"}, "lacks nothing; not parameters of the network: other"),
     ):
         with pytest.raises(ValueError, match=message):
             fill(made, stored, table)

@@ -224,7 +224,7 @@ def test_the_card_says_what_anybody_must_know() -> None:
 def test_the_card_of_a_model_without_records_says_so() -> None:
     card = model_card(_checkpoint(training={}, tokenizer_json=None), NAME)
     assert "No results were recorded" in card
-    assert "Nothing is recorded of how" in card
+    assert "The training of these weights is not recorded" in card
     assert "hdlm.sample(" in _sections(card)["Use"]
 
 

@@ -64,7 +64,7 @@ def test_fsdp_is_the_second_version_block_by_block(monkeypatch: pytest.MonkeyPat
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
-    assert plugin.transformer_cls_names_to_wrap == ["Block"]
+    assert plugin.transformer_cls_names_to_wrap == ["TransformerBlock"]
     assert plugin.cpu_ram_efficient_loading is False
     assert plugin.activation_checkpointing is False
 

@@ -434,7 +434,7 @@ def test_it_compiles_to_one_graph():
     [
         ({"condition": torch.ones(2, 5)}, "leave `condition` out"),
         ({"store": torch.arange(3)}, "there is no `cache`"),
-        ({"attention": torch.ones(1, 5, 6, dtype=torch.bool)}, r"which of 5 keys .* got shape \(1, 5, 6\)"),
+        ({"attention": torch.ones(1, 5, 6, dtype=torch.bool)}, r"5 keys .* got shape \(1, 5, 6\)"),
     ],
 )
 def test_refusals(arguments, message):

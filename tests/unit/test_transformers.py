@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None
 
 
 def test_a_config_that_describes_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"describes no model, it lacks network"):
+    with pytest.raises(ValueError, match=r"does not describe a model, because it lacks network"):
         HDLMForDiffusionLM(HDLMConfig())
 
 
@@ -184,7 +184,7 @@ def test_positions_beyond_the_context_are_refused(noisy: torch.Tensor) -> None:
 
 def test_labels_without_a_probability_are_refused(noisy: torch.Tensor) -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
-    for label, what in ((MASK, "is the mask"), (MASK + 1, "is no word"), (-1, "is no word")):
+    for label, what in ((MASK, "is the mask"), (MASK + 1, "is not a word"), (-1, "is not a word")):
         labels = torch.full_like(noisy, -100)
         labels[1, 2] = label
         with pytest.raises(ValueError, match=rf"`labels` holds {label}, which {what}"):

@@ -218,7 +218,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "numbers": ([1, 2], {}, "each document must be a string; got one of type int"),
     "no such recipe": (TEXTS, {"recipe": "soufflé"}, "there is no recipe 'soufflé'; known: demo"),
     "a local class": (TEXTS, {"process": None}, "a class of your own|must be a dataclass"),
-    "no dataclass": (TEXTS, {"objective": Plain()}, "only dataclasses can be written down; Plain is none"),
+    "no dataclass": (TEXTS, {"objective": Plain()}, "only dataclasses can be described; Plain is not one"),
 }
 
 

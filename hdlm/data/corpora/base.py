@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     """A part of a document.
 
     Attributes:
-        text: Its characters.
+        text: Characters of the piece.
         first: Whether it begins the document.
         last: Whether it ends the document.
     """

@@ -120,12 +120,7 @@ _PLAIN = tuple(name for name in TrainingState.__dataclass_fields__ if name not i
 
 
 def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of optimizers, whole and on the CPU; every process must call this.
-
-    Args:
-        network: The network whose parameters they move.
-        optimizers: The optimizers, in a fixed order.
-    """
+    """The state of optimizers, whole and on the CPU; every process must call this."""
     gathered = {}
     names = {id(parameter): name for name, parameter in named_parameters(network).items()}
     for number, optimizer in enumerate(optimizers):

@@ -68,10 +68,6 @@ class CheckpointStore:
     def put(self, step: int, write: Callable[[Path], None]) -> Path:
         """Store a step, and remove steps that are too old; older ones stay until this one is complete.
 
-        Args:
-            step: Number of the step.
-            write: Writes the step into a folder.
-
         Returns:
             The folder of the step.
 

@@ -85,10 +85,6 @@ def agreed(mine: _T) -> _T:
 def agree(mine: object, name: str) -> None:
     """Check that all processes found what the main process found; all must call this.
 
-    Args:
-        mine: The value of this process.
-        name: Name of the value, for the message.
-
     Raises:
         ValueError: If the main process found another value, because the file systems of two machines differ.
     """

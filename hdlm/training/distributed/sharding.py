@@ -25,12 +25,7 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def spread_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, sharded as another one of its shape is; unchanged if that one is whole.
-
-    Args:
-        value: The whole tensor.
-        target: A tensor with the sharding to use.
-    """
+    """A whole tensor, sharded as another one of its shape is; unchanged if that one is whole."""
     mesh = getattr(target, "device_mesh", None)
     if mesh is None or value.shape != target.shape:
         return value

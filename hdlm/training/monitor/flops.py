@@ -61,7 +61,7 @@ def peak_flops(device: torch.device, *, bf16: bool = True) -> float | None:
     """FLOP/s that a device can do: of a GPU by its name, in bfloat16; of a CPU by a measured matrix product.
 
     Args:
-        device: The device.
+        device: Device of the result.
         bf16: Whether a CPU is measured in bfloat16, or in float32.
 
     Returns:

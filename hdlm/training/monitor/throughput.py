@@ -225,13 +225,11 @@ class ThreadSwitch:
         else:
             torch.set_num_threads(now)
             self._pause = _RETRY
-            self._say(f"{why}: training continues with {_count(now)} instead of {before}")
+            self._say(
+                f"{why}: training continues with {now} thread{'' if now == 1 else 's'} instead of {before}"
+            )
         self._speeds.clear()
         self._slow.clear()
-
-
-def _count(number: int) -> str:
-    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -61,9 +61,6 @@ def tracking(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> Iter
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed.
 
-    Args:
-        names: The trackers of a recipe.
-
     Raises:
         ValueError: If a tracker is not installed; the message says what to install.
     """
@@ -121,12 +118,9 @@ class _Tracker:
         """Whether the thread has not failed; a failure is reported the first time."""
         if self._error is not None and not self._failed:
             self._failed = True
-            self._say(f"{self._name} gets no more metrics, and training continues: {_line(self._error)}")
+            reason = f"{type(self._error).__name__}: {one_line(self._error)[:300]}"
+            self._say(f"{self._name} gets no more metrics, and training continues: {reason}")
         return not self._failed
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 def _opener(name: str, project: str, folder: Path, settings: dict[str, Any]) -> Callable[[], Any]:

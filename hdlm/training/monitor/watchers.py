@@ -43,7 +43,7 @@ class MetricsLog:
     and a line of a measurement has `step` and the measured values.
 
     Args:
-        path: The file.
+        path: Path of the file.
         every: Number of steps that one line averages.
         gauge: Measures speed and memory.
     """
@@ -100,11 +100,7 @@ class MetricsLog:
         self._sinks.append(sink)
 
     def rewind(self, step: int) -> None:
-        """Remove lines after a step, and an incomplete line.
-
-        Args:
-            step: The step that the run resumes from.
-        """
+        """Remove lines after a step, and an incomplete line."""
         self._unwritten.clear()
         if not self._path.is_file():
             return
@@ -128,11 +124,6 @@ def progress_bar(console: Console, every: float = 30.0, *, gauge: Gauge | None =
 
     In a terminal and in a notebook this is a bar with a smoothed loss; elsewhere, a line from time to time, and one at
     the end.
-
-    Args:
-        console: The console to show it on.
-        every: Seconds between two lines.
-        gauge: Measures speed, utilisation, memory and the learning rate.
     """
     remaining = _Remaining()
     if not _has_bars(console):

@@ -25,12 +25,7 @@ _PEAK = "peak"
 
 
 def make_optimizers(network: AbstractTransformer, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    """One or two optimizers that together move each weight of a network once.
-
-    Args:
-        network: The network, on its training device.
-        settings: Settings of the optimizers.
-    """
+    """One or two optimizers that together move each weight of a network once."""
     matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]
     embedding = list(network.vocab_embed.parameters())
     taken = {id(weight) for weight in (*matrices, *embedding)}

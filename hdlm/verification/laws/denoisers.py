@@ -1,7 +1,7 @@
-"""Laws of a denoiser: what it states about its inputs is true, so whatever generation keeps is what it would compute.
+"""Laws of a denoiser: its statements about its inputs are true, so that reused results equal new ones.
 
-The laws write texts of a few words along several hyperschedules. The words come from random numbers alone, so that two
-runs of one seed see the same tokens, and every raw output that is read in one run has its counterpart in the other.
+The laws generate texts of a few words with several hyperschedules. The words come from random numbers alone, so that
+two runs of one seed have equal tokens, and every raw output that is read in one run has its counterpart in the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTH = 6
 
 
 def answers_depend_on_the_stated_noise(denoiser: AbstractDenoiser, trial: Trial) -> Finding | None:
-    """A raw output changes with no noise that `noise_dependence` leaves out."""
+    """A raw output depends on no noise that `noise_dependence` excludes."""
     dependence = denoiser.noise_dependence
     if dependence == "sequence":
         return None
@@ -36,34 +36,34 @@ def answers_depend_on_the_stated_noise(denoiser: AbstractDenoiser, trial: Trial)
     for place in range(denoiser.lookback, LENGTH):
         changed = other.clone()
         seen = None
-        if dependence == "position":  # each position sees itself alone, and keeps its noise
+        if dependence == "position":  # each position sees only itself, and keeps its noise
             seen = alone
             changed[place - denoiser.lookback] = noise[place - denoiser.lookback]
         at = torch.tensor([place], device=device)
-        one, two = (_raw(denoiser, words, u[None], seen, at) for u in (noise, changed))
-        gaps.append(_gap(one, two))
+        first, second = (_raw(denoiser, words, u[None], seen, at) for u in (noise, changed))
+        gaps.append(_gap(first, second))
     return error(torch.stack(gaps), 0.0, 1.0)
 
 
 def kept_answers_are_those_of_a_new_call(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
-    """What generation reads without a cache is what the denoiser answers when it is called at every step."""
+    """The outputs that generation reads without a cache are those of a denoiser that is called at every step."""
     return _compared(denoiser, trial, (flat(LENGTH, 4), Slide(LENGTH, 3, 4)), use_cache=False)
 
 
 def the_exact_cache_changes_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
-    """With the exact cache, where there is one, every raw output is the one without a cache."""
+    """With the exact cache, if there is one, every raw output is the one without a cache."""
     return _compared(denoiser, trial, (Block(LENGTH, 3, 3), Wave(LENGTH, 3, 2)))
 
 
 def company_changes_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
-    """A sequence reads in a batch what it reads alone, each at its own pace."""
+    """In a batch a sequence reads the outputs that it reads alone, each at its own pace."""
     return _compared(
         denoiser, trial, (Block(LENGTH, 2, 2), Slide(LENGTH, 3, 3)), 2, together=not denoiser.packs
     )
 
 
 def steps_in_common_change_no_output(denoiser: AbstractDenoiser, trial: Trial) -> Finding:
-    """A sequence reads what it reads alone in a batch that makes every step together."""
+    """In a batch that makes every step together a sequence reads the outputs that it reads alone."""
     return _compared(denoiser, trial, (Block(LENGTH, 3, 3),), 2, together=True)
 
 
@@ -84,8 +84,8 @@ DENOISER_LAWS: tuple[Law, ...] = (
 
 
 @final
-class _Anew(AbstractDenoiser):
-    """A denoiser of which nothing is kept: it has no cache, and states that its answers depend on all noise."""
+class _WithoutReuse(AbstractDenoiser):
+    """A denoiser whose results are never reused: it has no cache, and states that its outputs depend on all noise."""
 
     def __init__(self, inner: AbstractDenoiser) -> None:
         self.inner, self.process = inner, inner.process
@@ -106,7 +106,7 @@ class _Anew(AbstractDenoiser):
 
 @final
 class _Record:
-    """A step that writes words by chance, and records the raw outputs that it reads, by sequence, step and position."""
+    """A step that writes random words, and records the raw outputs that it reads, by sequence, step and position."""
 
     def __init__(self) -> None:
         self.read: dict[tuple[int, int, int], Tensor] = {}
@@ -132,30 +132,16 @@ def _compared(
     num: int = 1,
     **how: Any,
 ) -> Finding:
-    """How far the raw outputs of a run are from those of calls of which nothing is kept, in rounding errors."""
+    """The difference between the raw outputs of a run and those of calls without reuse, in rounding errors."""
     gaps = []
     prompt = Prompt.prefix([0] * max(denoiser.lookback, 1), LENGTH)
     for plan in plans:
-        expected, found = _Record(), _Record()
-        sample(
-            _Anew(denoiser),
-            Regime(plan),
-            expected,
-            num_sequences=num,
-            prompt=prompt,
-            seed=trial.seed,
-            execution=Execution(batch_size=1),
-        )
-        sample(
-            denoiser,
-            Regime(plan),
-            found,
-            num_sequences=num,
-            prompt=prompt,
-            seed=trial.seed,
-            execution=Execution(**how),
-        )
-        gaps += [_gap(found.read[name], raw) for name, raw in expected.read.items()]
+        expected, actual = _Record(), _Record()
+        plain, regime = _WithoutReuse(denoiser), Regime(plan)
+        same: Any = {"num_sequences": num, "prompt": prompt, "seed": trial.seed}
+        sample(plain, regime, expected, **same, execution=Execution(batch_size=1))
+        sample(denoiser, regime, actual, **same, execution=Execution(**how))
+        gaps += [_gap(actual.read[name], raw) for name, raw in expected.read.items()]
     return error(torch.stack(gaps), 0.0, 1.0)
 
 
@@ -170,9 +156,9 @@ def _raw(
     return denoiser.predict(words, noise, ForwardContext(attention=seen)).raw(at)
 
 
-def _gap(found: Tensor, expected: Tensor) -> Float[Tensor, ""]:
-    """The greatest difference of two raw outputs, over what rounding may explain; above 1 it does not."""
-    gap = torch.where(found == expected, 0.0, (found - expected).abs()).double().amax()
+def _gap(actual: Tensor, expected: Tensor) -> Float[Tensor, ""]:
+    """The largest difference of two raw outputs, relative to what rounding can explain (at most 1)."""
+    gap = torch.where(actual == expected, 0.0, (actual - expected).abs()).double().amax()
     finite = expected[expected.isfinite()].double()
     scale = finite.abs().amax().clamp_min(1.0) if len(finite) else gap.new_ones(())
     rounding: float = torch.finfo(expected.dtype).eps ** 0.5

@@ -1,4 +1,4 @@
-"""Laws of a hyperschedule: noise only ever falls, everything settles, and who sees whom follows."""
+"""Laws of a hyperschedule: levels only fall, every position settles, and attention is consistent with both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hdlm.verification.finding import Finding, Law, Trial, error
 __all__ = ["HYPERSCHEDULE_LAWS"]
 
 MANY_STEPS = 512
-"""Longer hyperschedules are looked at in this many places."""
+"""Longer hyperschedules are tested at this many steps."""
 MANY_PAIRS = 2**21
-"""Pairs of positions to look at, over all steps."""
+"""Number of pairs of positions that are tested, over all steps."""
 
 
 def levels_fall_and_stay_in_range(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding:
@@ -55,7 +55,7 @@ def times_invert(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding 
 
 
 def settled_views_never_change(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding:
-    """With causal or block-causal context, a settled position sees the same ever after: caches are exact."""
+    """With causal or block-causal context, the view of a settled position never changes: caches are exact."""
     n = _few_steps(hyperschedule)
     changes = []
     for context in ("causal", "block_causal"):
@@ -66,7 +66,7 @@ def settled_views_never_change(hyperschedule: AbstractHyperschedule, trial: Tria
 
 
 def nobody_sees_pure_noise(hyperschedule: AbstractHyperschedule, trial: Trial) -> Finding:
-    """Worthless positions are seen by nobody; active ones see all that is settled and one another."""
+    """No position sees worthless ones; active ones see all settled ones and one another."""
     n = _few_steps(hyperschedule)
     seen, regions = generation_attention(hyperschedule, n).dense(), hyperschedule.regions(n)
     noise = seen & regions.worthless[:, None, :]
@@ -96,16 +96,16 @@ HYPERSCHEDULE_LAWS: tuple[Law, ...] = (
 
 
 def _steps(hyperschedule: AbstractHyperschedule, most: int = MANY_STEPS) -> Tensor:
-    """All steps and one beyond the last, or `most` of them, spread evenly."""
+    """All steps and one after the last, or `most` of them, evenly spaced."""
     end = hyperschedule.num_steps + 1
     return torch.linspace(0, end, min(end + 1, most), dtype=torch.float64).long()
 
 
 def _few_steps(hyperschedule: AbstractHyperschedule) -> Tensor:
-    """The same, where every step is a table of pairs of positions."""
+    """Fewer steps, for laws that need a table of pairs of positions at each."""
     return _steps(hyperschedule, max(MANY_PAIRS // hyperschedule.length**2, 2))
 
 
 def _none(violations: Tensor) -> Finding:
-    """No entry may differ from zero."""
+    """An error unless all entries are zero."""
     return error(violations.double(), 0.0, 0.0)

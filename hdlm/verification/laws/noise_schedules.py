@@ -1,4 +1,4 @@
-"""Laws of a noise schedule: it rises inside [0, 1], and its derivative and inverse are its own."""
+"""Laws of a noise schedule: it rises inside [0, 1], and its derivative and inverse are consistent with it."""
 
 from __future__ import annotations
 

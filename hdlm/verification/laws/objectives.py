@@ -1,4 +1,4 @@
-"""Laws of an objective, and of a process by way of the bounds that belong to it, with exact denoisers."""
+"""Laws of an objective, and of a process through its bounds, with exact denoisers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["OBJECTIVE_LAWS", "PROCESS_BOUND_LAWS"]
 
 LENGTH = 3
 NODES = 24
-"""Quadrature nodes in continuous time."""
+"""Number of quadrature nodes in continuous time."""
 
 
 def the_truth_is_the_best_answer(objective: AbstractObjective, trial: Trial) -> Finding:
-    """No change of the exact answer lowers the expected loss to first order: its gradient at the truth is zero."""
+    """No change of the exact prediction lowers the expected loss to first order: its gradient there is zero."""
     gradients = [_gradient_at_truth(objective, process, trial) for process in _processes()]
     return error(torch.cat(gradients), 0.0, 1e-8)
 
@@ -47,14 +47,14 @@ def wrong_answers_cost_more(objective: AbstractObjective, trial: Trial) -> Findi
 
 
 def two_streams_are_one_canvas(objective: AbstractObjective, trial: Trial) -> Finding:
-    """A packed pass over `[clean | noisy]` costs what generation's canvases cost, position by position."""
+    """A packed pass over `[clean | noisy]` costs as much as generation's canvases, position by position."""
     gaps = []
     for process in _processes():
         world = random_world(process.num_words, LENGTH, trial.seed)
         denoiser = ExactDenoiser(world, process)
         for schedule in _hyperschedules(LENGTH):
-            one, two = (_loss(objective, denoiser, schedule, world, two) for two in (False, True))
-            gaps.append(one - two)
+            canvas, streams = (_loss(objective, denoiser, schedule, world, two) for two in (False, True))
+            gaps.append(canvas - streams)
     return error(torch.cat(gaps), 0.0, 1e-9)
 
 
@@ -83,15 +83,15 @@ def the_bound_is_above_the_entropy(process: AbstractNoiseProcess, trial: Trial) 
 
 
 def score_entropy_is_the_entropy(process: AbstractNoiseProcess, trial: Trial) -> Finding | None:
-    """Where noise comes gradually, the score entropy of the exact score integrates to the entropy of the data."""
+    """If noise comes gradually, the score entropy of the exact score integrates to the entropy of the data."""
     hair = process.weights(torch.full((1,), 1e-12, dtype=torch.float64))
     if float(hair.clean) < 1 - 1e-3:
-        return None  # noise that jumps at 0 costs a reconstruction besides
+        return None  # noise that jumps at 0 has an additional reconstruction cost
     world = _world(process, trial)
     corruption = Corruption(process, Regime(flat(world.length, 1)), two_stream=False)
     objective = ScoreEntropy(floor=1e-14)
-    found = expected_loss(objective, ExactDenoiser(world, process), corruption, world, 2 * NODES)
-    return error(found.sum(), world.entropy, 1e-5)
+    integral = expected_loss(objective, ExactDenoiser(world, process), corruption, world, 2 * NODES)
+    return error(integral.sum(), world.entropy, 1e-5)
 
 
 OBJECTIVE_LAWS: tuple[Law, ...] = (
@@ -107,7 +107,7 @@ PROCESS_BOUND_LAWS: tuple[Law, ...] = (
 
 
 def _processes() -> tuple[AbstractNoiseProcess, ...]:
-    """Kinds of noise that every objective understands."""
+    """Processes that every objective supports."""
     return Absorbing(2), EpsilonHybrid(2, 0.2), GammaHybrid(2, 0.3)
 
 
@@ -138,7 +138,7 @@ def _loss(
 
 
 def _gradient_at_truth(objective: AbstractObjective, process: AbstractNoiseProcess, trial: Trial) -> Tensor:
-    """Derivative of the expected loss in each raw output for each canvas, at the exact answer."""
+    """Derivative of the expected loss with respect to each raw output of each canvas, at the exact prediction."""
     world = random_world(process.num_words, LENGTH, trial.seed)
     tilted = _Tilted(ExactDenoiser(world, process))
     corruption = Corruption(process, Regime(flat(LENGTH, 2)), two_stream=False)

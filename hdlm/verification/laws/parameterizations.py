@@ -1,4 +1,4 @@
-"""Laws of a parameterization: two readings of one distribution, row by row."""
+"""Laws of a parameterization: its predictions and its scores describe one distribution, row by row."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def clean_predictions_are_distributions(reading: AbstractParameterization, trial
 
 
 def a_token_has_the_score_one(reading: AbstractParameterization, trial: Trial) -> Finding:
-    """`log score = 0` at the token that stands there (the published sampler forgot it)."""
+    """`log score = 0` at the current token (the published sampler does not have this)."""
     case = _case(trial)
     return error(reading.log_score(*case).gather(-1, case.x_t[:, None]), 0.0, 1e-9)
 
 
 def both_readings_agree(reading: AbstractParameterization, trial: Trial) -> Finding:
-    """Reading `p(x_0 | x_t)` off the scores gives `p(x_0 | x_t)`."""
+    """Computing `p(x_0 | x_t)` from the scores gives `p(x_0 | x_t)`."""
     case = _case(trial)
     from_score = case.process.clean_from_score(case.x_t, reading.log_score(*case).exp(), case.u)
     return error(from_score, reading.log_clean(*case).exp(), 1e-8)
 
 
 def rows_are_independent(reading: AbstractParameterization, trial: Trial) -> Finding:
-    """Reading chosen rows is choosing from all rows read, for predictions and scores."""
+    """Predictions and scores of selected rows are those rows of all predictions and scores."""
     case, chosen = _case(trial), torch.arange(0, ROWS, 3)
     few = case._replace(raw=case.raw[chosen], x_t=case.x_t[chosen], u=case.u[chosen])
     clean = reading.log_clean(*few).exp() - reading.log_clean(*case)[chosen].exp()
@@ -45,7 +45,7 @@ def rows_are_independent(reading: AbstractParameterization, trial: Trial) -> Fin
 
 
 def inputs_are_finite(reading: AbstractParameterization, trial: Trial) -> Finding:
-    """What the network is told is a number at every noise fraction, 0 and 1 included, and blends lie in [0, 1]."""
+    """The network's condition is finite at every noise fraction, 0 and 1 included, and blends lie in [0, 1]."""
     inputs = reading.inputs(torch.linspace(0, 1, 101, dtype=torch.float64))
     condition = torch.zeros(1) if inputs.condition is None else inputs.condition
     blend = torch.zeros(1) if inputs.blend is None else inputs.blend
@@ -54,7 +54,7 @@ def inputs_are_finite(reading: AbstractParameterization, trial: Trial) -> Findin
 
 
 def inputs_depend_on_the_stated_noise(reading: AbstractParameterization, trial: Trial) -> Finding | None:
-    """What the network gets at a position changes with no noise that `noise_dependence` leaves out."""
+    """The network's inputs at a position depend on no noise that `noise_dependence` excludes."""
     dependence = reading.noise_dependence
     if dependence == "sequence":
         return None
@@ -63,12 +63,12 @@ def inputs_depend_on_the_stated_noise(reading: AbstractParameterization, trial: 
     gaps = [torch.zeros(1)]
     for place in range(noise.shape[1]):
         column = slice(place, place + 1)
-        apart = reading.inputs((noise if dependence == "position" else other)[:, column])
-        for both in ((whole.condition, apart.condition), (whole.blend, apart.blend)):
-            if both[0] is None or both[1] is None:
-                gaps.append(torch.full((1,), float(both[0] is not both[1])))
+        separate = reading.inputs((noise if dependence == "position" else other)[:, column])
+        for joint, alone in ((whole.condition, separate.condition), (whole.blend, separate.blend)):
+            if joint is None or alone is None:
+                gaps.append(torch.full((1,), float(joint is not alone)))
             else:
-                gaps.append((both[0][:, column] - both[1]).abs().flatten())
+                gaps.append((joint[:, column] - alone).abs().flatten())
     return error(torch.cat(gaps), 0.0, 0.0)
 
 
@@ -83,7 +83,7 @@ PARAMETERIZATION_LAWS: tuple[Law, ...] = (
 
 
 class _Case(NamedTuple):
-    """Arguments of a reading."""
+    """Arguments of a parameterization's methods."""
 
     process: AbstractNoiseProcess
     raw: Tensor
@@ -92,7 +92,7 @@ class _Case(NamedTuple):
 
 
 def _case(trial: Trial) -> _Case:
-    """Arbitrary outputs of a network, for a process that has both kinds of noise."""
+    """Random outputs of a network, for a process with both kinds of noise."""
     process, generator = GammaHybrid(num_words=5, gamma=0.4), trial.generator()
     raw = torch.randn(ROWS, process.num_words + 1, generator=generator, dtype=torch.float64)
     x_t = torch.randint(process.num_words + 1, (ROWS,), generator=generator)

@@ -1,4 +1,4 @@
-"""Laws of a noise process: it is a Markov chain that forgets, and its closed forms are what they abbreviate."""
+"""Laws of a noise process: it is a Markov chain that loses its data, and its closed forms are right."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["PROCESS_LAWS"]
 EXACT = 1e-10
 """Float64 tolerance of identities with a few dozen operations."""
 MANY_WORDS = 50_000
-"""A vocabulary of the size that closed forms are there for."""
+"""A large vocabulary, for which closed forms are needed."""
 
 
 def weights_are_a_distribution(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """`clean + uniform + mask = 1` and none is negative, at every noise fraction."""
+    """`clean + uniform + mask = 1` and no weight is negative, at every noise fraction."""
     w = process.weights(torch.linspace(0, 1, 101, dtype=torch.float64))
     parts = torch.stack([w.clean, w.uniform, w.mask])
     return error(torch.cat([parts.sum(0) - 1, parts.clamp_max(0).flatten()]), 0.0, EXACT)
@@ -56,7 +56,7 @@ def kernels_are_stochastic(process: AbstractNoiseProcess, trial: Trial) -> Findi
 
 
 def kernels_lead_to_the_marginals(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """`q(x_t | x_s)` after `q(x_s | x_0)` is `q(x_t | x_0)`, as the weights say it."""
+    """`q(x_t | x_s)` after `q(x_s | x_0)` is `q(x_t | x_0)` of the weights."""
     s, t = _pairs(trial)
     step = transition_matrix(process, process.between(s, t))
     return error(step @ marginal_matrix(process, s), marginal_matrix(process, t), EXACT)
@@ -102,7 +102,7 @@ def rates_integrate_to_kernels(process: AbstractNoiseProcess, trial: Trial) -> F
 
 
 def constant_rates_have_an_exponential(process: AbstractNoiseProcess, trial: Trial) -> Finding | None:
-    """Where rates are constant in total noise, `q(x_t | x_s) = exp((sigma_t - sigma_s) Q)`."""
+    """If rates are constant in total noise, `q(x_t | x_s) = exp((sigma_t - sigma_s) Q)`."""
     u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     per_noise = generator_matrix(process, process.rates(u)) * (1 - u)[:, None, None]
     if float((per_noise - per_noise[0]).abs().max()) > EXACT:
@@ -121,7 +121,7 @@ def spread_is_the_kernel(process: AbstractNoiseProcess, trial: Trial) -> Finding
 
 
 def unspread_inverts_spread(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """`unspread(spread(p)) = p` wherever something is kept."""
+    """`unspread(spread(p)) = p` if some tokens are kept."""
     s, t = (0.9 * trial.numbers(64, 2)).sort(-1).values.unbind(-1)
     kernel, p = process.between(s, t), _vectors(process, trial)
     return error(process.unspread(process.spread(p, kernel), kernel), p, 1e-8)
@@ -166,7 +166,7 @@ def reverse_is_the_posterior(process: AbstractNoiseProcess, trial: Trial) -> Fin
 
 
 def reverse_is_the_posterior_of_many_words(process: AbstractNoiseProcess, trial: Trial) -> Finding | None:
-    """The same with a vocabulary of tens of thousands."""
+    """The closed form of one step back is the posterior, with a vocabulary of tens of thousands of words."""
     large = _with_many_words(process)
     if large is None:
         return None
@@ -181,7 +181,7 @@ def reverse_is_the_posterior_of_many_words(process: AbstractNoiseProcess, trial:
 
 
 def scores_are_ratios(process: AbstractNoiseProcess, trial: Trial) -> Finding | None:
-    """`score_from_clean` gives `p_u(y) / p_u(x)`, where every `x_0` can lead to `x`."""
+    """`score_from_clean` gives `p_u(y) / p_u(x)`, if every `x_0` can lead to `x`."""
     case = _known_cases(process, trial)
     if case is None:
         return None
@@ -190,7 +190,7 @@ def scores_are_ratios(process: AbstractNoiseProcess, trial: Trial) -> Finding | 
 
 
 def scores_and_clean_predictions_are_one(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """`clean_from_score` undoes the score: reading the true ratios gives the true `p(x_0 | x_u)`."""
+    """`clean_from_score` undoes the score: from the true ratios it gives the true `p(x_0 | x_u)`."""
     x, cavity, u = _cavities(process, trial)
     read = process.clean_from_score(x, _score(process, x, cavity, u), u)
     return error(read, _clean(process, x, cavity, u), 1e-8)
@@ -230,7 +230,7 @@ PROCESS_LAWS: tuple[Law, ...] = (
 
 
 def _with_many_words(process: Any) -> AbstractNoiseProcess | None:
-    """The same process with another vocabulary, if it can be made from its fields."""
+    """A copy of a process with another vocabulary, if it can be made from its fields."""
     if not dataclasses.is_dataclass(process) or isinstance(process, type):
         return None
     large: Any = dataclasses.replace(process, num_words=MANY_WORDS)
@@ -247,7 +247,7 @@ class _Case(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A noisy token and what is known of its clean one from elsewhere."""
+    """A noisy token, and the distribution of its clean one given everything else."""
 
     x: Tensor
     cavity: Tensor
@@ -255,7 +255,7 @@ class _Known(NamedTuple):
 
 
 def _pairs(trial: Trial) -> tuple[Tensor, Tensor]:
-    """Noise fractions `s < t`, the ends included."""
+    """Noise fractions `s < t`, both ends included."""
     s, t = trial.numbers(61, 2).sort(-1).values.unbind(-1)
     ends = torch.tensor([[0.0, 0.5], [0.5, 1.0], [0.0, 1.0]], dtype=torch.float64)
     return torch.cat([s, ends[:, 0]]), torch.cat([t, ends[:, 1]])
@@ -277,21 +277,21 @@ def _words(process: AbstractNoiseProcess, trial: Trial, count: int) -> Tensor:
 
 
 def _possible(process: AbstractNoiseProcess, case: _Case) -> _Case:
-    """The cases whose noisy token some `x_0` can lead to."""
+    """The cases whose noisy token is possible for some `x_0`."""
     w, masked = process.weights(case.t), case.x_t == process.mask_id
-    some = torch.where(masked, w.mask, w.clean + w.uniform) > 0
-    return _Case(*(field[some] for field in case))
+    possible = torch.where(masked, w.mask, w.clean + w.uniform) > 0
+    return _Case(*(field[possible] for field in case))
 
 
 def _cases(process: AbstractNoiseProcess, trial: Trial) -> _Case:
-    """Every noisy token at many pairs of noise fractions, with any `p(x_0 | x_t)`."""
+    """Every noisy token at many pairs of noise fractions, with random `p(x_0 | x_t)`."""
     s, t = _pairs(trial)
     which, x_t = _grid(torch.arange(len(s)), torch.arange(process.num_words + 1))
     return _possible(process, _Case(x_t, _words(process, trial, len(x_t)), s[which], t[which]))
 
 
 def _cavities(process: AbstractNoiseProcess, trial: Trial) -> _Known:
-    """Every noisy token at noise fractions inside (0, 1), with what is known of its origin from elsewhere."""
+    """Every noisy token at noise fractions inside (0, 1), with random distributions of its origin."""
     u, x = _grid(0.02 + 0.95 * trial.numbers(32), torch.arange(process.num_words + 1))
     none = torch.zeros_like(u)
     case = _possible(process, _Case(x, _words(process, trial, len(x)), none, u))
@@ -299,7 +299,7 @@ def _cavities(process: AbstractNoiseProcess, trial: Trial) -> _Known:
 
 
 def _known_cases(process: AbstractNoiseProcess, trial: Trial) -> _Known | None:
-    """Those of `_cavities` where every origin can lead to the token, so that nothing known is lost."""
+    """Those of `_cavities` whose token every origin can lead to, so that the score is defined everywhere."""
     case = _cavities(process, trial)
     open_to_all = (_rows(process, case) > 0).all(-1)
     return _Known(*(field[open_to_all] for field in case)) if bool(open_to_all.any()) else None
@@ -310,13 +310,13 @@ def _rows(process: AbstractNoiseProcess, case: _Known) -> Tensor:
 
 
 def _clean(process: AbstractNoiseProcess, x: Tensor, cavity: Tensor, u: Tensor) -> Tensor:
-    """`p(x_0 | x_u)`, by Bayes."""
+    """`p(x_0 | x_u)`, by Bayes' rule."""
     p = torch.nn.functional.pad(_rows(process, _Known(x, cavity, u)), (0, 1)) * cavity
     return p / p.sum(-1, keepdim=True)
 
 
 def _score(process: AbstractNoiseProcess, x: Tensor, cavity: Tensor, u: Tensor) -> Tensor:
-    """`p_u(y) / p_u(x)`, by summing over origins."""
+    """`p_u(y) / p_u(x)`, by a sum over origins."""
     p = (marginal_matrix(process, u) @ cavity[:, :-1, None])[..., 0]
     return p / p.gather(-1, x[:, None])
 
@@ -336,13 +336,13 @@ def _mixture(parts: Reverse, process: AbstractNoiseProcess, x_t: Tensor, clean: 
 
 
 def _dense(w: Weights, process: AbstractNoiseProcess) -> Tensor:
-    """The law of a token without a clean part."""
+    """The law of a token for weights without a clean part."""
     words = (w.uniform / process.num_words)[:, None].expand(-1, process.num_words)
     return torch.cat([words, w.mask[:, None]], -1)
 
 
 def _histogram(x: Tensor, process: AbstractNoiseProcess) -> Tensor:
-    """How often each token occurs in each row."""
+    """The number of times that each token occurs in each row."""
     size = process.num_words + 1
     row = torch.arange(len(x))[:, None] * size
     return (x + row).flatten().bincount(minlength=len(x) * size).view(len(x), size)

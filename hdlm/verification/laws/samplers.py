@@ -1,4 +1,4 @@
-"""Laws of samplers, and of a process by way of the sampler that belongs to it, with exact denoisers."""
+"""Laws of samplers, and of a process through its sampler, with exact denoisers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LENGTH = 3
 @final
 @dataclass(frozen=True)
 class Sampler:
-    """A complete way from noise to text: a step, and a process that it can walk back along.
+    """A sampler: a step, and a process that it can reverse.
 
     Attributes:
-        step: The step.
-        process: The noise process of the denoisers that it is tried with.
+        step: Step of the sampler.
+        process: The noise process of the denoisers that it is tested with.
     """
 
     step: Step
@@ -48,7 +48,7 @@ def only_words_are_emitted(sampler: Sampler, trial: Trial) -> Finding:
 
 
 def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
-    """Tokens of a prompt, wherever they stand, are never changed, not even for a moment."""
+    """Tokens of a prompt, at any position, are never changed, not even temporarily."""
     tokens = torch.tensor([[1, 0, 1]])
     prompt = Prompt(tokens, torch.tensor([[False, True, True]]))
     changes: list[Tensor] = []
@@ -70,7 +70,7 @@ def given_tokens_stay(sampler: Sampler, trial: Trial) -> Finding:
 
 
 def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
-    """A sequence is the same at any batch size, and in a run that begins with it."""
+    """A sequence does not depend on the batch size, nor on the sequences before it in the run."""
     schedule, denoiser = flat(LENGTH, 3), _denoiser(sampler)
     whole, cut = (
         sample(
@@ -95,19 +95,19 @@ def batches_do_not_matter(sampler: Sampler, trial: Trial) -> Finding:
 
 
 def autoregression_is_exact(sampler: Sampler, trial: Trial) -> Finding:
-    """One position after the other, in one step each, every sampler reproduces the world (chi-square)."""
+    """One position after another, in one step each, every sampler reproduces the world (chi-square)."""
     tokens = _draw(sampler, autoregressive(LENGTH), trial, trial.samples)
     world = _world(sampler.process)
     return p_value(chi_square(world.count(tokens), world.law))
 
 
 def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
-    """After every step the share of masked tokens is the one that the process and the hyperschedule say."""
+    """After every step the share of masked tokens is that of the process and the hyperschedule."""
     schedule, shares = flat(LENGTH, 4), []
     if sampler.process.final_mask_share == 0:
         return None
     if isinstance(sampler.step, ByEntropy | ByThreshold):
-        return None  # a move writes all its masks, however small it is
+        return None  # a move replaces all its masks, however small it is
     sample(
         _denoiser(sampler),
         Regime(schedule),
@@ -125,7 +125,7 @@ def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
 
 
 def ancestral_sampling_is_its_own_chain(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """Many positions at once in few steps: draws have the law that summing over all canvases gives (chi-square)."""
+    """With many positions at once in few steps, draws have the law of a sum over all canvases (chi-square)."""
     world = _world(process)
     denoiser = ExactDenoiser(world, process)
     counts, laws = [], []
@@ -144,7 +144,7 @@ def ancestral_sampling_is_its_own_chain(process: AbstractNoiseProcess, trial: Tr
 
 
 def one_position_is_exact_in_any_number_of_steps(process: AbstractNoiseProcess, trial: Trial) -> Finding:
-    """A world of one position is reproduced by the posterior, whatever the number of steps."""
+    """A world of one position is reproduced by the posterior, with any number of steps."""
     world = random_world(process.num_words, 1, trial.seed)
     gaps = []
     for num_levels in (1, 2, 7):
