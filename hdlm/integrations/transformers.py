@@ -30,8 +30,7 @@ from hdlm.atomic import replacing
 from hdlm.checkpoint import FORMAT, MODEL_TYPE, Checkpoint, assemble
 from hdlm.denoiser import Denoiser, ForwardContext
 from hdlm.generation import Settings, complete, planned
-from hdlm.network import DDiT, DDiTConfig
-from hdlm.network.rotary import Rotary
+from hdlm.network import build_network, read_network_config
 from hdlm.sampling import Execution, Frame, Prompt
 from hdlm.sharing.push import tokenizer_files
 
@@ -49,7 +48,7 @@ class HDLMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """The content of a checkpoint's `config.json` (`Checkpoint.config`), as a `transformers` config.
 
     Args:
-        network: Sizes and switches of the DDiT; see `hdlm.network.DDiTConfig`.
+        network: Sizes and switches of the network; see `hdlm.network.DDiTConfig` and `DecoderConfig`.
         vocabulary: Meaning of its tokens.
         process: The noise process.
         parameterization: Meaning of its outputs.
@@ -145,7 +144,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
 
     def __init__(self, config: HDLMConfig) -> None:
         super().__init__(config)
-        self.model = DDiT(DDiTConfig.from_dict(config.document()["network"]))
+        self.model = build_network(read_network_config(config.document()["network"]))
         self.tokenizer: str | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -298,7 +297,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
             raise ValueError(f"the weights at {name} do not fit the network of its config: {listed}.")
         rotary = loaded.model.rotary_emb.inv_freq
         # Half precision would round frequencies, which changes far positions: they are computed, not read.
-        loaded.model.rotary_emb = Rotary(loaded.model.config.head_dim).to(rotary.device)
+        loaded.model.rotary_emb = loaded.model.new_rotary().to(rotary.device)
         return (loaded, report) if reported else loaded
 
     def save_pretrained(  # type: ignore[override]

@@ -116,8 +116,8 @@ def _facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{sum(weight.numel() for weight in checkpoint.network.parameters()):,}"
     yield (
         "network",
-        f"DDiT, hidden size {shape.hidden_size}, {shape.num_blocks} blocks, {shape.num_heads} heads, "
-        f"context {shape.max_length}",
+        f"{type(checkpoint.network).__name__}, hidden size {shape.hidden_size}, {shape.num_blocks} blocks, "
+        f"{shape.num_heads} heads, context {shape.max_length}",
     )
     yield "process", description_text(describe(checkpoint.denoiser.process))
     yield "outputs", description_text(describe(checkpoint.denoiser.parameterization))

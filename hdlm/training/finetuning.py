@@ -15,6 +15,7 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule, packing
+from hdlm.network import DDiTConfig
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
@@ -49,8 +50,16 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Objective and mixture are the recorded ones. A checkpoint without a record gets the matching bound: the score
     entropy for log scores, the weighted cross-entropy for a process that only masks, `NELBO` for any other.
+
+    Raises:
+        ValueError: If the network is not a `DDiT`.
     """
     denoiser, shape = checkpoint.denoiser, checkpoint.network.config
+    if not isinstance(shape, DDiTConfig):
+        raise ValueError(
+            "hdlm trains networks of the type DDiT; this checkpoint has a Decoder, which can be sampled and measured, "
+            "but not be trained yet."
+        )
     process = describe(denoiser.process)
     del process["num_words"]
     network = {

@@ -222,3 +222,24 @@ def test_generation_of_sdar(shared: Path, case: str) -> None:
     )
     assert written.tokens[0].tolist() == out.tolist()
     assert written.num_evaluations < len(arrays[f"gen_{case}_block_inputs"])
+
+
+def test_a_decoder_is_not_trained_yet(shared: Path, tmp_path: Path) -> None:
+    model = hdlm.load(shared / "golden" / "modern" / "causal" / "smollm")
+    with pytest.raises(ValueError, match="but not be trained yet"):
+        hdlm.finetune(model, ["a document. " * 50], output=tmp_path / "run", steps=1)
+
+
+def test_a_decoder_goes_through_transformers(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from transformers import AutoModel
+
+    import hdlm.integrations.transformers
+
+    model = hdlm.load(shared / "golden" / "modern" / "dream")
+    hdlm.save_pretrained(model, tmp_path / "dream")
+    loaded = AutoModel.from_pretrained(tmp_path / "dream")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model.network(ids)
+        torch.testing.assert_close(loaded.model(ids), expected, atol=0, rtol=0)
