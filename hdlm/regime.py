@@ -1,7 +1,7 @@
-"""A regime says along what a model works: when positions are noisy, how fast noise comes, and who sees whom.
+"""A regime is a hyperschedule, a noise schedule and the attention masks between positions.
 
-Training, generation and evaluation of one model have to agree on it, so they take it as one object. A checkpoint knows
-its own: `Checkpoint.regime()`.
+Training, generation and evaluation of a model must use the same regime, so it is one object. `Checkpoint.regime()`
+returns that of a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def settled_lasts(context: Context, dependence: NoiseDependence) -> bool:
     """Whether the keys and values of a settled position never change, so that keeping them is exact.
 
     Args:
-        context: What settled positions see of one another.
+        context: The settled positions that a settled position attends to.
         dependence: What the network's inputs depend on.
     """
     return context != "full" and dependence != "sequence"
@@ -35,13 +35,13 @@ def settled_lasts(context: Context, dependence: NoiseDependence) -> bool:
 @final
 @dataclass(frozen=True)
 class Regime:
-    """When positions are noisy, how fast noise comes, and who sees whom.
+    """A hyperschedule, a noise schedule, and which positions attend to which.
 
     Attributes:
-        hyperschedule: When each position is noisy; its length is that of the sequences.
-        noise_schedule: From a position's time, `level / num_levels`, to its noise fraction.
-        context: What settled positions see of one another; see `hdlm.attention`.
-        active: What active positions see of one another.
+        hyperschedule: The noise level of each position in each step; its length is that of the sequences.
+        noise_schedule: Maps the time of a position, `level / num_levels`, to its noise fraction.
+        context: The settled positions that a settled position attends to; see `hdlm.attention`.
+        active: The active positions that an active position attends to.
         sampling_eps: In generation, times come from the published grid with this margin, if it is given
             (`AbstractHyperschedule.time_grid`).
 
@@ -68,7 +68,7 @@ class Regime:
         return replace(self, hyperschedule=hyperschedule)
 
     def begin_in_noise(self) -> Regime:
-        """This regime along the nearest hyperschedule that begins in pure noise, as a likelihood needs it."""
+        """This regime with the nearest hyperschedule that begins in pure noise, as a likelihood needs."""
         return self.along(self.hyperschedule.begin_in_noise())
 
     def first_positions(self, length: int) -> Regime:
@@ -77,7 +77,7 @@ class Regime:
 
     @property
     def final_noise(self) -> float:
-        """The noise fraction in which generation begins."""
+        """The noise fraction at which generation begins."""
         return float(self.noise_schedule.fraction(torch.ones((), dtype=torch.float64)))
 
     def noise_of_levels(self) -> Float[Tensor, " levels"]:
@@ -90,11 +90,11 @@ class Regime:
         return torch.where(levels > 0, self.noise_schedule.fraction(times), 0.0)
 
     def generation_attention(self, n: int | Int[Tensor, "*b"], regions: Regions | None = None) -> Visibility:
-        """Who sees whom in the step from `n` to `n + 1`; see `hdlm.attention.generation_attention`."""
+        """The attention mask of the step from `n` to `n + 1`; see `hdlm.attention.generation_attention`."""
         return attention.generation_attention(self.hyperschedule, n, self.context, self.active, regions)
 
     def two_stream(self, n: Int[Tensor, "*b l"]) -> Visibility:
-        """Who sees whom in a packed pass over `[clean | noisy]`; see `hdlm.attention.two_stream`."""
+        """The attention mask of a packed pass over `[clean | noisy]`; see `hdlm.attention.two_stream`."""
         return attention.two_stream(self.hyperschedule, n, self.context, self.active)
 
     def fits_one_pass(self, dependence: NoiseDependence) -> bool:

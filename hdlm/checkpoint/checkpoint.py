@@ -97,17 +97,17 @@ class Checkpoint:
         return self.network.config.max_length
 
     def regime(self, hyperschedule: AbstractHyperschedule | None = None) -> Regime:
-        """What generation and evaluation run along: the noise schedule and the views of training.
+        """The regime of generation and evaluation: the noise schedule and the attention masks of training.
 
         Args:
-            hyperschedule: When each position is noisy; by default the first that the checkpoint lists.
+            hyperschedule: Hyperschedule of the regime; by default the first of the checkpoint.
 
         Raises:
-            ValueError: If the checkpoint lists no hyperschedule, and none is given.
+            ValueError: If the checkpoint has no hyperschedule, and none is given.
         """
         if hyperschedule is None and not self.hyperschedules:
             raise ValueError(
-                "The checkpoint lists no hyperschedule: give one, such as `hdlm.flat(length, steps)`."
+                "The checkpoint has no hyperschedule: give one, such as `hdlm.flat(length, steps)`."
             )
         chosen = self.hyperschedules[0] if hyperschedule is None else hyperschedule
         return Regime(chosen, self.noise_schedule, self.context, self.active)

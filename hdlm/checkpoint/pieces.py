@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def description_text(value: Any) -> str:
-    """A description for people to read, such as `Block(length=8, width=4, num_levels=2)`; long lists are counted."""
+    """A description in Python's notation, such as `Block(length=8, width=4, num_levels=2)`; long lists are counted."""
     if isinstance(value, Mapping):
         inside = ", ".join(f"{name}={description_text(v)}" for name, v in value.items() if name != "type")
         return f"{value['type']}({inside})" if "type" in value else inside

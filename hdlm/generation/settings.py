@@ -126,7 +126,7 @@ class Settings:
         )
         steps = self.steps if self.steps is not None else listed
         if steps is None or (model is None and self.hyperschedule is None):
-            raise ValueError("The checkpoint lists no hyperschedule: give one, and a number of steps.")
+            raise ValueError("The checkpoint has no hyperschedule: give one, and a number of steps.")
         if self.hyperschedule == "flat":
             return flat(length, steps)
         if self.hyperschedule is None and model is not None:

@@ -80,7 +80,7 @@ class TrainingSetup:
 
     @property
     def regime(self) -> Regime:
-        """The regime of the first part of the mixture, which the model writes along."""
+        """The regime of the first part of the mixture, which is also that of generation."""
         return self.mixture.parts[0].corruption.regime
 
     @property

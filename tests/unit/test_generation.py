@@ -64,6 +64,6 @@ def test_what_has_no_meaning_is_refused(settings: Settings, message: str) -> Non
 
 
 def test_a_checkpoint_without_hyperschedule_needs_to_be_told() -> None:
-    with pytest.raises(ValueError, match="lists no hyperschedule"):
+    with pytest.raises(ValueError, match="has no hyperschedule"):
         Settings().plan((), 8)
     assert Settings(hyperschedule="flat", steps=3).plan((), 8) == flat(8, 3)

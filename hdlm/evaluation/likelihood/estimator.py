@@ -35,7 +35,7 @@ from hdlm.transfer import moved
 
 __all__ = ["EvaluationProgress", "Likelihood", "estimate_likelihood"]
 
-_OF_TEXT, _OF_WINDOWS = (0xA1, 0xA2), (0xC1, 0xC2)
+_OF_TEXT, _OF_WINDOWS = (0xA1, 0xA2), (0xC2, 0xC1)
 """Random streams of times and of noise."""
 
 
