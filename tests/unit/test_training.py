@@ -214,7 +214,7 @@ def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path)
     table = _table(text, run={"steps": 10**6, "save_every": 0.001})
     program = (
         "import sys, json, torch; from pathlib import Path; from hdlm.training import *\n"
-        "run = prepare(Recipe.from_table(json.loads(sys.argv[1])), torch.device('cpu'))\n"
+        "run = build_setup(Recipe.from_table(json.loads(sys.argv[1])), torch.device('cpu'))\n"
         "Session(run, Path(sys.argv[2])).execute(StopRequest())"
     )
     run = subprocess.Popen([sys.executable, "-c", program, json.dumps(table), str(tmp_path)])
