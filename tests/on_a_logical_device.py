@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from along import sample_along  # a script finds the modules beside it, not the package `tests`
 from tiny import tiny_denoiser
 from torch import Tensor
 
@@ -65,7 +66,6 @@ from hdlm.sampling import (
 )
 from hdlm.training import Recipe, Session, StopRequest, build_setup
 from hdlm.verification.logical_device import Event, LogicalDevice
-from tests.along import sample_along
 
 CPU = torch.device("cpu")
 WORDS = 7

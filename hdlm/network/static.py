@@ -185,7 +185,8 @@ class StaticBatch:
         kept, end = self._bounds
         places = kept[:, None] + torch.arange(width, device=device)
         at = places[:, None, :, None].expand(-1, heads, -1, dim)
-        rotation = self._rotary(self._positions[:, :width])
+        positions = self._positions[:, :width]
+        rotation = self._rotary(positions)
         mask, rotation = unmask_empty_rows(self._seen[:, :width, :reach], rotation)
         mask = mask & (torch.arange(reach, device=device) < end[:, None])[:, None, None]
 
@@ -193,7 +194,7 @@ class StaticBatch:
             return functools.partial(self._see, layer, at, mask)
 
         condition = self._condition[:, :width] if self._conditioned else None
-        one = Pass(self._tokens[:, :width], self._positions[:, :width], condition, self._blend[:, :width])
+        one = Pass(self._tokens[:, :width], positions, condition, self._blend[:, :width])
         return self._body(one, rotation, see)
 
     def _see(self, layer: int, at: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
