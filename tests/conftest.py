@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say aloud how many tests did not run for want of data or devices: a green run is no full one."""
+    """Report how many tests did not run because data or devices are missing."""
     reports = terminalreporter.getreports("skipped")
     for reason in (NOT_COMMITTED, NO_CUDA):
         lost = sum(reason in str(report.longrepr) for report in reports)

@@ -49,7 +49,7 @@ def publish(cache: Path, repo: str, files: Mapping[str, bytes | Path], revision:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Environment variables that make a new process find this cache and nothing else."""
+    """Environment variables that make a new process use only this cache."""
     return {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
 
 

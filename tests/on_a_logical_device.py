@@ -438,7 +438,7 @@ NOTED = Noted()
 
 
 def forget_accelerate() -> None:
-    """`accelerate` knows one device a process."""
+    """Reset the state of `accelerate`, which supports one device per process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -485,7 +485,7 @@ def counted(events: list[Event]) -> list[list[Any]]:
 
 
 def outcome(scenario: Scenario, device: torch.device | None = None) -> dict[str, Any]:
-    """The report, or the error that there was: what goes wrong in one scenario must not hide the others."""
+    """The report of a scenario or its error, so that one failure does not hide the other scenarios."""
     try:
         return report(scenario, device)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError) as error:

@@ -51,7 +51,7 @@ class Peer:
     def read_by(
         self, parameterization: AbstractParameterization, process: AbstractNoiseProcess | None = None
     ) -> Denoiser:
-        """The same network with its outputs, and its noise, meant otherwise."""
+        """The network with another parameterization and, if given, another process."""
         return Denoiser(self.network, process or self.process, parameterization)
 
 

@@ -52,7 +52,7 @@ def tiny_denoiser(
 @final
 @dataclass(frozen=True)
 class FixedAnswer(AbstractDenoiser):
-    """Says the same raw numbers whatever it is asked, so that readings and losses can be tried on any numbers.
+    """Returns fixed raw outputs for any input, so that parameterizations and losses can be tested on any numbers.
 
     Attributes:
         process: Its noise process.

@@ -1,7 +1,7 @@
 """Runs of several processes, as a program: `accelerate launch --config-file ... tests/train_in_processes.py JOBS`.
 
 A job is a table: the `recipe`, the `folder`, a step to `stop` after (0 for none; the process with the highest rank is
-the one that is asked to), the `engine` (and `stage` of ZeRO) that the launcher should have set up, and a file for what
+the one that is asked to), the `engine` that the launcher should have set up, and a file for what
 was `reported`.
 """
 
@@ -63,11 +63,11 @@ def carry_out(
     return [json.loads(Path(job["reported"]).read_text()) for job in jobs]
 
 
-def _work(job: dict[str, Any]) -> None:
+def _run_job(job: dict[str, Any]) -> None:
     folder, stop, reports = Path(job["folder"]), StopRequest(), []
     asked = job.get("engine", "MULTI_CPU")
     if asked == "FSDP":
-        _spread()
+        _enable_fsdp_on_cpu()
     found = find_resume_point(folder)
     start = None if found is None else found.checkpoint
     run = build_setup(Recipe.from_table(job["recipe"]), torch.device("cpu"), start=start)
@@ -110,8 +110,8 @@ def _check_published(state: dict[str, Any]) -> None:
     assert sum(moment.abs().sum() for moment in moments) > 0
 
 
-def _spread() -> None:
-    """Have FSDP2 on processors as the launcher's file says; `accelerate` only turns it on for accelerators."""
+def _enable_fsdp_on_cpu() -> None:
+    """Enable FSDP2 on the CPU, because `accelerate` enables it only for accelerators."""
 
     def make(**options: Any) -> accelerate.Accelerator:
         made = accelerate.Accelerator(**options)
@@ -126,4 +126,4 @@ def _spread() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in json.loads(Path(sys.argv[1]).read_text()):
-        _work(each)
+        _run_job(each)

@@ -1,4 +1,4 @@
-"""Every verb answers `--help` at once, and explains all its options."""
+"""Every verb has `--help`, which describes all its options."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", verbs())
-def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_verb_lists_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([verb, "--help"])
     assert left.value.code == 0
@@ -49,7 +49,7 @@ def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", verbs())
-def test_every_option_is_explained(verb: str) -> None:
+def test_every_option_has_help(verb: str) -> None:
     unexplained = [
         f"{parser.prog} {'/'.join(action.option_strings) or action.dest}"
         for parser, actions in _commands(_parser(verb))

@@ -53,7 +53,7 @@ def _functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDe
     return (n for n in module.nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-def test_functions_fit_on_a_screen() -> None:
+def test_functions_have_at_most_80_lines() -> None:
     lengths = {
         f"{module.name}.{function.name}, line {function.lineno}": (function.end_lineno or 0)
         - function.lineno
@@ -64,7 +64,7 @@ def test_functions_fit_on_a_screen() -> None:
     assert not {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
 
 
-def test_exceptions_are_named() -> None:
+def test_no_broad_exception_handlers() -> None:
     broad = [
         f"{module.name}, line {node.lineno}"
         for module in modules()
@@ -75,5 +75,5 @@ def test_exceptions_are_named() -> None:
     assert not broad, "a failure never becomes a default; name what may happen"
 
 
-def test_modules_open_with_a_docstring() -> None:
+def test_modules_have_docstrings() -> None:
     assert not [module.name for module in modules() if not ast.get_docstring(module.tree)]

@@ -24,7 +24,7 @@ def _python(code: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-def test_import_is_quick_and_lazy() -> None:
+def test_import_hdlm_is_fast_and_does_not_import_torch() -> None:
     code = (
         "import sys, time; begin = time.perf_counter(); import hdlm; "
         "print(time.perf_counter() - begin, 'torch' in sys.modules)"
@@ -90,5 +90,5 @@ def test_the_core_imports_without_any_extra() -> None:
     assert _python(IMPORT_WITHOUT.format(absent=_extras_only(), names=names)).split() == names
 
 
-def test_the_typing_marker_is_there() -> None:
+def test_package_has_py_typed_marker() -> None:
     assert Path(REPOSITORY, "hdlm", "py.typed").is_file()

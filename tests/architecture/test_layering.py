@@ -1,4 +1,4 @@
-"""Who may import whom: docs/architecture.md, as a test."""
+"""The allowed imports between layers, as in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ RANK = {component: rank for rank, layer in enumerate(LAYERS) for component in la
 # The verbs of a checkpoint are implemented in layers above it, and imported by name when they are called.
 HAS_VERBS = "hdlm.checkpoint.checkpoint"
 
-# What the layers up to `sampling` may ask of the world, so that they run on a bare GPU image.
+# The packages that the layers up to `sampling` may import, so that they run on a bare GPU image.
 CORE_DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "jaxtyping"})
 LAST_CORE_RANK = RANK["sampling"]
 NEEDS_AN_EXTRA = frozenset({"data", "distributed", "progress"})
@@ -65,21 +65,21 @@ def _foreign_imports(module: Module) -> set[str]:
     return roots - set(sys.stdlib_module_names) - {"hdlm"}
 
 
-def _of(*components: str) -> list[Module]:
+def _modules_of(*components: str) -> list[Module]:
     return [module for module in modules() if module.component in components]
 
 
-def test_every_module_has_a_place() -> None:
+def test_every_module_has_a_layer() -> None:
     homeless = [m.name for m in modules() if m.component and m.component not in RANK]
     assert not homeless, "give each component a layer, here and in docs/architecture.md"
 
 
-def test_imports_go_down() -> None:
+def test_modules_import_lower_layers_only() -> None:
     imports = {
         (module.name, module.component, name, name.split(".")[1])
         for module in modules()
         if module.component
-        for name in set(_own_imports(module)) - _for_types_alone(module)
+        for name in set(_own_imports(module)) - _type_checking_imports(module)
     }
     upward, unknown = [], []
     for module, component, name, other in sorted(imports):
@@ -93,19 +93,19 @@ def test_imports_go_down() -> None:
     assert not upward, "see LAYERS"
 
 
-def _for_types_alone(module: Module) -> set[str]:
+def _type_checking_imports(module: Module) -> set[str]:
     """Imports that only the type checker sees, where they may go up: those of the verbs of a checkpoint."""
     return set(module.imports_for_types()) if module.name == HAS_VERBS else set()
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_has_the_arguments_of_its_implementation(verb: str) -> None:
+def test_checkpoint_methods_have_arguments_of_implementation(verb: str) -> None:
     method = inspect.signature(getattr(Checkpoint, verb))
     implementation = inspect.signature(getattr(import_module(VERBS[verb]), verb))
-    assert _arguments(method) == _arguments(implementation)
+    assert _arguments_after_first(method) == _arguments_after_first(implementation)
 
 
-def _arguments(signature: inspect.Signature) -> list[tuple[str, object, object]]:
+def _arguments_after_first(signature: inspect.Signature) -> list[tuple[str, object, object]]:
     _, *rest = signature.parameters.values()
     return [(parameter.name, parameter.kind, parameter.default) for parameter in rest]
 
@@ -117,8 +117,8 @@ def test_imports_are_absolute() -> None:
     assert not relative, "write `from hdlm...`"
 
 
-def test_the_network_knows_nothing_but_torch() -> None:
-    network = _of("network")
+def test_network_imports_only_torch_and_jaxtyping() -> None:
+    network = _modules_of("network")
     assert network
     assert not {m.name: foreign for m in network if (foreign := _foreign_imports(m) - {"torch", "jaxtyping"})}
     own = [(module.name, name) for module in network for name in _own_imports(module)]
@@ -134,10 +134,10 @@ CORE = [
 ]
 
 
-def test_the_core_has_few_dependencies() -> None:
-    assert not {m.name: more for m in _of(*CORE) if (more := _foreign_imports(m) - CORE_DEPENDENCIES)}
+def test_core_imports_only_allowed_dependencies() -> None:
+    assert not {m.name: more for m in _modules_of(*CORE) if (more := _foreign_imports(m) - CORE_DEPENDENCIES)}
 
 
-def test_the_namespace_imports_nothing_foreign() -> None:
+def test_hdlm_namespace_imports_only_standard_library() -> None:
     namespace = next(module for module in modules() if module.name == "hdlm")
     assert not _foreign_imports(namespace)

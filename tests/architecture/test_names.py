@@ -38,6 +38,6 @@ def test_a_public_name_is_defined_once() -> None:
     assert not twice, f"names with more than one definition: {twice}"
 
 
-def test_a_second_definition_is_found() -> None:
+def test_definitions_finds_classes_functions_and_exported_constants() -> None:
     tree = ast.parse("__all__ = ['A']\nA = 1\nB = 2\nclass C: ...\ndef _d(): ...\n")
     assert set(definitions(tree)) == {"A", "C", "_d"}

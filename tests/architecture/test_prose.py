@@ -120,13 +120,13 @@ def allowed() -> dict[str, int]:
     return json.loads(ALLOWED.read_text())
 
 
-def test_no_file_has_more_faults_than_it_is_allowed() -> None:
+def test_files_do_not_exceed_allowed_prose_faults() -> None:
     allowance, found = allowed(), counted()
     worse = {name: dict(n) for name, n in found.items() if n.total() > allowance.get(name, 0)}
     assert not worse, f"write plainly (see CONTRIBUTING.md); {ALLOWED.name} never rises: {worse}"
 
 
-def test_an_allowance_falls_with_its_file() -> None:
+def test_allowed_prose_faults_are_not_too_high() -> None:
     found = counted()
     higher = {name: n for name, n in allowed().items() if n > found.get(name, Counter()).total()}
     assert not higher, (
@@ -134,7 +134,7 @@ def test_an_allowance_falls_with_its_file() -> None:
     )
 
 
-def test_faults_are_found() -> None:
+def test_faults_counts_each_habit() -> None:
     fields = "Args:\n        x: Of each of them.\n        y: That.\n        z: The weight of a row."
     code = f'def f(x):\n    """A run goes on.\n\n    {fields}\n    """\n    return "anew"  # it is no checkpoint\n'
     found = faults("a.py", code)
@@ -147,12 +147,12 @@ def test_faults_are_found() -> None:
     assert not faults("a.md", "A run is resumed. It is not a checkpoint.")
 
 
-def test_entries_of_several_lines_count_as_one() -> None:
+def test_short_fields_joins_entries_of_several_lines() -> None:
     docstring = "Sum.\n\nArgs:\n    x: The\n        first number.\n    y: Yes.\n\nReturns:\n    x: No."
     assert list(short_fields(docstring)) == ["y"]
 
 
-def _lower() -> None:
+def _lower_allowances() -> None:
     now = {name: count.total() for name, count in counted().items()}
     if ALLOWED.exists() and sum(now.values()) > sum(allowed().values()):
         sys.exit(f"There are {sum(now.values())} faults, and {sum(allowed().values())} are allowed.")
@@ -160,4 +160,4 @@ def _lower() -> None:
 
 
 if __name__ == "__main__":
-    _lower()
+    _lower_allowances()

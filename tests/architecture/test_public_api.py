@@ -17,7 +17,7 @@ LIST = Path(__file__).with_name("public_api.txt")
 PUBLIC = [module.name for module in modules() if "._" not in module.name]
 
 
-def test_the_public_names_are_those_agreed_on() -> None:
+def test_public_names_equal_the_list() -> None:
     assert hdlm.__all__ == LIST.read_text(encoding="utf-8").split(), (
         f"The public API changed. If that is meant, say so in CHANGELOG.md and list the names in {LIST.name}."
     )
@@ -38,7 +38,7 @@ def test_dir_lists_the_public_names() -> None:
     assert dir(hdlm) == hdlm.__all__
 
 
-def test_a_public_name_is_exported_by_its_home() -> None:
+def test_public_name_is_exported_by_its_module() -> None:
     for name in hdlm.__all__:
         if name == "__version__":
             continue
@@ -58,7 +58,7 @@ def test_every_export_exists(public: list[ModuleType]) -> None:
     assert not [f"{module.__name__}.{export}" for module, export in exports if not hasattr(module, export)]
 
 
-def test_everything_public_is_explained(public: list[ModuleType]) -> None:
+def test_public_objects_have_docstrings(public: list[ModuleType]) -> None:
     own = [
         (f"{module.__name__}.{name}", value)
         for module in public
@@ -69,10 +69,10 @@ def test_everything_public_is_explained(public: list[ModuleType]) -> None:
     assert not unexplained + methods
 
 
-def test_a_class_is_abstract_or_final(public: list[ModuleType]) -> None:
+def test_subclassed_classes_are_abstract_protocol_or_exception(public: list[ModuleType]) -> None:
     """To tweak a class, wrap it: what is subclassed must be abstract, a protocol or an exception."""
     classes = [value for module in public for value in _defined_in(module).values() if inspect.isclass(value)]
-    parents = {parent for owner in classes for parent in owner.__bases__ if _is_ours(parent)}
+    parents = {parent for owner in classes for parent in owner.__bases__ if _is_from_hdlm(parent)}
     assert not {parent for parent in parents if not _may_be_subclassed(parent)}
 
 
@@ -98,7 +98,7 @@ def _unexplained(owner: type) -> list[str]:
     return [f"{owner.__qualname__}.{name}" for name in methods if not inspect.getdoc(getattr(owner, name))]
 
 
-def _is_ours(owner: type) -> bool:
+def _is_from_hdlm(owner: type) -> bool:
     return owner.__module__.split(".")[0] == "hdlm"
 
 

@@ -50,11 +50,11 @@ def _writes(function: ast.AST) -> Iterator[tuple[int, str, str | None]]:
         if method == "open" and called != "os.open" and _mode(node, called) & set("wax+"):
             yield node.lineno, called, None
         elif method == "savefig":
-            yield node.lineno, called, _plain(node.args[0])
+            yield node.lineno, called, _plain_name(node.args[0])
         elif method in WRITING_METHODS and isinstance(node.func, ast.Attribute):
-            yield node.lineno, called, _plain(node.func.value)
+            yield node.lineno, called, _plain_name(node.func.value)
         elif called in WRITING_FUNCTIONS:
-            yield node.lineno, called, _plain(node.args[WRITING_FUNCTIONS[called]])
+            yield node.lineno, called, _plain_name(node.args[WRITING_FUNCTIONS[called]])
         elif (
             called == "os.open" and "O_RDONLY" not in ast.unparse(node) and "devnull" not in ast.unparse(node)
         ) or (called == "os.fdopen" and "rb" not in ast.unparse(node)):
@@ -76,14 +76,14 @@ def _mode(call: ast.Call, called: str) -> set[str]:
     return set(str(mode.value)) if isinstance(mode, ast.Constant) and isinstance(mode.value, str) else set()
 
 
-def _plain(node: ast.expr) -> str | None:
+def _plain_name(node: ast.expr) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _lent(function: ast.AST) -> set[str]:
+def _paths_of_replacing(function: ast.AST) -> set[str]:
     """Names that `replacing` lends in a function."""
     return {
-        str(_plain(item.optional_vars))
+        str(_plain_name(item.optional_vars))
         for node in ast.walk(function)
         if isinstance(node, ast.With)
         for item in node.items
@@ -93,20 +93,20 @@ def _lent(function: ast.AST) -> set[str]:
     }
 
 
-def _astray(module: Module) -> list[str]:
+def _unsafe_writes(module: Module) -> list[str]:
     """Calls of a module that write a file in another way."""
     functions = [n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     fine = {
         line
         for function in functions
         for line, _, name in _writes(function)
-        if name in _lent(function) or (module.name, function.name) in ALLOWED
+        if name in _paths_of_replacing(function) or (module.name, function.name) in ALLOWED
     }
     return [f"line {line}: {call}" for line, call, _ in _writes(module.tree) if line not in fine]
 
 
 def test_files_are_written_through_replacing() -> None:
-    found = {module.name: astray for module in modules() if (astray := _astray(module))}
+    found = {module.name: astray for module in modules() if (astray := _unsafe_writes(module))}
     assert not found, "use hdlm.atomic.replacing"
 
 
@@ -128,10 +128,10 @@ def test_files_are_written_through_replacing() -> None:
         "with replacing(path) as aside: path.write_text('x')",
     ],
 )
-def test_the_rule_finds_every_way_to_write(line: str) -> None:
+def test_unsafe_writes_finds_every_way_to_write(line: str) -> None:
     module = modules()[0]
     wrong = Module("hdlm.wrong", module.path, ast.parse(f"def function():\n    {line}"))
-    assert _astray(wrong)
+    assert _unsafe_writes(wrong)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_the_rule_finds_every_way_to_write(line: str) -> None:
         "os.open(path, os.O_RDONLY)",
     ],
 )
-def test_the_rule_allows_reading_and_replacing(line: str) -> None:
+def test_unsafe_writes_allows_reading_and_replacing(line: str) -> None:
     module = modules()[0]
-    assert not _astray(Module("hdlm.right", module.path, ast.parse(f"def function():\n    {line}")))
+    assert not _unsafe_writes(Module("hdlm.right", module.path, ast.parse(f"def function():\n    {line}")))
 
 
-def test_what_is_allowed_is_there() -> None:
+def test_allowed_writers_exist() -> None:
     there = {
         (module.name, node.name)
         for module in modules()
@@ -160,7 +160,7 @@ def test_what_is_allowed_is_there() -> None:
     assert set(ALLOWED) <= there
 
 
-def test_text_of_files_has_an_encoding() -> None:
+def test_text_files_are_opened_with_encoding() -> None:
     found = {module.name: astray for module in modules() if (astray := _without_encoding(module))}
     assert not found, "the locale must not decide"
 

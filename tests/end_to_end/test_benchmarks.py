@@ -15,14 +15,14 @@ def _bench(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=repository, capture_output=True, text=True)
 
 
-def test_an_unknown_topic_is_refused(repository: Path) -> None:
+def test_benchmark_rejects_unknown_topic(repository: Path) -> None:
     refused = _bench(repository, "speed")
     assert refused.returncode == 2
     assert "hyperschedule" in refused.stderr
 
 
 @pytest.mark.slow
-def test_every_topic_is_measured(repository: Path, tmp_path: Path) -> None:
+def test_benchmark_measures_every_topic(repository: Path, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     measured = _bench(repository, "--seconds", "0", "--json", str(numbers))
     assert measured.returncode == 0, measured.stderr
@@ -32,7 +32,7 @@ def test_every_topic_is_measured(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_path: Path) -> None:
+def test_sampling_benchmark_measures_each_optimisation(repository: Path, tmp_path: Path) -> None:
     small = [
         "--hidden",
         "16",
@@ -61,8 +61,8 @@ def test_what_each_optimisation_of_the_sampler_is_worth(repository: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_step_of_training_is_measured(repository: Path, tmp_path: Path) -> None:
-    """Plain and ours: the same taught positions, and the same loss."""
+def test_training_benchmark_measures_same_loss_for_each_variant(repository: Path, tmp_path: Path) -> None:
+    """All variants have equal trained positions and equal losses."""
     numbers = tmp_path / "numbers.json"
     sizes = {"length": 32, "blocks": 1, "hidden": 16, "heads": 2, "vocabulary": 300, "width": 8, "steps": 1}
     names = ["plain, two streams", "+ attention kernel", "+ loss in pieces"]

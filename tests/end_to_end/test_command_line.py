@@ -1,4 +1,4 @@
-"""The command line as a new user meets it: train, sample, fill in, look; and one clear line for every mistake."""
+"""The command line for a new user: train, sample, infill, show, and a one-line message for every mistake."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def model(request, home, tmp_path_factory) -> Path:
 
 
 one_model = pytest.mark.parametrize("model", ["aligned"], indirect=True)
-"""Where it does not matter which."""
+"""For tests that need only one model."""
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def _texts(answer: tuple[int, str, str]) -> list[str]:
     return [passage["text"] for passage in json.loads(out)["passages"]]
 
 
-def test_training_leaves_a_checkpoint_and_says_how_good_it_is(hdlm, home, tmp_path):
+def test_train_writes_checkpoint_and_reports_validation(hdlm, home, tmp_path):
     status, out, _ = hdlm(*_train(home, tmp_path / "new", "--steps", 3, "--json"))
     assert status == 0
     result = json.loads(out)
@@ -155,7 +155,7 @@ def test_training_leaves_a_checkpoint_and_says_how_good_it_is(hdlm, home, tmp_pa
     assert load_checkpoint(tmp_path / "new").training["steps"] == 3
 
 
-def test_the_same_seed_trains_the_same_model(hdlm, home, tmp_path):
+def test_train_with_same_seed_gives_same_weights(hdlm, home, tmp_path):
     for name, seed in (("one", 5), ("two", 5), ("three", 6)):
         assert hdlm(*_train(home, tmp_path / name, "--steps", 2, "--seed", seed))[0] == 0
     one, two, three = (
@@ -165,14 +165,14 @@ def test_the_same_seed_trains_the_same_model(hdlm, home, tmp_path):
     assert one != three
 
 
-def test_a_metrics_file_is_drawn(hdlm, model, tmp_path):
+def test_show_loss_draws_metrics_file(hdlm, model, tmp_path):
     picture = tmp_path / "loss.png"
     status, out, _ = hdlm("show", "loss", model / "metrics.jsonl", "--output", picture)
     assert (status, out) == (0, f"wrote {picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_prompt_is_continued(hdlm, model):
+def test_sample_continues_prompt(hdlm, model):
     status, out, err = hdlm("sample", model, "--prompt", "the great cat", "--seed", 3)
     assert (status, err) == (0, "")
     assert out.startswith("the great cat")
@@ -180,7 +180,7 @@ def test_a_prompt_is_continued(hdlm, model):
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_every_algorithm_writes_a_whole_passage(hdlm, model, name):
+def test_sample_with_every_algorithm_writes_whole_passage(hdlm, model, name):
     words = ["--prompt", "the king", "--algorithm", name, "--length", 8, "--json"]
     status, out, err = hdlm("sample", model, *words)
     assert (status, err) == (0, "")
@@ -193,7 +193,7 @@ def test_every_algorithm_writes_a_whole_passage(hdlm, model, name):
     assert max(passage["tokens"]) < VOCABULARY
 
 
-def test_json_has_a_fixed_form(hdlm, model):
+def test_sample_json_has_fixed_keys(hdlm, model):
     out = hdlm("sample", model, "--num", 2, "--seed", 4, "--eta", 0.2, "--json")[1]
     result = json.loads(out)
     known = {"checkpoint", "seed", "settings", "approximate_cache", "num_evaluations", "passages"}
@@ -204,7 +204,7 @@ def test_json_has_a_fixed_form(hdlm, model):
     assert [passage.keys() for passage in result["passages"]] == [fields] * 2
 
 
-def test_randomness_is_the_seed_and_nothing_else(hdlm, model):
+def test_sample_text_depends_on_seed_only(hdlm, model):
     def write(*more: object) -> list[str]:
         return _texts(
             hdlm("sample", model, "--prompt", "the dog", "--num", 3, "--length", 8, "--json", *more)
@@ -218,7 +218,7 @@ def test_randomness_is_the_seed_and_nothing_else(hdlm, model):
     assert len(set(texts)) == 3
 
 
-def test_a_trace_tells_every_change(hdlm, model):
+def test_sample_trace_lists_every_change(hdlm, model):
     out = hdlm("sample", model, "--trace", "--json", "--algorithm", "acs", "--eta", 0.5)[1]
     result = json.loads(out)
     (passage,) = result["passages"]
@@ -228,7 +228,7 @@ def test_a_trace_tells_every_change(hdlm, model):
     assert {change["reason"] for change in result["changes"]} >= {"unmasked"}
 
 
-def test_a_replay_begins_with_the_prompt_and_ends_with_the_text(hdlm, model):
+def test_sample_replay_shows_prompt_in_every_frame(hdlm, model):
     status, out, _ = hdlm("sample", model, "--prompt", "the dog", "--replay", "--seed", 2)
     assert status == 0
     frames = re.findall(r"^  step +\d+ ", out, re.M)
@@ -237,7 +237,7 @@ def test_a_replay_begins_with_the_prompt_and_ends_with_the_text(hdlm, model):
     assert out.count("the dog") == len(frames)
 
 
-def test_infilling_keeps_both_sides(hdlm, model):
+def test_sample_infill_keeps_both_sides(hdlm, model):
     for seed in range(3):
         (text,) = _texts(
             hdlm("sample", model, "--infill", "the [MASK:3] king spoke", "--seed", seed, "--json")
@@ -247,7 +247,7 @@ def test_infilling_keeps_both_sides(hdlm, model):
     assert hdlm("sample", model, "--infill", "[MASK:2] cat", "--replay")[0] == 0
 
 
-def test_info_says_what_the_model_is(hdlm, model):
+def test_info_describes_model(hdlm, model):
     status, out, err = hdlm("info", model, "--json")
     assert (status, err) == (0, "")
     said = json.loads(out)
@@ -261,7 +261,7 @@ def test_info_says_what_the_model_is(hdlm, model):
     assert "training.recipe.data" in table
 
 
-def test_training_begins_with_a_checkpoint(hdlm, home, model, tmp_path):
+def test_train_from_checkpoint_keeps_tokenizer_and_weights(hdlm, home, model, tmp_path):
     words = _train(home, tmp_path / "on", "--recipe", home / f"{model.name}.toml", "--from", model)
     status, _, err = hdlm(*words, "--steps", 1)
     assert (status, err) == (0, "")
@@ -270,7 +270,7 @@ def test_training_begins_with_a_checkpoint(hdlm, home, model, tmp_path):
     assert all((before[name] == after[name]).all() for name in before)  # the warm-up begins with a rate of 0
 
 
-def test_control_c_ends_training_and_leaves_a_model(hdlm, home, tmp_path):
+def test_train_after_ctrl_c_leaves_usable_checkpoint(hdlm, home, tmp_path):
     output = tmp_path / "stopped"
     words = map(str, _train(home, output, "--minutes", 30))
     command = [sys.executable, "-m", "hdlm", *words]
@@ -286,7 +286,7 @@ def test_control_c_ends_training_and_leaves_a_model(hdlm, home, tmp_path):
     assert hdlm("sample", output, "--prompt", "the cat")[0] == 0
 
 
-def test_the_second_act_of_the_demo_leaves_its_folder(hdlm, tmp_path):
+def test_demo_act_2_writes_run_folder_and_report(hdlm, tmp_path):
     text, output = tmp_path / "text.txt", tmp_path / "demo"
     text.write_text(" ".join(random.Random(1).choices(WORDS, k=8000)))
     status, _, err = hdlm(
@@ -310,8 +310,8 @@ def test_the_second_act_of_the_demo_leaves_its_folder(hdlm, tmp_path):
 
 
 @one_model
-def test_as_a_program_of_its_own(hdlm, model, tmp_path):
-    """`python -m hdlm` is the same as what the tests call, in another folder too."""
+def test_python_m_hdlm_equals_main(hdlm, model, tmp_path):
+    """`python -m hdlm` gives the output of `main`, also from another folder."""
     words = ["sample", str(model), "--prompt", "the cat", "--seed", "3", "--json"]
     ran = subprocess.run([sys.executable, "-m", "hdlm", *words], capture_output=True, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -319,10 +319,10 @@ def test_as_a_program_of_its_own(hdlm, model, tmp_path):
     words[2:] = ["--algorithm", "asc"]
     ran = subprocess.run([sys.executable, "-m", "hdlm", *words], capture_output=True, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
-    _is_one_line(ran.stderr, "hdlm sample: ", "'asc'", "'acs'")
+    _assert_one_line(ran.stderr, "hdlm sample: ", "'asc'", "'acs'")
 
 
-def _is_one_line(err: str, *parts: str) -> None:
+def _assert_one_line(err: str, *parts: str) -> None:
     assert err.endswith("\n")
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -356,79 +356,79 @@ def _is_one_line(err: str, *parts: str) -> None:
     ],
 )
 @one_model
-def test_mistakes_in_sampling(hdlm, model, words, parts):
+def test_sample_rejects_bad_arguments_in_one_line(hdlm, model, words, parts):
     status, out, err = hdlm("sample", model, *words.split())
     assert (status, out) == (2, "")
-    _is_one_line(err, "hdlm sample: ", *parts)
+    _assert_one_line(err, "hdlm sample: ", *parts)
 
 
-def _without_a_tensor(folder: Path) -> None:
+def _remove_tensor(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["vocab_embed.embedding"]
     save_file(tensors, folder / "model.safetensors")
 
 
-def _not_finite(folder: Path) -> None:
+def _write_nan(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["vocab_embed.embedding"][3, 4] = float("nan")
     save_file(tensors, folder / "model.safetensors")
 
 
-def _truncated(folder: Path, name: str) -> None:
+def _truncate(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _configured(folder: Path, change: Callable[[dict], object]) -> None:
+def _change_config(folder: Path, change: Callable[[dict], object]) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
 
 
-def _other_tokenizer(folder: Path) -> None:
+def _replace_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(train_tokenizer([TEXT], VOCABULARY - 20).to_json())
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "truncated weights": (
-        lambda folder: _truncated(folder, "model.safetensors"),
+        lambda folder: _truncate(folder, "model.safetensors"),
         ("model.safetensors is damaged",),
     ),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
         ("has no weights: neither model.safetensors",),
     ),
-    "a missing tensor": (_without_a_tensor, ("model.safetensors", "missing vocab_embed.embedding")),
-    "not a number": (_not_finite, ("model.safetensors is damaged: vocab_embed.embedding", "not finite")),
-    "truncated config": (lambda folder: _truncated(folder, "config.json"), ("config.json is damaged",)),
+    "a missing tensor": (_remove_tensor, ("model.safetensors", "missing vocab_embed.embedding")),
+    "not a number": (_write_nan, ("model.safetensors is damaged: vocab_embed.embedding", "not finite")),
+    "truncated config": (lambda folder: _truncate(folder, "config.json"), ("config.json is damaged",)),
     "no config": (lambda folder: (folder / "config.json").unlink(), ("has no config", "config.json")),
     "no process": (
-        lambda folder: _configured(folder, lambda config: config.pop("process")),
+        lambda folder: _change_config(folder, lambda config: config.pop("process")),
         ("config.json lacks process",),
     ),
     "hyperschedules that are no list": (
-        lambda folder: _configured(folder, lambda config: config.update(hyperschedules=3)),
+        lambda folder: _change_config(folder, lambda config: config.update(hyperschedules=3)),
         ("config.json", "`hyperschedules` must be a list; got 3"),
     ),
     "a hyperschedule that is too wide": (
-        lambda folder: _configured(folder, lambda config: config["hyperschedules"][0].update(width=99)),
+        lambda folder: _change_config(folder, lambda config: config["hyperschedules"][0].update(width=99)),
         ("config.json", f"[1, length={CONTEXT}]", "got 99"),
     ),
     "a helper class for a process": (
-        lambda folder: _configured(folder, lambda config: config.update(process={"type": "Kernel"})),
+        lambda folder: _change_config(folder, lambda config: config.update(process={"type": "Kernel"})),
         ("config.json", "there is no process 'Kernel'", "EpsilonHybrid"),
     ),
     "another vocabulary": (
-        lambda folder: _configured(folder, lambda config: config["vocabulary"].update(num_words=200)),
+        lambda folder: _change_config(folder, lambda config: config["vocabulary"].update(num_words=200)),
         ("the vocabulary does not match: it has 200 words",),
     ),
     "another tokenizer": (
-        _other_tokenizer,
+        _replace_tokenizer,
         ("tokenizer.json", f"has {VOCABULARY - 20} words, its network {VOCABULARY}", "Restore the file"),
     ),
     "truncated tokenizer": (
-        lambda folder: _truncated(folder, "tokenizer.json"),
+        lambda folder: _truncate(folder, "tokenizer.json"),
         ("tokenizer.json is not a tokenizer",),
     ),
     "a tokenizer of bytes": (
@@ -441,25 +441,25 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 @one_model
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("verb", ["sample", "info"])
-def test_a_damaged_checkpoint_is_refused(hdlm, copy, verb, damage):
+def test_damaged_checkpoint_is_refused_in_one_line(hdlm, copy, verb, damage):
     inflict, parts = DAMAGE[damage]
     inflict(copy)
     status, out, err = hdlm(verb, copy)
     assert (status, out) == (2, "")
-    _is_one_line(err, f"hdlm {verb}: ", *parts)
+    _assert_one_line(err, f"hdlm {verb}: ", *parts)
 
 
 @one_model
-def test_training_does_not_go_on_from_another_vocabulary(hdlm, home, copy, tmp_path):
-    _other_tokenizer(copy)
+def test_train_from_checkpoint_with_other_tokenizer_is_refused(hdlm, home, copy, tmp_path):
+    _replace_tokenizer(copy)
     status, _, err = hdlm(*_train(home, tmp_path / "new", "--from", copy))
     assert status == 2
-    _is_one_line(err, "hdlm train: ", "tokenizer.json", "they do not belong together")
+    _assert_one_line(err, "hdlm train: ", "tokenizer.json", "they do not belong together")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("verb", ["sample", "info"])
-def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
+def test_missing_checkpoint_is_refused_in_one_line(hdlm, home, shipped, verb):
     wanted = {
         "absent": ("there is no checkpoint folder 'absent'", f"(there: {shipped})"),
         home / "text.txt": ("text.txt is not a file of weights",),
@@ -467,7 +467,7 @@ def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
     for name, parts in wanted.items():
         status, out, err = hdlm(verb, name)
         assert (status, out) == (2, "")
-        _is_one_line(err, f"hdlm {verb}: ", *parts)
+        _assert_one_line(err, f"hdlm {verb}: ", *parts)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_a_checkpoint_that_is_not_there(hdlm, home, shipped, verb):
     ],
 )
 @pytest.mark.usefixtures("shipped")
-def test_mistakes_in_training(hdlm, home, tmp_path, monkeypatch, given, parts):
+def test_train_rejects_bad_arguments_in_one_line(hdlm, home, tmp_path, monkeypatch, given, parts):
     monkeypatch.chdir(tmp_path)
     for name, content in {"empty": b" \n", "latin": b"caf\xe9 " * 99, "short": b"the cat ran"}.items():
         Path(f"{name}.txt").write_bytes(content)
@@ -500,7 +500,7 @@ def test_mistakes_in_training(hdlm, home, tmp_path, monkeypatch, given, parts):
     Path("full", "config.json").write_text("{}")
     status, _, err = hdlm(*_train(home, Path("new"), *given))
     assert status == 2
-    _is_one_line(err, "hdlm train: ", *parts)
+    _assert_one_line(err, "hdlm train: ", *parts)
     assert not Path("new").exists()
 
 
@@ -523,12 +523,12 @@ def test_mistakes_in_training(hdlm, home, tmp_path, monkeypatch, given, parts):
         ("validation = 0.1", "validation = 0.9", ("`data.validation` must be in (0, 0.5]; got 0.9",)),
     ],
 )
-def test_mistakes_in_a_recipe(hdlm, home, tmp_path, written, instead, parts):
+def test_train_rejects_bad_recipe_in_one_line(hdlm, home, tmp_path, written, instead, parts):
     recipe, output = tmp_path / "mine.toml", tmp_path / "new"
     text = (home / "aligned.toml").read_text()
     assert written in text
     recipe.write_text(text.replace(written, instead, 1))
     status, _, err = hdlm(*_train(home, output, "--recipe", recipe))
     assert status == 2
-    _is_one_line(err, "hdlm train: ", *parts)
+    _assert_one_line(err, "hdlm train: ", *parts)
     assert not output.exists()

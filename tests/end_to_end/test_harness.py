@@ -1,4 +1,4 @@
-"""A model of ours takes tests of `lm_eval`: tasks and data of one's own, and no network.
+"""A model of hdlm runs tasks of `lm_eval` with local tasks and data.
 
 `lm_eval` is in no extra that the tests install (it brings 150 MB): `pip install -c constraints.txt "hdlm[harness]"`.
 """
@@ -92,7 +92,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_takes_names_of_a_folder(tasks: Path) -> None:
+def test_eval_harness_runs_tasks_of_a_folder(tasks: Path) -> None:
     output = tasks / "result"
     asked = [
         "-m",
@@ -119,7 +119,7 @@ def test_the_command_takes_names_of_a_folder(tasks: Path) -> None:
     assert set(document["result"]["questions_sha256"]) == set(TASKS)
 
 
-def test_the_command_takes_files(tasks: Path) -> None:
+def test_eval_harness_runs_task_file(tasks: Path) -> None:
     asked = ["-m", "hdlm", "eval", "harness", "kjv-epsilon-4m", "--tasks", str(tasks / "who.yaml"), "--json"]
     done = run([*asked, "--device", "cpu", "--limit", "2", "--hyperschedule", "autoregressive"], tasks)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -132,7 +132,7 @@ def test_the_command_takes_files(tasks: Path) -> None:
     assert json.loads(done.stdout)["result"]["questions_sha256"] != first
 
 
-def test_a_task_that_is_not_there_is_one_clear_line(tasks: Path) -> None:
+def test_eval_harness_rejects_unknown_task_without_traceback(tasks: Path) -> None:
     asked = [
         "-m",
         "hdlm",
@@ -172,6 +172,6 @@ print("done")
 """
 
 
-def test_a_plain_simple_evaluate(tasks: Path) -> None:
+def test_simple_evaluate_accepts_model_object_and_name(tasks: Path) -> None:
     done = run(["-c", SCRIPT.replace("FOLDER", str(tasks))], tasks)
     assert done.stdout.strip().endswith("done"), done.stderr[-2000:]

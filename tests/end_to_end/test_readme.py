@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md tell people to type works as it stands there."""
+"""The commands and Python blocks of README.md and CONTRIBUTING.md work as written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("code", _python())
-def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     example = tmp_path / "example.py"
     example.write_text(code, encoding="utf-8")
@@ -50,7 +50,7 @@ def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_commands_exist(command: str) -> None:
+def test_readme_commands_parse(command: str) -> None:
     program, *words = shlex.split(command)
     match program:
         case "hdlm":
@@ -76,7 +76,7 @@ def test_every_verb_is_in_the_readme() -> None:
     assert shown == set(verbs())
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_of_pages_point_to_existing_files() -> None:
     pages = [*PAGES, *(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs").glob("*.md"))]
     links = [
         REPOSITORY / page / ".." / target

@@ -1,4 +1,4 @@
-"""The site is built without a warning, and a dead link is one."""
+"""The site builds without a warning, and a dead link makes the build fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_site_is_built_strictly(tmp_path: Path) -> None:
+def test_site_builds_strictly_and_documents_public_names(tmp_path: Path) -> None:
     result = build(REPOSITORY, tmp_path / "site")
     assert result.returncode == 0, result.stderr
     for page in ("index", "training", "contributing", "changelog", "api/when", "api/checkpoints"):
@@ -40,7 +40,7 @@ def test_the_site_is_built_strictly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["nowhere.md", "training.md#no-such-heading"])
-def test_a_dead_link_is_an_error(tmp_path: Path, link: str) -> None:
+def test_site_build_fails_on_dead_link(tmp_path: Path, link: str) -> None:
     for name in ("docs", "hdlm"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("pretrained"))
     for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"):

@@ -56,7 +56,7 @@ def _document(name: str) -> str:
 
 
 def _commands(document: str) -> list[str]:
-    """Every command of a document, its continued lines included, as bash is to read them."""
+    """Every bash command of a document, with its continuation lines."""
     text = _document(document)
     lines = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)) or text
     joined = re.findall(r"^(?:[^\n]*\\\n)*[^\n]*$", lines, re.M)
@@ -64,7 +64,7 @@ def _commands(document: str) -> list[str]:
 
 
 def _snippets(document: str) -> list[str]:
-    """Every Python snippet of a document: from its first import to the line that prints what came of it."""
+    """Every Python snippet of a document, from its first import to the line that prints the result."""
     return re.findall(r"^from hdlm\..*?^print\(.*?\)$", _document(document), re.M | re.S)
 
 
@@ -78,7 +78,7 @@ FINETUNINGS = [one for one in COMMANDS if "hdlm/finetune.py" in one[1]]
 OF_A_RUN = [one for one in COMMANDS if "exp_local" in one[1]]
 
 
-def _named(commands: list[tuple[str, str]]) -> list[object]:
+def _params_of(commands: list[tuple[str, str]]) -> list[object]:
     return [pytest.param(command, id=document.partition("_")[0]) for document, command in commands]
 
 
@@ -95,7 +95,7 @@ class Clone:
     environment: dict[str, str]
 
     def run(self, *command: str) -> str:
-        """Run a program and return what it printed, having shown all of it if it fails."""
+        """Run a program and return its output. The error message of a failure contains all output."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -155,8 +155,8 @@ def _results(folder: Path) -> Iterator[dict[str, object]]:
     return (json.loads(file.read_text()) for file in folder.rglob("results.json"))
 
 
-@pytest.mark.parametrize("command", _named(EVALUATIONS))
-def test_perplexity_of_published_weights(clone: Clone, command: str) -> None:
+@pytest.mark.parametrize("command", _params_of(EVALUATIONS))
+def test_published_perplexity_command_runs(clone: Clone, command: str) -> None:
     printed = clone.bash(command)
     (result,) = _results(clone.folder / "logs")
     measured = result["datasets"]["ptb"]["result"]  # type: ignore[index]
@@ -175,8 +175,8 @@ def _judge(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", _named(GENERATIONS))
-def test_generation_with_published_weights(clone: Clone, command: str) -> None:
+@pytest.mark.parametrize("command", _params_of(GENERATIONS))
+def test_published_generation_command_runs(clone: Clone, command: str) -> None:
     hub_cache.publish(clone.folder / "hub", JUDGE, {**gpt2.hub_files(), **_judge(clone.folder / "judge")})
     printed = clone.bash(command)
     samples = json.loads((clone.folder / "logs" / "eval_generation" / "samples.json").read_text())
@@ -192,9 +192,9 @@ def test_generation_with_published_weights(clone: Clone, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("evaluation", _named(OF_A_RUN))
-@pytest.mark.parametrize("command", _named(TRAININGS))
-def test_training_and_the_perplexity_of_its_checkpoint(clone: Clone, command: str, evaluation: str) -> None:
+@pytest.mark.parametrize("evaluation", _params_of(OF_A_RUN))
+@pytest.mark.parametrize("command", _params_of(TRAININGS))
+def test_published_training_and_perplexity_commands_run(clone: Clone, command: str, evaluation: str) -> None:
     clone.bash(command, **SMALL, **SMALL_NETWORK)
     run = clone.folder / RUN
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -207,8 +207,8 @@ def test_training_and_the_perplexity_of_its_checkpoint(clone: Clone, command: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", _named(FINETUNINGS))
-def test_finetuning_of_published_weights(clone: Clone, command: str) -> None:
+@pytest.mark.parametrize("command", _params_of(FINETUNINGS))
+def test_published_finetuning_command_runs(clone: Clone, command: str) -> None:
     printed = clone.bash(command, **SMALL)
     assert MODEL in printed
     assert (
@@ -216,7 +216,7 @@ def test_finetuning_of_published_weights(clone: Clone, command: str) -> None:
     ).is_file()
 
 
-def test_the_snippet_of_the_model_card(clone: Clone) -> None:
+def test_model_card_snippet_runs(clone: Clone) -> None:
     (snippet,) = _snippets(DOCUMENTS[1])
     printed = clone.run(sys.executable, "-c", snippet)
     assert "The future of artificial intelligence" in printed

@@ -1,4 +1,4 @@
-"""What `pip install hdlm` brings: the built wheel holds everything, and runs in an empty environment."""
+"""The built wheel contains all files of the package and runs in an empty environment."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def test_the_wheel_holds_the_pretrained_model(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["configs", "recipes"])
-def test_the_wheel_holds_what_lies_beside_the_package(wheel: Path, repository: Path, folder: str) -> None:
+def test_wheel_contains_configs_and_recipes(wheel: Path, repository: Path, folder: str) -> None:
     files = _files(repository / folder, repository)
     assert files
     assert {f"hdlm/{name}" for name in files} <= _contents(wheel)
 
 
-def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_only_hdlm_and_is_small(wheel: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in _contents(wheel)} == {"hdlm"}
     assert wheel.stat().st_size < LARGEST_WHEEL
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_the_wheel_alone(wheel: Path, repository: Path, tmp_path: Path) -> None:
+def test_demo_runs_from_installed_wheel(wheel: Path, repository: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "environment", with_pip=True)
     programs = tmp_path / "environment" / "bin"
     install = [programs / "pip", "install", "--quiet", "--constraint", repository / "constraints.txt"]

@@ -1,4 +1,4 @@
-"""Laws of who sees whom, over every hyperschedule."""
+"""Laws of attention visibility for every hyperschedule."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EVERY = (
 @pytest.mark.parametrize("hyperschedule", EVERY, ids=repr)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("active", ACTIVES)
-def test_regions_decide_who_sees_whom(hyperschedule, context, active):
+def test_generation_attention_follows_regions(hyperschedule, context, active):
     for n in range(hyperschedule.num_steps + 1):
         regions = hyperschedule.regions(n)
         seen = generation_attention(hyperschedule, n, context, active).dense()
@@ -59,8 +59,8 @@ def test_regions_decide_who_sees_whom(hyperschedule, context, active):
 @pytest.mark.parametrize("hyperschedule", EVERY, ids=repr)
 @pytest.mark.parametrize("context", ["causal", "block_causal"])
 @pytest.mark.parametrize("active", ACTIVES)
-def test_what_a_settled_position_sees_never_changes(hyperschedule, context, active):
-    """This is what makes a cache of its keys and values exact."""
+def test_settled_position_has_fixed_attention_in_causal_contexts(hyperschedule, context, active):
+    """A cache of keys and values is exact because of this law."""
     for n in range(hyperschedule.num_steps + 1):
         settled = hyperschedule.regions(n).settled
         now = generation_attention(hyperschedule, n, context, active).dense()[settled]
@@ -70,7 +70,7 @@ def test_what_a_settled_position_sees_never_changes(hyperschedule, context, acti
             )
 
 
-def test_full_context_does_change():
+def test_settled_position_attention_changes_in_full_context():
     hyperschedule = Block(4, width=2, num_levels=1)
     early, late = (generation_attention(hyperschedule, n, "full").dense()[0] for n in (1, 2))
     assert early.tolist() == [True, True, False, False]
@@ -80,7 +80,7 @@ def test_full_context_does_change():
 @pytest.mark.parametrize("hyperschedule", COUNTDOWNS, ids=repr)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("active", ACTIVES)
-def test_a_noisy_position_sees_what_it_sees_in_generation(hyperschedule, context, active):
+def test_two_stream_noisy_attention_equals_generation(hyperschedule, context, active):
     generator = torch.Generator().manual_seed(1)
     offsets = torch.randint(hyperschedule.num_levels, (hyperschedule.num_epochs,), generator=generator)
     steps = hyperschedule.packed_steps(offsets)
@@ -98,7 +98,7 @@ def test_a_noisy_position_sees_what_it_sees_in_generation(hyperschedule, context
 
 @pytest.mark.parametrize("hyperschedule", COUNTDOWNS, ids=repr)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_a_clean_position_sees_what_it_sees_when_all_is_settled(hyperschedule, context):
+def test_two_stream_clean_attention_equals_final_generation(hyperschedule, context):
     length = hyperschedule.length
     packed = two_stream(hyperschedule, hyperschedule.starts, context).dense()
     final = generation_attention(hyperschedule, hyperschedule.num_steps, context).dense()
@@ -106,7 +106,7 @@ def test_a_clean_position_sees_what_it_sees_when_all_is_settled(hyperschedule, c
     assert not packed[:length, length:].any()
 
 
-def test_special_cases():
+def test_generation_attention_is_causal_full_or_block_causal():
     """Autoregressive is causal, flat is full, block is block-causal."""
     ones = torch.ones(6, 6, dtype=torch.bool)
     blocks = torch.arange(6) // 2
@@ -119,8 +119,8 @@ def test_special_cases():
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from([4, 8]), st.data())
 @settings(deadline=None, max_examples=20)
-def test_block_mask_skips_nothing_and_grants_nothing(length, blocks, num_levels, block_size, data):
-    """Its blocks and predicate, put together, are the dense mask."""
+def test_block_mask_equals_dense_mask(length, blocks, num_levels, block_size, data):
+    """The blocks and the predicate of the block mask together equal the dense mask."""
     hyperschedule = Slide(length, min(length, blocks), num_levels)
     n = torch.tensor(data.draw(st.lists(st.integers(0, hyperschedule.num_steps), min_size=2, max_size=2)))
     context, active = data.draw(st.sampled_from(CONTEXTS)), data.draw(st.sampled_from(ACTIVES))
@@ -139,7 +139,7 @@ def assert_block_mask_is_dense(visibility: Visibility, block_size: int) -> None:
         for size, shape in ((rows, (-1, 1, 1)), (queries, (1, -1, 1)), (keys, (1, 1, -1)))
     ]
     assert torch.equal(visibility.mask_mod()(index[0], torch.tensor(0), index[1], index[2]), dense)
-    reference = by_torch(visibility, rows, block_size)
+    reference = torch_block_mask(visibility, rows, block_size)
     visits, needed = mask.to_dense().bool(), reference.to_dense().bool()
     assert (visits | ~needed).all()
     granted = torch.zeros_like(dense)
@@ -154,8 +154,8 @@ def assert_block_mask_is_dense(visibility: Visibility, block_size: int) -> None:
     assert not (granted & ~dense).any()
 
 
-def by_torch(visibility: Visibility, rows: int | None, block_size: int) -> flex.BlockMask:
-    """The block mask that torch finds by asking the predicate about every pair."""
+def torch_block_mask(visibility: Visibility, rows: int | None, block_size: int) -> flex.BlockMask:
+    """The block mask that torch computes by evaluating the predicate for every pair."""
     predicate = visibility.mask_mod()
     return flex.create_block_mask(
         lambda batch, head, query, key: predicate(batch, head, query, key),
@@ -168,20 +168,20 @@ def by_torch(visibility: Visibility, rows: int | None, block_size: int) -> flex.
     )
 
 
-def test_block_mask_of_blocks_is_as_sparse_as_torch_finds():
-    """On aligned blocks the extremes decide every block: no block is visited or left partial without need."""
+def test_block_mask_of_aligned_blocks_is_as_sparse_as_torch():
+    """With aligned blocks no block is visited or marked partial unnecessarily."""
     hyperschedule = Block(64, width=16, num_levels=4)
     steps = hyperschedule.packed_steps(torch.tensor([0, 3, 1, 2]))
     visibility = two_stream(hyperschedule, steps)
     ours = visibility.block_mask(block_size=16)
-    torchs = by_torch(visibility, None, block_size=16)
+    torchs = torch_block_mask(visibility, None, block_size=16)
     assert torch.equal(ours.to_dense(), torchs.to_dense())
     assert torch.equal(ours.full_kv_num_blocks, torchs.full_kv_num_blocks)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_agrees_with_dense_attention(monkeypatch):
-    """Forward on the CPU, the only direction FlexAttention has there; eager, as checked types do not compile."""
+    """Tests the forward pass, since FlexAttention has no backward pass on the CPU. Checked types do not compile."""
     monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     hyperschedule = Wave(96, width=24, num_levels=4)
     generator = torch.Generator().manual_seed(0)
@@ -218,16 +218,16 @@ def test_select_none_keeps_all():
     assert visibility.select(torch.tensor([3]), None).dense().shape == (1, 6)
 
 
-def test_unknown_choices_are_named():
-    """Asked of the check itself: while tests run, types refuse a wrong name before it does."""
+def test_attention_options_reject_unknown_choices():
+    """Calls the check directly, because type checks in the tests refuse a wrong name earlier."""
     with pytest.raises(ValueError, match="`context` must be one of full, causal, block_causal; got 'blocks'"):
         _check_choice("context", "blocks", Context)
     with pytest.raises(ValueError, match="`active` must be one of full, causal; got 'none'"):
         _check_choice("active", "none", Active)
 
 
-def test_documents_are_walls():
-    """In every form of the mask, with blocks that lie in one document, in two, and across."""
+def test_visibility_within_documents_hides_other_documents():
+    """Tests every form of the mask, with blocks inside one document and across documents."""
     hyperschedule = Block(32, width=8, num_levels=2)
     steps = hyperschedule.packed_steps(torch.tensor([0, 1, 1, 0]))
     tokens = torch.randint(0, 9, (2, 32), generator=torch.Generator().manual_seed(0))

@@ -40,8 +40,8 @@ WORDS = 5
 
 
 @final
-class Recording(AbstractDenoiser):
-    """Passes questions on and writes down every answer: positions of the window, and raw outputs by position."""
+class RecordingDenoiser(AbstractDenoiser):
+    """Forwards every call and records the raw outputs by position."""
 
     def __init__(self, inner: AbstractDenoiser) -> None:
         self.inner, self.process = inner, inner.process
@@ -109,14 +109,14 @@ STEPS = st.sampled_from(
     st.sampled_from(("full", "causal")),
     st.booleans(),
 )
-def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
+def test_network_cache_keeps_tokens_and_logits(schedule, step, context, active, shifted):
     assume(not shifted or opens_left_to_right(schedule))  # others are refused
     process = GammaHybrid(WORDS, 0.3)
     inner = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
     prompt = Prompt.prefix([1], schedule.length) if shifted else None
     runs = []
     for use_cache in (False, True):
-        recording = Recording(inner)
+        recording = RecordingDenoiser(inner)
         done = sample(
             recording,
             Regime(schedule, context=context, active=active),
@@ -138,7 +138,7 @@ def test_a_networks_cache_is_exact(schedule, step, context, active, shifted):
 
 @settings(max_examples=5, deadline=None)
 @given(schedules(longest=4), st.sampled_from(("causal", "block_causal")))
-def test_the_exact_denoisers_memory_is_exact(schedule, context):
+def test_exact_denoiser_cache_keeps_tokens(schedule, context):
     denoiser = ExactDenoiser(agreeing_world(3, schedule.length), EpsilonHybrid(3, 0.2))
     plain, cached = (
         sample(
@@ -155,8 +155,8 @@ def test_the_exact_denoisers_memory_is_exact(schedule, context):
 
 @settings(max_examples=3, deadline=None)
 @given(schedules(longest=5), st.integers(0, 2**63))
-def test_seeds_and_batches(schedule, seed):
-    """The same seed gives the same tokens in any batches; another seed gives others, if there is room to differ."""
+def test_sample_tokens_depend_on_seed_and_not_on_batch(schedule, seed):
+    """A seed gives equal tokens in any batches, and another seed gives other tokens."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2))
 
     def draw(seed, size, first=0, count=6):
@@ -184,8 +184,8 @@ def test_seeds_and_batches(schedule, seed):
     st.sampled_from(("full", "causal")),
     st.booleans(),
 )
-def test_sequences_at_their_own_pace_share_calls_and_change_nothing(schedule, step, context, active, shifted):
-    """Packed into one call behind caches of different lengths, each has the tokens it has alone without a cache."""
+def test_packed_sequences_at_own_pace_keep_tokens(schedule, step, context, active, shifted):
+    """Sequences packed into one call with caches of different lengths equal single sequences without a cache."""
     assume(not shifted or opens_left_to_right(schedule))  # others are refused
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
     prompt = Prompt.prefix([1], schedule.length) if shifted else None

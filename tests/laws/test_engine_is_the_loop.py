@@ -1,4 +1,4 @@
-"""The engine writes the tokens of the plain loop, which keeps nothing and computes everything at every step."""
+"""The engine writes the tokens of the plain loop, which has no cache and computes everything at every step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ACTIVES: tuple[Active, ...] = ("full", "causal")
 
 
 def random_rewriting(x: Tensor, move: Move) -> Tensor:
-    """A user's own step, about which nothing is known: it puts masks and words anywhere, and reads now and then."""
+    """A user step without declarations: it writes masks and words at random and then calls an ancestral step."""
     where = move.moving & (move.uniform(0) < 0.3) & (move.s > 0)
     new = torch.where(where, (move.uniform(1) * (WORDS + 1)).long(), x)
     return Ancestral()(new, replace(move, x=new).sub(1))
@@ -61,7 +61,7 @@ OWN_STEPS: dict[str, Step] = {
 }
 
 
-def engine_is_loop(
+def assert_engine_equals_loop(
     step: Step,
     process: AbstractNoiseProcess,
     schedule: AbstractHyperschedule,
@@ -70,7 +70,7 @@ def engine_is_loop(
     *,
     every: bool = False,
 ) -> None:
-    """Along one hyperschedule, with a context, a prompt, transforms and a noise schedule that the seed chooses."""
+    """Compare engine and loop. The seed selects context, prompt, transforms and noise schedule."""
     generator = torch.Generator().manual_seed(seed)
 
     def one_of(things: Any) -> Any:
@@ -103,34 +103,38 @@ PAIRS = [(name, process) for name in ALGORITHMS for process in PROCESSES if fits
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS[::2], ids=str)
-def test_engine_writes_the_tokens_of_the_loop(name: str, process: AbstractNoiseProcess) -> None:
+def test_engine_equals_plain_loop(name: str, process: AbstractNoiseProcess) -> None:
     place = PAIRS.index((name, process))
-    engine_is_loop(algorithm(name, process, 0.3), process, SCHEDULES[place % len(SCHEDULES)], place)
+    assert_engine_equals_loop(
+        algorithm(name, process, 0.3), process, SCHEDULES[place % len(SCHEDULES)], place
+    )
 
 
 @pytest.mark.parametrize("name", OWN_STEPS)
 @pytest.mark.parametrize("process", PROCESSES[:2], ids=str)
-def test_engine_writes_the_tokens_of_the_loop_with_compound_and_own_steps(
+def test_engine_equals_plain_loop_with_compound_and_user_steps(
     name: str, process: AbstractNoiseProcess
 ) -> None:
     for seed, schedule in enumerate(SCHEDULES[:4]):
-        engine_is_loop(OWN_STEPS[name], process, schedule, seed)
+        assert_engine_equals_loop(OWN_STEPS[name], process, schedule, seed)
 
 
 @pytest.mark.parametrize("parameterization", [Shifted(Mean()), LogScore()], ids=str)
 @pytest.mark.parametrize("name", ["original", "acs", "remask", "confidence"])
-def test_engine_writes_the_tokens_of_the_loop_with_other_networks(
+def test_engine_equals_plain_loop_with_shifted_and_score_networks(
     name: str, parameterization: AbstractParameterization
 ) -> None:
     for schedule in (SCHEDULES[1], SCHEDULES[6]):
-        engine_is_loop(algorithm(name, PROCESSES[1], 0.3), PROCESSES[1], schedule, 5, parameterization)
+        assert_engine_equals_loop(
+            algorithm(name, PROCESSES[1], 0.3), PROCESSES[1], schedule, 5, parameterization
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize(("name", "process"), PAIRS, ids=str)
-def test_engine_writes_the_tokens_of_the_loop_with_many_seeds(
+def test_engine_equals_plain_loop_with_many_seeds(
     name: str, process: AbstractNoiseProcess, schedule: AbstractHyperschedule
 ) -> None:
     for seed in range(100, 104):
-        engine_is_loop(algorithm(name, process, 0.3), process, schedule, seed, every=True)
+        assert_engine_equals_loop(algorithm(name, process, 0.3), process, schedule, seed, every=True)

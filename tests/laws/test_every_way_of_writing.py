@@ -1,7 +1,7 @@
-"""Whatever is combined, text comes out: no mask is left, nothing given is changed, every token is a word.
+"""Every combination writes text: no mask is left, given tokens do not change, and every token is a word.
 
 Every algorithm, hyperschedule and process, with random networks: what they answer is consistent with no distribution of
-sequences, so a step that only works for exact denoisers is found out.
+sequences, so the test detects a step that works only for exact denoisers.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ SCHEDULES: list[AbstractHyperschedule] = [
 
 
 def fits(name: str, process: AbstractNoiseProcess) -> bool:
-    """Whether an algorithm is for a process; the others are refused with a reason."""
+    """Whether an algorithm supports a process. Other pairs are refused with a reason."""
     if name == "first_hitting":
         return process.words_stay
     masks_alone = float(process.weights(torch.ones(1, dtype=torch.float64)).mask) == 1
@@ -110,10 +110,10 @@ def prompt_of(kind: str, schedule: AbstractHyperschedule, generator: torch.Gener
     return Prompt(torch.where(fixed, tokens, 0), fixed) if fixed.any() else None
 
 
-def holds(
+def assert_writes_words(
     denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, prompt: Prompt | None, **options: Any
 ) -> None:
-    """The law, and that what is given stays for every moment."""
+    """Assert that the text consists of words and that given tokens stay in every frame."""
 
     def watch(frame: Frame) -> None:
         assert torch.equal(frame.before[~frame.moving], frame.after[~frame.moving])
@@ -137,7 +137,7 @@ ALL = [(name, key) for name in ALGORITHMS for key, process in PROCESSES.items() 
 def test_every_algorithm_and_process_writes_words_only(name: str, key: str) -> None:
     """One draw of schedule, prompt, reading and noise a pair; the next test has many."""
     choice = torch.Generator().manual_seed(len(name) * 100 + len(key))
-    _try_one(name, PROCESSES[key], choice)
+    _check_random_settings(name, PROCESSES[key], choice)
 
 
 @pytest.mark.slow
@@ -146,17 +146,17 @@ def test_every_algorithm_and_process_writes_words_only(name: str, key: str) -> N
 def test_every_algorithm_and_process_writes_words_only_with_many_seeds(
     name: str, key: str, seed: int
 ) -> None:
-    _try_one(name, PROCESSES[key], torch.Generator().manual_seed(1000 + seed))
+    _check_random_settings(name, PROCESSES[key], torch.Generator().manual_seed(1000 + seed))
 
 
-def _try_one(name: str, process: AbstractNoiseProcess, choice: torch.Generator) -> None:
+def _check_random_settings(name: str, process: AbstractNoiseProcess, choice: torch.Generator) -> None:
     def one_of(things: Any) -> Any:
         return things[int(torch.randint(len(things), (), generator=choice))]
 
     schedule, seed = one_of(SCHEDULES), int(torch.randint(1000, (), generator=choice))
     reading = one_of(READINGS)
     denoiser = tiny_denoiser(process, reading, conditioned=isinstance(reading, LogScore), seed=seed).eval()
-    holds(
+    assert_writes_words(
         denoiser,
         schedule,
         algorithm(name, process, one_of((0.0, 0.05, 0.5, 1.0))),
@@ -178,24 +178,22 @@ REMASKING = {
 @pytest.mark.parametrize("kind", ["none", "prefix", "infill"])
 @pytest.mark.parametrize("build", REMASKING)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_remasking_by_confidence_leaves_no_mask(
-    schedule: AbstractHyperschedule, build: str, kind: str
-) -> None:
-    """It used to mask words in their last step."""
+def test_remdm_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, kind: str) -> None:
+    """Regression: it masked words in their last step."""
     prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1), num_blocks=1).eval()
-    holds(denoiser, schedule, REMASKING[build](0.9), prompt, num_sequences=40, seed=3)
+    assert_writes_words(denoiser, schedule, REMASKING[build](0.9), prompt, num_sequences=40, seed=3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(ANY, st.sampled_from(["remdm_confidence", "exact", "acs"]), st.integers(0, 2**31))
 @example(Table(torch.zeros(1, 3, dtype=torch.long)), "exact", 0)
-def test_every_hyperschedule_that_can_be_made_can_be_sampled(
+def test_every_valid_hyperschedule_can_be_sampled(
     schedule: AbstractHyperschedule, name: str, seed: int
 ) -> None:
     process = EpsilonHybrid(WORDS, 0.1)
     prompt = prompt_of("none", schedule, torch.Generator().manual_seed(seed))
-    holds(
+    assert_writes_words(
         tiny_denoiser(process, num_blocks=1).eval(),
         schedule,
         algorithm(name, process, 0.5),
@@ -208,7 +206,7 @@ def test_every_hyperschedule_that_can_be_made_can_be_sampled(
 @pytest.mark.parametrize(
     "schedule", [Slide(24, 8, 6), pytest.param(Block(64, 16, 16), marks=pytest.mark.slow)]
 )
-def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule) -> None:
+def test_remdm_confidence_with_shipped_model_leaves_no_mask(schedule: AbstractHyperschedule) -> None:
     """It left masks for 6 seeds of 8 at the settings of `hdlm sample --algorithm remdm_confidence`."""
     model = hdlm.load("kjv-epsilon-4m")
     step = algorithm("remdm_confidence", model.denoiser.process, 0.05)
@@ -228,14 +226,14 @@ def test_the_shipped_model_remasks_by_confidence(schedule: AbstractHyperschedule
 BEGINS_SETTLED = Table(torch.tensor([[2, 0, 2], [1, 0, 1], [0, 0, 0]]))
 
 
-def test_a_position_that_begins_at_level_0_must_be_given() -> None:
+def test_position_at_level_0_needs_a_given_token() -> None:
     denoiser, step = tiny_denoiser(Absorbing(WORDS)).eval(), algorithm("exact", Absorbing(WORDS))
     with pytest.raises(ValueError, match=r"Position 1 begins at level 0 in Table.*no token is given there"):
         sample(denoiser, Regime(BEGINS_SETTLED), step)
     with pytest.raises(ValueError, match="Position 1 begins at level 0"):
         sample(denoiser, Regime(BEGINS_SETTLED), step, prompt=Prompt.prefix([3], 3))
     given = Prompt(torch.tensor([[0, 3, 0]]), torch.tensor([[False, True, False]]))
-    holds(denoiser, BEGINS_SETTLED, step, given, num_sequences=4)
+    assert_writes_words(denoiser, BEGINS_SETTLED, step, given, num_sequences=4)
 
 
 def test_a_published_wave_of_one_level_is_refused() -> None:
@@ -247,7 +245,7 @@ def test_a_published_wave_of_one_level_is_refused() -> None:
 def first_canvas(
     denoiser: Any, noise_schedule: AbstractNoiseSchedule, length: int, count: int = 64
 ) -> Tensor:
-    """What a run begins with, before anything has moved."""
+    """The canvas before the first step."""
     frames: list[Tensor] = []
 
     def watch(frame: Frame) -> None:
@@ -262,8 +260,8 @@ def first_canvas(
 
 @pytest.mark.parametrize("noise", NOISES, ids=repr)
 @pytest.mark.parametrize("key", PROCESSES)
-def test_the_first_canvas_is_the_limit_of_the_process(key: str, noise: AbstractNoiseSchedule) -> None:
-    """Masks alone where words wait, words alone of uniform noise, else both as often as the marginal says."""
+def test_first_canvas_follows_prior_of_process(key: str, noise: AbstractNoiseSchedule) -> None:
+    """Only masks if words stay, only words for uniform noise, otherwise both with their marginal frequency."""
     process = PROCESSES[key]
     canvas = first_canvas(tiny_denoiser(process, num_blocks=1).eval(), noise, LENGTH, 300)
     masked = canvas == process.mask_id
@@ -279,8 +277,8 @@ PEERS = ("mdlm", "sedd", "sedd_uniform", "bd3lm", "gidd", "duo")
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_the_first_canvas_of_published_models(shared: Any, name: str) -> None:
-    """MDLM and SEDD-absorb used to begin with one word of uniform noise in a thousand positions."""
+def test_first_canvas_of_peer_models_has_masks_of_prior(shared: Any, name: str) -> None:
+    """Regression: MDLM and SEDD-absorb began with about one uniform word per thousand positions."""
     model = hdlm.load(shared / "golden" / "peers" / name)
     process = model.denoiser.process
     u = model.noise_schedule.fraction(torch.ones((), dtype=torch.float64)).expand(200_000)

@@ -1,4 +1,4 @@
-"""What is said of the law of an algorithm is true: each claim is compared with the enumerated limit of small steps."""
+"""Each exactness claim of an algorithm is compared with the enumerated limit of small steps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROCESSES: tuple[AbstractNoiseProcess, ...] = (
 PACE = Power(2.0)
 """Small steps near the data, where the noise of GIDD begins as the root of `u`."""
 CLOSE = 4e-3
-"""Total variation below which an extrapolated law is that of the world, and far above which every false one lies."""
+"""A law closer than this in total variation counts as exact. Every inexact law is at least three times as far."""
 
 
 def masks_only(board: Board) -> Tensor:
@@ -66,7 +66,7 @@ LAWS: dict[str, PositionLaw] = {
 }
 
 
-def asked(process: AbstractNoiseProcess, u: float) -> Tensor:
+def clean_predictions(process: AbstractNoiseProcess, u: float) -> Tensor:
     """`p(x_0 | x)` of every canvas at one noise."""
     noise = torch.full(CANVASES.shape, u, dtype=torch.float64)
     found = ExactDenoiser(WORLD, process).predict(CANVASES, noise, ForwardContext())
@@ -75,7 +75,7 @@ def asked(process: AbstractNoiseProcess, u: float) -> Tensor:
 
 def board(process: AbstractNoiseProcess, t: float, s: float) -> Board:
     now, then = (torch.full(CANVASES.shape, u, dtype=torch.float64) for u in (t, s))
-    return Board(process, CANVASES, asked(process, t), now, then)
+    return Board(process, CANVASES, clean_predictions(process, t), now, then)
 
 
 def one_hot() -> Tensor:
@@ -87,7 +87,7 @@ def gibbs_matrix(process: AbstractNoiseProcess, u: float, eta: float) -> Tensor:
     here = torch.full(CANVASES.shape, u, dtype=torch.float64)
     w = process.weights(here)
     able = (process.mask_id != CANVASES) & (w.uniform > 0)
-    rest = process.origin(CANVASES, asked(process, u), here)
+    rest = process.origin(CANVASES, clean_predictions(process, u), here)
     rest = rest / rest.sum(-1, keepdim=True).clamp_min(1e-300)
     keep = (w.clean / (w.clean + w.uniform).clamp_min(1e-300))[..., None]
     anywhere = torch.tensor([1.0 / WORDS] * WORDS + [0.0], dtype=torch.float64)
@@ -115,7 +115,7 @@ def gibbs_law(process: AbstractNoiseProcess, steps: int, eta: float) -> Tensor:
 
 def one_mask_at_a_time(process: AbstractNoiseProcess) -> Tensor:
     """`first_hitting`: any mask may be the next, and its word is drawn with all others in view."""
-    clean, law = asked(process, 0.5), (process.mask_id == CANVASES).all(-1).double()
+    clean, law = clean_predictions(process, 0.5), (process.mask_id == CANVASES).all(-1).double()
     masked = process.mask_id == CANVASES
     for _ in range(LENGTH):
         after = torch.zeros_like(law)
@@ -149,7 +149,7 @@ def distance(law: Tensor, other: Tensor) -> float:
 
 
 def limit(law: Callable[[int], Tensor]) -> Tensor:
-    """What ever more steps lead to, as the pace at which twice the steps change the law says."""
+    """The limit of many steps, extrapolated from the change when the number of steps doubles."""
     coarse, middle, fine = (law(steps) for steps in (12, 24, 48))
     pace = distance(fine, middle) / max(distance(middle, coarse), 1e-300)
     pace = min(pace, 0.8)  # a law that is near its limit changes by little at any pace
@@ -180,7 +180,7 @@ FEW = (
     [pytest.param(*claim, marks=() if claim in FEW else pytest.mark.slow) for claim in CLAIMS],
     ids=str,
 )
-def test_a_claim_of_exactness_is_what_the_limit_shows(
+def test_exactness_claim_equals_enumerated_limit(
     name: str, process: AbstractNoiseProcess, eta: float
 ) -> None:
     law, claim = law_of(name, process, eta), exactness(name, process, eta)
@@ -194,7 +194,7 @@ def test_a_claim_of_exactness_is_what_the_limit_shows(
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.3])
-def test_along_masks_alone_many_steps_lead_to_one_mask_at_a_time(epsilon: float) -> None:
+def test_original_and_first_hitting_have_one_limit(epsilon: float) -> None:
     """`original` and `first_hitting` have one limit, which is not the world for an epsilon-hybrid."""
     process = EpsilonHybrid(WORDS, epsilon)
     assert distance(limit(law_of("original", process, 0.05)), one_mask_at_a_time(process)) < CLOSE / 4
@@ -211,7 +211,7 @@ def test_along_masks_alone_many_steps_lead_to_one_mask_at_a_time(epsilon: float)
     ],
     ids=str,
 )
-def test_the_laws_here_are_those_of_the_samplers(
+def test_enumerated_laws_equal_those_of_samplers(
     name: str, process: AbstractNoiseProcess, eta: float
 ) -> None:
     denoiser = ExactDenoiser(WORLD, process)
@@ -227,6 +227,6 @@ def test_the_laws_here_are_those_of_the_samplers(
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_says_something_of_its_law(name: str) -> None:
+def test_every_algorithm_has_an_exactness_claim(name: str) -> None:
     claims = {exactness(name, process, 0.05) for process in PROCESSES}
     assert (claims == {"a heuristic"}) == (name not in (*LAWS, "first_hitting", "gibbs"))

@@ -1,4 +1,4 @@
-"""Laws of every hyperschedule: whoever adds one to `__all__` adds it to `EXAMPLES` and is held to them."""
+"""Laws of every hyperschedule. Each hyperschedule in `__all__` must be in `EXAMPLES`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hdlm.hyperschedule import (
     packing,
 )
 from hdlm.hyperschedule.packing import ABSENT
-from tests.unit.test_network import Largest
+from tests.unit.test_network import LargestTensor
 
 LENGTHS, LEVELS = st.integers(1, 24), st.integers(1, 9)
 
@@ -68,7 +68,7 @@ def every_level(hyperschedule: AbstractHyperschedule) -> torch.Tensor:
     return hyperschedule.levels(torch.arange(hyperschedule.num_steps + 3))
 
 
-def test_every_public_hyperschedule_is_held_to_the_laws():
+def test_examples_cover_every_public_hyperschedule():
     public = {getattr(package, name) for name in package.__all__}
     concrete = {
         item
@@ -130,7 +130,7 @@ def test_times_follow_the_definition():
 
 
 @given(ANY)
-def test_a_batch_of_steps_is_answered_like_its_parts(hyperschedule):
+def test_levels_of_step_batch_equal_single_steps(hyperschedule):
     steps = torch.arange(6).reshape(2, 3)
     batch = hyperschedule.levels(steps)
     assert batch.shape == (2, 3, hyperschedule.length)
@@ -141,14 +141,14 @@ def test_a_batch_of_steps_is_answered_like_its_parts(hyperschedule):
 
 
 @given(COUNTDOWNS)
-def test_a_countdown_spends_every_level_once(hyperschedule):
+def test_countdown_has_each_level_once(hyperschedule):
     levels = every_level(hyperschedule)
     for level in range(1, hyperschedule.num_levels):
         assert ((levels == level).sum(0) == 1).all()
 
 
 @given(COUNTDOWNS, st.data())
-def test_packed_windows_are_what_generation_has_active_together(hyperschedule, data):
+def test_packed_windows_equal_active_regions(hyperschedule, data):
     steps = hyperschedule.packed_steps(draw_offsets(hyperschedule, data))
     for step in steps.unique().tolist():
         assert torch.equal(steps == step, hyperschedule.regions(step).active)
@@ -165,7 +165,7 @@ def test_offsets_visit_every_level_of_every_position(hyperschedule):
 
 @given(COUNTDOWNS, st.data())
 def test_epochs_are_independent(hyperschedule, data):
-    """No two are ever active together, and redrawing one offset moves only its own epoch."""
+    """Two epochs are never active together, and a changed offset moves only its own epoch."""
     active = hyperschedule.regions(torch.arange(hyperschedule.num_steps)).active
     epochs = hyperschedule.epochs
     for step in active:
@@ -187,8 +187,8 @@ def test_epochs_of_the_families():
     assert autoregressive(4).epochs.tolist() == [0, 1, 2, 3]
 
 
-def test_a_countdown_in_any_order():
-    """`starts` need not rise: right to left is a hyperschedule like another."""
+def test_countdown_accepts_starts_from_right_to_left():
+    """`starts` need not increase: right to left is a valid hyperschedule."""
 
     class Reversed(AbstractCountdown):
         length, num_levels = 4, 2
@@ -203,8 +203,8 @@ def test_a_countdown_in_any_order():
     assert hyperschedule.num_steps == 6
 
 
-def test_large_canvases_are_answered_without_tables():
-    """8192 positions, 4096 levels: the table would hold 10^10 entries; asking for one step costs one row."""
+def test_hyperschedules_support_8192_positions_and_4096_levels():
+    """A table of 8192 positions and 4096 levels would have 10^10 entries. One step needs only one row."""
     for family in (Block, Slide, Wave, PublishedSlide, PublishedWave):
         hyperschedule = family(8192, width=512, num_levels=4096)
         middle = hyperschedule.num_steps // 2
@@ -229,7 +229,7 @@ FEW_PASSES = ANY.filter(lambda hyperschedule: cells_of(hyperschedule) <= 60)
 
 
 MERGING = Table(torch.tensor([[3, 2, 1], [2, 2, 1], [1, 2, 1], [0, 1, 1], [0, 0, 0]]))
-"""Steps 0 and 1 both go on with step 3, which therefore is in two of three passes."""
+"""Step 3 follows both step 0 and step 1, so two of three passes contain it."""
 
 
 def every_pass(hyperschedule: AbstractHyperschedule) -> Packed:
@@ -242,7 +242,7 @@ def every_pass(hyperschedule: AbstractHyperschedule) -> Packed:
 
 @settings(max_examples=25, deadline=None)
 @given(FEW_PASSES)
-def test_a_pass_is_made_of_whole_windows_of_generation(hyperschedule):
+def test_packed_pass_consists_of_whole_generation_windows(hyperschedule):
     packed = every_pass(hyperschedule)
     present = packed.steps != ABSENT
     steps = packed.steps.clamp_min(0)
@@ -258,7 +258,7 @@ def test_a_pass_is_made_of_whole_windows_of_generation(hyperschedule):
 @given(FEW_PASSES)
 @example(MERGING)
 @example(PublishedSlide(20, width=8, num_levels=3))
-def test_weights_undo_how_often_a_step_is_taken(hyperschedule):
+def test_packed_weights_make_each_active_step_count_once(hyperschedule):
     """Every active step of every position is in some pass, and is expected once: the marginal of levels is right."""
     packed = every_pass(hyperschedule)
     row, position = (packed.steps != ABSENT).nonzero().unbind(1)
@@ -271,15 +271,15 @@ def test_weights_undo_how_often_a_step_is_taken(hyperschedule):
 
 
 @pytest.mark.parametrize(("width", "num_levels"), [(8, 8), (8, 2), (8, 4), (8, 3), (6, 2), (6, 3), (12, 6)])
-def test_a_published_slide_that_has_entered_tiles_where_its_stride_divides_its_width(width, num_levels):
+def test_published_slide_tiles_if_stride_divides_width(width, num_levels):
     hyperschedule = PublishedSlide(40, width, num_levels)
     present = every_pass(hyperschedule).steps != ABSENT
     assert bool(present[:, 2 * width :].all()) == (width % hyperschedule.stride == 0)
     assert present.double().mean() > 1 - (hyperschedule.stride - 1) / width - 0.1
 
 
-def test_a_published_wave_never_tiles_but_trains_every_block():
-    """All windows of a block end where the block ends: a smaller one leaves settled positions that none covers."""
+def test_published_wave_does_not_tile_and_trains_every_block():
+    """All windows of a block end at the block end, so no window covers the settled positions of a smaller one."""
     present = every_pass(PublishedWave(12, width=4, num_levels=3)).steps != ABSENT
     blocks = present.view(-1, 3, 4)
     assert not present.all()
@@ -287,7 +287,7 @@ def test_a_published_wave_never_tiles_but_trains_every_block():
     assert torch.equal(blocks, blocks.cummax(-1).values)
 
 
-def test_passes_of_large_canvases_take_little():
+def test_packing_of_large_canvases_takes_less_than_20_seconds():
     begin = time.perf_counter()
     for hyperschedule in (PublishedSlide(1024, 512, 256), PublishedWave(1024, 16, 64)):
         passes = packing(hyperschedule)
@@ -296,13 +296,13 @@ def test_passes_of_large_canvases_take_little():
     assert time.perf_counter() - begin < 20
 
 
-def test_tables_of_passes_hold_no_number_a_step_and_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Levels are held a few steps at a time, and that changes no table."""
+def test_packing_makes_no_tensor_of_steps_times_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels are computed for a few steps at a time, and the tables do not change."""
     hyperschedule = PublishedSlide(300, 8, 4)
     times = torch.rand(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = packing(hyperschedule)(times)
     monkeypatch.setattr(inspect.getmodule(Packed), "_ENTRIES", 1000)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         found = packing(hyperschedule)(times)
     assert largest.numel < hyperschedule.num_steps * hyperschedule.length / 4
     for name in ("steps", "now", "then", "weight"):

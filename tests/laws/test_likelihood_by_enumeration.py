@@ -1,6 +1,6 @@
-"""What a network's bound bounds: the likelihood of its own reverse process, summed over every path of it.
+"""The bound of a network is checked against the likelihood of its reverse process, summed over every path.
 
-Nothing here is exact but the sums: the network's weights are random, as wrong of the data as can be.
+The sums are exact. The network has random weights and is a poor model of the data.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def processes(words: int) -> list[AbstractNoiseProcess]:
     return [Absorbing(words), EpsilonHybrid(words, 0.2), GammaHybrid(words, 0.3)]
 
 
-def one_of(process: AbstractNoiseProcess, *, shifted: bool = False) -> Denoiser:
-    """Of the epsilon-hybrids, the network says the clean word itself; of others, what stands there is reckoned in.
+def random_denoiser(process: AbstractNoiseProcess, *, shifted: bool = False) -> Denoiser:
+    """For absorbing noise and epsilon-hybrids the reading is `Mean`, for other processes `LeaveOneOut`.
 
-    Else it would doubt words on which there is no noise any more, and the bound would be infinite.
+    Otherwise the bound would be infinite, because the network would doubt words without noise.
     """
     reading = Mean() if isinstance(process, (Absorbing, EpsilonHybrid)) else LeaveOneOut()
     return tiny_denoiser(process, Shifted(reading) if shifted else reading, seed=4).eval()
@@ -71,7 +71,7 @@ def sees(plan: AbstractHyperschedule, n: int) -> Tensor:
     return past | (~(settled | waits)[:, None] & ~waits[None, :])
 
 
-class OwnSteps:
+class EnumeratedReverseProcess:
     """Every path of a model's own reverse process.
 
     Attributes:
@@ -163,14 +163,14 @@ def own_bound(
     return found.index_add(0, world.index(canvas.x_0), nats) / world.law
 
 
-def compared(
+def assert_bound_equals_cost(
     denoiser: Denoiser,
     plan: AbstractHyperschedule,
     noise_schedule: AbstractNoiseSchedule = LINEAR,
     prior: float = 0.0,
-) -> OwnSteps:
-    """Whether `NELBO` is what the steps cost, in both layouts, and with the prior at least the likelihood."""
-    own = OwnSteps(denoiser, plan, noise_schedule)
+) -> EnumeratedReverseProcess:
+    """Assert that `NELBO` equals the cost of the steps in both layouts and, with the prior, bounds the likelihood."""
+    own = EnumeratedReverseProcess(denoiser, plan, noise_schedule)
     for two_stream in (False, True):
         bound = own_bound(denoiser, plan, noise_schedule, two_stream=two_stream)
         torch.testing.assert_close(bound, own.cost, rtol=1e-6, atol=1e-9)
@@ -182,11 +182,11 @@ def compared(
 @pytest.mark.parametrize("process", processes(2), ids=repr)
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
 @torch.no_grad()
-def test_the_bound_is_what_the_steps_cost_and_at_least_the_likelihood(
+def test_nelbo_equals_enumerated_cost_and_bounds_likelihood(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, shifted: bool
 ) -> None:
-    """Sequence by sequence, in both layouts; one position at a time there is nothing between them."""
-    own = compared(one_of(process, shifted=shifted), plan)
+    """Compares each sequence in both layouts. For one position per step, bound and likelihood are equal."""
+    own = assert_bound_equals_cost(random_denoiser(process, shifted=shifted), plan)
     if plan == autoregressive(LENGTH):
         torch.testing.assert_close(own.cost, own.surprise)
     elif plan.num_steps <= 3:
@@ -198,21 +198,23 @@ def test_the_bound_is_what_the_steps_cost_and_at_least_the_likelihood(
 @pytest.mark.parametrize("process", [*processes(3), GIDD(3, 0.2)], ids=repr)
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
 @torch.no_grad()
-def test_so_it_is_with_more_words(
+def test_nelbo_equals_enumerated_cost_with_three_words(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, shifted: bool
 ) -> None:
-    compared(one_of(process, shifted=shifted), plan)
+    assert_bound_equals_cost(random_denoiser(process, shifted=shifted), plan)
 
 
 @pytest.mark.parametrize("pace", [Geometric(0.2, 2.5), LogLinear(0.1)], ids=repr)
 @pytest.mark.parametrize("process", [EpsilonHybrid(2, 0.2), GammaHybrid(2, 0.3)], ids=repr)
 @pytest.mark.parametrize("plan", [Slide(LENGTH, 2, 3), Block(LENGTH, 2, 2)], ids=repr)
 @torch.no_grad()
-def test_what_has_settled_is_clean_wherever_noise_begins(
+def test_nelbo_equals_enumerated_cost_with_noise_floor(
     plan: AbstractHyperschedule, process: AbstractNoiseProcess, pace: AbstractNoiseSchedule
 ) -> None:
-    """The last step goes all the way to the data, from a noise that need not be small; the first pays the prior."""
-    compared(one_of(process), plan, pace, LENGTH * float(prior_divergence(process, pace)))
+    """The last step ends at the data from any noise level, and the first step pays the prior."""
+    assert_bound_equals_cost(
+        random_denoiser(process), plan, pace, LENGTH * float(prior_divergence(process, pace))
+    )
 
 
 CONTINUOUS = [
@@ -228,35 +230,35 @@ def many_steps(name: str, steps: int) -> AbstractHyperschedule:
     return named[name]
 
 
-def in_the_limit(denoiser: Denoiser, name: str) -> Tensor:
+def cost_in_the_limit(denoiser: Denoiser, name: str) -> Tensor:
     """What ever more steps cost, extrapolated: half the step, half the error."""
-    coarse, fine = (OwnSteps(denoiser, many_steps(name, steps)).cost for steps in (16, 32))
+    coarse, fine = (EnumeratedReverseProcess(denoiser, many_steps(name, steps)).cost for steps in (16, 32))
     return 2 * fine - coarse
 
 
 @pytest.mark.parametrize(("process", "name", "shifted"), CONTINUOUS, ids=str)
 @torch.no_grad()
-def test_the_hybrid_bound_is_what_ever_more_steps_cost(
+def test_hybrid_bound_equals_cost_in_the_limit_of_many_steps(
     process: AbstractNoiseProcess, name: str, shifted: bool
 ) -> None:
-    """However few words are wrong: a model that does not keep those in sight pays for each in the last step."""
-    denoiser = one_of(process, shifted=shifted)
+    """A model that does not keep visible words pays for each of them in the last step, even if few are wrong."""
+    denoiser = random_denoiser(process, shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
     found = estimate_likelihood(
         denoiser, text, Regime(many_steps(name, 4)), bound="hybrid", replicates=120, batch_size=4096
     )
     silent = 8 * denoiser.lookback * math.log(2)
-    expected = float(in_the_limit(denoiser, name).sum()) + silent
+    expected = float(cost_in_the_limit(denoiser, name).sum()) + silent
     z = (found.nats - expected) / found.standard_error
     assert math.erfc(abs(z) / math.sqrt(2)) > FAILURE_RATE
 
 
 @torch.no_grad()
-def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
-    """Whatever the process: words in sight are never doubted."""
-    denoiser, text = one_of(EpsilonHybrid(2, 0.3)), all_sequences(2, LENGTH).flatten()
+def test_absorbing_bound_equals_cost_in_the_limit_of_many_steps() -> None:
+    """For any process the absorbing bound treats visible words as certain."""
+    denoiser, text = random_denoiser(EpsilonHybrid(2, 0.3)), all_sequences(2, LENGTH).flatten()
     masks = Denoiser(denoiser.backbone, Absorbing(2), Mean())
-    expected = float(in_the_limit(masks, "block").sum())
+    expected = float(cost_in_the_limit(masks, "block").sum())
     for estimator in ("random", "stratified", "count"):
         found = estimate_likelihood(
             denoiser, text, Regime(Block(LENGTH, 2, 4)), estimator=estimator, replicates=120, batch_size=4096
@@ -267,21 +269,21 @@ def test_the_absorbing_bound_is_what_ever_more_unmasking_costs() -> None:
 
 @SHIFTED
 @torch.no_grad()
-def test_one_position_at_a_time_is_the_likelihood(shifted: bool) -> None:
-    denoiser = one_of(EpsilonHybrid(2, 0.3), shifted=shifted)
+def test_autoregressive_likelihood_equals_enumeration(shifted: bool) -> None:
+    denoiser = random_denoiser(EpsilonHybrid(2, 0.3), shifted=shifted)
     text = all_sequences(2, LENGTH).flatten()
     found = estimate_likelihood(denoiser, text, Regime(autoregressive(LENGTH)))
     silent = 8 * denoiser.lookback * math.log(2)
     assert found.estimator == "exact"
     assert found.nats == pytest.approx(
-        float(OwnSteps(denoiser, autoregressive(LENGTH)).surprise.sum()) + silent
+        float(EnumeratedReverseProcess(denoiser, autoregressive(LENGTH)).surprise.sum()) + silent
     )
 
 
 @torch.no_grad()
-def test_a_full_context_shows_no_answer() -> None:
-    """Settled words look at later ones as soon as these have settled, and no sooner."""
-    denoiser, texts = one_of(Absorbing(2)), all_sequences(2, LENGTH)
+def test_absorbing_bound_with_full_context_equals_enumeration() -> None:
+    """Settled words attend to later words only after those have settled."""
+    denoiser, texts = random_denoiser(Absorbing(2)), all_sequences(2, LENGTH)
     expected = 0.0
     for n in range(LENGTH):
         shown = torch.cat([texts[:, :n], torch.full((len(texts), 1), 2)], 1)

@@ -1,4 +1,4 @@
-"""On a logical device: nothing mixes devices, the program waits where a list says so, and graphs capture no copy.
+"""Logical device: no mixed devices, waits only in allowed places, and no copies in captured graphs.
 
 `python tests/on_a_logical_device.py` runs the scenarios; `allowed_waits.json` beside it is the list.
 """
@@ -25,7 +25,7 @@ ALLOWED: dict[str, dict[str, Any]] = json.loads(PROGRAM.with_name("allowed_waits
 
 @pytest.fixture(scope="module")
 def report(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the program found: it runs once, whichever of the workers wants it first."""
+    """The report of the program, which runs once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     target = shared / "logical-device.json"
@@ -52,7 +52,7 @@ def events(scenario: dict[str, Any], *kinds: str) -> Iterator[tuple[str, str, in
 
 
 def waits(scenario: dict[str, Any]) -> dict[str, float]:
-    """How often the program waits at each place, for a call of the network."""
+    """The number of waits at each place per network call."""
     found: dict[str, float] = {}
     for _, place, _, _, count in events(scenario, "wait"):
         found[place] = found.get(place, 0.0) + count / scenario["calls"]
@@ -65,12 +65,12 @@ def test_every_scenario_runs_without_mixed_devices(report: dict[str, Any]) -> No
     assert len(report["scenarios"]) > 60
 
 
-def test_every_scenario_finds_what_it_finds_on_a_cpu(report: dict[str, Any]) -> None:
+def test_every_scenario_gives_same_result_as_on_cpu(report: dict[str, Any]) -> None:
     assert not [name for name, one in report["scenarios"].items() if not one.get("same")]
 
 
-def test_the_program_waits_only_where_it_may(report: dict[str, Any]) -> None:
-    """Lines are named, so that a new wait is found at once; a wait that is meant goes into the list with its reason."""
+def test_waits_for_device_are_in_allowed_list(report: dict[str, Any]) -> None:
+    """The message names the lines of a new wait. An intended wait goes into the list with its reason."""
     excess = [
         f"{name}: {count:.2f} waits a call at {place}, allowed are {ALLOWED.get(place, {}).get('most', 0)}; "
         f"lines {sorted({event[2] for event in events(one, 'wait') if event[1] == place})}"
@@ -82,13 +82,13 @@ def test_the_program_waits_only_where_it_may(report: dict[str, Any]) -> None:
     assert not excess
 
 
-def test_the_list_of_waits_has_no_unused_and_no_unexplained_entry(report: dict[str, Any]) -> None:
+def test_allowed_waits_are_used_and_have_reasons(report: dict[str, Any]) -> None:
     used = {place for one in report["scenarios"].values() if "error" not in one for place in waits(one)}
     assert not ALLOWED.keys() - used
     assert not [place for place, entry in ALLOWED.items() if len(entry["reason"]) < 20]
 
 
-def test_a_step_of_training_waits_for_nothing(report: dict[str, Any]) -> None:
+def test_training_step_does_not_wait_for_device(report: dict[str, Any]) -> None:
     trained = {name: one for name, one in report["scenarios"].items() if name.startswith("training")}
     assert len(trained) == 5
     for one in trained.values():
@@ -111,7 +111,7 @@ def captured(scenario: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_a_captured_region_neither_copies_nor_waits(report: dict[str, Any]) -> None:
+def test_captured_graph_contains_no_copy_or_wait(report: dict[str, Any]) -> None:
     assert not captured(report["scenarios"]["engine with slots"])
 
 
@@ -119,19 +119,19 @@ def test_a_captured_region_neither_copies_nor_waits(report: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("fault", ["forget the device", "forget the index"])
-def test_mixed_devices_are_found_with_their_line(report: dict[str, Any], fault: str) -> None:
+def test_checker_finds_mixed_devices_with_line(report: dict[str, Any], fault: str) -> None:
     error = report["violations"][fault]["error"]
     assert error.startswith("MixedDevicesError: mix: aten.")
     assert ".py:" in error
     assert " at hdlm/" in error
 
 
-def test_a_wait_in_a_step_is_found(report: dict[str, Any]) -> None:
+def test_checker_finds_wait_in_step(report: dict[str, Any]) -> None:
     found = report["violations"]["read a number"]
     assert [event for event in found["events"] if event[0] == "wait"]
 
 
-def test_a_copy_from_pageable_memory_is_found(report: dict[str, Any]) -> None:
+def test_checker_finds_copy_from_pageable_memory(report: dict[str, Any]) -> None:
     found = list(events(report["violations"]["copy without pinning"], "pageable"))
     assert found
     assert {event[1] for event in found} == {"hdlm/transfer.py:moved"}
@@ -140,11 +140,11 @@ def test_a_copy_from_pageable_memory_is_found(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"), [("copy in a graph", "to device"), ("count marks in a graph", "wait")]
 )
-def test_a_captured_copy_or_wait_is_found(report: dict[str, Any], fault: str, kind: str) -> None:
+def test_checker_finds_captured_copy_or_wait(report: dict[str, Any], fault: str, kind: str) -> None:
     assert [one for one in captured(report["violations"][fault]) if one.startswith(kind)]
 
 
-def test_a_table_that_is_copied_in_every_step_is_found(report: dict[str, Any]) -> None:
+def test_checker_finds_table_copied_in_every_step(report: dict[str, Any]) -> None:
     name = next(one for one in report["scenarios"] if one.startswith("sampling along Table"))
 
     def copies(scenario: dict[str, Any]) -> int:
@@ -155,7 +155,7 @@ def test_a_table_that_is_copied_in_every_step_is_found(report: dict[str, Any]) -
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
-def test_every_scenario_finds_on_cuda_what_it_finds_on_a_cpu(repository: Path, tmp_path: Path) -> None:
+def test_every_scenario_gives_same_result_on_cuda(repository: Path, tmp_path: Path) -> None:
     target = tmp_path / "cuda.json"
     run(repository, [str(PROGRAM), str(target), "--device", "cuda"])
     scenarios = json.loads(target.read_text())["scenarios"]
@@ -165,6 +165,6 @@ def test_every_scenario_finds_on_cuda_what_it_finds_on_a_cpu(repository: Path, t
 # -- how much is asked of a device --------------------------------------------------------------------------------
 
 
-def test_generation_asks_no_more_of_a_device_than_is_recorded(repository: Path) -> None:
-    """If that is meant, `python -m benchmarks.launches --renew` records the new numbers."""
+def test_generation_launches_do_not_exceed_recorded_numbers(repository: Path) -> None:
+    """If an increase is intended, `python -m benchmarks.launches --renew` records the new numbers."""
     run(repository, ["-m", "benchmarks.launches", "--check"])

@@ -1,4 +1,4 @@
-"""What a network's inputs depend on is stated, the statement is true, and generation keeps nothing else."""
+"""The stated noise dependence of network inputs is true, and generation caches only what it permits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ STATED = [
 STATED += [(Shifted(inner), dependence) for inner, dependence in STATED]
 
 
-def violated(subject) -> set[str]:
+def violated_laws(subject) -> set[str]:
     """Names of the laws that a subject breaks."""
     return {verdict.law for verdict in verify(subject, TRIAL) if not verdict.finding.ok}
 
@@ -72,27 +72,27 @@ def tensors(inputs: NetworkInputs) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("reading", "dependence"), STATED, ids=repr)
-def test_every_parameterization_states_exactly_what_its_inputs_depend_on(reading, dependence) -> None:
-    """The law finds no more noise in the inputs, and a change of the stated noise does change them."""
+def test_parameterization_states_exact_noise_dependence(reading, dependence) -> None:
+    """The inputs depend on the stated noise and on no other noise."""
     assert reading.noise_dependence == network(reading).noise_dependence == dependence
-    assert not violated(reading)
+    assert not violated_laws(reading)
     noise = torch.tensor([[0.2, 0.4, 0.3]], dtype=torch.float64)
     if dependence != "none":
         own = noise + torch.tensor([[0.5, 0.0, 0.0]])
-        assert any(bool((a != b)[0, 0]) for a, b in _pairs(reading, noise, own))
+        assert any(bool((a != b)[0, 0]) for a, b in _input_pairs(reading, noise, own))
     if dependence == "sequence":
         other = noise + torch.tensor([[0.0, 0.5, 0.0]])
-        assert any(bool((a != b)[0, 0]) for a, b in _pairs(reading, noise, other))
+        assert any(bool((a != b)[0, 0]) for a, b in _input_pairs(reading, noise, other))
 
 
-def _pairs(reading, one, two):
+def _input_pairs(reading, one, two):
     return zip(tensors(reading.inputs(one)), tensors(reading.inputs(two)), strict=True)
 
 
 # Not final, as they are wrong on purpose.
 @dataclass(frozen=True)
-class Wrong(AbstractParameterization):
-    """States another dependence than its inputs have."""
+class WrongDependence(AbstractParameterization):
+    """States a dependence that differs from that of its inputs."""
 
     inner: AbstractParameterization
     stated: str
@@ -129,20 +129,20 @@ STATES = "answers depend on the stated noise"
     ],
     ids=lambda value: ", ".join(sorted(value)) if isinstance(value, set) else repr(value),
 )
-def test_a_wrong_statement_breaks_the_laws(reading, stated, broken) -> None:
-    """Of the parameterization, and of every denoiser that has it."""
-    wrong = Wrong(reading, stated)
-    assert "inputs depend on the stated noise" in violated(wrong)
-    assert broken <= violated(network(wrong))
+def test_wrong_noise_dependence_violates_laws(reading, stated, broken) -> None:
+    """The laws of the parameterization and of its denoiser both fail."""
+    wrong = WrongDependence(reading, stated)
+    assert "inputs depend on the stated noise" in violated_laws(wrong)
+    assert broken <= violated_laws(network(wrong))
 
 
-def test_a_statement_that_is_too_cautious_is_still_right() -> None:
+def test_too_cautious_noise_dependence_violates_no_law() -> None:
     for dependence in ("position", "sequence"):
-        assert not violated(Wrong(Mean(), dependence))
-        assert not violated(network(Wrong(Mean(), dependence)))
+        assert not violated_laws(WrongDependence(Mean(), dependence))
+        assert not violated_laws(network(WrongDependence(Mean(), dependence)))
 
 
-def test_without_a_statement_nothing_is_kept() -> None:
+def test_noise_dependence_defaults_to_sequence() -> None:
     class Own(AbstractDenoiser):
         process = Absorbing(WORDS)
 
@@ -167,7 +167,7 @@ FOLDERS = {
 }
 
 
-def opened(shared: Path, name: str, aside: Path) -> Checkpoint:
+def golden_checkpoint(shared: Path, name: str, aside: Path) -> Checkpoint:
     """A golden checkpoint; with `+time`, one whose network gets the time."""
     folder = shared / "golden" / name.removesuffix("+time")
     if not name.endswith("+time"):
@@ -179,16 +179,16 @@ def opened(shared: Path, name: str, aside: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_every_card_states_its_noise_and_obeys(shared, tmp_path, name) -> None:
-    """Cached is uncached, kept answers are those of a new call, and alone is in company."""
-    denoiser = opened(shared, name, tmp_path).denoiser
+def test_golden_checkpoints_obey_stated_noise_dependence(shared, tmp_path, name) -> None:
+    """Results do not depend on the cache, on reused predictions or on the batch."""
+    denoiser = golden_checkpoint(shared, name, tmp_path).denoiser
     assert denoiser.noise_dependence == FOLDERS[name]
-    assert not violated(denoiser)
+    assert not violated_laws(denoiser)
 
 
 @final
-class Anew(AbstractDenoiser):
-    """A denoiser of which nothing is kept."""
+class UncachedDenoiser(AbstractDenoiser):
+    """A denoiser that declares no dependence, so nothing is cached."""
 
     def __init__(self, inner: AbstractDenoiser) -> None:
         self.inner, self.process = inner, inner.process
@@ -214,13 +214,15 @@ def _written(denoiser, checkpoint, plan, method, **options):
     ("name", "method"),
     [("gidd", "original"), ("duo", "original"), ("sedd", "analytic"), ("sedd_uniform", "analytic")],
 )
-def test_along_flat_the_network_is_called_at_every_step_that_reads(shared, name, method, num, steps) -> None:
-    """64 steps, 32 sequences: the text, and the number of calls, of a network that is called anew at every step."""
+def test_flat_sampling_of_conditioned_peer_calls_network_at_every_step(
+    shared, name, method, num, steps
+) -> None:
+    """Tokens and number of calls equal those of a denoiser without any cache."""
     checkpoint = load(shared / "golden" / "peers" / name)
     options = {"num_sequences": num, "together": True}
     plan = flat(16, steps)
     ours = _written(checkpoint.denoiser, checkpoint, plan, method, **options)
-    anew = _written(Anew(checkpoint.denoiser), checkpoint, plan, method, **options)
+    anew = _written(UncachedDenoiser(checkpoint.denoiser), checkpoint, plan, method, **options)
     assert torch.equal(ours.tokens, anew.tokens)
     assert ours.num_evaluations == anew.num_evaluations > steps // 4
 
@@ -233,8 +235,8 @@ def test_along_flat_the_network_is_called_at_every_step_that_reads(shared, name,
 @pytest.mark.parametrize(
     ("name", "method"), [("sedd", "analytic"), ("gidd", "original"), ("duo", "original")]
 )
-def test_along_blocks_neither_cache_nor_company_changes_a_text(shared, name, method, num, plan) -> None:
-    """Nor do guidance and steps in common, through the cache."""
+def test_block_sampling_of_peer_does_not_depend_on_cache_and_batch(shared, name, method, num, plan) -> None:
+    """Guidance and `together` also keep the tokens."""
     checkpoint = load(shared / "golden" / "peers" / name)
     prompt = Prompt.prefix([3, 1], plan.length)
     guide = [1.5] if name == "sedd" else []
@@ -279,8 +281,8 @@ def _ways(draw):
 
 @settings(max_examples=6, deadline=None, phases=(Phase.generate,))
 @given(_ways(), st.sampled_from(("block_causal", "causal", "full")), st.booleans())
-def test_no_way_of_writing_depends_on_what_is_kept(way, context, guided) -> None:
-    """For every process, algorithm and hyperschedule: the text of calls of which nothing is kept."""
+def test_sample_equals_uncached_denoiser_for_every_setting(way, context, guided) -> None:
+    """For every process, algorithm and hyperschedule the tokens equal those without caching."""
     process, method, reading, plan, seed = way
     denoiser = network(reading, process)
     prompt = Prompt.prefix([1], plan.length)
@@ -289,7 +291,7 @@ def test_no_way_of_writing_depends_on_what_is_kept(way, context, guided) -> None
     try:
         step = algorithm(method, process, 0.3)
         options = {"num_sequences": 2, "prompt": prompt, "context": context, "seed": seed}
-        plain = sample_along(Anew(denoiser), plan, step, batch_size=1, **options)
+        plain = sample_along(UncachedDenoiser(denoiser), plan, step, batch_size=1, **options)
     except (ValueError, RuntimeError) as error:  # an algorithm that is not for this process or these numbers
         with pytest.raises(type(error)):
             sample_along(denoiser, plan, algorithm(method, process, 0.3), **options)
@@ -302,7 +304,7 @@ def test_no_way_of_writing_depends_on_what_is_kept(way, context, guided) -> None
 
 
 @pytest.mark.parametrize("plan", [Block(6, 3, 3), Slide(6, 3, 4), Wave(6, 3, 2)], ids=repr)
-def test_only_a_network_whose_keys_stay_valid_computes_less(plan) -> None:
+def test_exact_cache_saves_positions_unless_noise_is_per_sequence(plan) -> None:
     """The exact cache saves positions for the first two dependences, and is off for the third."""
     for reading, dependence in (
         (Mean(), "none"),
@@ -323,8 +325,8 @@ def test_only_a_network_whose_keys_stay_valid_computes_less(plan) -> None:
         assert (computed[1] < computed[0]) == (dependence != "sequence")
 
 
-def test_a_cache_of_settled_text_is_approximate_where_there_is_no_exact_one() -> None:
-    """So it is allowed with any context if the noise of the sequence is an input, and saves positions."""
+def test_approximate_settled_cache_saves_positions_without_exact_cache() -> None:
+    """It is allowed with any context if the noise of the whole sequence is an input."""
     denoiser, plan = network(LogScore(shared=True)), Block(6, 2, 2)
     step = algorithm("exact", denoiser.process)
     plain, kept = (
@@ -337,8 +339,8 @@ def test_a_cache_of_settled_text_is_approximate_where_there_is_no_exact_one() ->
 
 
 @pytest.mark.parametrize("plan", [Block(8, 4, 2), Slide(8, 4, 4), Wave(8, 4, 4)], ids=repr)
-def test_a_network_told_one_noise_a_sequence_is_measured_on_one_canvas(plan) -> None:
-    """Two streams would give every block the greatest noise of all blocks, which generation never does."""
+def test_shared_noise_network_is_measured_on_one_canvas(plan) -> None:
+    """Two streams would give every block the greatest noise of all blocks, unlike generation."""
     denoiser = network(LogScore(shared=True))
     tokens = torch.randint(WORDS, (2, 8), generator=torch.Generator().manual_seed(0))
     draw = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Laws of every noise schedule: whoever adds one to `__all__` adds it to `EXAMPLES` and is held to them."""
+"""Laws of every noise schedule. Each schedule in `__all__` must be in `EXAMPLES`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Linear())]
 TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
 
 
-def test_every_public_schedule_is_held_to_the_laws():
+def test_examples_cover_every_public_noise_schedule():
     public = {getattr(module, name) for name in module.__all__}
     classes = {item for item in public if inspect.isclass(item) and not inspect.isabstract(item)}
     assert classes == set(EXAMPLES)
@@ -52,14 +52,14 @@ def test_every_public_schedule_is_held_to_the_laws():
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("schedule", ALL)
-def test_law(schedule, law):
+def test_noise_schedule_obeys_law(schedule, law):
     finding = law(schedule, Trial(seed=1))
     assert finding is not None
     assert finding.ok, f"{law.__doc__.splitlines()[0]} {finding}"
 
 
-def test_definitions():
-    """MATH 1, written down again."""
+def test_noise_schedules_follow_definitions():
+    """Repeats the definitions of MATH 1."""
     torch.testing.assert_close(Linear().fraction(TIMES), TIMES)
     e = 5e-3
     torch.testing.assert_close(total_noise(LogLinear(e).fraction(TIMES)), -torch.log(1 - (1 - e) * TIMES))
@@ -82,14 +82,14 @@ def test_definitions():
         (lambda: Geometric(2.0, 1.0), "2.0 and 1.0"),
     ],
 )
-def test_bad_parameters_are_named(make, named):
+def test_noise_schedules_reject_bad_parameters(make, named):
     with pytest.raises(ValueError, match=named):
         make()
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 10, 49])
-def test_a_grid_visits_its_own_times(steps):
-    """To the bit, at as many steps as it has times; at others it goes along straight lines."""
+def test_interpolated_grid_visits_its_times_exactly(steps):
+    """With as many steps as times the grid is bit-exact. Otherwise it is linear between its times."""
     values = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:] ** 1.7
     grid = Interpolated(tuple(values.tolist()))
     assert torch.equal(grid.fraction(torch.arange(1, steps + 1).double() / steps), values)
@@ -97,7 +97,7 @@ def test_a_grid_visits_its_own_times(steps):
     torch.testing.assert_close(halfway, (values + torch.cat([torch.zeros(1), values[:-1]])) / 2)
 
 
-def test_a_grid_may_be_written():
+def test_time_grid_parses_text():
     assert time_grid("uniform") == LINEAR
     assert time_grid("cosine") == Cosine()
     assert time_grid("power:0.5") == Power(0.5)

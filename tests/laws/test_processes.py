@@ -1,4 +1,4 @@
-"""Laws of every noise process: whoever adds one to `__all__` adds it to `EXAMPLES` and is held to them."""
+"""Laws of every noise process. Each process in `__all__` must be in `EXAMPLES`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALL = [pytest.param(process, id=repr(process)) for family in EXAMPLES.values() f
 LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Absorbing(3))]
 
 
-def test_every_public_process_is_held_to_the_laws():
+def test_examples_cover_every_public_process():
     public = {getattr(package, name) for name in package.__all__}
     concrete = {
         item for item in public if issubclass(item, AbstractNoiseProcess) and not inspect.isabstract(item)
@@ -32,7 +32,7 @@ def test_every_public_process_is_held_to_the_laws():
     assert concrete == set(EXAMPLES)
 
 
-# Laws that say nothing of some processes, and of which ones: all others must speak of all.
+# Laws that do not apply to some processes. All other laws must apply to every process.
 SILENT = {
     "constant_rates_have_an_exponential": lambda process: isinstance(process, GIDD) and process.p_uniform > 0,
     "score_entropy_is_the_entropy": lambda process: (
@@ -43,7 +43,7 @@ SILENT = {
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("process", ALL)
-def test_law(process, law):
+def test_process_obeys_law(process, law):
     finding = law(process, Trial(seed=1, samples=4000))
     if finding is None:
         assert SILENT[law.__name__](process)
@@ -69,7 +69,7 @@ def test_gamma_is_the_exponential_of_the_mixed_generators(gamma):
 
 
 def test_special_cases_of_weights():
-    """One end of each hybrid is a process with a name of its own."""
+    """At the ends of its range each hybrid equals a plain process."""
     u = torch.linspace(0, 1, 21, dtype=torch.float64)
     for hybrid, plain in [
         (EpsilonHybrid(5, 0.0), Absorbing(5)),
@@ -82,7 +82,7 @@ def test_special_cases_of_weights():
             torch.testing.assert_close(getattr(one, part), getattr(other, part), atol=1e-15, rtol=0)
 
 
-def test_gidd_has_its_hump_in_the_middle():
+def test_gidd_uniform_weight_has_maximum_in_the_middle():
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
     for exponent in (0.5, 1.0, 2.0):
         uniform = GIDD(7, 0.2, exponent).weights(u).uniform
@@ -90,7 +90,7 @@ def test_gidd_has_its_hump_in_the_middle():
         assert float(uniform[50]) == pytest.approx(0.2)
 
 
-def test_one_number_decides_a_corruption():
+def test_corrupt_keeps_replaces_and_masks_in_order_of_draw():
     """Sorted by their draws, tokens are first kept, then replaced by words in order, then masked."""
     process = EpsilonHybrid(4, 0.5)
     draw = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
@@ -112,13 +112,13 @@ def test_one_number_decides_a_corruption():
         (lambda: GIDD(4, 0.1, exponent=0.0), "exponent.*0"),
     ],
 )
-def test_bad_parameters_are_named(make, named):
+def test_processes_reject_bad_parameters(make, named):
     with pytest.raises(ValueError, match=named):
         make()
 
 
 @pytest.mark.parametrize("process", ALL)
-def test_a_process_says_what_its_noise_makes_of_words(process: AbstractNoiseProcess) -> None:
+def test_makes_masks_and_ends_in_masks_match_corruption(process: AbstractNoiseProcess) -> None:
     words = torch.arange(process.num_words).repeat(400)
     draw = torch.rand(words.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noised = [

@@ -1,4 +1,4 @@
-"""A shifted network predicts a position from the output at the position before it, and from no other one."""
+"""A shifted network predicts a position only from the output at the previous position."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ PROCESS = Absorbing(WORDS)
 ALIGNED = tiny_denoiser(PROCESS)
 SHIFTED = Denoiser(ALIGNED.backbone, PROCESS, Shifted(Mean()))
 LEFTWARDS = Table(torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
-"""Position 3 is written first, and positions 1 and 2 are not on the canvas then."""
+"""Position 3 is written first, when positions 1 and 2 are not on the canvas."""
 
 
 @final
-class Both(AbstractDenoiser):
-    """The shifted network; records what the aligned one with the same weights says at every position."""
+class RecordingShiftedDenoiser(AbstractDenoiser):
+    """The shifted network. It records the outputs of the aligned network with equal weights."""
 
     process = PROCESS
     lookback = 1
@@ -56,9 +56,9 @@ class Both(AbstractDenoiser):
         return SHIFTED.predict(tokens, noise, context)
 
 
-def _predecessors_are_read(plan: AbstractHyperschedule) -> int:
-    """Compare every raw output that is read with the aligned one of the position before; how many there were."""
-    both, count = Both(), 0
+def _count_reads_of_predecessors(plan: AbstractHyperschedule) -> int:
+    """Compare each raw output with the aligned output of the previous position, and return their number."""
+    both, count = RecordingShiftedDenoiser(), 0
 
     def step(x, move: Move):
         nonlocal count
@@ -91,9 +91,9 @@ def _predecessors_are_read(plan: AbstractHyperschedule) -> int:
     ],
     ids=repr,
 )
-def test_along_every_family_the_position_before_is_read(plan) -> None:
+def test_shifted_network_reads_position_before_in_every_family(plan) -> None:
     assert opens_left_to_right(plan)
-    assert _predecessors_are_read(plan) >= plan.length - 1
+    assert _count_reads_of_predecessors(plan) >= plan.length - 1
 
 
 @st.composite
@@ -106,8 +106,8 @@ def tables(draw):
 
 @settings(max_examples=20, deadline=None)
 @given(tables())
-def test_along_any_table_the_position_before_is_read_or_the_table_is_refused(table) -> None:
-    """Refused exactly where some position moves while the one before it is pure noise."""
+def test_shifted_network_reads_position_before_or_refuses_table(table) -> None:
+    """A table is refused exactly if a position moves while the previous position is pure noise."""
     absent = False
     for n in range(table.num_steps):
         regions = table.regions(n)
@@ -115,13 +115,13 @@ def test_along_any_table_the_position_before_is_read_or_the_table_is_refused(tab
     assert opens_left_to_right(table) == (not absent)
     if absent:
         with pytest.raises(ValueError, match=r"before it.*Table\(.*not on the canvas"):
-            _predecessors_are_read(table)
+            _count_reads_of_predecessors(table)
     else:
-        _predecessors_are_read(table)
+        _count_reads_of_predecessors(table)
 
 
-def test_a_table_that_runs_leftwards_is_refused_wherever_a_shifted_network_would_use_it() -> None:
-    """It is the table of the report; an aligned network writes along it."""
+def test_leftward_table_is_refused_with_shifted_network() -> None:
+    """An aligned network can write with this table."""
     prompt = Prompt.prefix([1], 4)
     function = CallableDenoiser(
         lambda ids, positions: torch.zeros(*ids.shape, WORDS + 1), PROCESS, Shifted(Mean())
@@ -154,16 +154,18 @@ def test_an_engine_wants_the_first_token_of_a_shifted_network() -> None:
     assert len(engine) == 1
 
 
-def _toy(ids, positions):
-    """Raw outputs that say which position they stand at."""
+def _positions_as_logits(ids, positions):
+    """Raw outputs that equal their position."""
     return positions[..., None].expand(*ids.shape, WORDS + 1).double()
 
 
 @pytest.mark.parametrize(
-    "denoiser", [SHIFTED, CallableDenoiser(_toy, PROCESS, Shifted(Mean()))], ids=["network", "function"]
+    "denoiser",
+    [SHIFTED, CallableDenoiser(_positions_as_logits, PROCESS, Shifted(Mean()))],
+    ids=["network", "function"],
 )
-def test_a_window_without_the_position_before_cannot_be_read_there(denoiser) -> None:
-    """Only there: all others are read, and the beginning of a sequence has no position before it."""
+def test_shifted_read_without_position_before_is_refused(denoiser) -> None:
+    """Other positions can be read, and the first position of a sequence has no predecessor."""
     tokens, noise = torch.zeros(2, 4, dtype=torch.long), torch.full((2, 4), 0.5, dtype=torch.float64)
     said = denoiser.predict(tokens, noise, ForwardContext(positions=torch.tensor([[0, 3, 4, 6]])))
     with torch.no_grad():

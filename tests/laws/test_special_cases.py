@@ -1,4 +1,4 @@
-"""What the field knows by other names, written out by hand: MDLM, SEDD, GPT and BD3-LM are compositions."""
+"""MDLM, SEDD, GPT and BD3-LM are special cases: their losses, written independently, equal the compositions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_flat_masking_is_mdlm(process, objective, x_0, numbers):
     nats = cross_entropy(logits.flatten(0, 1), x_0.flatten(), reduction="none").view(x_0.shape)
     expected = torch.where(masked, nats / times, 0.0)
     corruption = Corruption(process, Regime(flat(LENGTH, 1)), two_stream=False)
-    loss = objective(denoiser, corruption(x_0, 1 - times, draw))  # generation's clock runs from noise to data
+    loss = objective(denoiser, corruption(x_0, 1 - times, draw))  # time in generation runs from noise to data
     torch.testing.assert_close(loss, expected, **TIGHT)
 
 
@@ -92,7 +92,7 @@ def test_gamma_zero_is_sedd_absorb(x_0, numbers):
 
 
 def test_gamma_one_is_sedd_uniform(x_0, numbers):
-    """The denoising score entropy of SEDD's uniform graph: a sum over all words but the one that stands there."""
+    """The denoising score entropy of SEDD's uniform graph: a sum over all words except the current one."""
     process = GammaHybrid(WORDS, 1.0)
     denoiser = tiny_denoiser(process, LogScore(), conditioned=True)
     canvas, sigma, rate = sedd_canvas(process, x_0, numbers)
@@ -112,7 +112,7 @@ def test_gamma_one_is_sedd_uniform(x_0, numbers):
 
 
 def next_token_cross_entropy(denoiser, x_0):
-    """`-log p(x_i | x_<i)` of a causal network that is fed the clean text; nothing for the first token."""
+    """`-log p(x_i | x_<i)` of a causal network with the clean text as input, and 0 for the first token."""
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None]
     log_p = log_softmax(denoiser.backbone(x_0, attention=causal)[..., :WORDS], -1)
     nats = -log_p[:, :-1].gather(-1, x_0[:, 1:, None])[..., 0]
@@ -121,7 +121,7 @@ def next_token_cross_entropy(denoiser, x_0):
 
 @pytest.mark.parametrize("objective", [NELBO(), WeightedCrossEntropy(unmasked=0.0)])
 def test_shifted_autoregression_is_next_token_prediction(objective, x_0, numbers):
-    """In two streams: every token in one pass, from the clean text before it."""
+    """In two streams one pass predicts every token from the clean text before it."""
     process = Absorbing(WORDS)
     denoiser = tiny_denoiser(process, Shifted(Mean()))
     corruption = Corruption(process, Regime(autoregressive(LENGTH)), continuous=False)
@@ -130,8 +130,8 @@ def test_shifted_autoregression_is_next_token_prediction(objective, x_0, numbers
     torch.testing.assert_close(loss, next_token_cross_entropy(denoiser, x_0), **TIGHT)
 
 
-def test_shifted_autoregression_on_one_canvas(x_0, numbers):
-    """One token a pass: at step `n` the canvas teaches token `n`, and all steps together next-token prediction."""
+def test_shifted_autoregressive_nelbo_on_one_canvas_is_next_token_loss(x_0, numbers):
+    """At step `n` the canvas has a loss for token `n`. The mean over all steps is the next-token loss."""
     process = Absorbing(WORDS)
     denoiser = tiny_denoiser(process, Shifted(Mean()))
     corruption = Corruption(process, Regime(autoregressive(LENGTH)), two_stream=False, continuous=False)
@@ -181,7 +181,7 @@ PACKED = [
 @pytest.mark.parametrize("shifted", [False, True], ids=["aligned", "shifted"])
 @pytest.mark.parametrize("views", [("block_causal", "full"), ("causal", "full"), ("block_causal", "causal")])
 @pytest.mark.parametrize("hyperschedule", PACKED, ids=repr)
-def test_two_streams_are_one_pass_a_window(hyperschedule, views, shifted, x_0, numbers):
+def test_two_stream_outputs_equal_one_pass_per_window(hyperschedule, views, shifted, x_0, numbers):
     """MATH, proof 6: every noisy position gets the output that generation's canvas at its own step would give it."""
     process = GammaHybrid(WORDS, 0.4)
     denoiser = tiny_denoiser(process, Shifted(Mean()) if shifted else Mean())
@@ -209,7 +209,7 @@ def test_two_streams_are_one_pass_a_window(hyperschedule, views, shifted, x_0, n
 
 
 @pytest.mark.parametrize("x_t", range(4), ids=["kept", "other word", "other word too", "mask"])
-def test_the_published_score_entropy_has_ratios_of_two_ends(x_t):
+def test_published_score_entropy_mixes_absorbing_and_uniform_ratios(x_t):
     """`sum_y R(y -> x_t) [s - r log s + r log r - r]`: the hybrid's R; at masks absorbing r, at words uniform r."""
     words, x_0, u = 3, torch.zeros(1, 1, dtype=torch.long), torch.tensor(0.4, dtype=torch.float64)
     hybrid = GammaHybrid(words, 0.3)
@@ -227,8 +227,8 @@ def test_the_published_score_entropy_has_ratios_of_two_ends(x_t):
     torch.testing.assert_close(found.squeeze(), expected, **TIGHT)
 
 
-def test_a_shifted_network_may_not_look_ahead_of_the_order(x_0, numbers):
-    """From right to left the clean token before a noisy one has seen it: two streams would give it away."""
+def test_shifted_network_rejects_right_to_left_two_stream(x_0, numbers):
+    """From right to left the previous clean token has attended to the target, so two streams would leak it."""
     levels = torch.tensor([[2] * LENGTH] + [[2] * (LENGTH - n) + [0] * n for n in range(1, LENGTH + 1)])
     corruption = Corruption(Absorbing(WORDS), Regime(Table(levels, 2)), num_given=1)
     canvas = corruption(x_0, uniform(numbers, BATCH, corruption.num_times), uniform(numbers, BATCH, LENGTH))
@@ -238,7 +238,7 @@ def test_a_shifted_network_may_not_look_ahead_of_the_order(x_0, numbers):
 
 
 def generation_mask(hyperschedule, n, context="block_causal", company="full"):
-    """Who sees whom at step `n`, from the levels alone: settled see what settled before, active all but noise."""
+    """Visibility at step `n` from the levels: settled positions see earlier settled ones, active ones all but noise."""
     levels, later, settles = hyperschedule.levels(n), hyperschedule.levels(n + 1), hyperschedule.settles
     settled, place = levels == 0, torch.arange(LENGTH)
     active = ~settled & ~((levels == hyperschedule.num_levels) & (later == levels))
@@ -251,7 +251,7 @@ def generation_mask(hyperschedule, n, context="block_causal", company="full"):
 
 @pytest.mark.parametrize("company", ["full", "causal"])
 @pytest.mark.parametrize("context", ["full", "causal", "block_causal"])
-def test_one_canvas_is_seen_as_generation_sees_it(context, company, x_0, numbers):
+def test_one_canvas_attention_equals_generation_attention(context, company, x_0, numbers):
     hyperschedule = Slide(LENGTH, 4, 4)
     corruption = Corruption(
         Absorbing(WORDS), Regime(hyperschedule, context=context, active=company), two_stream=False
@@ -263,16 +263,16 @@ def test_one_canvas_is_seen_as_generation_sees_it(context, company, x_0, numbers
         assert torch.equal(row, generation_mask(hyperschedule, n, context, company)[0])
 
 
-def test_two_streams_give_nothing_away(x_0):
-    """With a full context the clean stream would have seen the answer: refused, but where nobody sees it."""
+def test_two_stream_with_full_context_is_refused_unless_flat(x_0):
+    """With a full context the clean stream would leak the target, so two streams are refused unless flat."""
     Corruption(Absorbing(WORDS), Regime(flat(LENGTH, 3), context="full"))
     for hyperschedule in PACKED[:-1]:
         with pytest.raises(ValueError, match="give away what is asked"):
             Corruption(Absorbing(WORDS), Regime(hyperschedule, context="full"))
 
 
-def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
-    """Nothing speaks of it: it neither costs nor teaches, whatever stands there."""
+def test_first_token_of_shifted_network_has_no_loss(x_0, numbers):
+    """No output predicts the first token, so it has loss zero."""
     for objective, process in [
         (WeightedCrossEntropy(), EpsilonHybrid(WORDS, 0.1)),
         (ScoreEntropy(), GammaHybrid(WORDS, 0.1)),
@@ -288,8 +288,8 @@ def test_the_first_token_of_a_shifted_network_costs_nothing(x_0, numbers):
 
 
 @pytest.mark.parametrize("two_stream", [False, True], ids=["one canvas", "two streams"])
-def test_documents_in_one_window_are_as_if_alone(two_stream, numbers):
-    """What a network says of one document does not depend on the others that share its window."""
+def test_documents_in_one_window_do_not_affect_each_other(two_stream, numbers):
+    """The predictions for a document do not depend on other documents in its window."""
     end, cut = 0, LENGTH // 2
     x_0 = torch.randint(1, WORDS, (2, LENGTH), generator=numbers)
     x_0[:, cut - 1] = end

@@ -1,6 +1,6 @@
-"""Where the network's answers are equal, the seed decides which word is written first, and not rounding.
+"""For equal predictions the seed decides which word is written first, and rounding does not.
 
-On a canvas of masks a network that is told no time gives all positions one distribution up to rounding, which depends
+On a canvas of masks a network without time input gives all positions one distribution up to rounding, which depends
 on how many sequences share a call.
 """
 
@@ -30,7 +30,7 @@ STEPS: list[Step] = [
 ]
 
 
-def in_float32(seed: int) -> Denoiser:
+def float32_denoiser(seed: int) -> Denoiser:
     denoiser = tiny_denoiser(Absorbing(WORDS), seed=seed).eval()
     denoiser.backbone.float()
     return denoiser
@@ -38,8 +38,8 @@ def in_float32(seed: int) -> Denoiser:
 
 @pytest.mark.parametrize("length", [2, 3, 6])
 @pytest.mark.parametrize("step", STEPS, ids=repr)
-def test_a_sequence_is_the_same_alone_and_in_any_batch(step: Step, length: int) -> None:
-    denoiser, schedule, count = in_float32(1), flat(length, 2), 17
+def test_tied_positions_give_same_tokens_in_any_batch(step: Step, length: int) -> None:
+    denoiser, schedule, count = float32_denoiser(1), flat(length, 2), 17
     whole = sample(
         denoiser, Regime(schedule), step, num_sequences=count, execution=Execution(together=True)
     ).tokens
@@ -56,8 +56,8 @@ def test_a_sequence_is_the_same_alone_and_in_any_batch(step: Step, length: int) 
     assert torch.equal(alone, whole[-1:])
 
 
-class Jitter:
-    """A network whose equal answers differ by rounding, in another way at every call."""
+class RoundingNoise:
+    """Random rounding noise that differs at every call."""
 
     def __init__(self, size: float) -> None:
         self.generator, self.size = torch.Generator().manual_seed(0), size
@@ -67,10 +67,10 @@ class Jitter:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=repr)
-def test_rounding_decides_nothing(step: Step) -> None:
+def test_ties_do_not_depend_on_rounding(step: Step) -> None:
     """Twenty runs, whose equal logits differ by 1e-6 each time."""
     logits = torch.tensor([2.0, 0.5, 0.0, -1.0, 0.3, 0.0], dtype=torch.float64)
-    jitter, texts = Jitter(1e-6), []
+    jitter, texts = RoundingNoise(1e-6), []
     for _ in range(20):
         raw = logits + jitter((5, 6))
         denoiser = FixedAnswer(Absorbing(5), Mean(), raw)
@@ -78,8 +78,8 @@ def test_rounding_decides_nothing(step: Step) -> None:
     assert all(torch.equal(text, texts[0]) for text in texts)
 
 
-def test_which_comes_first_depends_on_the_seed_alone() -> None:
-    """Every position of a canvas of equal answers is the first as often as any other."""
+def test_tied_positions_are_first_equally_often() -> None:
+    """With equal predictions each position is written first about equally often."""
     first = torch.zeros(4)
     denoiser = FixedAnswer(Absorbing(5), Mean(), torch.zeros(4, 6, dtype=torch.float64))
     for seed in range(200):
@@ -90,7 +90,7 @@ def test_which_comes_first_depends_on_the_seed_alone() -> None:
     assert (first > 25).all()
 
 
-def test_ascending_orders_numbers_and_leaves_equal_ones_to_the_tie() -> None:
+def test_ascending_sorts_by_value_and_breaks_ties() -> None:
     value = torch.tensor(
         [[0.3, 0.1, 0.1 + ROUNDING / 10, torch.inf, torch.inf, 0.1 - ROUNDING / 10]]
     ).double()

@@ -1,4 +1,4 @@
-"""The laws can be broken: for each of them there is something wrong that it finds. And the built-in pieces all obey."""
+"""Each law finds a wrong implementation, and all built-in pieces obey the laws."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from hdlm.verification import GROUPS, Sampler, Trial, built_in, laws_of, verify
 QUICK = Trial(seed=1, samples=4000)
 
 
-def violated(subject, trial=QUICK):
+def violated_laws(subject, trial=QUICK):
     """Names of the laws that a subject breaks."""
     return {verdict.law.replace(" ", "_") for verdict in verify(subject, trial) if not verdict.finding.ok}
 
 
 # --- what is built in --------------------------------------------------------------------------------------------
-def test_every_public_piece_is_among_the_built_in_ones():
+def test_built_in_subjects_cover_every_public_piece():
     kinds = (
         AbstractNoiseSchedule,
         AbstractNoiseProcess,
@@ -47,14 +47,14 @@ def test_every_public_piece_is_among_the_built_in_ones():
 
 
 @pytest.mark.parametrize("group", ["noise_schedule", "hyperschedule", "objective"])
-def test_the_built_in_pieces_obey(group):
-    """Those that no other test holds to the laws; processes, readings and samplers have tests of their own."""
+def test_built_in_pieces_obey_laws(group):
+    """The groups without tests in other files. Processes, parameterizations and samplers have their own tests."""
     for name, subject in built_in().items():
         if name.startswith(group):
-            assert not violated(subject), name
+            assert not violated_laws(subject), name
 
 
-def test_every_law_states_itself():
+def test_every_law_has_a_docstring():
     laws = {law for subject in built_in().values() for law in laws_of(subject)}
     assert len(laws) > 40
     for law in laws:
@@ -63,8 +63,8 @@ def test_every_law_states_itself():
 
 
 # --- processes that are wrong ------------------------------------------------------------------------------------
-class Wrong(AbstractNoiseProcess):
-    """Any weights; not final, as wrong things are not."""
+class WrongProcess(AbstractNoiseProcess):
+    """A process with arbitrary weights."""
 
     num_words = 2
 
@@ -82,21 +82,27 @@ def zero(u):
 @pytest.mark.parametrize(
     ("process", "law"),
     [
-        (Wrong(lambda u: 1 - u, zero, lambda u: 0.9 * u), "weights_are_a_distribution"),
-        (Wrong(lambda u: 0.9 * (1 - u), zero), "noise_starts_from_clean_data"),
-        (Wrong(lambda u: 1 - 0.9 * u, zero), "pure_noise_knows_nothing"),
-        (Wrong(lambda u: (1 - u) * (1 + 5 * u * u), zero), "data_are_only_ever_lost"),
-        (Wrong(lambda u: 1 - u, lambda u: u * u), "kernels_are_stochastic"),  # masks would have to fall again
-        (Wrong(lambda u: 1 - u, lambda u: u * (1 - u) ** 2, absorbs=False), "kernels_lead_to_the_marginals"),
+        (WrongProcess(lambda u: 1 - u, zero, lambda u: 0.9 * u), "weights_are_a_distribution"),
+        (WrongProcess(lambda u: 0.9 * (1 - u), zero), "noise_starts_from_clean_data"),
+        (WrongProcess(lambda u: 1 - 0.9 * u, zero), "pure_noise_knows_nothing"),
+        (WrongProcess(lambda u: (1 - u) * (1 + 5 * u * u), zero), "data_are_only_ever_lost"),
+        (
+            WrongProcess(lambda u: 1 - u, lambda u: u * u),
+            "kernels_are_stochastic",
+        ),  # masks would have to fall again
+        (
+            WrongProcess(lambda u: 1 - u, lambda u: u * (1 - u) ** 2, absorbs=False),
+            "kernels_lead_to_the_marginals",
+        ),
     ],
 )
-def test_wrong_weights_are_found(process, law):
+def test_verification_finds_wrong_weights(process, law):
     found = {name.__name__: name(process, QUICK) for name in laws_of(process)[:7]}
     assert not found[law].ok
 
 
-def mutant(method):
-    """A gamma-hybrid with one derived method replaced, made past `final` as no user should."""
+def mutated_gamma_hybrid(method):
+    """A gamma-hybrid with one replaced method. It bypasses `final` for the test."""
     cls = type("Mutant", (AbstractNoiseProcess,), {"weights": GammaHybrid.weights, **method})
     process = cls()
     process.num_words, process.gamma = 2, 0.4
@@ -106,7 +112,7 @@ def mutant(method):
 GAMMA = GammaHybrid(2, 0.4)
 
 
-def off(kernel: Kernel) -> Kernel:
+def with_wrong_uniform_weight(kernel: Kernel) -> Kernel:
     return replace(kernel, uniform=kernel.uniform * 0.98, mask=kernel.mask + kernel.uniform * 0.02)
 
 
@@ -117,11 +123,15 @@ MUTANTS = {
     "rates_integrate_to_kernels": {
         "rates": lambda _, u: replace(GAMMA.rates(u), uniform=1.01 * GAMMA.rates(u).uniform)
     },
-    "kernels_compose": {"between": lambda _, s, t: off(GAMMA.between(s, t))},
-    "spread_is_the_kernel": {"spread": lambda _, p, kernel: GAMMA.spread(p, off(kernel))},
-    "unspread_inverts_spread": {"unspread": lambda _, p, kernel: GAMMA.unspread(p, off(kernel))},
+    "kernels_compose": {"between": lambda _, s, t: with_wrong_uniform_weight(GAMMA.between(s, t))},
+    "spread_is_the_kernel": {
+        "spread": lambda _, p, kernel: GAMMA.spread(p, with_wrong_uniform_weight(kernel))
+    },
+    "unspread_inverts_spread": {
+        "unspread": lambda _, p, kernel: GAMMA.unspread(p, with_wrong_uniform_weight(kernel))
+    },
     "likelihood_reads_rows_of_the_kernel": {
-        "likelihood": lambda _, x, kernel: GAMMA.likelihood(x, off(kernel))
+        "likelihood": lambda _, x, kernel: GAMMA.likelihood(x, with_wrong_uniform_weight(kernel))
     },
     "corruption_follows_the_weights": {"corrupt": lambda _, x, u, draw: GAMMA.corrupt(x, 0.9 * u, draw)},
     "the_prior_is_drawn_as_it_says": {"draw_prior": lambda _, u, draw: GAMMA.draw_prior(0.8 * u, draw)},
@@ -134,7 +144,9 @@ MUTANTS = {
         "clean_from_score": lambda _, x, score, u: GAMMA.clean_from_score(x, score, 0.99 * u)
     },
     "tweedie_is_the_posterior": {"tweedie": lambda _, x, score, s, t: GAMMA.tweedie(x, score, 0.99 * s, t)},
-    "constant_rates_have_an_exponential": {"between": lambda _, s, t: off(GAMMA.between(s, t))},
+    "constant_rates_have_an_exponential": {
+        "between": lambda _, s, t: with_wrong_uniform_weight(GAMMA.between(s, t))
+    },
     "kernels_are_stochastic": {
         "between": lambda _, s, t: replace(GAMMA.between(s, t), mask=0.9 * GAMMA.between(s, t).mask)
     },
@@ -154,10 +166,10 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_wrong_closed_forms_are_found(name):
+def test_verification_finds_wrong_closed_forms(name):
     law = next(law for law in laws_of(GAMMA) if law.__name__ == name)
     assert law(GAMMA, QUICK).ok
-    assert not law(mutant(MUTANTS[name]), QUICK).ok
+    assert not law(mutated_gamma_hybrid(MUTANTS[name]), QUICK).ok
 
 
 # --- other kinds that are wrong ----------------------------------------------------------------------------------
@@ -184,8 +196,8 @@ class WrongSchedule(AbstractNoiseSchedule):
         ("time", "time_inverts_the_fraction"),
     ],
 )
-def test_wrong_noise_schedules_are_found(fault, law):
-    broken = violated(WrongSchedule(fault))
+def test_verification_finds_wrong_noise_schedules(fault, law):
+    broken = violated_laws(WrongSchedule(fault))
     assert law in broken if law else not broken
 
 
@@ -229,13 +241,13 @@ class WrongHyperschedule(AbstractHyperschedule):
         ),
     ],
 )
-def test_wrong_hyperschedules_are_found(levels, settles, law):
-    broken = violated(WrongHyperschedule(levels, settles))
+def test_verification_finds_wrong_hyperschedules(levels, settles, law):
+    broken = violated_laws(WrongHyperschedule(levels, settles))
     assert law in broken if law else not broken
 
 
-def test_wrong_packing_is_found():
-    class Jumbled(AbstractCountdown):
+def test_verification_finds_wrong_packing():
+    class WrongPacking(AbstractCountdown):
         length, num_levels = 4, 2
 
         @property
@@ -245,7 +257,7 @@ def test_wrong_packing_is_found():
         def packed_steps(self, offsets):
             return super().packed_steps(offsets).flip(-1)
 
-    assert violated(Jumbled()) == {"packed_steps_are_generation"}
+    assert violated_laws(WrongPacking()) == {"packed_steps_are_generation"}
 
 
 @dataclass(frozen=True)
@@ -279,8 +291,8 @@ class WrongReading(AbstractParameterization):
         ("inputs", "inputs_are_finite"),
     ],
 )
-def test_wrong_readings_are_found(fault, law):
-    broken = violated(WrongReading(fault))
+def test_verification_finds_wrong_parameterizations(fault, law):
+    broken = violated_laws(WrongReading(fault))
     assert law in broken if law else not broken
 
 
@@ -301,9 +313,9 @@ class OneCanvasOnly(AbstractObjective):
     ],
     ids=["published", "one canvas", "lambda"],
 )
-def test_wrong_objectives_are_found(objective, laws):
-    """The paper's lambda is among them: it weighs words by whether they are wrong, which tilts its optimum."""
-    broken = violated(objective)
+def test_verification_finds_wrong_objectives(objective, laws):
+    """The lambda of the paper is also wrong: it weights words by whether they are wrong, which shifts the optimum."""
+    broken = violated_laws(objective)
     assert broken
     assert broken <= laws
 
@@ -336,10 +348,10 @@ class WrongStep:
         ("early", "masks_follow_the_schedule"),
     ],
 )
-def test_wrong_steps_are_found(fault, law):
+def test_verification_finds_wrong_steps(fault, law):
     """`early` unmasks everything in its first step, as the published gamma sampler did (FAULTS 3)."""
     sampler = Sampler(WrongStep(fault), GammaHybrid(3, 0.3))
-    broken = violated(sampler)
+    broken = violated_laws(sampler)
     assert law in broken if law else not broken
 
 
@@ -351,7 +363,7 @@ def test_verify_prints_a_table(capsys):
     assert "30 of 30 laws hold" in printed
 
 
-def test_verify_takes_a_class_of_the_users(tmp_path, monkeypatch, capsys):
+def test_verify_accepts_user_class(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_noise.py").write_text(
         "from hdlm.noise_schedule import AbstractNoiseSchedule\n"
         "class Power(AbstractNoiseSchedule):\n"
@@ -386,17 +398,17 @@ def test_verify_takes_a_class_of_the_users(tmp_path, monkeypatch, capsys):
         (["hdlm.vocabulary.GPT2"], "no laws"),
     ],
 )
-def test_bad_targets_get_one_line(words, says, capsys):
+def test_verify_rejects_bad_target_in_one_line(words, says, capsys):
     assert main(["verify", *words]) == 2
     line = capsys.readouterr().err
     assert says in line
     assert line.count("\n") == 1
 
 
-def test_a_step_alone_is_tried_on_masks():
-    assert not violated(Ancestral())
-    assert violated(WrongStep("early")) == {"masks_follow_the_schedule"}
+def test_verify_tries_single_step_with_absorbing_process():
+    assert not violated_laws(Ancestral())
+    assert violated_laws(WrongStep("early")) == {"masks_follow_the_schedule"}
     assert verify(Ancestral(), QUICK)[0].subject == "Ancestral(process=None)"
-    assert not violated(Block(4, 2, 2))
+    assert not violated_laws(Block(4, 2, 2))
     assert verify(Linear(), name="mine")[0].subject == "mine"
     assert LogScore().lookback == 0

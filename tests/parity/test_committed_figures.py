@@ -24,11 +24,11 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_figures_are_small() -> None:
+def test_committed_figures_are_small() -> None:
     assert sum(path.stat().st_size for path in DATA.iterdir()) <= MOST_BYTES
 
 
-def test_each_committed_figure_is_that_of_the_full_set(committed: Path, full_set: Path) -> None:
+def test_committed_figures_equal_full_set(committed: Path, full_set: Path) -> None:
     for name in sorted(files(committed)):
         ours, theirs = committed / name, full_set / "golden" / name
         if ours.suffix != ".npz":
@@ -53,14 +53,14 @@ def test_the_list_of_what_is_left_out_is_complete(committed: Path, full_set: Pat
     "name",
     ["epsilon", "gamma", *(f"peers/{peer}" for peer in PEERS)],
 )
-def test_each_format_has_weights_inputs_and_outputs(committed: Path, name: str) -> None:
+def test_committed_figures_have_weights_inputs_and_outputs(committed: Path, name: str) -> None:
     assert (committed / name / "model.safetensors").is_file()
     with np.load(committed / name / "io.npz") as arrays:
         assert any(array.startswith(("logits", "log_score")) for array in arrays.files)
         assert {"input_ids", "xt"} & set(arrays.files)
 
 
-def test_only_errors_about_a_figure_that_is_left_out_skip_a_test() -> None:
+def test_missing_figure_recognises_left_out_figures_only() -> None:
     assert missing_figure(KeyError("logits__causal is not a file in the archive")) == "logits__causal"
     assert missing_figure(FileNotFoundError("no /x/golden/epsilon/grads.npz")) == "epsilon/grads.npz"
     assert missing_figure(KeyError("logits__none")) is None

@@ -1,4 +1,4 @@
-"""Who sees whom, against the published masks (theirs: True = may NOT attend).
+"""Attention visibility compared with the published masks (in which True means: may NOT attend).
 
 Published step n is ours n - 1 (a published position at level 0 is visited once more).  Compared: `block` and
 `simple`, every context, every choice for active positions, one canvas and two streams.  Not compared, because
@@ -53,7 +53,7 @@ def visited(case: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_one_canvas(canvas, kind):
+def test_generation_attention_equals_published(canvas, kind):
     cases, arrays = canvas
     compared = set()
     for case in filter(visited, cases):
@@ -67,7 +67,7 @@ def test_one_canvas(canvas, kind):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_regions_and_times(canvas, kind):
+def test_regions_and_times_equal_published(canvas, kind):
     cases, arrays = canvas
     compared = 0
     for case in filter(visited, cases):
@@ -84,7 +84,7 @@ def test_regions_and_times(canvas, kind):
     assert compared > 40
 
 
-def test_published_groups_of_simple_let_settled_views_grow(canvas):
+def test_published_simple_block_causal_attention_of_settled_grows(canvas):
     cases, arrays = canvas
     grown = 0
     for case in cases:
@@ -100,7 +100,7 @@ def test_published_groups_of_simple_let_settled_views_grow(canvas):
 
 @pytest.mark.parametrize("context", ["block_causal", "causal", "full"])
 @pytest.mark.parametrize("active", ["full", "causal"])
-def test_two_streams_of_blocks(shared, context, active):
+def test_two_stream_attention_of_blocks_equals_published(shared, context, active):
     """Where blocks tile the canvas; the published mask leaves what is over (18 positions, 4 blocks) blind."""
     archive = np.load(shared / "golden" / "efficient_masks.npz")
     for length, blocks in ((16, 4), (32, 4), (24, 3), (20, 4), (16, 1), (16, 16)):
@@ -113,7 +113,7 @@ def test_two_streams_of_blocks(shared, context, active):
 
 @pytest.mark.parametrize("context", ["block_causal", "causal", "full"])
 @pytest.mark.parametrize("active", ["full", "causal"])
-def test_two_streams_of_a_slide(shared, context, active):
+def test_two_stream_attention_of_slide_equals_published(shared, context, active):
     """Published `simple` at tau = width, where it is the countdown; the offset is read off the drawn levels.
 
     Under `block_causal` only noisy queries are compared: published clean positions are grouped by the random

@@ -1,4 +1,4 @@
-"""Published folders, loaded as anybody would load them, say what the published implementation said.
+"""Published folders, loaded with `load`, give the outputs of the published implementation.
 
 `test_golden_network` compares the network; here everything between the files and the answer takes part: recognition,
 key table, conditioning, blending, and what the outputs mean. The published log score of the token that stands at a
@@ -81,13 +81,13 @@ def golden(request, shared) -> Golden:
     return Golden(folder, load(folder))
 
 
-def test_outputs_under_every_mask(golden):
+def test_loaded_outputs_equal_published_for_every_mask(golden):
     assert len(golden.cases) >= (15 if HAS_FULL_SET else 6)
     for case in golden.cases:
         golden.compare(golden.answer(case), golden.arrays[f"logits__{case}"])
 
 
-def test_positions_are_passed_on(shared):
+def test_loaded_outputs_equal_published_for_other_positions(shared):
     folder = shared / "golden" / "epsilon"
     golden = Golden(folder, load(folder))
     for case in ("offset5", "scale3", "dup"):
@@ -96,7 +96,7 @@ def test_positions_are_passed_on(shared):
 
 @pytest.mark.parametrize("name", REAL_VOCABULARY)
 @pytest.mark.parametrize("case", ["none", "mask"])
-def test_real_vocabulary(shared, name, case):
+def test_loaded_outputs_equal_published_for_gpt2_vocabulary(shared, name, case):
     folder = shared / "golden" / name
     golden = Golden(folder, load(folder))
     assert golden.checkpoint.vocabulary == GPT2
@@ -115,7 +115,7 @@ def test_real_vocabulary(shared, name, case):
     assert torch.equal(rows.argmax(-1), golden.arrays[f"argmax__{case}"])
 
 
-def test_what_they_are(shared):
+def test_published_folder_loads_expected_pieces(shared):
     epsilon, gamma = (load(shared / "golden" / name) for name in FAMILIES)
     assert epsilon.denoiser.process == EpsilonHybrid(WORDS, 0.01)
     assert epsilon.denoiser.parameterization == Mean()
@@ -132,7 +132,7 @@ def test_what_they_are(shared):
 
 
 @pytest.mark.parametrize("name", FAMILIES + REAL_VOCABULARY)
-def test_every_key_of_their_configs_is_known(shared, name):
+def test_published_configs_have_no_unknown_key(shared, name):
     found = inspect(shared / "golden" / name)
     assert found.card == f"published {name.split('_')[0]}-hybrid"
     assert found.blueprint.unknown == ()
@@ -140,7 +140,7 @@ def test_every_key_of_their_configs_is_known(shared, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_form_of_a_folder_is_the_same_model(shared, tmp_path, name):
+def test_every_file_format_of_folder_loads_same_model(shared, tmp_path, name):
     """Safetensors or pickle, JSON or YAML, a folder or a file, here or in the cache of the hub."""
     golden = shared / "golden" / name
     tokens = torch.arange(32)[None] % WORDS
@@ -170,7 +170,7 @@ def test_every_form_of_a_folder_is_the_same_model(shared, tmp_path, name):
         assert torch.equal(answer, answers[0])
 
 
-def test_a_gamma_repository_without_a_model_type_is_one(shared, tmp_path):
+def test_gamma_folder_without_model_type_is_recognised(shared, tmp_path):
     """FAULTS 12: the published loader took it for an epsilon-hybrid."""
     for drop in (["model_type"], ["model_type", "graph"], ["model_type", "graph", "model.name"]):
         config = json.loads((shared / "golden" / "gamma" / "config.json").read_text())

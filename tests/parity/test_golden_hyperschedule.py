@@ -30,7 +30,7 @@ def ours(kind: str, entry: dict[str, Any]) -> AbstractHyperschedule:
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
-def test_levels_at_every_step(golden, kind):
+def test_hyperschedule_levels_equal_published_at_every_step(golden, kind):
     compared = 0
     for entry in written(golden, kind):
         if "error" in entry:
@@ -56,7 +56,7 @@ def test_the_published_hybrid_of_one_level_is_refused(golden):
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
-def test_max_step_is_one_past_the_last(golden, kind):
+def test_published_max_step_is_num_steps_plus_one(golden, kind):
     """The published loops spend one more step on positions that are at level 0 already.
 
     `hybrid` counts the steps of a whole last block even where the canvas cuts it short.
@@ -70,7 +70,7 @@ def test_max_step_is_one_past_the_last(golden, kind):
 
 
 @pytest.mark.parametrize("kind", ["block", "simple"])
-def test_published_settles_one_step_later(golden, kind):
+def test_published_num_settled_lags_one_step(golden, kind):
     """Published `num_settled` at step n is ours at n - 1: a position at level 0 is visited once more.
 
     Named exceptions: while its window enters (up to step `width`) `simple` counts nothing as settled, even if
@@ -89,7 +89,7 @@ def test_published_settles_one_step_later(golden, kind):
                 assert settled == min(step["num_settled"], entry["seq_len"])
 
 
-def test_published_hybrid_count_of_settled_positions_is_a_fault(golden):
+def test_published_hybrid_never_counts_last_block_as_settled(golden):
     """`hybrid` counts a block once the next has opened, so the last one never settles (fault 8)."""
     last_block_open = 0
     for entry in written(golden, "hybrid"):
@@ -100,7 +100,7 @@ def test_published_hybrid_count_of_settled_positions_is_a_fault(golden):
     assert last_block_open > 0
 
 
-def test_omitted_tau_means_width(golden):
+def test_omitted_tau_equals_width(golden):
     entry = golden["block_tau_none"]
     hyperschedule = ours("block", entry)
     assert [hyperschedule.levels(step["step"]).tolist() for step in entry["steps"]] == [
@@ -108,7 +108,7 @@ def test_omitted_tau_means_width(golden):
     ]
 
 
-def test_realistic_sizes(golden):
+def test_hyperschedules_of_realistic_sizes_equal_published(golden):
     for entry in golden["real"]:
         hyperschedule = ours(entry["kind"], entry)
         for spot in entry["spot"]:
@@ -117,7 +117,7 @@ def test_realistic_sizes(golden):
             assert int(levels.sum()) == spot["sum"]
 
 
-def test_simple_at_tau_width_is_the_countdown():
+def test_published_slide_with_tau_width_equals_slide():
     for width in (2, 5, 16):
         published, countdown = PublishedSlide(40, width, width), Slide(40, width, width)
         steps = torch.arange(countdown.num_steps + 3)

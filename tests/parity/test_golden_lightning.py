@@ -51,7 +51,7 @@ def configuration(name: str) -> omegaconf.DictConfig:
     return omegaconf.OmegaConf.create(shared | {"algo": algorithm | own, "block_size": 4})
 
 
-def lightning(folder: Path, name: str) -> dict[str, Any]:
+def lightning_content(folder: Path, name: str) -> dict[str, Any]:
     """The content of a checkpoint."""
     if name == "bd3lm":
         order = list(torch.load(folder.parent / "mdlm" / "mdlm.ckpt")["state_dict"])
@@ -89,10 +89,10 @@ def name(request):
     return request.param
 
 
-def test_a_checkpoint_alone_is_enough(tmp_path, shared, name):
-    """The configuration inside it says what the model is."""
+def test_lightning_checkpoint_loads_without_config_file(tmp_path, shared, name):
+    """The configuration inside the checkpoint describes the model."""
     folder, path = shared / "golden" / "peers" / name, tmp_path / "last.ckpt"
-    torch.save(lightning(folder, name), path)
+    torch.save(lightning_content(folder, name), path)
     hub, ours = load(folder), load(path)
     assert inspect(path).card == inspect(folder).card
     assert ours.denoiser.process == hub.denoiser.process
@@ -104,9 +104,9 @@ def test_a_checkpoint_alone_is_enough(tmp_path, shared, name):
 
 
 @pytest.mark.parametrize("name", ["mdlm", "duo"])
-def test_logits_of_a_checkpoint(tmp_path, shared, name):
+def test_lightning_checkpoint_logits_equal_published(tmp_path, shared, name):
     peer, path = Peer(shared / "golden" / "peers" / name), tmp_path / "last.ckpt"
-    torch.save(lightning(peer.folder, name), path)
+    torch.save(lightning_content(peer.folder, name), path)
     u = peer.noise_schedule.fraction(peer["t"].double())
     expected = {"averaged": "logits", "raw": "logits__ckpt_raw"}
     if name == "mdlm":
@@ -116,9 +116,9 @@ def test_logits_of_a_checkpoint(tmp_path, shared, name):
         torch.testing.assert_close(ours, peer[key], **CLOSE)
 
 
-def test_nothing_foreign_is_imported(tmp_path, shared):
+def test_loading_lightning_checkpoint_imports_no_trainer_package(tmp_path, shared):
     folder, path = shared / "golden" / "peers" / "mdlm", tmp_path / "last.ckpt"
-    torch.save(lightning(folder, "mdlm"), path)
+    torch.save(lightning_content(folder, "mdlm"), path)
     code = "import sys, hdlm; hdlm.load(sys.argv[1]); print({'omegaconf', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -134,8 +134,8 @@ def test_nothing_foreign_is_imported(tmp_path, shared):
     ],
     ids=repr,
 )
-def test_a_configuration_of_another_model_is_refused(tmp_path, shared, change):
-    content = lightning(shared / "golden" / "peers" / "mdlm", "mdlm")
+def test_lightning_config_of_unknown_model_is_refused(tmp_path, shared, change):
+    content = lightning_content(shared / "golden" / "peers" / "mdlm", "mdlm")
     content["hyper_parameters"]["config"].update(change)
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"has no config.*inside the file is not of a model that hdlm reads"):
@@ -154,7 +154,7 @@ CHAINS = [
 
 @pytest.mark.parametrize("name", ["mdlm", "duo", "bd3lm", "gidd", "sedd", "sedd_uniform"])
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
-def test_wrappers_of_any_kind_in_any_order_give_the_same_network(tmp_path, shared, name, kind):
+def test_load_strips_any_chain_of_wrapper_prefixes(tmp_path, shared, name, kind):
     folder = shared / "golden" / "peers" / name
     stored = load_file(folder / "model.safetensors")
     expected = dict(load(folder).network.named_parameters())
@@ -178,8 +178,8 @@ def test_wrappers_of_any_kind_in_any_order_give_the_same_network(tmp_path, share
         load(tmp_path)
 
 
-def test_padded_rows_of_gidd_are_named_or_refused(tmp_path, shared):
-    """Rows are rounded up to 128: the network is that without them, where it is said how many words there are."""
+def test_padded_gidd_rows_need_num_words(tmp_path, shared):
+    """The rows are padded to 128. With `num_words` the padding rows are removed."""
     folder = shared / "golden" / "peers" / "gidd"
     stored, hub = load_file(folder / "model.safetensors"), load(folder)
     for key in ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias"):

@@ -24,7 +24,7 @@ def run(request, shared) -> Path:
 
 @pytest.mark.parametrize("weights", KINDS)
 @pytest.mark.parametrize("case", ["none", "mask"])
-def test_outputs(run, weights, case):
+def test_run_folder_outputs_equal_published(run, weights, case):
     with np.load(run / "io.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     checkpoint = load(run, weights=weights)
@@ -44,7 +44,7 @@ def test_outputs(run, weights, case):
     torch.testing.assert_close(ours, expected, **CLOSE)
 
 
-def test_averaged_weights_are_the_default_and_differ(run):
+def test_run_folder_loads_averaged_weights_by_default(run):
     default, averaged, raw = (
         dict(load(run, **options).network.named_parameters())
         for options in ({}, {"weights": "averaged"}, {"weights": "raw"})
@@ -53,7 +53,7 @@ def test_averaged_weights_are_the_default_and_differ(run):
     assert not all(torch.equal(default[name], raw[name]) for name in default)
 
 
-def test_a_file_and_the_run_it_came_from(run, tmp_path):
+def test_checkpoint_file_with_config_equals_run_folder(run, tmp_path):
     """`--checkpoint_path RUN/checkpoints/checkpoint_N.pth --config_path RUN`, as published."""
     file = run / "checkpoints" / "checkpoint_10.pth"
     moved = tmp_path / file.name
@@ -68,7 +68,7 @@ def test_a_file_and_the_run_it_came_from(run, tmp_path):
         load(moved)
 
 
-def test_the_newest_checkpoint_counts_by_number(run, tmp_path):
+def test_newest_checkpoint_is_found_by_number(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "checkpoints" / "checkpoint_9.pth").write_bytes(b"older")
@@ -79,7 +79,7 @@ def test_the_newest_checkpoint_counts_by_number(run, tmp_path):
     assert found.blueprint.unknown == ()
 
 
-def test_the_rolling_checkpoint_where_none_is_numbered(run, tmp_path):
+def test_rolling_checkpoint_is_used_without_numbered_ones(run, tmp_path):
     """FAULTS 14: gamma runs number theirs at multiples of 20000 only."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -88,7 +88,7 @@ def case(request, arrays) -> Case:
 
 
 @pytest.mark.parametrize("case", FLAT + SCHEDULED, indirect=True, ids=str)
-def test_weights(case):
+def test_loss_weights_equal_published(case):
     kind = "paper" if case.tag in FLAT else "published_code"
     objective = WeightedCrossEntropy(case.settings["lamb"], kind)
     canvas = case.canvas()
@@ -97,7 +97,7 @@ def test_weights(case):
 
 
 @pytest.mark.parametrize("case", FLAT + SCHEDULED, indirect=True, ids=str)
-def test_token_losses_up_to_the_masks_row(case, network):
+def test_token_losses_equal_published_without_mask_row(case, network):
     canvas = case.canvas()
     logits = network(canvas.x_t, attention=case.attention)
     published = cross_entropy(logits.flatten(0, 1), case.x_0.flatten(), reduction="none").view(case.x_0.shape)
@@ -111,7 +111,7 @@ def test_token_losses_up_to_the_masks_row(case, network):
 
 
 @pytest.mark.parametrize("case", FLAT + SCHEDULED, indirect=True, ids=str)
-def test_weighted_losses(case, network):
+def test_weighted_losses_equal_published_without_mask_row(case, network):
     """Weight times cross-entropy, as the objective gives it; the mask's row is taken out of the published one."""
     kind = "paper" if case.tag in FLAT else "published_code"
     canvas = case.canvas()
@@ -121,7 +121,7 @@ def test_weighted_losses(case, network):
     torch.testing.assert_close(ours, expected.to(ours.dtype), **CLOSE)
 
 
-def test_the_paper_divides_by_what_is_visible(arrays):
+def test_paper_weights_divide_by_visible_share(arrays):
     """FAULTS 7: the default weights of visible tokens are those of the code without a hyperschedule."""
     case = Case(arrays, "hybrid_aligned_annealing_block_m_3")
     canvas = case.canvas()
@@ -134,7 +134,7 @@ def test_the_paper_divides_by_what_is_visible(arrays):
 
 
 @pytest.mark.parametrize("case", [tag for tag in SCHEDULED + MASKED if "_m_" in tag], indirect=True, ids=str)
-def test_times_of_the_levels(case):
+def test_level_times_equal_published(case):
     """MATH 4: where generation's own steps are trained, the map from levels to times is the published one.
 
     A published slide keeps a position at the least active time for the step in which its level is already 0; for us

@@ -1,6 +1,6 @@
 """The network computes what the published one computes: logits, log scores and gradients.
 
-The golden masks say who may NOT attend. Cases with post-processed logits are none of the network's business.
+In the golden masks True means: may NOT attend. Cases with post-processed logits are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Golden:
 
 
 def plain_cases(name: str) -> list[str]:
-    """The masks of the goldens; spelled out, so that a lost file cannot pass for a passed test."""
+    """The names of the golden masks, listed so that a missing array makes a test fail."""
     steps = ("s1", "s4", "s5", "s6", "s9", "s16", "s17")
     cases = ["none", "causal", "random", "ar_block_w8_t4_s6_block_causal_causal"]
     cases += [f"block_w8_t4_{step}_block_causal_full" for step in steps]
@@ -86,14 +86,14 @@ def golden(request, shared) -> Golden:
 
 
 @pytest.mark.parametrize("case", plain_cases("epsilon"))
-def test_output_of_every_mask(golden, case):
+def test_network_output_equals_published_for_every_mask(golden, case):
     output = golden.output(
         golden.sigma(case), positions=golden["positions"], attention=golden.attention(case)
     )
     torch.testing.assert_close(output, golden[f"logits__{case}"], atol=TOLERANCE, rtol=0)
 
 
-def test_no_case_is_forgotten(golden):
+def test_every_recorded_network_case_is_compared(golden):
     """Whatever is in the file is either compared here or belongs to the post-processing of logits."""
     compared = {f"logits__{case}" for case in plain_cases(golden.folder.name)}
     compared |= {"logits__pos_offset5", "logits__pos_scale3", "logits__pos_dup"}
@@ -103,7 +103,7 @@ def test_no_case_is_forgotten(golden):
 
 
 @pytest.mark.parametrize("case", ["offset5", "scale3", "dup"])
-def test_positions(shared, case):
+def test_network_output_equals_published_for_other_positions(shared, case):
     golden = Golden(shared / "golden" / "epsilon")
     for positions, expected in [("positions", "none"), (f"positions__{case}", f"pos_{case}")]:
         output = golden.output(
@@ -122,7 +122,7 @@ def test_log_scores_without_positions_and_without_scaling(shared):
     torch.testing.assert_close(raw, golden["logits__raw_noscale_nopost"], atol=TOLERANCE, rtol=0)
 
 
-def test_gradients(golden):
+def test_network_gradients_equal_published(golden):
     case = "block_w8_t4_s6_block_causal_full"
     expected = np.load(golden.folder / "grads.npz")
     output = golden.output(
@@ -146,7 +146,7 @@ def test_gradients(golden):
 
 @pytest.mark.parametrize("name", REAL_VOCABULARY)
 @pytest.mark.parametrize("case", ["none", "mask"])
-def test_real_vocabulary(shared, name, case):
+def test_network_output_equals_published_for_gpt2_vocabulary(shared, name, case):
     golden = Golden(shared / "golden" / name)
     attention = ~golden["mask"] if case == "mask" else None
     sigma = golden["sigma"] if "sigma" in golden.arrays else None

@@ -21,7 +21,7 @@ LENGTH = 16
         ("bd3lm", None, "logits_two_stream__bs4"),
     ],
 )
-def test_output_of_a_peer(shared, name, condition, expected):
+def test_peer_network_output_equals_recorded(shared, name, condition, expected):
     folder = shared / "golden" / "peers" / name
     arrays = {
         key: torch.from_numpy(value) for key, value in np.load(folder / "io.npz").items() if value.shape

@@ -48,7 +48,7 @@ def in_two_streams(theirs: Canvas, width: int) -> Canvas:
     return replace(theirs, num_clean=schedule.length, attention=seen, window=window)
 
 
-def test_what_it_is(peer):
+def test_bd3lm_checkpoint_loads_expected_pieces(peer):
     found = inspect(peer.folder)
     assert (found.card, found.blueprint.unknown) == ("BD3-LM", ())
     assert peer.checkpoint.hyperschedules[0] == Block(16, int(peer["block_size"]), 4)
@@ -57,7 +57,7 @@ def test_what_it_is(peer):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_who_sees_whom(peer, width):
+def test_bd3lm_attention_equals_peer_code(peer, width):
     """Theirs is `[noisy | clean]`."""
     schedule = Block(16, width, 1)
     steps = schedule.packed_steps(torch.zeros(schedule.num_epochs, dtype=torch.long))
@@ -68,7 +68,7 @@ def test_who_sees_whom(peer, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_two_streams(peer, width):
+def test_bd3lm_two_stream_outputs_equal_peer_code(peer, width):
     times = torch.full((3,), 0.5)
     theirs = in_two_streams(canvas(peer["x0"], peer["xt"], times, LINEAR), width)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_two_streams(peer, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @torch.no_grad()
-def test_generation(peer, width):
+def test_bd3lm_generation_outputs_equal_peer_code(peer, width):
     """All blocks up to one that is being written, in one pass and with the earlier ones in a cache."""
     x_t, schedule = peer["xt"], Block(16, width, 1)
     for length in {width, 2 * width, 16} - {32}:
@@ -96,7 +96,7 @@ def test_generation(peer, width):
 
 @pytest.mark.parametrize("width", WIDTHS[:-1])
 @torch.no_grad()
-def test_cache(peer, width):
+def test_bd3lm_outputs_with_cache_equal_peer_code(peer, width):
     cache, blocks = peer.network.new_cache(), []
     for clean, noisy in zip(peer["x0"].split(width, 1), peer["xt"].split(width, 1), strict=True):
         blocks.append(peer.network(noisy, condition=ZERO, cache=cache))
@@ -105,7 +105,7 @@ def test_cache(peer, width):
 
 
 @torch.no_grad()
-def test_other_ways_to_run_the_network(peer):
+def test_bd3lm_outputs_of_other_options_equal_peer_code(peer):
     plain = peer.network(peer["xt"], condition=ZERO)
     torch.testing.assert_close(plain, peer["logits_no_cross_attn"], **CLOSE)
     streams = in_two_streams(canvas(peer["x0"], peer["xt"], peer["timesteps"], LINEAR), 4)
@@ -123,7 +123,7 @@ def test_other_ways_to_run_the_network(peer):
 @pytest.mark.parametrize(
     ("variant", "schedule"), [("", LINEAR), ("__ignorebos0", LINEAR), ("__mdlmscale", LogLinear())]
 )
-def test_losses(peer, width, variant, schedule):
+def test_bd3lm_losses_equal_peer_code(peer, width, variant, schedule):
     """`-log p / t`; by default the first token is not noised."""
     x_0, x_t, times = peer["x0"], peer["xt"].clone(), peer[f"t__bs{width}"]
     if not variant:
@@ -136,7 +136,7 @@ def test_losses(peer, width, variant, schedule):
     torch.testing.assert_close(ours, peer[f"loss__bs{width}{variant}"], **CLOSE)
 
 
-def test_step(peer):
+def test_bd3lm_step_weights_equal_peer_code(peer):
     """The last block, from `t` to `t - dt`."""
     t = peer["step_t"].double()
     s = t - peer["step_dt"].double()
@@ -158,7 +158,7 @@ def test_step(peer):
         ("cosine", CosinePower(floor=0.0)),
     ],
 )
-def test_noise_schedules(peer, name, schedule):
+def test_bd3lm_noise_schedules_equal_peer_code(peer, name, schedule):
     t, least = peer.grid("t").double(), 1e-3
     u, rate = schedule.fraction(t), schedule.rate(t)
     clear = u > least if name == "square" else t > 0
@@ -170,7 +170,7 @@ def test_noise_schedules(peer, name, schedule):
         torch.testing.assert_close(scaling[clear], peer.grid(f"{name}__loss_scaling")[clear], **CLOSE)
 
 
-def test_noising(peer):
+def test_bd3lm_corruption_equals_peer_code(peer):
     x_0, draw = peer.grid("q_xt__x0"), peer.grid("q_xt__u").double()
     ours = peer.process.corrupt(x_0, peer.grid("q_xt__p").double(), 1 - draw)
     torch.testing.assert_close(ours, peer.grid("q_xt__xt"))

@@ -53,7 +53,7 @@ def u(peer):
     return peer.noise_schedule.fraction(peer["t"].double())
 
 
-def test_what_it_is(peer):
+def test_duo_checkpoint_loads_expected_pieces(peer):
     found = inspect(peer.folder)
     assert (found.card, found.blueprint.unknown) == ("Duo", ())
     assert peer.checkpoint.vocabulary == Vocabulary(ROWS)
@@ -62,7 +62,7 @@ def test_what_it_is(peer):
     assert peer.denoiser.parameterization == LeaveOneOut("sigma", shared=True)
 
 
-def test_logits(peer, u):
+def test_duo_logits_equal_peer_code(peer, u):
     ids = peer["input_ids"]
     one = -torch.expm1(-torch.ones(4, dtype=torch.float64))
     for name, denoiser, tokens, at in (
@@ -75,14 +75,14 @@ def test_logits(peer, u):
         torch.testing.assert_close(logits(denoiser, tokens, at), peer[name], **CLOSE)
 
 
-def test_the_lightning_checkpoint_holds_raw_and_averaged_weights(peer, u):
+def test_duo_lightning_checkpoint_holds_raw_and_averaged_weights(peer, u):
     path, ids = peer.folder / "duo.ckpt", peer["input_ids"]
     raw, averaged = (load(path, weights=which).denoiser for which in ("raw", "averaged"))
     torch.testing.assert_close(logits(raw, ids, u), peer["logits__ckpt_raw"], **CLOSE)
     torch.testing.assert_close(logits(averaged, ids, u), peer["logits"], **CLOSE)
 
 
-def test_clean_predictions(peer, u):
+def test_duo_clean_predictions_equal_peer_code(peer, u):
     """Their softmax is p(x_0 | all other positions): our `LeaveOneOut` before Bayes' rule."""
     before_bayes = peer.read_by(Mean("sigma"))
     for name, at in (("log_p_x0", u), ("cosine_log_p_x0", COSINE.fraction(peer["t"].double()))):
@@ -90,7 +90,7 @@ def test_clean_predictions(peer, u):
         torch.testing.assert_close(ours, peer[name], **CLOSE)
 
 
-def test_bounds(peer, u):
+def test_duo_bounds_equal_peer_code(peer, u):
     x_0, x_t = peer["x0"], peer["input_ids"]
     theirs = canvas(x_0, x_t, peer["t"], peer.noise_schedule)
     curved = canvas(x_0, x_t, peer["t"], COSINE)
@@ -105,7 +105,7 @@ def test_bounds(peer, u):
             torch.testing.assert_close(EXACT(denoiser, noisy).float(), peer[name], **CLOSE)
 
 
-def test_posteriors_and_steps(peer, u):
+def test_duo_posteriors_and_steps_equal_peer_code(peer, u):
     ids, x_0, process = peer["input_ids"], peer["x0"], peer.process
     s, t = 1 - peer["alpha_s"].double(), 1 - peer["alpha_t"].double()
     ours = posterior(peer.denoiser, ids, s, t)[..., :ROWS]
@@ -121,7 +121,7 @@ def test_posteriors_and_steps(peer, u):
     torch.testing.assert_close(noisy.float(), peer["forward_marginal"], **CLOSE)
 
 
-def test_the_absorbing_models_of_their_code(peer, u):
+def test_mdlm_and_sedd_losses_equal_duo_code(peer, u):
     """MDLM, told nothing of time, and SEDD; the mask is the last row."""
     absorbing = Absorbing(ROWS - 1)
     masked, scored = (
@@ -142,7 +142,7 @@ def test_the_absorbing_models_of_their_code(peer, u):
     torch.testing.assert_close(ours.float(), peer["sedd_loss_per_token"], **CLOSE)
 
 
-def test_noise_schedules(peer):
+def test_duo_noise_schedules_equal_peer_code(peer):
     t = peer.grid("t").double()
     for name, schedule in (("loglinear", LogLinear()), ("cosine", COSINE)):
         u = schedule.fraction(t)

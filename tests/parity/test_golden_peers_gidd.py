@@ -53,7 +53,7 @@ def process_of(peer: Peer, share: str, exponent: float = 1.0) -> hdlm.process.GI
     return hdlm.process.GIDD(58, float(peer.grid(f"p_uniform__pu{share}")), exponent)
 
 
-def test_what_it_is(peer):
+def test_gidd_checkpoint_loads_expected_pieces(peer):
     found = inspect(peer.folder)
     assert (found.card, found.blueprint.unknown) == ("GIDD", ())
     assert peer.checkpoint.vocabulary == Vocabulary(58)
@@ -62,7 +62,7 @@ def test_what_it_is(peer):
     assert peer.denoiser.parameterization == READING
 
 
-def test_logits(peer):
+def test_gidd_logits_equal_peer_code(peer):
     t, ids = peer["timesteps"], peer["input_ids"]
     for name, tokens, told in (
         ("logits", ids, t),
@@ -79,7 +79,7 @@ def test_logits(peer):
         torch.testing.assert_close(ours, peer[name], **CLOSE)
 
 
-def test_logits_at_the_ill_conditioned_position(peer):
+def test_gidd_logit_error_at_ill_conditioned_position_is_rounding(peer):
     """All others agree to 1e-4 of a unit; this one does up to what the order of additions alone changes in float32.
 
     Which way a sum is rounded depends on the processor, so only the size of the largest change is compared.
@@ -97,7 +97,7 @@ def test_logits_at_the_ill_conditioned_position(peer):
     try:
         reordered = []
         for seed in range(200):
-            network.load_state_dict(same_function(weights, seed))
+            network.load_state_dict(reordered_weights(weights, seed))
             reordered.append(logits(peer.denoiser, ids, t)[0, place].double() - exact)
     finally:
         network.load_state_dict(weights)
@@ -111,7 +111,7 @@ def test_logits_at_the_ill_conditioned_position(peer):
     )  # the tolerance of parity: rounding exceeds it in this one direction only
 
 
-def same_function(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+def reordered_weights(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
     """The weights with the hidden units of every MLP in another order: no sum changes but in its rounding."""
     generator, out = torch.Generator().manual_seed(seed), dict(weights)
     for name in (name[: -len("0.bias")] for name in weights if name.endswith("mlp.0.bias")):
@@ -122,14 +122,14 @@ def same_function(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torc
     return out
 
 
-def test_clean_predictions(peer):
+def test_gidd_clean_predictions_equal_peer_code(peer):
     """Their softmax is p(x_0 | all other positions): our `LeaveOneOut` before Bayes' rule."""
     ours = log_clean(peer.read_by(Mean("fraction")), peer["input_ids"], peer["timesteps"])
     torch.testing.assert_close(ours, minus_infinity(peer["log_p_x0"]), **CLOSE)
 
 
 @pytest.mark.parametrize("share", SHARES[:3])
-def test_bounds(peer, share):
+def test_gidd_bounds_equal_peer_code(peer, share):
     denoiser = peer.read_by(READING, process_of(peer, share))
     theirs = canvas(peer["x0"], peer["input_ids"], peer["timesteps"], LINEAR)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_bounds(peer, share):
 
 @pytest.mark.parametrize("share", SHARES[:3])
 @pytest.mark.parametrize("step", [0, 1])
-def test_steps(peer, share, step):
+def test_gidd_step_weights_equal_peer_code(peer, share, step):
     denoiser = peer.read_by(READING, process_of(peer, share))
     s, t = (peer[f"step_{end}"][step].expand(4) for end in "st")
     ours = posterior(denoiser, peer["input_ids"], s, t)
@@ -147,7 +147,7 @@ def test_steps(peer, share, step):
 
 
 @pytest.mark.parametrize("tag", [*SHARES, "0.1_gamma0.5", "0.1_gamma2.0"])
-def test_process(peer, tag):
+def test_gidd_process_weights_equal_peer_code(peer, tag):
     share, _, exponent = tag.partition("_gamma")
     process = process_of(peer, share, float(exponent or 1))
     w = process.weights(peer.grid("t").double())
@@ -159,7 +159,7 @@ def test_process(peer, tag):
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_rates_and_marginals(peer, share):
+def test_gidd_rates_and_marginals_equal_peer_code(peer, share):
     """The weight of a position in their bound is the rate into its token over the token's probability."""
     t, process = peer.grid("t").double(), process_of(peer, share)
     w, rates = process.weights(t), process.rates(t)
@@ -179,7 +179,7 @@ def test_rates_and_marginals(peer, share):
     torch.testing.assert_close(noisy.float(), peer.grid(f"marginal__pu{share}"), **CLOSE)
 
 
-def test_the_masked_model_of_their_code(peer):
+def test_mdlm_logits_loss_and_schedule_equal_gidd_code(peer):
     """MDLM under their network: told `t`, and weighted by `1 / t`."""
     denoiser = peer.read_by(READING, Absorbing(58))
     ids, t = peer["mdlm_input_ids"], peer["timesteps"]

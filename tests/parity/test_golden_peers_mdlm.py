@@ -60,7 +60,7 @@ def u(peer):
     return peer.noise_schedule.fraction(peer["t"].double())
 
 
-def test_what_it_is(peer):
+def test_mdlm_checkpoint_loads_expected_pieces(peer):
     found = inspect(peer.folder)
     assert found.card == "MDLM"
     assert not found.blueprint.unknown
@@ -71,7 +71,7 @@ def test_what_it_is(peer):
     assert peer.denoiser.parameterization == UNTOLD
 
 
-def test_logits(peer, u):
+def test_mdlm_logits_equal_peer_code(peer, u):
     ids = peer["input_ids"]
     torch.testing.assert_close(logits(peer.denoiser, ids, u), peer["logits__hub"], **CLOSE)
     for name in ("short", "roll"):
@@ -79,21 +79,21 @@ def test_logits(peer, u):
         torch.testing.assert_close(ours, peer[f"logits__hub_{name}"], **CLOSE)
 
 
-def test_logits_of_a_network_that_is_told_the_noise(peer, u):
+def test_mdlm_logits_with_sigma_condition_equal_peer_code(peer, u):
     told, ids = peer.read_by(TOLD), peer["input_ids"]
     torch.testing.assert_close(logits(told, ids, u), peer["logits__backbone_sigma"], **CLOSE)
     one = -torch.expm1(-torch.ones(4, dtype=torch.float64))
     torch.testing.assert_close(logits(told, ids, one), peer["logits__backbone_sigma_one"], **CLOSE)
 
 
-def test_the_lightning_checkpoint_holds_raw_and_averaged_weights(peer, u):
+def test_mdlm_lightning_checkpoint_holds_raw_and_averaged_weights(peer, u):
     path, ids = peer.folder / "mdlm.ckpt", peer["input_ids"]
     raw, averaged = (load(path, weights=which).denoiser for which in ("raw", "averaged"))
     torch.testing.assert_close(logits(raw, ids, u), peer["logits__hub_ckpt_raw"], **CLOSE)
     torch.testing.assert_close(logits(averaged, ids, u), peer["logits__hub"], **CLOSE)
 
 
-def test_clean_predictions(peer, u):
+def test_mdlm_clean_predictions_equal_peer_code(peer, u):
     ids = peer["input_ids"]
     for reading, name in ((UNTOLD, "timecond0"), (TOLD, "timecond1")):
         ours = log_clean(peer.read_by(reading), ids, u)
@@ -103,7 +103,7 @@ def test_clean_predictions(peer, u):
     torch.testing.assert_close(without_carry_over, expected, **CLOSE)
 
 
-def test_scores(peer, u):
+def test_mdlm_scores_equal_peer_code(peer, u):
     ids = peer["input_ids"]
     masked = ids == peer.process.mask_id
     score = log_score(peer.read_by(TOLD), ids, u).exp()
@@ -112,7 +112,7 @@ def test_scores(peer, u):
     torch.testing.assert_close(ours.float(), peer["log_score_sedd__timecond1"], **CLOSE)
 
 
-def test_a_mask_in_the_middle_is_moved_to_the_end(peer, monkeypatch):
+def test_mdlm_mask_inside_vocabulary_is_moved_to_the_end(peer, monkeypatch):
     """BERT's mask stands inside its vocabulary; that is known by the size alone, here a small one's."""
     theirs = int(peer["midmask_id"])
     monkeypatch.setattr(card, "_BERT_ROWS", 62)
@@ -136,7 +136,7 @@ def test_a_mask_in_the_middle_is_moved_to_the_end(peer, monkeypatch):
         ("subs_T10_tc1", TOLD, 10),
     ],
 )
-def test_losses(peer, case, reading, grid):
+def test_mdlm_losses_equal_peer_code(peer, case, reading, grid):
     """`-log p / t`: the weighted cross-entropy, which is the score entropy of the same reading."""
     t = peer["t"] if grid is None else (peer["t"] * grid).floor() / grid + 1 / grid
     theirs = canvas(peer["x0"], peer["input_ids"], t, LogLinear())
@@ -150,7 +150,7 @@ def test_losses(peer, case, reading, grid):
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "loglinear"])
-def test_losses_of_other_noises(peer, name):
+def test_mdlm_losses_of_other_noise_schedules_equal_peer_code(peer, name):
     theirs = canvas(peer["x0"], peer["input_ids"], peer["t"], SCHEDULES[name])
     with torch.no_grad():
         ours = WeightedCrossEntropy(0.0)(peer.read_by(UNTOLD), theirs)
@@ -158,14 +158,14 @@ def test_losses_of_other_noises(peer, name):
     torch.testing.assert_close(theirs.t[:, :1].float(), peer[f"move_chance__subs_noise_{name}"], **CLOSE)
 
 
-def test_loss_of_the_score_variant(peer):
+def test_mdlm_loss_of_score_variant_equals_peer_code(peer):
     theirs = canvas(peer["x0"], peer["input_ids"], peer["t"], LogLinear())
     with torch.no_grad():
         ours = ScoreEntropy(floor=1e-12)(peer.read_by(SEDD), theirs)
     torch.testing.assert_close(ours.float(), peer["loss__sedd"], **CLOSE)
 
 
-def test_loss_of_finitely_many_steps(peer):
+def test_mdlm_d3pm_loss_of_ten_steps_equals_peer_code(peer):
     """D3PM: the bound of ten steps, and a reconstruction of clean words that no mask hides."""
     denoiser, x_0 = peer.read_by(Mean("sigma", floor=1e-9)), peer["x0"]
     t = (peer["t"] * 10).floor() / 10 + 0.1
@@ -177,7 +177,7 @@ def test_loss_of_finitely_many_steps(peer):
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "cache"])
-def test_ancestral_step(peer, kind):
+def test_mdlm_ancestral_step_equals_peer_code(peer, kind):
     t, dt, ids = peer["step_t"].double(), peer["step_dt"].double(), peer["input_ids"]
     s, t = (peer.noise_schedule.fraction(time) for time in (t - dt, t))
     masked = ids == peer.process.mask_id
@@ -188,7 +188,7 @@ def test_ancestral_step(peer, kind):
     torch.testing.assert_close(ours[~masked], kept[~masked])
 
 
-def test_analytic_steps(peer):
+def test_mdlm_analytic_steps_equal_peer_code(peer):
     t, dt, ids = peer["step_t"].double(), peer["step_dt"].double(), peer["input_ids"]
     s, t = (peer.noise_schedule.fraction(time) for time in (t - dt, t))
     for reading, name in ((UNTOLD, "analytic_weights__timecond0"), (SEDD, "analytic_weights__sedd")):
@@ -199,7 +199,7 @@ def test_analytic_steps(peer):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_noise_schedules(peer, name):
+def test_mdlm_noise_schedules_equal_peer_code(peer, name):
     schedule, t = SCHEDULES[name], peer.grid("t").double()
     u, rate = schedule.fraction(t), schedule.rate(t)
     for ours, theirs in ((u, "move_chance"), (total_noise(u), "sigma"), (1 - u, "alpha")):
@@ -211,7 +211,7 @@ def test_noise_schedules(peer, name):
     torch.testing.assert_close(weight[inside], peer.grid(f"{name}__loss_weight")[inside], **CLOSE)
 
 
-def test_noising_and_the_kernel(peer):
+def test_mdlm_corruption_and_kernel_equal_peer_code(peer):
     """Their rule: a mask where a uniform number is below the masking probability; ours keeps below its complement."""
     x_0, draw = peer.grid("q_xt__x0"), peer.grid("q_xt__u").double()
     u = peer.grid("q_xt__move_chance").double().expand(x_0.shape)

@@ -49,12 +49,12 @@ def fraction(sigma: Tensor) -> Tensor:
     return -torch.expm1(-sigma.double())
 
 
-def rows_of(peer: Peer, values: Tensor) -> Tensor:
+def without_mask_column(peer: Peer, values: Tensor) -> Tensor:
     """Without the column of a mask that their uniform model does not have."""
     return values[..., : peer.network.config.vocab_size].float()
 
 
-def test_what_they_are(absorbing, uniform):
+def test_sedd_checkpoint_loads_expected_pieces(absorbing, uniform):
     for peer, process, schedule in (
         (absorbing, Absorbing(59), LogLinear()),
         (uniform, Uniform(59), Geometric(1e-4, 20.0)),
@@ -68,7 +68,7 @@ def test_what_they_are(absorbing, uniform):
     assert not uniform.denoiser.parameterization.scale_by_sigma
 
 
-def test_log_scores(peer):
+def test_sedd_log_scores_equal_peer_code(peer):
     sigma = peer["sigma"]
     for name, ids, at in (
         ("log_score", "input_ids", sigma),
@@ -77,11 +77,11 @@ def test_log_scores(peer):
         ("log_score__sigma_one", "input_ids", torch.ones(4)),
         ("log_score__sigma_small", "input_ids", torch.full((4,), 0.3)),
     ):
-        ours = rows_of(peer, log_score(peer.denoiser, peer[ids], fraction(at)))
+        ours = without_mask_column(peer, log_score(peer.denoiser, peer[ids], fraction(at)))
         torch.testing.assert_close(ours, peer[name], **CLOSE)
 
 
-def test_other_readings_of_the_output(absorbing):
+def test_sedd_unscaled_and_raw_outputs_equal_peer_code(absorbing):
     ids, u = absorbing["input_ids"], fraction(absorbing["sigma"])
     torch.testing.assert_close(logits(absorbing.denoiser, ids, u), absorbing["raw_output"], **CLOSE)
     unscaled = absorbing.read_by(LogScore(scale_by_sigma=False, floor=1e-9))
@@ -90,7 +90,7 @@ def test_other_readings_of_the_output(absorbing):
     torch.testing.assert_close(score, absorbing["score_fn__sampling"], **CLOSE)
 
 
-def test_losses(peer):
+def test_sedd_losses_equal_peer_code(peer):
     theirs = canvas(peer["x0"], peer["input_ids"], peer["t"], peer.noise_schedule)
     with torch.no_grad():
         ours = EXACT(peer.denoiser, theirs)
@@ -103,7 +103,7 @@ def test_losses(peer):
         torch.testing.assert_close(entropy.float()[exact], peer[name][exact], **CLOSE)
 
 
-def test_losses_of_the_uniform_model_where_theirs_cancels(uniform):
+def test_sedd_uniform_losses_at_small_sigma_are_exact(uniform):
     """Their own formula gives their numbers in float32 and ours in float64."""
     theirs = canvas(uniform["x0"], uniform["input_ids"], uniform["t"], uniform.noise_schedule)
     with torch.no_grad():
@@ -124,17 +124,17 @@ def published_entropy(peer: Peer, dtype: torch.dtype) -> Tensor:
     return mean + torch.where(kept, of_kept, of_wrong)
 
 
-def test_steps(peer):
+def test_sedd_analytic_steps_equal_peer_code(peer):
     t, dt, ids = peer["t"].double(), peer["step_dt"].double(), peer["input_ids"]
     s, t = (peer.noise_schedule.fraction(time) for time in (t - dt, t))
-    ours = rows_of(peer, tweedie(peer.denoiser, ids, s, t))
+    ours = without_mask_column(peer, tweedie(peer.denoiser, ids, s, t))
     torch.testing.assert_close(ours, normalised(peer["step_analytic_weights"]).float(), **CLOSE)
     last = normalised(peer["step_denoiser_weights"]).float()
     ours = tweedie(peer.denoiser, ids, torch.zeros_like(t), t)[..., : last.shape[-1]]
     torch.testing.assert_close(ours.float(), last, **CLOSE)
 
 
-def test_reverse_rates_and_eulers_step(absorbing):
+def test_sedd_reverse_rates_and_euler_step_equal_peer_code(absorbing):
     ids = absorbing["input_ids"]
     t, dt = absorbing["t"].double(), absorbing["step_dt"].double()
     u, process = spread_over(absorbing.noise_schedule.fraction(t), ids), absorbing.process
@@ -151,7 +151,7 @@ def test_reverse_rates_and_eulers_step(absorbing):
     torch.testing.assert_close(ours.float(), absorbing["step_euler_weights"], **CLOSE)
 
 
-def test_staggered_scores_and_transitions(absorbing):
+def test_sedd_staggered_scores_and_transitions_equal_peer_code(absorbing):
     ids, sigma, process = absorbing["input_ids"], absorbing["sigma"].double(), absorbing.process
     u, s = (spread_over(fraction(share * sigma), ids) for share in (1.0, 0.7))
     score = log_score(absorbing.denoiser, ids, u[:, 0]).exp()
@@ -169,7 +169,7 @@ def test_staggered_scores_and_transitions(absorbing):
         ("geometric_1e3_1", Geometric(1e-3, 1.0)),
     ],
 )
-def test_noise_schedules(absorbing, name, schedule):
+def test_sedd_noise_schedules_equal_peer_code(absorbing, name, schedule):
     t = absorbing.grid("t").double()
     u, rate = schedule.fraction(t), schedule.rate(t)
     for ours, theirs in (
@@ -182,7 +182,7 @@ def test_noise_schedules(absorbing, name, schedule):
 
 
 @pytest.mark.parametrize(("tag", "process", "tokens"), [("uni", Uniform(6), "i"), ("abs", Absorbing(6), "x")])
-def test_processes_of_six_words(absorbing, tag, process, tokens):
+def test_sedd_processes_of_six_words_equal_peer_code(absorbing, tag, process, tokens):
     x_t, x_0, sigma = (absorbing.grid(f"{tag}__{name}") for name in (tokens, "x0", "sigma"))
     log_s = absorbing.grid(f"{tag}__log_score").double()
     width = log_s.shape[-1]

@@ -1,4 +1,4 @@
-"""What is loaded from a peer is a model like any other: it writes, along its own hyperschedule, and is measured."""
+"""A loaded peer model can sample with its own hyperschedule and be evaluated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def models(shared):
 @pytest.mark.parametrize(
     ("name", "method"), [(name, method) for name, methods in FOLDERS.items() for method in methods]
 )
-def test_it_writes(models, name, method):
+def test_peer_model_samples_with_each_algorithm(models, name, method):
     checkpoint = models[name]
     process = checkpoint.denoiser.process
     trained = checkpoint.hyperschedules[0]
@@ -65,7 +65,7 @@ def test_it_writes(models, name, method):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_it_is_measured(models, name):
+def test_peer_model_likelihood_is_measured(models, name):
     """Random weights do worse than a uniform guess; the two bounds of clean predictions under masks alone agree."""
     checkpoint = models[name]
     denoiser, words = checkpoint.denoiser, checkpoint.vocabulary.num_words
@@ -95,7 +95,7 @@ def test_it_is_measured(models, name):
         assert abs(masks.nats - whole.nats) < 4 * math.hypot(masks.standard_error, whole.standard_error)
 
 
-def test_mdlm_keeps_visible_words_whatever_corrects_them(models):
+def test_mdlm_acs_does_not_change_visible_words(models):
     """ACS redraws words from `p(x_0 | x_t)`; of a mask that absorbs, a visible word is its own origin."""
     checkpoint = models["mdlm"]
     tokens = [

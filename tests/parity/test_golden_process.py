@@ -1,4 +1,4 @@
-"""Noise as the published implementation computed it, where it computed it right; where it did not, the fault is named.
+"""Noise compared with the published implementation. Where that is wrong, the test names the fault.
 
 Published graphs are in total noise `sigma = -log(1 - u)`; columns of their matrices are where one comes from. Draws are
 compared by law only: the published code takes its random numbers in another order.
@@ -68,21 +68,21 @@ def graph(request, arrays) -> Graph:
     return Graph(arrays, request.param)
 
 
-def test_generators(graph):
+def test_generators_equal_published(graph):
     u = torch.tensor([0.2, 0.7], dtype=torch.float64)
     per_sigma = generator_matrix(graph.process, graph.process.rates(u)) * (1 - u)[:, None, None]
     ours = per_sigma[:, : graph.rows, : graph.rows]
     torch.testing.assert_close(ours, graph["Q"].double().expand_as(ours), **SINGLE)
 
 
-def test_transitions(graph):
+def test_transitions_equal_published(graph):
     sigmas = torch.from_numpy(graph.arrays["sigma_list"]).double()
     matrices = transition_matrix(graph.process, graph.over(sigmas))[:, : graph.rows, : graph.rows]
     torch.testing.assert_close(matrices, graph["matrix_exp_f64"], **DOUBLE)
     torch.testing.assert_close(matrices, graph["full_transition_ref32"].double(), **SINGLE)
 
 
-def test_likelihoods_are_rows_of_the_transition(graph):
+def test_likelihoods_equal_published_transition_rows(graph):
     ours = graph.process.likelihood(graph["x"], graph.over(graph["dsigma"]))
     torch.testing.assert_close(ours[..., : graph.rows], graph["transp_transition"].double(), **SINGLE)
     frequencies = graph.process.likelihood(
@@ -91,7 +91,7 @@ def test_likelihoods_are_rows_of_the_transition(graph):
     torch.testing.assert_close(frequencies[:, 2], graph["exact_freq_from2_sigma0.7"].double(), **DOUBLE)
 
 
-def test_true_ratios_of_clean_tokens(graph):
+def test_ratios_of_clean_tokens_equal_published(graph):
     """`log P(y | x_0) / P(x | x_0)`, where it is finite."""
     u = -torch.expm1(-graph["sigma"].double())
     origin = torch.nn.functional.one_hot(graph["x0"], WORDS + 1).double()
@@ -110,14 +110,14 @@ def unspread(graph: Graph) -> Tensor:
     return graph.process.unspread(score, graph.over(graph["dsigma"]))[..., : graph.rows]
 
 
-def test_inverse_kernels(graph):
+def test_unspread_equals_exact_staggered_score(graph):
     expected = graph["exact_staggered_score_f64"]
     scale = expected.abs().amax(-1, keepdim=True)
     torch.testing.assert_close(unspread(graph) / scale, expected / scale, atol=1e-6, rtol=0)
 
 
-def test_the_published_inverse_is_ours_for_one_kind_of_noise_only(graph):
-    """FAULTS 2: for a hybrid it mixes two inverses, which is none."""
+def test_published_staggered_score_is_wrong_for_hybrids_only(graph):
+    """FAULTS 2: for a hybrid the published code mixes two inverses, and the mixture is not an inverse."""
     expected, ours = graph["staggered_score"].double(), unspread(graph)
     worst = float(((ours - expected).abs() / expected.abs().amax(-1, keepdim=True)).max())
     assert worst < 1e-5 if graph.name in RIGHT else worst > 0.01
@@ -133,14 +133,14 @@ def score_entropy(graph: Graph, objective: ScoreEntropy | None = None) -> Tensor
     return (objective or ScoreEntropy())(denoiser, canvas)
 
 
-def test_score_entropy_is_exact(graph):
+def test_score_entropy_equals_exact_values(graph):
     expected = graph["exact_score_entropy_f64"]
     finite = expected.isfinite()
     assert finite.float().mean() > 0.4
     torch.testing.assert_close(score_entropy(graph)[finite], expected[finite], atol=1e-6, rtol=1e-6)
 
 
-def test_the_published_score_entropy_is_ours_for_one_kind_of_noise_only(graph):
+def test_published_score_entropy_is_wrong_for_hybrids_only(graph):
     """FAULTS 1: for a hybrid it takes ratios of processes other than its own, by far."""
     exact, published = score_entropy(graph), graph["score_entropy"].double()
     both = exact.isfinite() & published.isfinite() & graph["exact_score_entropy_f64"].isfinite()
@@ -148,7 +148,7 @@ def test_the_published_score_entropy_is_ours_for_one_kind_of_noise_only(graph):
     assert worst < 1e-3 if graph.name in RIGHT else worst > 50
 
 
-def test_the_published_score_entropy_by_option(graph):
+def test_published_code_ratios_reproduce_published_score_entropy(graph):
     """FAULTS 1, kept as an option: the rates of the hybrid with the ratios of its two ends."""
     found, published = score_entropy(graph, ScoreEntropy(ratios="published_code")), graph["score_entropy"]
     both = found.isfinite() & published.isfinite()
@@ -157,7 +157,7 @@ def test_the_published_score_entropy_by_option(graph):
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 0.1])
-def test_the_loss_of_a_clean_token_is_least_at_the_true_ratio(gamma):
+def test_score_entropy_of_clean_token_is_least_at_true_ratio(gamma):
     """FAULTS 1 again, without any golden: the published optimum was 171, 34 and 16 times the true ratio."""
     words, sigma = 50, torch.ones(1, 1, dtype=torch.float64)
     process, u = GammaHybrid(words, gamma), -torch.expm1(-sigma)
@@ -175,7 +175,7 @@ def test_the_loss_of_a_clean_token_is_least_at_the_true_ratio(gamma):
     assert float(ScoreEntropy()(away, canvas)) > 1e-5
 
 
-def test_log_linear_and_geometric_noise(shared):
+def test_log_linear_and_geometric_noise_equal_published(shared):
     with np.load(shared / "golden" / "noise.npz") as file:
         noise = dict(file)
     t = torch.from_numpy(noise["t"]).double()

@@ -1,4 +1,4 @@
-"""The model of `smart_model_loader`, called as published callers call it, against what the published model says."""
+"""The model of `smart_model_loader`, called as in the published code, equals the published model."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def gamma(shared) -> Golden:
 
 
 @pytest.mark.parametrize("case", plain_cases("both"))
-def test_every_mask(golden, case):
+def test_published_model_output_equals_golden_for_every_mask(golden, case):
     torch.testing.assert_close(golden.call(case), golden[f"logits__{case}"], **CLOSE)
 
 
 @pytest.mark.parametrize("case", ["offset5", "scale3", "dup"])
-def test_positions_are_honoured_call_after_call(epsilon, case):
+def test_published_model_uses_positions_of_each_call(epsilon, case):
     """The published model remembers the first positions it was given (FAULTS 11)."""
     for positions, expected in [
         ("positions", "none"),
@@ -87,7 +87,7 @@ def test_positions_are_honoured_call_after_call(epsilon, case):
     assert float(epsilon["stale_rotary_maxdiff"]) == 0
 
 
-def test_positions_of_one_row_or_none(golden):
+def test_published_model_accepts_positions_of_one_row_or_none(golden):
     expected = golden["logits__none"]
     row = golden["positions"][0]
     assert (golden["positions"] == row).all()
@@ -95,12 +95,12 @@ def test_positions_of_one_row_or_none(golden):
         torch.testing.assert_close(golden.call(positions=positions), expected, **CLOSE)
 
 
-def test_scores_without_positions(gamma):
+def test_published_model_scores_without_positions_equal_golden(gamma):
     scores = gamma.model(gamma["input_ids"], gamma["sigma__random"])
     torch.testing.assert_close(scores, gamma["logits__none_nopositions"], **CLOSE)
 
 
-def test_masks_of_one_matrix_or_with_heads(golden):
+def test_published_model_accepts_masks_without_rows_or_with_heads(golden):
     expected = golden["logits__causal"]
     mask = golden["mask__causal"]
     for form in (mask[0], mask[:, None]):
@@ -108,14 +108,14 @@ def test_masks_of_one_matrix_or_with_heads(golden):
 
 
 @pytest.mark.parametrize("case", [case for case in plain_cases("gamma") if "_s" in case])
-def test_settled_tokens(gamma, case):
+def test_published_model_scores_with_settled_tokens_equal_golden(gamma, case):
     settled = gamma[f"settled__{case}"]
     scores = gamma.call(case, settled_tokens=settled)
     torch.testing.assert_close(scores, gamma[f"logits_settled__{case}"], **CLOSE)
 
 
 @pytest.mark.parametrize("method", ["SAR", "AR"])
-def test_settled_tokens_by_sampling_method(golden, method):
+def test_published_model_settled_tokens_of_sampling_method_equal_golden(golden, method):
     """Shipped epsilon-hybrids do not post-process; the record was made with it switched on."""
     model = type(golden.model)(
         golden.model.checkpoint, golden.cfg, post_process=True, autoregressive=method == "AR"
@@ -131,7 +131,7 @@ def test_settled_tokens_by_sampling_method(golden, method):
     torch.testing.assert_close(golden.call(model=model), plain, **CLOSE)
 
 
-def test_the_config_switches_post_processing_on(shared, tmp_path):
+def test_published_config_enables_post_processing(shared, tmp_path):
     golden = Golden(shared / "golden" / "epsilon")
     assert torch.equal(golden.call(), golden.call(settled_tokens=golden["settled"]))
     config = json.loads((golden.folder / "config.json").read_text())
@@ -143,7 +143,7 @@ def test_the_config_switches_post_processing_on(shared, tmp_path):
     torch.testing.assert_close(logits, golden["logits__post_AR"], **CLOSE)
 
 
-def test_scores_without_scaling(gamma):
+def test_published_model_scores_without_scaling_equal_golden(gamma):
     own = gamma.model.denoiser
     raw = dataclasses.replace(own.parameterization, scale_by_sigma=False)
     checkpoint = dataclasses.replace(
@@ -153,7 +153,7 @@ def test_scores_without_scaling(gamma):
     torch.testing.assert_close(scores, gamma["logits__raw_noscale_nopost"], **CLOSE)
 
 
-def test_no_case_is_forgotten(golden):
+def test_every_recorded_model_case_is_compared(golden):
     """What is in the file is compared above."""
     compared = {f"logits__{case}" for case in plain_cases("both")}
     compared |= {f"logits_settled__{case}" for case in plain_cases("both") if "_s" in case}
@@ -164,7 +164,7 @@ def test_no_case_is_forgotten(golden):
 
 
 @pytest.mark.parametrize("name", ["epsilon_vocab50257", "gamma_vocab50257"])
-def test_real_vocabulary(shared, name):
+def test_published_model_output_equals_golden_for_gpt2_vocabulary(shared, name):
     golden = Golden(shared / "golden" / name)
     told = (golden["sigma"],) if "sigma" in golden else ()
     for case in ("none", "mask"):
@@ -174,7 +174,7 @@ def test_real_vocabulary(shared, name):
         assert torch.equal(logits.argmax(-1), golden[f"argmax__{case}"])
 
 
-def test_what_the_loader_returns(golden):
+def test_smart_model_loader_returns_config_model_and_device(golden):
     family = f"{golden.folder.name}_hybrid"
     assert golden.cfg.model_type == golden.cfg["model_type"] == family
     assert golden.cfg.model.length == golden.cfg["model"]["length"] == 32
@@ -190,7 +190,7 @@ def test_what_the_loader_returns(golden):
     assert golden.metaschedule.max_step == 16
 
 
-def test_the_state_dict_has_the_published_names(golden):
+def test_published_model_state_dict_has_published_names(golden):
     state = torch.load(golden.folder / "pytorch_model.bin", weights_only=True)
     assert {name: value.shape for name, value in golden.model.state_dict().items()} == {
         name: value.shape for name, value in state.items()
@@ -198,7 +198,7 @@ def test_the_state_dict_has_the_published_names(golden):
     golden.model.load_state_dict(state, strict=True)
 
 
-def test_the_module_shares_its_weights_with_the_denoiser(shared):
+def test_published_model_shares_weights_with_denoiser(shared):
     model = Golden(shared / "golden" / "epsilon").model.double().train()
     assert next(model.denoiser.parameters()).dtype == torch.float64
     assert all(layer.training for layer in model.checkpoint.network.blocks)
@@ -207,7 +207,7 @@ def test_the_module_shares_its_weights_with_the_denoiser(shared):
 
 
 @pytest.mark.parametrize("named", ["auto", "own", "other", "unknown"])
-def test_the_content_decides_the_family(golden, named):
+def test_smart_model_loader_checks_model_type(golden, named):
     own = golden.cfg.model_type
     other = {"epsilon_hybrid": "gamma_hybrid", "gamma_hybrid": "epsilon_hybrid"}[own]
     model_type = {"own": own, "other": other, "unknown": "delta_hybrid"}.get(named, named)
@@ -218,13 +218,13 @@ def test_the_content_decides_the_family(golden, named):
         smart_model_loader(golden.folder, model_type, "cpu")
 
 
-def test_the_accelerator_can_be_given(golden):
+def test_smart_model_loader_accepts_accelerator(golden):
     given = Accelerator(cpu=True)
     assert smart_model_loader(golden.folder, device="cpu", accelerator=given)[3] is given
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_the_published_snippet_runs_on_a_cpu(golden, capsys):
+def test_smart_model_loader_falls_back_to_cpu(golden, capsys):
     say_once.cache_clear()
     for _ in range(2):
         _, _, device, _, _ = smart_model_loader(
@@ -234,7 +234,7 @@ def test_the_published_snippet_runs_on_a_cpu(golden, capsys):
     assert capsys.readouterr().err.count("using the CPU") == 1
 
 
-def test_models_of_this_project_load_too(golden, tmp_path):
+def test_smart_model_loader_loads_hdlm_checkpoint(golden, tmp_path):
     save_checkpoint(tmp_path, golden.model.checkpoint)
     model, cfg, _, _, metaschedule = smart_model_loader(tmp_path, device="cpu")
     torch.testing.assert_close(golden.call(model=model), golden.call(), **CLOSE)
@@ -248,7 +248,7 @@ def test_models_of_this_project_load_too(golden, tmp_path):
     assert cfg.annealing.attention.context_type == "block_causal"
 
 
-def test_what_cannot_be_resolved_stays_as_it_is(shared, tmp_path):
+def test_smart_model_loader_keeps_unresolved_interpolations(shared, tmp_path):
     for name in ("model.safetensors", "config.json"):
         shutil.copy(shared / "golden" / "epsilon" / name, tmp_path / name)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -258,7 +258,7 @@ def test_what_cannot_be_resolved_stays_as_it_is(shared, tmp_path):
     assert list(smart_model_loader(tmp_path, device="cpu")[1].experiment.name) == odd
 
 
-def test_it_saves_itself_as_published(golden, tmp_path):
+def test_published_model_save_pretrained_round_trip(golden, tmp_path):
     golden.model.save_pretrained(tmp_path)
     again = smart_model_loader(tmp_path, device="cpu")[0]
     assert again.state_dict().keys() == golden.model.state_dict().keys()

@@ -254,7 +254,7 @@ def replay(
 
 
 @pytest.mark.parametrize("case", REPLAYED, indirect=True, ids=str)
-def test_the_same_positions_are_chosen(case, monkeypatch):
+def test_published_steps_choose_same_positions(case, monkeypatch):
     total = torch.zeros(len(case["draw0_rand_like"]), dtype=torch.long)
     for step in case.steps():
         move, marker = move_with_marker(step)
@@ -268,7 +268,9 @@ def test_the_same_positions_are_chosen(case, monkeypatch):
     assert (total > free).any() if case.settings["alg"] == "acs" else torch.equal(total, free)
 
 
-def bracket(arrays: dict[str, Any], part: int, scale: Callable[[Recorded], Tensor]) -> tuple[float, float]:
+def threshold_factor_range(
+    arrays: dict[str, Any], part: int, scale: Callable[[Recorded], Tensor]
+) -> tuple[float, float]:
     """Between which factors of `scale` the published thresholds lie, if they have such a factor at all.
 
     A step that has drawn `n` rows of noise has written where the `n` smallest numbers are, of those that could be.
@@ -283,21 +285,21 @@ def bracket(arrays: dict[str, Any], part: int, scale: Callable[[Recorded], Tenso
     return low, high
 
 
-def test_published_thresholds(arrays):
+def test_published_thresholds_follow_schedule(arrays):
     """Masks fall below `1 - s/t`, words are redrawn below `eta s/t`, to a few percent; no other law would do."""
-    low, high = bracket(arrays, 0, lambda step: 1 - step.share)
+    low, high = threshold_factor_range(arrays, 0, lambda step: 1 - step.share)
     assert 0.99 < low < 1 < high < 1.02
-    low, high = bracket(arrays, 1, lambda step: step.share)
+    low, high = threshold_factor_range(arrays, 1, lambda step: step.share)
     assert 0.29 < low < ETA < high < 0.31
     for other in (lambda step: step.s, lambda step: 1 - step.share, lambda step: torch.ones_like(step.s)):
-        low, high = bracket(arrays, 1, other)
+        low, high = threshold_factor_range(arrays, 1, other)
         assert low > high
 
 
 @pytest.mark.parametrize("case", [tag for tag in REPLAYED if "acs" in tag], indirect=True, ids=str)
 @pytest.mark.parametrize("below", [True, False])
-def test_our_thresholds(case, below, monkeypatch):
-    """A little below them everything that could be written is, a little above them nothing."""
+def test_step_thresholds_equal_published(case, below, monkeypatch):
+    """Numbers just below the thresholds write every possible position, numbers just above write no position."""
     nudge = 1 - 1e-9 if below else 1 + 1e-9
     for step in case.steps():
         move, marker = move_with_marker(step)
@@ -309,8 +311,8 @@ def test_our_thresholds(case, below, monkeypatch):
 
 
 @pytest.mark.parametrize("case", REPLAYED, indirect=True, ids=str)
-def test_the_same_words_are_written(case, network, monkeypatch):
-    """All but the masks that the published code draws, from all rows of the network (FAULTS 6): ours writes words."""
+def test_published_steps_write_same_words(case, network, monkeypatch):
+    """The words agree except where the published code draws a mask (FAULTS 6), where hdlm writes a word."""
     for step in case.steps():
         move = move_of(step, network)
         words, emitted = [], torch.zeros_like(step.x, dtype=torch.bool)
@@ -325,7 +327,7 @@ def test_the_same_words_are_written(case, network, monkeypatch):
         assert (tokens[emitted] < WORDS).all()
 
 
-def test_published_text_holds_masks(arrays):
+def test_published_text_contains_masks(arrays):
     """FAULTS 6: what the test above leaves out is there, and it is rare."""
     masks = {entry["tag"]: int((Case(arrays, entry["tag"])["out"] == MASK).sum()) for entry in listed(arrays)}
     assert {tag: count for tag, count in masks.items() if count} == {
@@ -334,11 +336,11 @@ def test_published_text_holds_masks(arrays):
     }
 
 
-def test_no_run_is_forgotten(arrays):
+def test_every_recorded_sampler_run_is_compared(arrays):
     assert {entry["tag"] for entry in listed(arrays)} == {*REPLAYED, *REMASKED, *REMDM, *GAMMA}
 
 
-def fit(masked: Tensor, share: float) -> float:
+def p_value_of_mask_share(masked: Tensor, share: float) -> float:
     """p-value of the statement that each of these positions is masked with this probability."""
     counts = torch.stack([masked.sum(), (~masked).sum()])
     return chi_square(counts, torch.tensor([share, 1 - share]))
@@ -367,20 +369,22 @@ def test_published_remask_is_off_schedule(arrays):
         step for tag in REMASKED for step in Case(arrays, tag).steps() if float(step.s.max()) == 1 / STEPS
     ]
     masked = torch.cat([(step.y == MASK)[step.moving] for step in last])
-    assert fit(masked, 1 / STEPS) < FAILURE_RATE
-    assert fit(masked, 1 / 2) > FAILURE_RATE
+    assert p_value_of_mask_share(masked, 1 / STEPS) < FAILURE_RATE
+    assert p_value_of_mask_share(masked, 1 / 2) > FAILURE_RATE
 
 
 def test_published_remdm_is_off_schedule(arrays):
-    """It lifts nearly all masks in its first step, and none comes back."""
+    """It unmasks nearly all positions in its first step and never remasks."""
     steps = [step for tag in REMDM for step in Case(arrays, tag).steps()]
     first = [step for step in steps if float(step.t.max()) == 1]
     masked = torch.cat([(step.y == MASK)[step.moving] for step in first])
-    assert fit(masked, 1 - 1 / STEPS) < FAILURE_RATE
+    assert p_value_of_mask_share(masked, 1 - 1 / STEPS) < FAILURE_RATE
     assert not any(((step.x != MASK) & (step.y == MASK)).any() for step in steps)
 
 
-def frames(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, **options: Any) -> list[Frame]:
+def frames_of_sampling(
+    denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, **options: Any
+) -> list[Frame]:
     """Every step of a hundred sequences of ours."""
     seen: list[Frame] = []
     sample_along(denoiser, schedule, step, num_sequences=100, watch=seen.append, together=True, **options)
@@ -389,14 +393,16 @@ def frames(denoiser: Denoiser, schedule: AbstractHyperschedule, step: Step, **op
 
 @pytest.mark.parametrize("walk", ["full_diff", "semi_diff"])
 @pytest.mark.parametrize("name", ["original", "acs", "remask", "remask_adhoc_shuffle", "remdm"])
-def test_ours_follows_the_schedule(network, name, walk):
+def test_samples_follow_schedule_on_published_network(network, name, walk):
     """On the same network, at every step: the share of masks, settled text at peace, words taken back or not."""
     schedule = HYPERSCHEDULES[walk]
     back = 0
-    for frame in frames(network, schedule, algorithm(name, PROCESS, ETA)):
+    for frame in frames_of_sampling(network, schedule, algorithm(name, PROCESS, ETA)):
         masked = frame.after == MASK
         assert (
-            fit(masked[frame.moving], float(schedule.noise(frame.step + 1)[frame.moving[0]].max()))
+            p_value_of_mask_share(
+                masked[frame.moving], float(schedule.noise(frame.step + 1)[frame.moving[0]].max())
+            )
             > FAILURE_RATE
         )
         assert torch.equal(frame.after[~frame.moving], frame.before[~frame.moving])
@@ -411,31 +417,31 @@ def mask_shares(case: Case) -> Tensor:
 
 
 @pytest.mark.parametrize("case", GAMMA, indirect=True, ids=str)
-def test_published_gamma_samplers_write_everything_at_once(case):
-    """Every mask falls in the first step in which it may, where hardly one in a hundred should (FAULTS 3)."""
+def test_published_gamma_samplers_unmask_everything_at_once(case):
+    """Every mask is removed in its first possible step, where about one in a hundred should be (FAULTS 3)."""
     shares, levels = mask_shares(case), case.schedule.num_levels
     fresh = [(step.y, step.moving & (step.level == levels) & (step.x == MASK)) for step in case.steps()]
     masked = torch.cat([(y == MASK)[begins] for y, begins in fresh])
     assert len(masked) >= 2 * LENGTH - 2
     assert float(shares[levels - 1] / shares[levels]) > 0.99
     assert not masked.any()
-    assert fit(masked, float(shares[levels - 1] / shares[levels])) < FAILURE_RATE
+    assert p_value_of_mask_share(masked, float(shares[levels - 1] / shares[levels])) < FAILURE_RATE
 
 
 @pytest.mark.parametrize("case", ["gamma_NAR_block_w4_t3", "gamma_NAR_simple_w4_t4"], indirect=True, ids=str)
 @pytest.mark.parametrize("step", [Ancestral(), Analytic(), Euler()], ids=str)
-def test_ours_writes_gamma_text_little_by_little(case, score_network, step):
+def test_gamma_samples_unmask_gradually(case, score_network, step):
     """On the same network. Ancestral steps lift masks at a rate that no network changes: theirs is the schedule's.
 
     Those along the score ask the network for the rate, and this one is random: only the first step is held to account.
     """
     shares, levels = mask_shares(case), case.schedule.num_levels
     options = {"noise_schedule": GAMMA_NOISE, "sampling_eps": case.settings["eps"]}
-    for frame in frames(score_network, case.schedule, step, **options):
+    for frame in frames_of_sampling(score_network, case.schedule, step, **options):
         before, after = (case.schedule.levels(frame.step + ahead) for ahead in (0, 1))
         for level in after[frame.moving[0]].unique():
             masked = (frame.after == MASK)[:, frame.moving[0] & (after == level)]
             if isinstance(step, Ancestral):
-                assert fit(masked, float(shares[level]) if level else 0.0) > FAILURE_RATE
+                assert p_value_of_mask_share(masked, float(shares[level]) if level else 0.0) > FAILURE_RATE
         begins = (before == levels) & (after < levels)
         assert not begins.any() or (frame.after == MASK)[:, begins].double().mean() > 0.9

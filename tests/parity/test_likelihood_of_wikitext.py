@@ -1,4 +1,4 @@
-"""The likelihood of WikiText-2 under the model that ships with the package, against plain loops that share no code."""
+"""The likelihood of WikiText-2 under the shipped model, compared with independent plain loops."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def text(model: Checkpoint, full_set: Path) -> Text:
     return tokenize_documents(model.tokenizer, source.corpus.documents(), LENGTH * WINDOWS + 20)
 
 
-def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:
+def p_value_of_equal_means(a: LikelihoodResult, b: LikelihoodResult) -> float:
     assert a.standard_error is not None
     assert b.standard_error is not None
     return math.erfc(abs(a.nats - b.nats) / math.hypot(a.standard_error, b.standard_error) / math.sqrt(2))
 
 
 @pytest.mark.parametrize("plan", [flat(LENGTH, 8), Block(LENGTH, 16, 8)], ids=repr)
-def test_all_unbiased_estimators_agree(model: Checkpoint, text: Text, plan: AbstractHyperschedule) -> None:
-    """And the errors are as small as the methods promise: counting masks beats drawing times."""
+def test_likelihood_estimators_agree_on_wikitext(
+    model: Checkpoint, text: Text, plan: AbstractHyperschedule
+) -> None:
+    """The count estimator also has a smaller error than random times."""
     found = {
         name: estimate_likelihood(
             model.denoiser, text.tokens, Regime(plan), estimator=name, replicates=16, batch_size=64
@@ -55,12 +57,12 @@ def test_all_unbiased_estimators_agree(model: Checkpoint, text: Text, plan: Abst
     }
     assert LENGTH * WINDOWS < found["count"].num_tokens <= LENGTH * WINDOWS + 20
     for one, other in itertools.combinations(found.values(), 2):
-        assert same_mean(one, other) > FAILURE_RATE
+        assert p_value_of_equal_means(one, other) > FAILURE_RATE
     assert found["count"].standard_error < found["random"].standard_error
     assert 0.002 < found["count"].bits_per_token_error < 0.2
 
 
-def test_what_is_random_has_the_exact_likelihood_as_its_mean(model: Checkpoint, text: Text) -> None:
+def test_random_estimators_have_mean_of_exact_likelihood(model: Checkpoint, text: Text) -> None:
     """Where the truth is known: one position at a time."""
     tokens, plan = text.tokens[: LENGTH + 20], Block(LENGTH, 1, 8)
     found = {
@@ -96,7 +98,7 @@ def masked_diffusion_loss(model: Checkpoint, window: Tensor, draws: int) -> Tens
     return torch.tensor(found, dtype=torch.float64)
 
 
-def test_without_replaced_words_the_bound_is_that_of_masked_diffusion(model: Checkpoint, text: Text) -> None:
+def test_absorbing_bound_equals_independent_mdlm_loop(model: Checkpoint, text: Text) -> None:
     """Epsilon = 0 is absorption: our bound and an independent loop estimate one number."""
     denoiser = Denoiser(model.network, Absorbing(model.vocabulary.num_words), model.denoiser.parameterization)
     window = text.tokens[:24]
@@ -108,7 +110,7 @@ def test_without_replaced_words_the_bound_is_that_of_masked_diffusion(model: Che
 
 
 @pytest.mark.parametrize("within_documents", [False, True])
-def test_one_position_at_a_time_is_next_token_cross_entropy(
+def test_autoregressive_likelihood_equals_next_token_cross_entropy(
     model: Checkpoint, text: Text, *, within_documents: bool
 ) -> None:
     """A shifted network on the hyperschedule of autoregression is a causal language model: one plain pass says it."""

@@ -1,4 +1,4 @@
-"""The times of a bound: finite moments of its estimates, the right mean, and intervals that hold the truth."""
+"""The times of a bound: finite moments of the estimates, the right mean, and intervals with nominal coverage."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def text_of(world: World, windows: int) -> Tensor:
 
 WORLD = random_world(2, 3, seed=5, temperature=2.0)
 OTHER = random_world(3, 3, seed=4)
-"""Not the world in which the power and the share of the density were chosen."""
+"""A world that was not used to choose the power and the share of the density."""
 SHARP = random_world(2, 3, seed=11, temperature=0.7)
 REPLICATES = 8
-"""In each interval: few, so that it is Student's t that decides."""
+"""Replicates per interval: few, so that Student's t matters."""
 
 SMALL = random_world(2, 2, seed=3)
 DECADES = 14
@@ -71,7 +71,7 @@ def moments(bound: AbstractBound, noise: Tensor, order: int, world: World = SMAL
     return found[noise.argsort().argsort()]
 
 
-def by_decade(bound: AbstractBound, order: int, density: Density | None) -> Tensor:
+def moment_by_decade(bound: AbstractBound, order: int, density: Density | None) -> Tensor:
     """The integral of `E[cost^order] / density^(order - 1)` over each decade of small noise, from 0.1 downwards."""
     points = 10.0 ** -(torch.arange(4 * DECADES, dtype=torch.float64) / 4 + 1.125)
     values = moments(bound, points, order) * points * math.log(10) / 4
@@ -90,22 +90,22 @@ def bound_of(process: AbstractNoiseProcess, name: str) -> AbstractBound:
 @pytest.mark.parametrize(
     ("process", "name"), [*((process, "hybrid") for process in GRADUAL), (Absorbing(2), "absorbing")], ids=str
 )
-def test_even_times_have_an_infinite_second_moment_and_ours_have_finite_ones(
+def test_bound_density_has_finite_moments_and_uniform_times_infinite(
     process: AbstractNoiseProcess, name: str
 ) -> None:
-    """Each decade of smaller noise adds as much or more under even times, and less by a constant factor under ours."""
+    """With uniform times a smaller decade of noise adds no less. With our density it adds less by a factor."""
     bound = bound_of(process, name)
     last = slice(4, 11)
-    even = by_decade(bound, 2, None)[last]
+    even = moment_by_decade(bound, 2, None)[last]
     assert (even[1:] > 0.99 * even[:-1]).all()
     for order in (1, 2, 3, 4):
-        ours = by_decade(bound, order, bound.density)[last]
+        ours = moment_by_decade(bound, order, bound.density)[last]
         assert (ours[1:] < 0.95 * ours[:-1]).all()
 
 
 @pytest.mark.parametrize("world", [WORLD, SHARP], ids=["smooth", "sharp"])
 @pytest.mark.parametrize("process", [Uniform(2), GIDD(2, 0.2)], ids=repr)
-def test_the_power_makes_estimates_least_skewed(process: AbstractNoiseProcess, world: World) -> None:
+def test_density_power_minimises_skewness_of_estimates(process: AbstractNoiseProcess, world: World) -> None:
     """By enumeration, in any world: the deviation is little above the least, and the skewness is the least."""
     bound = HybridBound(ExactDenoiser(world, process), Regime(flat(3, 1)), "random")
     edges = torch.linspace(-28, 0, 201, dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_the_second_moment_of_the_estimate_is_the_enumerated_integral(process: A
     ],
     ids=str,
 )
-def test_the_power_follows_from_how_noise_begins(
+def test_density_power_follows_from_start_of_noise(
     process: AbstractNoiseProcess, schedule: AbstractNoiseSchedule, power: float
 ) -> None:
     assert density_of(process, schedule, 16.0).power == pytest.approx(power, rel=0.05)  # the hump has an end
@@ -164,8 +164,10 @@ def test_the_power_follows_from_how_noise_begins(
 @pytest.mark.parametrize("power", [1.0, 2.0, 8.0, 16.0, 32.0])
 @pytest.mark.parametrize("share", [0.2, 1.0])
 @pytest.mark.parametrize("cells", [[0], [3], [0, 1, 2, 3], [1, 2]], ids=str)
-def test_moved_times_are_even_times_with_weights(power: float, share: float, cells: list[int]) -> None:
-    """They integrate every function as even times do, keep their order, and never reach an ending."""
+def test_placed_times_with_weights_integrate_as_uniform_times(
+    power: float, share: float, cells: list[int]
+) -> None:
+    """They integrate functions as uniform times do, keep their order, and never reach the end of a cell."""
     count = 20_000
     times = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count
     moved, weight = place_times(times, [torch.tensor(cells)], 4, Density(power, share), 1e-12)
@@ -202,7 +204,7 @@ def measured(
     )
 
 
-def truth_of(
+def expected_nats(
     process: AbstractNoiseProcess,
     bound: str,
     blocks: list[list[int]],
@@ -217,15 +219,15 @@ def truth_of(
 
 
 def coverage_p_value(found: LikelihoodResult, truth: float, level: float = 0.95) -> float:
-    """Of the statement that the interval of `REPLICATES` estimates holds the truth as often as it says."""
+    """The p-value for nominal coverage of intervals of `REPLICATES` estimates."""
     groups = torch.tensor(found.estimates, dtype=torch.float64).view(-1, REPLICATES).tolist()
     every = [replace(found, estimates=tuple(group)).interval(level) for group in groups]
     hits = sum(low <= truth <= high for low, high in every)
     return float(scipy.stats.binomtest(hits, len(every), level).pvalue)
 
 
-def check(found: LikelihoodResult, truth: float) -> None:
-    """The mean is the truth, and intervals hold it."""
+def assert_mean_and_coverage(found: LikelihoodResult, truth: float) -> None:
+    """Assert that the mean equals the expected value and that intervals have nominal coverage."""
     assert mean_p_value(torch.tensor(found.estimates, dtype=torch.float64), truth) > FAILURE_RATE
     assert coverage_p_value(found, truth) > FAILURE_RATE
 
@@ -250,15 +252,19 @@ CASES = [
 
 
 @pytest.mark.parametrize("process", HYBRID, ids=repr)
-def test_intervals_hold_the_truth(process: AbstractNoiseProcess) -> None:
-    check(measured(process, "hybrid", "stratified", flat(3, 4), 40), truth_of(process, "hybrid", WHOLE))
+def test_likelihood_intervals_have_nominal_coverage(process: AbstractNoiseProcess) -> None:
+    assert_mean_and_coverage(
+        measured(process, "hybrid", "stratified", flat(3, 4), 40), expected_nats(process, "hybrid", WHOLE)
+    )
 
 
-def test_gidd_with_the_exact_model_reads_the_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of this world cost 0.9097 nats a token in the mean. Even times read 0.81 to 0.88, and would fail here."""
+def test_gidd_bound_has_coverage_that_uniform_times_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entropy of this world is 0.9097 nats per token. Uniform times measure 0.81 to 0.88 and fail this test."""
     assert OTHER.entropy / 3 == pytest.approx(0.9097, abs=1e-4)
-    truth = truth_of(GIDD(3, 0.2), "hybrid", WHOLE, OTHER)
-    check(measured(GIDD(3, 0.2), "hybrid", "stratified", flat(3, 4), 48, OTHER, seed=7), truth)
+    truth = expected_nats(GIDD(3, 0.2), "hybrid", WHOLE, OTHER)
+    assert_mean_and_coverage(
+        measured(GIDD(3, 0.2), "hybrid", "stratified", flat(3, 4), 48, OTHER, seed=7), truth
+    )
     monkeypatch.setattr(bounds, "density_of", lambda *_: Density(1.0, 1.0))
     even = measured(GIDD(3, 0.2), "hybrid", "stratified", flat(3, 4), 48, OTHER, seed=7)
     assert coverage_p_value(even, truth) < FAILURE_RATE / 10
@@ -267,7 +273,7 @@ def test_gidd_with_the_exact_model_reads_the_likelihood(monkeypatch: pytest.Monk
 @pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "blocks"), PLANS, ids=repr)
 @pytest.mark.parametrize(("process", "bound", "estimator"), CASES, ids=str)
-def test_intervals_hold_the_truth_along_every_hyperschedule(
+def test_likelihood_intervals_have_nominal_coverage_for_every_hyperschedule(
     process: AbstractNoiseProcess,
     bound: str,
     estimator: str,
@@ -280,21 +286,27 @@ def test_intervals_hold_the_truth_along_every_hyperschedule(
         pytest.skip("it is exact")
     if bound == "hybrid" and isinstance(process, EpsilonHybrid) and blocks is None:
         pytest.skip("the sum of its costs is not enumerated where positions end at different times")
-    check(measured(process, bound, estimator, schedule, 150), truth_of(process, bound, blocks or WHOLE))
+    assert_mean_and_coverage(
+        measured(process, bound, estimator, schedule, 150), expected_nats(process, bound, blocks or WHOLE)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("process", [replace(each, num_words=3) for each in HYBRID], ids=repr)
-def test_intervals_hold_the_truth_in_another_world(process: AbstractNoiseProcess, seed: int) -> None:
-    truth = truth_of(process, "hybrid", WHOLE, OTHER)
-    check(measured(process, "hybrid", "stratified", flat(3, 4), 100, OTHER, seed), truth)
+def test_likelihood_intervals_have_nominal_coverage_in_another_world(
+    process: AbstractNoiseProcess, seed: int
+) -> None:
+    truth = expected_nats(process, "hybrid", WHOLE, OTHER)
+    assert_mean_and_coverage(measured(process, "hybrid", "stratified", flat(3, 4), 100, OTHER, seed), truth)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [Uniform(2), GIDD(2, 0.2)], ids=repr)
-def test_intervals_of_a_sharp_world_hold_the_truth_if_the_text_is_long(process: AbstractNoiseProcess) -> None:
-    """One canvas at a time: 600 tokens are too few here, since wrong words are rare and estimates are skewed."""
+def test_likelihood_intervals_have_nominal_coverage_for_long_text_of_sharp_world(
+    process: AbstractNoiseProcess,
+) -> None:
+    """600 tokens are too few here, because wrong words are rare and the estimates are skewed."""
     schedule, windows = as_table(Wave(3, 2, 2)), 1500
     found = measured(process, "hybrid", "stratified", schedule, 100, SHARP, 7, windows)
-    check(found, truth_of(process, "hybrid", WHOLE, SHARP, windows))
+    assert_mean_and_coverage(found, expected_nats(process, "hybrid", WHOLE, SHARP, windows))

@@ -1,4 +1,4 @@
-"""Every estimator of a bound has the right mean and an honest error, in worlds where both are known."""
+"""Every estimator of a bound has the right mean and a correct standard error in enumerable worlds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def p_value(result: LikelihoodResult, expected: float) -> float:
     return mean_p_value(samples, expected)
 
 
-def same_mean(a: LikelihoodResult, b: LikelihoodResult) -> float:
+def p_value_of_equal_means(a: LikelihoodResult, b: LikelihoodResult) -> float:
     error = math.hypot(a.standard_error, b.standard_error)
     return math.erfc(abs(a.nats - b.nats) / error / math.sqrt(2))
 
@@ -81,10 +81,8 @@ def test_the_absorbing_bound_of_the_exact_model_is_the_likelihood(
 
 @pytest.mark.parametrize("process", [EpsilonHybrid(2, 0.3), GammaHybrid(2, 0.4), GIDD(2, 0.2)], ids=repr)
 @pytest.mark.parametrize("estimator", ["count", "exact"])
-def test_one_position_at_a_time_is_measured_without_error(
-    process: AbstractNoiseProcess, estimator: str
-) -> None:
-    """It is masked whatever is drawn, and sees settled words only, so neither process nor noise matters."""
+def test_bound_with_width_1_has_no_error(process: AbstractNoiseProcess, estimator: str) -> None:
+    """The position is always masked and sees only settled words, so process and noise have no effect."""
     result = measure(process, Block(3, 1, 3), estimator=estimator, replicates=3)
     assert result.nats == pytest.approx(truth(), rel=1e-9)
     assert result.standard_error == pytest.approx(0, abs=1e-9)
@@ -92,17 +90,17 @@ def test_one_position_at_a_time_is_measured_without_error(
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=repr)
 @pytest.mark.parametrize("process", [EpsilonHybrid(2, 0.3), GammaHybrid(2, 0.4)], ids=repr)
-def test_estimators_agree_for_a_wrong_model_that_is_told_the_noise(
+def test_estimators_agree_for_wrong_model_that_depends_on_noise(
     process: AbstractNoiseProcess, schedule: AbstractHyperschedule
 ) -> None:
-    """Its answers depend on the noise fraction, so each estimator has to tell it the right one."""
+    """The predictions depend on the noise fraction, so each estimator must pass the right one."""
     results = [measure(process, schedule, estimator=each, sharpness=0.5) for each in ESTIMATORS]
     assert results[2].nats > 1.05 * truth()
-    assert same_mean(results[0], results[2]) > FAILURE_RATE
-    assert same_mean(results[1], results[2]) > FAILURE_RATE
+    assert p_value_of_equal_means(results[0], results[2]) > FAILURE_RATE
+    assert p_value_of_equal_means(results[1], results[2]) > FAILURE_RATE
 
 
-def test_counting_masks_has_less_variance_than_drawing_times() -> None:
+def test_count_estimator_has_least_variance() -> None:
     errors = [
         measure(Absorbing(2), flat(3, 4), estimator=each, sharpness=0.5).standard_error for each in ESTIMATORS
     ]
@@ -112,7 +110,7 @@ def test_counting_masks_has_less_variance_than_drawing_times() -> None:
 @pytest.mark.parametrize("schedule", [flat(3, 4), Block(3, 2, 2), Slide(3, 2, 2)], ids=repr)
 @pytest.mark.parametrize("process", [Absorbing(2), GammaHybrid(2, 0.4), Uniform(2), GIDD(2, 0.2)], ids=repr)
 @pytest.mark.parametrize("reading", ["mean", "score"])
-def test_score_entropy_of_the_exact_model_is_the_likelihood(
+def test_hybrid_bound_of_exact_model_equals_likelihood(
     process: AbstractNoiseProcess, schedule: AbstractHyperschedule, reading: str
 ) -> None:
     """Where noise comes gradually and one token at a time, the reverse process is exact."""
@@ -156,10 +154,10 @@ def replaced_text_bound(
     [{"estimator": "random"}, {}, {"noise_schedule": CosinePower()}, {"noise_schedule": Power(40.0)}],
     ids=str,
 )
-def test_the_hybrid_bound_counts_the_replaced_words(
+def test_hybrid_bound_equals_enumerated_bound_with_replaced_words(
     schedule: AbstractHyperschedule, blocks: list[list[int]], options: dict[str, object]
 ) -> None:
-    """However slowly masks come at first."""
+    """The result also holds for noise schedules with slow or late masking."""
     process = EpsilonHybrid(2, 0.3)
     expected = replaced_text_bound(blocks, process)
     assert expected > truth() + 0.01
@@ -183,10 +181,10 @@ def reconstruction(schedule: AbstractHyperschedule, process: AbstractNoiseProces
 
 @pytest.mark.parametrize("passes", [1, 4])
 @pytest.mark.parametrize("schedule", [Slide(3, 3, 6), as_table(Slide(3, 3, 6)), Wave(3, 2, 2)], ids=repr)
-def test_the_reconstruction_along_a_hyperschedule_is_that_of_every_position_at_its_end(
+def test_reconstruction_term_equals_enumeration(
     schedule: AbstractHyperschedule, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few of the moments at which noise ends are taken; with all of them, only `y` is random."""
+    """The result holds for any number of passes. With all passes only `y` is random."""
     process = EpsilonHybrid(2, 0.3)
     monkeypatch.setattr(bounds, "_PASSES", passes)
     both = measure(process, schedule, bound="hybrid", replicates=24)
@@ -200,17 +198,17 @@ def test_the_reconstruction_along_a_hyperschedule_is_that_of_every_position_at_i
 
 @pytest.mark.parametrize("schedule", [Slide(3, 2, 2), Wave(3, 2, 2)], ids=repr)
 @pytest.mark.parametrize("options", [{"bound": "hybrid"}, {"bound": "absorbing", "sharpness": 0.5}], ids=str)
-def test_two_streams_and_one_canvas_measure_the_same(
+def test_two_stream_and_one_canvas_bounds_have_equal_mean(
     schedule: AbstractHyperschedule, options: dict[str, object]
 ) -> None:
     packed, single = (
         measure(EpsilonHybrid(2, 0.3), each, **options) for each in (schedule, as_table(schedule))
     )
-    assert same_mean(packed, single) > FAILURE_RATE
+    assert p_value_of_equal_means(packed, single) > FAILURE_RATE
 
 
-def test_noise_that_ends_early_costs_its_prior_and_noise_that_begins_late_its_reconstruction() -> None:
-    """A schedule from 20% to 90% noise still bounds the likelihood, from above and not far."""
+def test_hybrid_bound_with_partial_noise_range_bounds_likelihood() -> None:
+    """With a schedule from 20 % to 90 % noise the result is still an upper bound and less than twice as large."""
     schedule = Geometric(0.22, 2.3)
     result = measure(GammaHybrid(2, 0.4), flat(3, 4), bound="hybrid", noise_schedule=schedule)
     assert truth() + 3 * result.standard_error < result.nats < 2 * truth()
@@ -230,7 +228,9 @@ def test_noise_that_ends_early_costs_its_prior_and_noise_that_begins_late_its_re
     ],
     ids=str,
 )
-def test_the_stated_error_is_honest(process: AbstractNoiseProcess, options: dict[str, object]) -> None:
+def test_standard_error_interval_has_nominal_coverage(
+    process: AbstractNoiseProcess, options: dict[str, object]
+) -> None:
     """Of many small evaluations, Student's 90% interval of five replicates holds the truth about 90% of the time."""
     size, level = 5, 0.9
     schedule = options.get("schedule", SCHEDULES[0])
@@ -244,8 +244,8 @@ def test_the_stated_error_is_honest(process: AbstractNoiseProcess, options: dict
 
 
 @pytest.mark.parametrize("noise", [0.001, 0.3, 0.9])
-def test_the_paper_teaches_words_in_sight_as_if_half_of_them_were_wrong(noise: float) -> None:
-    """What its loss is least at, whatever epsilon is, is not `p(x_0 | x_t)`; the bound asks for that."""
+def test_paper_loss_optimum_for_visible_words_equals_epsilon_one_half(noise: float) -> None:
+    """The optimum of the paper's loss is not `p(x_0 | x_t)`, for any epsilon. The optimum of the bound is."""
     words, epsilon, seen = 50, 0.01, 7
     process = EpsilonHybrid(words, epsilon)
     x_0, t = torch.arange(words)[:, None], torch.full((words, 1), noise, dtype=torch.float64)

@@ -77,7 +77,7 @@ def test_score_entropy_of_the_gamma_hybrid_is_the_entropy(gamma, reading):
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(5e-3), Cosine()], ids=repr)
-def test_finite_noise_adds_the_divergence_of_the_prior(schedule):
+def test_finite_noise_with_prior_divergence_bounds_entropy(schedule):
     """MATH 3: where noise ends before 1 the bound needs `KL(q_1 || prior)`, and is then above the entropy, barely."""
     process = GammaHybrid(2, 0.1)
     corruption = Corruption(process, Regime(flat(3, 1), schedule), two_stream=False)
@@ -138,13 +138,13 @@ def test_nelbo_is_the_sum_of_all_steps(hyperschedule, process):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_autoregression_pays_the_entropy_and_no_more(process):
+def test_autoregressive_nelbo_equals_entropy(process):
     """Chain rule: one position a step, each from pure noise, whatever the noise."""
     assert nelbo_by_hand(process, autoregressive(3), WORLD) == pytest.approx(WORLD.entropy, abs=1e-12)
 
 
 @pytest.mark.parametrize("process", [Absorbing(2), GammaHybrid(2, 0.5), Uniform(2)], ids=repr)
-def test_more_steps_bring_the_bound_down_to_the_entropy(process):
+def test_nelbo_excess_halves_with_twice_the_steps(process):
     """First order: twice the steps, half the excess."""
     excess = [nelbo_by_hand(process, flat(3, steps), WORLD) - WORLD.entropy for steps in (4, 8, 16)]
     assert excess[2] > 0
@@ -152,8 +152,8 @@ def test_more_steps_bring_the_bound_down_to_the_entropy(process):
         assert coarse / fine == pytest.approx(2.0, abs=0.5)
 
 
-def test_the_published_wave_begins_where_its_level_says_it_is_not():
-    """Its first block starts at level `T - 1`: the steps alone are no bound; with the prior's share they are again."""
+def test_published_wave_nelbo_needs_prior_of_first_block():
+    """The first block starts at level `T - 1`, so the steps alone are not a bound. With the prior they are."""
     schedule, process = PublishedWave(3, 2, 3), Absorbing(2)
     steps = nelbo_by_hand(process, schedule, WORLD)
     assert steps < WORLD.entropy
@@ -164,11 +164,11 @@ def test_the_published_wave_begins_where_its_level_says_it_is_not():
     )  # a generator that never starts from a word is charged for each
 
 
-def test_the_papers_loss_is_least_at_a_tilted_posterior():
+def test_paper_loss_optimum_is_a_tilted_posterior():
     """With lambda > 0 a visible word is weighed by whether it is wrong, so the minimum is not `p(x_0 | x_t)`.
 
     Weights `1 - e` for a wrong word and `e` for a right one make the best answer `w(x_0) p(x_0 | x_t)`, normalised:
-    doubt, turned up to where replaced and kept words count the same.
+    so the optimum overestimates the probability that a visible word is wrong.
     """
     epsilon, world = 0.2, random_world(num_words=2, length=1, seed=1)
     process = EpsilonHybrid(2, epsilon)
@@ -196,8 +196,8 @@ def test_the_papers_loss_is_least_at_a_tilted_posterior():
 
 
 @pytest.mark.parametrize("two_stream", [False, True])
-def test_the_estimators_mean_is_the_bound(two_stream):
-    """The real thing: real draws, stratified times, averaged; an honest p-value."""
+def test_nelbo_of_random_draws_has_mean_of_enumerated_bound(two_stream):
+    """Uses random draws and random times, and compares the average with a p-value."""
     process, hyperschedule, size = GammaHybrid(2, 0.3), Slide(3, 2, 4), 8000
     denoiser, randomness = ExactDenoiser(WORLD, process), Randomness(11)
     corruption = Corruption(process, Regime(hyperschedule), two_stream=two_stream, continuous=False)
@@ -223,7 +223,7 @@ def test_stratified_times_cover_the_unit_interval_evenly():
     assert chi_square((firsts * 8).long().bincount(minlength=8), torch.full((8,), 1 / 8)) > FAILURE_RATE
 
 
-def test_stratified_times_lower_the_variance():
+def test_stratified_times_reduce_variance():
     """Averages over a batch of a smooth function vary less than with independent times."""
 
     def spread(draw):
@@ -234,7 +234,7 @@ def test_stratified_times_lower_the_variance():
     assert stratified < independent / 3
 
 
-def test_the_statistics_agree_with_scipy():
+def test_chi_square_and_mean_p_value_agree_with_scipy():
     generator = torch.Generator().manual_seed(0)
     law = torch.softmax(torch.randn(3, 9, generator=generator, dtype=torch.float64), -1)
     counts = torch.stack([p.multinomial(4000, True, generator=generator).bincount(minlength=9) for p in law])
@@ -247,14 +247,14 @@ def test_the_statistics_agree_with_scipy():
     assert mean_p_value(samples, 0.0) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
 
 
-def test_the_statistics_see_what_is_wrong():
+def test_chi_square_detects_wrong_counts():
     law = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
     assert chi_square(torch.tensor([5000, 3000, 2000, 0]), law) == 1.0
     assert chi_square(torch.tensor([5000, 3000, 1999, 1]), law) == 0.0
     assert chi_square(torch.tensor([5300, 2700, 2000, 0]), law) < FAILURE_RATE
 
 
-def test_quadrature_is_exact_for_polynomials_and_stands_infinite_ends():
+def test_quadrature_is_exact_for_polynomials_and_handles_infinite_ends():
     places, weights = quadrature(32)
     for power in range(7):
         assert float(weights @ places**power) == pytest.approx(1 / (power + 1), abs=1e-12)
@@ -262,7 +262,7 @@ def test_quadrature_is_exact_for_polynomials_and_stands_infinite_ends():
     assert float(weights @ (1 - places) ** -0.5) == pytest.approx(2, abs=1e-3)
 
 
-def test_the_worlds_are_what_they_say():
+def test_world_has_stated_law_and_entropy():
     for world in (WORLD, agreeing_world(3, 3), random_world(4, 2, 1)):
         assert float(world.law.sum()) == pytest.approx(1)
         assert torch.equal(world.index(world.sequences), torch.arange(len(world.law)))

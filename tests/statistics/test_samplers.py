@@ -79,19 +79,19 @@ SAMPLERS = {name: subject for name, subject in built_in().items() if name.starts
 
 @pytest.mark.parametrize("law", laws_of(next(iter(SAMPLERS.values()))), ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_law(name, law):
-    hold(law, name, Trial(seed=2, samples=4_000))
+def test_sampler_obeys_law(name, law):
+    assert_law_holds(law, name, Trial(seed=2, samples=4_000))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_laws_with_many_samples(name):
+def test_sampler_obeys_laws_with_many_samples(name):
     for law in laws_of(SAMPLERS[name]):
-        hold(law, name, Trial(seed=3, samples=MANY))
+        assert_law_holds(law, name, Trial(seed=3, samples=MANY))
 
 
-def hold(law, name, trial):
-    """Every law speaks of every sampler and holds, but for the pace of those that choose their own."""
+def assert_law_holds(law, name, trial):
+    """Assert a law. Only the mask-schedule law does not apply to samplers with adaptive steps."""
     subject = SAMPLERS[name]
     finding = law(subject, trial)
     if finding is None:
@@ -107,19 +107,19 @@ def final_law(denoiser, schedule, step=ancestral_law, **options):
     return text_law(law, WORDS, schedule.length)
 
 
-def fit(tokens, law):
+def p_value_of_samples(tokens, law):
     return chi_square(WORLD.count(tokens), law)
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("schedule", HYPERSCHEDULES, ids=repr)
-def test_ancestral_sampling_has_the_law_of_its_chain(schedule, process, count):
+def test_ancestral_samples_follow_enumerated_chain(schedule, process, count):
     denoiser = ExactDenoiser(WORLD, process)
     tokens = sample(denoiser, Regime(schedule), Ancestral(), num_sequences=count, seed=5).tokens
     law = final_law(denoiser, schedule)
     assert float(law.sum()) == pytest.approx(1, abs=1e-12)  # nothing is left masked
-    assert fit(tokens, law) > FAILURE_RATE
+    assert p_value_of_samples(tokens, law) > FAILURE_RATE
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -127,19 +127,19 @@ def test_ancestral_sampling_has_the_law_of_its_chain(schedule, process, count):
     "process", [Absorbing(WORDS), EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4)], ids=repr
 )
 @pytest.mark.parametrize("schedule", [flat(LENGTH, 4), Slide(LENGTH, 3, 4)], ids=repr)
-def test_acs_has_the_law_of_its_transition_matrix(schedule, process, count):
+def test_acs_samples_follow_enumerated_chain(schedule, process, count):
     """MATH, proof 3; with a strong `eta`, so that the plain sampler's law would not do."""
     eta, denoiser = 0.9, ExactDenoiser(WORLD, process)
     step = Chain((Ancestral(), AdaptiveCorrection(eta)))
     tokens = sample(denoiser, Regime(schedule), step, num_sequences=count, seed=6).tokens
     law = final_law(denoiser, schedule, corrected_law(eta))
-    assert fit(tokens, law) > FAILURE_RATE
+    assert p_value_of_samples(tokens, law) > FAILURE_RATE
     if count == MANY and isinstance(process, EpsilonHybrid | GammaHybrid):
-        assert fit(tokens, final_law(denoiser, schedule)) < FAILURE_RATE
+        assert p_value_of_samples(tokens, final_law(denoiser, schedule)) < FAILURE_RATE
 
 
-def rewritten_law(strength):
-    """ReMDM (arXiv 2503.00307): mask each word with `sigma`, lift masks as often as keeps their share on schedule."""
+def remdm_law(strength):
+    """ReMDM (arXiv 2503.00307): mask each word with probability `sigma`, and unmask so that the mask share is kept."""
 
     def law(board):
         mask_s, mask_t = board.process.weights(board.s).mask, board.process.weights(board.t).mask
@@ -167,11 +167,11 @@ def rewritten_law(strength):
     ],
     ids=["cap", "rescale", "remask", "remask half"],
 )
-def test_remasking_has_the_law_of_its_transition_matrix(step, strength, count):
+def test_remasking_samples_follow_enumerated_chain(step, strength, count):
     denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
     for schedule in (flat(LENGTH, 5), Slide(LENGTH, 3, 4)):
         tokens = sample(denoiser, Regime(schedule), step, num_sequences=count, seed=14).tokens
-        assert fit(tokens, final_law(denoiser, schedule, rewritten_law(strength))) > FAILURE_RATE
+        assert p_value_of_samples(tokens, final_law(denoiser, schedule, remdm_law(strength))) > FAILURE_RATE
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -179,12 +179,15 @@ def test_remasking_has_the_law_of_its_transition_matrix(step, strength, count):
 @pytest.mark.parametrize(
     "process", [EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)], ids=repr
 )
-def test_the_analytic_step_is_the_exact_posterior(process, reading, count):
+def test_analytic_samples_follow_ancestral_chain(process, reading, count):
     """FAULTS 2: with the exact inverse of the kernel, the step along the score is the ancestral one."""
     denoiser, schedule = ExactDenoiser(WORLD, process, reading), flat(LENGTH, 3)
     options = {"noise_schedule": LogLinear(1e-4)}
     tokens = sample_along(denoiser, schedule, Analytic(), num_sequences=count, seed=7, **options).tokens
-    assert fit(tokens, final_law(ExactDenoiser(WORLD, process), schedule, **options)) > FAILURE_RATE
+    assert (
+        p_value_of_samples(tokens, final_law(ExactDenoiser(WORLD, process), schedule, **options))
+        > FAILURE_RATE
+    )
 
 
 def euler_law(board):
@@ -204,19 +207,19 @@ def euler_law(board):
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("process", [Absorbing(WORDS), GammaHybrid(WORDS, 0.4)], ids=repr)
-def test_euler_has_the_law_of_its_chain(process, count):
+def test_euler_samples_follow_enumerated_chain(process, count):
     denoiser, schedule = ExactDenoiser(WORLD, process), flat(LENGTH, 5)
     tokens = sample(denoiser, Regime(schedule), Euler(), num_sequences=count, seed=8).tokens
-    assert fit(tokens, final_law(denoiser, schedule, euler_law)) > FAILURE_RATE
+    assert p_value_of_samples(tokens, final_law(denoiser, schedule, euler_law)) > FAILURE_RATE
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("schedule", HYPERSCHEDULES, ids=repr)
-def test_first_hitting_reproduces_the_world_in_any_number_of_steps(schedule, count):
-    """Masks fall one at a time, so nothing is drawn blindly beside anything else."""
+def test_first_hitting_samples_follow_world_in_any_number_of_steps(schedule, count):
+    """Masks are removed one at a time, so each word is drawn given all earlier words."""
     denoiser = ExactDenoiser(WORLD, Absorbing(WORDS))
     tokens = sample(denoiser, Regime(schedule), FirstHitting(), num_sequences=count, seed=9).tokens
-    assert fit(tokens, WORLD.law) > FAILURE_RATE
+    assert p_value_of_samples(tokens, WORLD.law) > FAILURE_RATE
 
 
 @pytest.mark.slow
@@ -230,10 +233,10 @@ def test_first_hitting_reproduces_the_world_in_any_number_of_steps(schedule, cou
     ],
     ids=repr,
 )
-def test_many_steps_reproduce_the_world(process, schedule, step):
-    """MATH, proof 3: what is exact as steps get small, with steps so small that 1e5 samples cannot tell."""
+def test_samples_with_many_steps_follow_world(process, schedule, step):
+    """MATH, proof 3: with 100 steps the deviation is too small for 1e5 samples to detect."""
     tokens = sample(ExactDenoiser(WORLD, process), Regime(schedule), step, num_sequences=MANY, seed=10).tokens
-    assert fit(tokens, WORLD.law) > FAILURE_RATE
+    assert p_value_of_samples(tokens, WORLD.law) > FAILURE_RATE
 
 
 # --- the chains themselves, without a sample ---------------------------------------------------------------------
@@ -262,13 +265,13 @@ def test_chains_converge_to_the_world(process, step):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_autoregression_is_the_world(process):
+def test_autoregressive_chain_equals_world(process):
     law = final_law(ExactDenoiser(WORLD, process), autoregressive(LENGTH))
     torch.testing.assert_close(law, WORLD.law, atol=1e-12, rtol=0)
 
 
-def test_the_epsilon_hybrid_repairs_words_in_its_last_step_only():
-    """All its uniform noise sits at `u = 0+`: many steps do not bring its law to the world, hence ACS and Gibbs."""
+def test_epsilon_hybrid_chain_does_not_converge_to_world():
+    """All uniform noise is at `u = 0+`, so more steps do not bring the law to the world without corrections."""
     denoiser = ExactDenoiser(WORLD, EpsilonHybrid(WORDS, 0.5))
     gaps = [distance(final_law(denoiser, flat(LENGTH, steps)), WORLD.law) for steps in (8, 32)]
     assert gaps[1] > 0.8 * gaps[0] > 0.01
@@ -281,8 +284,8 @@ def test_the_epsilon_hybrid_repairs_words_in_its_last_step_only():
     ids=repr,
 )
 @pytest.mark.parametrize("schedule", [Slide(LENGTH, 2, 4), Wave(LENGTH, 2, 3)], ids=repr)
-def test_every_position_is_masked_as_often_as_its_level_says(schedule, step):
-    """FAULTS 3 and 4: nothing is unmasked ahead of its time, remasking keeps the marginals; position by position."""
+def test_mask_frequency_of_each_position_follows_schedule(schedule, step):
+    """FAULTS 3 and 4: each position has the scheduled mask frequency at each step, also with remasking."""
     process = GammaHybrid(WORDS, 0.2)
     denoiser, fits = ExactDenoiser(WORLD, process), []
 
@@ -304,7 +307,7 @@ def test_every_position_is_masked_as_often_as_its_level_says(schedule, step):
 
 # --- Gibbs: invariance -------------------------------------------------------------------------------------------
 def move_at(denoiser, x, u, seed=0):
-    """A move that has arrived at noise `u`, all positions active."""
+    """A move at noise `u` with all positions active."""
     noise = torch.full(x.shape, u, dtype=torch.float64)
 
     def ask(tokens, at):
@@ -347,7 +350,7 @@ def gibbs_law(denoiser, x, u):
 @pytest.mark.parametrize(
     "process", [EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)], ids=repr
 )
-def test_gibbs_correction_leaves_the_law_of_every_noise_level_alone(process, u):
+def test_gibbs_correction_is_invariant_at_every_noise_level(process, u):
     """MATH 5, to 1e-12, one position at a time; and the step draws from that matrix."""
     denoiser, x = ExactDenoiser(WORLD, process), states(WORDS, LENGTH)
     noise = torch.full(WORLD.sequences.shape, u, dtype=torch.float64)
@@ -366,8 +369,8 @@ def test_gibbs_correction_leaves_the_law_of_every_noise_level_alone(process, u):
     assert chi_square(cells.view(len(x), len(x)), matrix) > FAILURE_RATE
 
 
-def test_acs_is_no_such_thing():
-    """Redrawing from `p(x_0 | x_t)`, in which a word testifies for itself, moves the law (MATH 5)."""
+def test_acs_is_not_invariant():
+    """Redrawing from `p(x_0 | x_t)`, which depends on the current word, changes the law (MATH 5)."""
     process, u = EpsilonHybrid(WORDS, 0.2), 0.3
     denoiser, x = ExactDenoiser(WORLD, process), states(WORDS, LENGTH)
     noise = torch.full(WORLD.sequences.shape, u, dtype=torch.float64)
@@ -382,7 +385,7 @@ def test_acs_is_no_such_thing():
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_gibbs_correction_in_the_loop_keeps_the_chain(count):
+def test_gibbs_correction_in_the_loop_is_as_close_to_world(count):
     """With a process whose words keep moving, corrected generation comes as close to the world as its steps allow."""
     process, schedule = GammaHybrid(WORDS, 0.6), flat(LENGTH, 12)
     denoiser = ExactDenoiser(WORLD, process)
@@ -399,12 +402,12 @@ def test_gibbs_correction_in_the_loop_keeps_the_chain(count):
 @pytest.mark.parametrize("use_cache", [False, True], ids=["uncached", "cached"])
 @pytest.mark.parametrize("context", ["causal", "block_causal", "full"])
 @pytest.mark.parametrize("active", ["full", "causal"])
-def test_what_is_seen_decides_the_law(context, active, use_cache):
-    """The chain with the same visibility fits, cached or not; active positions that look left only have another law."""
+def test_samples_follow_chain_of_same_visibility(context, active, use_cache):
+    """Samples agree with the chain of the same visibility, with and without a cache."""
     process, schedule, noise = GammaHybrid(WORDS, 0.4), Block(LENGTH, 2, 2), LINEAR
     denoiser = ExactDenoiser(WORLD, process)
     views = {"context": context, "active": active, "noise_schedule": noise}
     tokens = sample_along(
         denoiser, schedule, Ancestral(), num_sequences=4000, seed=13, use_cache=use_cache, **views
     ).tokens
-    assert fit(tokens, final_law(denoiser, schedule, **views)) > FAILURE_RATE
+    assert p_value_of_samples(tokens, final_law(denoiser, schedule, **views)) > FAILURE_RATE

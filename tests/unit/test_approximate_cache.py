@@ -35,7 +35,7 @@ EVERYTHING = ApproximateCache(refresh=None, active=True)
 
 
 @final
-class Spy(AbstractDenoiser):
+class RecordingDenoiser(AbstractDenoiser):
     """Notes what each call computes: positions and tokens of every question."""
 
     def __init__(self, inner: Denoiser) -> None:
@@ -59,8 +59,8 @@ class Spy(AbstractDenoiser):
 
 @pytest.mark.parametrize("process", FAMILIES, ids=lambda process: type(process).__name__)
 @pytest.mark.parametrize("name", ["gibbs", "remask_adhoc_shuffle", "analytic"])
-def test_refreshed_at_every_call_it_is_no_cache(name: str, process) -> None:
-    """Bit for bit, also where words change that are written."""
+def test_approximate_cache_refreshed_at_every_call_equals_no_cache(name: str, process) -> None:
+    """The tokens are equal bit for bit, also when written words change."""
     told = isinstance(process, GammaHybrid)
     denoiser = tiny_denoiser(process, LogScore() if told else Mean(), conditioned=told)
     options = {"num_sequences": 2, "context": "full"}
@@ -79,14 +79,14 @@ def test_refreshed_at_every_call_it_is_no_cache(name: str, process) -> None:
 
 
 @final
-class Script:
-    """A step that writes what chance wants, takes words back too, and notes what the network says where it looks."""
+class RandomRewriteStep:
+    """A step that writes and removes random words and records the predictions that it reads."""
 
     def __init__(self) -> None:
         self.said: dict[tuple[int, int, int], Tensor] = {}
 
     def __call__(self, x: Tensor, move: Move) -> Tensor:
-        for turn in range(2):  # two looks at one state
+        for turn in range(2):  # two reads of one state
             where = move.moving & (move.uniform(turn) < 0.3)
             if where.any():
                 log_p = move.reading.log_clean(where).split(where.sum(1).tolist())
@@ -101,8 +101,8 @@ class Script:
 
 @pytest.mark.parametrize("context", ["causal", "block_causal", "full"])
 @pytest.mark.parametrize(("shifted", "together"), [(False, True), (True, False)])
-def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, together: bool) -> None:
-    """Its keys and values are those of a token and its place alone, so it says what it says without a cache."""
+def test_approximate_cache_is_exact_for_network_of_one_block(context, shifted: bool, together: bool) -> None:
+    """Keys and values depend on the token and its position only, so the cache changes no prediction."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean(), num_blocks=1)
     prompt = Prompt.prefix([1], LENGTH) if shifted else None
     options = {"num_sequences": 2, "prompt": prompt, "context": context}
@@ -112,7 +112,7 @@ def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, togeth
         (Slide(LENGTH, 3, 4), "full", None),
     )
     for schedule, active, refresh in cases:
-        plain, script = Script(), Script()
+        plain, script = RandomRewriteStep(), RandomRewriteStep()
         sample_along(denoiser, schedule, plain, active=active, use_cache=False, **options)
         cache = ApproximateCache(refresh, active=True)
         sample_along(
@@ -124,10 +124,10 @@ def test_a_network_of_one_block_has_nothing_stale(context, shifted: bool, togeth
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_chain_that_reads_twice_asks_once(together: bool) -> None:
-    """ACS says beforehand which words it may redraw: the words, and the price, are those of no cache.
+def test_approximate_cache_adds_no_network_call_for_chain_of_two_reads(together: bool) -> None:
+    """ACS declares which words it may redraw, so tokens and evaluations equal those without a cache.
 
-    A seed with which no word is replaced by itself: else a whole answer serves twice, and that of a part does not.
+    With this seed no word is replaced by itself. Otherwise a full prediction is reused and a partial one is not.
     """
     process = EpsilonHybrid(WORDS, 0.2)
     denoiser, step = tiny_denoiser(process, num_blocks=1), algorithm("acs", process, 0.6)
@@ -149,10 +149,10 @@ def test_a_chain_that_reads_twice_asks_once(together: bool) -> None:
 
 @pytest.mark.parametrize("context", ["causal", "block_causal"])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_settled_text_stays_exact_where_its_view_never_changes(context, shifted: bool) -> None:
-    """The first call of a block computes all of it, behind text that is exact; only later ones are off."""
+def test_approximate_cache_is_exact_at_first_call_of_later_block(context, shifted: bool) -> None:
+    """The first call of a block computes all its positions after exact text. Only later calls deviate."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.2), Shifted(Mean()) if shifted else Mean())
-    schedule, exact, script = Block(LENGTH, 4, 4), Script(), Script()
+    schedule, exact, script = Block(LENGTH, 4, 4), RandomRewriteStep(), RandomRewriteStep()
     options = {"prompt": Prompt.prefix([1], LENGTH), "context": context}
     sample_along(denoiser, schedule, exact, **options)
     done = sample_along(denoiser, schedule, script, approximate=EVERYTHING, **options)
@@ -164,9 +164,9 @@ def test_settled_text_stays_exact_where_its_view_never_changes(context, shifted:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_call_computes_what_is_read_and_what_has_changed(together: bool) -> None:
+def test_approximate_call_computes_only_read_and_changed_positions(together: bool) -> None:
     """Infilling, one mask at a time: the given words are computed once, each other one as a mask, then as a word."""
-    spy, blank = Spy(tiny_denoiser(Absorbing(WORDS))), WORDS
+    spy, blank = RecordingDenoiser(tiny_denoiser(Absorbing(WORDS))), WORDS
     prompt = Prompt.infill([1, 2, blank, blank, 3, blank, 4, 0], blank=blank)
     done = sample(
         spy,
@@ -186,12 +186,12 @@ def test_a_call_computes_what_is_read_and_what_has_changed(together: bool) -> No
     assert done.computed.tolist() == [LENGTH + 4]
 
 
-def test_many_steps_compute_few_positions_and_a_refresh_computes_all() -> None:
+def test_approximate_refresh_computes_all_positions_and_other_calls_few() -> None:
     process = EpsilonHybrid(WORDS, 0.2)
     denoiser, step = tiny_denoiser(process), algorithm("original", process)
     shares = []
     for refresh in (1, 4, None):
-        spy = Spy(denoiser)
+        spy = RecordingDenoiser(denoiser)
         done = sample(
             spy,
             Regime(flat(24, 24)),
@@ -209,7 +209,7 @@ def test_many_steps_compute_few_positions_and_a_refresh_computes_all() -> None:
     assert shares[0] > 2 * shares[1] > 2 * shares[2]
 
 
-def test_guidance_has_two_caches() -> None:
+def test_guided_denoiser_with_approximate_cache_gets_same_tokens() -> None:
     process = EpsilonHybrid(WORDS, 0.2)
     inner, prompt = tiny_denoiser(process, num_blocks=1), Prompt.prefix([1, 2], LENGTH)
     guided = Guided(inner, prompt.fixed, 1.5)
@@ -222,7 +222,7 @@ def test_guidance_has_two_caches() -> None:
     assert int(cached.computed.sum()) < int(plain.computed.sum())
 
 
-def test_an_approximate_cache_of_settled_positions_is_that_and_says_how_far_it_is_off() -> None:
+def test_approximate_settled_cache_deviates_unless_refreshed_at_every_call() -> None:
     """Refreshed at every call it is exact; else logits deviate."""
     denoiser, schedule = tiny_denoiser(EpsilonHybrid(WORDS, 0.2)), Block(LENGTH, 2, 2)
     prompt = Prompt.prefix([1, 2, 3], LENGTH)
@@ -237,7 +237,7 @@ def test_an_approximate_cache_of_settled_positions_is_that_and_says_how_far_it_i
 
 
 def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: ApproximateCache | None) -> Tensor:
-    """What the network says of the last block of a text that is written otherwise, word for word."""
+    """The predictions for the last block after a step has written fixed words."""
     said = []
 
     def step(x: Tensor, move) -> Tensor:
@@ -253,7 +253,7 @@ def _log_p(denoiser: Denoiser, schedule: Block, prompt: Prompt, how: Approximate
     return torch.stack(said)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_view_rejects_invalid_approximate_cache_options() -> None:
     with pytest.raises(ValueError, match="context='full'"):
         Execution(approximate=ApproximateCache()).check_cache(Regime(flat(LENGTH, 2)), "none")
     with pytest.raises(ValueError, match="leave `use_cache` on"):
@@ -262,8 +262,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         ApproximateCache(refresh=0)
 
 
-def test_how_far_the_shipped_model_is_off_is_measured() -> None:
-    """Nothing where everything is computed anew at every call; the more, the longer it is not."""
+def test_bench_deviation_grows_with_refresh_interval() -> None:
+    """The deviation is zero if every call computes all positions, and it grows with the refresh interval."""
     bench = Bench(load(pretrained() / MODEL), num=2, length=24, seed=0)
     exact, fresh, stale = bench.deviations(12, (1, 2, None))
     assert exact.most == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what is loaded, and whatever is wrong is named."""
+"""Checkpoints: saving and loading are inverse, and errors name the fault."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_round_trip(folder: Path) -> None:
+def test_checkpoint_round_trip_keeps_config_and_weights(folder: Path) -> None:
     saved, loaded = _checkpoint(), load_checkpoint(folder)
     assert loaded.config() == saved.config()
     assert loaded.tokenizer_json == saved.tokenizer_json
@@ -56,13 +56,13 @@ def test_round_trip(folder: Path) -> None:
     assert torch.equal(loaded.network(tokens), saved.network(tokens))
 
 
-def test_saving_again_is_the_same_file(folder: Path) -> None:
+def test_saving_loaded_checkpoint_writes_identical_files(folder: Path) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     save_checkpoint(folder, load_checkpoint(folder))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_averaged_weights_and_raw_ones(tmp_path: Path) -> None:
+def test_load_checkpoint_selects_averaged_or_raw_weights(tmp_path: Path) -> None:
     whole = _checkpoint()
     averaged = dict(whole.network.state_dict())
     averaged |= {name: value.detach() + 1 for name, value in whole.network.named_parameters()}
@@ -73,18 +73,18 @@ def test_averaged_weights_and_raw_ones(tmp_path: Path) -> None:
             assert torch.equal(loaded[name], value + shift)
 
 
-def test_half_precision_on_disk_is_full_precision_in_memory(tmp_path: Path) -> None:
+def test_checkpoint_saved_in_bfloat16_loads_as_float32(tmp_path: Path) -> None:
     whole = _checkpoint()
     save_checkpoint(tmp_path, whole, dtype=torch.bfloat16)
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     for name, value in load_checkpoint(tmp_path).network.state_dict().items():
         assert value.dtype == torch.float32
         written = whole.network.state_dict()[name]
-        frequencies = name == "rotary_emb.inv_freq"  # computed, for rounded ones drift
+        frequencies = name == "rotary_emb.inv_freq"  # recomputed on load, because rounded frequencies drift
         assert torch.equal(value, written if frequencies else written.bfloat16().float())
 
 
-def test_a_kill_while_writing_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_save_keeps_previous_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "model.safetensors").read_bytes()
 
     def killed(self: Path, target: Path) -> None:
@@ -106,11 +106,11 @@ def test_a_kill_while_writing_leaves_the_old_file(folder: Path, monkeypatch: pyt
         (parameterization, Shifted(LogScore(blend_rate=0.1))),
     ],
 )
-def test_pieces_are_written_down(offered: object, piece: object) -> None:
+def test_describe_and_build_round_trip(offered: object, piece: object) -> None:
     assert build(offered, json.loads(json.dumps(describe(piece)))) == piece
 
 
-def test_pieces_that_fields_do_not_describe_are_refused() -> None:
+def test_describe_rejects_objects_that_are_not_dataclasses() -> None:
     for piece in (3, object(), Cosine):
         with pytest.raises(ValueError, match="only dataclasses can be described"):
             describe(piece)
@@ -145,7 +145,7 @@ CONFIG_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", CONFIG_FAULTS)
-def test_a_config_that_lies_is_found_out(folder: Path, fault: str) -> None:
+def test_load_checkpoint_rejects_config_that_contradicts_weights_or_format(folder: Path, fault: str) -> None:
     change, complaint = CONFIG_FAULTS[fault]
     _rewrite(folder, change)
     with pytest.raises(ValueError, match=complaint):
@@ -153,28 +153,28 @@ def test_a_config_that_lies_is_found_out(folder: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"\xff\xfe"])
-def test_a_damaged_config_is_named(folder: Path, content: bytes) -> None:
+def test_load_checkpoint_names_damaged_config(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json"):
         load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -1])
-def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
+def test_load_checkpoint_names_truncated_weights(folder: Path, keep: int) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         load_checkpoint(folder)
 
 
-def test_an_unexpected_tensor_is_named(folder: Path) -> None:
+def test_load_checkpoint_names_unexpected_tensor(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "stowaway": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="unexpected stowaway"):
         load_checkpoint(folder)
 
 
-def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+def test_load_checkpoint_names_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"raw\.safetensors is missing"):
         load_checkpoint(folder, weights="raw")
     (folder / "model.safetensors").unlink()
@@ -186,12 +186,12 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_another_vocabulary_is_not_even_made() -> None:
+def test_checkpoint_rejects_vocabulary_of_other_size() -> None:
     with pytest.raises(ValueError, match="vocabulary does not match"):
         _checkpoint(vocabulary=Vocabulary(WORDS + 1))
 
 
-def test_nothing_is_ever_unpickled() -> None:
+def test_checkpoint_format_source_uses_no_pickle() -> None:
     source = Path(module.__file__).read_text()
     assert "pickle" not in source
     assert "torch.load" not in source

@@ -60,7 +60,7 @@ def verb(tmp_path, monkeypatch):
     return make
 
 
-def test_help_lists_the_verbs_and_imports_none():
+def test_help_lists_verbs_without_heavy_imports():
     probe = (
         "import sys; from hdlm.cli import main\n"
         "try: main(['--help'])\n"
@@ -72,7 +72,7 @@ def test_help_lists_the_verbs_and_imports_none():
     assert "show " in ran.stdout
 
 
-def test_every_verb_explains_itself_with_examples(hdlm):
+def test_help_of_every_verb_has_usage_and_examples(hdlm):
     for name, found in _registry.verbs().items():
         assert found.summary
         status, out, _ = hdlm(name, "--help")
@@ -81,7 +81,7 @@ def test_every_verb_explains_itself_with_examples(hdlm):
         assert "xamples:" in out
 
 
-def test_a_dropped_file_is_a_verb(hdlm, verb):
+def test_new_module_in_cli_package_is_a_verb(hdlm, verb):
     verb("print('did', args.x)\nreturn 3")
     assert hdlm("try-it", "--x", "it") == (3, "did it\n", "")
     assert "Try something\n" in hdlm()[1]
@@ -104,30 +104,30 @@ def test_a_dropped_file_is_a_verb(hdlm, verb):
         ),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(hdlm, verb, body, line):
+def test_user_error_prints_one_line_and_exits_with_2(hdlm, verb, body, line):
     verb(body)
     assert hdlm("try-it") == (2, "", f"hdlm try-it: {line}\n")
 
 
 @pytest.mark.parametrize("fault", ["ModuleNotFoundError('gone', name='hdlm.absent')", "TypeError('bug')"])
-def test_our_own_faults_keep_their_traceback(hdlm, verb, fault):
+def test_internal_error_keeps_its_traceback(hdlm, verb, fault):
     verb(f"raise {fault}")
     with pytest.raises((ModuleNotFoundError, TypeError)):
         hdlm("try-it")
 
 
-def test_a_traceback_on_demand(hdlm, verb):
+def test_traceback_option_raises_user_error(hdlm, verb):
     verb("raise ValueError('bad')")
     with pytest.raises(ValueError, match="bad"):
         hdlm("--traceback", "try-it")
 
 
-def test_an_interruption_is_no_error(hdlm, verb):
+def test_keyboard_interrupt_exits_with_130(hdlm, verb):
     verb("raise KeyboardInterrupt")
     assert hdlm("try-it") == (130, "", "\nhdlm try-it: interrupted\n")
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_closed_output_pipe_exits_with_141_and_no_message():
     """As in `hdlm show ... | head -1`."""
     command = [sys.executable, "-m", "hdlm", "show", "hyperschedule", "flat", "--levels", "4000", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -139,12 +139,12 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.returncode == 141
 
 
-def test_an_error_without_words_has_a_name():
+def test_explained_names_type_of_error_without_message():
     assert explained(ValueError()) == "ValueError"
     assert explained(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
 
 
-def test_extras_are_those_of_the_package(repository):
+def test_extras_table_matches_pyproject(repository):
     text = (repository / "pyproject.toml").read_text()
     names = {"hydra": "hydra-core", "mauve": "mauve-text", "yaml": "PyYAML"}
     for package, extra in EXTRAS.items():
@@ -174,7 +174,7 @@ def test_extras_are_those_of_the_package(repository):
         ("show loss absent.jsonl", "hdlm show: absent.jsonl: No such file or directory"),
     ],
 )
-def test_mistakes_of_a_user(hdlm, words, message):
+def test_show_rejects_bad_arguments_in_one_line(hdlm, words, message):
     status, out, err = hdlm(*words.split())
     assert status == 2
     assert out == ""
@@ -185,7 +185,7 @@ def test_mistakes_of_a_user(hdlm, words, message):
 @pytest.mark.parametrize(
     "family", ["autoregressive", "flat", "block", "slide", "wave", "published-slide", "published-wave"]
 )
-def test_show_hyperschedule_of_every_family(hdlm, tmp_path, family):
+def test_show_hyperschedule_prints_every_family(hdlm, tmp_path, family):
     status, out, err = hdlm("show", "hyperschedule", family, "--length", "12")
     assert (status, err) == (0, "")
     assert "settled" in out
@@ -195,7 +195,7 @@ def test_show_hyperschedule_of_every_family(hdlm, tmp_path, family):
     assert described["levels"][-1] == [0] * 12
 
 
-def test_show_writes_pictures(hdlm, tmp_path):
+def test_show_output_writes_png(hdlm, tmp_path):
     for words in (
         "hyperschedule block",
         "hyperschedules",
@@ -207,7 +207,7 @@ def test_show_writes_pictures(hdlm, tmp_path):
         picture.unlink()
 
 
-def test_show_attention_is_what_the_library_says(hdlm):
+def test_show_attention_json_equals_generation_attention(hdlm):
     from hdlm.attention import generation_attention
     from hdlm.hyperschedule import Block
 
@@ -216,7 +216,7 @@ def test_show_attention_is_what_the_library_says(hdlm):
     assert shown["visible"] == generation_attention(Block(8, 4, 2), 3, "causal").dense().int().tolist()
 
 
-def test_show_loss(hdlm, tmp_path):
+def test_show_loss_writes_picture(hdlm, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.5}\n')
     output = tmp_path / "loss.png"

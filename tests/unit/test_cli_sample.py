@@ -1,4 +1,4 @@
-"""`hdlm sample`: it says how fast it was and what was exact, streams, and stops."""
+"""`hdlm sample`: `--explain`, streaming, stop texts, precision and compilation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hdlm.sampling import ApproximateCache
 MODEL = ["sample", "kjv-epsilon-4m", "--prompt", "And the LORD said", "--length", "24"]
 
 
-def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_explain_reports_evaluations_and_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MODEL, "--num", "2", "--explain", "--json", "--steps", "2"]) == 0
     said = capsys.readouterr()
     document = json.loads(said.out)
@@ -41,7 +41,7 @@ def test_what_was_used_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
         ("peers/sedd", "none, as the noise of the whole sequence is an input at every position"),
     ],
 )
-def test_it_is_explained_why_there_is_no_exact_cache(shared, name: str, why: str) -> None:
+def test_explain_gives_reason_for_cache_choice(shared, name: str, why: str) -> None:
     checkpoint = load(shared / "golden" / name)
     assert cached(checkpoint, None).startswith(why)
     everything = ApproximateCache(4, active=True)
@@ -53,8 +53,10 @@ def test_it_is_explained_why_there_is_no_exact_cache(shared, name: str, why: str
     assert answers(checkpoint).startswith("used again" if kept else "computed in every step")
 
 
-def test_an_approximate_cache_is_called_that_and_its_price_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """A flat schedule: refreshed at every call the words are those of no cache, else few positions are computed."""
+def test_sample_explain_reports_approximate_cache_and_computed_positions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a refresh at every call the text equals that without a cache. Otherwise few positions are computed."""
     options = [
         *MODEL,
         "--hyperschedule",
@@ -79,7 +81,7 @@ def test_an_approximate_cache_is_called_that_and_its_price_told(capsys: pytest.C
     assert computed[0] == computed[1] == 24 > 1.5 * computed[2]
 
 
-def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) -> None:
+def test_sample_stream_prints_same_passage_and_stops_before_stop_text(capsys) -> None:
     options = [*MODEL, "--steps", "2", "--stop", "e"]
     assert main(options) == 0
     plain = capsys.readouterr().out
@@ -89,7 +91,7 @@ def test_a_stream_is_the_passage_and_stops_before_the_text_that_ends_it(capsys) 
     assert capsys.readouterr().out == plain
 
 
-def test_a_space_to_stop_at_leaves_no_word_and_no_token(capsys) -> None:
+def test_sample_stop_at_space_writes_no_token(capsys) -> None:
     options = [*MODEL, "--steps", "1", "--stop", " "]
     assert main([*options, "--json"]) == 0
     (passage,) = json.loads(capsys.readouterr().out)["passages"]
@@ -100,13 +102,13 @@ def test_a_space_to_stop_at_leaves_no_word_and_no_token(capsys) -> None:
 
 
 @pytest.mark.parametrize("count", ["999999999", "9" * 5000])
-def test_a_gap_that_does_not_fit_is_one_line(count: str, capsys) -> None:
+def test_sample_rejects_gap_longer_than_canvas(count: str, capsys) -> None:
     assert main(["sample", "kjv-epsilon-4m", "--infill", f"And [MASK:{count}] said"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not fit: the canvas has " in line
 
 
-def test_static_buffers_change_no_word_and_are_explained(capsys) -> None:
+def test_sample_slots_keep_text_and_explain_static_buffers(capsys) -> None:
     options = [*MODEL[:-1], "8", "--num", "3", "--steps", "2", "--batch-size", "2", "--explain"]
     said = []
     for more in ([], ["--slots", "2"]):
@@ -121,7 +123,7 @@ def test_static_buffers_change_no_word_and_are_explained(capsys) -> None:
     assert "--slots: must be a whole number, at least 0; got '-1'" in capsys.readouterr().err
 
 
-def test_precision_and_compilation_are_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_explain_reports_dtype_and_compilation(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*MODEL[:-1], "8", "--steps", "1", "--explain"]
     assert main([*few, "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr()
@@ -135,8 +137,8 @@ def test_precision_and_compilation_are_explained(capsys, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
-def test_compiling_changes_no_word() -> None:
-    """In a process of its own, without the shape checks of the tests, which Dynamo would have to look into."""
+def test_sample_compile_keeps_text() -> None:
+    """Runs in a subprocess without the shape checks of the tests, because Dynamo would trace them."""
     options = [*MODEL[:-1], "12", "--num", "2", "--steps", "2", "--seed", "3", "--explain", "--device", "cpu"]
     plain, compiled, static = (
         subprocess.run(
@@ -157,13 +159,13 @@ def test_compiling_changes_no_word() -> None:
         (["--approximate-cache", "3"], "there is an exact one"),
     ],
 )
-def test_what_cannot_be_is_refused(options: list[str], message: str, capsys) -> None:
+def test_sample_rejects_conflicting_options(options: list[str], message: str, capsys) -> None:
     assert main([*MODEL, *options]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["all:0", "some:2", "0"])
-def test_a_cache_of_no_kind_is_refused(how: str, capsys) -> None:
+def test_sample_rejects_malformed_approximate_cache(how: str, capsys) -> None:
     with pytest.raises(SystemExit) as refused:
         main([*MODEL, "--approximate-cache", how])
     assert refused.value.code == 2

@@ -67,7 +67,7 @@ def repository(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return NAME
 
 
-def test_export_lists_what_it_wrote(hdlm, folder: Path, tmp_path: Path) -> None:
+def test_export_lists_written_files(hdlm, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     status, out, err = hdlm("export", folder, "--output", output, "--bin", "--license", "apache-2.0")
     assert (status, err) == (0, "")
@@ -80,7 +80,7 @@ def test_export_lists_what_it_wrote(hdlm, folder: Path, tmp_path: Path) -> None:
     assert "already holds a checkpoint" in again[2]
 
 
-def test_export_chooses_a_hyperschedule(hdlm, folder: Path, tmp_path: Path) -> None:
+def test_export_selects_hyperschedule_by_number(hdlm, folder: Path, tmp_path: Path) -> None:
     status, out, _ = hdlm("export", folder, "--output", tmp_path / "2", "--hyperschedule", 2, "--json")
     assert status == 0
     assert set(json.loads(out)["files"]) >= {"config.json", "model.safetensors"}
@@ -100,7 +100,7 @@ def test_rows_of_a_vocabulary_are_arguments_of_load(hdlm, folder: Path, verb: st
 
 
 @pytest.mark.parametrize("source", ["folder", "published", "file", "repository"])
-def test_sample_and_info_take_anything(hdlm, request, published: Path, source: str) -> None:
+def test_sample_and_info_accept_every_kind_of_source(hdlm, request, published: Path, source: str) -> None:
     name: Any = published / "model.safetensors" if source == "file" else request.getfixturevalue(source)
     options = ["--length", LENGTH, "--seed", 1]
     status, out, err = hdlm("sample", name, "--json", *options)
@@ -115,7 +115,7 @@ def test_sample_and_info_take_anything(hdlm, request, published: Path, source: s
     assert said["weights"].startswith("the only ones in the file" if foreign else "the moving average")
 
 
-def test_info_of_a_foreign_checkpoint_is_a_table(hdlm, published: Path) -> None:
+def test_info_prints_table_for_published_checkpoint(hdlm, published: Path) -> None:
     status, out, _ = hdlm("info", published)
     assert status == 0
     for part in ("published epsilon-hybrid", "Mean", "Slide(", "hidden_size=16", "270 words"):
@@ -123,7 +123,7 @@ def test_info_of_a_foreign_checkpoint_is_a_table(hdlm, published: Path) -> None:
     assert "snapshot_freq" not in out
 
 
-def test_info_says_which_weights_of_a_run_it_read(hdlm, shared: Path) -> None:
+def test_info_names_averaged_or_raw_weights_of_run(hdlm, shared: Path) -> None:
     run = shared / "golden" / "local_run" / "gamma"
     for weights, words in (("averaged", "the moving average"), ("raw", "raw, of the last step")):
         said = json.loads(hdlm("info", run, "--weights", weights, "--json")[1])
@@ -133,7 +133,9 @@ def test_info_says_which_weights_of_a_run_it_read(hdlm, shared: Path) -> None:
         assert said["tokenizer"] == "none here; trained with gpt2"
 
 
-def test_a_dry_run_shows_files_and_card(hdlm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_dry_run_lists_files_and_card_without_network(
+    hdlm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda **options: pytest.fail("touched the network"))
     status, out, err = hdlm("push", folder, NAME, "--dry-run")
     assert (status, err) == (0, "")
@@ -147,7 +149,7 @@ def test_a_dry_run_shows_files_and_card(hdlm, folder: Path, monkeypatch: pytest.
     assert "config.yaml" in said["files"]
 
 
-def test_results_reach_the_card(hdlm, folder: Path, tmp_path: Path) -> None:
+def test_push_evaluation_results_appear_in_card(hdlm, folder: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     results.write_text('{"kjv": {"bits per byte": 1.5}}')
     assert (
@@ -167,7 +169,9 @@ def test_results_reach_the_card(hdlm, folder: Path, tmp_path: Path) -> None:
         ((NAME,), "was not sent to the hub"),
     ],
 )
-def test_mistakes_in_pushing(hdlm, folder: Path, tmp_path, monkeypatch, words, message: str) -> None:
+def test_push_rejects_bad_arguments_in_one_line(
+    hdlm, folder: Path, tmp_path, monkeypatch, words, message: str
+) -> None:
     use(monkeypatch, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     monkeypatch.chdir(tmp_path)

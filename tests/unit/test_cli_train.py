@@ -45,7 +45,7 @@ def _train(text: Path, recipe: Path, output: Path, *more: str) -> int:
     return main(["train", "--text", str(text), "--recipe", str(recipe), "--output", str(output), *more])
 
 
-def test_a_folder_of_text_becomes_a_model(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_json_reports_steps_and_validation(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     assert _train(text, recipe, tmp_path / "run", "--json", "--seed", "3") == 0
     result = json.loads(capsys.readouterr().out)
     checkpoint = load_checkpoint(tmp_path / "run")
@@ -56,14 +56,14 @@ def test_a_folder_of_text_becomes_a_model(text: Path, recipe: Path, tmp_path: Pa
     assert 0 < by_name["network, after 40 steps"] < 8
 
 
-def test_the_result_is_a_table_for_people(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_prints_table_of_results(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     assert _train(text, recipe, tmp_path / "run", "--steps", "2") == 0
     printed = capsys.readouterr().out
     assert "network, after 2 steps" in printed
     assert "bigram counts" in printed
 
 
-def test_a_run_can_begin_with_another(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_from_checkpoint_keeps_vocabulary(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     _train(text, recipe, tmp_path / "first")
     begin = ["--from", str(tmp_path / "first"), "--keep-optimizer", "--steps", "1"]
     assert _train(text, recipe, tmp_path / "second", *begin) == 0
@@ -73,7 +73,7 @@ def test_a_run_can_begin_with_another(text: Path, recipe: Path, tmp_path: Path, 
     assert vocabularies[0] == vocabularies[1]
 
 
-def test_a_run_that_begins_with_another_has_its_tokenizer(
+def test_train_from_checkpoint_rejects_tokenizer_options(
     text: Path, recipe: Path, tmp_path: Path, capsys
 ) -> None:
     _train(text, recipe, tmp_path / "first", "--steps", "1")
@@ -88,7 +88,7 @@ def test_a_run_that_begins_with_another_has_its_tokenizer(
         assert "brings its tokenizer" in printed
 
 
-def test_steps_and_seed_fix_the_weights(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_weights_depend_on_seed_only(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     files = []
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         _train(text, recipe, tmp_path / name, "--steps", "3", "--seed", seed)
@@ -124,7 +124,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_line_and_status_2(
+def test_train_rejects_bad_arguments_in_one_line(
     text: Path, recipe: Path, tmp_path: Path, capsys, mistake: str
 ) -> None:
     words, named = MISTAKES[mistake]
@@ -135,19 +135,19 @@ def test_a_mistake_gets_one_line_and_status_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_empty_text_is_a_mistake(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_rejects_empty_text(recipe: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     assert _train(tmp_path / "empty.txt", recipe, tmp_path / "run") == 2
     assert "no text" in capsys.readouterr().err
 
 
-def test_a_text_shorter_than_a_window_is_a_mistake(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_rejects_text_shorter_than_window(recipe: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "short.txt").write_text("a few words only")
     assert _train(tmp_path / "short.txt", recipe, tmp_path / "run") == 2
     assert "give more text" in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_train_refuses_folder_that_holds_a_run(text: Path, recipe: Path, tmp_path: Path, capsys) -> None:
     _train(text, recipe, tmp_path / "run", "--steps", "1")
     capsys.readouterr()
     assert _train(text, recipe, tmp_path / "run") == 2
@@ -164,7 +164,7 @@ def test_a_run_is_not_overwritten(text: Path, recipe: Path, tmp_path: Path, caps
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--steps", "3", "--seed", "1"], ["--from", "kjv-epsilon-4m"]])
-def test_resuming_a_mistyped_folder_begins_nothing(tmp_path: Path, capsys, names, there, more) -> None:
+def test_train_resume_without_run_in_folder_is_refused(tmp_path: Path, capsys, names, there, more) -> None:
     folder = tmp_path / "typo"
     if names is not None:
         folder.mkdir()
@@ -181,7 +181,7 @@ def test_resuming_a_mistyped_folder_begins_nothing(tmp_path: Path, capsys, names
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_resuming_an_empty_folder_with_a_text_says_that_a_run_begins(
+def test_train_resume_with_text_begins_new_run_in_empty_folder(
     text: Path, recipe: Path, tmp_path: Path, capsys
 ) -> None:
     output = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What may be compared is, with the right errors; what may not is refused, and the reason names the field."""
+"""`hdlm compare` computes differences with errors and refuses results of different protocols by field name."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return other
 
 
-def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def paths_of_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     if path:
         yield path
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
+            yield from paths_of_leaves(inner, (*path, key))
 
 
 PROTOCOL = [
@@ -145,7 +145,7 @@ PROTOCOL = [
 
 
 @pytest.mark.parametrize(("document", "path", "value", "message"), PROTOCOL)
-def test_other_protocols_are_refused_and_named(document, path, value, message):
+def test_compare_refuses_different_protocols_and_names_field(document, path, value, message):
     other = changed(document, path, value)
     with pytest.raises(IncomparableError, match=message) as caught:
         compare({"a": document, "b": other})
@@ -156,7 +156,7 @@ def test_other_protocols_are_refused_and_named(document, path, value, message):
         compare({"b": other, "a": document})
 
 
-def test_every_difference_is_named_at_once():
+def test_compare_names_all_differences_in_one_error():
     other = changed(changed(likelihood(), "result/bound", "hybrid"), "result/stride", 32)
     with pytest.raises(IncomparableError, match=r"b: bound is hybrid.*; b: stride is 32.*; c: stride is 16"):
         compare({"a": likelihood(), "b": other, "c": changed(likelihood(), "result/stride", 16)})
@@ -167,15 +167,15 @@ FREE = ("model", "weights", "weights_sha256", "dtype", "device", "versions", "da
 
 @pytest.mark.parametrize("path", FREE)
 @pytest.mark.parametrize("document", [likelihood(), generation()], ids=["likelihood", "generation"])
-def test_what_is_compared_may_differ(document, path):
+def test_compare_accepts_results_of_different_models(document, path):
     assert compare({"a": document, "b": changed(document, path, None)}).cells
 
 
 @pytest.mark.parametrize("document", [likelihood(), generation()], ids=["likelihood", "generation"])
 @pytest.mark.parametrize("junk", ["", None, -1, float("nan"), [], {}, "text", 1e308, ...], ids=repr)
-def test_a_damaged_document_is_bad_input_never_a_crash(document, junk):
-    """Each place in turn is missing (...) or holds something else: a table comes out, or a `ValueError`."""
-    for path in leaves(document):
+def test_compare_of_damaged_document_gives_table_or_value_error(document, junk):
+    """Each field in turn is missing (...) or replaced. `compare` returns a table or raises `ValueError`."""
+    for path in paths_of_leaves(document):
         other = changed(document, "/".join(path), junk)
         if junk is ...:
             at = other
@@ -191,8 +191,8 @@ def test_a_damaged_document_is_bad_input_never_a_crash(document, junk):
             assert all(number is None or math.isfinite(number) for number in numbers), path
 
 
-def test_numbers_are_those_of_the_estimates():
-    """Whatever else a document claims about them."""
+def test_compare_computes_metrics_from_estimates():
+    """Values that the document states itself are ignored."""
     forged = changed(likelihood(), "result/perplexity", 1.0)
     table = compare({"a": likelihood(), "b": forged})
     result = LikelihoodResult.from_dict(likelihood()["result"])
@@ -201,7 +201,7 @@ def test_numbers_are_those_of_the_estimates():
     assert not any(cell.significant for cells in table.cells.values() for cell in cells)
 
 
-def test_independent_errors_add_in_squares():
+def test_compare_adds_independent_errors_in_quadrature():
     table = compare({"a": generation(), "b": generation(0.1, seed=1), "c": generation(0.06, seed=2)})
     first, b, c = table.cells["entropy"]
     assert first.difference is None
@@ -212,8 +212,8 @@ def test_independent_errors_add_in_squares():
     assert not table.cells["distinct-1"][1].significant
 
 
-def test_the_error_of_a_difference_is_honest():
-    """Two models of the same worth differ by more than two standard errors as often as noise does."""
+def test_compare_marks_equal_models_at_the_nominal_rate():
+    """Two equally good models differ by more than two standard errors in about 5 % of the comparisons."""
     random = np.random.default_rng(0)
     marked = 0
     for seed in range(150):
@@ -223,7 +223,7 @@ def test_the_error_of_a_difference_is_honest():
     assert 1 <= marked <= 18  # 5 % of 150, four standard deviations of the binomial more
 
 
-def test_the_same_noise_is_compared_replicate_by_replicate():
+def test_compare_pairs_replicates_of_equal_seeds():
     noise = np.random.default_rng(1).normal(0, 20, 16)
     apart = np.random.default_rng(2).normal(1, 0.1, 16)
     ours, theirs = tuple(700 + noise), tuple(700 + noise + apart)
@@ -236,7 +236,7 @@ def test_the_same_noise_is_compared_replicate_by_replicate():
     assert not independent.significant
 
 
-def test_between_tokenizers_only_bytes_count():
+def test_compare_across_tokenizers_gives_bits_per_byte_only():
     letters = likelihood(seed=1)
     letters["tokenizer_sha256"] = LETTERS
     letters["result"] |= {"num_tokens": 800, "num_windows": 13}
@@ -250,7 +250,7 @@ def test_between_tokenizers_only_bytes_count():
         compare({"a": likelihood(), "b": letters})
 
 
-def test_a_failure_stands_as_a_failure():
+def test_compare_keeps_failed_metric_without_value():
     failed = changed(generation(), "result/metrics/generative perplexity", {"failed": "no judge here"})
     for pair in ({"a": generation(), "b": failed}, {"b": failed, "a": generation()}):
         cells = compare(pair).cells["generative perplexity"]
@@ -259,12 +259,12 @@ def test_a_failure_stands_as_a_failure():
         assert cells[1].difference is None
 
 
-def test_what_is_not_asked_for_may_differ():
+def test_compare_ignores_differences_of_unselected_metrics():
     other = changed(generation(1.0), "result/metrics/generative perplexity/judge", "gpt2-large")
     assert list(compare({"a": generation(), "b": other}, ("entropy",)).cells) == ["entropy"]
 
 
-def test_exact_and_single_are_noted():
+def test_compare_notes_exact_and_single_replicate_results():
     exact = changed(changed(likelihood(), "result/estimator", "exact"), "result/estimates", [700.0])
     single = changed(likelihood(), "result/estimates", [700.0])
     notes = compare({"a": likelihood(), "exact": exact, "single": single}).notes
@@ -280,7 +280,7 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_the_command_prints_a_table_and_writes_it(results, capsys, monkeypatch):
+def test_compare_command_prints_and_writes_table(results, capsys, monkeypatch):
     monkeypatch.chdir(results)
     assert main(["compare", "a", "b/results.json", "--markdown", "t.md", "--output", "t.png"]) == 0
     printed = capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_the_command_prints_a_table_and_writes_it(results, capsys, monkeypatch):
     assert document["metrics"]["entropy"]["b"]["significant"] is True
 
 
-def test_the_command_refuses_in_one_line(results, capsys, monkeypatch):
+def test_compare_command_refuses_in_one_line(results, capsys, monkeypatch):
     monkeypatch.chdir(results)
     (results / "b" / "results.json").write_text(json.dumps(changed(generation(), "result/length", 65)))
     assert main(["compare", "a", "b", "--markdown", "t.md"]) == 2
@@ -310,8 +310,8 @@ def test_the_command_refuses_in_one_line(results, capsys, monkeypatch):
     assert main(["compare", "a", "b"]) == 2
 
 
-def test_a_file_of_several_data_sets(results, capsys, monkeypatch):
-    """As the published command writes it."""
+def test_compare_command_selects_data_set_by_name(results, capsys, monkeypatch):
+    """The file has the format of the published command."""
     monkeypatch.chdir(results)
     failed = {"failed": "not here"}
     both = {"checkpoint": "x", "datasets": {"ptb": generation(), "lambada": generation(1.0), "lm1b": failed}}
@@ -327,15 +327,15 @@ def test_a_file_of_several_data_sets(results, capsys, monkeypatch):
     assert main(["compare", "a", "b/results.json:ptb"]) == 2
 
 
-def test_numbers_are_written_as_their_errors_allow():
+def test_number_rounds_to_two_digits_of_error():
     assert number(1.23456, 0.0321) == "1.235 ± 0.032"
     assert number(1234.5, 25.0) == "1,234 ± 25"
     assert number(-0.0001, 0.013, sign=True) == "+0.000 ± 0.013"
     assert number(0.5, None) == number(0.5, 0.0) == "0.5000"
 
 
-def test_real_results(tmp_path, capsys):
-    """Of the commands that write them: the same model along two hyperschedules, and with overlapping windows."""
+def test_compare_command_reads_results_of_eval_commands(tmp_path, capsys):
+    """The eval commands write the results: one model with two hyperschedules and with overlapping windows."""
     text = tmp_path / "book.txt"
     text.write_text("In the beginning God created the heaven and the earth. " * 12)
     model = ["kjv-epsilon-4m", "--length", "32", "--steps", "2"]
@@ -368,7 +368,7 @@ def test_real_results(tmp_path, capsys):
     assert "stride is 16, and 32 in" in capsys.readouterr().err
 
 
-def test_marks_of_tasks_are_compared_with_their_errors() -> None:
+def test_compare_gives_difference_and_error_of_harness_scores() -> None:
     found = compare({"a": harness(), "b": harness(0.9)})
     first, second = found.cells["who: acc"]
     assert (first.value, first.error) == (0.7, 0.03)
@@ -377,7 +377,7 @@ def test_marks_of_tasks_are_compared_with_their_errors() -> None:
     assert list(found.cells) == ["who: acc"]
 
 
-def test_exact_marks_are_compared_with_those_of_any_number_of_replicates() -> None:
+def test_compare_accepts_exact_harness_scores_beside_any_replicates() -> None:
     exact = changed(harness(), "result/protocol/estimator", "exact")
     assert "exact, where the others are bounds: a." in compare({"a": exact, "b": harness()}).notes
     fewer = changed(harness(), "result/protocol/replicates", 4)
@@ -415,7 +415,7 @@ def frontier(temperatures: tuple[float, ...] = (0.5, 1.0), **changes: Any) -> di
     }
 
 
-def test_frontiers_become_one() -> None:
+def test_overlay_merges_curves_of_frontiers() -> None:
     strong = frontier((0.8,), settings={"eta": 0.3, "steps": None}, seed=1, reference=None, data=None)
     found = overlay({"f/strong": strong, "f/weak": frontier()})
     assert [(curve["model"], len(curve["points"])) for curve in found["curves"]] == [
@@ -442,12 +442,12 @@ def test_frontiers_become_one() -> None:
         ({"data": common("")["data"] | {"sha256": LETTERS}}, r"data\.sha256 is bbbb"),
     ],
 )
-def test_frontiers_of_other_protocols_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_overlay_refuses_frontiers_of_other_protocols(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(IncomparableError, match=message):
         overlay({"a": frontier(), "b": frontier(**changes)})
 
 
-def test_frontiers_of_samples_of_another_length_are_refused() -> None:
+def test_overlay_refuses_frontiers_of_other_sample_length() -> None:
     longer = frontier()
     for point in longer["curves"][0]["points"]:
         point["length"] = 65
@@ -455,7 +455,7 @@ def test_frontiers_of_samples_of_another_length_are_refused() -> None:
         overlay({"a": frontier(), "b": longer})
 
 
-def test_the_command_draws_frontiers(tmp_path, capsys) -> None:
+def test_compare_command_draws_frontiers(tmp_path, capsys) -> None:
     for name in "ab":
         (tmp_path / f"{name}.json").write_text(json.dumps(frontier()))
     files = [str(tmp_path / f"{name}.json") for name in "ab"]
@@ -469,8 +469,8 @@ def test_the_command_draws_frontiers(tmp_path, capsys) -> None:
     assert "at least two" in capsys.readouterr().err
 
 
-def test_a_judge_is_known_by_its_weights() -> None:
-    """The same folder may hold another model later, and the same model lie elsewhere."""
+def test_compare_identifies_judge_by_hash_of_weights() -> None:
+    """A folder can later hold another model, and one model can be in two folders."""
     judge = "result/metrics/generative perplexity/judge"
     one = changed(generation(), f"{judge}_sha256", WORDS)
     compare({"a": one, "b": changed(one, judge, "models/gpt2")})

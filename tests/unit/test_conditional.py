@@ -1,4 +1,4 @@
-"""Texts measured behind other texts: windows, the sum over all continuations, and what greedy means."""
+"""Conditional likelihood: windows, the sum over all continuations, and greedy continuations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def truth(tokens: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize("given", [0, 1, 3, 9])
 @pytest.mark.parametrize("length", [2, 4, 10, 12])
-def test_every_token_is_measured_once_behind_as_much_as_fits(given: int, length: int) -> None:
+def test_split_text_measures_every_token_once_with_longest_context(given: int, length: int) -> None:
     text = list(range(10))
     windows = split_text(text, given, length)
     assert [token for window in windows for token in window.tokens[window.given :]] == text[given:]
@@ -41,28 +41,28 @@ def test_every_token_is_measured_once_behind_as_much_as_fits(given: int, length:
     assert not split_text(text, 10, length)
 
 
-def test_a_context_that_is_too_long_is_cut_on_its_left() -> None:
+def test_split_text_truncates_long_context_on_the_left() -> None:
     (window,) = split_text(range(10), 8, 4)
     assert (window.tokens, window.given) == ((6, 7, 8, 9), 2)
 
 
-def test_noise_is_that_of_the_context_where_it_is_to_be() -> None:
+def test_split_text_alike_gives_equal_keys_to_equal_contexts() -> None:
     one, other = split_text([1, 2, 3], 2, 9, alike=True), split_text([1, 2, 0], 2, 9, alike=True)
     assert one[0].key == other[0].key
     assert split_text([1, 2, 3], 2, 9)[0].key != split_text([1, 2, 0], 2, 9)[0].key
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_an_autoregressive_model_gives_all_continuations_one(shifted: bool) -> None:
+def test_autoregressive_continuation_probabilities_sum_to_one(shifted: bool) -> None:
     model = tiny_denoiser(Absorbing(3), Shifted(Mean()) if shifted else Mean())
     measure = Likelihood(model, Regime(autoregressive(4)))
     windows = [Window((2, 0, *ending), 2) for ending in CONTINUATIONS]
     assert float((-measure.nats(windows)).exp().sum()) == pytest.approx(1, abs=1e-9)
     for window in windows:
-        assert measure.greedy([window])[0] == _follows_the_likeliest(measure, window)
+        assert measure.greedy([window])[0] == _is_greedy_continuation(measure, window)
 
 
-def _follows_the_likeliest(measure: Likelihood, window: Window) -> bool:
+def _is_greedy_continuation(measure: Likelihood, window: Window) -> bool:
     for at in range(window.given, len(window.tokens)):
         rivals = [Window((*window.tokens[:at], word), at) for word in range(3)]
         if int(measure.nats(rivals).argmin()) != window.tokens[at]:
@@ -72,7 +72,7 @@ def _follows_the_likeliest(measure: Likelihood, window: Window) -> bool:
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=repr)
 @pytest.mark.parametrize("process", [Absorbing(3), EpsilonHybrid(3, 0.2)], ids=repr)
-def test_a_bound_gives_all_continuations_no_more_than_one(
+def test_bounded_continuation_probabilities_sum_to_at_most_one(
     schedule: AbstractHyperschedule, process: AbstractNoiseProcess
 ) -> None:
     measure = Likelihood(tiny_denoiser(process), Regime(schedule))
@@ -91,10 +91,10 @@ def test_a_bound_gives_all_continuations_no_more_than_one(
     ],
     ids=repr,
 )
-def test_the_truth_is_bounded(
+def test_conditional_bound_of_exact_model_is_at_least_exact_nats(
     schedule: AbstractHyperschedule, process: AbstractNoiseProcess, bound: str
 ) -> None:
-    """The bound of the exact model is not below the truth; for masks alone it is the truth.
+    """The bound of the exact model is at least the exact value. For absorbing noise it equals the exact value.
 
     Single tokens under a stratified bound are weighed by up to 1/u: one window's mean is off by 0.1 after 4000.
     """
@@ -113,7 +113,7 @@ BLOCKS = Table(Block(4, 2, 2).levels(torch.arange(5)))
 @pytest.mark.parametrize("context", ["block_causal", "full"])
 @pytest.mark.parametrize("schedule", [*SCHEDULES, BLOCKS, autoregressive(4)], ids=repr)
 @pytest.mark.parametrize("process", [Absorbing(3), EpsilonHybrid(3, 0.2), GammaHybrid(3, 0.3)], ids=repr)
-def test_greedy_is_the_likeliest_word_of_the_world(
+def test_greedy_holds_for_most_probable_continuation_only(
     schedule: AbstractHyperschedule, process: AbstractNoiseProcess, context: Literal["block_causal", "full"]
 ) -> None:
     measure = Likelihood(ExactDenoiser(WORLD, process), Regime(schedule, context=context))
@@ -121,10 +121,10 @@ def test_greedy_is_the_likeliest_word_of_the_world(
         windows = [Window((first, *ending), 1) for ending in CONTINUATIONS]
         found = measure.greedy(windows, batch_size=5)
         assert sum(found) == 1
-        assert windows[found.index(True)].tokens == (first, *_likeliest((first,), 2))
+        assert windows[found.index(True)].tokens == (first, *_greedy_continuation((first,), 2))
 
 
-def _likeliest(prefix: tuple[int, ...], more: int) -> tuple[int, ...]:
+def _greedy_continuation(prefix: tuple[int, ...], more: int) -> tuple[int, ...]:
     laws = {tuple(row): float(p) for row, p in zip(WORLD.sequences.tolist(), WORLD.law, strict=True)}
     row = prefix
     for _ in range(more):
@@ -135,7 +135,7 @@ def _likeliest(prefix: tuple[int, ...], more: int) -> tuple[int, ...]:
     return row[len(prefix) :]
 
 
-def test_neither_batches_nor_neighbours_change_a_number() -> None:
+def test_conditional_nats_do_not_depend_on_batch() -> None:
     model = tiny_denoiser(EpsilonHybrid(3, 0.2))
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
     measure = Likelihood(model, Regime(Block(4, 2, 2)))
@@ -144,7 +144,7 @@ def test_neither_batches_nor_neighbours_change_a_number() -> None:
     assert torch.allclose(together, alone)
 
 
-def test_what_is_out_of_range_is_refused() -> None:
+def test_conditional_rejects_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="`replicates` must be at least 1; got 0"):
         Likelihood(tiny_denoiser(Absorbing(3)), Regime(flat(4, 2))).nats([Window((1, 2), 1)], 0)
     with pytest.raises(ValueError, match="something to measure of 2 tokens; got 2"):

@@ -1,4 +1,4 @@
-"""Writers that know nothing."""
+"""Control samples: `repeat`, `unigram`, `shuffle` and `data`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT = torch.arange(50).repeat(4)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_the_same_seed_gives_the_same_samples(name):
+def test_control_samples_depend_on_seed_only(name):
     first = control(name, TEXT, 6, 20, seed=3)
     assert first.shape == (6, 20)
     assert torch.equal(first, control(name, TEXT, 6, 20, seed=3))
@@ -20,7 +20,7 @@ def test_the_same_seed_gives_the_same_samples(name):
     assert set(first.flatten().tolist()) <= set(range(50))
 
 
-def test_what_each_knows():
+def test_each_control_keeps_its_statistics_of_the_text():
     samples = {name: control(name, TEXT, 40, 20) for name in CONTROLS}
     assert (samples["repeat"].diff(dim=1) == 0).all()
     assert ((samples["data"].diff(dim=1) % 50) == 1).all()
@@ -31,7 +31,7 @@ def test_what_each_knows():
     assert entropy["shuffle"] == pytest.approx(entropy["data"])
 
 
-def test_a_text_that_is_too_short():
+def test_control_rejects_short_text_and_unknown_name():
     with pytest.raises(ValueError, match="length in"):
         control("data", TEXT, 1, 201)
     with pytest.raises(ValueError, match="no control 'x'"):

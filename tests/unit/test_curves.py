@@ -1,4 +1,4 @@
-"""Curves of training runs: what is read of their metrics, what is drawn, and what `hdlm plot` says."""
+"""Training curves: reading metrics, drawing them, and the output of `hdlm plot`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_series_are_read_by_name(runs):
+def test_run_metrics_reads_series_by_name(runs):
     run = RunMetrics.read(runs[0] / "metrics.jsonl")
     steps, loss = run.series("loss")
     assert steps.tolist() == list(range(1, 101))
@@ -68,19 +68,19 @@ def test_series_are_read_by_name(runs):
     assert len(run.series("absent")[0]) == 0
 
 
-def test_measurements_are_placed_on_every_axis(runs):
-    """Lines of measurements know their step alone."""
+def test_run_metrics_places_validation_on_tokens_and_time(runs):
+    """Validation records hold only their step, so tokens and time come from the training records."""
     run = RunMetrics.read(runs[0] / "metrics.jsonl")
     assert run.series("validation", "tokens")[0] * 1e6 == pytest.approx([25600, 51200])
     assert run.series("validation", "time")[0] * 60 == pytest.approx([100, 200])
 
 
-def test_speed_follows_from_tokens_and_seconds(runs):
+def test_run_metrics_derives_tokens_per_second(runs):
     run = RunMetrics.read(runs[0] / "metrics.jsonl")
     assert run.small("tokens_per_second", "steps")[1] == pytest.approx(256)
 
 
-def test_a_line_that_is_being_written_is_no_fault(tmp_path):
+def test_run_metrics_ignores_unfinished_last_line(tmp_path):
     run = RunMetrics.read(_write(tmp_path / "m.jsonl", _lines(3)[:3], '{"step": 4, "lo'))
     assert len(run.records) == 3
 
@@ -94,13 +94,13 @@ def test_a_line_that_is_being_written_is_no_fault(tmp_path):
         ("", "has no line yet"),
     ],
 )
-def test_metrics_that_cannot_be_read(tmp_path, text, complaint):
+def test_run_metrics_rejects_malformed_file(tmp_path, text, complaint):
     (tmp_path / "m.jsonl").write_text(text)
     with pytest.raises(ValueError, match=complaint):
         RunMetrics.read(tmp_path / "m.jsonl")
 
 
-def test_metrics_without_anything_to_draw(tmp_path):
+def test_draw_curves_rejects_metrics_without_series(tmp_path):
     run = RunMetrics.read(_write(tmp_path / "m.jsonl", [{"step": 1, "speed": 3}]))
     with pytest.raises(ValueError, match="no loss and no validation to draw; the metrics have speed, step"):
         draw_curves([run], tmp_path / "x.png")
@@ -110,7 +110,7 @@ def test_metrics_without_anything_to_draw(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_a_single_line_is_a_dot(tmp_path, drawn):
+def test_draw_curves_marks_single_point_with_dot(tmp_path, drawn):
     run = RunMetrics.read(_write(tmp_path / "m.jsonl", [{"step": 1, "loss": 3.0}]))
     draw_curves([run], tmp_path / "x.png")
     (line,) = drawn[0].axes[0].lines
@@ -118,7 +118,7 @@ def test_a_single_line_is_a_dot(tmp_path, drawn):
     assert imread(tmp_path / "x.png").std() > 0.01
 
 
-def test_runs_lie_one_over_the_other(runs, tmp_path, drawn):
+def test_draw_curves_overlays_runs_with_legend_and_error_bars(runs, tmp_path, drawn):
     read = [RunMetrics.read(run / "metrics.jsonl", run.name) for run in runs]
     draw_curves(read, tmp_path / "x.svg", axis="tokens", levels={"unigram": 3.5})
     main_panel, *small = drawn[0].axes
@@ -140,7 +140,7 @@ def test_the_running_mean_is_unbiased_from_the_start():
     assert running_mean(steps)[-1] == pytest.approx(1, abs=1e-3)
 
 
-def test_plot_draws_and_says_where_runs_are(runs, tmp_path, capsys, monkeypatch):
+def test_plot_writes_picture_and_prints_latest_values(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     assert main(["plot", *map(str, runs), "-o", str(tmp_path / "x.png")]) == 0
     out = capsys.readouterr().out
@@ -153,7 +153,7 @@ def test_plot_draws_and_says_where_runs_are(runs, tmp_path, capsys, monkeypatch)
     assert "│ two " in capsys.readouterr().out
 
 
-def test_plot_tells_other_programs(runs, capsys):
+def test_plot_json_reports_step_loss_and_speed(runs, capsys):
     assert main(["plot", str(runs[0]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["one"]
     assert (found["step"], found["best_validation"], found["best_step"]) == (100, 3.2, 100)
@@ -161,7 +161,7 @@ def test_plot_tells_other_programs(runs, capsys):
     assert math.isclose(found["loss"], 3.0, abs_tol=0.05)
 
 
-def test_plot_names_runs_apart(runs, tmp_path, capsys):
+def test_plot_distinguishes_runs_of_equal_folder_name(runs, tmp_path, capsys):
     _write(tmp_path / "other" / "one" / "metrics.jsonl", _lines())
     assert main(["plot", str(runs[0]), str(tmp_path / "other" / "one"), "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == [f"{tmp_path.name}/one", "other/one"]
@@ -176,7 +176,7 @@ def test_plot_names_runs_apart(runs, tmp_path, capsys):
         (["one", "-o", "x.doc"], "a picture ends in .png, .svg or .pdf"),
     ],
 )
-def test_plot_refuses(runs, tmp_path, capsys, monkeypatch, words, complaint):
+def test_plot_rejects_bad_arguments_in_one_line(runs, tmp_path, capsys, monkeypatch, words, complaint):
     monkeypatch.chdir(tmp_path)
     assert main(["plot", *words]) == 2
     error = capsys.readouterr().err

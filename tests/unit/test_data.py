@@ -57,14 +57,14 @@ def test_named_corpora_are_text_and_repeatable(name: str) -> None:
     assert documents == list(corpus(name).documents())
 
 
-def test_the_bible_is_in_chapters() -> None:
+def test_kjv_corpus_has_one_document_per_chapter() -> None:
     documents = list(corpus("kjv").documents())
     assert len(documents) == 1189
     assert documents[0].startswith("In the beginning God created the heaven and the earth. And the earth")
     assert documents[-1].endswith("Amen.")
 
 
-def test_files_folders_and_globs(tmp_path: Path) -> None:
+def test_corpus_reads_files_folders_and_globs(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "deep" / "c.txt.gz").write_bytes(gzip.compress(b"third", mtime=0))
@@ -75,7 +75,7 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
     assert list(corpus(str(tmp_path / "ignored.md")).documents()) == ["never"]
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_corpus_reads_json_lines_and_gzip(tmp_path: Path) -> None:
     rows = [{"text": "one", "body": "1"}, {"text": "two", "body": "2"}]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n\n".join(map(json.dumps, rows)))
@@ -87,7 +87,7 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, lambda raw: gzip.compress(raw, mtime=0)])
-def test_files_of_other_systems_are_the_same_text(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_corpus_normalises_bom_and_crlf(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     ending = "" if pack is bytes else ".gz"
     rows = '{"text": "one\\ntwo"}\n{"text": "three"}\n'
     for name, text in (("a.txt", "one\ntwo"), ("b.jsonl", rows)):
@@ -97,7 +97,7 @@ def test_files_of_other_systems_are_the_same_text(tmp_path: Path, pack: Callable
         assert next(corpus(str(file)).pieces()).text == "one\ntwo"
 
 
-def test_half_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
+def test_json_lines_names_line_of_unpaired_surrogate(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
     documents = corpus(str(file)).documents()
@@ -106,7 +106,7 @@ def test_half_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
         next(documents)
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_corpus_reads_parquet_and_names_faults(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pip install 'hdlm[data]'")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [f"document {number}" for number in range(700)]
@@ -121,9 +121,7 @@ def test_parquet(tmp_path: Path) -> None:
         list(corpus(str(file)).documents())
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "rows.parquet").write_text("rows")
     with pytest.raises(ValueError, match=r"hdlm\[data\]"):
@@ -148,7 +146,7 @@ def test_pieces_join_to_the_document_and_to_its_tokens(
         assert ids == [*tokenizer.encode(text), tokenizer.vocabulary.eos]
 
 
-def test_a_long_file_passes_in_pieces(tmp_path: Path) -> None:
+def test_corpus_reads_long_file_in_pieces(tmp_path: Path) -> None:
     text = "word " * 60_000
     (tmp_path / "long.txt").write_text(f" \n{text}\n\n")
     found = corpus(str(tmp_path))
@@ -169,19 +167,19 @@ def test_a_long_file_passes_in_pieces(tmp_path: Path) -> None:
         ("list.jsonl", b"[1]", "no text under 'text'"),
     ],
 )
-def test_unusable_text_is_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+def test_corpus_names_unusable_file(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=complaint) as raised:
         list(corpus(str(tmp_path / name)).documents())
     assert name in str(raised.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_corpus_names_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.txt"):
         list(TextFiles((str(tmp_path / "nowhere.txt"),)).documents())
 
 
-def test_kinds_of_text_do_not_mix(tmp_path: Path) -> None:
+def test_corpus_rejects_mixed_kinds_and_no_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixed"):
         corpus("a.txt", "b.jsonl")
     for name in ("a.txt", "b.jsonl"):
@@ -197,16 +195,16 @@ def test_kinds_of_text_do_not_mix(tmp_path: Path) -> None:
 
 @given(text=st.text(max_size=60).filter(lambda text: END_OF_TEXT not in text))
 @settings(max_examples=60, deadline=None)
-def test_every_text_survives_but_for_its_first_space(tokenizer: Tokenizer, text: str) -> None:
+def test_tokenizer_decodes_any_text_except_leading_space(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text.removeprefix(" ")
 
 
-def test_a_word_is_the_same_first_and_later(tokenizer: Tokenizer) -> None:
+def test_tokenizer_encodes_word_alike_at_any_place(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("the Word")[: len(tokenizer.encode("the"))] == tokenizer.encode("the")
     assert tokenizer.encode("And the")[len(tokenizer.encode("And")) :] == tokenizer.encode("the")
 
 
-def test_glued_text_begins_no_word(tokenizer: Tokenizer) -> None:
+def test_tokenizer_glued_text_joins_previous_word(tokenizer: Tokenizer) -> None:
     whole = tokenizer.encode("the Word, and")
     assert tokenizer.encode("the Word") + tokenizer.encode(", and", "glued") == whole
     assert tokenizer.encode("the Word") + tokenizer.encode(", and") != whole
@@ -219,18 +217,18 @@ def test_tokenizer_round_trip(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert again.encode(VERSES[0]) == tokenizer.encode(VERSES[0])
 
 
-def test_the_vocabulary_has_the_asked_size(tokenizer: Tokenizer) -> None:
+def test_train_tokenizer_has_requested_vocabulary_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocabulary.num_words == 280
     assert tokenizer.vocabulary.mask_id == 280
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"type": "Unigram"}}'])
-def test_what_is_no_tokenizer_is_refused(text: str) -> None:
+def test_tokenizer_from_json_rejects_other_content(text: str) -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         Tokenizer.from_json(text)
 
 
-def test_a_tokenizer_needs_room_and_text() -> None:
+def test_train_tokenizer_rejects_small_vocabulary_and_empty_text() -> None:
     with pytest.raises(ValueError, match="at least 257"):
         train_tokenizer(VERSES, 256)
     with pytest.raises(ValueError, match="no text"):
@@ -247,7 +245,7 @@ def test_split_keeps_every_document_once() -> None:
     assert sorted(parts.train + parts.validation, key=int) == documents
 
 
-def test_one_document_loses_its_tail_between_words() -> None:
+def test_split_of_one_document_cuts_tail_at_word_boundary() -> None:
     text = "one two three four five six seven eight nine ten"
     parts = split([text], 0.2)
     assert f"{parts.train[0]} {parts.validation[0]}" == text
@@ -255,7 +253,7 @@ def test_one_document_loses_its_tail_between_words() -> None:
 
 
 @pytest.mark.parametrize(("documents", "share"), [(["x"], 0.1), ([], 0.1), (["a b"], 0.0), (["a b"], 0.6)])
-def test_what_cannot_be_split_is_refused(documents: list[str], share: float) -> None:
+def test_split_rejects_too_few_documents_and_bad_share(documents: list[str], share: float) -> None:
     with pytest.raises(ValueError, match="validation"):
         split(documents, share)
 
@@ -269,7 +267,7 @@ def test_documents_end_with_the_end_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(stream.tokens[: ends[0]].tolist()) == VERSES[0]
 
 
-def test_text_in_memory_takes_few_bytes_a_token(
+def test_tokenise_takes_less_than_40_bytes_per_token(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "_BATCH", 2**15)
@@ -284,14 +282,14 @@ def test_text_in_memory_takes_few_bytes_a_token(
 
 @given(size=st.integers(5, 60), length=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
-def test_an_epoch_drops_nothing(size: int, length: int, seed: int, epoch: int) -> None:
+def test_windows_epoch_covers_every_token(size: int, length: int, seed: int, epoch: int) -> None:
     windows = Windows(torch.arange(size), length, seed)
     seen = windows.batch(epoch * len(windows), len(windows))
     assert len(windows) == math.ceil(size / length)
     assert set(seen.flatten().tolist()) == set(range(size))
 
 
-def test_epochs_cut_the_text_at_different_places() -> None:
+def test_windows_epochs_start_at_different_offsets() -> None:
     windows = Windows(torch.arange(40), 5, 0)
     cuts = {int(windows.batch(epoch * len(windows), 1)[0, 0]) % 5 for epoch in range(20)}
     assert cuts == set(range(5))
@@ -299,7 +297,7 @@ def test_epochs_cut_the_text_at_different_places() -> None:
 
 @given(first=st.integers(0, 40), count=st.integers(1, 30))
 @settings(max_examples=50, deadline=None)
-def test_order_is_a_function_of_the_number(first: int, count: int) -> None:
+def test_windows_batch_depends_on_window_number_only(first: int, count: int) -> None:
     windows = Windows(torch.arange(37), 4, seed=3)
     one_by_one = torch.cat([windows.batch(number, 1) for number in range(first, first + count)])
     assert torch.equal(windows.batch(first, count), one_by_one)
@@ -313,7 +311,7 @@ def test_order_depends_on_seed_and_epoch() -> None:
     assert torch.equal(windows.batch(0, 100), Windows(tokens, 4, seed=0).batch(0, 100))
 
 
-def test_windows_need_text() -> None:
+def test_windows_rejects_text_shorter_than_window() -> None:
     with pytest.raises(ValueError, match="less than one window"):
         Windows(torch.arange(3), 4, 0)
 
@@ -321,7 +319,7 @@ def test_windows_need_text() -> None:
 # -- baselines ------------------------------------------------------------------------------------------------
 
 
-def test_counting_models_are_distributions() -> None:
+def test_unigram_and_bigram_probabilities_sum_to_one() -> None:
     tokens = torch.tensor([0, 1, 2, 0, 1, 0, 3, 3, 0, 1])
     bigram = Bigram.fit(tokens, 5)
     assert bigram.unigram.probabilities.sum() == pytest.approx(1)
@@ -331,14 +329,14 @@ def test_counting_models_are_distributions() -> None:
         assert sum(p) == pytest.approx(1)
 
 
-def test_a_bigram_learns_what_follows() -> None:
+def test_bigram_predicts_periodic_text() -> None:
     tokens = torch.arange(4).repeat(200)
     assert float(Unigram.fit(tokens, 4).nats(tokens).mean()) == pytest.approx(math.log(4), rel=1e-3)
     assert float(Bigram.fit(tokens, 4).nats(tokens)[1:].mean()) < 0.02
 
 
-def test_a_tokenizer_learns_from_text_without_spaces_in_good_time() -> None:
-    """Its time grows with the square of the longest word: a file of DNA, of Base64, or of Thai is one."""
+def test_train_tokenizer_on_text_without_spaces_takes_less_than_5_seconds() -> None:
+    """Training time grows with the square of the longest word, and a file of DNA or Base64 is one word."""
     text = "".join("ACGT"[(number * number) % 7 % 4] for number in range(400_000))
     began = time.process_time()
     tokenizer = train_tokenizer([text], 300)
@@ -346,8 +344,8 @@ def test_a_tokenizer_learns_from_text_without_spaces_in_good_time() -> None:
     assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
 
 
-def test_each_epoch_has_an_order_of_its_own() -> None:
-    """Windows are shifted too, so it is the places of the text's beginnings that are compared."""
+def test_windows_epochs_have_different_orders() -> None:
+    """Epochs also shift the windows, so the test compares the window numbers of the first tokens."""
     tokens, length = torch.arange(4000), 4
     windows = Windows(tokens, length, 0)
     orders = [windows.batch(epoch * len(windows), len(windows))[:, 0] // length for epoch in range(2)]

@@ -1,4 +1,4 @@
-"""Denoisers: read only where asked, aligned or shifted, guided; the exact one obeys what it may see."""
+"""Denoisers: selected positions, shifted outputs, guidance, and the exact denoiser under an attention mask."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def canvas():
 
 
 @pytest.mark.parametrize("reading", [Mean(), Shifted(Mean()), LogScore(), Shifted(LogScore())], ids=repr)
-def test_chosen_positions_read_as_all_do(reading, canvas):
+def test_prediction_of_chosen_positions_equals_that_of_all(reading, canvas):
     conditioned = "LogScore" in repr(reading)
     denoiser = tiny_denoiser(GammaHybrid(WORDS, 0.2), reading, conditioned=conditioned)
     prediction = denoiser.predict(*canvas, ForwardContext())
@@ -38,7 +38,7 @@ def test_chosen_positions_read_as_all_do(reading, canvas):
     )
 
 
-def test_the_projection_runs_only_where_asked(canvas):
+def test_output_projection_runs_only_for_requested_positions(canvas):
     denoiser = tiny_denoiser(Absorbing(WORDS))
     projected = []
     denoiser.backbone.output_layer.linear.register_forward_hook(
@@ -50,8 +50,8 @@ def test_the_projection_runs_only_where_asked(canvas):
     assert projected == [2]
 
 
-def test_shifted_outputs_speak_of_the_next_position(canvas):
-    """Position `i` is read off output `i - 1`; the first of a row never off the row before it."""
+def test_shifted_denoiser_reads_output_of_previous_position(canvas):
+    """Position `i` reads output `i - 1`. The first position of a row does not read the previous row."""
     process = Absorbing(WORDS)
     aligned, shifted = tiny_denoiser(process), tiny_denoiser(process, Shifted(Mean()))
     one, other = aligned(*canvas), shifted(*canvas)
@@ -60,7 +60,7 @@ def test_shifted_outputs_speak_of_the_next_position(canvas):
     assert (aligned.lookback, shifted.lookback) == (0, 1)
 
 
-def test_a_network_is_told_what_its_parameterization_says(canvas):
+def test_denoiser_passes_sigma_and_blend_of_log_score_to_network(canvas):
     tokens, noise = canvas
     denoiser = tiny_denoiser(
         GammaHybrid(WORDS, 0.2), LogScore(scale_by_sigma=False, blend_rate=0.2), conditioned=True
@@ -71,7 +71,7 @@ def test_a_network_is_told_what_its_parameterization_says(canvas):
     torch.testing.assert_close(prediction.raw(prediction.everywhere()), raw.flatten(0, 1), **EXACT)
 
 
-def test_guidance_of_strength_zero_is_none(canvas):
+def test_guidance_of_scale_zero_equals_plain_denoiser(canvas):
     denoiser = tiny_denoiser(Absorbing(WORDS))
     prompt = torch.tensor([[True, True, False, False, False, False]])
     guided = Guided(denoiser, prompt, 0.0)
@@ -95,8 +95,8 @@ def test_guidance_extrapolates_from_the_masked_prompt(canvas):
         Guided(ExactDenoiser(random_world(3, 2), Uniform(3)), prompt, 1.0)
 
 
-def test_guidance_that_is_exact_sharpens_the_posterior_ratio():
-    """In a world written down: `p(x | prompt)^(1 + w) / p(x)^w`, normalised."""
+def test_guidance_of_exact_denoiser_gives_power_of_posterior_ratio():
+    """For an enumerated distribution the result is `p(x | prompt)^(1 + w) / p(x)^w`, normalised."""
     world, process = agreeing_world(3, 2), Absorbing(3)
     guided = Guided(ExactDenoiser(world, process), torch.tensor([[True, False]]), 2.0)
     tokens, noise = torch.tensor([[1, process.mask_id]]), torch.tensor([[0.0, 1.0]], dtype=torch.float64)
@@ -106,8 +106,8 @@ def test_guidance_that_is_exact_sharpens_the_posterior_ratio():
     torch.testing.assert_close(found, expected / expected.sum(), **EXACT)
 
 
-def bayes_by_hand(world, process, tokens, noise, query, seen):
-    """`p(x_0 of the query | the tokens it sees)`, one sequence after another."""
+def enumerated_posterior(world, process, tokens, noise, query, seen):
+    """`p(x_0 of the query | visible tokens)`, computed by a sum over all sequences."""
     p = torch.zeros(world.num_words, dtype=torch.float64)
     for sequence, prior in zip(world.sequences.tolist(), world.law.tolist(), strict=True):
         chance = prior
@@ -125,7 +125,7 @@ def bayes_by_hand(world, process, tokens, noise, query, seen):
 
 @pytest.mark.parametrize("reading", ["mean", "score"])
 @pytest.mark.parametrize("process", [EpsilonHybrid(3, 0.2), GammaHybrid(3, 0.4)], ids=repr)
-def test_the_exact_denoiser_is_bayes(process, reading):
+def test_exact_denoiser_equals_enumerated_posterior(process, reading):
     world = random_world(3, 3, seed=2)
     generator = torch.Generator().manual_seed(0)
     denoiser = ExactDenoiser(world, process, reading)
@@ -138,11 +138,11 @@ def test_the_exact_denoiser_is_bayes(process, reading):
     for b in range(6):
         for query in range(3):
             seen = [key for key in range(3) if mask[b, query, key] or key == query]
-            expected = bayes_by_hand(world, process, tokens[b].tolist(), noise[b], query, seen)
+            expected = enumerated_posterior(world, process, tokens[b].tolist(), noise[b], query, seen)
             torch.testing.assert_close(found[b, query, :3], expected, atol=1e-9, rtol=1e-9)
 
 
-def test_the_exact_score_is_the_ratio_of_canvases():
+def test_exact_denoiser_score_equals_enumerated_probability_ratio():
     """`p_u(canvas with y at i) / p_u(canvas)`, by summing over all sequences."""
     world, process, u = random_world(2, 2, seed=4), GammaHybrid(2, 0.4), 0.35
     denoiser = ExactDenoiser(world, process, "score")
@@ -168,8 +168,8 @@ def test_the_exact_score_is_the_ratio_of_canvases():
             assert float(scores[place, y]) == pytest.approx(expected, rel=1e-10)
 
 
-def test_the_exact_denoiser_remembers_what_it_is_told_to():
-    """A cache of settled positions, in any order and window, changes nothing."""
+def test_exact_denoiser_cache_keeps_predictions():
+    """A cache of settled positions changes no prediction, in any order and window."""
     world, process, schedule = random_world(3, 3, seed=2), GammaHybrid(3, 0.4), Block(3, 1, 2)
     denoiser = ExactDenoiser(world, process)
     tokens = torch.tensor([[0, 2, 3], [1, 1, 0]])
@@ -196,8 +196,8 @@ def test_the_exact_denoiser_remembers_what_it_is_told_to():
     torch.testing.assert_close(alone.log_clean(torch.tensor([0])), whole.log_clean(at[1:]), **EXACT)
 
 
-def test_what_cannot_be_tells_nothing():
-    """A word in pure absorbing noise, or a mask in clean text, is as good as unseen."""
+def test_exact_denoiser_ignores_tokens_of_probability_zero():
+    """A word at noise 1 or a mask at noise 0 has probability zero, so the denoiser ignores it."""
     world, process = agreeing_world(3, 2), Absorbing(3)
     denoiser = ExactDenoiser(world, process)
     tokens, noise = (
@@ -210,7 +210,7 @@ def test_what_cannot_be_tells_nothing():
     torch.testing.assert_close(found[:, 0], world.joint.sum(1).expand(2, -1), **EXACT)
 
 
-def test_the_exact_denoiser_refuses_what_it_cannot_answer():
+def test_exact_denoiser_rejects_wrong_vocabulary_and_attention_shape():
     world = random_world(3, 2)
     with pytest.raises(ValueError, match="4 words and the world 3"):
         ExactDenoiser(world, Absorbing(4))

@@ -1,4 +1,4 @@
-"""Where tokens are is known to the denoiser: it need not be said, and cannot be said wrongly."""
+"""Functions take the device from the denoiser and reject a different `device`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ PLACES_A_MODEL = {
 }
 
 
-def test_no_function_that_is_given_a_model_has_a_device_of_its_own() -> None:
-    """`device` is "cpu" by default only where a model is put somewhere."""
+def test_device_defaults_to_cpu_only_where_a_model_is_placed() -> None:
+    """`device` has the default "cpu" only in functions that place a model on a device."""
     found = set()
     for module in modules():
         for node in ast.walk(module.tree):
@@ -61,7 +61,7 @@ def test_no_function_that_is_given_a_model_has_a_device_of_its_own() -> None:
     assert found == PLACES_A_MODEL
 
 
-class Elsewhere(AbstractDenoiser):
+class MetaDenoiser(AbstractDenoiser):
     """A denoiser whose weights are on a device that needs no hardware."""
 
     process = Absorbing(WORDS)
@@ -71,22 +71,22 @@ class Elsewhere(AbstractDenoiser):
         raise NotImplementedError
 
 
-def test_tokens_are_where_the_weights_are() -> None:
+def test_resolve_device_defaults_to_device_of_weights() -> None:
     network = tiny_denoiser(Absorbing(WORDS))
     assert resolve_device(network, None) == resolve_device(network, "cpu") == torch.device("cpu")
     assert (
         resolve_device(Denoiser(torch.nn.Linear(2, 2, device="meta"), Absorbing(WORDS), Mean()), None).type
         == "meta"
     )
-    assert resolve_device(Elsewhere(), None) == Elsewhere.device
-    assert resolve_device(Guided(Elsewhere(), torch.tensor([[True]]), 1.0), None) == Elsewhere.device
+    assert resolve_device(MetaDenoiser(), None) == MetaDenoiser.device
+    assert resolve_device(Guided(MetaDenoiser(), torch.tensor([[True]]), 1.0), None) == MetaDenoiser.device
     module = torch.nn.Linear(2, 2, device="meta")
     assert resolve_device(CallableDenoiser(module, Absorbing(WORDS), Mean()), None).type == "meta"
-    assert Engine(Elsewhere(), Regime(flat(4, 2)), Ancestral())._x.device == Elsewhere.device
+    assert Engine(MetaDenoiser(), Regime(flat(4, 2)), Ancestral())._x.device == MetaDenoiser.device
 
 
-def test_a_denoiser_without_weights_computes_where_it_is_told_to() -> None:
-    """On the CPU, if it is told nothing."""
+def test_resolve_device_of_denoiser_without_weights_is_the_given_one() -> None:
+    """Without a `device` it computes on the CPU."""
     exact = ExactDenoiser(agreeing_world(2, 3), Absorbing(2))
     function = CallableDenoiser(lambda ids, positions: ids, Absorbing(WORDS), Mean())
     for denoiser in (exact, function):
@@ -95,8 +95,8 @@ def test_a_denoiser_without_weights_computes_where_it_is_told_to() -> None:
         assert resolve_device(denoiser, "meta") == torch.device("meta")
 
 
-def test_a_device_is_compared_by_kind_and_by_number_where_one_is_given() -> None:
-    second = type("Second", (Elsewhere,), {"device": torch.device("cuda", 1)})()
+def test_resolve_device_compares_type_and_index() -> None:
+    second = type("Second", (MetaDenoiser,), {"device": torch.device("cuda", 1)})()
     assert resolve_device(second, "cuda") == resolve_device(second, "cuda:1") == resolve_device(second, None)
     for other in ("cuda:0", "cpu", torch.device("meta")):
         with pytest.raises(ValueError, match=r"`device` is .* and the denoiser is on 'cuda:1'"):
@@ -108,7 +108,7 @@ def checkpoint():
     return load(pretrained() / "kjv-epsilon-4m")
 
 
-def test_every_function_refuses_another_device_than_the_models(checkpoint) -> None:
+def test_public_functions_reject_device_other_than_that_of_model(checkpoint) -> None:
     """Before any work: nothing is written, and the message says what to do."""
     denoiser, text = checkpoint.denoiser, torch.ones(2, 8, dtype=torch.long)
     given = Prompt.prefix([1], 8)

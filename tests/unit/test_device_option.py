@@ -23,7 +23,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 
 @pytest.mark.parametrize("accelerator", ["cuda", "xpu"], indirect=True)
 @pytest.mark.usefixtures("accelerator")
-def test_an_accelerator_is_taken_with_its_index(request: pytest.FixtureRequest) -> None:
+def test_device_option_selects_accelerator_and_index(request: pytest.FixtureRequest) -> None:
     kind = request.node.callspec.params["accelerator"]
     assert given("auto") == given(kind) == torch.device(kind)
     assert given(f"{kind}:1") == torch.device(kind, 1)
@@ -36,7 +36,7 @@ def test_an_accelerator_is_taken_with_its_index(request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("accelerator", ["mps"], indirect=True)
 @pytest.mark.usefixtures("accelerator")
-def test_a_device_without_float64_is_not_taken() -> None:
+def test_device_option_rejects_device_without_float64() -> None:
     assert given("auto") == torch.device("cpu")
     for name in ("mps", "mps:0"):
         with pytest.raises(

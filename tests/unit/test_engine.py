@@ -1,4 +1,4 @@
-"""The engine: sequences that come and go, each at its own pace, and what a watcher and a stop see of them."""
+"""The engine: requests that arrive and finish at different times, frames and stop functions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model() -> Denoiser:
     return tiny_denoiser(EpsilonHybrid(WORDS, 0.2))
 
 
-def drain(engine: Engine) -> list[Finished]:
+def run_to_the_end(engine: Engine) -> list[Finished]:
     done: list[Finished] = []
     with torch.no_grad():
         while len(engine):
@@ -48,8 +48,8 @@ def drain(engine: Engine) -> list[Finished]:
     return done
 
 
-def test_who_comes_later_is_none_the_worse() -> None:
-    """A server's view: requests of three lengths arrive while others are under way."""
+def test_engine_late_request_gets_same_tokens() -> None:
+    """Requests of three lengths arrive while other requests are running."""
     denoiser, schedule = model(), Block(LENGTH, 2, 3)
     engine = Engine(denoiser, Regime(schedule), CORRECTED, seed=4)
     done = []
@@ -58,7 +58,7 @@ def test_who_comes_later_is_none_the_worse() -> None:
             engine.add(torch.tensor([sequence]), length=length)
             for _ in range(3):
                 done += engine.advance()
-    done += drain(engine)
+    done += run_to_the_end(engine)
     assert sorted(len(one.tokens) for one in done) == [2, 5, 8]
     for one in done:
         alone = sample(
@@ -75,7 +75,7 @@ def test_who_comes_later_is_none_the_worse() -> None:
 
 @pytest.mark.parametrize("schedule", [Block(LENGTH, 2, 3), autoregressive(LENGTH)], ids=str)
 @pytest.mark.parametrize("together", [False, True])
-def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, together: bool) -> None:
+def test_stop_ends_sequence_and_keeps_earlier_tokens(schedule: Block, together: bool) -> None:
     asked: set[int] = set()
 
     def stop(sequence: int, tokens: Tensor) -> int | None:
@@ -105,8 +105,8 @@ def test_a_stop_ends_sequences_and_changes_no_token_before_it(schedule: Block, t
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_request_has_the_tokens_of_its_own_run_whatever_its_seed_and_company(together: bool) -> None:
-    """Requests come one after the other into an engine of another seed: two indices under three seeds."""
+def test_engine_request_tokens_depend_on_own_seed_only(together: bool) -> None:
+    """Requests with two sequence indices and three seeds arrive one after the other at one engine."""
     denoiser, schedule = model(), Slide(LENGTH, 4, 2)
     seeds = (5, 7, 2**64 - 1)
     alone = {
@@ -120,14 +120,14 @@ def test_a_request_has_the_tokens_of_its_own_run_whatever_its_seed_and_company(t
         done += engine.advance()
         engine.add(torch.arange(2), seed=torch.tensor([7, 5]), together=together)
         engine.add(torch.tensor([1]), together=together)
-    done += drain(engine)
+    done += run_to_the_end(engine)
     found = sorted((one.sequence, one.tokens.tolist()) for one in done)
     wanted = [(0, alone[seed][0].tolist()) for seed in (2**64 - 1, 7)]
     wanted += [(1, alone[seed][1].tolist()) for seed in (2**64 - 1, 5, 5)]
     assert found == sorted(wanted)
 
 
-def test_seeds_that_do_not_fit_are_refused_before_anything_is_let_in() -> None:
+def test_engine_rejects_bad_seeds_before_adding_requests() -> None:
     engine = Engine(model(), Regime(flat(LENGTH, 2)), CORRECTED)
     with pytest.raises(ValueError, match=r"or 2, one for each sequence; got shape \(3,\)"):
         engine.add(torch.arange(2), seed=torch.arange(3))
@@ -136,7 +136,7 @@ def test_seeds_that_do_not_fit_are_refused_before_anything_is_let_in() -> None:
     assert len(engine) == 0
 
 
-def test_what_a_watcher_is_told_is_settled_stays() -> None:
+def test_frames_report_settled_tokens_that_stay() -> None:
     frames: list[Frame] = []
     done = sample(
         model(),
@@ -155,7 +155,7 @@ def test_what_a_watcher_is_told_is_settled_stays() -> None:
     assert {int(settled) for frame in frames for settled in frame.settled} > {1, LENGTH}
 
 
-def test_own_pace_saves_calls() -> None:
+def test_sample_at_own_pace_makes_fewer_calls_with_same_tokens() -> None:
     denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), flat(LENGTH, 24)
     own, step = (
         sample(denoiser, Regime(schedule), Ancestral(), num_sequences=3, execution=Execution(together=how))
@@ -166,8 +166,8 @@ def test_own_pace_saves_calls() -> None:
     assert int(own.evaluations.max()) <= LENGTH < int(step.evaluations.max())
 
 
-def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> None:
-    """The analytic step reads every mask at every step, and mostly lifts none of them."""
+def test_time_independent_network_is_not_called_for_unchanged_tokens() -> None:
+    """The analytic step reads every mask at every step and usually unmasks no position."""
     schedule = flat(LENGTH, 40)
     unchanged = sample(tiny_denoiser(Absorbing(WORDS)), Regime(schedule), Analytic(), seed=2)
     assert unchanged.num_evaluations <= LENGTH
@@ -177,7 +177,7 @@ def test_a_network_told_no_time_is_not_asked_about_the_same_tokens_twice() -> No
     ("one_at_a_time", "all_at_once"),
     [(ByThreshold(1.0), ByThreshold(0.0)), (ByEntropy(0.0), ByEntropy(99.0))],
 )
-def test_adaptive_decoding_asks_as_often_as_it_is_unsure(one_at_a_time, all_at_once) -> None:
+def test_adaptive_decoding_calls_network_according_to_threshold(one_at_a_time, all_at_once) -> None:
     denoiser, schedule = tiny_denoiser(Absorbing(WORDS)), Block(LENGTH, 4, 1)
     slow, fast = (
         sample(denoiser, Regime(schedule), step, num_sequences=3) for step in (one_at_a_time, all_at_once)
@@ -188,8 +188,8 @@ def test_adaptive_decoding_asks_as_often_as_it_is_unsure(one_at_a_time, all_at_o
 
 
 @pytest.mark.parametrize("step", [ByThreshold(1.0), ByEntropy(0.0)])
-def test_adaptive_decoding_tells_the_network_how_many_masks_are_left(step) -> None:
-    """Four masks of eight positions, one at a time: what is given has no noise, the rest less and less."""
+def test_adaptive_decoding_passes_share_of_masks_as_noise(step) -> None:
+    """Four of eight positions are masks. Given positions have noise 0, and the noise of the others decreases."""
     told: list[list[float]] = []
 
     @final
@@ -205,8 +205,8 @@ def test_adaptive_decoding_tells_the_network_how_many_masks_are_left(step) -> No
     assert told == [[0.0] * 4 + [share] * 4 for share in (1.0, 0.75, 0.5, 0.25)]
 
 
-def test_a_bound_on_entropy_is_kept() -> None:
-    """Entropies 0.1, 0.2 and 0.5: with a bound of 0.1 the second goes with the first, with 0.3 all go."""
+def test_by_entropy_unmasks_up_to_its_bound() -> None:
+    """The entropies are 0.1, 0.2 and 0.5. A bound of 0.11 unmasks two positions in one call, 0.31 unmasks all three."""
     coins = {0.1: 0.0203, 0.2: 0.0492, 0.5: 0.1997}
     odds = torch.tensor([[share, 1 - share] for share in coins.values()], dtype=torch.float64)
     raw = torch.cat([odds.log(), torch.full((3, 1), -torch.inf)], 1)
@@ -248,10 +248,10 @@ print(peak() - before)
         ("block", "Ancestral()"),
     ],
 )
-def test_eight_thousand_positions_in_bounded_memory(schedule: str, step: str) -> None:
-    """Below one integer a pair of positions (512 MiB), far below one number a position and word (1250 MiB).
+def test_engine_of_8192_positions_takes_less_than_420_mib(schedule: str, step: str) -> None:
+    """The limit is below one integer per pair of positions (512 MiB) and one number per position and word (1250 MiB).
 
-    What is freed goes back at once, so that what is measured is what lives, and not what the C library hoards.
+    The C library returns freed memory at once, so the peak counts only memory in use.
     """
     done = subprocess.run(
         [sys.executable, "-c", _LONG, schedule, step],

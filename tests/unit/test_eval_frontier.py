@@ -1,4 +1,4 @@
-"""The frontier: points with errors, kept as they are finished, and a picture in which names can be read."""
+"""`hdlm eval frontier`: points with errors, resuming, and the picture."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def results(folder):
     return document
 
 
-def test_every_sampler_has_every_point(swept):
+def test_frontier_has_every_sampler_at_every_temperature(swept):
     document = results(swept / "out")
     assert [curve["algorithm"] for curve in document["curves"]] == ["original", "acs"]
     for curve in document["curves"]:
@@ -72,7 +72,7 @@ def test_every_sampler_has_every_point(swept):
     assert (swept / "out" / "frontier.png").stat().st_size > 10_000
 
 
-def test_points_are_those_of_hdlm_eval_generation(swept, capsys):
+def test_frontier_points_equal_eval_generation(swept, capsys):
     """The same samples and the same numbers as when they are measured alone."""
     alone = ["eval", "generation", MODEL, "--judge", MODEL, "--num", "3", "--length", "12", "--steps", "2"]
     assert main([*alone, "--algorithm", "original", "--temperature", "0.5", "--json"]) == 0
@@ -82,7 +82,7 @@ def test_points_are_those_of_hdlm_eval_generation(swept, capsys):
         assert point[measure] == pytest.approx(metrics[measure])
 
 
-def test_what_is_done_is_not_done_again(swept, monkeypatch, capsys):
+def test_frontier_measures_finished_points_only_once(swept, monkeypatch, capsys):
     before = results(swept / "out")
     drawn = []
 
@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again(swept, monkeypatch, capsys):
     assert drawn == [0.8]
 
 
-def test_a_killed_sweep_goes_on_to_the_same_numbers(swept, tmp_path, monkeypatch):
+def test_frontier_resumes_after_interrupt(swept, tmp_path, monkeypatch):
     def killed(checkpoint, settings, **options):
         if settings.temperature == 1:
             raise KeyboardInterrupt
@@ -118,13 +118,13 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(swept, tmp_path, monkeypatch
     assert len(kept) == 2
 
 
-def test_a_failure_is_a_failure_and_is_tried_again(tmp_path, monkeypatch, capsys):
-    def speechless(self, texts):
+def test_frontier_reports_failed_point_and_retries_it(tmp_path, monkeypatch, capsys):
+    def failing_judge(self, texts):
         raise ValueError("the judge has lost its voice.")
 
     real = CheckpointJudge.judge
     command = [*SWEEP, "--top-p", "0.9", "--algorithm", "original", "--output", str(tmp_path)]
-    monkeypatch.setattr(CheckpointJudge, "judge", speechless)
+    monkeypatch.setattr(CheckpointJudge, "judge", failing_judge)
     assert main(command) == 1
     (point,) = results(tmp_path)["curves"][0]["points"]
     assert point["top_p"] == 0.9
@@ -137,14 +137,14 @@ def test_a_failure_is_a_failure_and_is_tried_again(tmp_path, monkeypatch, capsys
     assert (tmp_path / "frontier.png").exists()
 
 
-def test_too_little_real_text_is_a_failure(tmp_path):
+def test_frontier_reports_reference_text_that_is_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("And God said.")
     command = [*SWEEP, "--temperature", "1", "--reference", str(tmp_path / "short.txt")]
     assert main([*command, "--output", str(tmp_path / "out")]) == 1
     assert "are needed, as many as samples" in results(tmp_path / "out")["reference"]["entropy"]["failed"]
 
 
-def test_the_commands_of_the_page_exist(repository):
+def test_commands_in_evaluation_page_parse(repository):
     page = (repository / "docs" / "evaluation.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     commands = [line.split()[1:] for line in "".join(blocks).splitlines() if line.startswith("hdlm ")]
@@ -155,7 +155,7 @@ def test_the_commands_of_the_page_exist(repository):
         parser.parse_args(words)
 
 
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+def test_frontier_rejects_bad_arguments_in_one_line(tmp_path, monkeypatch, capsys):
     output = ["--output", str(tmp_path / "out")]
     nobody = [word if word != MODEL else "no-such-judge/here" for word in SWEEP[3:]]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -169,7 +169,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
         main([*SWEEP, *output])
 
 
-def test_models_of_other_words_are_not_put_in_one_picture(tmp_path, monkeypatch, capsys):
+def test_frontier_rejects_models_of_different_tokenizers(tmp_path, monkeypatch, capsys):
     from hdlm.cli.eval import frontier as _eval_frontier
 
     real = _eval_frontier.open_checkpoint
@@ -191,7 +191,7 @@ def line(name: str, shift: float) -> Curve:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_many_curves_in_one_picture(tmp_path, suffix):
+def test_draw_frontier_writes_many_curves(tmp_path, suffix):
     curves = [line(f"sampler {index}", index / 100) for index in range(8)]
     reference = Point("book", 3.4, None, 12.0, None)
     path = tmp_path / f"frontier.{suffix}"
@@ -199,6 +199,6 @@ def test_many_curves_in_one_picture(tmp_path, suffix):
     assert path.stat().st_size > 10_000
 
 
-def test_nothing_to_draw_is_an_error(tmp_path):
+def test_draw_frontier_rejects_empty_curves(tmp_path):
     with pytest.raises(ValueError, match="nothing was measured"):
         draw_frontier([Curve("empty", [])], tmp_path / "frontier.png")

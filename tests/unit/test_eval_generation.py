@@ -1,4 +1,4 @@
-"""`hdlm eval generation` on the model that ships: every number or the reason, the files, and going on after a kill."""
+"""`hdlm eval generation` with the shipped model: metrics, failures, output files and resuming."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_self_bleu_is_that_of_sacrebleu(samples, value, error) -> None:
     assert found.error == pytest.approx(error, abs=1e-9)
 
 
-def test_self_bleu_of_copies_is_one_and_of_strangers_nothing() -> None:
+def test_self_bleu_of_copies_is_one_and_of_disjoint_samples_zero() -> None:
     assert self_bleu([list(range(9))] * 3) == Estimate(1.0, 0.0)
     assert self_bleu([list(range(9)), list(range(9, 18))]) == Estimate(0.0, None)
     for samples in ([[1, 2]], [[1, 2], []]):
@@ -112,7 +112,7 @@ def test_self_bleu_of_copies_is_one_and_of_strangers_nothing() -> None:
 # --- judges
 
 
-def test_a_checkpoint_judges_by_its_exact_likelihood(checkpoint, tokenizer) -> None:
+def test_checkpoint_judge_equals_exact_likelihood(checkpoint, tokenizer) -> None:
     texts = ["And God said, Let there be light: and there was light.", "In the beginning", "", "In the end"]
     found = CheckpointJudge(checkpoint, tokenizer, "ours", batch_size=2).judge(texts)
     assert (found[2].nats, found[2].num_tokens) == (0.0, 0)
@@ -131,7 +131,7 @@ def test_a_checkpoint_judges_by_its_exact_likelihood(checkpoint, tokenizer) -> N
     assert math.isfinite(long.nats)
 
 
-def test_the_model_prefers_its_own_text_to_that_of_controls(checkpoint, tokenizer) -> None:
+def test_checkpoint_judge_prefers_text_to_shuffled_words(checkpoint, tokenizer) -> None:
     ours = CheckpointJudge(checkpoint, tokenizer, "ours")
     scripture = "And the LORD said unto Moses, Go unto Pharaoh, and say unto him"
     mixed = "Pharaoh unto him the And unto, said Moses LORD Go, say unto and"
@@ -139,7 +139,7 @@ def test_the_model_prefers_its_own_text_to_that_of_controls(checkpoint, tokenize
     assert written.nats / written.num_tokens < shuffled.nats / shuffled.num_tokens - 1
 
 
-def test_features_are_the_last_hidden_state_whatever_the_batch(judge) -> None:
+def test_judge_features_are_last_hidden_state_for_any_batch_size(judge) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     texts = ["In the beginning", "x", "And God said, Let there be light"]
@@ -151,7 +151,7 @@ def test_features_are_the_last_hidden_state_whatever_the_batch(judge) -> None:
         assert torch.allclose(model.transformer(ids).last_hidden_state[0, -1], one[0], atol=1e-5)
 
 
-def test_a_word_means_a_judge_of_ours_or_of_others(judge, monkeypatch, tmp_path) -> None:
+def test_judges_of_selects_kind_of_judge_by_name(judge, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert MODEL in shipped()
     found = judges_of([MODEL, str(pretrained() / MODEL), judge, "nobody/nothing"], torch.device("cpu"))
@@ -163,7 +163,7 @@ def test_a_word_means_a_judge_of_ours_or_of_others(judge, monkeypatch, tmp_path)
 # --- MAUVE
 
 
-def test_mauve_tells_alike_from_apart_and_says_how_sure() -> None:
+def test_mauve_separates_similar_from_distant_features_with_error() -> None:
     pytest.importorskip("mauve")
     random = torch.Generator().manual_seed(0)
     p, q, far = (torch.randn(60, 8, generator=random) + shift for shift in (0.0, 0.0, 4.0))
@@ -174,14 +174,14 @@ def test_mauve_tells_alike_from_apart_and_says_how_sure() -> None:
     assert mauve(p, q, seed=1) == same
 
 
-def test_mauve_needs_samples_and_as_much_real_text() -> None:
+def test_mauve_rejects_too_few_samples_or_references() -> None:
     with pytest.raises(ValueError, match=f"at least {FEWEST} samples"):
         mauve(torch.zeros(3, 2), torch.zeros(9, 2))
     with pytest.raises(ValueError, match="as many pieces of real text"):
         mauve(torch.zeros(FEWEST, 2), torch.zeros(FEWEST - 1, 2))
 
 
-def test_a_package_that_is_missing_is_a_reason_and_no_number(monkeypatch) -> None:
+def test_missing_mauve_package_is_reported_as_failure(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mauve", None)
     found = score_or_failure(
         ("MAUVE",), lambda: {"MAUVE": mauve(torch.zeros(20, 2), torch.zeros(20, 2))}, judge="j"
@@ -195,7 +195,7 @@ def test_a_package_that_is_missing_is_a_reason_and_no_number(monkeypatch) -> Non
 
 
 @pytest.mark.slow
-def test_samples_are_those_of_write_and_go_on_after_a_kill(checkpoint, tmp_path) -> None:
+def test_draw_samples_resumes_file_and_equals_write(checkpoint, tmp_path) -> None:
     keep = tmp_path / "samples.jsonl"
     told: list[tuple[int, float]] = []
     first = draw_samples(checkpoint, SHORT, num=2, seed=3, batch_size=1, keep=keep)
@@ -222,16 +222,16 @@ def test_samples_are_those_of_write_and_go_on_after_a_kill(checkpoint, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_halved(checkpoint, monkeypatch) -> None:
+def test_draw_samples_halves_batch_when_out_of_memory(checkpoint, monkeypatch) -> None:
     sizes: list[int] = []
 
-    def narrow(*args, num, **options):
+    def write_at_most_two(*args, num, **options):
         sizes.append(num)
         if num > 2:
             raise torch.OutOfMemoryError("too many")
         return write(*args, num=num, **options)
 
-    monkeypatch.setattr("hdlm.evaluation.generation.samples.write", narrow)
+    monkeypatch.setattr("hdlm.evaluation.generation.samples.write", write_at_most_two)
     found = draw_samples(checkpoint, SHORT, num=5)
     assert sizes == [5, 5, 4, 2, 2, 1]
     assert [tuple(one.tokens) for one in found] == [one.tokens for one in write(checkpoint, "", SHORT, num=5)]
@@ -248,7 +248,7 @@ def _change(step: int, position: int, old: int, new: int) -> Change:
     return Change(step, 0, position, old, new, reason)
 
 
-def test_fates_of_gaps_by_hand() -> None:
+def test_fates_and_revisions_equal_worked_example() -> None:
     text, gaps = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[False, True, True, True]])
     changes = [
         _change(0, 1, 9, 5),  # wrong, then put right
@@ -272,7 +272,7 @@ def test_fates_of_gaps_by_hand() -> None:
     assert by_step["remasked by step"] == [0, 0, 0, 0, 0.5]
 
 
-def test_real_text_is_filled_in_and_what_is_given_stays(checkpoint, tokenizer) -> None:
+def test_fill_in_counts_corrections_of_gaps(checkpoint, tokenizer) -> None:
     ids = tokenizer.encode("And God said, Let there be light: and there was light. And God saw the light")[
         :16
     ]
@@ -291,14 +291,14 @@ def test_real_text_is_filled_in_and_what_is_given_stays(checkpoint, tokenizer) -
 # --- scores
 
 
-def test_pieces_of_a_text_do_not_overlap() -> None:
+def test_pieces_do_not_overlap() -> None:
     found = pieces(torch.arange(23), 4, 5, seed=2)
     assert sorted(found[:, 0].tolist()) == [0, 5, 10, 15]
     with pytest.raises(ValueError, match="4 pieces of 5; 5 are needed"):
         pieces(torch.arange(23), 5, 5)
 
 
-def test_every_judge_has_its_own_line_and_a_failure_leaves_the_others(checkpoint, tokenizer) -> None:
+def test_score_reports_each_judge_and_its_failure(checkpoint, tokenizer) -> None:
     ours = CheckpointJudge(checkpoint, tokenizer, "ours")
     rows = [
         tokenizer.encode("In the beginning God created"),
@@ -315,7 +315,7 @@ def test_every_judge_has_its_own_line_and_a_failure_leaves_the_others(checkpoint
 
 
 @pytest.mark.slow
-def test_the_command_writes_everything_and_goes_on(judge, real_text, tmp_path, capsys) -> None:
+def test_eval_generation_writes_all_results_and_reuses_samples(judge, real_text, tmp_path, capsys) -> None:
     pytest.importorskip("mauve")
     folder = tmp_path / "out"
     words = ["eval", "generation", *WORDS, "--num", "20", "--judge", judge, "--judge", MODEL, "--mauve"]
@@ -355,7 +355,7 @@ def test_the_command_writes_everything_and_goes_on(judge, real_text, tmp_path, c
 
 
 @pytest.mark.slow
-def test_other_strengths_correct_more_and_are_kept_apart(real_text, tmp_path, capsys) -> None:
+def test_eval_generation_eta_sweep_corrects_more_and_keeps_files_apart(real_text, tmp_path, capsys) -> None:
     words = [
         "eval",
         "generation",
@@ -383,7 +383,7 @@ def test_other_strengths_correct_more_and_are_kept_apart(real_text, tmp_path, ca
     }
 
 
-def test_what_was_asked_for_in_vain_is_said_and_the_rest_is_kept(monkeypatch, tmp_path, capsys) -> None:
+def test_eval_generation_reports_failures_and_keeps_other_results(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     short = tmp_path / "short.txt"
     short.write_text("A few words.", encoding="utf-8")
@@ -398,7 +398,7 @@ def test_what_was_asked_for_in_vain_is_said_and_the_rest_is_kept(monkeypatch, tm
     assert "failed" in result["controls"]["unigram"]["entropy"]
 
 
-def test_one_sample_is_measured_without_errors(capsys) -> None:
+def test_eval_generation_of_one_sample_has_no_errors(capsys) -> None:
     assert main(["eval", "generation", *WORDS, "--num", "1", "--judge", "none"]) == 0
     printed = capsys.readouterr().out
     assert "entropy" in printed
@@ -419,7 +419,7 @@ def test_one_sample_is_measured_without_errors(capsys) -> None:
         (["--infill", "2", "--reference", "x"], "a share in"),
     ],
 )
-def test_options_that_do_not_fit(options, message, capsys) -> None:
+def test_eval_generation_rejects_conflicting_options(options, message, capsys) -> None:
     assert main(["eval", "generation", MODEL, *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -431,7 +431,7 @@ def test_a_batch_size_is_a_number_or_auto(capsys) -> None:
     assert "--batch-size: must be a whole number" in capsys.readouterr().err
 
 
-def test_the_usual_judge_is_asked_and_missed_aloud(monkeypatch, tmp_path, capsys) -> None:
+def test_eval_generation_reports_unavailable_default_judge(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert main(["eval", "generation", *WORDS, "--num", "1", "--json"]) == 1
@@ -440,7 +440,7 @@ def test_the_usual_judge_is_asked_and_missed_aloud(monkeypatch, tmp_path, capsys
     assert metrics["entropy"]["value"] > 0
 
 
-def test_a_sample_survives_json() -> None:
+def test_sample_json_round_trip() -> None:
     sample = Sample("a", [1, 2], 1, 7, 0.5, {"corrected": {3: 1}, "remasked": {}})
     from dataclasses import asdict
 

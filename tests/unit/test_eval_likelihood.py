@@ -1,4 +1,4 @@
-"""`hdlm eval likelihood`: what it writes, that it goes on after a kill, and what it refuses."""
+"""`hdlm eval likelihood`: output files, resuming after an interrupt, and rejected options."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def test_it_is_the_likelihood_of_the_library(hdlm, checkpoint: Checkpoint, model: Path, data: Path) -> None:
+def test_eval_likelihood_equals_estimate_likelihood(
+    hdlm, checkpoint: Checkpoint, model: Path, data: Path
+) -> None:
     status, printed, _ = hdlm(model, "--data", data, "--replicates", 3, "--seed", 4, "--json")
     document = json.loads(printed)[str(data)]
     text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
@@ -98,7 +100,9 @@ def test_it_is_the_likelihood_of_the_library(hdlm, checkpoint: Checkpoint, model
     assert (document["dtype"], document["device"], document["weights"]) == ("float32", "cpu", "averaged")
 
 
-def test_it_leaves_a_document_a_report_and_a_picture(hdlm, model: Path, data: Path, tmp_path: Path) -> None:
+def test_eval_likelihood_writes_results_report_and_picture(
+    hdlm, model: Path, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     status, printed, _ = hdlm(model, "--data", data, "--replicates", 5, "--output", out)
     assert status == 0
@@ -112,7 +116,7 @@ def test_it_leaves_a_document_a_report_and_a_picture(hdlm, model: Path, data: Pa
     assert (out / "replicates.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_killed_measurement_goes_on_where_it_stopped(
+def test_eval_likelihood_resumes_after_interrupt(
     hdlm, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [model, "--data", data, "--replicates", 7, "--json", "--output"]
@@ -138,7 +142,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
     assert parts["wall_seconds"] > kept["wall_seconds"]
 
 
-def test_the_published_command_loses_no_data_set_however_often_it_is_killed(
+def test_eval_modeling_keeps_all_data_sets_after_interrupts(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other.txt"
@@ -185,7 +189,7 @@ def test_the_published_command_loses_no_data_set_however_often_it_is_killed(
         (["--hyperschedule", "flat"], "result.hyperschedule"),
     ],
 )
-def test_another_measurement_is_not_mixed_in(
+def test_eval_likelihood_refuses_folder_of_other_protocol(
     hdlm, model: Path, data: Path, tmp_path: Path, changed: list[str], said: str
 ) -> None:
     words = [model, "--data", data, "--replicates", 2, "--output", tmp_path / "out"]
@@ -198,7 +202,7 @@ def test_another_measurement_is_not_mixed_in(
     assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
-def test_a_target_is_reached_or_a_failure(hdlm, model: Path, data: Path) -> None:
+def test_eval_likelihood_reaches_target_stderr_and_rejects_negative(hdlm, model: Path, data: Path) -> None:
     status, printed, _ = hdlm(
         model, "--data", data, "--target-stderr", 0.2, "--estimator", "random", "--json"
     )
@@ -209,7 +213,9 @@ def test_a_target_is_reached_or_a_failure(hdlm, model: Path, data: Path) -> None
     assert "positive" in complaint
 
 
-def test_several_data_sets_have_folders_and_a_failure_is_one(hdlm, model: Path, tmp_path: Path) -> None:
+def test_eval_likelihood_of_several_data_sets_writes_folders_and_reports_failure(
+    hdlm, model: Path, tmp_path: Path
+) -> None:
     for name in ("ptb", "text8"):
         (tmp_path / f"{name}.txt").write_text(SENTENCES[0])
     words = [model, "--data", "ptb", "lambada", "text8", "--data-dir", tmp_path, "--replicates", 2]
@@ -223,7 +229,7 @@ def test_several_data_sets_have_folders_and_a_failure_is_one(hdlm, model: Path, 
     assert "lambada" in complaint
 
 
-def test_options_that_cannot_be_had_are_one_line(hdlm, model: Path, data: Path) -> None:
+def test_eval_likelihood_rejects_bad_options_in_one_line(hdlm, model: Path, data: Path) -> None:
     for words, said in [
         (["--length", 9], "up to 8 tokens"),
         (["--hyperschedule", "autoregressive", "--width", 2], "has no effect"),
@@ -236,7 +242,7 @@ def test_options_that_cannot_be_had_are_one_line(hdlm, model: Path, data: Path) 
         assert said in complaint or "part of a data set" in complaint
 
 
-def test_windows_of_documents_never_cross() -> None:
+def test_windows_do_not_cross_document_boundaries() -> None:
     tokens, sizes = torch.arange(23), [9, 4, 1, 9]
     stacks = windows(tokens, 4, None, sizes)
     assert [tuple(stack.tokens.shape) for stack in stacks] == [(5, 4), (3, 1)]
@@ -251,7 +257,7 @@ def test_windows_of_documents_never_cross() -> None:
         windows(tokens, 4, None, [9, 4, 9])
 
 
-def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> None:
+def test_likelihood_within_documents_is_sum_of_single_documents(checkpoint: Checkpoint) -> None:
     text = tokenize_documents(checkpoint.tokenizer, SENTENCES)
     plan = autoregressive(LENGTH)
     apart = estimate_likelihood(
@@ -269,7 +275,7 @@ def test_documents_apart_are_measured_as_if_alone(checkpoint: Checkpoint) -> Non
 
 
 @pytest.mark.parametrize("limit", [5, 12, 20, 10_000])
-def test_a_limit_takes_the_beginning(checkpoint: Checkpoint, limit: int) -> None:
+def test_tokenize_documents_limit_keeps_the_beginning(checkpoint: Checkpoint, limit: int) -> None:
     tokenizer = checkpoint.tokenizer
     text, whole = (
         tokenize_documents(tokenizer, iter(SENTENCES), limit),
@@ -284,7 +290,7 @@ def test_a_limit_takes_the_beginning(checkpoint: Checkpoint, limit: int) -> None
         assert torch.equal(text.tokens, whole.tokens)
 
 
-def test_a_text_is_found_with_its_part_and_its_detokenizer(tmp_path: Path) -> None:
+def test_find_text_selects_part_and_detokenizer(tmp_path: Path) -> None:
     (tmp_path / "ptb-train.txt").write_text("he did n't")
     found = find_text("ptb:train", "test", tmp_path)
     assert (found.name, found.part, found.detokenizer) == ("ptb", "train", "ptb")
@@ -294,7 +300,7 @@ def test_a_text_is_found_with_its_part_and_its_detokenizer(tmp_path: Path) -> No
     assert next(iter(raw.corpus.documents())) == "he did n't"
 
 
-def test_a_batch_is_halved_until_it_fits() -> None:
+def test_batch_size_halves_until_work_fits_in_memory() -> None:
     tried = []
 
     def work(size: int) -> int:
@@ -317,7 +323,7 @@ def test_a_batch_is_halved_until_it_fits() -> None:
     assert BatchSize.automatic(10**9, torch.device("cpu")).size == 1
 
 
-def test_plans(checkpoint: Checkpoint) -> None:
+def test_plan_of_selects_default_hyperschedule(checkpoint: Checkpoint) -> None:
     assert plan_of(checkpoint) == Block(LENGTH, 4, 2)
     assert plan_of(checkpoint, 3) == Block(3, 3, 2)
     assert plan_of(checkpoint, hyperschedule="slide", width=2) == Slide(LENGTH, 2, 2)
@@ -326,7 +332,7 @@ def test_plans(checkpoint: Checkpoint) -> None:
     assert plan_of(published) == Wave(LENGTH, 4, 2)
 
 
-def test_a_document_knows_its_like(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_protocol_differences_and_result_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     result = {"settings": {"eta": 0.1}, "num_samples": 3}
     one = protocol.describe_protocol(
         checkpoint, "a name", kind="generation", result=result, seed=1, wall_seconds=2.0
@@ -352,7 +358,7 @@ def test_a_document_knows_its_like(checkpoint: Checkpoint, tmp_path: Path) -> No
     assert protocol.weights_sha256(moved.network) != one["weights_sha256"]
 
 
-def test_intervals_are_those_of_student() -> None:
+def test_interval_equals_student_t_interval() -> None:
     stats = pytest.importorskip("scipy.stats")
     estimates = torch.randn(40, generator=torch.Generator().manual_seed(0)).double().numpy()
     means, reach = interval(estimates)
@@ -364,7 +370,7 @@ def test_intervals_are_those_of_student() -> None:
         assert reach[count - 1] == pytest.approx(exact, rel=1e-9)
 
 
-def test_a_report_states_the_interval_of_the_result(tmp_path: Path, model: Path, data: Path, hdlm) -> None:
+def test_likelihood_report_states_interval_of_result(tmp_path: Path, model: Path, data: Path, hdlm) -> None:
     documents = json.loads(hdlm(model, "--data", data, "--replicates", 3, "--device", "cpu", "--json")[1])
     document = documents[str(data)]
     result = LikelihoodResult.from_dict(document["result"])
@@ -373,19 +379,19 @@ def test_a_report_states_the_interval_of_the_result(tmp_path: Path, model: Path,
     assert f"95% interval | {low:,.5f} to {high:,.5f} |" in (tmp_path / "report.md").read_text("utf-8")
 
 
-def test_a_table_says_what_failed() -> None:
+def test_likelihood_table_reports_failure() -> None:
     table = likelihood_table({"here": {"failed": "the dog ate it"}})
     assert "the dog ate it" in table
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7])
-def test_shares_are_everything_once(count: int) -> None:
+def test_processes_share_covers_every_item_once(count: int) -> None:
     parts = [Processes(3, rank).share(count) for rank in range(3)]
     assert [number for first, size in parts for number in range(first, first + size)] == list(range(count))
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(hdlm, model: Path, data: Path, tmp_path: Path) -> None:
+def test_eval_likelihood_with_two_processes_equals_one(hdlm, model: Path, data: Path, tmp_path: Path) -> None:
     words = [model, "--data", data, "--replicates", 5, "--device", "cpu", "--json"]
     alone = json.loads(hdlm(*words)[1])[str(data)]["result"]["estimates"]
     with socket.socket() as free:

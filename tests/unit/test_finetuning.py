@@ -1,4 +1,4 @@
-"""Finetuning: what changes is said, and a network of next-token prediction says at first what it said before."""
+"""Finetuning: the description of changes, and a start that keeps the predictions of the checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _recipe(text: Path, hyperschedule: dict[str, Any], **tables: dict[str, Any])
 
 
 @pytest.fixture(scope="module")
-def autoregressor(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def autoregressive_checkpoint(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("runs") / "next-words"
     run = build_setup(_recipe(text, NEXT_WORDS, process={"epsilon": 0.0}), CPU)
     session = Session(run, folder)
@@ -54,22 +54,27 @@ def _next_token_loss(run: TrainingSetup | Checkpoint, tokens: torch.Tensor) -> f
         return float(NextToken(len(tokens)).loss(run.denoiser, tokens, *unused).mean())
 
 
-def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autoregressor: Checkpoint) -> None:
+def test_finetuning_start_keeps_next_token_predictions(
+    text: Path, autoregressive_checkpoint: Checkpoint
+) -> None:
     hybrid = {"type": "Block", "width": 4, "num_levels": 4}
-    run = build_setup(_recipe(text, hybrid, process={"epsilon": 0.1}), CPU, start=autoregressor)
+    run = build_setup(_recipe(text, hybrid, process={"epsilon": 0.1}), CPU, start=autoregressive_checkpoint)
     tokens = run.validation.tokens[:32].reshape(2, 16).long()
-    before, after = _next_token_loss(autoregressor, tokens), _next_token_loss(run, tokens)
+    before, after = _next_token_loss(autoregressive_checkpoint, tokens), _next_token_loss(run, tokens)
     assert after == before
     assert before < 5.3  # it had learnt something: a guess is 5.6
     plan = autoregressive(16)
     losses = [
         estimate_likelihood(
-            _as(one.denoiser, autoregressor), tokens.flatten(), Regime(plan), replicates=1
+            _with_process_of(one.denoiser, autoregressive_checkpoint),
+            tokens.flatten(),
+            Regime(plan),
+            replicates=1,
         ).nats
-        for one in (autoregressor, run)
+        for one in (autoregressive_checkpoint, run)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    lines = " ".join(describe_changes(autoregressor, run.checkpoint()))
+    lines = " ".join(describe_changes(autoregressive_checkpoint, run.checkpoint()))
     assert "epsilon 0 -> 0.1: the network has never seen wrong words" in lines
     assert (
         "Block (width 1, num_levels 1) -> Block (width 4, num_levels 4): the network has only predicted next words"
@@ -77,8 +82,8 @@ def test_a_converted_autoregressor_says_at_first_what_it_said(text: Path, autore
     )
 
 
-def _as(denoiser: Denoiser, like: Checkpoint) -> Denoiser:
-    """The network read under the process of another: the bound under another process is one of another thing."""
+def _with_process_of(denoiser: Denoiser, like: Checkpoint) -> Denoiser:
+    """The network with the process of another checkpoint. Bounds of different processes cannot be compared."""
     return Denoiser(denoiser.backbone, like.denoiser.process, denoiser.parameterization).eval()
 
 
@@ -100,21 +105,21 @@ CASES = [
 
 
 @pytest.mark.parametrize(("tables", "hyperschedule", "line"), CASES)
-def test_what_changes_is_said(
+def test_describe_changes_names_the_changed_option(
     text: Path,
-    autoregressor: Checkpoint,
+    autoregressive_checkpoint: Checkpoint,
     tables: dict[str, Any],
     hyperschedule: dict[str, Any],
     line: str,
 ) -> None:
     given = {"process": {"epsilon": 0.0}} | tables
-    run = build_setup(_recipe(text, hyperschedule, **given), CPU, start=autoregressor)
-    found = describe_changes(autoregressor, run.checkpoint())
+    run = build_setup(_recipe(text, hyperschedule, **given), CPU, start=autoregressive_checkpoint)
+    found = describe_changes(autoregressive_checkpoint, run.checkpoint())
     assert len(found) == (1 if line else 0)
     assert line in " ".join(found)
 
 
-def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
+def test_describe_changes_names_wider_window(text: Path) -> None:
     several, wide = (
         build_setup(_recipe(text, {"type": "Block", "width": width, "num_levels": 4}), CPU).checkpoint()
         for width in (1, 2)
@@ -123,7 +128,7 @@ def test_words_that_are_noisy_one_at_a_time_have_been_masks(text: Path) -> None:
     assert line.endswith("other positions are noisy together than so far")
 
 
-def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
+def test_describe_changes_distinguishes_lower_higher_and_zero_epsilon(text: Path) -> None:
     runs = {
         epsilon: build_setup(_recipe(text, NEXT_WORDS, process={"epsilon": epsilon}), CPU).checkpoint()
         for epsilon in (0.0, 0.1, 0.2)
@@ -133,7 +138,7 @@ def test_fewer_and_no_wrong_words_are_said_apart(text: Path) -> None:
     assert "forget how to correct" in describe_changes(runs[0.1], runs[0.0])[0]
 
 
-def test_another_gamma_is_named(text: Path) -> None:
+def test_describe_changes_names_other_gamma(text: Path) -> None:
     told = {"network": {"told_noise": True}, "objective": {"type": "ScoreEntropy"}}
     less, more = (
         build_setup(

@@ -1,4 +1,4 @@
-"""What to write along: the checkpoint's hyperschedule, or the one that was asked for, never a silent other."""
+"""`Settings.plan` returns the hyperschedule of the checkpoint or the requested one, or raises an error."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ TRAINED = (Wave(32, 8, 2), flat(32, 16))
     ],
     ids=str,
 )
-def test_a_plan_is_what_was_asked_for(
+def test_settings_plan_gives_requested_hyperschedule(
     settings: Settings, length: int, expected: AbstractHyperschedule
 ) -> None:
     assert settings.plan(TRAINED, length) == expected
 
 
-def test_other_families_and_tables_are_kept_as_they_are() -> None:
+def test_settings_plan_keeps_published_wave_and_table() -> None:
     assert Settings().plan((PublishedWave(8, 4, 4),), 8) == PublishedWave(8, 4, 4)
     table = Table(torch.tensor([[1, 1], [0, 1], [0, 0]]))
     assert Settings().plan((table,), 2) is table
@@ -58,12 +58,12 @@ def test_other_families_and_tables_are_kept_as_they_are() -> None:
     ],
     ids=str,
 )
-def test_what_has_no_meaning_is_refused(settings: Settings, message: str) -> None:
+def test_settings_plan_rejects_meaningless_options(settings: Settings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings.plan(TRAINED, 8)
 
 
-def test_a_checkpoint_without_hyperschedule_needs_to_be_told() -> None:
+def test_settings_plan_without_trained_hyperschedule_needs_a_name() -> None:
     with pytest.raises(ValueError, match="has no hyperschedule"):
         Settings().plan((), 8)
     assert Settings(hyperschedule="flat", steps=3).plan((), 8) == flat(8, 3)

@@ -1,4 +1,4 @@
-"""Few-step grids: the best there is on a profile, the same text in the end, and files that hold them."""
+"""Time grids for few steps: the optimal grid of a profile, the law of the text, and files of grids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = agreeing_world(2, 2)
 
 
 def law(world, steps, grid, process):
-    """What is written, by summing over all canvases."""
+    """The law of the written text, computed by a sum over all canvases."""
     schedule = Composed(LINEAR, grid)
     plan = flat(world.length, steps)
     (*_, last) = chain(ExactDenoiser(world, process), Regime(plan, noise_schedule=schedule))
@@ -39,8 +39,8 @@ def law(world, steps, grid, process):
 
 @pytest.mark.parametrize("process", [Absorbing(2), EpsilonHybrid(2, 0.2)], ids=repr)
 @pytest.mark.parametrize("grid", [Cosine(), Power(0.5), Power(2.0), Interpolated((0.3, 0.4, 1.0))], ids=repr)
-def test_every_grid_comes_to_the_same_text_in_many_steps(grid, process):
-    """A grid says when steps happen, not what is written."""
+def test_time_grid_keeps_text_law_in_many_steps(grid, process):
+    """A grid sets the times of the steps and does not change the limit law of the text."""
     even, few, many = (
         law(SMALL, steps, one, process) for steps, one in ((30, LINEAR), (2, grid), (30, grid))
     )
@@ -50,7 +50,7 @@ def test_every_grid_comes_to_the_same_text_in_many_steps(grid, process):
 
 
 @pytest.mark.parametrize("step", [Ancestral(), FirstHitting()], ids=repr)
-def test_the_even_grid_is_what_there_was(step):
+def test_uniform_grid_gives_same_tokens_as_no_grid(step):
     """Token for token, named or listed."""
     denoiser = ExactDenoiser(WORLD, Absorbing(3))
     plain = sample(
@@ -62,7 +62,7 @@ def test_the_even_grid_is_what_there_was(step):
         assert torch.equal(found, plain)
 
 
-def test_settings_have_a_grid():
+def test_settings_grid_sets_steps_and_noise():
     settings = Settings(hyperschedule="flat", grid="0.2,0.6,1")
     assert settings.plan((), 8) == flat(8, 3)
     assert settings.noise(LogLinear(1e-3)) == Composed(LogLinear(1e-3), Interpolated((0.2, 0.6, 1.0)))
@@ -78,7 +78,7 @@ def coarse(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 12])
-def test_no_grid_is_better(coarse, steps):
+def test_profile_best_grid_has_least_gap(coarse, steps):
     generator = torch.Generator().manual_seed(steps)
     curve = torch.rand(1, 9, generator=generator, dtype=torch.float64).cumsum(1)
     profile = Profile(curve)
@@ -90,8 +90,8 @@ def test_no_grid_is_better(coarse, steps):
     assert profile.gap(best).value == pytest.approx(least, abs=1e-12)
 
 
-def test_the_gap_is_what_the_steps_cost():
-    """One step costs the last value less the mean; a flat profile costs nothing however it is gone along."""
+def test_profile_gap_equals_cost_of_steps():
+    """One step costs the last value minus the mean. A constant profile costs nothing with any grid."""
     curve = torch.tensor([[1.0, 2.0, 4.0, 5.0]])
     assert Profile(curve).gap([1.0]).value == pytest.approx(5 - 3)
     assert Profile(torch.full((2, 6), 3.0)).gap([0.25, 0.5, 1.0]).value == pytest.approx(0, abs=1e-12)
@@ -99,8 +99,8 @@ def test_the_gap_is_what_the_steps_cost():
     assert 0 < Profile(curve).gap(many).value < 0.01
 
 
-def test_the_error_of_a_gap_is_that_over_windows():
-    """Windows may differ in how hard they are; what steps cost is compared within each."""
+def test_profile_gap_error_is_standard_error_over_windows():
+    """Windows can differ in difficulty, so the error compares the cost of the steps within each window."""
     curve = torch.tensor([1.0, 2.0, 4.0, 5.0])
     alike, apart = (Profile(torch.stack([curve, how])) for how in (curve + 9, 2 * curve))
     assert alike.gap([0.5, 1.0]).error == pytest.approx(0, abs=1e-12)
@@ -109,8 +109,8 @@ def test_the_error_of_a_gap_is_that_over_windows():
     assert apart.gap([0.5, 1.0]).error == pytest.approx(one / 2)
 
 
-def test_a_profile_is_what_the_network_says_of_masks():
-    """With all masked there is no chance; with one, it is the number of one of the positions, and any may be it."""
+def test_measured_profile_equals_network_nats_of_masked_tokens():
+    """With all positions masked the value is exact. With one mask it is the value of a random position."""
     checkpoint = load(pretrained() / MODEL)
     window = torch.tensor(
         checkpoint.tokenizer.encode("In the beginning God created the heaven and the earth.")
@@ -120,7 +120,7 @@ def test_a_profile_is_what_the_network_says_of_masks():
     assert found.shape == (40, length - 1)
 
     def nats(masked):
-        """Of each position but the first, which a shifted network is given."""
+        """The nats of each position except the first, which a shifted network is given."""
         x = torch.where(masked, checkpoint.vocabulary.mask_id, window)[None]
         with torch.no_grad():
             prediction = checkpoint.denoiser.predict(
@@ -137,7 +137,7 @@ def test_a_profile_is_what_the_network_says_of_masks():
     assert set(apart.argmin(1).tolist()) == set(range(length - 1))
 
 
-def test_numbers_of_masks_that_were_not_measured_lie_between():
+def test_profile_interpolates_unmeasured_mask_counts():
     torch.testing.assert_close(
         grids._between([1, 3, 4, 7], torch.tensor([[1.0, 3.0, 7.0, 1.0]]), 7),
         torch.tensor([[1.0, 2.0, 3.0, 7.0, 5.0, 3.0, 1.0]]),
@@ -148,7 +148,7 @@ def test_numbers_of_masks_that_were_not_measured_lie_between():
     assert counts[1] - counts[0] < counts[16] - counts[15]
 
 
-def test_one_half_learns_and_the_other_measures():
+def test_profile_halves_split_windows_alternately():
     learned, measured = Profile(torch.arange(5.0)[:, None]).halves()
     assert (learned.nats[:, 0].tolist(), measured.nats[:, 0].tolist()) == ([0, 2, 4], [1, 3])
     with pytest.raises(ValueError, match="give text for two"):
@@ -156,8 +156,8 @@ def test_one_half_learns_and_the_other_measures():
 
 
 @pytest.mark.parametrize("noise", [LINEAR, LogLinear(1e-3), Cosine()], ids=repr)
-def test_times_are_where_the_process_masks_as_much(noise):
-    """GIDD's masks are not its noise fraction, nor is that the time."""
+def test_as_times_inverts_masking_fraction_of_process(noise):
+    """For GIDD the masking fraction, the noise fraction and the time all differ."""
     checkpoint = load(pretrained() / MODEL)
     checkpoint = replace(
         checkpoint,
@@ -171,7 +171,7 @@ def test_times_are_where_the_process_masks_as_much(noise):
 
 
 @pytest.mark.parametrize("grid", [(1.0,), (0.5, 1.0), (0.25, 0.5, 0.75, 1.0)], ids=str)
-def test_the_gap_bounds_how_far_the_text_is_off(grid):
+def test_profile_gap_bounds_kl_divergence_of_sampled_text(grid):
     """On a world whose profile is known exactly, for its ancestral sampler."""
     process = Absorbing(3)
     denoiser = ExactDenoiser(WORLD, process)
@@ -201,13 +201,13 @@ def exact_profile(denoiser):
     return torch.stack(found)[None]
 
 
-def test_chance_does_not_make_a_profile_fall():
+def test_rising_makes_profile_monotone():
     values = torch.tensor([5.0, 1.0, 2.0, 4.0, 3.0]).double()
     found = grids._rising(values)
     torch.testing.assert_close(found, torch.tensor([13 / 6, 13 / 6, 13 / 6, 31 / 9, 31 / 9]).double())
 
 
-def test_a_file_of_grids(tmp_path):
+def test_grid_text_reads_file_of_grids(tmp_path):
     path = tmp_path / "grids.json"
     path.write_text("[0.2, 0.6, 1]")
     assert grid_text(str(path), None) == grid_text(str(path), 3) == "0.2,0.6,1.0"
@@ -224,7 +224,7 @@ def test_a_file_of_grids(tmp_path):
     assert main(["sample", MODEL, "--grid", str(tmp_path / "none.json")]) == 2
 
 
-def test_a_grid_is_learned_and_used(tmp_path, capsys):
+def test_tune_learns_grid_that_sample_uses(tmp_path, capsys):
     text, file = tmp_path / "text.txt", tmp_path / "grids.json"
     text.write_text(
         "And the LORD said unto Moses, Speak unto the children of Israel, and say unto them. " * 9

@@ -1,4 +1,4 @@
-"""What a model answers to the requests of `lm_eval`, without `lm_eval`."""
+"""`HarnessModel` and its answers to `lm_eval` requests, without the package `lm_eval`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exact(checkpoint: Checkpoint) -> HarnessModel:
     )
 
 
-def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: HarnessModel) -> None:
+def test_harness_loglikelihood_prefers_probable_ending(checkpoint: Checkpoint, exact: HarnessModel) -> None:
     pairs = [
         ("And God said unto", " Moses"),
         ("And God said unto", " teeth"),
@@ -52,7 +52,9 @@ def test_the_likelier_ending_is_chosen(checkpoint: Checkpoint, exact: HarnessMod
     assert exact.loglikelihood([("a", "")]) == [(0.0, True)]
 
 
-def test_greedy_is_said_of_the_likeliest_ending(exact: HarnessModel, checkpoint: Checkpoint) -> None:
+def test_harness_reports_greedy_for_most_probable_ending_only(
+    exact: HarnessModel, checkpoint: Checkpoint
+) -> None:
     tokenizer = checkpoint.tokenizer
     words = {tokenizer.piece(token) for token in range(checkpoint.vocabulary.num_words)}
     endings = sorted(word for word in words if word.startswith(" ") and word.strip().isalpha())[::5]
@@ -63,8 +65,10 @@ def test_greedy_is_said_of_the_likeliest_ending(exact: HarnessModel, checkpoint:
     assert best[1] or all(not greedy for _, greedy in answers)
 
 
-def test_a_whole_text_is_measured_as_elsewhere(exact: HarnessModel, checkpoint: Checkpoint) -> None:
-    """Where it fits, it is the exact likelihood of `evaluate`; where not, every token is measured all the same."""
+def test_harness_rolling_loglikelihood_equals_estimate_likelihood(
+    exact: HarnessModel, checkpoint: Checkpoint
+) -> None:
+    """A text that fits has the exact likelihood. A longer text is measured in windows, each token once."""
     tokenizer, text = checkpoint.tokenizer, "In the beginning God created the heaven and the earth."
     plan = autoregressive(checkpoint.length)
     start = torch.tensor([checkpoint.vocabulary.bos])
@@ -80,7 +84,7 @@ def test_a_whole_text_is_measured_as_elsewhere(exact: HarnessModel, checkpoint: 
     assert of_much < said
 
 
-def test_text_ends_where_it_is_told(exact: HarnessModel) -> None:
+def test_harness_generate_until_obeys_stop_and_length(exact: HarnessModel) -> None:
     asked = ("And the LORD", {"max_gen_toks": 24})
     whole, again, cut, short, empty = exact.generate_until(
         [
@@ -99,10 +103,10 @@ def test_text_ends_where_it_is_told(exact: HarnessModel) -> None:
     assert "the" not in empty
 
 
-def test_nothing_is_written_behind_the_end(
+def test_harness_batched_requests_write_nothing_after_their_end(
     exact: HarnessModel, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request ends where it ends, also where all are written in one batch behind contexts of other lengths."""
+    """Each request in a batch stops at its own end, also after contexts of different lengths."""
     requests = [
         ("And the LORD", {"max_gen_toks": 24}),
         ("And it came to pass, that", {"max_gen_toks": 5}),
@@ -125,10 +129,10 @@ def test_nothing_is_written_behind_the_end(
 
 
 @pytest.mark.parametrize("mark", [0.5, math.nan])
-def test_a_mark_that_is_no_number_is_a_failure(
+def test_eval_harness_reports_nan_score_as_failure(
     mark: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command around `lm_eval`, which is not here, with what it would have found."""
+    """The command runs with a stub of `lm_eval` and a prepared result."""
     row = {"doc_hash": "a", "prompt_hash": "b", "target_hash": "c"}
     found = {
         "results": {"who": {"alias": "who", "acc,none": mark, "acc_stderr,none": 0.1}},
@@ -145,12 +149,12 @@ def test_a_mark_that_is_no_number_is_a_failure(
     assert ("failed: not a finite number" if math.isnan(mark) else "0.50 ± 0.10") in printed
 
 
-def test_what_a_model_does_not_know_is_refused(exact: HarnessModel) -> None:
+def test_harness_rejects_unknown_generation_option(exact: HarnessModel) -> None:
     with pytest.raises(ValueError, match="asks for num_beams"):
         exact.generate_until([("a", {"num_beams": 4})])
 
 
-def test_without_the_harness_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_without_lm_eval_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     harness._harness_class.cache_clear()
     with pytest.raises(ValueError, match=r'pip install "hdlm\[harness\]"'):

@@ -1,4 +1,4 @@
-"""Cards of the field's formats: what tells them apart, and what sizes alone say of a vocabulary."""
+"""Cards of the peer formats: how they are recognised, and what the sizes imply for the vocabulary."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ FORMATS = {
 }
 
 
-def card_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AbstractCard | None:
+def recognised_card(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AbstractCard | None:
     fitting = [card for card in CARDS if card.recognises(Evidence(config, shapes, "here"))]
     assert len(fitting) < 2
     return fitting[0] if fitting else None
@@ -93,32 +93,32 @@ def card_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
 
 def blueprint(name: str, /, **changes: Any) -> Blueprint:
     config, shapes = FORMATS[name]
-    card = card_of(config, shapes)
+    card = recognised_card(config, shapes)
     assert card is not None
     return card.blueprint(Evidence({**config, **changes}, shapes, "here"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_has_one_card(name):
+def test_each_peer_format_is_recognised_by_one_card(name):
     config, shapes = FORMATS[name]
-    card = card_of(config, shapes)
+    card = recognised_card(config, shapes)
     assert card is not None
     assert card.name == name
-    assert card_of(config, {}) is None
-    assert card_of({}, shapes) is None
-    assert card_of({**config, "model_type": "llama"}, shapes) is None
+    assert recognised_card(config, {}) is None
+    assert recognised_card({}, shapes) is None
+    assert recognised_card({**config, "model_type": "llama"}, shapes) is None
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"type": []}, [{"type": "absorb"}]], ids=repr)
 @pytest.mark.parametrize("key", ["model_type", "graph", "tokens", "model"])
-def test_no_evidence_makes_a_card_raise(key, value):
+def test_peer_cards_do_not_raise_on_odd_config_values(key, value):
     for config, shapes in FORMATS.values():
-        card_of({**config, key: value}, shapes)
-        card_of({**config, key: value}, dict.fromkeys(shapes, ()))
+        recognised_card({**config, key: value}, shapes)
+        recognised_card({**config, key: value}, dict.fromkeys(shapes, ()))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_network_is_the_published_one(name):
+def test_peer_blueprint_has_published_network_config(name):
     plan = blueprint(name)
     length = 512 if name == "GIDD" else 1024
     rows = 50259 if name == "GIDD" else 50258
@@ -140,7 +140,7 @@ def test_the_network_is_the_published_one(name):
     assert len(plan.tensors) == 12 * 10 + 10
 
 
-def test_how_each_is_noised_and_read():
+def test_peer_blueprint_has_process_and_parameterization_of_format():
     plan = blueprint("MDLM")
     assert (plan.process, plan.noise_schedule) == (Absorbing(50257), LogLinear())
     assert (plan.parameterization, plan.vocabulary) == (LeaveOneOut("zero", shared=True), GPT2)
@@ -165,7 +165,7 @@ def test_how_each_is_noised_and_read():
     assert plan.network.vocab_size == 50257
 
 
-def test_berts_mask_is_known_by_the_size_of_its_vocabulary():
+def test_mdlm_vocabulary_of_bert_size_has_mask_row_103():
     plan = blueprint("MDLM", vocab_size=30522)
     assert plan.mask_row == 103
     assert plan.vocabulary == Vocabulary(30521, bos=101, eos=102, pad=0)
@@ -175,15 +175,15 @@ def test_berts_mask_is_known_by_the_size_of_its_vocabulary():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_nobody_knows_is_reported(name):
+def test_unknown_config_key_is_reported(name):
     assert blueprint(name, novelty=1).unknown == ("novelty",)
 
 
-def test_unknown_options_of_sedds_tables_are_dotted():
+def test_unknown_key_in_sedd_table_is_reported_with_dotted_name():
     assert blueprint("SEDD", graph={"type": "absorb", "shape": 1}).unknown == ("graph.shape",)
 
 
-def test_a_silent_config_leaves_the_width_of_the_conditioning_to_the_weights():
+def test_missing_cond_dim_is_read_from_weights():
     assert blueprint("MDLM", cond_dim=None).network.cond_dim == 128
     assert blueprint("MDLM", cond_dim=129).network.cond_dim == 129
 
@@ -205,17 +205,17 @@ def test_a_silent_config_leaves_the_width_of_the_conditioning_to_the_weights():
         ("MDLM", {"n_blocks": 10**9}, "n_blocks.*1000000000.*15 tensors"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(name, changes, named):
+def test_bad_peer_config_is_named(name, changes, named):
     with pytest.raises(ValueError, match=named):
         blueprint(name, **changes)
 
 
 COUNTING = ("MDLM", "BD3-LM", "GIDD", "Duo")
-"""Formats whose config counts the rows and names no mask."""
+"""Formats whose config gives the number of rows and no mask id."""
 
 
 @pytest.mark.parametrize("name", COUNTING)
-def test_a_round_number_of_rows_needs_a_word_of_what_they_are(name):
+def test_padded_vocab_size_needs_num_words(name):
     rows = 50304
     with pytest.raises(ValueError, match=r"here: `vocab_size` is 50304, a multiple of 128.*`num_words`"):
         blueprint(name, vocab_size=rows)
@@ -232,7 +232,7 @@ def test_a_round_number_of_rows_needs_a_word_of_what_they_are(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(COUNTING) - {"Duo"}))
-def test_a_config_may_name_the_mask(name):
+def test_config_mask_id_selects_the_mask_row(name):
     plan = blueprint(name, vocab_size=1000, mask_token_id=7)
     assert (plan.mask_row, plan.vocabulary.num_words, plan.padding) == (7, 999, 0)
     plan = blueprint(name, vocab_size=1024, mask_id=1023)
@@ -252,8 +252,8 @@ def test_a_config_may_name_the_mask(name):
 
 
 def test_training_checkpoints_of_gidd_are_refused():
-    """Their rows are rounded up, so the last is not the mask, and nothing in the file says which one is."""
-    card = card_of(GIDD_, PLAIN | TABLES)
+    """The number of rows is rounded up, so the last row is not the mask, and the file does not state the mask row."""
+    card = recognised_card(GIDD_, PLAIN | TABLES)
     assert card is not None
     with pytest.raises(ValueError, match="logit_bias"):
         card.blueprint(Evidence(GIDD_, PLAIN | TABLES | {"logit_bias": (1, 1, 1)}, "here"))

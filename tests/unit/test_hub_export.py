@@ -1,4 +1,4 @@
-"""Export: what is written in the published layout reads back as it was, and what has no published form is refused."""
+"""Export to the published layout: the round trip, and models without a published form."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def _checkpoint(
 
 
 def _gamma(noise_schedule: AbstractNoiseSchedule = LOG_LINEAR, **changes: Any) -> Checkpoint:
-    """As published: no position is told of an earlier time than 1e-4."""
+    """The published setting: no position has a time below 1e-4."""
     floor = float(noise_schedule.fraction(torch.tensor(1e-4, dtype=torch.float64)))
     reading = LogScore(blend_rate=0.05, floor=floor)
     return _checkpoint(GammaHybrid(WORDS, 0.05), reading, noise_schedule=noise_schedule, **changes)
 
 
-def _answers(checkpoint: Checkpoint) -> torch.Tensor:
-    """Raw outputs and readings on canvases with masks and wrong words, at several noise levels."""
+def _denoiser_outputs(checkpoint: Checkpoint) -> torch.Tensor:
+    """Denoiser outputs on canvases with masks and wrong words at several noise levels."""
     words = checkpoint.vocabulary.num_words
     generator = torch.Generator().manual_seed(0)
     length = checkpoint.length
@@ -74,10 +74,10 @@ def _answers(checkpoint: Checkpoint) -> torch.Tensor:
         return checkpoint.denoiser(tokens, noise)
 
 
-def _keys(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def _dotted_keys(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{above}{name}.")
+            yield from _dotted_keys(value, f"{above}{name}.")
         else:
             yield above + name
 
@@ -98,36 +98,38 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_round_trip_changes_nothing(tmp_path: Path, family: str) -> None:
+def test_export_round_trip_keeps_outputs_and_config(tmp_path: Path, family: str) -> None:
     ours = FAMILIES[family](context="causal", active="causal")
     export(ours, tmp_path)
     read = hub.load(tmp_path)
-    assert torch.equal(_answers(read), _answers(ours))
+    assert torch.equal(_denoiser_outputs(read), _denoiser_outputs(ours))
     for name, value in ours.config().items():
         assert name == "training" or read.config()[name] == value
     assert hub.inspect(tmp_path).blueprint.unknown == ()
 
 
-def test_a_network_of_uniform_noise_has_no_row_for_the_mask(tmp_path: Path) -> None:
+def test_export_of_uniform_process_without_mask_row_round_trip(tmp_path: Path) -> None:
     ours = _checkpoint(Uniform(WORDS), LogScore())
     shape = dataclasses.replace(ours.network.config, vocab_size=WORDS)
     ours.denoiser.backbone = DDiT(shape).eval()
     export(ours, tmp_path)
-    assert torch.equal(_answers_without_masks(hub.load(tmp_path)), _answers_without_masks(ours))
+    assert torch.equal(
+        _denoiser_outputs_without_masks(hub.load(tmp_path)), _denoiser_outputs_without_masks(ours)
+    )
 
 
-def _answers_without_masks(checkpoint: Checkpoint) -> torch.Tensor:
+def _denoiser_outputs_without_masks(checkpoint: Checkpoint) -> torch.Tensor:
     tokens = torch.arange(LENGTH)[None] % WORDS
     with torch.no_grad():
         return checkpoint.denoiser(tokens, torch.full((1, LENGTH), 0.4))
 
 
-def test_absorbing_noise_is_epsilon_0(tmp_path: Path) -> None:
+def test_export_of_absorbing_loads_as_epsilon_hybrid_of_0(tmp_path: Path) -> None:
     ours = _checkpoint(Absorbing(WORDS))
     export(ours, tmp_path)
     read = hub.load(tmp_path)
     assert read.denoiser.process == EpsilonHybrid(WORDS, 0.0)
-    assert torch.equal(_answers(read), _answers(ours))
+    assert torch.equal(_denoiser_outputs(read), _denoiser_outputs(ours))
 
 
 SCHEDULES = {
@@ -141,7 +143,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_every_published_hyperschedule_reads_back(tmp_path: Path, schedule: AbstractHyperschedule) -> None:
+def test_export_round_trip_keeps_hyperschedule(tmp_path: Path, schedule: AbstractHyperschedule) -> None:
     ours = _checkpoint(trained=(schedule,))
     assert published_config(ours)["annealing"]["type"] == SCHEDULES[schedule]
     export(ours, tmp_path)
@@ -149,7 +151,7 @@ def test_every_published_hyperschedule_reads_back(tmp_path: Path, schedule: Abst
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, LENGTH])
-def test_a_slide_of_as_many_levels_as_positions_is_the_published_one(tmp_path: Path, width: int) -> None:
+def test_export_of_slide_with_width_levels_equals_published_slide(tmp_path: Path, width: int) -> None:
     ours = Slide(LENGTH, width, width)
     export(_checkpoint(trained=(ours,)), tmp_path)
     (read,) = hub.load(tmp_path).hyperschedules
@@ -158,7 +160,7 @@ def test_a_slide_of_as_many_levels_as_positions_is_the_published_one(tmp_path: P
     assert torch.equal(read.levels(steps), PublishedSlide(LENGTH, width, width).levels(steps))
 
 
-def test_two_numbers_of_levels_are_those_of_evaluation_and_training(tmp_path: Path) -> None:
+def test_export_writes_tau_and_eval_tau(tmp_path: Path) -> None:
     trained = (Block(LENGTH, 4, 8), Wave(LENGTH, 4, 2), Block(LENGTH, 4, 3))
     export(_checkpoint(trained=trained), tmp_path)
     annealing = json.loads((tmp_path / "config.json").read_text())["annealing"]
@@ -170,7 +172,7 @@ def test_two_numbers_of_levels_are_those_of_evaluation_and_training(tmp_path: Pa
 def test_the_config_has_the_keys_of_published_ones(shared: Path, family: str) -> None:
     published = json.loads((shared / "golden" / family / "config.json").read_text())
     ours = published_config(FAMILIES[family](trained=(Block(LENGTH, 8, 4),)))
-    assert set(_keys(ours)) == set(_keys(published))
+    assert set(_dotted_keys(ours)) == set(_dotted_keys(published))
     for key in ("model_type", "annealing", "data", "experiment"):
         assert ours[key] == published[key]
     assert {key: type(value) for key, value in ours["model"].items()} == {
@@ -182,7 +184,7 @@ GOLDEN = ("epsilon", "gamma", "epsilon_vocab50257", "gamma_vocab50257")
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_what_was_published_is_published_again(shared: Path, tmp_path: Path, name: str) -> None:
+def test_export_of_published_checkpoint_reproduces_its_files(shared: Path, tmp_path: Path, name: str) -> None:
     source = shared / "golden" / name
     export(hub.load(source), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
@@ -194,14 +196,14 @@ def test_what_was_published_is_published_again(shared: Path, tmp_path: Path, nam
         torch.testing.assert_close(written[tensor], value, atol=1e-7, rtol=1e-6)
 
 
-def test_the_tensors_have_the_published_names(shared: Path, tmp_path: Path) -> None:
+def test_export_writes_published_tensor_names(shared: Path, tmp_path: Path) -> None:
     for family in ("epsilon", "gamma"):
         export(FAMILIES[family](), tmp_path)
         published = load_file(shared / "golden" / family / "model.safetensors")
         assert load_file(tmp_path / "model.safetensors").keys() == published.keys()
 
 
-def test_the_files_agree(tmp_path: Path) -> None:
+def test_exported_files_hold_the_same_content(tmp_path: Path) -> None:
     export(_gamma(), tmp_path, pickled=True)
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"config.json", "config.yaml", "model.safetensors", "pytorch_model.bin", "README.md"}
@@ -212,11 +214,11 @@ def test_the_files_agree(tmp_path: Path) -> None:
     assert pickled.keys() == tensors.keys()
     assert all(torch.equal(pickled[name], value) for name, value in tensors.items())
     by_file = hub.load(tmp_path / "pytorch_model.bin")
-    assert torch.equal(_answers(by_file), _answers(_gamma()))
+    assert torch.equal(_denoiser_outputs(by_file), _denoiser_outputs(_gamma()))
 
 
 @pytest.mark.parametrize("tokenizer", [None, '{"model": {}}'])
-def test_gpt2_is_called_by_its_name_and_others_by_their_file(tokenizer: str | None) -> None:
+def test_published_config_names_gpt2_or_tokenizer_file(tokenizer: str | None) -> None:
     with torch.device("meta"):
         network = DDiT(DDiTConfig(GPT2.size, hidden_size=4, num_blocks=1, num_heads=1, max_length=LENGTH))
     denoiser = Denoiser(network, EpsilonHybrid(GPT2.num_words, 0.1), Mean())
@@ -261,14 +263,14 @@ FORMLESS = {
 
 
 @pytest.mark.parametrize("fault", FORMLESS)
-def test_what_has_no_published_form_is_named(tmp_path: Path, fault: str) -> None:
+def test_export_rejects_and_names_what_has_no_published_form(tmp_path: Path, fault: str) -> None:
     make, complaint = FORMLESS[fault]
     with pytest.raises(ValueError, match=complaint):
         export(make(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_another_hyperschedule_can_be_chosen(tmp_path: Path) -> None:
+def test_export_selects_hyperschedule_by_index(tmp_path: Path) -> None:
     ours = _checkpoint(trained=(Wave(LENGTH, 4, 3), Slide(LENGTH, 4, 4)))
     export(ours, tmp_path, hyperschedule=1)
     assert hub.load(tmp_path).hyperschedules == (Slide(LENGTH, 4, 4),)
@@ -296,16 +298,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return hub.load(folder / "out")
 
 
-def test_train_here_export_load_as_published(trained: Checkpoint, tmp_path: Path) -> None:
+def test_trained_model_exports_and_loads_with_same_outputs(trained: Checkpoint, tmp_path: Path) -> None:
     export(trained, tmp_path)
     read = hub.load(tmp_path)
-    assert torch.equal(_answers(read), _answers(trained))
+    assert torch.equal(_denoiser_outputs(read), _denoiser_outputs(trained))
     assert read.tokenizer_json == trained.tokenizer_json
     settings = Settings("acs", eta=0.2)
     assert write(read, "the cat", settings, seed=3) == write(trained, "the cat", settings, seed=3)
 
 
-def test_the_config_says_what_is_known_of_the_training(trained: Checkpoint) -> None:
+def test_published_config_records_training_options(trained: Checkpoint) -> None:
     config = published_config(trained)
     assert config["type"] == "shifted"
     assert config["training"]["n_iters"] == 10
@@ -317,9 +319,9 @@ def test_the_config_says_what_is_known_of_the_training(trained: Checkpoint) -> N
     assert config["tokenizer"] == {"tokens": trained.vocabulary.num_words, "model": "tokenizer.json"}
 
 
-def test_our_own_layout_and_the_published_one_hold_the_same_model(
-    trained: Checkpoint, tmp_path: Path
-) -> None:
+def test_hdlm_and_published_layouts_hold_the_same_model(trained: Checkpoint, tmp_path: Path) -> None:
     save_pretrained(trained, tmp_path / "ours")
     export(hub.load(tmp_path / "ours"), tmp_path / "published")
-    assert torch.equal(_answers(hub.load(tmp_path / "published")), _answers(hub.load(tmp_path / "ours")))
+    assert torch.equal(
+        _denoiser_outputs(hub.load(tmp_path / "published")), _denoiser_outputs(hub.load(tmp_path / "ours"))
+    )

@@ -1,6 +1,6 @@
-"""Hostile and broken files are refused in one clear line, and nothing that they carry runs.
+"""Hostile and broken files are refused with one line, and no code in them runs.
 
-Each hostile file would leave a marker behind if it were obeyed; without `load` between, some of them do.
+Each hostile file creates a marker if its code runs. Some tests load them unsafely to prove this.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.hub_folders import EPSILON, folder, tensors
 SUFFIXES = (".bin", ".pth", ".ckpt", ".pt")
 
 
-class Runs:
-    """A pickle of this calls a function when it is read."""
+class CallsOnLoad:
+    """An object whose pickle calls a function on load."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -49,7 +49,7 @@ def marker(tmp_path: Path) -> Path:
 
 
 def refused(path: Path, *, match: str) -> None:
-    """`load` refuses it with one line."""
+    """Assert that `load` and `inspect` refuse the file with a message of one line."""
     for function in (load, inspect):
         with pytest.raises(ValueError, match=match) as caught:
             function(path)
@@ -57,15 +57,15 @@ def refused(path: Path, *, match: str) -> None:
         assert len(str(caught.value)) < 1000
 
 
-def place(tmp_path: Path, suffix: str = ".bin") -> Path:
-    """A file of weights to be, beside a config that fits."""
+def weights_path(tmp_path: Path, suffix: str = ".bin") -> Path:
+    """The path for a file of weights beside a matching config."""
     folder(tmp_path / "model", EPSILON)
     (tmp_path / "model" / "model.safetensors").unlink()
     return tmp_path / "model" / f"pytorch_model{suffix}"
 
 
-def rewritten(path: Path, change: Callable[[str, bytes], bytes], **how: Any) -> None:
-    """The same zip with other files in it."""
+def rewrite_zip(path: Path, change: Callable[[str, bytes], bytes], **how: Any) -> None:
+    """Rewrite a zip with changed contents."""
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", **how) as archive:
@@ -73,10 +73,10 @@ def rewritten(path: Path, change: Callable[[str, bytes], bytes], **how: Any) -> 
             archive.writestr(name, change(name, content))
 
 
-def with_pickle(path: Path, program: bytes) -> None:
+def save_with_pickle(path: Path, program: bytes) -> None:
     """A file of torch.save with another pickle."""
     torch.save(tensors(EPSILON), path)
-    rewritten(path, lambda name, old: program if name.endswith("data.pkl") else old)
+    rewrite_zip(path, lambda name, old: program if name.endswith("data.pkl") else old)
 
 
 # -- programs in pickles ----------------------------------------------------------------------------------
@@ -85,58 +85,58 @@ def with_pickle(path: Path, program: bytes) -> None:
 def payloads(marker: Path) -> dict[str, Any]:
     touch = f"touch '{marker}'"
     return {
-        "os.system": Runs(os.system, touch),
-        "exec": Runs(exec, f"open({str(marker)!r}, 'w')"),
-        "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
-        "open": Runs(open, str(marker), "w"),
-        "getattr": Runs(getattr, "text", "upper"),
-        "torch.load": Runs(torch.load, str(marker)),
-        "import": Runs(__import__, "antigravity"),
-        "bytearray": Runs(bytearray, 10**12),
+        "os.system": CallsOnLoad(os.system, touch),
+        "exec": CallsOnLoad(exec, f"open({str(marker)!r}, 'w')"),
+        "eval": CallsOnLoad(eval, f"open({str(marker)!r}, 'w')"),
+        "open": CallsOnLoad(open, str(marker), "w"),
+        "getattr": CallsOnLoad(getattr, "text", "upper"),
+        "torch.load": CallsOnLoad(torch.load, str(marker)),
+        "import": CallsOnLoad(__import__, "antigravity"),
+        "bytearray": CallsOnLoad(bytearray, 10**12),
     }
 
 
 @pytest.mark.parametrize("name", payloads(Path()))
 @pytest.mark.parametrize("where", ["alone", "in a state dict", "in an optimizer"])
-def test_programs_are_refused(tmp_path, marker, name, where):
+def test_load_refuses_pickles_that_call_functions(tmp_path, marker, name, where):
     payload = payloads(marker)[name]
     content = {
         "alone": payload,
         "in a state dict": {**tensors(EPSILON), "extra": payload},
         "in an optimizer": {"model": tensors(EPSILON), "optimizer": {"state": payload}, "step": 1},
     }[where]
-    path = place(tmp_path)
+    path = weights_path(tmp_path)
     torch.save(content, path)
     refused(path, match="is refused, for it asks to run or build [^;]+; only tensors")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_under_any_name(tmp_path, marker, suffix):
-    path = place(tmp_path, suffix)
+def test_load_refuses_hostile_pickle_under_any_suffix(tmp_path, marker, suffix):
+    path = weights_path(tmp_path, suffix)
     torch.save(payloads(marker)["os.system"], path)
     refused(path, match=r"asks to run or build (posix|nt|os)\.system")
     assert not marker.exists()
 
 
-def test_the_payload_does_run_if_nobody_looks(tmp_path, marker):
-    """So these tests can fail."""
-    path = place(tmp_path)
+def test_payload_runs_with_unsafe_torch_load(tmp_path, marker):
+    """Unsafe loading runs the payload, which proves that the other tests can fail."""
+    path = weights_path(tmp_path)
     torch.save(payloads(marker)["os.system"], path)
     torch.load(path, weights_only=False)
     assert marker.exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_programs_of_every_protocol(tmp_path, marker, protocol):
-    path = place(tmp_path)
-    with_pickle(path, pickle.dumps(payloads(marker)["os.system"], protocol=protocol))
+def test_load_refuses_hostile_pickle_of_every_protocol(tmp_path, marker, protocol):
+    path = weights_path(tmp_path)
+    save_with_pickle(path, pickle.dumps(payloads(marker)["os.system"], protocol=protocol))
     refused(path, match="is refused, for it asks to run or build")
     assert not marker.exists()
 
 
-def by_hand(marker: Path) -> dict[str, bytes]:
-    """Pickles that no pickler writes."""
+def handwritten_pickles(marker: Path) -> dict[str, bytes]:
+    """Handwritten pickles that no standard pickler writes."""
     command = f"touch '{marker}'".encode()
     text = b"X" + struct.pack("<I", len(command)) + command
     return {
@@ -151,16 +151,16 @@ def by_hand(marker: Path) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", by_hand(Path()))
-def test_programs_by_hand(tmp_path, marker, name):
-    path = place(tmp_path)
-    with_pickle(path, by_hand(marker)[name])
+@pytest.mark.parametrize("name", handwritten_pickles(Path()))
+def test_load_refuses_handwritten_pickles(tmp_path, marker, name):
+    path = weights_path(tmp_path)
+    save_with_pickle(path, handwritten_pickles(marker)[name])
     refused(path, match="is refused|damaged or holds more than tensors|holds no weights by name")
     assert not marker.exists()
 
 
 class Trap:
-    """An object whose every way of being built leaves the marker behind."""
+    """An object that creates the marker whenever it is constructed or changed."""
 
     marker: Path
 
@@ -187,8 +187,8 @@ class Trap:
         return 0
 
 
-class Reduced:
-    """An object that is pickled as its `__reduce__` says."""
+class CustomReduce:
+    """An object that is pickled with the given reduce value."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = parts
@@ -197,19 +197,24 @@ class Reduced:
         return self.parts
 
 
-def objects(marker: Path) -> dict[str, Any]:
+def foreign_objects(marker: Path) -> dict[str, Any]:
     """Objects of code that is foreign to `torch`, which are built by running it."""
     Trap.marker = marker
-    built = Reduced(Trap, (1, 2), {"state": 1}, iter([1, 2, 3]), iter([("a", 1)]))
+    built = CustomReduce(Trap, (1, 2), {"state": 1}, iter([1, 2, 3]), iter([("a", 1)]))
     return {
         "a path": marker,
-        "a call": Reduced(Trap, (1,)),
+        "a call": CustomReduce(Trap, (1,)),
         "a function": Trap,
         "state, items and entries": built,
-        "a chain": Reduced(Trap, (Reduced(Trap, (built,), {"x": built}),), {"y": Reduced(Trap, ())}),
-        "a key of a table": {Reduced(Trap, (1,)): 1, (1, Reduced(Trap, (2,))): 2},
+        "a chain": CustomReduce(
+            Trap, (CustomReduce(Trap, (built,), {"x": built}),), {"y": CustomReduce(Trap, ())}
+        ),
+        "a key of a table": {CustomReduce(Trap, (1,)): 1, (1, CustomReduce(Trap, (2,))): 2},
         "an item of a set": {
-            1: [Reduced(frozenset, ([Reduced(Trap, (1,))],)), Reduced(set, ([Reduced(Trap, (1,))],))]
+            1: [
+                CustomReduce(frozenset, ([CustomReduce(Trap, (1,))],)),
+                CustomReduce(set, ([CustomReduce(Trap, (1,))],)),
+            ]
         },
         "numbers of numpy": [np.float64(3), np.arange(3), np.dtype("int64")],
         "a partial function": functools.partial(max, 1),
@@ -219,11 +224,16 @@ def objects(marker: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", objects(Path()))
+@pytest.mark.parametrize("name", foreign_objects(Path()))
 def test_foreign_objects_become_inert_stand_ins(tmp_path, marker, name):
-    path, weights = place(tmp_path), tensors(EPSILON)
+    path, weights = weights_path(tmp_path), tensors(EPSILON)
     shadow = [value for key, value in weights.items() if not key.startswith("rotary")]
-    content = {"model": weights, "ema": {"shadow_params": shadow}, "step": 3, "more": objects(marker)[name]}
+    content = {
+        "model": weights,
+        "ema": {"shadow_params": shadow},
+        "step": 3,
+        "more": foreign_objects(marker)[name],
+    }
     torch.save(content, path)
     loaded = dict(load(path).network.named_parameters())
     assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
@@ -232,19 +242,19 @@ def test_foreign_objects_become_inert_stand_ins(tmp_path, marker, name):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(objects(Path())) - {"a path", "numbers of numpy", "nothing foreign"})
+    "name", sorted(set(foreign_objects(Path())) - {"a path", "numbers of numpy", "nothing foreign"})
 )
-def test_foreign_objects_do_run_if_nobody_looks(tmp_path, marker, name):
-    """So the test above can fail, where there is something to run."""
-    torch.save(objects(marker)[name], tmp_path / "file")
+def test_foreign_objects_run_with_unsafe_torch_load(tmp_path, marker, name):
+    """Unsafe loading runs the payloads, which proves that the test above can fail."""
+    torch.save(foreign_objects(marker)[name], tmp_path / "file")
     torch.load(tmp_path / "file", weights_only=False)
     runs = name not in ("a function", "a partial function", "a counter", "a generic type")
     assert marker.exists() == runs
 
 
-def test_stand_ins_keep_what_the_file_says(tmp_path, marker):
-    path = place(tmp_path)
-    torch.save({"it": objects(marker)["state, items and entries"], "class": Trap}, path)
+def test_stand_in_keeps_name_arguments_state_and_items(tmp_path, marker):
+    path = weights_path(tmp_path)
+    torch.save({"it": foreign_objects(marker)["state, items and entries"], "class": Trap}, path)
     content = load_pickle(path)
     it = content["it"]
     assert isinstance(it, StandIn)
@@ -304,11 +314,11 @@ CLASS, TEXT = b"cforeign\nClass\n", b"X\x01\x00\x00\x00a"
         (b"ccollections\nOrderedDict\n(]K\x05atR.", "damaged"),
     ],
 )
-def test_steps_that_misuse_what_is_there(tmp_path, marker, program, message):
-    """A step does what it does to plain data, or the file is refused."""
-    path = place(tmp_path)
+def test_load_pickle_handles_or_refuses_misused_opcodes(tmp_path, marker, program, message):
+    """Each opcode acts on plain data or on stand-ins, or the file is refused."""
+    path = weights_path(tmp_path)
     torch.save(torch.zeros(12), path)
-    rewritten(path, lambda name, old: b"\x80\x02" + program if name.endswith("data.pkl") else old)
+    rewrite_zip(path, lambda name, old: b"\x80\x02" + program if name.endswith("data.pkl") else old)
     if message is None:
         load_pickle(path)
         return
@@ -319,7 +329,7 @@ def test_steps_that_misuse_what_is_there(tmp_path, marker, program, message):
 
 
 def bombs(depth: int = 2000) -> dict[str, tuple[bytes, str | None]]:
-    """Programs that are short, and whose data are large or slow."""
+    """Short pickles whose data are large or slow to build."""
     long = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20
     pairs = b"](" + b"".join(b"K" + bytes([index]) + b"N\x86" for index in range(256)) * 100 + b"eq\x01"
     return {
@@ -342,25 +352,25 @@ def bombs(depth: int = 2000) -> dict[str, tuple[bytes, str | None]]:
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_programs_whose_data_are_large_or_slow(tmp_path, name):
+def test_load_refuses_pickle_bombs_in_bounded_time(tmp_path, name):
     program, message = bombs()[name]
-    path = place(tmp_path)
-    with_pickle(path, b"\x80\x02" + program)
+    path = weights_path(tmp_path)
+    save_with_pickle(path, b"\x80\x02" + program)
     begin = time.process_time()
     refused(path, match=message or "holds no weights by name|holds no weights that hdlm can read")
     assert time.process_time() - begin < 40
 
 
-def test_programs_of_many_steps(tmp_path, monkeypatch):
+def test_load_refuses_pickle_of_too_many_steps(tmp_path, monkeypatch):
     monkeypatch.setattr("hdlm.hub.pickles.MOST_STEPS", 1000)
-    path = place(tmp_path)
-    with_pickle(path, b"\x80\x02" + b"N0" * 500 + b"N.")
+    path = weights_path(tmp_path)
+    save_with_pickle(path, b"\x80\x02" + b"N0" * 500 + b"N.")
     refused(path, match="has more than 1000 steps")
 
 
 @pytest.mark.slow
-def test_programs_of_the_largest_depth(tmp_path):
-    """They end neither the process nor the patience; in a process of its own, without checks of types."""
+def test_load_pickle_handles_deeply_nested_bombs(tmp_path):
+    """Deep pickles do not crash or hang. The test runs in a subprocess without type checks."""
     files = []
     for index, (program, message) in enumerate(bombs(500_000).values()):
         files.append((tmp_path / str(index), message))
@@ -385,17 +395,17 @@ for name in sys.argv[1:]:
         assert (message or "data") in line
 
 
-def test_keys_without_end_do_not_fill_the_error(tmp_path):
-    path = place(tmp_path)
+def test_error_message_truncates_long_keys(tmp_path):
+    path = weights_path(tmp_path)
     torch.save({"x" * 10**6: 1, "model": {"y" * 10**6: torch.zeros(2)}}, path)
     refused(path, match="no format")
     torch.save({"x" * 10**6: 1}, path)
     refused(path, match="its keys are x+")
 
 
-def test_spoiled_programs_never_escape(tmp_path):
-    """Any bytes in the program end as data or as a ValueError."""
-    path = place(tmp_path)
+def test_corrupted_pickle_gives_data_or_value_error(tmp_path):
+    """A corrupted pickle gives data or a ValueError, for any bytes."""
+    path = weights_path(tmp_path)
     torch.save({"model": {"a": torch.zeros(3)}, "more": [{1: (2.0, "b")}, {3}, Path("c"), b"d"]}, path)
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -417,17 +427,17 @@ def test_spoiled_programs_never_escape(tmp_path):
     assert outcomes == {"data", "refused"}
 
 
-def test_build_cannot_reach_into_objects(tmp_path, marker):
-    """BUILD on an OrderedDict sets attributes; nothing comes of it."""
+def test_pickle_build_cannot_set_attributes_of_ordered_dict(tmp_path, marker):
+    """BUILD on an OrderedDict would set attributes. The loader does not set them."""
     program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x07\x00\x00\x00__len__K\x01sb."
-    path = place(tmp_path)
-    with_pickle(path, program)
+    path = weights_path(tmp_path)
+    save_with_pickle(path, program)
     refused(path, match="holds no weights|damaged")
 
 
 @pytest.mark.parametrize("form", ["legacy", "plain", "tar"])
-def test_files_that_are_no_zip(tmp_path, marker, form):
-    path, payload = place(tmp_path), payloads(marker)["os.system"]
+def test_load_refuses_weights_that_are_not_a_zip(tmp_path, marker, form):
+    path, payload = weights_path(tmp_path), payloads(marker)["os.system"]
     match form:
         case "legacy":
             torch.save(payload, path, _use_new_zipfile_serialization=False)
@@ -442,8 +452,8 @@ def test_files_that_are_no_zip(tmp_path, marker, form):
     assert not marker.exists()
 
 
-def test_torchscript(tmp_path):
-    path = place(tmp_path)
+def test_load_refuses_torchscript(tmp_path):
+    path = weights_path(tmp_path)
     torch.save(tensors(EPSILON), path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/constants.pkl", b"")
@@ -453,18 +463,18 @@ def test_torchscript(tmp_path):
 # -- zips -------------------------------------------------------------------------------------------------
 
 
-def test_compressed_zips(tmp_path):
-    """A bomb is small in the file and large in memory."""
-    path = place(tmp_path)
+def test_load_refuses_compressed_zip(tmp_path):
+    """A compressed bomb is small on disk and large in memory."""
+    path = weights_path(tmp_path)
     torch.save({"weight": torch.zeros(2_000_000)}, path)
-    rewritten(path, lambda name, content: content, compression=zipfile.ZIP_DEFLATED)
+    rewrite_zip(path, lambda name, content: content, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
     refused(path, match=r"is compressed; torch stores|claims to hold more than the file has")
 
 
-def test_zips_whose_parts_overlap(tmp_path):
-    """Every entry of the directory points at the same bytes."""
-    path = place(tmp_path)
+def test_load_refuses_zip_with_overlapping_entries(tmp_path):
+    """Every entry of the zip directory points at one range of bytes."""
+    path = weights_path(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02N.")
         archive.writestr("archive/data/0", b"\0" * 10_000)
@@ -480,8 +490,8 @@ def test_zips_whose_parts_overlap(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "archive/../../evil", "a\\..\\evil", "C:/evil"])
-def test_names_that_reach_out(tmp_path, name):
-    path = place(tmp_path)
+def test_load_refuses_zip_with_path_traversal(tmp_path, name):
+    path = weights_path(tmp_path)
     torch.save(tensors(EPSILON), path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"evil")
@@ -489,17 +499,17 @@ def test_names_that_reach_out(tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_pickles(tmp_path):
+def test_load_refuses_zip_with_two_pickles(tmp_path):
     for name, message in (("archive/data.pkl", "two files of one name"), ("other/data.pkl", "or several")):
-        path = place(tmp_path)
+        path = weights_path(tmp_path)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02N.")
             archive.writestr(name, b"\x80\x02N.")
         refused(path, match=message)
 
 
-def test_a_zip_of_something_else(tmp_path):
-    path = place(tmp_path)
+def test_load_refuses_zip_without_pickle(tmp_path):
+    path = weights_path(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", b"<xml/>")
     refused(path, match=r"its zip has no FOLDER/data\.pkl")
@@ -508,7 +518,7 @@ def test_a_zip_of_something_else(tmp_path):
 # -- tensors that lie -------------------------------------------------------------------------------------
 
 
-def rebuilt(size: str, stride: str, storage: int = 12) -> bytes:
+def tensor_pickle(size: str, stride: str, storage: int = 12) -> bytes:
     """A pickle of one tensor over storage `0`, of any size."""
     return (
         b"\x80\x02}X\x16\x00\x00\x00vocab_embed.embeddingX"[:-1].replace(b"\x16", bytes([21]))
@@ -532,43 +542,43 @@ def _numbers(text: str) -> bytes:
     ("size", "stride"),
     [("2000000000 2000000000", "0 0"), ("1000 1000", "1000 1"), ("-3 4", "4 1"), ("12 8", "-8 1")],
 )
-def test_tensors_larger_than_their_file(tmp_path, size, stride):
-    """Claimed sizes cost nothing, and are no reason to read past the end of anything."""
-    path = place(tmp_path)
+def test_load_refuses_tensor_larger_than_its_storage(tmp_path, size, stride):
+    """Sizes in the file are checked before any allocation or read."""
+    path = weights_path(tmp_path)
     torch.save(torch.zeros(12), path)
-    rewritten(path, lambda name, old: rebuilt(size, stride) if name.endswith("data.pkl") else old)
+    rewrite_zip(path, lambda name, old: tensor_pickle(size, stride) if name.endswith("data.pkl") else old)
     refused(
         path, match="damaged or holds more than tensors|contradicts itself|has shape|does not fit|no format"
     )
 
 
-def test_one_number_for_a_whole_matrix(tmp_path):
-    """An expanded tensor has the right shape and next to no numbers."""
-    path, weights = place(tmp_path), tensors(EPSILON)
+def test_load_refuses_expanded_tensor(tmp_path):
+    """An expanded tensor has the right shape but stores only one number."""
+    path, weights = weights_path(tmp_path), tensors(EPSILON)
     weights["vocab_embed.embedding"] = torch.zeros(1).expand(12, 8)
     torch.save(weights, path)
-    refused_by_load(path, match=r"vocab_embed\.embedding claims 96 numbers, but holds fewer")
+    assert_load_refuses(path, match=r"vocab_embed\.embedding claims 96 numbers, but holds fewer")
 
 
-def refused_by_load(path: Path, *, match: str) -> None:
+def assert_load_refuses(path: Path, *, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         load(path)
 
 
-def test_sparse_and_complex_tensors(tmp_path):
-    path = place(tmp_path)
+def test_load_refuses_sparse_and_complex_tensors(tmp_path):
+    path = weights_path(tmp_path)
     for odd in (torch.zeros(12, 8, dtype=torch.complex64), torch.zeros(12, 8).to_sparse(), [1, 2]):
         weights: dict[str, Any] = {**tensors(EPSILON), "vocab_embed.embedding": odd}
         torch.save(weights, path)
-        refused_by_load(path, match="is of type|is refused|holds no weights")
+        assert_load_refuses(path, match="is of type|is refused|holds no weights")
 
 
 # -- damage -----------------------------------------------------------------------------------------------
 
 
-def test_a_text_under_the_name_of_weights(tmp_path):
+def test_load_refuses_text_file_with_weights_suffix(tmp_path):
     for suffix in SUFFIXES:
-        path = place(tmp_path, suffix)
+        path = weights_path(tmp_path, suffix)
         path.write_text("version https://git-lfs.github.com/spec/v1\n")
         refused(path, match=r"damaged or not a file of torch\.save")
     path = path.with_name("model.safetensors")
@@ -578,7 +588,7 @@ def test_a_text_under_the_name_of_weights(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_truncated_files(tmp_path, share, name):
+def test_load_refuses_truncated_weights(tmp_path, share, name):
     whole = folder(tmp_path, EPSILON)
     torch.save(tensors(EPSILON), whole / "pytorch_model.bin")
     path = whole / name
@@ -588,8 +598,8 @@ def test_truncated_files(tmp_path, share, name):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_flipped_bytes_never_escape(tmp_path, name):
-    """Whatever the damage, it is a ValueError or it is seen in the numbers; it is no crash."""
+def test_load_of_flipped_bytes_gives_weights_or_value_error(tmp_path, name):
+    """Damaged bytes give a ValueError or changed numbers, and never a crash."""
     whole = folder(tmp_path, EPSILON)
     torch.save(tensors(EPSILON), whole / "pytorch_model.bin")
     path = whole / name
@@ -608,7 +618,7 @@ def test_flipped_bytes_never_escape(tmp_path, name):
 
 
 def complaint_about(path: Path) -> str:
-    """What `load` says; nothing if it loads."""
+    """The error message of `load`, or an empty string if it loads."""
     try:
         load(path)
     except ValueError as error:
@@ -616,7 +626,7 @@ def complaint_about(path: Path) -> str:
     return ""
 
 
-def header(table: Any, data: bytes = b"") -> bytes:
+def safetensors_content(table: Any, data: bytes = b"") -> bytes:
     text = table if isinstance(table, bytes) else json.dumps(table).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -625,16 +635,18 @@ def header(table: Any, data: bytes = b"") -> bytes:
     "content",
     [
         struct.pack("<Q", 2**60) + b"{}",
-        header(b"[1, 2]"),
-        header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 8),
-        header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}, b"\0" * 8),
-        header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"\0" * 8),
-        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"\0" * 8),
-        header({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
-        header(b"[" * 100_000),
+        safetensors_content(b"[1, 2]"),
+        safetensors_content({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 8),
+        safetensors_content({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}, b"\0" * 8),
+        safetensors_content(
+            {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"\0" * 8
+        ),
+        safetensors_content({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"\0" * 8),
+        safetensors_content({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
+        safetensors_content(b"[" * 100_000),
     ],
 )
-def test_safetensors_that_lie(tmp_path, content):
+def test_load_refuses_safetensors_with_false_header(tmp_path, content):
     path = folder(tmp_path, EPSILON) / "model.safetensors"
     path.write_bytes(content)
     refused(path, match="damaged or no safetensors file")
@@ -666,7 +678,7 @@ def test_safetensors_that_lie(tmp_path, content):
         ("a: \x00", "damaged"),
     ],
 )
-def test_yaml_that_would_do_more(tmp_path, marker, text, message):
+def test_load_refuses_hostile_yaml_config(tmp_path, marker, text, message):
     whole = folder(tmp_path / "model", EPSILON)
     (whole / "config.json").unlink()
     (whole / "config.yaml").write_text(text.replace("MARKER", str(marker)))
@@ -677,13 +689,13 @@ def test_yaml_that_would_do_more(tmp_path, marker, text, message):
 @pytest.mark.parametrize(
     "text", ["{", "[1]", "7", "nul", '{"a": "\udcff"}', "[" * 100_000, "9" * 5000, "\x00"]
 )
-def test_json_that_is_none(tmp_path, text):
+def test_load_refuses_malformed_json_config(tmp_path, text):
     whole = folder(tmp_path, EPSILON)
     (whole / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(whole, match=r"config\.json is damaged or no config")
 
 
-def test_an_own_config_that_asks_for_a_deep_network(tmp_path):
+def test_load_refuses_hdlm_config_of_too_many_blocks(tmp_path):
     save_checkpoint(tmp_path / "own", load(folder(tmp_path / "model", EPSILON)))
     path = tmp_path / "own" / "config.json"
     config = json.loads(path.read_text())
@@ -693,8 +705,8 @@ def test_an_own_config_that_asks_for_a_deep_network(tmp_path):
 
 
 @pytest.mark.parametrize("peer", ["mdlm", "sedd", "bd3lm", "gidd", "duo"])
-def test_a_config_of_the_field_that_asks_for_a_deep_network(tmp_path, shared, peer):
-    """Told before anything of that size is laid out."""
+def test_load_refuses_peer_config_of_too_many_blocks(tmp_path, shared, peer):
+    """The error is raised before any memory of that size is allocated."""
     golden = shared / "golden" / "peers" / peer
     config = json.loads((golden / "config.json").read_text())
     for table in (config, config.get("model", {})):
@@ -705,7 +717,7 @@ def test_a_config_of_the_field_that_asks_for_a_deep_network(tmp_path, shared, pe
     refused(tmp_path, match=r"is 1000000000, but it has only \d+ tensors")
 
 
-def test_a_config_of_gigabytes(tmp_path):
+def test_read_config_refuses_huge_file(tmp_path):
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(2**33)
@@ -714,7 +726,7 @@ def test_a_config_of_gigabytes(tmp_path):
 
 
 def test_code_beside_weights_is_not_run(tmp_path, marker, monkeypatch):
-    """`auto_map` is what makes other loaders import files of a repository."""
+    """Other loaders import files of a repository because of `auto_map`. This loader does not."""
     config = {**EPSILON, "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"}}
     whole = folder(tmp_path / "model", config)
     (whole / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n")
@@ -725,8 +737,8 @@ def test_code_beside_weights_is_not_run(tmp_path, marker, monkeypatch):
     assert not marker.exists()
 
 
-def test_what_torch_writes_is_read(tmp_path):
-    """The gates let through what training leaves behind: optimizers, schedulers, flags, dtypes, sizes."""
+def test_load_pickle_reads_training_state_of_torch(tmp_path):
+    """The safe loader accepts optimizers, schedulers, flags, dtypes and sizes of a training state."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 3)).sum().backward()

@@ -1,4 +1,4 @@
-"""Loading: every kind of source, and every way in which one can be wrong."""
+"""Loading: every kind of source, and the errors for wrong sources."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def parameters(checkpoint) -> dict[str, torch.Tensor]:
     return dict(checkpoint.network.named_parameters())
 
 
-def same(left, right) -> bool:
+def same_tensors(left, right) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def of_seed(config, seed):
+def parameters_of_seed(config, seed):
     return dict(network(config, seed).named_parameters())
 
 
@@ -53,14 +53,14 @@ def config(request):
 # -- sources ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder(tmp_path, config):
+def test_load_published_folder(tmp_path, config):
     loaded = hdlm.load(folder(tmp_path / "model", config))
-    assert same(parameters(loaded), of_seed(config, 0))
+    assert same_tensors(parameters(loaded), parameters_of_seed(config, 0))
     assert not loaded.denoiser.training
     assert loaded.training["config"]["tokenizer"] == config["tokenizer"]
 
 
-def test_shards(tmp_path, config):
+def test_load_sharded_safetensors(tmp_path, config):
     whole = folder(tmp_path / "model", config)
     weights = load_file(whole / "model.safetensors")
     (whole / "model.safetensors").unlink()
@@ -71,7 +71,7 @@ def test_shards(tmp_path, config):
     table = {name: file for file, held in parts.items() for name in held}
     index = whole / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": table}))
-    assert same(parameters(load(whole)), of_seed(config, 0))
+    assert same_tensors(parameters(load(whole)), parameters_of_seed(config, 0))
     for names, message in (
         (["../../secret.safetensors"], "which is not a part of a model"),
         (["model-00009-of-00009.safetensors"], "lacks model-00009-of-00009"),
@@ -81,17 +81,17 @@ def test_shards(tmp_path, config):
             load(whole)
 
 
-def test_safetensors_go_before_pickles(tmp_path, config):
+def test_load_prefers_safetensors_to_pickle(tmp_path, config):
     whole = folder(tmp_path, config)
     (whole / "pytorch_model.bin").write_bytes(b"not even looked at")
-    assert same(parameters(load(whole)), of_seed(config, 0))
+    assert same_tensors(parameters(load(whole)), parameters_of_seed(config, 0))
 
 
-def test_a_run(tmp_path, config):
+def test_load_run_folder_uses_newest_checkpoint(tmp_path, config):
     here = run(tmp_path / "run", config)
     run(tmp_path / "run", config, step=12)
-    assert same(parameters(load(here)), of_seed(config, 1))
-    assert same(parameters(load(here, weights="raw")), of_seed(config, 0))
+    assert same_tensors(parameters(load(here)), parameters_of_seed(config, 1))
+    assert same_tensors(parameters(load(here, weights="raw")), parameters_of_seed(config, 0))
     assert load(here).training["step"] == 12
     assert (load(here).training["weights"], load(here, weights="raw").training["weights"]) == (
         "averaged",
@@ -101,8 +101,8 @@ def test_a_run(tmp_path, config):
     assert load(file).training["step"] == 3
 
 
-def test_a_run_that_is_a_checkpoint_of_this_project_too(tmp_path):
-    """What hydra leaves beside a checkpoint is no reason to take its folder for a published run."""
+def test_load_prefers_hdlm_checkpoint_to_run_in_one_folder(tmp_path):
+    """Files of hydra beside a checkpoint do not make its folder a published run."""
     here = run(tmp_path / "run", EPSILON)
     save_checkpoint(here, load(folder(tmp_path / "other", GAMMA)))
     assert inspect(here).card == "hdlm"
@@ -112,14 +112,14 @@ def test_a_run_that_is_a_checkpoint_of_this_project_too(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_wrappers_leave_their_names_behind(tmp_path, config, prefix):
+def test_load_strips_wrapper_prefixes(tmp_path, config, prefix):
     model = {f"{prefix}{name}": value for name, value in tensors(config).items()}
     here = run(tmp_path, config, model=model)
-    assert same(parameters(load(here)), of_seed(config, 1))
-    assert same(parameters(load(here, weights="raw")), of_seed(config, 0))
+    assert same_tensors(parameters(load(here)), parameters_of_seed(config, 1))
+    assert same_tensors(parameters(load(here, weights="raw")), parameters_of_seed(config, 0))
 
 
-def test_lightning(tmp_path, config):
+def test_load_lightning_checkpoint(tmp_path, config):
     content = {
         "state_dict": tensors(config),
         "ema": {
@@ -132,11 +132,13 @@ def test_lightning(tmp_path, config):
     }
     torch.save(content, tmp_path / "last.ckpt")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert same(parameters(load(tmp_path / "last.ckpt")), of_seed(config, 1))
-    assert same(parameters(load(tmp_path / "last.ckpt", weights="raw")), of_seed(config, 0))
+    assert same_tensors(parameters(load(tmp_path / "last.ckpt")), parameters_of_seed(config, 1))
+    assert same_tensors(
+        parameters(load(tmp_path / "last.ckpt", weights="raw")), parameters_of_seed(config, 0)
+    )
 
 
-def test_the_average_must_be_of_this_network(tmp_path, config):
+def test_load_rejects_moving_average_of_other_network(tmp_path, config):
     shadow = [value.detach() for value in network(config, 1).parameters()]
     for wrong, message in (
         ({"shadow_params": shadow[:-1]}, "moving average has"),
@@ -147,24 +149,26 @@ def test_the_average_must_be_of_this_network(tmp_path, config):
         here = run(tmp_path, config, ema=wrong)
         with pytest.raises(ValueError, match=message):
             load(here)
-    assert same(parameters(load(run(tmp_path, config, ema=None), weights="raw")), of_seed(config, 0))
+    assert same_tensors(
+        parameters(load(run(tmp_path, config, ema=None), weights="raw")), parameters_of_seed(config, 0)
+    )
 
 
-def test_raw_weights_where_there_is_one_set_only(tmp_path, config):
+def test_load_raw_rejects_file_with_one_set_of_weights(tmp_path, config):
     with pytest.raises(ValueError, match="holds one set of weights and no raw ones"):
         load(folder(tmp_path, config), weights="raw")
 
 
-def test_own_checkpoints(tmp_path):
+def test_load_hdlm_checkpoint_from_folder_file_and_hub(tmp_path):
     published = load(folder(tmp_path / "published", EPSILON))
     own = tmp_path / "own"
     averaged = {name: value.detach() + 1 for name, value in published.network.named_parameters()}
     save_checkpoint(own, published, averaged=averaged)
-    assert same(parameters(load(own)), averaged)
-    raw = of_seed(EPSILON, 0)
-    assert same(parameters(load(own, weights="raw")), raw)
-    assert same(parameters(load(own / "raw.safetensors")), raw)
-    assert same(parameters(load(own / "model.safetensors")), averaged)
+    assert same_tensors(parameters(load(own)), averaged)
+    raw = parameters_of_seed(EPSILON, 0)
+    assert same_tensors(parameters(load(own, weights="raw")), raw)
+    assert same_tensors(parameters(load(own / "raw.safetensors")), raw)
+    assert same_tensors(parameters(load(own / "model.safetensors")), averaged)
     assert load(own).hyperschedules == published.hyperschedules
     found = inspect(own)
     assert found.card == "hdlm"
@@ -173,23 +177,25 @@ def test_own_checkpoints(tmp_path):
     publish(tmp_path / "cache", NAME, {file.name: file for file in own.iterdir()})
     for weights, expected in (("averaged", averaged), ("raw", raw)):
         hub = load(NAME, weights=weights, cache_dir=tmp_path / "cache", offline=True)
-        assert same(parameters(hub), expected)
+        assert same_tensors(parameters(hub), expected)
     shutil.move(own / "model.safetensors", own / "elsewhere.safetensors")
     with pytest.raises(ValueError, match=r"a folder with config\.json and model\.safetensors"):
         load(own / "elsewhere.safetensors")
 
 
-def test_shipped_models_have_names():
+def test_load_shipped_model_by_name():
     assert load("kjv-epsilon-4m").tokenizer_json
     assert inspect("kjv-epsilon-4m").card == "hdlm"
 
 
-def test_no_config(tmp_path, config):
+def test_load_without_config_names_the_option(tmp_path, config):
     whole = folder(tmp_path, config)
     (whole / "config.json").rename(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"has no config.*config\.json nor .*config\.yaml.*as `config`"):
         load(whole)
-    assert same(parameters(load(whole, config=tmp_path / "other.json")), of_seed(config, 0))
+    assert same_tensors(
+        parameters(load(whole, config=tmp_path / "other.json")), parameters_of_seed(config, 0)
+    )
     with pytest.raises(ValueError, match="there is no config"):
         load(whole, config=tmp_path / "absent.json")
 
@@ -208,12 +214,12 @@ def test_no_config(tmp_path, config):
         ("./nonexistent", r"no folder or file \./nonexistent\. Give a folder"),
     ],
 )
-def test_nothing_there(source, message):
+def test_load_names_missing_source(source, message):
     with pytest.raises(ValueError, match=message):
         load(source)
 
 
-def test_an_empty_folder_and_an_odd_file(tmp_path):
+def test_load_names_folder_without_weights_and_unknown_file(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match=r"has no weights: .*It holds: notes\.txt"):
         load(tmp_path)
@@ -236,11 +242,11 @@ def published(config, seed=0):
     return {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors(config, seed))}
 
 
-def test_a_repository_offline(cache, config):
+def test_load_repository_from_cache_offline(cache, config):
     publish(cache, NAME, published(config))
     publish(cache, NAME, published(config, 1), revision="v2")
-    assert same(parameters(load(NAME)), of_seed(config, 0))
-    assert same(parameters(load(NAME, revision="v2")), of_seed(config, 1))
+    assert same_tensors(parameters(load(NAME)), parameters_of_seed(config, 0))
+    assert same_tensors(parameters(load(NAME, revision="v2")), parameters_of_seed(config, 1))
     assert inspect(NAME).evidence.origin == NAME
     with pytest.raises(
         OSError, match=r"something, revision v3: .*not in the cache.*offline.*HF_HUB_OFFLINE=1"
@@ -248,14 +254,14 @@ def test_a_repository_offline(cache, config):
         load(NAME, revision="v3")
 
 
-def test_a_folder_goes_before_a_repository(cache, tmp_path, monkeypatch, config):
+def test_load_prefers_folder_to_repository(cache, tmp_path, monkeypatch, config):
     publish(cache, NAME, published(config))
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / NAME, config, tensors(config, 1))
-    assert same(parameters(load(NAME)), of_seed(config, 1))
+    assert same_tensors(parameters(load(NAME)), parameters_of_seed(config, 1))
 
 
-def test_a_repository_in_a_new_process(tmp_path):
+def test_load_repository_in_new_process(tmp_path):
     publish(tmp_path, NAME, published(GAMMA))
     code = f"import hdlm; print(type(hdlm.load({NAME!r}).denoiser.process).__name__)"
     done = subprocess.run(
@@ -264,8 +270,8 @@ def test_a_repository_in_a_new_process(tmp_path):
     assert done.stdout.strip() == "GammaHybrid"
 
 
-def test_an_unreachable_hub(cache, tmp_path, monkeypatch, config):
-    """What is in the cache is used; what is not is an error that says how to do without, soon, and no model."""
+def test_load_with_unreachable_hub_uses_cache_or_names_offline_mode(cache, tmp_path, monkeypatch, config):
+    """A cached model loads. An uncached one gives an error soon, which names offline mode."""
     use(monkeypatch, cache, offline=False)
 
     def unreachable(self, *arguments, **options):
@@ -277,10 +283,10 @@ def test_an_unreachable_hub(cache, tmp_path, monkeypatch, config):
         load(NAME)
     assert "\n" not in str(caught.value)
     publish(cache, NAME, published(config))
-    assert same(parameters(load(NAME)), of_seed(config, 0))
+    assert same_tensors(parameters(load(NAME)), parameters_of_seed(config, 0))
 
 
-def test_only_what_is_needed_is_fetched(cache, tmp_path, monkeypatch, config):
+def test_load_fetches_only_config_and_weights(cache, tmp_path, monkeypatch, config):
     use(monkeypatch, cache, offline=False)
     snapshot = publish(tmp_path / "remote", NAME, published(changed(config, tokenizer__model=None)))
     asked = {}
@@ -312,7 +318,7 @@ def test_only_what_is_needed_is_fetched(cache, tmp_path, monkeypatch, config):
     )
 
 
-def test_half_a_cache(cache, config):
+def test_load_repository_with_incomplete_cache_names_missing_weights(cache, config):
     publish(cache, NAME, {"config.json": json.dumps(config).encode()})
     with pytest.raises(ValueError, match=f"{NAME} has no weights"):
         load(NAME)
@@ -321,7 +327,7 @@ def test_half_a_cache(cache, config):
 # -- strictness -------------------------------------------------------------------------------------------
 
 
-def spoil(weights, name, value):
+def replace_tensor(weights, name, value):
     if value is None:
         weights.pop(name)
     else:
@@ -344,8 +350,8 @@ def spoil(weights, name, value):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("pickled", [False, True])
-def test_wrong_tensors_are_named(tmp_path, config, name, value, message, pickled):
-    whole = folder(tmp_path, config, weights := spoil(tensors(config), name, value))
+def test_load_names_wrong_tensor(tmp_path, config, name, value, message, pickled):
+    whole = folder(tmp_path, config, weights := replace_tensor(tensors(config), name, value))
     if pickled:
         (whole / "model.safetensors").unlink()
         torch.save(weights, whole / "pytorch_model.bin")
@@ -370,12 +376,12 @@ def test_wrong_tensors_are_named(tmp_path, config, name, value, message, pickled
         ({"annealing__attention__context_type": "none"}, r"annealing\.attention\.context_type` of its config must"),
     ],
 )  # fmt: skip
-def test_wrong_configs_are_named(tmp_path, changes, message):
+def test_load_names_wrong_config_option(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load(folder(tmp_path, changed(EPSILON, **changes), tensors(EPSILON)))
 
 
-def test_gamma_configs_that_contradict_their_tensors(tmp_path):
+def test_load_rejects_gamma_config_that_contradicts_tensors(tmp_path):
     for changes, message in (
         ({"model__use_timestep_embedding": False}, "use_timestep_embedding` is false, but there is a tensor sigma_map"),
         ({"model__transformer_sigma_conditioning": False}, "conditioning` is false, but there is a tensor blocks"),
@@ -386,7 +392,7 @@ def test_gamma_configs_that_contradict_their_tensors(tmp_path):
             load(folder(tmp_path, changed(GAMMA, **changes), tensors(GAMMA)))
 
 
-def test_unknown_keys_are_kept_and_reported(tmp_path):
+def test_load_keeps_and_reports_unknown_config_keys(tmp_path):
     more = {
         "hdlm__note": "x",
         "training__weight": "standard",
@@ -402,7 +408,7 @@ def test_unknown_keys_are_kept_and_reported(tmp_path):
     assert load(tmp_path / "again").training == loaded.training
 
 
-def test_formats_are_recognised_by_one_card_or_none(tmp_path):
+def test_recognise_requires_exactly_one_card(tmp_path):
     whole = folder(tmp_path, changed(EPSILON, model_type="other"))
     with pytest.raises(
         ValueError, match=r"in no format that hdlm reads .*model_type 'other'.*vocab_embed|blocks"
@@ -426,14 +432,14 @@ def test_formats_are_recognised_by_one_card_or_none(tmp_path):
         {"tokenizer": "x", "model": {"name": {}}},
     ],
 )
-def test_no_card_stumbles_over_odd_evidence(config):
+def test_cards_recognise_without_error_on_odd_evidence(config):
     for shapes in ({}, {"vocab_embed.embedding": ()}, {"": (1, 2)}):
         for card in CARDS:
             assert card.recognises(Evidence(config, shapes, "x")) in (True, False)
 
 
 @pytest.mark.parametrize("row", [0, 4, WORDS])
-def test_the_row_of_the_mask_is_moved_behind_the_words(tmp_path, row):
+def test_fill_moves_mask_row_to_the_end(tmp_path, row):
     weights = tensors(EPSILON)
     save_file(weights, tmp_path / "model.safetensors")
     stored = Safetensors(tmp_path / "model.safetensors")
@@ -447,7 +453,7 @@ def test_the_row_of_the_mask_is_moved_behind_the_words(tmp_path, row):
         fill(skeleton(network(EPSILON).config, stored), stored, mask_row=WORDS + 1)
 
 
-def test_a_key_table_must_name_every_parameter(tmp_path):
+def test_fill_rejects_incomplete_key_table(tmp_path):
     save_file(tensors(EPSILON), tmp_path / "model.safetensors")
     stored = Safetensors(tmp_path / "model.safetensors")
     made = skeleton(network(EPSILON).config, stored)
@@ -478,11 +484,11 @@ def test_a_key_table_must_name_every_parameter(tmp_path):
         ({}, (flat(LENGTH, LENGTH),)),
     ],
 )
-def test_hyperschedules(tmp_path, annealing, expected):
+def test_load_reads_hyperschedules_of_annealing_table(tmp_path, annealing, expected):
     assert load(folder(tmp_path, changed(EPSILON, annealing=annealing))).hyperschedules == expected
 
 
-def test_pieces_of_a_gamma(tmp_path):
+def test_load_builds_pieces_of_gamma_config(tmp_path):
     loaded = load(folder(tmp_path, GAMMA))
     outputs = loaded.denoiser.parameterization
     assert loaded.denoiser.process == GammaHybrid(WORDS, 0.05)
@@ -507,13 +513,13 @@ def test_pieces_of_a_gamma(tmp_path):
     assert (loaded.context, loaded.active) == ("causal", "causal")
 
 
-def test_shifted_logits(tmp_path):
+def test_load_shifted_config_gives_shifted_parameterization(tmp_path):
     loaded = load(folder(tmp_path, changed(EPSILON, type="shifted")))
     assert loaded.denoiser.parameterization == Shifted(Mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_precision(tmp_path, config, dtype):
+def test_load_casts_parameters_to_dtype(tmp_path, config, dtype):
     loaded = load(folder(tmp_path, config), dtype=dtype)
     assert {parameter.dtype for parameter in loaded.network.parameters()} == {dtype}
     assert torch.equal(loaded.network.rotary_emb.inv_freq, network(config).rotary_emb.inv_freq)
@@ -521,7 +527,7 @@ def test_precision(tmp_path, config, dtype):
         load(tmp_path, dtype=torch.int8)
 
 
-def test_half_precision_on_disk(tmp_path, config):
+def test_load_converts_bfloat16_weights_to_float32(tmp_path, config):
     half = {name: value.bfloat16() for name, value in tensors(config).items()}
     loaded = parameters(load(folder(tmp_path, config, half)))
     for name, value in loaded.items():
@@ -529,15 +535,15 @@ def test_half_precision_on_disk(tmp_path, config):
         assert torch.equal(value, half[name].float())
 
 
-def test_a_file_that_is_replaced_leaves_the_model_alone(tmp_path, config):
+def test_loaded_weights_survive_change_of_file(tmp_path, config):
     whole = folder(tmp_path / "a", config)
     loaded = load(whole)
     (whole / "model.safetensors").write_bytes(b"")
-    assert same(parameters(loaded), of_seed(config, 0))
+    assert same_tensors(parameters(loaded), parameters_of_seed(config, 0))
 
 
-def test_weights_from_a_pickle_can_be_trained(tmp_path):
-    """They lie in a mapped file, which training must not write to."""
+def test_training_loaded_weights_does_not_change_file(tmp_path):
+    """The weights are memory-mapped, and training must not write to the file."""
     here = run(tmp_path, EPSILON)
     file = here / "checkpoints" / "checkpoint_3.pth"
     before = file.read_bytes()
@@ -553,7 +559,7 @@ def test_weights_from_a_pickle_can_be_trained(tmp_path):
 
 
 def letters(*more: str, size: int = WORDS) -> str:
-    """A `tokenizer.json` of so many words: letters and end-of-text, and then some."""
+    """A `tokenizer.json` with `size` words: end-of-text and letters, followed by the words in `more`."""
     words = ["<|endoftext|>", *map(chr, range(97, 96 + size)), *more]
     model = {"type": "BPE", "vocab": {word: id for id, word in enumerate(words)}, "merges": []}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -564,7 +570,7 @@ def letters(*more: str, size: int = WORDS) -> str:
     return json.dumps({"version": "1.0", "added_tokens": special, "pre_tokenizer": split, "model": model})
 
 
-def test_the_tokenizer_beside_the_weights(tmp_path):
+def test_load_reads_tokenizer_beside_weights(tmp_path):
     whole = folder(tmp_path, EPSILON)
     assert load(whole).tokenizer_json is None
     (whole / "tokenizer.json").write_text(letters(), encoding="utf-8")
@@ -578,21 +584,21 @@ def test_the_tokenizer_beside_the_weights(tmp_path):
     [(b"\xff\xfe", "is damaged"), (letters(size=9).encode(), "has 9 words, the network 11")],
     ids=["rubbish", "another size"],
 )
-def test_a_tokenizer_that_does_not_belong_to_the_weights(tmp_path, content, message):
+def test_load_rejects_tokenizer_of_other_size(tmp_path, content, message):
     whole = folder(tmp_path, EPSILON)
     (whole / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load(whole)
 
 
-def test_a_tokenizer_that_counts_the_mask_as_a_word(tmp_path):
+def test_load_excludes_mask_token_from_words(tmp_path):
     whole = folder(tmp_path, EPSILON)
     (whole / "tokenizer.json").write_text(letters("[MASK]"), encoding="utf-8")
     assert load(whole).tokenizer.vocabulary.num_words == WORDS
 
 
-def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
-    """It is looked for quietly, and on the network only if the weights have just come from there."""
+def test_load_finds_tokenizer_named_by_config(tmp_path, cache, monkeypatch):
+    """A missing tokenizer of the config is not an error, and the network is used only for weights from the hub."""
     asked = []
 
     def find(source, *, cache_dir, token, offline):
@@ -617,7 +623,7 @@ def test_the_tokenizer_that_a_config_names(tmp_path, cache, monkeypatch):
 # -- configs ----------------------------------------------------------------------------------------------
 
 
-def test_interpolations(monkeypatch):
+def test_resolve_interpolations_replaces_references_only(monkeypatch):
     monkeypatch.setenv("HDLM_SECRET", "secret")
     config = {
         "a": {"b": 3, "c": "${a.b}", "d": "x${a.c}y", "e": "${a.nothing}", "f": "${oc.env:HDLM_SECRET}"},
@@ -635,7 +641,7 @@ def test_interpolations(monkeypatch):
     }
 
 
-def test_interpolations_without_end():
+def test_resolve_interpolations_rejects_circles_and_bombs():
     with pytest.raises(ValueError, match="in a circle: b -> a -> b"):
         resolve_interpolations({"a": "${b}", "b": "${a}"})
     bomb = {"k0": "x" * 10} | {f"k{i}": f"${{k{i - 1}}}" * 10 for i in range(1, 40)}
@@ -643,7 +649,7 @@ def test_interpolations_without_end():
         resolve_interpolations(bomb)
 
 
-def test_numbers_and_dates_in_yaml(tmp_path):
+def test_read_config_keeps_yaml_numbers_and_dates(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("a: 1e-4\nb: 2E3\nc: 2024-01-02\nd: 1.5\ne: 7\nf: 0.1e2\ng: x1e4\n")
     assert read_config(file) == {
@@ -684,7 +690,7 @@ print(json.dumps({"share": (memory("VmHWM") - before) / size, "beyond": seconds 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", ["folder", "own", "run"])
-def test_loading_is_lean(tmp_path, kind):
+def test_load_memory_and_time_are_bounded(tmp_path, kind):
     """170M parameters: at most 1.3 times their bytes, and at most 2 s of work more than reading the file."""
     warm = folder(tmp_path / "warm", EPSILON)
     here, file = tmp_path / "large", tmp_path / "large" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Sharing: folders that can be shared as they are, and what is sent to the hub, for which a stand-in listens here."""
+"""Sharing: folders for the hub, and uploads to a fake hub."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _checkpoint(**changes: Any) -> Checkpoint:
     return Checkpoint(denoiser, tokenizer.vocabulary, **{**given, **changes})
 
 
-class StandIn:
-    """What `push_to_hub` needs of `HfApi`; remembers every call."""
+class FakeHfApi:
+    """The part of `HfApi` that `push_to_hub` uses. It records every call."""
 
     calls: list[tuple[str, dict[str, Any]]]
     public = False
@@ -63,9 +63,9 @@ class StandIn:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
-    monkeypatch.setattr(huggingface_hub, "HfApi", StandIn)
-    return StandIn
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHfApi]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHfApi)
+    return FakeHfApi
 
 
 @pytest.fixture
@@ -77,42 +77,42 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_a_repository_is_private_unless_it_is_said_otherwise(stand_in: type[StandIn]) -> None:
+def test_push_creates_private_repository_by_default(fake_hub: type[FakeHfApi]) -> None:
     sent = push_to_hub(_checkpoint(), NAME, token="secret")
-    assert stand_in.calls[0] == ("token", {"token": "secret"})
-    assert stand_in.calls[1] == ("create_repo", {"repo_id": NAME, "private": True, "exist_ok": True})
-    assert [name for name, _ in stand_in.calls] == ["token", "create_repo", "upload_folder"]
+    assert fake_hub.calls[0] == ("token", {"token": "secret"})
+    assert fake_hub.calls[1] == ("create_repo", {"repo_id": NAME, "private": True, "exist_ok": True})
+    assert [name for name, _ in fake_hub.calls] == ["token", "create_repo", "upload_folder"]
     assert sent.private
     assert sent.url == f"https://hub/{NAME}"
     assert str(sent).startswith(f"sent to https://hub/{NAME} (private):")
     assert not push_to_hub(_checkpoint(), NAME, private=False).private
-    assert stand_in.calls[1][1]["private"] is False
+    assert fake_hub.calls[1][1]["private"] is False
 
 
-def test_nothing_private_goes_to_a_public_repository(
-    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
+def test_push_refuses_existing_public_repository_by_default(
+    fake_hub: type[FakeHfApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_in, "public", True)
+    monkeypatch.setattr(fake_hub, "public", True)
     with pytest.raises(ValueError, match=r"exists and is public.*--public"):
         push_to_hub(_checkpoint(), NAME)
-    assert "upload_folder" not in [name for name, _ in stand_in.calls]
+    assert "upload_folder" not in [name for name, _ in fake_hub.calls]
     push_to_hub(_checkpoint(), NAME, private=False)
-    assert stand_in.calls[-1][0] == "upload_folder"
+    assert fake_hub.calls[-1][0] == "upload_folder"
 
 
-def test_a_branch_is_made_and_sent_to(stand_in: type[StandIn]) -> None:
+def test_push_creates_branch_for_revision(fake_hub: type[FakeHfApi]) -> None:
     push_to_hub(_checkpoint(), NAME, revision="v2")
-    assert stand_in.calls[2] == ("create_branch", {"repo_id": NAME, "branch": "v2", "exist_ok": True})
-    assert stand_in.calls[3][1]["revision"] == "v2"
+    assert fake_hub.calls[2] == ("create_branch", {"repo_id": NAME, "branch": "v2", "exist_ok": True})
+    assert fake_hub.calls[3][1]["revision"] == "v2"
 
 
 @pytest.mark.parametrize("layout", ["hdlm", "published"])
-def test_what_is_sent_loads_from_the_hub(
-    stand_in: type[StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+def test_pushed_files_load_from_hub(
+    fake_hub: type[FakeHfApi], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     ours = _checkpoint()
     sent = push_to_hub(ours, NAME, layout=layout)
-    there = stand_in.calls[-1][1]["there"]
+    there = fake_hub.calls[-1][1]["there"]
     assert dict(sent.files) == {name: len(content) for name, content in there.items()}
     assert sent.card.encode() == there["README.md"]
     publish(tmp_path, NAME, there)
@@ -124,7 +124,7 @@ def test_what_is_sent_loads_from_the_hub(
 
 
 @pytest.mark.parametrize("layout", ["hdlm", "published"])
-def test_a_dry_run_lists_the_files_and_touches_no_network(no_network: None, layout: str) -> None:
+def test_push_dry_run_lists_files_without_network(no_network: None, layout: str) -> None:
     planned = push_to_hub(_checkpoint(), NAME, layout=layout, dry_run=True)
     names = {"hdlm": {"tokenizer_config.json"}, "published": {"config.yaml"}}[layout]
     assert {name for name, _ in planned.files} == names | {
@@ -148,14 +148,14 @@ def test_a_dry_run_lists_the_files_and_touches_no_network(no_network: None, layo
         (NAME, {"licence": "My Own\nlicense: none"}, "identifier of the hub"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_sent(
+def test_push_rejects_bad_arguments_before_sending(
     no_network: None, name: str, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         push_to_hub(_checkpoint(), name, **options)
 
 
-def test_what_has_no_published_form_is_not_sent(no_network: None) -> None:
+def test_push_rejects_what_has_no_published_form(no_network: None) -> None:
     ours = _checkpoint()
     wave = (Wave(ours.length, 4, 3),)
     with pytest.raises(ValueError, match="no published form"):
@@ -164,17 +164,13 @@ def test_what_has_no_published_form_is_not_sent(no_network: None) -> None:
     assert push_to_hub(both, NAME, layout="published", hyperschedule=1, dry_run=True).files
 
 
-def test_a_hub_that_cannot_be_reached_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_offline_error_names_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, tmp_path)
     with pytest.raises(OSError, match=r"was not sent to the hub \(.*hdlm export"):
         push_to_hub(_checkpoint(), NAME, token="hf_none")
 
 
-def test_the_real_hub_is_asked_and_a_failed_connection_is_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_with_failed_connection_raises_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, tmp_path, offline=False)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
@@ -184,7 +180,7 @@ def test_the_real_hub_is_asked_and_a_failed_connection_is_no_traceback(
         push_to_hub(_checkpoint(), NAME)
 
 
-def test_a_shared_folder_is_a_checkpoint_with_its_card(tmp_path: Path) -> None:
+def test_save_pretrained_writes_checkpoint_and_card(tmp_path: Path) -> None:
     ours = _checkpoint()
     save_pretrained(ours, tmp_path, source=NAME)
     read = hub.load(tmp_path)
@@ -200,7 +196,7 @@ def _sections(card: str) -> dict[str, str]:
     return {part.partition("\n")[0]: part.partition("\n")[2] for part in card.split("\n## ")[1:]}
 
 
-def test_the_card_says_what_anybody_must_know() -> None:
+def test_model_card_describes_model_training_and_results() -> None:
     ours = _checkpoint()
     results = {"perplexity": 34.5, "kjv | held out": {"bits per byte": "1.24 ± 0.01", "tokens": 1000}}
     card = model_card(ours, NAME, licence="apache-2.0", evaluation=results)
@@ -221,14 +217,14 @@ def test_the_card_says_what_anybody_must_know() -> None:
     assert "arXiv:2504.06416" in sections["Citation"]
 
 
-def test_the_card_of_a_model_without_records_says_so() -> None:
+def test_model_card_without_records_states_it() -> None:
     card = model_card(_checkpoint(training={}, tokenizer_json=None), NAME)
     assert "No results were recorded" in card
     assert "The training of these weights is not recorded" in card
     assert "hdlm.sample(" in _sections(card)["Use"]
 
 
-def test_the_snippet_of_the_card_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_card_snippet_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, changes in enumerate(({}, {"tokenizer_json": None})):
         ours = _small(**changes)
         folder = tmp_path / str(number)
@@ -239,7 +235,7 @@ def test_the_snippet_of_the_card_runs(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def _small(**changes: Any) -> Checkpoint:
-    """A checkpoint whose canvas is short enough to be written on in a test."""
+    """A checkpoint with a short canvas, so that a test can sample from it."""
     import dataclasses
 
     ours = _checkpoint()
@@ -247,7 +243,7 @@ def _small(**changes: Any) -> Checkpoint:
     return dataclasses.replace(ours, hyperschedules=(Block(8, 4, 2),), **changes)
 
 
-def test_the_published_card_has_the_published_lines() -> None:
+def test_published_model_card_has_published_imports() -> None:
     assert "from hdlm.epsilon_hybrid.sample import full_diff\n" in model_card(
         _checkpoint(), NAME, layout="published"
     )
@@ -257,6 +253,6 @@ def test_the_published_card_has_the_published_lines() -> None:
     assert f'model_path="{NAME}"' in card
 
 
-def test_what_was_sent_is_a_value() -> None:
+def test_shared_prints_list_of_files() -> None:
     shared = Shared(NAME, False, (("config.json", 1234),), "card")
     assert str(shared) == f"would be sent to {NAME} (public):\n          1,234  config.json"

@@ -1,4 +1,4 @@
-"""Generative perplexity under a tiny causal language model made here."""
+"""Generative perplexity under a tiny causal language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hdlm.package_data import pretrained
 from tests import gpt2
 
 
-class Fixed(AbstractJudge):
+class FixedJudge(AbstractJudge):
     name = "fixed"
 
     def __init__(self, **judgements):
@@ -33,27 +33,27 @@ class Fixed(AbstractJudge):
         return [self.judgements[text] for text in texts]
 
 
-def test_tokens_are_weighed_and_the_mean_over_samples_stands_beside():
-    found = generative_perplexity(Fixed(a=Judgement(4.0, 2), b=Judgement(6.0, 8)), ["a", "b"])
+def test_generative_perplexity_over_tokens_and_over_samples():
+    found = generative_perplexity(FixedJudge(a=Judgement(4.0, 2), b=Judgement(6.0, 8)), ["a", "b"])
     assert found["generative perplexity"].value == pytest.approx(math.exp(1.0))
     assert found["generative perplexity, mean over samples"].value == pytest.approx(
         (math.exp(2) + math.exp(0.75)) / 2
     )
 
 
-def test_the_error_is_that_of_the_mean_where_samples_are_equally_long():
+def test_generative_perplexity_error_for_samples_of_equal_length():
     found = generative_perplexity(
-        Fixed(a=Judgement(2.0, 2), b=Judgement(2.2, 2), c=Judgement(1.8, 2)), list("abc")
+        FixedJudge(a=Judgement(2.0, 2), b=Judgement(2.2, 2), c=Judgement(1.8, 2)), list("abc")
     )
     spread = math.exp(1.0) * 0.1 / math.sqrt(3)
     assert found["generative perplexity"].error == pytest.approx(spread, rel=0.01)
 
 
-def test_nothing_to_judge_is_an_error_and_no_number():
+def test_generative_perplexity_rejects_empty_samples():
     with pytest.raises(ValueError, match="no samples"):
-        generative_perplexity(Fixed(), [])
+        generative_perplexity(FixedJudge(), [])
     with pytest.raises(ValueError, match="sample 1 has no token"):
-        generative_perplexity(Fixed(a=Judgement(1.0, 1), b=Judgement(0.0, 0)), ["a", "b"])
+        generative_perplexity(FixedJudge(a=Judgement(1.0, 1), b=Judgement(0.0, 0)), ["a", "b"])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_model_of_transformers_judges_every_token(folder):
+def test_transformers_judge_equals_loss_of_transformers(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     texts = ["In the beginning", "And God said, Let there be light: and there was light.", "x"]
@@ -87,7 +87,7 @@ def test_a_model_of_transformers_judges_every_token(folder):
         assert judgement.nats == pytest.approx(float(loss) * judgement.num_tokens, rel=1e-5)
 
 
-def test_a_long_text_is_read_in_windows_each_token_judged_once(folder):
+def test_transformers_judge_counts_each_token_of_long_text_once(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text = "In the beginning God created the heaven and the earth, and the earth was without form. " * 4
@@ -109,7 +109,7 @@ def test_a_long_text_is_read_in_windows_each_token_judged_once(folder):
     assert found.nats == pytest.approx(nats, rel=1e-5)
 
 
-def test_judges_are_known_by_their_weights(folder):
+def test_judge_protocol_holds_hash_of_weights(folder):
     from transformers import AutoModelForCausalLM
 
     ours = "kjv-epsilon-4m"
@@ -119,15 +119,15 @@ def test_judges_are_known_by_their_weights(folder):
         assert judge.protocol_fields == {"judge": word, "judge_sha256": weights_sha256(network)}
 
 
-def _cut(weights):
+def _truncate_weights(weights):
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def _without(weights):
+def _drop_weights(weights):
     save_file({name: one for name, one in load_file(weights).items() if "mlp" not in name}, weights, PT)
 
 
-def _of_another_shape(weights):
+def _change_weight_shapes(weights):
     save_file(
         {name: one[:1] if "mlp" in name else one for name, one in load_file(weights).items()}, weights, PT
     )
@@ -139,13 +139,13 @@ PT = {"format": "pt"}
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut, "are damaged"),
-        (_without, r"lacks 4 of its weights, .*mlp"),
-        (_of_another_shape, "of another model"),
+        (_truncate_weights, "are damaged"),
+        (_drop_weights, r"lacks 4 of its weights, .*mlp"),
+        (_change_weight_shapes, "of another model"),
     ],
 )
-def test_a_judge_that_is_not_whole_judges_nothing(folder, tmp_path, damage, message):
-    """What is missing would be random weights."""
+def test_judge_with_damaged_weights_is_refused(folder, tmp_path, damage, message):
+    """`transformers` would fill missing weights with random numbers."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "model.safetensors")
     (found,) = judges_of([str(tmp_path)], torch.device("cpu")).values()
@@ -153,7 +153,7 @@ def test_a_judge_that_is_not_whole_judges_nothing(folder, tmp_path, damage, mess
     assert re.search(message, found)
 
 
-def test_a_judge_that_sees_what_follows_is_none(folder, tmp_path):
+def test_bidirectional_judge_is_refused(folder, tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -164,20 +164,20 @@ def test_a_judge_that_sees_what_follows_is_none(folder, tmp_path):
     assert "sees what follows a token" in found
 
 
-def test_a_judge_that_cannot_be_had(monkeypatch):
+def test_unavailable_judge_raises(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot be had"):
         TransformersJudge("nobody/nothing")
 
 
 @pytest.mark.parametrize("word", ["/nonexistent", "./judge", "a/b/c", "../gpt2", "runs/judge.safetensors"])
-def test_a_path_without_a_judge_is_not_taken_for_a_name_of_the_hub(monkeypatch, word):
+def test_missing_judge_path_does_not_query_hub(monkeypatch, word):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
     (found,) = judges_of([word], torch.device("cpu")).values()
     assert "there is no such file or folder" in found
 
 
-def test_offline_the_hub_is_not_asked(monkeypatch):
+def test_judges_of_offline_does_not_query_hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
     (found,) = judges_of(["nobody/nothing"], torch.device("cpu"), offline=True).values()

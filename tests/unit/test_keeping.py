@@ -1,4 +1,4 @@
-"""The shelf of a run: which checkpoints stay, and who may write there."""
+"""The checkpoint store of a run: which checkpoints it keeps, and its lock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with CheckpointStore(Path(sys.argv[1])).held():
 """
 
 
-def _filled(run: Path, *steps: int) -> CheckpointStore:
+def _store_with_steps(run: Path, *steps: int) -> CheckpointStore:
     shelf = CheckpointStore(run, keep=100)
     for step in steps:
         shelf.put(step, lambda folder: None)
@@ -36,8 +36,8 @@ def _filled(run: Path, *steps: int) -> CheckpointStore:
     [b"", b'{"step": 5', b"[]", b'{"step": 5}', b"\xff\xfe", b'{"step": 7, "bound": 0.5}', None],
     ids=["empty", "cut", "list", "no bound", "no text", "step is gone", "lost"],
 )
-def test_the_best_step_is_found_again(tmp_path: Path, note: bytes | None) -> None:
-    shelf = _filled(tmp_path, 5, 10, 15)
+def test_store_restores_best_step_after_damaged_note(tmp_path: Path, note: bytes | None) -> None:
+    shelf = _store_with_steps(tmp_path, 5, 10, 15)
     assert shelf.offer(5, 2.0)
     file = tmp_path / "training" / "best.json"
     file.unlink() if note is None else file.write_bytes(note)
@@ -47,8 +47,8 @@ def test_the_best_step_is_found_again(tmp_path: Path, note: bytes | None) -> Non
     assert shelf.steps() == [5, 15, 20]
 
 
-def test_a_note_that_is_sound_is_left_and_nothing_is_made_up(tmp_path: Path) -> None:
-    shelf = _filled(tmp_path, 5, 10)
+def test_store_mend_keeps_valid_best_step(tmp_path: Path) -> None:
+    shelf = _store_with_steps(tmp_path, 5, 10)
     shelf.mend({})
     assert shelf.best is None
     shelf.offer(10, 2.0)
@@ -59,16 +59,16 @@ def test_a_note_that_is_sound_is_left_and_nothing_is_made_up(tmp_path: Path) -> 
     assert shelf.best == (5, 3.0)
 
 
-def test_a_step_that_was_kept_and_not_noted_is_noted(tmp_path: Path) -> None:
-    shelf = _filled(tmp_path, 5, 10)
+def test_store_mend_records_better_step_without_note(tmp_path: Path) -> None:
+    shelf = _store_with_steps(tmp_path, 5, 10)
     shelf.offer(5, 2.0)
     shelf.mend({5: 2.0, 10: 1.5})
     assert shelf.best == (10, 1.5)
 
 
 @pytest.mark.parametrize("note", [b"", b"[]", b'{"step": Infinity}', b'{"bound": 5}', b"\xff"])
-def test_a_run_is_over_if_it_says_so_and_until_it_goes_on(tmp_path: Path, note: bytes) -> None:
-    shelf = _filled(tmp_path, 5, 10)
+def test_store_finished_is_cleared_by_rewind_and_damaged_note(tmp_path: Path, note: bytes) -> None:
+    shelf = _store_with_steps(tmp_path, 5, 10)
     assert shelf.finished is None
     shelf.finish(10)
     assert shelf.finished == 10
@@ -78,7 +78,7 @@ def test_a_run_is_over_if_it_says_so_and_until_it_goes_on(tmp_path: Path, note: 
     assert shelf.finished is None
 
 
-def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
+def test_store_lock_excludes_second_process_and_ends_with_it(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
@@ -96,8 +96,8 @@ def test_one_program_writes_and_one_that_dies_lets_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-def test_what_ends_a_program_while_it_saves_takes_nothing_away(tmp_path: Path, error: BaseException) -> None:
-    shelf = _filled(tmp_path, 5, 10)
+def test_interrupted_put_keeps_earlier_checkpoints(tmp_path: Path, error: BaseException) -> None:
+    shelf = _store_with_steps(tmp_path, 5, 10)
 
     def write(folder: Path) -> None:
         (folder / "half").touch()
@@ -112,10 +112,10 @@ def test_what_ends_a_program_while_it_saves_takes_nothing_away(tmp_path: Path, e
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing here says what a handle is of")
-def test_names_reach_the_disk_before_anything_is_thrown_away(
+def test_put_syncs_files_before_removing_old_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf, synced = _filled(tmp_path, 5, 10), []
+    shelf, synced = _store_with_steps(tmp_path, 5, 10), []
 
     def sync(handle: int) -> None:
         synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, shelf.steps()))
@@ -126,10 +126,10 @@ def test_names_reach_the_disk_before_anything_is_thrown_away(
     assert shelf.steps() == [10, 15]
 
 
-def test_a_disk_that_refuses_a_name_is_an_error_and_nothing_is_thrown_away(
+def test_failed_sync_raises_and_keeps_old_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = _filled(tmp_path, 5, 10)
+    shelf = _store_with_steps(tmp_path, 5, 10)
 
     def refuse(handle: int) -> None:
         raise OSError(errno.EIO, "broken")

@@ -1,4 +1,4 @@
-"""The files of configs/accelerate say what `accelerate` understands, and what would train wrongly is refused."""
+"""The configs for `accelerate` have valid keys, and unsupported forms of distribution are refused."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ CPU = torch.device("cpu")
 RUN = RunSettings(steps=1)
 
 
-def _launched(name: str) -> Any:
-    """What `accelerate launch` makes of a file, as options."""
+def _launch_arguments(name: str) -> Any:
+    """The arguments that `accelerate launch` derives from a config file."""
     args = launch_command_parser().parse_args(["--config-file", str(FOLDER / name), "hdlm/train.py"])
     args.nondefault, args.deepspeed_fields_from_accelerate_config = set(), ""
     return _validate_launch_command(args)[0]
 
 
-def _set(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def _set_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     for key, value in environment.items():
         if key.startswith(("ACCELERATE", "FSDP")):
             monkeypatch.setenv(key, value)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_key_is_one_of_accelerate(path: Path) -> None:
+def test_accelerate_configs_have_known_keys_only(path: Path) -> None:
     load_config_from_file(str(path))  # refuses unknown keys, but not those of inner tables
     known = vars(launch_command_parser().parse_args(["x.py"])).keys()
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -55,12 +55,12 @@ def test_every_key_is_one_of_accelerate(path: Path) -> None:
     assert [key for key in inner if key not in known] == []
 
 
-def test_fsdp_is_the_second_version_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = _launched("fsdp.yaml")
+def test_fsdp_config_wraps_blocks_with_fsdp_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = _launch_arguments("fsdp.yaml")
     args.main_process_port = 0
     environment = prepare_multi_gpu_env(args)
     assert environment["ACCELERATE_USE_FSDP"] == "true"
-    _set(monkeypatch, environment)
+    _set_environment(monkeypatch, environment)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
@@ -69,13 +69,13 @@ def test_fsdp_is_the_second_version_block_by_block(monkeypatch: pytest.MonkeyPat
     assert plugin.activation_checkpointing is False
 
 
-def test_deepspeed_is_refused_with_the_engine_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_engine_refuses_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"DeepSpeed is not supported.*use configs/accelerate/fsdp.yaml"):
         make_engine(RUN, CPU)
 
 
-def test_accelerate_falls_back_to_whole_networks_and_the_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_engine_on_cpu_warns_that_fsdp_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.warns(UserWarning, match=r"no FSDP on CPUs, so every process holds the whole network"):
@@ -87,8 +87,8 @@ def test_accelerate_falls_back_to_whole_networks_and_the_run_says_so(monkeypatch
 
 
 @pytest.mark.slow
-def test_the_guides_script_for_slurm_stops_and_goes_on(tmp_path: Path) -> None:
-    """The shell gets the signal, ends the launcher, and puts the job back; the next one ends the run."""
+def test_slurm_script_of_guide_requeues_and_resumes(tmp_path: Path) -> None:
+    """The shell gets the signal, stops the launcher and requeues the job. The next job finishes the run."""
     [script] = re.findall(
         r"```sh\n(.*?)```", (FOLDER.parents[1] / "docs" / "training.md").read_text(), flags=re.S
     )
@@ -134,13 +134,13 @@ def test_the_guides_script_for_slurm_stops_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["PARALLELISM_CONFIG", "MEGATRON_LM"])
-def test_splitting_a_network_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_make_engine_refuses_model_parallelism(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ValueError, match=r"each process takes whole sequences: leave it out"):
         make_engine(RUN, CPU)
 
 
-def test_processes_agree_on_the_precision_of_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agreed_precision_is_that_of_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "choose_precision", lambda asked, device: "no")
     monkeypatch.setattr(engine, "broadcast_object_list", lambda found: ["bf16"])
     assert engine.agreed_precision("auto", CPU) == "bf16"

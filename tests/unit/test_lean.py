@@ -1,4 +1,4 @@
-"""What makes training lean leaves its loss and its gradients as they are: recomputing, autocasting, compiling."""
+"""Recomputation, autocast and compilation keep the loss and the gradients of training."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _gamma() -> tuple[Denoiser, Noisy]:
 BOTH = pytest.mark.parametrize("made", [_epsilon, _gamma], ids=["epsilon", "gamma"])
 
 
-def _loss_and_slopes(denoiser: Denoiser, part: Noisy) -> tuple[Tensor, list[Tensor]]:
-    """Of one batch, always the same."""
+def _loss_and_gradients(denoiser: Denoiser, part: Noisy) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of one fixed batch."""
     numbers = torch.Generator().manual_seed(3)
     x_0 = torch.randint(WORDS, (BATCH, LENGTH), generator=numbers)
     times, draw = (
@@ -55,26 +55,26 @@ def _loss_and_slopes(denoiser: Denoiser, part: Noisy) -> tuple[Tensor, list[Tens
 
 @BOTH
 @pytest.mark.parametrize("recomputation", ["selective", "full"])
-def test_computing_activations_again_changes_nothing(recomputation, made, monkeypatch) -> None:
+def test_recomputation_keeps_loss_and_gradients(recomputation, made, monkeypatch) -> None:
     denoiser, part = made()
-    kept = _loss_and_slopes(denoiser, part)
+    kept = _loss_and_gradients(denoiser, part)
     calls = []
     denoiser.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(denoiser.backbone, "checkpoint_activations", recomputation)
-    again = _loss_and_slopes(denoiser, part)
+    again = _loss_and_gradients(denoiser, part)
     assert len(calls) == 2
     torch.testing.assert_close(again, kept, atol=1e-12, rtol=1e-12)
 
 
 @BOTH
-def test_bf16_is_near_float32(made) -> None:
-    """With weights of a usual size: the loss, and where its gradient points."""
+def test_bf16_autocast_loss_and_gradients_are_near_float32(made) -> None:
+    """With weights of usual size, the loss and the direction of the gradient agree."""
     denoiser, part = made()
     for weight in denoiser.backbone.float().parameters():
         weight.data *= 0.5 if weight.ndim > 1 else 1.0
-    exact, slopes = _loss_and_slopes(denoiser, part)
+    exact, slopes = _loss_and_gradients(denoiser, part)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, rough = _loss_and_slopes(denoiser, part)
+        loss, rough = _loss_and_gradients(denoiser, part)
     assert loss != exact
     torch.testing.assert_close(loss.to(exact.dtype), exact, atol=0, rtol=2e-3)
     flat, rough_flat = (torch.cat([slope.flatten() for slope in found]) for found in (slopes, rough))
@@ -83,8 +83,8 @@ def test_bf16_is_near_float32(made) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
-def test_compiling_changes_no_loss(tmp_path: Path) -> None:
-    """In a process of its own, without the shape checks of the tests, which Dynamo would have to look into."""
+def test_compiled_training_has_same_losses(tmp_path: Path) -> None:
+    """Runs in a subprocess without the shape checks of the tests, because Dynamo would trace them."""
     text = tmp_path / "rhyme.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
     table = {

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hdlm.checkpoint import describe
 from hdlm.denoiser import Denoiser
 from hdlm.evaluation import (
     AbsorbingBound,
@@ -34,6 +35,7 @@ from hdlm.hyperschedule import (
     flat,
 )
 from hdlm.network import DDiT, DDiTConfig
+from hdlm.noise_schedule import Linear
 from hdlm.parameterization import AbstractParameterization, Mean, Shifted
 from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.regime import Regime
@@ -45,10 +47,9 @@ TOKENS = torch.tensor([3, 1, 4, 1, 0, 2, 2, 4, 0, 3])  # two windows of four, an
 WORLD = random_world(2, 3, seed=1)
 PUBLISHED = PublishedWave(4, 2, 2).levels(torch.arange(7))
 TABLE = Table(torch.cat([torch.full((1, 4), 2), PUBLISHED]))
-"""No countdown; the published table, with the pure noise in which it does not quite begin."""
-RESULT = LikelihoodResult(
-    (20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, 4, "flat", "Linear()", "full", "full"
-)
+"""A table that is not a countdown: the published levels after a first row of pure noise."""
+ALONG = describe(flat(4, 4)), describe(Linear())
+RESULT = LikelihoodResult((20.0, 22.0, 24.0), 10, 33, "absorbing", "count", 0, 3, 4, *ALONG, "full", "full")
 
 
 def network(
@@ -71,7 +72,7 @@ def network(
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 10, 11])
-def test_every_token_is_in_exactly_one_window(length: int) -> None:
+def test_windows_cover_every_token_once(length: int) -> None:
     stacks = windows(TOKENS, length)
     assert torch.equal(torch.cat([stack.tokens.flatten() for stack in stacks]), TOKENS)
     assert not any(stack.given for stack in stacks)
@@ -95,8 +96,10 @@ def test_windows_that_overlap_count_every_token_once(size: int, length: int, str
     "schedule", [flat(3, 2), autoregressive(3), Block(3, 2, 2), Slide(3, 2, 2)], ids=repr
 )
 @pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
-def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound: str) -> None:
-    """Of four tokens in windows of three, the last counts given the two before it."""
+def test_likelihood_with_stride_1_conditions_on_given_tokens(
+    schedule: AbstractHyperschedule, bound: str
+) -> None:
+    """Four tokens in windows of three: the last token is conditioned on the two tokens before it."""
     text = torch.tensor([1, 0, 1, 1])
     log_p = {tuple(row): float(p.log()) for row, p in zip(WORLD.sequences.tolist(), WORLD.law, strict=True)}
     before = math.log(sum(math.exp(log_p[0, 1, word]) for word in range(2)))
@@ -114,7 +117,7 @@ def test_what_is_given_is_conditioned_on(schedule: AbstractHyperschedule, bound:
     assert found.num_windows == 2
 
 
-def test_a_model_that_knows_nothing_pays_the_same_with_any_stride() -> None:
+def test_uniform_model_has_same_nats_with_any_stride() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Mean()).eval()
     for stride in (1, 2, 3, 4):
         found = estimate_likelihood(
@@ -124,7 +127,7 @@ def test_a_model_that_knows_nothing_pays_the_same_with_any_stride() -> None:
         assert found.num_tokens == 10
 
 
-def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
+def test_shifted_uniform_model_with_stride_1_counts_every_token_once() -> None:
     model = Denoiser(DDiT(DDiTConfig(WORDS + 1, 16, 1, 2)), Absorbing(WORDS), Shifted(Mean())).eval()
     found = estimate_likelihood(
         model, WindowedText(TOKENS, autoregressive(LENGTH).length, stride=1), Regime(autoregressive(LENGTH))
@@ -137,7 +140,7 @@ def test_a_shifted_network_is_charged_for_the_first_token_only() -> None:
     [flat(6, 3), Block(6, 2, 3), Slide(6, 4, 8), Wave(6, 3, 2), autoregressive(6), PublishedWave(6, 3, 4)],
     ids=repr,
 )
-def test_the_first_positions_keep_their_steps(schedule: AbstractHyperschedule) -> None:
+def test_first_positions_keeps_levels(schedule: AbstractHyperschedule) -> None:
     cut = schedule.first_positions(4)
     n = torch.arange(schedule.num_steps + 1)
     assert cut.length == 4
@@ -145,8 +148,8 @@ def test_the_first_positions_keep_their_steps(schedule: AbstractHyperschedule) -
     assert torch.equal(cut.levels(n), schedule.levels(n)[:, :4])
 
 
-def left_to_right(denoiser: Denoiser, window: Tensor) -> float:
-    """`-log p` of a window, a token at a time: what is known, then a mask; nothing of `hdlm.evaluation` is used."""
+def left_to_right_nats(denoiser: Denoiser, window: Tensor) -> float:
+    """`-log p` of a window, one token at a time from known tokens and a mask, without `hdlm.evaluation`."""
     total, shift = 0.0, denoiser.lookback
     for i in range(len(window)):
         seen = torch.cat([window[:i], torch.tensor([WORDS])])[None]
@@ -162,20 +165,20 @@ def left_to_right(denoiser: Denoiser, window: Tensor) -> float:
 
 @pytest.mark.parametrize("parameterization", [Mean(), Shifted(Mean())], ids=repr)
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_autoregression_is_exact_in_one_pass(
+def test_autoregressive_likelihood_equals_left_to_right_sum(
     parameterization: AbstractParameterization, batch_size: int
 ) -> None:
     denoiser = network(parameterization)
     result = estimate_likelihood(denoiser, TOKENS, Regime(autoregressive(LENGTH)), batch_size=batch_size)
     with torch.no_grad():
-        expected = sum(left_to_right(denoiser, window) for window in TOKENS.split(LENGTH))
+        expected = sum(left_to_right_nats(denoiser, window) for window in TOKENS.split(LENGTH))
     assert result.nats == pytest.approx(expected, rel=1e-5)
     assert (result.estimator, result.replicates, result.standard_error) == ("exact", 1, 0.0)
     assert (result.num_tokens, result.num_windows) == (10, 3)
 
 
 @pytest.mark.parametrize("parameterization", [Mean(), Shifted(Mean())], ids=repr)
-def test_counting_the_masks_of_single_positions_is_exact_too(
+def test_count_estimator_with_width_1_equals_exact(
     parameterization: AbstractParameterization,
 ) -> None:
     exact, counted = (
@@ -192,10 +195,10 @@ def every_count(block: int) -> list[tuple[float, tuple[float, ...]]]:
 
 
 @pytest.mark.parametrize(("schedule", "blocks"), [(flat(3, 2), [3]), (Block(3, 2, 2), [2, 1])], ids=str)
-def test_the_mean_over_all_counts_is_the_likelihood(
+def test_count_bound_mean_over_all_draws_equals_likelihood(
     schedule: AbstractHyperschedule, blocks: list[int]
 ) -> None:
-    """For the exact model unmasking in any order is the chain rule; no chance is left in this test."""
+    """For the exact model, unmasking in any order is the chain rule. The test enumerates all draws."""
     cases = list(itertools.product(*map(every_count, blocks)))
     times = torch.tensor([[time for time, _ in case] for case in cases], dtype=torch.float64)
     draw = torch.tensor([[d for _, order in case for d in order] for case in cases], dtype=torch.float64)
@@ -207,7 +210,7 @@ def test_the_mean_over_all_counts_is_the_likelihood(
 
 @pytest.mark.parametrize("schedule", [flat(4, 3), Block(4, 2, 3)], ids=repr)
 @pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
-def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) -> None:
+def test_likelihood_depends_on_active_visibility(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network()
     full, causal = (
         estimate_likelihood(denoiser, TOKENS, Regime(schedule, active=active), bound=bound)
@@ -219,7 +222,7 @@ def test_who_sees_whom_is_a_choice(schedule: AbstractHyperschedule, bound: str) 
 
 @pytest.mark.parametrize("schedule", [flat(4, 2), Block(4, 2, 2), Slide(4, 2, 3)], ids=repr)
 @pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
-def test_the_batch_size_changes_nothing(schedule: AbstractHyperschedule, bound: str) -> None:
+def test_likelihood_does_not_depend_on_batch_size(schedule: AbstractHyperschedule, bound: str) -> None:
     denoiser = network(process=EpsilonHybrid(WORDS, 0.1))
     one, many = (
         estimate_likelihood(denoiser, TOKENS, Regime(schedule), bound=bound, batch_size=size, seed=3)
@@ -237,7 +240,7 @@ def test_the_batch_size_changes_nothing(schedule: AbstractHyperschedule, bound: 
 @pytest.mark.parametrize("process", [EpsilonHybrid(WORDS, 0.1), GammaHybrid(WORDS, 0.1)], ids=repr)
 @pytest.mark.parametrize("schedule", [flat(4, 2), Block(4, 2, 2), TABLE], ids=repr)
 @pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
-def test_every_combination_is_measured(
+def test_likelihood_is_finite_for_every_combination(
     parameterization: AbstractParameterization,
     process: AbstractNoiseProcess,
     schedule: AbstractHyperschedule,
@@ -249,20 +252,20 @@ def test_every_combination_is_measured(
     assert 0 < result.nats_per_token < 20 * math.log(WORDS)
 
 
-def test_a_shifted_network_pays_for_the_first_word_and_does_not_see_it() -> None:
-    """Of windows of one word it knows nothing at all."""
+def test_shifted_network_pays_uniform_nats_for_first_token() -> None:
+    """A window of one word gives the network no information."""
     for bound in ("absorbing", "hybrid"):
         result = estimate_likelihood(network(Shifted(Mean())), TOKENS, Regime(autoregressive(1)), bound=bound)
         assert result.nats == pytest.approx(10 * math.log(WORDS), rel=1e-9)
 
 
 @pytest.mark.parametrize("process", [Absorbing(3), EpsilonHybrid(3, 0.2), GammaHybrid(3, 0.3)], ids=repr)
-def test_the_noise_that_is_told_masks_as_much(process: AbstractNoiseProcess) -> None:
+def test_masking_fraction_inverts_mask_weight(process: AbstractNoiseProcess) -> None:
     mask = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(process.weights(masking_fraction(process, mask)).mask, mask)
 
 
-def test_progress_reaches_the_end() -> None:
+def test_likelihood_reports_progress_to_the_end() -> None:
     seen: list[EvaluationProgress] = []
     estimate_likelihood(
         network(), TOKENS, Regime(flat(LENGTH, 2)), replicates=2, batch_size=3, watch=seen.append
@@ -271,7 +274,7 @@ def test_progress_reaches_the_end() -> None:
     assert {report.total for report in seen} == {6}
 
 
-def test_units_and_their_errors() -> None:
+def test_likelihood_result_converts_units_and_errors() -> None:
     error = 2 / math.sqrt(3)
     assert (RESULT.nats, RESULT.replicates) == (22.0, 3)
     assert RESULT.standard_error == pytest.approx(error)
@@ -285,7 +288,7 @@ def test_units_and_their_errors() -> None:
         assert getattr(RESULT, f"{name}_error") == pytest.approx(slope * error, rel=1e-4)
 
 
-def test_the_interval_is_that_of_student() -> None:
+def test_likelihood_result_interval_uses_student_quantile() -> None:
     low, high = RESULT.interval()
     assert (low + high) / 2 == pytest.approx(22)
     assert (high - low) / 2 == pytest.approx(4.3026527 * RESULT.standard_error)  # two degrees of freedom
@@ -297,7 +300,7 @@ def test_the_interval_is_that_of_student() -> None:
         RESULT.interval(95.0)
 
 
-def test_one_replicate_has_no_error_and_unknown_bytes_no_rate() -> None:
+def test_likelihood_result_of_one_replicate_has_no_error() -> None:
     alone = replace(RESULT, estimates=(22.0,), num_bytes=None)
     assert alone.standard_error is None
     assert alone.perplexity_error is None
@@ -305,14 +308,14 @@ def test_one_replicate_has_no_error_and_unknown_bytes_no_rate() -> None:
     assert alone.bits_per_byte_error is None
 
 
-def test_a_perplexity_that_no_float_holds_is_said() -> None:
+def test_likelihood_result_rejects_perplexity_overflow() -> None:
     lost = replace(RESULT, estimates=(710.0 * RESULT.num_tokens,) * 2)
     assert lost.nats_per_token == pytest.approx(710)
     with pytest.raises(ValueError, match="710 nats a token, and there is no float"):
         lost.to_dict()
 
 
-def test_a_result_is_written_with_its_protocol() -> None:
+def test_likelihood_result_dict_holds_protocol() -> None:
     written = json.loads(json.dumps(RESULT.to_dict()))
     assert written["perplexity"] == pytest.approx(math.exp(2.2))
     assert written["standard_error"] == RESULT.standard_error
@@ -322,7 +325,7 @@ def test_a_result_is_written_with_its_protocol() -> None:
 
 
 @pytest.mark.parametrize("estimates", [(), (1.0, math.nan), (math.inf,)], ids=str)
-def test_a_failure_is_no_likelihood(estimates: tuple[float, ...]) -> None:
+def test_likelihood_result_rejects_empty_or_infinite_estimates(estimates: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="estimate"):
         replace(RESULT, estimates=estimates)
 
@@ -340,7 +343,7 @@ def test_a_failure_is_no_likelihood(estimates: tuple[float, ...]) -> None:
     ],
     ids=str,
 )
-def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_estimate_likelihood_rejects_bad_options(options: dict[str, object], message: str) -> None:
     num_bytes = options.get("num_bytes")
     others = {name: value for name, value in options.items() if name != "num_bytes"}
     text = WindowedText(TOKENS, LENGTH, num_bytes=num_bytes)
@@ -349,36 +352,36 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
 
 
 @pytest.mark.parametrize("schedule", [Slide(4, 2, 2), Wave(4, 2, 2), TABLE], ids=repr)
-def test_masks_are_counted_only_where_positions_start_together(schedule: AbstractHyperschedule) -> None:
+def test_count_estimator_requires_positions_that_start_together(schedule: AbstractHyperschedule) -> None:
     with pytest.raises(ValueError, match="start together"):
         AbsorbingBound(network(), Regime(schedule), "count")
     assert estimate_likelihood(network(), TOKENS, Regime(schedule), replicates=1).estimator == "stratified"
 
 
-def test_what_begins_settled_has_no_likelihood() -> None:
+def test_hybrid_bound_rejects_schedule_that_begins_settled() -> None:
     prompted = Table(torch.tensor([[0, 2], [0, 1], [0, 0]]))
     for schedule in (prompted, PublishedWave(4, 2, 2)):
         with pytest.raises(ValueError, match="begin as pure noise"):
             HybridBound(network(), Regime(schedule), "random")
 
 
-def test_noise_without_masks_has_no_absorbing_bound() -> None:
+def test_absorbing_bound_rejects_process_without_masks() -> None:
     with pytest.raises(ValueError, match="all masks"):
         estimate_likelihood(network(process=Uniform(WORDS)), TOKENS, Regime(flat(LENGTH, 2)))
 
 
 @pytest.mark.parametrize("tokens", [[], [0, WORDS], [-1]], ids=str)
-def test_only_words_are_measured(tokens: list[int]) -> None:
+def test_estimate_likelihood_rejects_tokens_that_are_not_words(tokens: list[int]) -> None:
     with pytest.raises(ValueError, match="tokens"):
         estimate_likelihood(network(), torch.tensor(tokens, dtype=torch.long), Regime(flat(LENGTH, 2)))
 
 
-def test_a_network_in_training_is_refused() -> None:
+def test_estimate_likelihood_rejects_network_in_training_mode() -> None:
     with pytest.raises(ValueError, match="training mode"):
         estimate_likelihood(network().train(), TOKENS, Regime(flat(LENGTH, 2)))
 
 
-def test_windows_need_a_length() -> None:
+def test_windows_rejects_bad_length_and_stride() -> None:
     with pytest.raises(ValueError, match="length"):
         windows(TOKENS, 0)
     with pytest.raises(ValueError, match="stride"):

@@ -1,4 +1,4 @@
-"""Many samples: the same by index whatever the batch, the processes and the kills; nothing torn, nothing twice."""
+"""Many samples: each index has fixed tokens for any batch size, number of processes and interrupts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def wanted(checkpoint):
-    """What each index must hold."""
+    """The expected tokens of each index."""
     return [list(one.tokens) for one in write(checkpoint, "", SHORT, num=7, seed=3)]
 
 
-def indices(path: Path) -> list[int]:
+def stored_indices(path: Path) -> list[int]:
     return [json.loads(line)["index"] for line in path.read_bytes().split(b"\n")[1:-1]]
 
 
@@ -57,7 +57,7 @@ def tokens(samples):
     return [one.tokens for one in samples]
 
 
-def test_a_torn_line_is_written_again(checkpoint, wanted, tmp_path):
+def test_draw_samples_rewrites_truncated_line(checkpoint, wanted, tmp_path):
     keep = tmp_path / "samples.jsonl"
     begin = time.perf_counter()
     drawn = draw_samples(checkpoint, SHORT, num=4, seed=3, batch_size=2, keep=keep)
@@ -67,34 +67,34 @@ def test_a_torn_line_is_written_again(checkpoint, wanted, tmp_path):
         keep.write_bytes(torn)
         found = draw_samples(checkpoint, SHORT, num=5, seed=3, batch_size=3, keep=keep)
         assert tokens(found) == wanted[:5]
-        assert indices(keep) == [0, 1, 2, 3, 4]
+        assert stored_indices(keep) == [0, 1, 2, 3, 4]
         assert keep.read_bytes().endswith(b"}\n")
     kept = keep.stat().st_mtime_ns
     assert tokens(draw_samples(checkpoint, SHORT, num=5, seed=3, keep=keep)) == wanted[:5]
     assert keep.stat().st_mtime_ns == kept, "what is there is not touched"
 
 
-def test_processes_share_and_another_number_of_them_goes_on(checkpoint, wanted, tmp_path, monkeypatch):
-    """One after the other here; what each leaves is what it would leave beside the others."""
+def test_draw_samples_resumes_with_other_number_of_processes(checkpoint, wanted, tmp_path, monkeypatch):
+    """The processes run one after the other and write the files that they would write in parallel."""
     keep = tmp_path / "samples.jsonl"
     monkeypatch.setattr(Processes, "wait", lambda processes: None)
     with pytest.raises(KeyError):  # the others have not written theirs
         draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=2, keep=keep, processes=Processes(3, 1))
     part = tmp_path / "samples.jsonl.part-1"
-    assert indices(part) == [2, 3]
+    assert stored_indices(part) == [2, 3]
     assert not keep.exists()
     with pytest.raises(KeyError):
         draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=2, keep=keep, processes=Processes(3, 0))
-    assert indices(keep) == [0, 1, 2, 3, 6]
+    assert stored_indices(keep) == [0, 1, 2, 3, 6]
     assert not part.exists()
     found = draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=5, keep=keep)
     assert tokens(found) == wanted
-    assert sorted(indices(keep)) == list(range(7))
+    assert sorted(stored_indices(keep)) == list(range(7))
     with pytest.raises(ValueError, match="need a file"):
         draw_samples(checkpoint, SHORT, num=1, processes=Processes(2, 0))
 
 
-def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
+def test_sample_output_refuses_file_of_other_settings(checkpoint, tmp_path, capsys):
     keep = tmp_path / "samples.jsonl"
     command = ["sample", MODEL, *OPTIONS, "--num-sequences", "2", "--device", "cpu", "-o", str(keep)]
     assert main(command) == 0
@@ -121,7 +121,7 @@ def test_other_samples_are_not_mixed_in(checkpoint, tmp_path, capsys):
     assert keep.read_text() == "my diary"
 
 
-def test_samples_may_end_early_and_be_approximate(checkpoint, tmp_path):
+def test_draw_samples_equals_write_with_ending_and_approximate_cache(checkpoint, tmp_path):
     ways = {"ending": Ending(strings=("the",)), "approximate": ApproximateCache(2, active=True)}
     wanted = write(checkpoint, "And", SHORT, num=4, seed=3, **ways)
     for batch_size in (1, 3):
@@ -136,7 +136,7 @@ def test_samples_may_end_early_and_be_approximate(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_goes_on(wanted, tmp_path, repository):
+def test_sample_command_resumes_after_sigkill(wanted, tmp_path, repository):
     keep = tmp_path / "samples.jsonl"
     command = [
         sys.executable,
@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_goes_on(wanted, tmp_path, repository):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(wanted, tmp_path, repository):
+def test_sample_command_with_two_processes_equals_one(wanted, tmp_path, repository):
     pytest.importorskip("accelerate")
     keep = tmp_path / "samples.jsonl"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

@@ -1,4 +1,4 @@
-"""Measures of generated text, against the published ones and against cases that are known."""
+"""Metrics of generated text, compared with published values and known cases."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from hdlm.evaluation.generation.metrics import DIVERSITY, diversity, jackknife, 
 from hdlm.evaluation.generation.scoring import score_tokens
 
 
-def test_entropy_is_the_published_one(shared):
+def test_token_entropy_equals_published(shared):
     golden = json.loads((shared / "golden" / "metrics.json").read_text())
     for sentence, expected in zip(golden["sentences"], golden["entropy_base_None"], strict=True):
         assert token_entropy([hash(word) for word in sentence.split()]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sample_that_says_one_thing_has_no_variety():
+def test_diversity_of_constant_samples():
     found = diversity([[3] * 20, [3] * 20])
     assert found["entropy"].value == 0
     assert found["distinct-1"].value == pytest.approx(1 / 40)
     assert found["repetition-4"].value == pytest.approx(1 - 1 / 17)
 
 
-def test_a_sample_that_never_repeats_itself():
+def test_diversity_of_samples_without_repetition():
     found = diversity([range(20), range(20, 40)])
     assert found["entropy"].value == pytest.approx(math.log(20))
     assert [found[f"distinct-{n}"].value for n in (1, 2, 3)] == [1, 1, 1]
     assert found["repetition-4"].value == 0
 
 
-def test_samples_that_agree_are_distinct_within_and_not_between():
+def test_distinct_counts_ngrams_over_all_samples():
     assert diversity([range(20)] * 4)["distinct-2"].value == pytest.approx(1 / 4)
 
 
-def test_what_samples_are_too_short_for_is_not_measured():
-    """It is neither 0 nor 1, and the reason is said."""
+def test_diversity_omits_metrics_for_short_samples_and_gives_reason():
+    """A metric that cannot be measured has no value but a reason."""
     one_token = diversity([[1], [2]])
     assert list(one_token) == ["entropy", "distinct-1"]
     assert one_token["distinct-1"].value == 1
@@ -62,8 +62,8 @@ def test_what_samples_are_too_short_for_is_not_measured():
         diversity([])
 
 
-def test_errors_are_honest():
-    """Of 300 means of 40 numbers, 95% lie within two standard errors of the truth, give or take what chance allows."""
+def test_error_of_mean_covers_truth_at_the_nominal_rate():
+    """About 95 % of 300 means of 40 numbers lie within two standard errors of the truth."""
     random = np.random.default_rng(0)
     near = 0
     for _ in range(300):
@@ -72,7 +72,7 @@ def test_errors_are_honest():
     assert 0.9 < near / 300 < 0.985
 
 
-def test_the_error_of_distinct_is_that_of_leaving_samples_out():
+def test_distinct_error_is_the_jackknife():
     samples = [[1, 2, 3, 1], [1, 5, 5, 6], [2, 3, 4, 4], [9, 8, 1, 2]]
     for n in (1, 2, 3):
         without = [
@@ -82,5 +82,5 @@ def test_the_error_of_distinct_is_that_of_leaving_samples_out():
         assert found == jackknife(found.value, without)
 
 
-def test_one_sample_has_no_error():
+def test_diversity_of_one_sample_has_no_error():
     assert diversity([[1, 2, 1]])["entropy"].error is None

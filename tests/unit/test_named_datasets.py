@@ -1,4 +1,4 @@
-"""Data sets by their published names: a copy of your own first, then the hub, else an error that names both ways."""
+"""Data sets by name: a local copy, then the hub, otherwise an error that names both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _put(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".jsonl"):
         text = json.dumps({"text": text}) + "\n"
@@ -49,37 +49,37 @@ def _put(path: Path, text: str) -> None:
         "ptb/a.jsonl",
     ],
 )
-def test_a_copy_is_found(folder: Path, file: str) -> None:
-    _put(folder / file, "a b")
+def test_named_dataset_reads_local_copy(folder: Path, file: str) -> None:
+    _write_text(folder / file, "a b")
     assert list(corpus("ptb").documents()) == ["a b"]
 
 
-def test_parts_are_told_apart(folder: Path) -> None:
+def test_named_dataset_selects_part(folder: Path) -> None:
     for part in ("train", "validation", "test"):
-        _put(folder / "ptb" / f"{part}.txt", part)
-    _put(folder / "ptb.txt", "whole")
+        _write_text(folder / "ptb" / f"{part}.txt", part)
+    _write_text(folder / "ptb.txt", "whole")
     for part in ("train", "validation", "test"):
         assert list(corpus(f"ptb:{part}").documents()) == [part]
     assert list(corpus("ptb").documents()) == ["test"]
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_an_absent_data_set_says_both_ways(name: str) -> None:
+def test_missing_named_dataset_names_file_and_package(name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"{name}\.txt.*`datasets` is not installed.*Put a copy there, or fetch it"
     ):
         list(corpus(name).documents())
 
 
-def test_unknown_names_and_parts() -> None:
+def test_named_dataset_rejects_unknown_name_and_part() -> None:
     with pytest.raises(ValueError, match="no data set 'ptc'; known: ptb"):
         NamedDataset("ptc")
     with pytest.raises(ValueError, match=r"the part.*'dev'"):
         corpus("ptb:dev")
 
 
-class Hub:
-    """A stand-in for the `datasets` library that remembers what it was asked."""
+class FakeDatasets:
+    """A stand-in for the `datasets` library that records its arguments."""
 
     def __init__(self, rows: list[dict[str, str]] | OSError) -> None:
         self.rows, self.asked = rows, SimpleNamespace()
@@ -91,8 +91,8 @@ class Hub:
         return self.rows
 
 
-def test_the_hub_is_asked_for_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub([{"sentence": " a b "}, {"sentence": " "}])
+def test_named_dataset_requests_split_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeDatasets([{"sentence": " a b "}, {"sentence": " "}])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert list(NamedDataset("ptb", "validation", cache=tmp_path).documents()) == ["a b", ""]
     assert (hub.asked.config, hub.asked.split, hub.asked.cache_dir) == (
@@ -100,61 +100,61 @@ def test_the_hub_is_asked_for_the_part(tmp_path: Path, monkeypatch: pytest.Monke
         "validation",
         str(tmp_path),
     )
-    monkeypatch.setitem(sys.modules, "datasets", hub := Hub([{"text": "c"}]))
+    monkeypatch.setitem(sys.modules, "datasets", hub := FakeDatasets([{"text": "c"}]))
     assert list(NamedDataset("openwebtext-valid").documents()) == ["c"]
     assert hub.asked.split == "train[-100000:]"
     assert list(NamedDataset("lambada", "validation").documents()) == ["\nc"]
     assert hub.asked.split == "test"
 
 
-def test_nobody_trains_on_what_is_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "c"}]))
+def test_named_dataset_without_train_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{"text": "c"}]))
     with pytest.raises(ValueError, match=r"lambada.*no part 'train', only test"):
         list(NamedDataset("lambada", "train").documents())
 
 
-def test_a_hub_that_fails_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", Hub(OSError("no route")))
+def test_named_dataset_reports_error_of_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets(OSError("no route")))
     with pytest.raises(ValueError, match="the hub did not provide it: no route"):
         list(corpus("wikitext2").documents())
 
 
 @pytest.mark.parametrize("file", ["ptb_test.txt", "ptb_raw_test.txt", "ptb_raw_test.jsonl"])
-def test_raw_copies_are_found(folder: Path, file: str) -> None:
-    _put(folder / file, "it did n't")
+def test_named_dataset_reads_raw_copies(folder: Path, file: str) -> None:
+    _write_text(folder / file, "it did n't")
     assert list(corpus("ptb").documents()) == ["it didn't"]
     with pytest.raises(ValueError, match=r"ptb_raw_train\.txt"):
         list(corpus("ptb:train").documents())
 
 
-def test_valid_is_validation(folder: Path) -> None:
-    _put(folder / "wikitext2_raw_valid.txt", "a b")
+def test_named_dataset_reads_valid_file_as_validation(folder: Path) -> None:
+    _write_text(folder / "wikitext2_raw_valid.txt", "a b")
     assert list(corpus("wikitext2:validation").documents()) == ["a b\n"]
 
 
-def test_text_is_mended_unless_it_is_to_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_dataset_detokenizes_by_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mended, plain = NamedDataset("ptb"), NamedDataset("ptb", detokenize=False)
     assert (mended.detokenizer, plain.detokenizer) == ("ptb", None)
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{"sentence": "it did n't cost $ N a share"}]))
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{"sentence": "it did n't cost $ N a share"}]))
     assert list(mended.documents()) == ["it didn't cost $1 a share"]
     assert list(plain.documents()) == ["it did n't cost $ N a share"]
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "“Yes.”"}]))
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{"text": "“Yes.”"}]))
     assert list(NamedDataset("lambada").documents()) == ['\n"Yes."']
 
 
-def test_the_lines_of_a_file_are_the_rows_of_the_hub(folder: Path) -> None:
-    _put(folder / "wikitext2_test.txt", ' \n = A = \n \n A " day , he said . \n B " night . \n')
-    _put(folder / "ptb.txt", " the fee is N \n N of them did n't \n")
-    _put(folder / "text8.txt", "one\n\ntwo \n")
+def test_named_dataset_lines_of_file_equal_rows_of_hub(folder: Path) -> None:
+    _write_text(folder / "wikitext2_test.txt", ' \n = A = \n \n A " day , he said . \n B " night . \n')
+    _write_text(folder / "ptb.txt", " the fee is N \n N of them did n't \n")
+    _write_text(folder / "text8.txt", "one\n\ntwo \n")
     assert list(corpus("wikitext2").documents()) == ["", "= A =\n", "", 'A " day, he said.\n', 'B " night.\n']
     assert list(corpus("ptb").documents()) == ["the fee is N", "N of them didn't"]
     assert list(corpus("text8").documents()) == ["one\n\ntwo"]
-    _put(folder / "lm1b.txt", " \n\n")
+    _write_text(folder / "lm1b.txt", " \n\n")
     with pytest.raises(ValueError, match="holds no text"):
         list(corpus("lm1b").documents())
 
 
-def test_real_text_is_mended(full_set: Path) -> None:
+def test_wikitext_copy_is_detokenized(full_set: Path) -> None:
     dataset = NamedDataset("wikitext2", folder=full_set / "data")
     raw = list(NamedDataset("wikitext2", folder=full_set / "data", detokenize=False).documents())
     text = list(dataset.documents())
@@ -184,13 +184,13 @@ ROWS: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("detokenize", [True, False])
 @pytest.mark.parametrize("name", ROWS)
-def test_the_same_rows_are_the_same_documents_wherever_they_are_from(
+def test_named_dataset_documents_are_equal_for_hub_and_files(
     folder: Path, name: str, detokenize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub, JSON lines and text files; each row is a document, and an empty one an end of text."""
+    """Compares the hub, JSON lines and text files. Each row is a document, and an empty row is only an end token."""
     rows, tokenizer = ROWS[name], train_tokenizer(["a text"], 257)
     dataset = NamedDataset(name, detokenize=detokenize)
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{NAMED[name].column: row} for row in rows]))
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{NAMED[name].column: row} for row in rows]))
     documents = list(dataset.documents())
     tokens = tokenise(tokenizer, documents)
     assert len(documents) == len(rows)
@@ -210,16 +210,14 @@ def test_the_same_rows_are_the_same_documents_wherever_they_are_from(
         path.unlink()
 
 
-def test_rows_are_kept_as_the_published_commands_keep_them(
-    shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each text has one end of text there, also those that have no word."""
+def test_named_dataset_keeps_empty_rows_as_published(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the published data each text has one end token, also a text without a word."""
     golden = json.loads((shared / "golden" / "group_texts.json").read_text(encoding="utf-8"))
     names = {"wikitext103": "wikitext103", "ptb": "ptb", "lambada": "lambada", "lm1b": "lm1b"}
     for short, name in names.items():
         case = golden[f"{short}_block16_eff0"]
         monkeypatch.setitem(
-            sys.modules, "datasets", Hub([{NAMED[name].column: text} for text in case["texts"]])
+            sys.modules, "datasets", FakeDatasets([{NAMED[name].column: text} for text in case["texts"]])
         )
         documents = list(NamedDataset(name).documents())
         empty = [ids == [96] for ids in case["token_ids_per_text"]]
@@ -227,8 +225,8 @@ def test_rows_are_kept_as_the_published_commands_keep_them(
     assert sum(empty) < len(empty)
 
 
-def test_a_row_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "a"}, {"text": None}]))
+def test_named_dataset_rejects_row_without_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{"text": "a"}, {"text": None}]))
     with pytest.raises(
         ValueError, match="row 1 of the data set 'text8' has no text under 'text', but NoneType"
     ):
@@ -237,7 +235,7 @@ def test_a_row_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=5))
-def test_the_same_rows_are_the_same_documents_in_every_format(folder: Path, rows: list[str]) -> None:
+def test_corpus_documents_are_equal_in_every_file_format(folder: Path, rows: list[str]) -> None:
     """JSON lines, compressed or not, a list of texts, and Parquet where `pyarrow` is installed."""
     tokenizer = train_tokenizer(["a text"], 257)
     lines = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -255,22 +253,22 @@ def test_the_same_rows_are_the_same_documents_in_every_format(folder: Path, rows
         assert torch.equal(first_tokens(found, tokenizer, 10**6).tokens, expected.tokens)
 
 
-def test_the_hub_says_which_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_dataset_revision_is_commit_of_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789" * 4
     rows = Rows([{"text": "c"}])
     rows.info = SimpleNamespace(download_checksums={f"hf://datasets/afmck/text8@{commit}/data/a.parquet": {}})
-    monkeypatch.setitem(sys.modules, "datasets", Hub(rows))
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets(rows))
     assert NamedDataset("text8").revision() == commit
     source = find_text("text8")
     data = source.describe(Text(tuple(source.corpus.documents()), torch.zeros(1, dtype=torch.long), (1,)))
     assert data["revision"] == commit
-    monkeypatch.setitem(sys.modules, "datasets", Hub([{"text": "c"}]))
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([{"text": "c"}]))
     assert NamedDataset("text8").revision() == "main"
-    _put(folder / "text8.txt", "a")
+    _write_text(folder / "text8.txt", "a")
     assert NamedDataset("text8").revision() is None
 
 
 class Rows(list[dict[str, str]]):
-    """Rows that know where they are from."""
+    """Rows with the source information of the `datasets` library."""
 
     info: SimpleNamespace

@@ -1,4 +1,4 @@
-"""The network honours positions and masks, wastes no memory, and starts, trains and runs as it should."""
+"""The network: positions, masks, memory, initialisation, recomputation and training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def random_tokens(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_features_and_head_make_the_forward_pass_and_the_head_runs_on_any_selection(told):
+def test_head_of_features_equals_forward_on_any_selection(told):
     network, tokens = random_network(**dict.fromkeys(SWITCHES, told)), random_tokens(2, 7)
     arguments = {"condition": torch.rand(2, 7), "blend": torch.rand(2, 7)} if told else {}
     logits = network(tokens, **arguments)
@@ -57,7 +57,7 @@ def test_features_and_head_make_the_forward_pass_and_the_head_runs_on_any_select
     torch.testing.assert_close(network.head(hidden[0, 3]), logits[0, 3], **EXACT)
 
 
-def test_positions_are_those_of_each_row_and_only_distances_count():
+def test_network_uses_relative_positions_of_each_row():
     network, tokens = random_network(), random_tokens(3, 6)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [9, 2, 700, 4, 4, -3], [5, 4, 3, 2, 1, 0]])
     together = network(tokens, positions=positions)
@@ -69,14 +69,14 @@ def test_positions_are_those_of_each_row_and_only_distances_count():
     assert not torch.allclose(network(tokens), together, atol=1e-2)
 
 
-def test_a_permutation_of_tokens_and_positions_permutes_the_output():
+def test_network_is_equivariant_to_permutation_of_positions():
     network, tokens = random_network(), random_tokens(2, 8)
     order = torch.randperm(8)
     permuted = network(tokens[:, order], positions=order[None])
     torch.testing.assert_close(permuted, network(tokens)[:, order], **EXACT)
 
 
-def test_frequencies_keep_their_precision():
+def test_rotary_frequencies_keep_float32_precision():
     network = DDiT(DDiTConfig(**SMALL))
     exact = network.rotary_emb.inv_freq.clone()
     for convert in (lambda n: n.bfloat16(), lambda n: n.half(), lambda n: n.double()):
@@ -86,8 +86,8 @@ def test_frequencies_keep_their_precision():
     assert torch.equal(on_meta.rotary_emb.inv_freq, exact)
 
 
-def test_who_may_not_be_attended_has_no_influence():
-    """A mask that splits the sequence is the same as two passes."""
+def test_split_attention_mask_equals_separate_passes():
+    """A mask that splits the sequence gives the logits of two separate passes."""
     network, tokens = random_network(), random_tokens(2, 9)
     group = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0])
     logits = network(tokens, attention=(group[:, None] == group)[None])
@@ -96,8 +96,8 @@ def test_who_may_not_be_attended_has_no_influence():
         torch.testing.assert_close(alone, logits[:, members], **EXACT)
 
 
-def naive(query: Tensor, key: Tensor, value: Tensor, attention: Tensor) -> Tensor:
-    """Scores of a row that may attend nobody are replaced by zeros, as the published code does."""
+def naive_attention(query: Tensor, key: Tensor, value: Tensor, attention: Tensor) -> Tensor:
+    """As in the published code, zeros replace the scores of a row that may attend to no key."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     blind = ~attention.any(-1, keepdim=True)
     scores = scores.masked_fill(~attention[:, None], -torch.inf).masked_fill(blind[:, None], 0.0)
@@ -105,7 +105,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, attention: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
+def test_attend_equals_naive_attention_for_fully_masked_queries(rows):
     torch.manual_seed(2)
     pair = torch.randn(3, 5, 2, 2, 4, dtype=torch.float64, requires_grad=True)
     value = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
@@ -114,7 +114,7 @@ def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
     plain = Rotary(4)(torch.arange(5)[None])
     mask, silenced = prepare_mask(attention, plain, 5, 5)
     outputs, gradients = [], []
-    for rotation, kernel, who in ((silenced, attend, mask), (plain, naive, attention)):
+    for rotation, kernel, who in ((silenced, attend, mask), (plain, naive_attention, attention)):
         query, key = (part.transpose(1, 2) for part in rotation(pair).unbind(2))
         outputs.append(kernel(query, key, value, who))
         gradients.append(torch.autograd.grad(outputs[-1].pow(2).sum(), (pair, value)))
@@ -125,7 +125,7 @@ def test_attention_is_the_naive_formula_even_for_blind_queries(rows):
 
 
 def two_streams(length: int, width: int) -> Tensor:
-    """Clean blocks see themselves and earlier ones; noisy ones see themselves and earlier clean ones."""
+    """Clean blocks attend to themselves and earlier clean blocks, noisy ones to themselves and earlier clean ones."""
     block = torch.arange(length) // width
     earlier, same = block[:, None] > block, block[:, None] == block
     return torch.cat(
@@ -137,7 +137,7 @@ def two_streams(length: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [3, 8])
-def test_masks_are_cut_into_pieces_that_mean_the_same(monkeypatch, size):
+def test_attention_of_mask_pieces_equals_naive_attention(monkeypatch, size):
     monkeypatch.setattr("hdlm.network.pieces._SIZE", size)
     torch.manual_seed(3)
     ragged = torch.zeros(2, 30, 50, dtype=torch.bool)
@@ -156,7 +156,7 @@ def test_masks_are_cut_into_pieces_that_mean_the_same(monkeypatch, size):
         whole = cut(mask[:, None])
         assert isinstance(whole, Pieces) == pieces
         found = attend(query, key, value, whole)
-        expected = naive(query, key, value, mask)
+        expected = naive_attention(query, key, value, mask)
         torch.testing.assert_close(found, expected, **EXACT)
         inputs = query, key, value
         for one, other in zip(
@@ -167,7 +167,7 @@ def test_masks_are_cut_into_pieces_that_mean_the_same(monkeypatch, size):
             torch.testing.assert_close(one, other, **EXACT)
 
 
-def test_two_streams_are_cut_and_nothing_else_is_computed():
+def test_two_stream_mask_pieces_skip_hidden_blocks():
     pairs = 0
 
     def count(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
@@ -182,7 +182,7 @@ def test_two_streams_are_cut_and_nothing_else_is_computed():
     assert pairs <= 0.4 * 2048**2  # a quarter is seen
 
 
-def test_block_masks_mean_what_dense_masks_mean():
+def test_block_mask_attention_equals_dense_mask():
     network, tokens = random_network(), random_tokens(2, 8)
 
     def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def test_block_masks_mean_what_dense_masks_mean():
         network(tokens, attention=create_block_mask(causal, None, 4, 8, 8, device="cpu"))
 
 
-class Largest(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):
     """Records the number of elements of the largest tensor that any operation returns."""
 
     numel = 0
@@ -210,18 +210,18 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_fused_and_makes_no_tensor_of_batch_heads_queries_keys(masked):
+def test_attention_makes_no_tensor_of_batch_heads_queries_keys(masked):
     batch, length = 2, 256
     network = random_network(num_blocks=1).float()
     attention = torch.ones(1, length, length, dtype=torch.bool).tril() if masked else None
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), Largest() as largest:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), LargestTensor() as largest:
         network(random_tokens(batch, length), attention=attention).sum().backward()
     inner = batch * length * 4 * SMALL["hidden_size"]
     assert largest.numel == max(inner, length * length)  # the feed-forward layer, or the mask itself, once
     assert largest.numel < batch * SMALL["num_heads"] * length * length
 
 
-def test_a_fresh_network_predicts_the_uniform_distribution_and_its_conditioned_blocks_do_nothing():
+def test_initial_network_predicts_uniform_and_blocks_are_identity():
     network = DDiT(DDiTConfig(**SMALL, **dict.fromkeys(SWITCHES, True)))
     tokens, sigma = random_tokens(2, 6), torch.rand(2, 6)
     assert torch.equal(network(tokens, condition=sigma), torch.zeros(2, 6, SMALL["vocab_size"]))
@@ -229,7 +229,7 @@ def test_a_fresh_network_predicts_the_uniform_distribution_and_its_conditioned_b
     assert torch.equal(network.features(tokens, condition=sigma), network.output_layer.norm_final(embedded))
 
 
-def test_weights_are_drawn_anew():
+def test_reset_parameters_draws_all_weights():
     network = DDiT(DDiTConfig(**SMALL, **dict.fromkeys(SWITCHES, True)))
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, 7.0)
@@ -246,7 +246,7 @@ def test_weights_are_drawn_anew():
 
 
 @pytest.mark.parametrize("switched_on", list(itertools.product([False, True], repeat=2)))
-def test_conditioning_acts_where_it_is_switched_on(switched_on):
+def test_condition_changes_output_only_if_switched_on(switched_on):
     switches = dict(zip(SWITCHES, (True, *switched_on), strict=True))
     network, tokens = random_network(**switches), random_tokens(2, 5)
     sigma = torch.rand(2, 5)
@@ -257,7 +257,7 @@ def test_conditioning_acts_where_it_is_switched_on(switched_on):
     torch.testing.assert_close(same_everywhere, expected, **EXACT)
 
 
-def test_blend_goes_from_the_token_to_the_last_row():
+def test_blend_interpolates_embedding_to_last_row():
     network, tokens = random_network(), random_tokens(2, 5)
     last = torch.full_like(tokens, SMALL["vocab_size"] - 1)
     blend = torch.zeros(2, 5)
@@ -268,7 +268,7 @@ def test_blend_goes_from_the_token_to_the_last_row():
     torch.testing.assert_close(rows, 0.75 * table[tokens] + 0.25 * table[-1], **EXACT)
 
 
-def test_low_precision_stays_near_and_norms_are_float32():
+def test_bfloat16_output_is_near_float32_with_float32_norms():
     network = random_network(**dict.fromkeys(SWITCHES, True)).float()
     arguments = {
         "condition": torch.rand(2, 6),
@@ -293,7 +293,7 @@ def test_low_precision_stays_near_and_norms_are_float32():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("recomputation", ["selective", "full"])
-def test_recomputed_activations_give_the_same_gradients(recomputation, told, dropout):
+def test_activation_recomputation_keeps_gradients(recomputation, told, dropout):
     network = random_network(dropout=dropout, **dict.fromkeys(SWITCHES, told)).train()
     tokens, condition = random_tokens(2, 6), torch.rand(2, 6).double() if told else None
     gradients = []
@@ -305,8 +305,8 @@ def test_recomputed_activations_give_the_same_gradients(recomputation, told, dro
     torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
 
 
-class Counted(TorchDispatchMode):
-    """How often each operator ran."""
+class OperatorCounts(TorchDispatchMode):
+    """Counts the calls of each operator."""
 
     def __init__(self):
         super().__init__()
@@ -319,8 +319,8 @@ class Counted(TorchDispatchMode):
 
 @pytest.mark.parametrize("cut_up", [False, True])
 @pytest.mark.parametrize("changed", ["nothing", "dropout", "gates"])
-def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monkeypatch):
-    """As many products and attentions as without it, but for the narrow ones of adaLN; norms and activations twice."""
+def test_selective_recomputation_repeats_no_matrix_product(changed, cut_up, monkeypatch):
+    """Products and attention run once, except the narrow products of adaLN. Norms and activations run twice."""
     monkeypatch.setattr("hdlm.network.pieces._SIZE", 2)
     network = random_network(
         dropout=0.3 * (changed == "dropout"), **dict.fromkeys(SWITCHES, changed == "gates")
@@ -330,7 +330,7 @@ def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monk
     attention = torch.eye(6, dtype=torch.bool)[None] if cut_up else None
     counts = {}
     for network.checkpoint_activations in ("none", "selective", "full"):
-        with Counted() as counted:
+        with OperatorCounts() as counted:
             network(tokens, condition=condition, attention=attention).pow(2).sum().backward()
         counts[network.checkpoint_activations] = counted.times
 
@@ -349,8 +349,8 @@ def test_selective_recomputation_does_nothing_costly_twice(changed, cut_up, monk
     "ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning:torch"
 )
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_selective_recomputation_keeps_what_flex_attention_found(compiled):
-    """The second pass is given the memory of the first: no kernel runs again."""
+def test_selective_recomputation_keeps_flex_attention_output(compiled):
+    """The second pass returns the memory of the first pass, so no kernel runs again."""
     if compiled and not has_compiler(torch.device("cpu")):
         pytest.skip("no compiler here")
     attend = _flex() if compiled else flex_attention
@@ -367,8 +367,8 @@ def test_selective_recomputation_keeps_what_flex_attention_found(compiled):
 
 
 @pytest.mark.parametrize(("changed", "products"), [("nothing", 3), ("dropout", 4), ("gates", 4)])
-def test_selective_recomputation_keeps_no_product_that_no_gradient_needs(changed, products):
-    """Queries with keys and values, attention's output, the wide half of the feed-forward; its end if it is changed."""
+def test_selective_recomputation_saves_only_needed_products(changed, products):
+    """Saved: the products for queries, keys and values, the attention output, and the feed-forward products."""
     network = random_network(
         dropout=0.3 * (changed == "dropout"), **dict.fromkeys(SWITCHES, changed == "gates")
     )
@@ -390,8 +390,8 @@ def test_selective_recomputation_keeps_no_product_that_no_gradient_needs(changed
     )
 
 
-def test_it_learns():
-    """A few steps suffice to learn the token two places to the left."""
+def test_network_learns_to_copy_earlier_token():
+    """In 150 steps the network learns to predict the token two positions to the left."""
     torch.manual_seed(5)
     network = DDiT(DDiTConfig(**SMALL))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
@@ -407,8 +407,8 @@ def test_it_learns():
     assert last < 0.1 * first
 
 
-def test_it_compiles_to_one_graph():
-    """Without the shape checks of the tests, which Dynamo would have to look into."""
+def test_network_compiles_to_one_graph():
+    """Runs in a subprocess without the shape checks of the tests, because Dynamo would trace them."""
     script = """
         import torch
         from hdlm.network import DDiT, DDiTConfig
@@ -437,11 +437,11 @@ def test_it_compiles_to_one_graph():
         ({"attention": torch.ones(1, 5, 6, dtype=torch.bool)}, r"5 keys .* got shape \(1, 5, 6\)"),
     ],
 )
-def test_refusals(arguments, message):
+def test_network_rejects_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         random_network()(random_tokens(2, 5), **arguments)
 
 
-def test_a_network_that_is_told_the_noise_insists_on_it():
+def test_conditioned_network_requires_condition():
     with pytest.raises(ValueError, match="pass `condition`"):
         random_network(timestep_embedding=True)(random_tokens(2, 5))

@@ -1,4 +1,4 @@
-"""The cache is exact: however a sequence is cut into passes, every logit is that of the whole pass."""
+"""The cache is exact: for every split into passes the logits equal those of one whole pass."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def random_tokens(batch: int = 2) -> Tensor:
     return torch.randint(WORDS, (batch, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def no_later(ranks: Tensor) -> Tensor:
-    """Everybody attends those of its own rank and of lower ones."""
+def rank_causal_mask(ranks: Tensor) -> Tensor:
+    """Each position attends to positions of its own rank and of lower ranks."""
     return (ranks <= ranks[:, None])[None]
 
 
-def assert_same(actual: Tensor, expected: Tensor) -> None:
+def assert_close_for_dtype(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=TOLERANCE[expected.dtype], rtol=0)
 
 
@@ -46,31 +46,31 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     dtype=st.sampled_from(list(TOLERANCE)),
 )
 @torch.no_grad()
-def test_any_split_under_a_block_causal_mask(blocks, passes, dtype):
+def test_cache_equals_whole_pass_for_any_split_of_blocks(blocks, passes, dtype):
     ranks = torch.repeat_interleave(torch.tensor(blocks))[:LENGTH]
     network, tokens = NETWORKS[dtype], random_tokens()[:, : len(ranks)]
-    whole = network(tokens, attention=no_later(ranks))
+    whole = network(tokens, attention=rank_causal_mask(ranks))
     cache, done, logits = KVCache(), 0, []
     while done < len(ranks):
         last_rank = ranks[done] + passes[len(logits) % len(passes)] - 1
         end = int((ranks <= last_rank).sum())
-        mask = no_later(ranks)[:, done:end, :end]
+        mask = rank_causal_mask(ranks)[:, done:end, :end]
         logits.append(
             network(tokens[:, done:end], attention=mask, cache=cache, store=torch.arange(end - done))
         )
         done = end
         assert len(cache) == done
-    assert_same(torch.cat(logits, 1), whole)
+    assert_close_for_dtype(torch.cat(logits, 1), whole)
 
 
 @settings(deadline=None, max_examples=60)
 @given(ranks=st.lists(st.integers(0, 4), min_size=2, max_size=LENGTH))
 @torch.no_grad()
-def test_any_order_with_passengers_that_are_not_kept(ranks):
-    """Positions settle in any order; those of the next rank ride along and leave nothing behind."""
+def test_cache_equals_whole_pass_in_any_order_with_unstored_positions(ranks):
+    """Positions settle in any order. Each pass also contains the next rank, which it does not store."""
     ranks = torch.tensor(ranks)
     network, tokens = NETWORKS[torch.float64], random_tokens()[:, : len(ranks)]
-    whole = network(tokens, attention=no_later(ranks))
+    whole = network(tokens, attention=rank_causal_mask(ranks))
     cache, kept = KVCache(), torch.empty(0, dtype=torch.long)
     for rank in ranks.unique():
         current = torch.where((ranks == rank) | (ranks == rank + 1))[0]
@@ -83,13 +83,13 @@ def test_any_order_with_passengers_that_are_not_kept(ranks):
             cache=cache,
             store=torch.where(settling)[0],
         )
-        assert_same(logits, whole[:, current])
+        assert_close_for_dtype(logits, whole[:, current])
         kept = torch.cat([kept, current[settling]])
         assert len(cache) == len(kept)
 
 
 @torch.no_grad()
-def test_by_default_everybody_sees_the_kept_positions_and_follows_them():
+def test_cached_positions_are_visible_and_precede_by_default():
     network, tokens = NETWORKS[torch.float64], random_tokens()
     cache = KVCache()
     network(tokens[:, :8], cache=cache, store=torch.arange(8))
@@ -97,13 +97,13 @@ def test_by_default_everybody_sees_the_kept_positions_and_follows_them():
     mask[:, :8, 8:] = False
     whole = network(tokens, attention=mask)
     for _ in range(2):  # a pass that keeps nothing leaves the cache as it was
-        assert_same(network(tokens[:, 8:], cache=cache), whole[:, 8:])
+        assert_close_for_dtype(network(tokens[:, 8:], cache=cache), whole[:, 8:])
         assert len(cache) == 8
 
 
 @pytest.mark.parametrize("places", [[0, 3, 1], [2], [4, 3, 2, 1, 0], []])
 @torch.no_grad()
-def test_positions_may_be_forgotten_and_change_places(places):
+def test_cache_retain_drops_and_reorders_positions(places):
     network, tokens, cache = NETWORKS[torch.float64], random_tokens(), KVCache()
     network(tokens[:, :5], cache=cache, store=torch.arange(5))
     keys = torch.tensor([place in places for place in range(5)])
@@ -112,12 +112,12 @@ def test_positions_may_be_forgotten_and_change_places(places):
     wanted = network(tokens[:, 5:], positions=own, attention=seen, cache=cache)
     cache.retain(torch.tensor(places, dtype=torch.long))
     assert len(cache) == len(places)
-    assert_same(network(tokens[:, 5:], positions=own, cache=cache), wanted)
+    assert_close_for_dtype(network(tokens[:, 5:], positions=own, cache=cache), wanted)
 
 
 @torch.no_grad()
-def test_memory_grows_seldom():
-    """One token at a time, memory is taken anew only when it doubles."""
+def test_cache_memory_grows_by_doubling():
+    """With one token per pass, new memory is allocated only when the capacity doubles."""
     network, cache, places = NETWORKS[torch.float64], KVCache(), set()
     for length in range(1, 65):
         network(random_tokens()[:, :1], cache=cache, store=torch.arange(1))
@@ -127,7 +127,7 @@ def test_memory_grows_seldom():
     assert len(places) <= 8
 
 
-def test_refusals():
+def test_cache_rejects_bad_arguments():
     network, tokens, cache = NETWORKS[torch.float64], random_tokens(), KVCache()
     with pytest.raises(ValueError, match="no_grad"):
         network(tokens, cache=cache, store=torch.arange(1))

@@ -1,4 +1,4 @@
-"""A DDiTConfig is either sound or refused with the value and what to do."""
+"""DDiTConfig: the JSON round trip, and errors that name the option and the value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hdlm.network import DDiTConfig
 SIZES = {"vocab_size": 11, "hidden_size": 24, "num_blocks": 2, "num_heads": 3}
 
 
-def test_round_trip_through_json():
+def test_network_config_json_round_trip():
     config = DDiTConfig(**SIZES, cond_dim=8, dropout=0.1, timestep_embedding=True, condition_output=True)
     assert DDiTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -38,7 +38,7 @@ def test_round_trip_through_json():
         ),
     ],
 )
-def test_refusals(fields, message):
+def test_network_config_rejects_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         DDiTConfig.from_dict(fields)
 
@@ -52,14 +52,14 @@ def test_refusals(fields, message):
         (SIZES | {"dropout": None}, r"`dropout` must lie in \[0, 1\); got None"),
     ],
 )
-def test_a_value_of_another_type_is_refused_where_nobody_checks_types(fields, message, monkeypatch):
+def test_network_config_rejects_wrong_types_without_type_checks(fields, message, monkeypatch):
     monkeypatch.setattr(DDiTConfig, "__init__", unchecked_init)
     with pytest.raises(ValueError, match=message):
         DDiTConfig(**fields)
 
 
 def unchecked_init(self, **fields):
-    """What a dataclass does without the shape and type checks of the tests."""
+    """The generated `__init__` without the type checks that the tests install."""
     for field in dataclasses.fields(DDiTConfig):
         object.__setattr__(self, field.name, fields.get(field.name, field.default))
     self.__post_init__()

@@ -1,4 +1,4 @@
-"""Static buffers change nothing: sequences in slots are answered as they are one after the other.
+"""Static buffers change no result: sequences in slots get the features of the plain network.
 
 What a CUDA graph does is done on the CPU by `Tape`: it writes down every kernel that runs while it records, and replays
 those very kernels on those very tensors. Whatever would be lost to a graph (a length that Python read, a shape, a
@@ -38,7 +38,7 @@ EXACT = {"atol": 1e-12, "rtol": 0}
 
 
 class Tape(TorchDispatchMode):
-    """A CUDA graph for the CPU."""
+    """Records the kernels of a pass and replays them, as a CUDA graph does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ def _storage(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def taped(*networks: DDiT):
-    """Have networks record as they do on CUDA, on tapes."""
+def recorded_on_tapes(*networks: DDiT):
+    """Let networks record on tapes on the CPU, as they record graphs on CUDA."""
     tapes = []
 
     class Stream:
@@ -91,7 +91,7 @@ def taped(*networks: DDiT):
 
 @pytest.fixture(autouse=True)
 def _small_shapes(monkeypatch) -> None:
-    """So that small tests meet several shapes."""
+    """Small limits, so that small tests use several shapes."""
     monkeypatch.setattr(static, "_NARROWEST", 2)
     monkeypatch.setattr(static, "_WIDEST", 16)
     monkeypatch.setattr(static, "_NEAREST", 8)
@@ -106,7 +106,7 @@ def random_network(told: bool = False, dtype: torch.dtype = torch.float64) -> DD
     return network.to(dtype).eval()
 
 
-def pair(slots: int, told: bool = False) -> tuple[DDiT, DDiT]:
+def networks_with_and_without_slots(slots: int, told: bool = False) -> tuple[DDiT, DDiT]:
     """The same network, with slots and without."""
     fast = random_network(told)
     fast.speed_up(slots=slots)
@@ -115,7 +115,7 @@ def pair(slots: int, told: bool = False) -> tuple[DDiT, DDiT]:
 
 @st.composite
 def questions(draw, told: bool):
-    """What a sequence asks next: a width, and how the arguments are made."""
+    """A random pass of a sequence: its width and its arguments."""
     width = draw(st.integers(1, 6))
     chosen = draw(st.lists(st.sampled_from(range(width)), unique=True, max_size=width))
     stores = (None, torch.arange(len(chosen)), torch.tensor(chosen, dtype=torch.long))
@@ -154,11 +154,11 @@ def made(question, cache: KVCache) -> Pass:
 )
 @given(st.data(), st.booleans(), st.booleans())
 @torch.no_grad()
-def test_any_sequences_in_any_order(data, told, on_tape) -> None:
-    """Three slots, and sequences that come, ask now and then, and go."""
-    fast, plain = pair(3, told)
+def test_static_buffers_equal_plain_network_for_any_sequences(data, told, on_tape) -> None:
+    """Three slots with sequences that start, make some passes and end."""
+    fast, plain = networks_with_and_without_slots(3, told)
     caches, pairs = [], []
-    with taped(fast) if on_tape else contextlib.nullcontext():
+    with recorded_on_tapes(fast) if on_tape else contextlib.nullcontext():
         for call in range(1, 6):
             if len(caches) == 3 and data.draw(st.booleans()):
                 del caches[data.draw(st.integers(0, 2))]
@@ -176,8 +176,8 @@ def test_any_sequences_in_any_order(data, told, on_tape) -> None:
 
 
 @torch.no_grad()
-def test_one_pass_is_made_there_too() -> None:
-    fast, plain = pair(2)
+def test_static_buffers_serve_single_pass() -> None:
+    fast, plain = networks_with_and_without_slots(2)
     cache, other = fast.new_cache(), plain.new_cache()
     for begin in (0, 3):
         tokens = torch.arange(begin, begin + 3)[None]
@@ -189,9 +189,9 @@ def test_one_pass_is_made_there_too() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -1e30])
-def test_nothing_leaks_from_padding_other_slots_and_those_who_were_there(poison: float) -> None:
-    """What stands in scratch and in other slots has no weight, and who moves in finds zeros, even for a NaN."""
-    fast, plain = pair(2, told=True)
+def test_static_slot_ignores_padding_and_other_slots(poison: float) -> None:
+    """Scratch memory and other slots have no weight, and a new sequence gets a slot of zeros, even after a NaN."""
+    fast, plain = networks_with_and_without_slots(2, told=True)
     memory, sigma = fast.static._memory, torch.ones(1, 1).double()
     memory.fill_(poison)  # of those who were there
     cache, neighbour, other = fast.new_cache(), fast.new_cache(), plain.new_cache()
@@ -213,10 +213,10 @@ def test_nothing_leaks_from_padding_other_slots_and_those_who_were_there(poison:
 
 
 @torch.no_grad()
-def test_a_shape_is_recorded_once_and_replayed() -> None:
-    fast, _ = pair(2)
+def test_static_shape_is_recorded_once_and_replayed() -> None:
+    fast, _ = networks_with_and_without_slots(2)
     caches = [fast.new_cache(), fast.new_cache()]
-    with taped(fast) as tapes:
+    with recorded_on_tapes(fast) as tapes:
         for width in (2, 1, 3, 2, 4):  # shapes: 2, 2, 4, 2, 4 queries, 8 or 16 places
             tokens = torch.arange(width)[None]
             fast.features_of_many([Pass(tokens, cache=cache, store=torch.arange(width)) for cache in caches])
@@ -224,16 +224,16 @@ def test_a_shape_is_recorded_once_and_replayed() -> None:
     assert [tape.num_replays for tape in tapes] == [3, 1, 1]
     kernels = {len(tape.calls) for tape in tapes}
     fast.speed_up(slots=8)
-    with taped(fast) as tapes:
+    with recorded_on_tapes(fast) as tapes:
         fast.features_of_many([Pass(torch.ones(1, 2, dtype=torch.long), cache=KVCache()) for _ in range(8)])
     assert kernels == {len(tapes[0].calls)}, "a pass has as many kernels for eight sequences as for two"
 
 
-def _wide(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _pass_too_wide(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.ones(1, 17, dtype=torch.long), cache=cache)]
 
 
-def _rows(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _pass_of_several_rows(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.ones(3, 4, dtype=torch.long), cache=KVCache())]
 
 
@@ -242,29 +242,40 @@ def _block_mask(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.ones(1, 3, dtype=torch.long), attention=mask, cache=cache)]
 
 
-def _no_cache(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _pass_without_cache(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.ones(1, 3, dtype=torch.long)), Pass(torch.ones(1, 3, dtype=torch.long), cache=cache)]
 
 
-def _twice(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _passes_of_one_cache(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.full((1, 3), token), cache=cache) for token in (1, 2)]
 
 
-def _crowd(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _too_many_passes(fast: DDiT, cache: KVCache) -> list[Pass]:
     return [Pass(torch.ones(1, 3, dtype=torch.long), cache=one) for one in (cache, KVCache(), KVCache())]
 
 
-def _beyond(fast: DDiT, cache: KVCache) -> list[Pass]:
+def _pass_beyond_context(fast: DDiT, cache: KVCache) -> list[Pass]:
     for _ in range(5):
         fast.features(torch.ones(1, 7, dtype=torch.long), cache=cache, store=torch.arange(7))
     return [Pass(torch.ones(1, 7, dtype=torch.long), cache=cache)]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("passes", [_wide, _rows, _block_mask, _no_cache, _twice, _crowd, _beyond])
-def test_what_does_not_fit_goes_the_ordinary_way_and_comes_back(passes) -> None:
+@pytest.mark.parametrize(
+    "passes",
+    [
+        _pass_too_wide,
+        _pass_of_several_rows,
+        _block_mask,
+        _pass_without_cache,
+        _passes_of_one_cache,
+        _too_many_passes,
+        _pass_beyond_context,
+    ],
+)
+def test_static_buffers_fall_back_for_unsupported_passes(passes) -> None:
     """A long prompt, several rows, a block mask, no cache, the same cache twice, too many sequences or positions."""
-    fast, plain = pair(2)
+    fast, plain = networks_with_and_without_slots(2)
     cache, start = fast.new_cache(), torch.tensor([[4, 2, 7]])
     fast.features(start, cache=cache, store=torch.tensor([2, 0]))
     asked = passes(fast, cache)
@@ -276,7 +287,7 @@ def test_what_does_not_fit_goes_the_ordinary_way_and_comes_back(passes) -> None:
         torch.testing.assert_close(one, other, **EXACT)
     for one, other in zip(found, again, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
-    if passes is not _beyond:
+    if passes is not _pass_beyond_context:
         back = Pass(torch.tensor([[1, 5]]), cache=cache)
         moved = plain.features(back.tokens, cache=copy.deepcopy(cache))
         torch.testing.assert_close(fast.features_of_many([back])[0], moved, **EXACT)
@@ -284,8 +295,8 @@ def test_what_does_not_fit_goes_the_ordinary_way_and_comes_back(passes) -> None:
 
 
 @torch.no_grad()
-def test_a_prompt_moves_in_and_forgotten_positions_do_not_come_back() -> None:
-    fast, plain = pair(1)
+def test_static_slot_after_long_prompt_and_retain_equals_plain() -> None:
+    fast, plain = networks_with_and_without_slots(1)
     cache, other = fast.new_cache(), plain.new_cache()
     for network, own in ((fast, cache), (plain, other)):
         network.features(torch.arange(20)[None] % WORDS, cache=own, store=torch.arange(20))
@@ -302,8 +313,8 @@ def test_a_prompt_moves_in_and_forgotten_positions_do_not_come_back() -> None:
 
 
 @torch.no_grad()
-def test_outgrown_it_leaves_its_slot_to_others() -> None:
-    fast, plain = pair(1)
+def test_static_slot_is_released_by_sequence_that_outgrows_it() -> None:
+    fast, plain = networks_with_and_without_slots(1)
     cache, other, tokens = fast.new_cache(), plain.new_cache(), torch.ones(1, 16, dtype=torch.long)
     for _ in range(4):
         found = fast.features(tokens, cache=cache, store=torch.arange(16))
@@ -316,8 +327,8 @@ def test_outgrown_it_leaves_its_slot_to_others() -> None:
 
 
 @torch.no_grad()
-def test_the_padding_of_a_full_slot_has_room() -> None:
-    fast, plain = pair(2)
+def test_static_full_slot_has_room_for_padding() -> None:
+    fast, plain = networks_with_and_without_slots(2)
     full, other, tokens = fast.new_cache(), plain.new_cache(), torch.arange(10)[None]
     for network, cache in ((fast, full), (plain, other)):
         for _ in range(4):
@@ -331,8 +342,8 @@ def test_the_padding_of_a_full_slot_has_room() -> None:
     assert len(neighbour) == 0
 
 
-def test_refusals() -> None:
-    fast, _ = pair(1)
+def test_static_buffers_reject_bad_arguments() -> None:
+    fast, _ = networks_with_and_without_slots(1)
     with pytest.raises(ValueError, match="no_grad"):
         fast.features(torch.ones(1, 3, dtype=torch.long), cache=KVCache())
     with pytest.raises(ValueError, match="at least 1, one for each sequence at a time; got -1"):
@@ -349,8 +360,8 @@ def test_refusals() -> None:
 
 
 @torch.no_grad()
-def test_copies_and_moved_weights_have_no_static_buffers() -> None:
-    fast, plain = pair(1)
+def test_static_buffers_are_dropped_for_copies_and_moved_weights() -> None:
+    fast, plain = networks_with_and_without_slots(1)
     assert copy.deepcopy(fast).static is None
     tokens = torch.tensor([[1, 2]])
     for move in (
@@ -385,8 +396,8 @@ def with_slots(denoiser: Denoiser, slots: int) -> Denoiser:
     [*(("epsilon", one) for one in SCHEDULES), ("shifted", SCHEDULES[1]), ("gamma", SCHEDULES[3])],
     ids=str,
 )
-def test_a_whole_run_writes_the_same(name: str, schedule: Block) -> None:
-    """At their own pace, with stops, and newcomers in the slots of those that are done; every call is static."""
+def test_sample_with_static_buffers_gets_same_tokens(name: str, schedule: Block) -> None:
+    """Sequences run at their own pace, stop early and reuse slots. Every call is static."""
     step = Analytic() if name == "gamma" else CORRECTED
     prompt = Prompt.prefix([1, 2], schedule.length)
 
@@ -396,7 +407,7 @@ def test_a_whole_run_writes_the_same(name: str, schedule: Block) -> None:
     options = {"num_sequences": 3, "batch_size": 2, "prompt": prompt, "stop": stop, "context": "causal"}
     plain = sample_along(DENOISERS[name](), schedule, step, **options)
     denoiser = with_slots(DENOISERS[name](), 2)
-    with taped(denoiser.backbone) as tapes:
+    with recorded_on_tapes(denoiser.backbone) as tapes:
         fast = sample_along(denoiser, schedule, step, **options)
     assert torch.equal(plain.tokens, fast.tokens)
     assert torch.equal(plain.lengths, fast.lengths)
@@ -417,8 +428,8 @@ def test_a_whole_run_writes_the_same(name: str, schedule: Block) -> None:
     ],
     ids=str,
 )
-def test_ways_to_write(options, share) -> None:
-    """Approximate caches fit; what has no cache, and rows that go in step, do not."""
+def test_static_buffers_serve_supported_sampling_options(options, share) -> None:
+    """Approximate caches use static buffers. Calls without a cache and batched rows do not."""
     schedule = Block(8, 4, 2)
     options = {"num_sequences": 2, "batch_size": 2, "seed": 3} | options
     plain = sample_along(DENOISERS["epsilon"](), schedule, CORRECTED, **options)
@@ -429,7 +440,7 @@ def test_ways_to_write(options, share) -> None:
 
 
 @pytest.mark.parametrize(("slots", "served"), [(1, 1), (2, 2)])
-def test_guidance_takes_a_slot_for_each_of_its_two_caches(slots: int, served: int) -> None:
+def test_guidance_uses_one_static_slot_per_cache(slots: int, served: int) -> None:
     schedule = Block(16, 4, 2)
     prompt = Prompt.prefix([1, 2], 16)
     plain, static_ = DENOISERS["epsilon"](), with_slots(DENOISERS["epsilon"](), slots)
@@ -467,8 +478,8 @@ assert static.records == (device.type != "cpu")
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_graphs_on_cuda(compiled: bool) -> None:
-    """In a process of its own, without the shape checks of the tests, which Dynamo would have to look into."""
+def test_static_buffers_record_cuda_graphs_with_same_tokens(compiled: bool) -> None:
+    """Runs in a subprocess without the shape checks of the tests, because Dynamo would trace them."""
     device = str(torch.accelerator.current_accelerator())
     command = [sys.executable, "-c", GRAPHS, device, *(["compiled"] if compiled else [])]
     subprocess.run(command, check=True)

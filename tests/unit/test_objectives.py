@@ -1,4 +1,4 @@
-"""Every option of a loss, against numbers worked out by hand; and that a recipe's options arrive."""
+"""Objectives: weights compared with numbers computed by hand, and the objectives that recipes build."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PROCESS = EpsilonHybrid(4, 0.2)
 MASKED = 0.9
 MEASURE = 3.0
 P = torch.tensor([0.5, 0.25, 0.125, 0.125])
-"""What is said of every position."""
+"""The predicted probabilities of every position."""
 
 
 def _loss(objective: AbstractObjective, x_t: list[int], masked: float = MASKED) -> Tensor:
-    """Of positions whose clean word is 1."""
+    """The loss of positions whose clean word is 1."""
     noise = torch.full((1, len(x_t)), masked, dtype=torch.float64)
     canvas = Canvas(
         torch.ones(1, len(x_t), dtype=torch.long),
@@ -60,7 +60,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("objective", "weights"), CASES, ids=str)
-def test_weights_of_a_mask_a_wrong_word_and_a_right_one(
+def test_objective_weights_mask_wrong_word_and_right_word(
     objective: AbstractObjective, weights: tuple[float, ...]
 ) -> None:
     found = _loss(objective, [PROCESS.mask_id, 0, 1])
@@ -117,11 +117,11 @@ def _mixture(objective: dict[str, Any], **tables: Any) -> Mixture:
     ],
     ids=str,
 )
-def test_the_recipe_says_what_is_minimised(options: dict[str, Any], expected: AbstractObjective) -> None:
+def test_recipe_options_build_objective(options: dict[str, Any], expected: AbstractObjective) -> None:
     assert _mixture(options).parts[0].objective == expected
 
 
-def test_the_recipe_says_how_noise_comes() -> None:
+def test_recipe_options_build_corruption() -> None:
     mixture = _mixture(
         {"type": "WeightedCrossEntropy"},
         network={"shifted": True, "context": "causal", "active": "causal"},

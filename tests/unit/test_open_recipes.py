@@ -1,4 +1,4 @@
-"""Recipes describe every piece by its class: those of the package, the user's own, and those of earlier versions."""
+"""Recipes describe every piece by its class, also user classes and recipes of earlier versions."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _trained(table: dict[str, Any], folder: Path, pause: int | None = None) -> d
 
 
 @pytest.mark.parametrize("table", PIECES)
-def test_every_exported_class_is_in_the_list(table: str) -> None:
+def test_pieces_list_covers_every_exported_class(table: str) -> None:
     package, descriptions = PIECES[table]
     kind = type(build(package, descriptions[0] | SIZES.get(table, {}))).__mro__[-3]
     offered = {name: getattr(package, name) for name in package.__all__}
@@ -151,7 +151,7 @@ def test_every_exported_class_is_in_the_list(table: str) -> None:
         for description in descriptions
     ],
 )
-def test_every_class_is_described_and_built_again(table: str, description: dict[str, Any]) -> None:
+def test_describe_and_build_round_trip_for_every_class(table: str, description: dict[str, Any]) -> None:
     package = PIECES[table][0]
     sizes = {} if description["type"] == "Table" else SIZES.get(table, {})
     piece = build(package, description | sizes)
@@ -167,7 +167,7 @@ def test_every_class_is_described_and_built_again(table: str, description: dict[
         for description in descriptions
     ],
 )
-def test_every_class_is_trained_saved_and_resumed(
+def test_training_and_resuming_with_every_class(
     table: str, description: dict[str, Any], text: Path, tmp_path: Path
 ) -> None:
     others = BESIDE.get(description["type"], {})
@@ -190,7 +190,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_piece_is_trained_saved_and_resumed(name: str, text: Path, tmp_path: Path) -> None:
+def test_training_and_resuming_with_selected_classes(name: str, text: Path, tmp_path: Path) -> None:
     _check_training(_table(text, **TRAINED[name]), tmp_path)
 
 
@@ -262,9 +262,7 @@ SHORT: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("short", "full"), SHORT)
-def test_the_short_form_is_the_recipe_in_full(
-    text: Path, short: dict[str, Any], full: dict[str, Any]
-) -> None:
+def test_short_recipe_equals_full_recipe(text: Path, short: dict[str, Any], full: dict[str, Any]) -> None:
     objective = {"objective": {"type": "WeightedCrossEntropy", "unmasked": 0.1}}
     expected = Recipe.from_table(_table(text, **objective | full))
     assert Recipe.from_table(_table(text, **short)) == expected
@@ -288,7 +286,7 @@ def _without_pieces(table: dict[str, Any]) -> dict[str, Any]:
     return {name: table[name] for name in table if name not in ("noise_schedule", "parameterization")}
 
 
-def test_a_run_of_an_earlier_version_is_resumed(
+def test_resume_run_recorded_by_earlier_version(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gamma = {"told_noise": True, "blend": True}
@@ -315,7 +313,7 @@ def test_a_run_of_an_earlier_version_is_resumed(
     assert all(torch.equal(through[name], resumed[name]) for name in through)
 
 
-def test_a_resumed_run_names_the_option_of_the_piece_that_differs(text: Path, tmp_path: Path) -> None:
+def test_resume_names_changed_option_of_piece(text: Path, tmp_path: Path) -> None:
     gidd = {"type": "GIDD", "p_uniform": 0.2}
     table = _table(text, process=gidd)
     Session(build_setup(Recipe.from_table(table), CPU), tmp_path / "run").save()
@@ -356,7 +354,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("changes", "complaint"), FAULTS)
-def test_a_piece_that_cannot_be_built_is_refused(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_recipe_rejects_piece_that_cannot_be_built(
+    text: Path, changes: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         Recipe.from_table(_table(text, **changes))
 
@@ -399,7 +399,7 @@ precision = "no"
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe with a class of a module that nobody has imported."""
+    """A recipe with a class of a module that is not imported yet."""
     (tmp_path / "own_pieces.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_pieces", raising=False)
@@ -408,7 +408,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe
 
 
-def test_a_recipe_trains_a_class_of_the_users_own(own: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
+def test_train_command_with_user_class(own: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "run"
     words = ["train", "--text", str(text), "--recipe", str(own), "--output", str(output)]
     assert main(words) == 0, capsys.readouterr().err
@@ -416,7 +416,7 @@ def test_a_recipe_trains_a_class_of_the_users_own(own: Path, text: Path, tmp_pat
     assert describe(made) == {"type": "own_pieces.Mine", "num_words": made.num_words, "share": 0.3}
 
 
-def test_reading_a_checkpoint_imports_nothing(
+def test_load_checkpoint_does_not_import_user_module(
     own: Path, text: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     recipe = Recipe.load(own, {"data": {"corpus": [str(text)]}})
@@ -429,7 +429,7 @@ def test_reading_a_checkpoint_imports_nothing(
     assert load_checkpoint(tmp_path / "run").denoiser.process.share == 0.3
 
 
-def test_a_module_that_cannot_be_imported_is_named(own: Path) -> None:
+def test_recipe_names_module_that_cannot_be_imported(own: Path) -> None:
     own.write_text(RECIPE.replace("own_pieces", "no_such_pieces"))
     with pytest.raises(ValueError, match="no_such_pieces cannot be imported"):
         Recipe.load(own)

@@ -1,4 +1,4 @@
-"""Optimizers: who moves and decays which weights, and Muon against that of torch."""
+"""Optimizers: the parameter groups, and Muon compared with `torch.optim.Muon`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _groups(network: DDiT, settings: OptimizerSettings) -> dict[str, dict[str, f
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_every_weight_has_one_optimizer(name: str) -> None:
+def test_make_optimizers_covers_every_weight_once(name: str) -> None:
     network = _network()
     optimizers = make_optimizers(network, OptimizerSettings(name=name))
     moved = [id(w) for one in optimizers for group in one.param_groups for w in group["params"]]
@@ -38,7 +38,7 @@ def test_every_weight_has_one_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_norms_biases_and_embeddings_decay_only_if_asked_to(name: str) -> None:
+def test_weight_decay_skips_vectors_and_embeddings_by_default(name: str) -> None:
     network = _network()
     groups = _groups(network, OptimizerSettings(name=name, weight_decay=0.3))
     spared = {one for one, group in groups.items() if group["weight_decay"] == 0}
@@ -49,7 +49,7 @@ def test_norms_biases_and_embeddings_decay_only_if_asked_to(name: str) -> None:
     assert {group["weight_decay"] for group in everything.values()} == {0.3}
 
 
-def test_rates_are_those_of_their_weights() -> None:
+def test_parameter_groups_have_their_learning_rates() -> None:
     settings = OptimizerSettings(name="adamw", matrix_rate=1.0, embedding_rate=2.0, head_rate=3.0)
     rates = {name: group["lr"] for name, group in _groups(_network(), settings).items()}
     assert rates["blocks.1.attn_qkv.weight"] == 1.0
@@ -58,7 +58,7 @@ def test_rates_are_those_of_their_weights() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 24, 8), (2, 8, 32)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+def test_orthogonalise_gives_singular_values_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalise(matrices))
     assert values.min() > 0.3
@@ -69,7 +69,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
 
 @pytest.mark.parametrize("shape", [(8, 6), (4, 12)])
 @pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
-def test_muon_is_that_of_torch_but_for_bfloat16(
+def test_muon_equals_torch_muon_without_bfloat16(
     shape: tuple[int, int], scale: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
@@ -98,13 +98,13 @@ def test_muon_is_that_of_torch_but_for_bfloat16(
     torch.testing.assert_close(weights[2], weights[1])
 
 
-def test_muon_is_for_matrices() -> None:
+def test_muon_rejects_vectors() -> None:
     with pytest.raises(ValueError, match="2D"):
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
 
 
-def test_a_step_on_a_processor_stays_in_float32() -> None:
-    """In bfloat16 the singular values of this update would be off by more than rounding."""
+def test_muon_step_on_cpu_stays_in_float32() -> None:
+    """In bfloat16 the singular values of this update would deviate beyond the tolerance."""
     weight = nn.Parameter(torch.zeros(6, 6))
     weight.grad = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     expected = orthogonalise(0.0975 * weight.grad[None])[0]

@@ -1,4 +1,4 @@
-"""Files that are written: only their content changes, and a place that cannot be written is found before work."""
+"""Output files: writing changes only their content, and unwritable paths are refused before work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONLY_ROOT = pytest.mark.skipif(
 METRICS = '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.5}\n'
 
 
-def _full(*_: object, **__: object) -> None:
+def _raise_disk_full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -37,7 +37,7 @@ def _write(target: Path, content: bytes = b"new") -> None:
         path.write_bytes(content)
 
 
-class _Reader:
+class _FifoReader:
     """Reads a FIFO to its end in a thread."""
 
     def __init__(self, fifo: Path) -> None:
@@ -59,15 +59,15 @@ class _Reader:
 # what lies at the target
 
 
-def test_a_fifo_gets_the_content_and_stays_a_fifo(tmp_path: Path) -> None:
-    reader = _Reader(tmp_path / "fifo.bin")
+def test_replacing_writes_to_fifo_and_keeps_it(tmp_path: Path) -> None:
+    reader = _FifoReader(tmp_path / "fifo.bin")
     _write(tmp_path / "fifo.bin", bytes(range(256)) * 1000)
     assert reader.content() == bytes(range(256)) * 1000
     assert stat.S_ISFIFO((tmp_path / "fifo.bin").stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["fifo.bin"]
 
 
-def test_a_fifo_gets_nothing_of_a_file_that_was_not_finished(tmp_path: Path) -> None:
+def test_replacing_writes_nothing_to_fifo_after_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     handle = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "fifo") as path:
@@ -76,8 +76,8 @@ def test_a_fifo_gets_nothing_of_a_file_that_was_not_finished(tmp_path: Path) -> 
     os.close(handle)
 
 
-def test_a_link_to_a_fifo_is_followed(tmp_path: Path) -> None:
-    reader = _Reader(tmp_path / "fifo")
+def test_replacing_follows_link_to_fifo(tmp_path: Path) -> None:
+    reader = _FifoReader(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
     _write(tmp_path / "link")
     assert reader.content() == b"new"
@@ -85,7 +85,7 @@ def test_a_link_to_a_fifo_is_followed(tmp_path: Path) -> None:
 
 
 @ONLY_ROOT
-def test_a_device_is_written_to_and_stays_a_device(tmp_path: Path) -> None:
+def test_replacing_writes_to_device_and_keeps_it(tmp_path: Path) -> None:
     node = tmp_path / "node"
     try:
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -99,7 +99,7 @@ def test_a_device_is_written_to_and_stays_a_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_link_is_kept_and_its_file_is_replaced(tmp_path: Path, depth: int) -> None:
+def test_replacing_keeps_link_and_replaces_its_target(tmp_path: Path, depth: int) -> None:
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "file.txt"
     target.write_text("old")
@@ -116,7 +116,7 @@ def test_a_link_is_kept_and_its_file_is_replaced(tmp_path: Path, depth: int) -> 
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_link_to_nothing_makes_the_file_that_it_names(tmp_path: Path) -> None:
+def test_replacing_creates_target_of_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("missing/file")
     check_file(tmp_path / "link")
     _write(tmp_path / "link")
@@ -124,7 +124,7 @@ def test_a_link_to_nothing_makes_the_file_that_it_names(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_link_to_itself_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_replacing_names_link_loop(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="loop") as caught:
         _write(tmp_path / "loop")
@@ -134,7 +134,7 @@ def test_a_link_to_itself_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert (tmp_path / "loop").is_symlink()
 
 
-def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
+def test_replacing_rejects_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError, match="folder"):
         _write(tmp_path / "folder")
@@ -142,7 +142,7 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o755, 0o444])
-def test_permissions_of_a_file_are_kept(tmp_path: Path, mode: int) -> None:
+def test_replacing_keeps_file_mode(tmp_path: Path, mode: int) -> None:
     target = tmp_path / "file"
     target.write_text("old")
     target.chmod(mode)
@@ -152,7 +152,7 @@ def test_permissions_of_a_file_are_kept(tmp_path: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+def test_replacing_creates_file_with_mode_of_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         _write(tmp_path / "file")
@@ -162,7 +162,7 @@ def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path, mask: int) 
 
 
 @ONLY_ROOT
-def test_the_owner_of_a_file_is_kept(tmp_path: Path) -> None:
+def test_replacing_keeps_file_owner(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
     os.chown(target, 4321, 5432)
@@ -172,7 +172,7 @@ def test_the_owner_of_a_file_is_kept(tmp_path: Path) -> None:
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (4321, 5432, 0o640)
 
 
-def test_an_owner_that_cannot_be_kept_does_not_lose_the_content(tmp_path: Path, monkeypatch) -> None:
+def test_replacing_writes_content_if_chown_fails(tmp_path: Path, monkeypatch) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "not yours")
 
@@ -186,17 +186,17 @@ def test_an_owner_that_cannot_be_kept_does_not_lose_the_content(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "x" * 250 + ".json", "é" * 127, "a." + "b" * 253])
-def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path, name: str) -> None:
+def test_replacing_writes_name_of_maximal_length(tmp_path: Path, name: str) -> None:
     check_file(tmp_path / name)
     _write(tmp_path / name)
     assert (tmp_path / name).read_bytes() == b"new"
 
 
-def test_a_write_that_fails_names_the_target_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_failed_write_names_target_and_keeps_old_content(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / "folder" / "file"
     _write(target, b"old")
     with pytest.raises(OSError, match="No space") as caught, replacing(target):
-        _full()
+        _raise_disk_full()
     assert caught.value.filename == str(target)
     assert target.read_bytes() == b"old"
     with pytest.raises(FileNotFoundError) as caught, replacing(target):
@@ -204,18 +204,18 @@ def test_a_write_that_fails_names_the_target_and_leaves_nothing(tmp_path: Path, 
     assert caught.value.filename == str(target)
 
 
-def test_standard_output_by_another_name_gets_the_content(tmp_path: Path, capfd) -> None:
-    """`-o /dev/stdout > file` would else replace the file, and what is printed later is lost."""
+def test_write_to_dev_stdout_goes_to_standard_output(tmp_path: Path, capfd) -> None:
+    """Otherwise `-o /dev/stdout > file` would replace the file and lose later output."""
     state = os.fstat(1)
     assert atomic._standard(state) == 1
     print("before")
-    atomic._pour(_made(tmp_path / "source", b"content\n"), tmp_path / "no-matter", state)
+    atomic._pour(_written(tmp_path / "source", b"content\n"), tmp_path / "no-matter", state)
     print("after")
     sys.stdout.flush()
     assert capfd.readouterr().out == "before\ncontent\nafter\n"
 
 
-def _made(path: Path, content: bytes) -> Path:
+def _written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
 
@@ -223,8 +223,8 @@ def _made(path: Path, content: bytes) -> Path:
 # checks before the work
 
 
-def _unwritable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """Places that cannot be written, and what is said of them."""
+def _unwritable_paths(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """Paths that cannot be written, with the expected messages."""
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     return {
@@ -249,19 +249,19 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("check", [check_file, check_folder])
-def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_made(tmp_path: Path, kind, check) -> None:
-    path, words = _unwritable(tmp_path)[kind]
+def test_check_refuses_unwritable_path_and_creates_nothing(tmp_path: Path, kind, check) -> None:
+    path, words = _unwritable_paths(tmp_path)[kind]
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=words) as caught:
         check(path)
     assert str(caught.value).startswith(str(path))
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(OSError, match=r"."):  # the check tells the truth
+    with pytest.raises(OSError, match=r"."):  # writing fails, as the check states
         _write(path if check is check_file else path / "result")
 
 
 @pytest.mark.parametrize("name", ["new.json", "a/b/new.json", "old.json", "link.json"])
-def test_a_place_that_can_be_written_is_accepted_and_nothing_is_made(tmp_path: Path, name: str) -> None:
+def test_check_accepts_writable_path_and_creates_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / "old.json").write_text("old")
     (tmp_path / "link.json").symlink_to("old.json")
     before = sorted(tmp_path.rglob("*"))
@@ -272,15 +272,15 @@ def test_a_place_that_can_be_written_is_accepted_and_nothing_is_made(tmp_path: P
     _write(tmp_path / name)
 
 
-def test_files_of_a_folder_are_checked_too(tmp_path: Path) -> None:
+def test_check_folder_rejects_folder_in_place_of_file(tmp_path: Path) -> None:
     (tmp_path / "results.json").mkdir()
     check_folder(tmp_path, "report.md")
     with pytest.raises(ValueError, match=r"results\.json is a folder; give the name of a file"):
         check_folder(tmp_path, "report.md", "results.json")
 
 
-def test_read_only_places_are_refused(tmp_path: Path, monkeypatch) -> None:
-    """As root every place can be written, so what the system says is replaced."""
+def test_check_refuses_read_only_paths(tmp_path: Path, monkeypatch) -> None:
+    """Root can write everywhere, so the test replaces the answers of the system."""
     (tmp_path / "file").write_text("old")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "file")
     with pytest.raises(ValueError, match="file is read-only; make it writable"):
@@ -297,9 +297,9 @@ def test_read_only_places_are_refused(tmp_path: Path, monkeypatch) -> None:
         check_folder(tmp_path)
 
 
-def test_a_fifo_holds_nothing_that_is_resumed(tmp_path: Path) -> None:
+def test_check_file_refuses_fifo_for_resumed_output(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    check_file(tmp_path / "fifo")  # opens nothing, else it would wait for a reader
+    check_file(tmp_path / "fifo")  # the check must not open the FIFO, because it would wait for a reader
     with pytest.raises(ValueError, match="must be a regular file, because its content is read again"):
         check_file(tmp_path / "fifo", resumed=True)
 
@@ -350,7 +350,7 @@ def _outputs() -> list[pytest.param]:
 
 
 def _least_words(parser: argparse.ArgumentParser, without: argparse.Action) -> list[str]:
-    """The fewest words that a command takes: names of things that do not exist."""
+    """The required arguments of a command, with names of things that do not exist."""
     words = []
     for action in parser._actions:
         if action is without or not (action.required or (not action.option_strings and action.nargs != "*")):
@@ -363,7 +363,7 @@ def _least_words(parser: argparse.ArgumentParser, without: argparse.Action) -> l
     return words
 
 
-def test_every_path_is_declared_as_read_or_written() -> None:
+def test_every_path_option_is_input_or_output() -> None:
     for words, parser in _commands():
         for action in parser._actions:
             if action.type is Path:
@@ -374,7 +374,7 @@ def test_every_path_is_declared_as_read_or_written() -> None:
             assert action.dest not in names or isinstance(action.type, Output), words
 
 
-def test_the_law_covers_every_verb_that_writes() -> None:
+def test_output_checks_cover_every_writing_verb() -> None:
     covered = {param.values[0][0] for param in _outputs()}
     assert covered == {
         "compare",
@@ -392,12 +392,12 @@ def test_the_law_covers_every_verb_that_writes() -> None:
 
 @pytest.mark.parametrize("kind", ["below a file", "long name", "loop", "wrong kind", "empty"])
 @pytest.mark.parametrize(("words", "parser", "action"), _outputs())
-def test_every_verb_refuses_a_place_before_it_works(
+def test_every_verb_refuses_unwritable_output_before_work(
     tmp_path: Path, capsys, monkeypatch, words, parser, action, kind
 ) -> None:
-    """The model, the run and the text of the command do not exist: whoever reads them first says so."""
+    """The model, run and text do not exist, so a command that reads them first gives another error."""
     monkeypatch.chdir(tmp_path)
-    places = {name: place for name, (place, _) in _unwritable(tmp_path).items()}
+    places = {name: place for name, (place, _) in _unwritable_paths(tmp_path).items()}
     folder = action.type.kind == "folder"
     wrong = tmp_path / "wrong.png"
     wrong.write_text("") if folder else wrong.mkdir()
@@ -414,19 +414,19 @@ def test_every_verb_refuses_a_place_before_it_works(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_pictures_are_those_of_matplotlib() -> None:
+def test_picture_suffixes_cover_matplotlib_file_types() -> None:
     from matplotlib.figure import Figure
 
     assert {f".{name}" for name in Figure().canvas.get_supported_filetypes()} <= PICTURES
 
 
 def test_show_writes_a_picture_to_a_fifo(tmp_path: Path, capsys) -> None:
-    reader = _Reader(tmp_path / "picture.png")
+    reader = _FifoReader(tmp_path / "picture.png")
     assert main(["show", "hyperschedule", "block", "--output", str(tmp_path / "picture.png")]) == 0
     assert reader.content().startswith(b"\x89PNG")
 
 
-def test_samples_are_not_kept_in_a_fifo(tmp_path: Path, capsys) -> None:
+def test_sample_refuses_fifo_as_output(tmp_path: Path, capsys) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert main(["sample", "kjv-epsilon-4m", "-o", str(tmp_path / "fifo")]) == 2
     assert "must be a regular file" in capsys.readouterr().err
@@ -435,7 +435,7 @@ def test_samples_are_not_kept_in_a_fifo(tmp_path: Path, capsys) -> None:
 # results that cannot be written
 
 
-def test_an_error_of_keeping_has_the_content_of_the_innermost_result(tmp_path: Path) -> None:
+def test_not_kept_error_holds_innermost_content(tmp_path: Path) -> None:
     with pytest.raises(NotKeptError) as caught, keeping(lambda: "outer"), keeping(lambda: "inner"):
         raise OSError(errno.ENOSPC, "No space left on device", "file")
     assert (caught.value.content, caught.value.filename, caught.value.errno) == (
@@ -445,10 +445,10 @@ def test_an_error_of_keeping_has_the_content_of_the_innermost_result(tmp_path: P
     )
 
 
-def test_samples_that_cannot_be_kept_are_printed(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_sample_prints_samples_if_disk_is_full(tmp_path: Path, capsys, monkeypatch) -> None:
     from hdlm.evaluation.generation import samples
 
-    monkeypatch.setattr(samples._Kept, "_append", _full)
+    monkeypatch.setattr(samples._Kept, "_append", _raise_disk_full)
     words = ["sample", "kjv-epsilon-4m", "--num", "2", "--length", "8", "--steps", "1"]
     assert main([*words, "-o", str(tmp_path / "samples.jsonl")]) == 2
     said = capsys.readouterr()
@@ -457,8 +457,8 @@ def test_samples_that_cannot_be_kept_are_printed(tmp_path: Path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("verb", ["eval likelihood", "eval generation", "tune"])
-def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys, monkeypatch, verb) -> None:
-    """The folder is deleted, or the disk is filled, while the verb is at work."""
+def test_verbs_print_result_if_disk_is_full(tmp_path: Path, capsys, monkeypatch, verb) -> None:
+    """The disk is full when the verb writes its result."""
     from hdlm.evaluation.records import protocol
 
     text = tmp_path / "text.txt"
@@ -468,7 +468,7 @@ def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys, monk
         "eval generation": "--num 1 --length 8 --steps 1 --judge none",
         "tune": f"--data {text} --limit 64 --length 16 --steps 2",
     }[verb]
-    monkeypatch.setattr(protocol, "write_result", _full)
+    monkeypatch.setattr(protocol, "write_result", _raise_disk_full)
     words = [*verb.split(), "kjv-epsilon-4m", *options.split(), "--output", str(tmp_path / "out")]
     assert main(words) == 2
     said = capsys.readouterr()
@@ -479,11 +479,11 @@ def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys, monk
     assert said.err.count("\n") == 1
 
 
-def test_the_table_of_curves_is_printed_before_the_picture(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_plot_prints_table_if_picture_cannot_be_written(tmp_path: Path, capsys, monkeypatch) -> None:
     from matplotlib.figure import Figure
 
     (tmp_path / "metrics.jsonl").write_text(METRICS)
-    monkeypatch.setattr(Figure, "savefig", _full)
+    monkeypatch.setattr(Figure, "savefig", _raise_disk_full)
     assert main(["plot", str(tmp_path), "--json", "-o", str(tmp_path / "curves.png")]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out)[tmp_path.name]["step"] == 2

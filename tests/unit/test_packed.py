@@ -1,4 +1,4 @@
-"""Packed layers give the products of plain ones, use the copy only where it fits, and never an old one."""
+"""Packed layers equal plain layers, use the packed copy only where it applies, and never an outdated copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEAR = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(autouse=True)
-def small_matrices_are_large(monkeypatch):
+def pack_matrices_of_any_size(monkeypatch):
     monkeypatch.setattr("hdlm.network.packed._LARGE", 0)
 
 
@@ -30,8 +30,8 @@ def packed(bias: bool = True) -> PackedLinear:
 
 
 @pytest.fixture
-def copies_read(monkeypatch):
-    """How often products have been made with a copy."""
+def packed_copy_reads(monkeypatch):
+    """Records each product that uses the packed copy."""
     reads = []
     original = PackedLinear._copy
     monkeypatch.setattr(PackedLinear, "_copy", lambda layer: reads.append(1) or original(layer))
@@ -40,17 +40,17 @@ def copies_read(monkeypatch):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (128,), (1, 16)])
-def test_few_rows_are_multiplied_by_the_copy(bias, shape, copies_read):
+def test_packed_linear_uses_copy_for_few_rows(bias, shape, packed_copy_reads):
     layer, x = packed(bias), torch.randn(*shape, 48)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **NEAR)
         slanted = torch.randn(48, 6).t()
         torch.testing.assert_close(layer(slanted), F.linear(slanted, layer.weight, layer.bias), **NEAR)
         assert layer(x[..., 0:1].expand(*shape, 48)).shape == (*shape, 80)
-    assert len(copies_read) == 3
+    assert len(packed_copy_reads) == 3
 
 
-def test_what_the_copy_is_not_for_is_multiplied_as_ever(copies_read):
+def test_packed_linear_uses_plain_weight_in_other_cases(packed_copy_reads):
     layer, x = packed(), torch.randn(5, 48)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
@@ -63,10 +63,10 @@ def test_what_the_copy_is_not_for_is_multiplied_as_ever(copies_read):
             torch.testing.assert_close(
                 layer.to(other)(x.to(other)), F.linear(x.to(other), layer.weight, layer.bias), rtol=0, atol=0
             )
-    assert not copies_read
+    assert not packed_copy_reads
 
 
-def test_a_changed_weight_is_never_read_from_an_old_copy():
+def test_packed_linear_discards_copy_of_changed_weight():
     layer, x = packed(), torch.randn(3, 48)
     with torch.no_grad():
         layer(x)
@@ -78,7 +78,7 @@ def test_a_changed_weight_is_never_read_from_an_old_copy():
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **NEAR)
 
 
-def test_copies_are_neither_saved_nor_copied():
+def test_packed_copy_is_excluded_from_state_dict_and_deepcopy():
     layer, x = packed(), torch.randn(3, 48)
     with torch.no_grad():
         expected = layer(x)
@@ -89,17 +89,17 @@ def test_copies_are_neither_saved_nor_copied():
         torch.testing.assert_close(torch.load(file, weights_only=False)(x), expected, rtol=0, atol=0)
 
 
-def test_small_matrices_are_left_alone(monkeypatch, copies_read):
+def test_small_matrices_are_not_packed(monkeypatch, packed_copy_reads):
     layer = packed()
     monkeypatch.setattr("hdlm.network.packed._LARGE", layer.weight.nbytes)
     layer.pack()
     with torch.no_grad():
         layer(torch.randn(3, 48))
-    assert not copies_read
+    assert not packed_copy_reads
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_a_network_made_ready_says_the_same(told, copies_read):
+def test_speed_up_keeps_network_outputs(told, packed_copy_reads):
     packed()
     switches = dict.fromkeys(("timestep_embedding", "condition_blocks", "condition_output"), told)
     network = DDiT(DDiTConfig(vocab_size=31, hidden_size=32, num_blocks=2, num_heads=2, **switches)).eval()
@@ -108,7 +108,7 @@ def test_a_network_made_ready_says_the_same(told, copies_read):
     tokens, condition = torch.arange(14).view(2, 7), torch.rand(2, 7) if told else None
     with torch.no_grad():
         expected = network(tokens, condition=condition)
-        assert not copies_read
+        assert not packed_copy_reads
         network.speed_up()
         torch.testing.assert_close(network(tokens, condition=condition), expected, atol=1e-4, rtol=1e-4)
-    assert len(copies_read) == (4 + told) * 2 + 1 + told
+    assert len(packed_copy_reads) == (4 + told) * 2 + 1 + told

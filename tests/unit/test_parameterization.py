@@ -1,4 +1,4 @@
-"""Parameterizations: what raw outputs mean, and what a network is told."""
+"""Parameterizations: the meaning of raw outputs, and the inputs of the network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAWS = [pytest.param(law, id=law.__name__) for law in laws_of(Mean())]
 PROCESSES = [Absorbing(4), Uniform(4), EpsilonHybrid(4, 0.2), GammaHybrid(4, 0.3), GIDD(4, 0.3)]
 
 
-def test_every_public_parameterization_is_held_to_the_laws():
+def test_examples_cover_every_public_parameterization():
     public = {getattr(package, name) for name in package.__all__}
     classes = {
         item
@@ -43,7 +43,7 @@ def test_every_public_parameterization_is_held_to_the_laws():
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("reading", ALL)
-def test_law(reading, law):
+def test_parameterization_obeys_law(reading, law):
     finding = law(reading, Trial(seed=1))
     if finding is None:  # inputs that depend on all noise of a sequence leave nothing to compare
         assert (law, reading.noise_dependence) == (inputs_depend_on_the_stated_noise, "sequence")
@@ -61,18 +61,18 @@ def rows(process, count=50):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_the_mean_reading_is_a_softmax_over_words(process):
+def test_mean_log_clean_is_softmax_over_words(process):
     raw, x_t, u = rows(process)
     expected = raw[:, :-1].softmax(-1)
     torch.testing.assert_close(Mean().log_clean(process, raw, x_t, u)[:, :-1].exp(), expected)
     loud = raw.clone()
-    loud[:, -1] = 1e6  # whatever is said of the mask
+    loud[:, -1] = 1e6  # the output for the mask has no effect
     torch.testing.assert_close(Mean().log_clean(process, loud, x_t, u)[:, :-1].exp(), expected)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_leave_one_out_is_the_prior_of_bayes_rule(process):
-    """`p(x_0 | x_t) ~ softmax(raw) q(x_t | x_0)`, and its score is that of the noised softmax."""
+def test_leave_one_out_equals_posterior_of_bayes_rule(process):
+    """`p(x_0 | x_t) ~ softmax(raw) q(x_t | x_0)`. The score is that of the noised softmax."""
     raw, x_t, u = rows(process)
     kernel = process.between(torch.zeros_like(u), u)
     prior = torch.nn.functional.pad(raw[:, :-1].softmax(-1), (0, 1))
@@ -85,7 +85,7 @@ def test_leave_one_out_is_the_prior_of_bayes_rule(process):
 
 
 def test_leave_one_out_keeps_visible_words_of_the_absorbing_process():
-    """Absorbing: a visible word is its own origin, however little the network thinks of it; at `u = 1`, too late."""
+    """For absorbing noise a visible word has probability one for any output, except at `u = 1`."""
     process, x_t = Absorbing(4), torch.tensor([2, 2, 4])
     raw = torch.tensor([0.0, 0.0, -1e6, 1.0, 0.0]).expand(3, 5)
     found = LeaveOneOut().log_clean(process, raw, x_t, torch.tensor([0.3, 0.0, 1.0]))
@@ -96,8 +96,8 @@ def test_leave_one_out_keeps_visible_words_of_the_absorbing_process():
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-def test_leave_one_out_can_be_trained(process):
-    """Gradients of what is finite are finite, though some logarithms are of zero."""
+def test_leave_one_out_gradients_are_finite(process):
+    """Finite values have finite gradients, although some logarithms are of zero."""
     raw, x_t, u = rows(process)
     raw.requires_grad_()
     for name in ("log_clean", "log_score"):
@@ -108,14 +108,14 @@ def test_leave_one_out_can_be_trained(process):
 
 
 @pytest.mark.parametrize("reading", [LeaveOneOut("sigma", shared=True), LogScore(shared=True)], ids=repr)
-def test_a_network_of_one_number_a_sequence_is_told_the_greatest(reading):
-    """So that a prompt, which has no noise, does not show it what it never saw."""
+def test_shared_condition_is_greatest_noise_of_sequence(reading):
+    """The greatest noise avoids conditions that training never showed, because a prompt has no noise."""
     u = torch.tensor([[0.0, 0.5, 0.5], [0.2, 0.2, 0.2]], dtype=torch.float64)
     expected = total_noise(torch.tensor([[0.5], [0.2]], dtype=torch.float64)).expand(2, 3)
     torch.testing.assert_close(reading.inputs(u).condition, expected)
 
 
-def test_published_scaling():
+def test_log_score_has_published_scaling():
     """`log s = logits - log(e^sigma - 1) - log N`."""
     process = GammaHybrid(4, 0.3)
     raw, x_t, u = rows(process)
@@ -127,8 +127,8 @@ def test_published_scaling():
     assert (found.gather(1, x_t[:, None]) == 0).all()
 
 
-def test_the_own_score_is_one_whatever_the_network_says():
-    """FAULTS 3: the published sampler used the untrained output at the token that stands there."""
+def test_score_of_current_token_is_one_for_any_output():
+    """FAULTS 3: the published sampler used the untrained output at the current token."""
     process = GammaHybrid(4, 0.3)
     raw, x_t, u = rows(process)
     shouted = raw.scatter_add(1, x_t[:, None], torch.full((len(raw), 1), 50.0, dtype=torch.float64))
@@ -138,7 +138,7 @@ def test_the_own_score_is_one_whatever_the_network_says():
 
 
 @pytest.mark.parametrize("told", ["none", "sigma", "fraction", "zero"])
-def test_what_a_mean_network_is_told(told):
+def test_mean_inputs_match_conditioning(told):
     u = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     inputs = Mean(told).inputs(u)
     assert inputs.blend is None
@@ -154,8 +154,8 @@ def test_what_a_mean_network_is_told(told):
         torch.testing.assert_close(inputs.condition, expected[told].double())
 
 
-def test_what_a_score_network_is_told():
-    """Published gamma-hybrids: sigma, and `1 - e^(-gamma sigma)` of the mask's embedding."""
+def test_log_score_inputs_are_sigma_and_blend():
+    """Published gamma-hybrids get sigma and a share `1 - e^(-gamma sigma)` of the mask embedding."""
     u = torch.tensor([0.2, 0.9], dtype=torch.float64)
     inputs = LogScore(blend_rate=0.1).inputs(u)
     torch.testing.assert_close(inputs.condition, total_noise(u))
@@ -164,7 +164,7 @@ def test_what_a_score_network_is_told():
     assert Shifted(LogScore(blend_rate=0.1)).inputs(u).blend is not None
 
 
-def test_lookback():
+def test_lookback_counts_nested_shifts():
     assert Mean().lookback == LogScore().lookback == 0
     assert Shifted(Mean()).lookback == 1
     assert Shifted(Shifted(Mean())).lookback == 2
@@ -178,6 +178,6 @@ def test_lookback():
         (lambda: LogScore(blend_rate=-1.0), "blend_rate.*-1.0"),
     ],
 )
-def test_bad_options_are_named(make, named):
+def test_log_score_rejects_bad_options(make, named):
     with pytest.raises(ValueError, match=named):
         make()

@@ -1,4 +1,4 @@
-"""What a stream prints, joined, is the text of the passage, and nothing of a string to stop at is in it."""
+"""The streamed pieces join to the text of the passage and contain no part of a stop string."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def word_pieces() -> Tokenizer:
 
 @cache
 def byte_fallback() -> Tokenizer:
-    """As the tokenizers of Llama read: a run of bytes is one text, or as many signs of damage as it has bytes."""
+    """Byte fallback as in Llama: a run of bytes is one text, or one replacement character per byte."""
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     return _words(PIECES, decoders.Sequence(parts))
 
@@ -75,8 +75,8 @@ def sentence_pieces() -> Tokenizer:
 
 
 @cache
-def rewritten() -> Tokenizer:
-    """A tokenizer whose text of some tokens is not the beginning of the text of more."""
+def rewriting_tokenizer() -> Tokenizer:
+    """A tokenizer for which the text of a prefix is not a prefix of the text."""
     parts = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Replace("ab", "drink")]
     return _words(PIECES, decoders.Sequence(parts))
 
@@ -95,7 +95,7 @@ KINDS = {
         word_pieces,
         byte_fallback,
         sentence_pieces,
-        rewritten,
+        rewriting_tokenizer,
         joined_by_spaces,
     )
 }
@@ -114,7 +114,7 @@ PARTS = st.lists(
     min_size=1,
     max_size=4,
 )
-"""Loose tokens; a text, and how many tokens are cut off on either side of it; an end of text."""
+"""Single tokens, a text with the number of tokens cut on each side, or an end of text."""
 
 
 def tokens_of(tokenizer: Tokenizer, parts: list[Any]) -> list[int]:
@@ -146,7 +146,7 @@ STOPS = st.lists(
 
 
 def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending) -> str:
-    """The text by its definition: everything is known, and it ends at the first string behind the prompt."""
+    """The expected text: all tokens are known, and the text ends at the first stop string after the prompt."""
     eos = tokenizer.vocabulary.eos
     if ending.at_end_of_text and eos in ids[begin:]:
         ids = ids[: ids.index(eos, begin) + 1]
@@ -160,8 +160,8 @@ def whole_text(tokenizer: Tokenizer, ids: list[int], begin: int, ending: Ending)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.DataObject) -> None:
-    """Whatever number of tokens settles at a time, and whether or not there is a prompt."""
+def test_streamed_pieces_join_to_text_for_any_steps(kind: str, data: st.DataObject) -> None:
+    """Any number of tokens settles per step, with and without a prompt."""
     tokenizer = KINDS[kind]()
     ids = tokens_of(tokenizer, data.draw(PARTS))
     assume(ids)
@@ -189,7 +189,7 @@ def test_pieces_join_to_the_text_whatever_settles_together(kind: str, data: st.D
 
 
 @pytest.mark.parametrize("kind", ["characters", "byte_pairs", "gpt2"])
-def test_text_appears_as_soon_as_its_characters_are_whole(kind: str) -> None:
+def test_reader_shows_text_as_soon_as_characters_are_complete(kind: str) -> None:
     tokenizer = KINDS[kind]()
     ids = tokenizer.encode("漢字 🙂 e\u0301")
     reader = Reader(tokenizer, Ending(), [], len(ids) + 1)
@@ -198,7 +198,7 @@ def test_text_appears_as_soon_as_its_characters_are_whole(kind: str) -> None:
         assert certain == shown
 
 
-def test_what_is_known_of_the_end() -> None:
+def test_reader_stops_at_end_string() -> None:
     tokenizer = characters()
     ids = tokenizer.encode("ab and drink")
     reader = Reader(tokenizer, Ending(strings=("drink",)), ids[:3], len(ids) + 9)
@@ -224,14 +224,14 @@ HOW = [
 
 @cache
 def model() -> Checkpoint:
-    """Random weights, and words that are parts of characters of three and four bytes."""
+    """Random weights and a tokenizer whose words are parts of characters of three and four bytes."""
     tokenizer = train_tokenizer(["漢字仮名交じり文、🙂👍🏽🎉。"], 300)
     denoiser = tiny_denoiser(Absorbing(tokenizer.vocabulary.num_words), num_blocks=1)
     return Checkpoint(denoiser, tokenizer.vocabulary, LINEAR, (flat(LENGTH, 4),), tokenizer.to_json())
 
 
 def written(how: Settings, prompt: str = "", num: int = 1, **options: Any) -> list[Passage]:
-    """The passages of a plain call, after a check that a stream has given the same, piece by piece."""
+    """The passages of a plain call, after a check that streaming gives equal text."""
     shown: dict[int, list[str]] = {}
 
     def show(sequence: int, piece: str) -> None:
@@ -245,7 +245,7 @@ def written(how: Settings, prompt: str = "", num: int = 1, **options: Any) -> li
 
 
 @pytest.mark.parametrize("how", HOW, ids=lambda how: how.hyperschedule)
-def test_a_stream_is_the_passage_along_every_hyperschedule(how: Settings) -> None:
+def test_stream_equals_passage_for_every_hyperschedule(how: Settings) -> None:
     passages = written(how, "文", num=6)
     assert any(one.text.endswith("\ufffd") for one in passages)
     stopping = Ending(at_end_of_text=True, strings=("\ufffd\ufffd", "文", "字\ufffd"))
@@ -261,14 +261,14 @@ def test_a_stream_is_the_passage_along_every_hyperschedule(how: Settings) -> Non
         assert eos not in one.tokens[one.given : -1]
 
 
-def test_a_text_with_gaps_is_streamed() -> None:
+def test_infill_stream_equals_passage() -> None:
     how = Settings("original", hyperschedule="flat", steps=3)
     (passage,) = written(how, "漢[MASK:4]字[MASK:2]")
     assert passage.text.startswith("漢")
 
 
-def test_a_string_at_the_beginning_leaves_no_word_and_no_token() -> None:
-    """The space before the first word that is written belongs to it, whatever the tokenizer does with spaces."""
+def test_stop_at_first_character_writes_no_token() -> None:
+    """The space before the first written word is part of that word for every tokenizer."""
     for how in HOW[:2]:
         (passage,) = written(how, "文", ending=Ending(strings=(written(how, "文")[0].text[1],)))
         assert passage.text == "文"

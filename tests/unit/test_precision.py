@@ -26,12 +26,12 @@ def measure(first: int, count: int, **options: object) -> LikelihoodResult:
 
 
 @pytest.mark.parametrize("estimator", ["random", "stratified", "count"])
-def test_pieces_are_the_whole(estimator: str) -> None:
+def test_joined_replicates_equal_one_measurement(estimator: str) -> None:
     pieces = measure(0, 3, estimator=estimator).with_replicates_of(measure(3, 5, estimator=estimator))
     assert pieces.estimates == pytest.approx(measure(0, 8, estimator=estimator).estimates, abs=1e-12)
 
 
-def test_a_target_is_reached_and_everything_kept() -> None:
+def test_until_precise_reaches_target_and_keeps_each_result() -> None:
     kept = []
     found = until_precise(measure, 0.2, keep=kept.append)
     assert found.bits_per_token_error <= 0.2
@@ -40,7 +40,7 @@ def test_a_target_is_reached_and_everything_kept() -> None:
     assert found.estimates == pytest.approx(measure(0, found.replicates).estimates)
 
 
-def test_it_goes_on_where_it_was_killed() -> None:
+def test_until_precise_resumes_from_known_result() -> None:
     kept: list[LikelihoodResult] = []
 
     def die(result: LikelihoodResult) -> None:
@@ -52,14 +52,14 @@ def test_it_goes_on_where_it_was_killed() -> None:
     assert until_precise(measure, 0.2, known=kept[0]) == until_precise(measure, 0.2)
 
 
-def test_a_target_out_of_reach_says_what_it_would_take() -> None:
+def test_until_precise_estimates_replicates_for_unreached_target() -> None:
     with pytest.raises(ValueError, match=r"after 8 replicates .* about \d+ would do"):
         until_precise(measure, 1e-3, most=8)
     with pytest.raises(ValueError, match="positive"):
         until_precise(measure, 0.0)
 
 
-def test_an_exact_likelihood_is_measured_once() -> None:
+def test_until_precise_measures_exact_likelihood_once() -> None:
     def exact(first: int, count: int) -> LikelihoodResult:
         likelihood = Likelihood(ExactDenoiser(WORLD, Absorbing(3)), Regime(autoregressive(4)))
         return likelihood.of_text(WindowedText(TEXT, 4), first_replicate=first)
@@ -67,7 +67,7 @@ def test_an_exact_likelihood_is_measured_once() -> None:
     assert until_precise(exact, 1e-9).replicates == 1
 
 
-def test_only_what_was_measured_alike_is_joined() -> None:
+def test_with_replicates_of_rejects_other_protocol() -> None:
     result = measure(0, 2)
     with pytest.raises(ValueError, match="num_bytes, seed differ"):
         result.with_replicates_of(replace(result, seed=1, num_bytes=3))

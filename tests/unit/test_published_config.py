@@ -63,7 +63,7 @@ def _config(*words: str) -> Config:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ending", ["", ".yaml"])
-def test_shipped_configurations_make_recipes(name: str, ending: str) -> None:
+def test_shipped_configs_build_recipes(name: str, ending: str) -> None:
     config = _config("--config-name", name + ending)
     if "finetune" in name:
         shape = (
@@ -80,7 +80,7 @@ def test_shipped_configurations_make_recipes(name: str, ending: str) -> None:
     assert Recipe.from_table(recipe.to_table()) == recipe
 
 
-def test_published_numbers_arrive() -> None:
+def test_epsilon_config_keeps_published_numbers_in_recipe() -> None:
     recipe = _config("-cn", "epsilon_hdlm").recipe()
     assert (recipe.network.hidden_size, recipe.network.num_blocks, recipe.data.context) == (768, 12, 1024)
     assert (recipe.run.batch_size, recipe.run.steps, recipe.optimizer.ema) == (512, 10**6, 0.9999)
@@ -90,7 +90,7 @@ def test_published_numbers_arrive() -> None:
 
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
-def test_the_keys_are_those_of_published_runs(shared: Path, family: str) -> None:
+def test_shipped_config_keys_equal_published_keys(shared: Path, family: str) -> None:
     yaml = pytest.importorskip("yaml")
     published = yaml.safe_load(
         (shared / "golden" / "local_run" / family / ".hydra" / "config.yaml").read_text()
@@ -102,10 +102,10 @@ def test_the_keys_are_those_of_published_runs(shared: Path, family: str) -> None
             return {name}
         return {one for key, value in table.items() for one in keys(value, f"{name}.{key}")}
 
-    assert keys(ours) == keys(published)  # ours besides are given without hydra's `+`
+    assert keys(ours) == keys(published)  # additional options of hdlm need no `+` of hydra
 
 
-def test_every_shipped_option_is_known_to_be_one() -> None:
+def test_every_shipped_config_file_is_read() -> None:
     for file in configs().glob("*.yaml"):
         _config("--config-name", file.stem)
 
@@ -120,8 +120,8 @@ SIZES = {
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
 @pytest.mark.parametrize("size", SIZES)
-def test_presets_are_networks_of_their_sizes(size: str, family: str) -> None:
-    """With the words of GPT-2; the published base has 162M."""
+def test_model_presets_have_stated_parameter_counts(size: str, family: str) -> None:
+    """The counts hold for the GPT-2 vocabulary. The published base model has 162M parameters."""
     config = _config("-cn", f"{family}_hdlm", f"model={family}_{size}", "annealing.width=8")
     shape, told = config.recipe().network, family == "gamma"
     sizes = (shape.hidden_size, shape.num_blocks, shape.num_heads, shape.cond_dim)
@@ -133,7 +133,7 @@ def test_presets_are_networks_of_their_sizes(size: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
-def test_the_published_size_follows_from_the_key_table(family: str) -> None:
+def test_stated_base_size_equals_sum_over_layers(family: str) -> None:
     hidden, words, cond, gamma = 768, 50258, 128, family == "gamma"
     block = 2 * hidden + 4 * hidden**2 + 8 * hidden**2 + 5 * hidden + gamma * 6 * hidden * (cond + 1)
     told = gamma * (cond * 257 + cond * (cond + 1))
@@ -141,7 +141,7 @@ def test_the_published_size_follows_from_the_key_table(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
-def test_the_tiny_preset_is_for_processors(family: str) -> None:
+def test_tiny_preset_trains_few_tokens(family: str) -> None:
     recipe = _config("-cn", f"{family}_tiny", "data.train=a.txt", "data.valid=b.txt").recipe()
     assert (recipe.data.tokenizer, recipe.run.accumulation) == ("train", 1)
     assert recipe.run.steps * recipe.run.batch_size * recipe.data.context < 2e6
@@ -151,7 +151,7 @@ ACCELERATE = {"single": 1, "multi2": 2, "multi4": 4, "multi8": 8, "fsdp": 8}
 
 
 @pytest.mark.parametrize("name", ACCELERATE)
-def test_accelerate_reads_its_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_configs_are_read_by_accelerate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config_args = pytest.importorskip("accelerate.commands.config.config_args")
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -220,7 +220,7 @@ ACTING = [
 
 
 @pytest.mark.parametrize(("name", "override", "option", "value"), ACTING)
-def test_options_act(name: str, override: str, option: str, value: object) -> None:
+def test_published_option_sets_recipe_option(name: str, override: str, option: str, value: object) -> None:
     found: Any = _config("-cn", name, *override.split()).recipe().to_table()
     for key in option.split("."):
         found = found[int(key) if key.isdecimal() else key]
@@ -230,12 +230,12 @@ def test_options_act(name: str, override: str, option: str, value: object) -> No
 ELSEWHERE = frozenset(
     {"annealing.eval_tau", "data.debug", "reset_step_for_finetuning", "model.post_process_logits"}
 )
-"""Options that act beside the recipe."""
+"""Options that act outside the recipe."""
 
 
 @pytest.mark.parametrize("name", ["epsilon_hdlm", "gamma_hdlm"])
-def test_no_option_is_dead(name: str) -> None:
-    """Another value of any number or switch makes another recipe, or is refused by its name."""
+def test_every_numeric_published_option_changes_recipe_or_is_refused(name: str) -> None:
+    """Another value of a number or switch changes the recipe or is refused with its name."""
     table, dead = _composed("-cn", name).table, []
     del table["training"]["accum"]  # only the same as gradient_accumulation_steps
     recipe = Config.read(table).recipe()
@@ -267,7 +267,7 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(("kind", "tau", "hyperschedule"), SCHEDULES)
-def test_annealing_is_a_hyperschedule(kind: str, tau: int, hyperschedule: dict[str, Any]) -> None:
+def test_annealing_options_build_hyperschedule(kind: str, tau: int, hyperschedule: dict[str, Any]) -> None:
     words = (
         f"annealing.type={kind}",
         "annealing.width=8",
@@ -360,19 +360,19 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "override", "complaint"), FAULTS)
-def test_faults_are_named(name: str, override: str, complaint: str) -> None:
+def test_published_config_rejects_bad_option(name: str, override: str, complaint: str) -> None:
     words = ("--config-name", name, *override.split())
     with pytest.raises(ValueError, match=complaint):
         _config(*words).recipe()
 
 
-def test_what_has_a_published_name_is_an_option_of_recipes() -> None:
+def test_governed_table_names_existing_options() -> None:
     ours, published = {*options_of(Recipe), *SHORT_OPTIONS}, set(options_of(Config))
     assert set(GOVERNED) <= ours
     assert set(GOVERNED.values()) <= published
 
 
-def test_an_option_that_the_file_leaves_out_needs_no_plus(tmp_path: Path) -> None:
+def test_override_of_omitted_option_needs_no_plus(tmp_path: Path) -> None:
     text = (configs() / "epsilon_hdlm.yaml").read_text()
     (tmp_path / "bare.yaml").write_text(text.replace("  accum: ${gradient_accumulation_steps}\n", ""))
     shutil.copytree(configs() / "model", tmp_path / "model")
@@ -382,7 +382,7 @@ def test_an_option_that_the_file_leaves_out_needs_no_plus(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("option", ONLY)
-def test_what_has_one_value_left_says_what_to_use(option: str) -> None:
+def test_option_with_one_allowed_value_names_the_alternative(option: str) -> None:
     only, instead = ONLY[option]
     other = json.dumps(not only if isinstance(only, bool) else 2 if isinstance(only, int) else "other")
     with pytest.raises(ValueError, match=f"`{re.escape(option)}` can only be .*{re.escape(instead)}"):
@@ -390,12 +390,12 @@ def test_what_has_one_value_left_says_what_to_use(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["use_timestep_embedding", "transformer_sigma_conditioning"])
-def test_epsilon_hybrids_are_told_no_noise(option: str) -> None:
+def test_epsilon_config_rejects_noise_conditioning(option: str) -> None:
     with pytest.raises(ValueError, match=f"model.{option}.*false"):
         _config("-cn", "epsilon_hdlm", f"model.{option}=true").recipe()
 
 
-def test_a_network_must_be_that_of_the_checkpoint() -> None:
+def test_finetune_config_rejects_other_network_size() -> None:
     config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
     with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
         config.of_checkpoint(SHAPE)
@@ -404,7 +404,9 @@ def test_a_network_must_be_that_of_the_checkpoint() -> None:
 # -- hdlm train --config --------------------------------------------------------------------------------------
 
 
-def test_hdlm_train_is_the_same_thing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hdlm_train_config_trains_same_weights_as_published_command(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [f"{name}={value}" for name, value in (SMALL | TINY | {"training.n_iters": 1}).items()]
     assert run_training(["--config-name", "epsilon_tiny", *words, "experiment.name=one"]) == 0
     assert main(["train", "--config", "epsilon_tiny", *words, "experiment.name=two"]) == 0
@@ -417,7 +419,7 @@ def test_hdlm_train_is_the_same_thing(workplace: Path, capsys: pytest.CaptureFix
     assert "finetuning" in capsys.readouterr().out
 
 
-def test_hdlm_train_says_what_its_options_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hdlm_train_config_names_equivalent_option(capsys: pytest.CaptureFixture[str]) -> None:
     for words, complaint in (
         (["--config", "epsilon_hdlm", "--steps", "3"], "training.n_iters=STEPS"),
         (["--config", "epsilon_hdlm", "--from", "x"], "--from is for recipes; with --config use hf_model_id"),
@@ -434,7 +436,7 @@ def test_hdlm_train_says_what_its_options_are_called(capsys: pytest.CaptureFixtu
 # -- sweeps ---------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_is_a_run_for_each_combination(workplace: Path) -> None:
+def test_multirun_trains_one_run_per_combination(work_folder: Path) -> None:
     words = [f"{name}={value}" for name, value in (SMALL | TINY).items()]
     assert (
         run_training(["-cn", "epsilon_tiny", *words, "--multirun", "training.seed=1,2", "training.n_iters=1"])
@@ -449,7 +451,9 @@ def test_a_sweep_is_a_run_for_each_combination(workplace: Path) -> None:
     assert not torch.equal(*weights)
 
 
-def test_a_sweep_says_what_it_lacks(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multirun_names_missing_package_and_bad_option(
+    work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if importlib.util.find_spec("submitit") is None:
         with pytest.raises(ValueError, match=r"hdlm\[slurm\]"):
             run_training(["-cn", "epsilon_hdlm", "-m", "hydra/launcher=slurm"])
@@ -460,8 +464,8 @@ def test_a_sweep_says_what_it_lacks(workplace: Path, monkeypatch: pytest.MonkeyP
         run_training(["-cn", "epsilon_hdlm", "-m", "training.seed=1,2"])
 
 
-def test_a_job_takes_its_place_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What submitit says of a job of SLURM, here without it."""
+def test_slurm_job_exports_distributed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `submitit` in a SLURM job."""
 
     class Place:
         world_size = 2
@@ -504,13 +508,13 @@ SMALL = {"model.hidden_size": 16, "model.length": 16, "model.n_blocks": 1}
 
 
 def _words(**changes: object) -> list[str]:
-    """The options above, changed; `__` stands for a point, and None leaves one out."""
+    """The options of `TINY` with changes. `__` means a dot, and None removes an option."""
     options = TINY | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("HDLM_DATA_DIR", "data")
@@ -549,8 +553,8 @@ WHOLE: dict[str, object] = {
         ),
     ],
 )
-def test_training_leaves_what_evaluation_opens(
-    workplace: Path, family: str, changes: dict[str, object]
+def test_published_training_and_evaluation_commands_work_together(
+    work_folder: Path, family: str, changes: dict[str, object]
 ) -> None:
     run = _trained(family, **changes)
     numbered = run / "checkpoints" / "checkpoint_3.pth"
@@ -582,7 +586,7 @@ def test_training_leaves_what_evaluation_opens(
     assert result["bound"] == ("hybrid" if "graph__type" in changes else "absorbing")
     assert len(result["estimates"]) == 3
     words_log = math.log(ours.vocabulary.num_words)
-    if result["bound"] == "absorbing":  # one that has learnt nothing yet is as surprised by every word
+    if result["bound"] == "absorbing":  # an untrained model assigns nearly equal probabilities
         error = result["standard_error"] / result["num_tokens"]
         assert result["nats_per_token"] == pytest.approx(words_log, abs=0.2 + 10 * error)
     writing = ["--num_samples", "3", "--steps", "4", "--save_samples", "--judge", "none"]
@@ -605,7 +609,9 @@ def test_training_leaves_what_evaluation_opens(
         assert wrote["settings"]["steps"] == published.hyperschedules[0].num_levels
 
 
-def test_a_run_is_never_overwritten(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_training_refuses_folder_with_a_run(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = _trained("epsilon")
     before = (run / ".hydra" / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"holds a run already.*experiment\.name"):
@@ -613,7 +619,7 @@ def test_a_run_is_never_overwritten(workplace: Path, capsys: pytest.CaptureFixtu
     assert (run / ".hydra" / "config.yaml").read_text() == before
 
 
-def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
+def test_published_finetuning_starts_from_checkpoint(work_folder: Path) -> None:
     run = _trained("epsilon")
     changes = {"training__epsilon": 0.1, "annealing__width": 8, "annealing__tau": 2, "training__n_iters": 2}
     changes |= dict.fromkeys(("tokenizer__model", "tokenizer__tokens"))
@@ -644,7 +650,7 @@ def test_finetuning_begins_with_the_checkpoint(workplace: Path) -> None:
     assert torch.equal(again.network.state_dict()["output_layer.linear.weight"], weights[2])
 
 
-def test_training_and_finetuning_are_not_mixed_up(workplace: Path) -> None:
+def test_published_commands_reject_config_of_other_command(work_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"hdlm/finetune\.py"):
         run_training(["-cn", "epsilon_finetune_from_hf"])
     with pytest.raises(ValueError, match="hf_model_id"):
@@ -653,13 +659,13 @@ def test_training_and_finetuning_are_not_mixed_up(workplace: Path) -> None:
         run_training(["-cn", "epsilon_hdlm", "ngpus=2"])
 
 
-def test_the_published_size_of_a_model_may_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cfg_option_prints_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_training(["--config-name", "epsilon_hdlm", "--cfg"]) == 0
     assert "hidden_size: 768" in capsys.readouterr().out
 
 
-def test_what_was_asked_for_in_vain_is_an_exit_status(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
+def test_published_evaluation_reports_failures_in_exit_status(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = _trained("epsilon")
     words = ["--checkpoint_path", str(run), "--work_dir", "out", "--monte_carlo_timesteps", "2"]
@@ -668,7 +674,7 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
     assert found["ptb"]["result"]["perplexity"] > 1
     assert "HDLM_DATA_DIR" in found["lambada"]["failed"] or "lambada.txt" in found["lambada"]["failed"]
     writing = ["--checkpoint_path", str(run), "--num_samples", "2", "--steps", "2", "--output_dir", "out"]
-    assert eval_generation(writing) == 1  # gpt2-large judges, and is not here
+    assert eval_generation(writing) == 1  # the default judge gpt2-large is not available
     assert eval_generation([*writing, "--judge", "none"]) == 0
     assert eval_generation([*writing, "--judge", "nobody"]) == 1
     result = json.loads(Path("out", "results.json").read_text())["result"]
@@ -693,13 +699,13 @@ def test_what_was_asked_for_in_vain_is_an_exit_status(
         eval_generation([*writing, "--sampling_method", "NAR"])
 
 
-def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_command_prints_error_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded("hdlm/train.py", run_training, ["-cn", "epsilon_hdlm", "training.n_itesr=3"]) == 2
     printed = capsys.readouterr().err
     assert printed == "hdlm/train.py: unknown option `training.n_itesr`; did you mean `training.n_iters`?\n"
 
 
-def test_evaluation_is_that_of_the_library(workplace: Path) -> None:
+def test_eval_modeling_equals_estimate_likelihood(work_folder: Path) -> None:
     run = _trained("gamma")
     words = [
         "--checkpoint_path",

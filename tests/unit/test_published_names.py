@@ -1,4 +1,4 @@
-"""Published words and pieces: each word in both directions, and defaults that are those of published configurations."""
+"""Published words and pieces: both directions of each mapping, and the published defaults."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WINDOWS = {
 OUTPUTS = {"aligned": Mean(), "shifted": Shifted(Mean())}
 
 
-def test_each_kind_of_word_has_an_example() -> None:
+def test_examples_cover_every_published_word() -> None:
     tables = (
         (PROCESSES, GraphName),
         (SCHEDULES, NoiseName),
@@ -89,7 +89,7 @@ def test_noise_words_in_both_directions(word: str) -> None:
 @pytest.mark.parametrize("levels", [3, 4])
 @pytest.mark.parametrize("word", WINDOWS)
 def test_annealing_words_in_both_directions(word: str, levels: int) -> None:
-    """`simple` with as many levels as positions is a `Slide`, wherever it is read."""
+    """`simple` with `tau` equal to `width` is a `Slide` in every reader."""
     piece = hyperschedule(word, LENGTH, 4, levels)
     width = LENGTH if word == "none" else 4
     assert type(piece) is (Slide if (word, levels) == ("simple", 4) else type(WINDOWS[word]))
@@ -126,7 +126,7 @@ def test_alignment_words_in_both_directions(word: str) -> None:
     assert alignment_of(OUTPUTS[word]) == (word, Mean())
 
 
-def test_pieces_without_a_published_word() -> None:
+def test_piece_without_published_word_gives_none() -> None:
     assert graph_of(GIDD(WORDS, 0.1)) is None
     assert noise_of(Cosine()) is None
     assert noise_of(LogLinear(1e-3)) is None
@@ -144,13 +144,13 @@ def test_pieces_without_a_published_word() -> None:
         (lambda: parameterization("twisted", Mean()), "type"),
     ],
 )
-def test_unknown_words_are_refused_with_the_known_ones(make: Any, option: str) -> None:
+def test_unknown_published_word_names_the_known_words(make: Any, option: str) -> None:
     with pytest.raises(ValueError, match=rf"`{option}` must be one of .*; got"):
         make()
 
 
 @pytest.mark.parametrize("option", ["graph.gamma", "noise.sigma_min", "noise.sigma_max"])
-def test_what_weights_depend_on_is_never_guessed(option: str) -> None:
+def test_missing_gamma_or_sigma_is_refused(option: str) -> None:
     table, _, key = option.partition(".")
     config: dict[str, Any] = {
         "tokenizer": {"tokens": WORDS},
@@ -172,12 +172,12 @@ OF_ONE_MODEL = frozenset(
     | {"model.transformer_sigma_conditioning", "model.use_timestep_embedding"}
     | {"model.scale_by_sigma", "model.hybrid_sigma_embedding"}
 )
-"""Options that the golden models set for themselves."""
+"""Options for which the golden models have their own values."""
 
 
 @pytest.mark.parametrize("family", get_args(Family))
 @pytest.mark.parametrize("suffix", ["", "_vocab50257"])
-def test_defaults_are_those_of_published_configurations(shared: Path, family: Family, suffix: str) -> None:
+def test_family_defaults_equal_published_configs(shared: Path, family: Family, suffix: str) -> None:
     folder = shared / "golden" / f"{family.partition('_')[0]}{suffix}"
     published = dict(dotted(json.loads((folder / "config.json").read_text())))
     ours = dict(dotted(family_defaults(family)))
@@ -186,7 +186,7 @@ def test_defaults_are_those_of_published_configurations(shared: Path, family: Fa
     assert ours.keys() <= published.keys()
 
 
-def test_training_has_the_published_defaults() -> None:
+def test_training_options_have_published_defaults() -> None:
     assert (GraphOptions().gamma, NoiseOptions().sigma_max) == (0.01, 10.0)
     for options, table in ((GraphOptions(), "graph"), (NoiseOptions(), "noise")):
         for name, value in vars(options).items():
@@ -194,6 +194,6 @@ def test_training_has_the_published_defaults() -> None:
     assert DEFAULTS["annealing.sampling_eps"] == AnnealingOptions("block", 4, 4).sampling_eps
 
 
-def test_families_agree_on_each_default() -> None:
+def test_defaults_hold_only_options_on_which_families_agree() -> None:
     assert "optim.beta2" not in DEFAULTS
     assert DEFAULTS["training.epsilon"] == 0.01

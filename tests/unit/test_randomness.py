@@ -1,4 +1,4 @@
-"""Counter-based randomness: the published function, and nothing that depends on order or company."""
+"""Counter-based randomness: the published function, and independence of order and batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-def test_known_answers(counter, key, output):
+def test_philox_known_answers(counter, key, output):
     words = philox(tuple(torch.tensor(word) for word in counter), key)
     assert tuple(map(int, words)) == output
 
@@ -32,7 +32,7 @@ def numbers(seed=0, sequences=range(6), step=3, positions=range(40), stream=0):
     return Randomness(seed).uniform(rows, step, columns, stream)
 
 
-def test_a_number_depends_on_its_address_alone():
+def test_random_number_depends_on_its_address_only():
     whole = numbers()
     assert torch.equal(numbers(sequences=[4, 2]), whole[[4, 2]])
     assert torch.equal(numbers(positions=[7, 39, 0]), whole[:, [7, 39, 0]])
@@ -52,11 +52,11 @@ def test_a_number_depends_on_its_address_alone():
         {"positions": range(40, 80)},
     ],
 )
-def test_every_part_of_the_address_matters(other):
+def test_random_numbers_change_with_every_part_of_the_address(other):
     assert not (numbers() == numbers(**other)).any()
 
 
-def test_numbers_are_uniform_and_of_53_bits():
+def test_random_numbers_are_uniform_with_53_bits():
     draws = numbers(sequences=range(200), positions=range(1000)).flatten()
     assert draws.dtype == torch.float64
     assert 0 <= float(draws.min()) <= float(draws.max()) < 1
@@ -68,7 +68,7 @@ def test_numbers_are_uniform_and_of_53_bits():
 
 
 @pytest.mark.parametrize("axis", ["sequences", "positions", "steps", "streams", "seeds"])
-def test_neighbours_are_independent(axis):
+def test_random_numbers_of_neighbouring_addresses_are_independent(axis):
     """Pairs of neighbouring addresses fill the square evenly."""
     base = {"sequences": range(100), "positions": range(400)}
     neighbour = {
@@ -83,7 +83,7 @@ def test_neighbours_are_independent(axis):
     assert chi_square(cell.bincount(minlength=256), torch.full((256,), 1 / 256)) > FAILURE_RATE
 
 
-def test_rows_may_have_seeds_of_their_own():
+def test_randomness_of_rows_uses_one_seed_per_row():
     rows, columns, seeds = torch.arange(4)[:, None], torch.arange(30)[None], [3, 2**64 - 1, 3, 2**33 + 5]
     mixed = Randomness.of_rows(seeds).uniform(rows, 2, columns, 1)
     for row, seed in enumerate(seeds):
@@ -94,6 +94,6 @@ def test_rows_may_have_seeds_of_their_own():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_bad_seeds_are_named(seed):
+def test_randomness_rejects_bad_seed(seed):
     with pytest.raises(ValueError, match=str(seed)):
         Randomness(seed)

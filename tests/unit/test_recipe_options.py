@@ -1,6 +1,6 @@
-"""Every option of a recipe acts: a short run with another value of it leaves something else behind.
+"""Every option of a recipe acts: a short run with another value gives other results.
 
-`ACTS` has another value for each option, and what must be set beside it; an option without an entry fails.
+`ACTS` has another value for each option and the other options that it needs. An option without an entry fails.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ ELSEWHERE = {
     "watch.project": "names a run there: tests/unit/test_watching.py",
     "description": "is for people",
 }
-"""Options whose act is not in what a run leaves behind."""
+"""Options whose effect is not visible in the results of a run."""
 
 
-def _names() -> set[str]:
+def _option_names() -> set[str]:
     tables = {name.partition(".")[0] for name in options_of(Recipe) if "." in name}
     mixture = {
         f"mixture.0.{name}" for name in ("hyperschedule", "share", "two_stream", "continuous", "batch_scale")
@@ -125,8 +125,8 @@ def _names() -> set[str]:
     return {name for name in options_of(Recipe) if name not in tables | pieces} | mixture | set(SHORT_OPTIONS)
 
 
-def test_every_option_is_looked_at() -> None:
-    assert _names() == set(ACTS) | set(ELSEWHERE)
+def test_every_recipe_option_has_a_case() -> None:
+    assert _option_names() == set(ACTS) | set(ELSEWHERE)
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
@@ -155,8 +155,8 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     return Recipe.from_table(table)
 
 
-def _left_behind(recipe: Recipe, folder: Path) -> str:
-    """Everything that a run leaves but for times and the recipe itself."""
+def _digest_of_run(recipe: Recipe, folder: Path) -> str:
+    """A digest of all results of a run except times and the recipe."""
     refuse_idle(recipe.data)
     run = build_setup(recipe, CPU)
     session = Session(run, folder)
@@ -174,7 +174,7 @@ def _left_behind(recipe: Recipe, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ACTS)
-def test_it_acts(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_option_changes_the_run(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hdlm.training.text._SHORT", 0)
     text = "the cat sat on the mat and the dog sat on the log . "
@@ -190,16 +190,16 @@ def test_it_acts(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         Path("tokenizer").mkdir()
         Path("tokenizer", "tokenizer.json").write_text(train_tokenizer(["a bird flew by"], 258).to_json())
-    before = _left_behind(_recipe(beside), tmp_path / "before")
-    again = _left_behind(_recipe(beside), tmp_path / "again")
+    before = _digest_of_run(_recipe(beside), tmp_path / "before")
+    again = _digest_of_run(_recipe(beside), tmp_path / "again")
     needed = {"process.gamma": 0.1} if option == "process.type" else {}
-    after = _left_behind(_recipe(beside | needed | {option: value}), tmp_path / "after")
+    after = _digest_of_run(_recipe(beside | needed | {option: value}), tmp_path / "after")
     assert before == again
     assert after != before
 
 
 @pytest.mark.parametrize(("earlier", "now"), [(True, "full"), (False, "none")])
-def test_what_an_earlier_version_recorded_of_recomputation_is_read(earlier: bool, now: str) -> None:
+def test_recorded_boolean_checkpoint_activations_is_read(earlier: bool, now: str) -> None:
     table = Recipe.load(recipes() / "demo.toml").to_table()
     table["network"]["checkpoint_activations"] = earlier
     assert Recipe.recorded(table).network.checkpoint_activations == now
@@ -208,7 +208,7 @@ def test_what_an_earlier_version_recorded_of_recomputation_is_read(earlier: bool
 
 
 @pytest.mark.parametrize("recomputation", ["none", "selective", "full"])
-def test_the_network_computes_again_what_the_recipe_says(
+def test_recipe_sets_checkpoint_activations_of_network(
     recomputation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,6 +217,6 @@ def test_the_network_computes_again_what_the_recipe_says(
     assert network.checkpoint_activations == recomputation
 
 
-def test_what_two_streams_cannot_do_is_said_before_text_is_read() -> None:
+def test_build_setup_rejects_two_streams_with_full_context_before_reading_text() -> None:
     with pytest.raises(ValueError, match="give away what is asked"):
         build_setup(_recipe({"network.context": "full", "data.corpus": ["none.txt"]}), CPU)

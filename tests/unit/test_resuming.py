@@ -1,4 +1,4 @@
-"""A run that stops, however it stops, goes on as if nothing had happened."""
+"""Resuming: a stopped run continues with identical steps."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _run(table: dict[str, Any], found: ResumePoint | None = None) -> TrainingSet
 
 
 def _execute(table: dict[str, Any], folder: Path, stop_after: int = 0) -> list[StepReport]:
-    """Begin a run, or go on with it; leave it after so many steps, as a signal would."""
+    """Begin or resume a run, and stop it after `stop_after` steps as a signal does."""
     found, stop, reports = find_resume_point(folder), StopRequest(), []
 
     def watch(report: StepReport) -> None:
@@ -88,7 +88,7 @@ def _execute(table: dict[str, Any], folder: Path, stop_after: int = 0) -> list[S
     return reports
 
 
-def _same(one: Path, other: Path) -> None:
+def _assert_same_checkpoints(one: Path, other: Path) -> None:
     """The last checkpoints of two runs hold the same, bit for bit."""
     states = []
     for folder in (one, other):
@@ -105,7 +105,7 @@ def _same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_run_goes_on_to_the_bit(text: Path, tmp_path: Path, optimizer: str) -> None:
+def test_resumed_run_is_bit_identical(text: Path, tmp_path: Path, optimizer: str) -> None:
     table = _table(text, optimizer={"name": optimizer})
     whole = _execute(table, tmp_path / "whole")
     pieces = [report for stop in (3, 11, 0) for report in _execute(table, tmp_path / "pieces", stop)]
@@ -113,19 +113,19 @@ def test_a_run_goes_on_to_the_bit(text: Path, tmp_path: Path, optimizer: str) ->
     assert [report.loss for report in pieces] == [report.loss for report in whole]
     assert [report.gradient_norm for report in pieces] == [report.gradient_norm for report in whole]
     assert [report.rate for report in pieces] == [report.rate for report in whole]
-    _same(tmp_path / "whole", tmp_path / "pieces")
+    _assert_same_checkpoints(tmp_path / "whole", tmp_path / "pieces")
 
 
 def _no_dropout(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
-    """What dropout drops depends on which rows go together; all else is the same for any number of processes."""
+    """Dropout depends on the rows in a batch. All other results are equal for any number of processes."""
     return _table(text, **{"network": {"dropout": 0.0}, **changes})
 
 
-def _numbers(reports: list[StepReport]) -> list[list[float]]:
+def _loss_norm_and_rate(reports: list[StepReport]) -> list[list[float]]:
     return [[report.loss, report.gradient_norm, report.rate] for report in reports]
 
 
-def _close(found: list[list[float]], expected: list[list[float]]) -> None:
+def _assert_close(found: list[list[float]], expected: list[list[float]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3)
@@ -136,10 +136,13 @@ def _close(found: list[list[float]], expected: list[list[float]]) -> None:
 def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None:
     steps = {"steps": 12, "save_every": None, "save_steps": None, "accumulation": 1}
     table = _no_dropout(text, run=steps)
-    one = _numbers(_execute(table, tmp_path / "one"))
+    one = _loss_norm_and_rate(_execute(table, tmp_path / "one"))
     accumulated = _no_dropout(text, run=steps | {"accumulation": 2})
-    _close(_numbers(_execute(_no_dropout(text, run=steps | {"accumulation": 4}), tmp_path / "four")), one)
-    begun = _numbers(_execute(accumulated, tmp_path / "begun by one", 5))
+    _assert_close(
+        _loss_norm_and_rate(_execute(_no_dropout(text, run=steps | {"accumulation": 4}), tmp_path / "four")),
+        one,
+    )
+    begun = _loss_norm_and_rate(_execute(accumulated, tmp_path / "begun by one", 5))
     jobs = [
         {"recipe": table, "folder": str(tmp_path / "two")},
         {"recipe": accumulated, "folder": str(tmp_path / "two, two passes")},
@@ -147,11 +150,11 @@ def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None
         {"recipe": table, "folder": str(tmp_path / "begun by two"), "stop": 5},
     ]
     two, passes, went_on, stopped = carry_out(jobs, tmp_path)
-    _close(two, one)
-    _close(passes, one)
-    _close(begun + went_on, one)
-    assert len(stopped) == 6, "the others are asked at the end of the next step"
-    _close(stopped + _numbers(_execute(accumulated, tmp_path / "begun by two")), one)
+    _assert_close(two, one)
+    _assert_close(passes, one)
+    _assert_close(begun + went_on, one)
+    assert len(stopped) == 6, "processes agree on a stop at the end of the next step"
+    _assert_close(stopped + _loss_norm_and_rate(_execute(accumulated, tmp_path / "begun by two")), one)
     found = CheckpointStore(tmp_path / "two").newest(pytest.fail)
     assert found is not None
     assert found[1].ticks == 12
@@ -162,26 +165,26 @@ def test_two_processes_take_the_steps_of_one(text: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "recomputation"), [("muon", "selective"), ("adamw", "full")])
-def test_fsdp_takes_the_same_steps_and_goes_on_from_any_checkpoint(
+def test_fsdp_takes_same_steps_and_resumes_any_checkpoint(
     text: Path, tmp_path: Path, optimizer: str, recomputation: str
 ) -> None:
-    """All of fsdp.yaml runs here but the switch: `accelerate` has FSDP for accelerators alone."""
+    """Tests fsdp.yaml except its switch, because `accelerate` offers FSDP only for accelerators."""
     table = _no_dropout(text, optimizer={"name": optimizer}, run={"steps": 12, "save_every": None})
     again = table | {"network": table["network"] | {"checkpoint_activations": recomputation}}
-    one = _numbers(_execute(table, tmp_path / "one"))
-    begun = _numbers(_execute(table, tmp_path / "begun by one", 5))
+    one = _loss_norm_and_rate(_execute(table, tmp_path / "one"))
+    begun = _loss_norm_and_rate(_execute(table, tmp_path / "begun by one", 5))
     jobs = [
         {"recipe": again, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 5},
         {"recipe": table, "folder": str(tmp_path / "begun by one"), "engine": "FSDP"},
         {"recipe": again, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 8},
     ]
     first, went_on, then = carry_out(jobs, tmp_path, "fsdp.yaml")
-    _close(begun + went_on, one)
-    _close(first + then + _numbers(_execute(table, tmp_path / "spread")), one)
+    _assert_close(begun + went_on, one)
+    _assert_close(first + then + _loss_norm_and_rate(_execute(table, tmp_path / "spread")), one)
 
 
 @pytest.mark.slow
-def test_two_processes_train_gamma_hybrids(text: Path, tmp_path: Path) -> None:
+def test_two_processes_train_gamma_hybrid_as_one(text: Path, tmp_path: Path) -> None:
     table = _no_dropout(
         text,
         network={"dropout": 0.0, "told_noise": True, "blend": True},
@@ -190,15 +193,15 @@ def test_two_processes_train_gamma_hybrids(text: Path, tmp_path: Path) -> None:
         warm_start={"share": 0.3},
         run={"steps": 8},
     )
-    one = _numbers(_execute(table, tmp_path / "one"))
+    one = _loss_norm_and_rate(_execute(table, tmp_path / "one"))
     [two] = carry_out([{"recipe": table, "folder": str(tmp_path / "two")}], tmp_path)
-    _close(two, one)
+    _assert_close(two, one)
 
 
 # -- what is kept ---------------------------------------------------------------------------------------------
 
 
-def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
+def test_session_keeps_newest_and_best_checkpoints(text: Path, tmp_path: Path) -> None:
     table = _table(text, run={"save_steps": 4, "keep": 2})
     session = Session(_run(table), tmp_path)
     bounds = {6: 3.0, 9: 2.0, 12: 2.5, 15: math.nan}
@@ -216,7 +219,7 @@ def test_the_newest_and_the_best_are_kept(text: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "training").glob(".*"))
 
 
-def test_minutes_between_checkpoints_count_from_the_last(
+def test_save_every_counts_from_last_checkpoint(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step takes ten seconds."""
@@ -229,7 +232,7 @@ def test_minutes_between_checkpoints_count_from_the_last(
     assert CheckpointStore(tmp_path).steps() == [0, 4, 8, 10, 14]
 
 
-def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> None:
+def test_checkpoint_folder_holds_safetensors_and_json_only(text: Path, tmp_path: Path) -> None:
     _execute(_table(text), tmp_path, 5)
     place = CheckpointStore(tmp_path).place(5)
     assert sorted(path.name for path in place.iterdir()) == [
@@ -247,9 +250,7 @@ def test_a_state_is_plain_tensors_and_numbers(text: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_published_checkpoint_says_what_the_optimizers_do(
-    text: Path, tmp_path: Path, optimizer: str
-) -> None:
+def test_published_state_equals_optimizer_state(text: Path, tmp_path: Path, optimizer: str) -> None:
     table = _table(text, optimizer={"name": optimizer}, run={"steps": 3, "save_steps": None})
     session = Session(_run(table), tmp_path)
     session.execute(StopRequest())
@@ -272,7 +273,7 @@ def test_a_published_checkpoint_says_what_the_optimizers_do(
     ],
     ids=["cut", "one bit", "cut json", "no files", "gone"],
 )
-def test_a_damaged_checkpoint_is_passed_over(
+def test_resume_skips_damaged_checkpoint(
     text: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None
 ) -> None:
     _execute(_table(text), tmp_path, 12)
@@ -294,7 +295,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         find_resume_point(tmp_path)
 
 
-def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: Path) -> None:
+def test_resume_skips_misnamed_checkpoint_and_ignores_other_files(text: Path, tmp_path: Path) -> None:
     _execute(_table(text), tmp_path, 12)
     shelf, said = CheckpointStore(tmp_path), []
     (shelf.place(12) / "notes").mkdir()
@@ -307,7 +308,7 @@ def test_a_checkpoint_is_of_its_step_and_may_have_company(text: Path, tmp_path: 
     assert [report.step for report in _execute(_table(text), tmp_path)] == list(range(13, 25))
 
 
-def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> None:
+def test_resume_continues_log_from_checkpoint(text: Path, tmp_path: Path) -> None:
     table = _table(text, watch={"log_every": 1})
     _execute(table, tmp_path, 12)
     (CheckpointStore(tmp_path).place(12) / "state.json").unlink()
@@ -316,7 +317,7 @@ def test_a_log_goes_on_where_the_checkpoint_was(text: Path, tmp_path: Path) -> N
     assert [line["step"] for line in lines] == list(range(1, 25))
 
 
-def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path) -> None:
+def test_best_checkpoint_survives_damaged_note(text: Path, tmp_path: Path) -> None:
     table = _table(text, run={"save_steps": 4, "keep": 1})
 
     def begin(stop_after: int) -> None:
@@ -339,8 +340,8 @@ def test_the_best_checkpoint_outlives_the_note_of_it(text: Path, tmp_path: Path)
     assert CheckpointStore(tmp_path).best == (6, 2.0)
 
 
-def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Path) -> None:
-    """Whoever dies between a measurement and what comes after it finds both to do when the run goes on."""
+def test_checkpoint_is_saved_after_all_observers(text: Path, tmp_path: Path) -> None:
+    """If a run dies between two observers, both observers run again after resuming."""
     table, looked = _table(text), []
 
     def begin(*, dies: bool) -> None:
@@ -366,8 +367,8 @@ def test_a_step_is_kept_when_everybody_has_looked_at_it(text: Path, tmp_path: Pa
     assert CheckpointStore(tmp_path).best == (8, 2.0)
 
 
-def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, tmp_path: Path) -> None:
-    """The kill came between the checkpoint and the links to its model; no step is taken again."""
+def test_resume_after_last_step_restores_model_links(text: Path, tmp_path: Path) -> None:
+    """The kill happens between the checkpoint and the links to its model. No step is repeated."""
     Session(_run(_table(text)), tmp_path).execute(StopRequest())
     last = CheckpointStore(tmp_path).place(24) / "model.safetensors"
     (tmp_path / "model.safetensors").unlink()
@@ -376,10 +377,10 @@ def test_a_run_that_was_killed_after_its_end_leaves_its_last_model(text: Path, t
     assert (tmp_path / "model.safetensors").samefile(last)
 
 
-def test_what_follows_the_last_step_is_made_up_for(
+def test_resume_after_last_step_completes_closing_measurements(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever died in the closing measurements does the rest of them, to the bit, and takes no step."""
+    """A run that died in the closing measurements completes them with identical results and takes no step."""
     watch = {"validate_every": 3, "sample_every": 9, "samples": 1, "validation_windows": 2}
     table = _table(text, run={"steps": 4}, watch=watch)
 
@@ -414,7 +415,7 @@ def test_what_follows_the_last_step_is_made_up_for(
     again, report = begin(broken)
     assert report is None
     assert again.trainer.tokens == session.trainer.tokens
-    _same(whole, broken)
+    _assert_same_checkpoints(whole, broken)
     logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, broken)]
     ours, theirs = ([line for line in log if '"loss"' not in line] for log in logs)
     assert [json.loads(line)["step"] for line in ours] == [3, 4, 4]
@@ -430,10 +431,10 @@ def test_what_follows_the_last_step_is_made_up_for(
 
 
 @pytest.mark.parametrize(("last", "preempted"), [(23, True), (24, False)])
-def test_a_signal_in_the_last_step_ends_nothing_early(
+def test_signal_in_last_step_does_not_preempt_run(
     text: Path, tmp_path: Path, last: int, *, preempted: bool
 ) -> None:
-    """A finished run is measured, and does not ask to be put back into the queue."""
+    """A finished run makes its closing measurements and does not request a requeue."""
     session, stop, closed = Session(_run(_table(text)), tmp_path), StopRequest(), []
 
     def watch(report: StepReport) -> None:
@@ -445,8 +446,8 @@ def test_a_signal_in_the_last_step_ends_nothing_early(
     assert closed == ([] if preempted else [24])
 
 
-def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
-    """The other one has gone further since; its checkpoints and its log are not touched."""
+def test_session_refuses_folder_used_by_other_run(text: Path, tmp_path: Path) -> None:
+    """The checkpoints and the log of the run that is further ahead do not change."""
     table = _table(text)
     begun = Session(_run(table), tmp_path)
     _execute(table, tmp_path, 5)
@@ -465,7 +466,7 @@ def test_a_folder_takes_one_run_at_a_time(text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_processes_go_on_from_the_same_checkpoint(
+def test_processes_must_resume_from_same_checkpoint(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = _table(text)
@@ -481,7 +482,7 @@ def test_processes_go_on_from_the_same_checkpoint(
         Session(_run(table, found), tmp_path, found)
 
 
-def test_advice_suits_the_error(text: Path, tmp_path: Path) -> None:
+def test_tracker_error_names_step_and_kept_checkpoint(text: Path, tmp_path: Path) -> None:
     session = Session(_run(_table(text)), tmp_path)
 
     def fail(report: StepReport) -> None:
@@ -497,7 +498,7 @@ def test_advice_suits_the_error(text: Path, tmp_path: Path) -> None:
 # -- what goes wrong ------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_stops_a_run_and_takes_nothing_away(text: Path, tmp_path: Path) -> None:
+def test_full_disk_stops_run_and_keeps_checkpoints(text: Path, tmp_path: Path) -> None:
     table = _table(text)
     whole = _execute(table, tmp_path / "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -520,7 +521,7 @@ def test_a_full_disk_stops_a_run_and_takes_nothing_away(text: Path, tmp_path: Pa
     assert [report.loss for report in rest] == [report.loss for report in whole[5:]]
 
 
-def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_path: Path) -> None:
+def test_nan_loss_stops_run_and_keeps_last_good_checkpoint(text: Path, tmp_path: Path) -> None:
     session = Session(_run(_table(text)), tmp_path)
     weights = session.trainer.average
 
@@ -537,11 +538,11 @@ def test_a_run_that_breaks_down_keeps_its_last_good_checkpoint(text: Path, tmp_p
         session.save()
 
 
-def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Path, tmp_path: Path) -> None:
+def test_error_in_text_stops_run_and_keeps_last_checkpoint(text: Path, tmp_path: Path) -> None:
     session = Session(_run(_table(text)), tmp_path)
     windows, dead = session.trainer._windows, threading.Event()
 
-    class Mortal(AbstractWindows):
+    class FailingWindows(AbstractWindows):
         length, fingerprint = windows.length, windows.fingerprint
 
         def batch(self, first: int, count: int) -> Tensor:
@@ -553,7 +554,7 @@ def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Pa
         if report.step == 6:
             dead.set()
 
-    session.trainer._windows = Mortal()
+    session.trainer._windows = FailingWindows()
     with pytest.raises(ValueError, match="worker that reads text died"):
         session.execute(StopRequest(), (kill,))
     assert CheckpointStore(tmp_path).steps() == [0, 5]
@@ -563,7 +564,7 @@ def test_an_error_of_the_text_ends_a_run_and_leaves_the_last_checkpoint(text: Pa
 # -- what cannot go on ----------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: Path) -> None:
+def test_resume_rejects_changed_recipe_or_text(text: Path, tmp_path: Path) -> None:
     table, folder = _table(text), tmp_path / "run"
     _execute(table, folder, 3)
     found = find_resume_point(folder)
@@ -596,7 +597,7 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_text(text: Path, tmp_path: P
         text.write_text(before)
 
 
-def test_a_run_that_is_over_does_not_go_on(text: Path, tmp_path: Path) -> None:
+def test_resume_refuses_finished_run(text: Path, tmp_path: Path) -> None:
     _execute(_table(text, run={"steps": 3}), tmp_path / "over")
     with pytest.raises(ValueError, match=r"come to its end, after 3 steps.*--from"):
         find_resume_point(tmp_path / "over")
@@ -607,7 +608,7 @@ def test_a_run_that_is_over_does_not_go_on(text: Path, tmp_path: Path) -> None:
         find_resume_point(tmp_path / "model")
 
 
-def test_minutes_go_on_where_they_were(text: Path, tmp_path: Path) -> None:
+def test_resume_continues_elapsed_seconds(text: Path, tmp_path: Path) -> None:
     table = _table(text, run={"steps": None, "minutes": 60.0})
     _execute(table, tmp_path, 3)
     found = find_resume_point(tmp_path)
@@ -673,7 +674,7 @@ def _wait_for(process: subprocess.Popen[str], log: Path, steps: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_scheduler_stops_a_run_and_starts_it_again(
+def test_run_stopped_by_sigterm_resumes_bit_identical(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, output = _recipe(text, tmp_path, 150), tmp_path / "run"
@@ -693,16 +694,14 @@ def test_a_scheduler_stops_a_run_and_starts_it_again(
     table = Recipe.load(recipe).to_table()
     rest, whole = _execute(table, output), _execute(table, tmp_path / "whole")
     assert [report.loss for report in rest] == [report.loss for report in whole[stopped:]]
-    _same(output, tmp_path / "whole")
+    _assert_same_checkpoints(output, tmp_path / "whole")
     assert main(["train", "--output", str(output), "--resume"]) == 2
     assert "come to its end, after 150 steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
-    text: Path, tmp_path: Path, optimizer: str
-) -> None:
+def test_run_killed_repeatedly_ends_bit_identical(text: Path, tmp_path: Path, optimizer: str) -> None:
     recipe, output = _recipe(text, tmp_path, 120, optimizer), tmp_path / "run"
     chance, kills, log = random.Random(optimizer), 0, output / "metrics.jsonl"
     while True:
@@ -718,12 +717,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     assert (process.returncode, err) == (0, "")
     assert kills >= 3
     _execute(Recipe.load(recipe).to_table(), tmp_path / "whole")
-    _same(output, tmp_path / "whole")
+    _assert_same_checkpoints(output, tmp_path / "whole")
     assert [json.loads(line).get("step") for line in log.read_text().splitlines()] == list(range(1, 121))
 
 
-def test_finetuning_may_begin_with_what_the_optimizers_remember(text: Path, tmp_path: Path) -> None:
-    """The same weights, average and moments on other text; steps begin at 0, or go on."""
+def test_trainer_inherits_optimizer_state_for_finetuning(text: Path, tmp_path: Path) -> None:
+    """Weights, average and moments are kept for other text. The steps begin at 0 or continue."""
     table = _table(text, run={"steps": 4, "save_steps": None}, network={"dropout": 0.0})
     _execute(table, tmp_path / "first")
     memory = memory_of(str(tmp_path / "first"))

@@ -1,4 +1,4 @@
-"""Costs of single rows: the same numbers and gradients as the plain formulas, without ever holding all rows."""
+"""Row-wise costs: values and gradients equal the plain formulas, without a tensor of all rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CASES = {
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows at a time."""
+    """Process five rows per piece."""
     monkeypatch.setattr(rows, "PIECE", 5 * (WORDS + 1))
 
 
@@ -75,8 +75,8 @@ def made(case: str, two_stream: bool):
     return denoiser, objective, corruption(x_0, times, draw)
 
 
-def plainly(objective, denoiser, canvas):
-    """Every term on all its rows at once, differentiated by autograd."""
+def plain_loss(objective, denoiser, canvas):
+    """The loss with every term on all rows at once, differentiated by autograd."""
     canvas = canvas.without_lookback_positions(denoiser)
     prediction = canvas.predict(denoiser)
     total = torch.zeros((), dtype=torch.float64)
@@ -86,27 +86,27 @@ def plainly(objective, denoiser, canvas):
     return total
 
 
-def slopes(loss, denoiser):
+def gradients_of(loss, denoiser):
     return torch.autograd.grad(loss, list(denoiser.parameters()), allow_unused=True)
 
 
 @pytest.mark.parametrize(
     ("case", "two_stream"), list(zip(CASES, itertools.cycle([True, False]), strict=False))
 )
-def test_pieces_are_the_plain_formula(case, two_stream, small_pieces):
+def test_objective_in_pieces_equals_plain_formula(case, two_stream, small_pieces):
     denoiser, objective, canvas = made(case, two_stream)
-    expected = plainly(objective, denoiser, canvas)
-    wanted = slopes(expected, denoiser)
+    expected = plain_loss(objective, denoiser, canvas)
+    wanted = gradients_of(expected, denoiser)
     assert float(expected.detach().abs()) > 0.1
     positions = canvas.x_0.numel()
     for loss in (objective(denoiser, canvas).sum(), positions * objective.mean(denoiser, canvas)):
         torch.testing.assert_close(loss, expected, **TIGHT)
-        for found, slope in zip(slopes(loss, denoiser), wanted, strict=True):
+        for found, slope in zip(gradients_of(loss, denoiser), wanted, strict=True):
             torch.testing.assert_close(found, slope, **TIGHT)
 
 
-def test_a_cross_entropy_is_that_of_torch(small_pieces):
-    """Rows of weight, words only, with and without a bias; and the gradient follows what comes from above."""
+def test_rows_cross_entropy_equals_torch(small_pieces):
+    """Weighted rows, words only, with and without bias. The gradient includes the upstream gradient."""
     numbers = torch.Generator().manual_seed(1)
     hidden, matrix = (torch.randn(size, 4, generator=numbers).double() for size in (17, WORDS + 1))
     bias, weight = (torch.randn(size, generator=numbers).double() for size in (WORDS + 1, 17))
@@ -124,8 +124,8 @@ def test_a_cross_entropy_is_that_of_torch(small_pieces):
             torch.testing.assert_close(ours, theirs, **TIGHT)
 
 
-def test_a_gradient_is_given_once(small_pieces):
-    """It is kept nowhere, so asking again is refused and not answered with what the first asker may have changed."""
+def test_rows_cross_entropy_rejects_second_backward(small_pieces):
+    """The gradient is not stored, so a second backward pass is refused."""
     hidden, matrix = torch.randn(5, 4).requires_grad_(), torch.randn(WORDS, 4)
     loss = rows.cross_entropy(hidden, matrix, None, torch.zeros(5, dtype=torch.long), torch.ones(5), WORDS)
     loss.backward(retain_graph=True)
@@ -133,7 +133,7 @@ def test_a_gradient_is_given_once(small_pieces):
         loss.backward()
 
 
-def test_next_token_prediction_is_its_formula(small_pieces):
+def test_next_token_loss_equals_cross_entropy(small_pieces):
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
     x_0 = torch.randint(WORDS, (BATCH, LENGTH), generator=torch.Generator().manual_seed(2))
     causal = torch.ones(LENGTH - 1, LENGTH - 1, dtype=torch.bool).tril()[None]
@@ -142,13 +142,13 @@ def test_next_token_prediction_is_its_formula(small_pieces):
     nothing = torch.zeros(BATCH, 1, dtype=torch.float64)
     found = NextToken(BATCH).loss(denoiser, x_0, nothing, nothing.expand(x_0.shape))
     torch.testing.assert_close(found, expected, **TIGHT)
-    for ours, theirs in zip(slopes(found, denoiser), slopes(expected, denoiser), strict=True):
+    for ours, theirs in zip(gradients_of(found, denoiser), gradients_of(expected, denoiser), strict=True):
         torch.testing.assert_close(ours, theirs, **TIGHT)
 
 
 @pytest.mark.parametrize("end", [None, 3])
-def test_next_token_layout_gives_the_numbers_of_one_causal_pass(small_pieces, end):
-    """To the bit: the loss and the gradients of a pass with a mask made by hand, without a canvas."""
+def test_next_token_loss_is_bit_identical_to_causal_pass(small_pieces, end):
+    """Loss and gradients are bit-identical to those of a pass with a handmade mask."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
     x_0 = torch.randint(WORDS, (BATCH, LENGTH), generator=torch.Generator().manual_seed(4))
     before, after = x_0[:, :-1], x_0[:, 1:]
@@ -163,11 +163,11 @@ def test_next_token_layout_gives_the_numbers_of_one_causal_pass(small_pieces, en
     nothing = torch.zeros(BATCH, 1, dtype=torch.float64)
     found = NextToken(BATCH, end).loss(denoiser, x_0, nothing, nothing.expand(x_0.shape))
     assert torch.equal(found, expected)
-    for ours, theirs in zip(slopes(found, denoiser), slopes(expected, denoiser), strict=True):
+    for ours, theirs in zip(gradients_of(found, denoiser), gradients_of(expected, denoiser), strict=True):
         assert torch.equal(ours, theirs)
 
 
-class Largest(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):
     """Remembers the largest tensor that any operation made, in bytes."""
 
     def __init__(self) -> None:
@@ -183,8 +183,8 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
-def test_no_tensor_holds_the_vocabulary_of_every_position(family, monkeypatch):
-    """Nor all pairs of positions of every head: forward and backward, in float32 as in float64."""
+def test_loss_makes_no_tensor_of_positions_times_vocabulary(family, monkeypatch):
+    """Also no tensor holds all pairs of positions of every head, in the forward and backward passes."""
     words, length, heads, batch = 2000, 128, 16, 2
     monkeypatch.setattr(rows, "PIECE", 16 * words)
     process = EpsilonHybrid(words, 0.01) if family == "epsilon" else GammaHybrid(words, 0.05)
@@ -205,11 +205,11 @@ def test_no_tensor_holds_the_vocabulary_of_every_position(family, monkeypatch):
         torch.rand(batch, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         for n in (corruption.num_times, length)
     )
-    with Largest() as largest:
+    with LargestTensor() as largest:
         objective.mean(denoiser, corruption(x_0, times, draw)).backward()
     everybody = batch * length * (words + 1) * 4
     pairs = batch * heads * (2 * length) ** 2 * 4
     assert largest.bytes < min(everybody, pairs) / 2
-    with Largest() as plain:
-        plainly(objective, denoiser, corruption(x_0, times, draw)).backward()
+    with LargestTensor() as plain:
+        plain_loss(objective, denoiser, corruption(x_0, times, draw)).backward()
     assert plain.bytes > everybody / 2

@@ -1,4 +1,4 @@
-"""What the sampler computes beside the network does not grow, and steps at which nothing happens are skipped."""
+"""The cost of the sampler itself does not grow with the canvas, and steps without a change are skipped."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from tests.tiny import tiny_denoiser
 WORDS = 50
 
 
-def operations(length: int, width: int, num_levels: int, name: str = "original") -> float:
-    """Operations beside the network, for a call of it."""
+def sampler_operations_per_call(length: int, width: int, num_levels: int, name: str = "original") -> float:
+    """The number of operators outside the network per network call."""
     denoiser = tiny_denoiser(EpsilonHybrid(WORDS, 0.1))
     step = Ancestral(Absorbing(WORDS))
     return outside(denoiser, lambda: sample(denoiser, Regime(Block(length, width, num_levels)), step))
 
 
-def test_a_call_of_the_network_takes_at_most_eighty_operations_of_the_sampler() -> None:
-    assert operations(64, 16, 16) <= 80
+def test_sampler_makes_at_most_80_operations_per_network_call() -> None:
+    assert sampler_operations_per_call(64, 16, 16) <= 80
 
 
 @pytest.mark.parametrize(("length", "num_levels"), [(192, 16), (64, 64)], ids=["length", "steps"])
-def test_operations_of_the_sampler_do_not_grow(length: int, num_levels: int) -> None:
-    assert operations(length, 16, num_levels) <= 1.02 * operations(64, 16, 16)
+def test_sampler_operations_do_not_grow_with_length_and_steps(length: int, num_levels: int) -> None:
+    assert sampler_operations_per_call(length, 16, num_levels) <= 1.02 * sampler_operations_per_call(
+        64, 16, 16
+    )
 
 
-def test_a_planned_step_is_called_only_where_a_mask_falls() -> None:
-    """Along 200 steps for 8 positions, at most 8 calls; each lifts a mask."""
+def test_planned_step_is_called_only_when_it_unmasks() -> None:
+    """A schedule of 200 steps for 8 positions calls the step at most 8 times, and each call unmasks a position."""
     denoiser = tiny_denoiser(Absorbing(WORDS))
     lifted: list[int] = []
 
-    class Counting:
+    class CountingStep:
         remasks = False
         events = Ancestral().events
 
@@ -46,12 +48,12 @@ def test_a_planned_step_is_called_only_where_a_mask_falls() -> None:
             lifted.append(int((new != x).sum()))
             return new
 
-    sample(denoiser, Regime(flat(8, 200)), Counting())
+    sample(denoiser, Regime(flat(8, 200)), CountingStep())
     assert sum(lifted) == 8
     assert min(lifted) >= 1
 
 
-def test_a_chain_with_a_step_that_is_not_planned_acts_at_every_step() -> None:
+def test_chain_with_unplanned_step_is_called_at_every_step() -> None:
     steps: list[int] = []
 
     def record(x: Tensor, move: Move) -> Tensor:

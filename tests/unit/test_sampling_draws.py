@@ -1,4 +1,4 @@
-"""Draws are exact: every index has the measure of its weight, down to the tail."""
+"""Draws are exact: every index has a probability proportional to its weight, also in the tail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hdlm.randomness import Randomness
 from hdlm.sampling import draw_index, draw_word
 
 
-def test_each_index_gets_the_measure_of_its_weight() -> None:
+def test_draw_index_gives_each_index_its_weight() -> None:
     weights = torch.tensor([[0.5, 0.0, 2.0, 1.5]])
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     drawn = draw_index(weights.expand(4000, -1), grid)
@@ -17,7 +17,7 @@ def test_each_index_gets_the_measure_of_its_weight() -> None:
     assert counts.tolist() == [500, 0, 2000, 1500]
 
 
-def test_the_tail_of_a_large_vocabulary_is_reached_where_float32_gumbel_noise_cannot() -> None:
+def test_draw_index_reaches_tail_of_float64_weights() -> None:
     weights = torch.full((1, 50_000), 1e-12, dtype=torch.float64)
     weights[0, 0] = 1.0
     tail = weights[0, 1:].sum() / weights.sum()
@@ -26,7 +26,7 @@ def test_the_tail_of_a_large_vocabulary_is_reached_where_float32_gumbel_noise_ca
     assert draw_index(weights, (1 - 1.5 * tail)[None]).item() == 0
 
 
-def test_a_tail_in_float32_has_its_probability_where_float32_gumbel_noise_never_goes() -> None:
+def test_draw_index_gives_tail_of_float32_weights_its_probability() -> None:
     """50,000 words that are together drawn once in 10,000 times: half of the numbers of the last 1/5,000 hit them."""
     words = 50_000
     weights = torch.full((words + 1,), 2.0**-29, dtype=torch.float32)
@@ -49,7 +49,7 @@ def test_a_tail_in_float32_has_its_probability_where_float32_gumbel_noise_never_
 
 
 @pytest.mark.parametrize("size", [1, 5, 255, 256, 257, 600, 1024])
-def test_two_levels_are_one_sum(size: int) -> None:
+def test_draw_index_equals_search_in_cumulative_sum(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     weights = torch.rand(500, size, generator=generator, dtype=torch.float64)
     weights[:, ::3] = 0.0
@@ -61,12 +61,12 @@ def test_two_levels_are_one_sum(size: int) -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
-def test_the_ends_never_fall_on_a_word_without_weight(uniform: float) -> None:
+def test_draw_index_never_draws_index_of_weight_zero(uniform: float) -> None:
     weights = torch.tensor([[0.0, 3.0, 1e-300, 0.0]], dtype=torch.float64)
     assert draw_index(weights, torch.tensor([uniform], dtype=torch.float64)).item() in {1, 2}
 
 
-def test_words_are_equally_likely() -> None:
+def test_draw_word_is_uniform() -> None:
     grid = (torch.arange(700, dtype=torch.float64) + 0.5) / 700
     assert torch.bincount(draw_word(7, grid)).tolist() == [100] * 7
     assert draw_word(7, torch.tensor([1 - 2.0**-53], dtype=torch.float64)).item() == 6

@@ -54,7 +54,7 @@ def denoiser(
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_prompts_stay_and_words_come(name: str, schedule: AbstractHyperschedule) -> None:
+def test_sample_keeps_prompt_and_writes_words(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     done = sample(
         model, Regime(schedule), algorithm(name, model.process, 0.3), num_sequences=3, prompt=PROMPT
@@ -66,7 +66,7 @@ def test_prompts_stay_and_words_come(name: str, schedule: AbstractHyperschedule)
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("name", ["acs", "exact", "gibbs", "analytic", "first_hitting"])
-def test_cache_and_batches_change_no_token(name: str, schedule: AbstractHyperschedule) -> None:
+def test_sample_tokens_do_not_depend_on_cache_and_batch(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     step = algorithm(name, model.process, 0.3)
     once = sample(model, Regime(schedule), step, num_sequences=3, seed=4, prompt=PROMPT)
@@ -93,7 +93,7 @@ def test_cache_and_batches_change_no_token(name: str, schedule: AbstractHypersch
 
 
 @pytest.mark.parametrize("schedule", [Block(LENGTH, 4, 2), autoregressive(LENGTH)], ids=str)
-def test_a_shifted_network_with_a_cache(schedule: AbstractHyperschedule) -> None:
+def test_sample_of_shifted_network_does_not_depend_on_cache(schedule: AbstractHyperschedule) -> None:
     model = denoiser(parameterization=Shifted(Mean()))
     step = algorithm("original", model.process)
     kept = sample(model, Regime(schedule), step, num_sequences=4, prompt=PROMPT)
@@ -105,25 +105,25 @@ def test_a_shifted_network_with_a_cache(schedule: AbstractHyperschedule) -> None
         sample(model, Regime(schedule), step)
 
 
-def test_autoregression_asks_once_a_token_and_reads_the_prompt_in_one_go() -> None:
+def test_autoregressive_sample_makes_one_call_per_written_token() -> None:
     model = denoiser(Absorbing(WORDS))
     done = sample(model, Regime(autoregressive(LENGTH)), algorithm("original", model.process), prompt=PROMPT)
     assert done.num_evaluations == LENGTH - 2
 
 
-def test_first_hitting_asks_at_most_once_a_token() -> None:
+def test_first_hitting_makes_at_most_one_call_per_token() -> None:
     model = denoiser(Absorbing(WORDS))
     asked = sample(model, Regime(flat(LENGTH, 2)), FirstHitting()).num_evaluations
     assert asked <= LENGTH
 
 
-def test_first_hitting_refuses_words_that_do_not_wait() -> None:
+def test_first_hitting_rejects_process_that_changes_words() -> None:
     model = denoiser(GammaHybrid(WORDS, 0.2), LogScore())
     with pytest.raises(ValueError, match="words wait"):
         sample(model, Regime(flat(LENGTH, 2)), FirstHitting())
 
 
-def test_infilling_keeps_both_sides() -> None:
+def test_infill_keeps_given_tokens() -> None:
     model = denoiser()
     prompt = Prompt.infill([5, WORDS, WORDS, 2, WORDS, 7, 7, 0], blank=WORDS)
     done = sample(
@@ -134,7 +134,7 @@ def test_infilling_keeps_both_sides() -> None:
         Prompt.infill([1, 2], blank=WORDS)
 
 
-def test_seeds_matter_and_repeat() -> None:
+def test_sample_seed_repeats_tokens() -> None:
     model = denoiser()
     step = algorithm("original", model.process)
     first, again, other = (sample(model, Regime(flat(LENGTH, 4)), step, seed=s).tokens for s in (1, 1, 2))
@@ -142,7 +142,7 @@ def test_seeds_matter_and_repeat() -> None:
     assert not torch.equal(first, other)
 
 
-def test_a_trace_tells_every_change_and_its_reason() -> None:
+def test_trace_records_every_change_with_reason() -> None:
     model = denoiser()
     trace = Trace(WORDS)
     frames: list[Frame] = []
@@ -162,7 +162,7 @@ def test_a_trace_tells_every_change_and_its_reason() -> None:
     assert all((frame.before == frame.after)[~frame.moving].all() for frame in frames)
 
 
-def test_guidance_of_scale_zero_changes_nothing_and_more_does() -> None:
+def test_guidance_scale_changes_tokens_unless_zero() -> None:
     model = denoiser()
     step = algorithm("original", model.process)
     schedule = Block(LENGTH, 4, 2)
@@ -173,7 +173,7 @@ def test_guidance_of_scale_zero_changes_nothing_and_more_does() -> None:
     assert not torch.equal(plain.tokens, much.tokens)
 
 
-def test_bad_input_is_named() -> None:
+def test_sample_and_prompt_reject_bad_input() -> None:
     model = denoiser()
     step = algorithm("original", model.process)
     with pytest.raises(ValueError, match="Did you mean 'remdm'"):
@@ -190,7 +190,7 @@ def test_bad_input_is_named() -> None:
         sample(model, Regime(flat(LENGTH, 2)), step, num_sequences=0)
 
 
-def test_a_correction_that_never_acts_changes_no_word() -> None:
+def test_acs_of_tiny_eta_equals_original() -> None:
     model = denoiser()
     plain, corrected = (
         sample(
@@ -205,7 +205,7 @@ def test_a_correction_that_never_acts_changes_no_word() -> None:
     assert torch.equal(plain.tokens, corrected.tokens)
 
 
-def test_parts_of_nested_steps_have_random_numbers_of_their_own() -> None:
+def test_nested_chain_steps_have_distinct_random_streams() -> None:
     streams = set()
 
     def record(x: Tensor, move: Move) -> Tensor:

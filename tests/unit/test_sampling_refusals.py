@@ -1,4 +1,4 @@
-"""Numbers that make no distribution are refused by name, and answers of a network that are none, with the place."""
+"""Invalid options are refused by name, and nonfinite network outputs with their position."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ NAMED: list[tuple[Callable[[Any], Any], str]] = [
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 @pytest.mark.parametrize(("build", "name"), NAMED, ids=[name for _, name in NAMED])
-def test_numbers_out_of_range_are_refused_by_name(
+def test_constructors_reject_nonfinite_and_negative_numbers(
     build: Callable[[Any], Any], name: str, value: float
 ) -> None:
     with pytest.raises(ValueError, match=name) as refused:
@@ -83,7 +83,7 @@ def test_numbers_out_of_range_are_refused_by_name(
 
 
 @pytest.mark.parametrize("temperature", [1e-39, 1e39, 1e-300])
-def test_a_temperature_that_float32_does_not_hold_is_refused(temperature: float) -> None:
+def test_temperature_outside_float32_range_is_refused(temperature: float) -> None:
     with pytest.raises(
         ValueError, match=r"`temperature` must be 0, or lie in \[1.2e-38, 3.4e38\]|3.4e\+38"
     ) as refused:
@@ -113,8 +113,8 @@ EXTREME: list[Transform] = [
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4, 1e30])
 @pytest.mark.parametrize("transform", EXTREME, ids=repr)
-def test_every_transform_that_can_be_made_leaves_a_distribution(transform: Transform, scale: float) -> None:
-    """Of sharp distributions, of flat ones, and of those in which words are impossible; the mask stays so."""
+def test_extreme_transforms_give_distributions(transform: Transform, scale: float) -> None:
+    """The test covers sharp, flat and partly impossible distributions. The mask keeps probability zero."""
     raw = scale * torch.randn(40, WORDS, generator=torch.Generator().manual_seed(1))
     raw[:8, :3] = -torch.inf
     log_p = torch.nn.functional.pad(raw.log_softmax(-1), (0, 1), value=-torch.inf)
@@ -125,8 +125,8 @@ def test_every_transform_that_can_be_made_leaves_a_distribution(transform: Trans
 
 
 # --- networks that answer with no number -----------------------------------------------------------------------------
-class Broken(AbstractDenoiser):
-    """Answers with `value` at one position, from some step on."""
+class NonFiniteDenoiser(AbstractDenoiser):
+    """Returns `value` at position 4 where the noise is below `below`."""
 
     def __init__(
         self,
@@ -149,11 +149,11 @@ class Broken(AbstractDenoiser):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_network_that_answers_with_no_number_is_named_with_the_place(name: str, value: float) -> None:
+def test_sample_names_position_of_nonfinite_output(name: str, value: float) -> None:
     process = EpsilonHybrid(WORDS, 0.2)
     with pytest.raises(ValueError, match=r"position 4 of sequence 7 in step 0 is not finite"):
         sample(
-            Broken(process, Mean(), value),
+            NonFiniteDenoiser(process, Mean(), value),
             Regime(flat(LENGTH, 1)),
             algorithm(name, process, 0.5),
             execution=Execution(first_sequence=7),
@@ -163,24 +163,24 @@ def test_a_network_that_answers_with_no_number_is_named_with_the_place(name: str
 @pytest.mark.parametrize("reading", [LeaveOneOut(), LogScore()], ids=repr)
 @pytest.mark.parametrize("name", ["exact", "analytic", "euler", "gibbs"])
 @pytest.mark.parametrize("process", [Uniform(WORDS), GammaHybrid(WORDS, 0.5)], ids=repr)
-def test_so_it_is_where_words_are_read(
+def test_sample_names_nonfinite_output_at_written_words(
     name: str, process: AbstractNoiseProcess, reading: AbstractParameterization
 ) -> None:
-    """A word of uniform noise used to stay for ever."""
+    """Regression: a word of uniform noise was never replaced."""
     with pytest.raises(ValueError, match=r"position 4 of sequence [01] in step \d is not finite"):
         sample(
-            Broken(process, reading, math.nan),
+            NonFiniteDenoiser(process, reading, math.nan),
             Regime(flat(LENGTH, 3)),
             algorithm(name, process, 0.5),
             num_sequences=2,
         )
 
 
-def test_the_step_is_that_of_the_sequence() -> None:
+def test_nonfinite_output_error_names_step_of_sequence() -> None:
     process = Absorbing(WORDS)
     with pytest.raises(ValueError, match=r"position 4 of sequence \d in step 3"):
         sample(
-            Broken(process, Mean(), math.nan),
+            NonFiniteDenoiser(process, Mean(), math.nan),
             Regime(Block(LENGTH, 3, 3)),
             algorithm("analytic", process),
             num_sequences=3,
@@ -190,7 +190,7 @@ def test_the_step_is_that_of_the_sequence() -> None:
 # --- draws -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("size", [1, 5, 256, 257, 700])
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
-def test_a_row_without_weight_is_an_error_that_names_it(size: int, bad: float) -> None:
+def test_draw_index_names_row_without_weight(size: int, bad: float) -> None:
     weights = torch.ones(3, size)
     weights[1] = bad
     uniform = torch.tensor([0.0, 0.999, 1 - 2.0**-53], dtype=torch.float64)
@@ -200,8 +200,8 @@ def test_a_row_without_weight_is_an_error_that_names_it(size: int, bad: float) -
 
 @pytest.mark.parametrize("size", [1, 5, 255, 256, 257, 700])
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, -math.inf])
-def test_no_index_ever_lies_outside_the_row(size: int, bad: float) -> None:
-    """An index behind the row is an assertion of the device on CUDA, which ends the process."""
+def test_draw_checked_index_lies_in_row_for_bad_weights(size: int, bad: float) -> None:
+    """On CUDA an index outside the row is a device assertion, which ends the process."""
     generator = torch.Generator().manual_seed(size)
     weights = torch.rand(200, size, generator=generator)
     weights[::2] = bad
@@ -214,8 +214,8 @@ def test_no_index_ever_lies_outside_the_row(size: int, bad: float) -> None:
 # --- scores that no distribution has ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["analytic", "euler"])
 @pytest.mark.parametrize("mask", [-3.0, 0.0, 8.0])
-def test_any_score_is_a_step_back_under_gidd(name: str, mask: float) -> None:
-    """A large score of the mask used to leave no word at `s = 0`."""
+def test_gidd_sample_of_any_score_gives_words(name: str, mask: float) -> None:
+    """Regression: a large score of the mask left no word at `s = 0`."""
     process = GIDD(WORDS, 0.3)
     raw = torch.randn(LENGTH, WORDS + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     raw[:, -1] = mask
@@ -231,7 +231,7 @@ def test_any_score_is_a_step_back_under_gidd(name: str, mask: float) -> None:
     [Absorbing(WORDS), Uniform(WORDS), EpsilonHybrid(WORDS, 0.2), GammaHybrid(WORDS, 0.4), GIDD(WORDS, 0.3)],
     ids=repr,
 )
-def test_the_last_analytic_step_is_a_distribution_over_words(process: AbstractNoiseProcess) -> None:
+def test_tweedie_at_time_zero_is_distribution_over_words(process: AbstractNoiseProcess) -> None:
     """For every positive score; for a true one it is `p(x_0 | x_t)`."""
     generator = torch.Generator().manual_seed(3)
     score = (3 * torch.randn(400, WORDS + 1, generator=generator, dtype=torch.float64)).exp()

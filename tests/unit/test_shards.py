@@ -1,4 +1,4 @@
-"""Text that is tokenised once: shards, their manifest, what happens to those who are killed, and the command."""
+"""Shards: their tokens and manifest, resuming, damaged folders, and `hdlm tokenize`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write(tokenizer: Tokenizer, text: Path, tmp_path: Path) -> Callable[..., Sha
 # -- what is in them ------------------------------------------------------------------------------------------
 
 
-def test_shards_hold_the_tokens_of_the_text(write, tokenizer, tmp_path) -> None:
+def test_write_shards_holds_tokens_of_text(write, tokenizer, tmp_path) -> None:
     shards = write()
     whole = tokenise(tokenizer, DOCUMENTS)
     assert torch.equal(shards.tokens("train")[:], whole.tokens)
@@ -72,7 +72,7 @@ def test_shards_hold_the_tokens_of_the_text(write, tokenizer, tmp_path) -> None:
         shards.head("validation", 10)
 
 
-def test_a_share_is_set_aside_by_the_text_of_its_documents(write, tokenizer) -> None:
+def test_validation_share_depends_on_text_of_documents(write, tokenizer) -> None:
     shards = write(share=0.2)
     parts = {side: shards.tokens(side)[:].tolist() for side in ("train", "validation")}
     found = {side: set(tokenizer.documents(ids)) for side, ids in parts.items()}
@@ -83,7 +83,7 @@ def test_a_share_is_set_aside_by_the_text_of_its_documents(write, tokenizer) -> 
     assert {piece.text for piece, aside in again if aside} == found["validation"]
 
 
-def test_a_long_document_is_set_aside_in_stretches(tokenizer) -> None:
+def test_split_pieces_splits_long_document_in_stretches(tokenizer) -> None:
     text = " ".join(DOCUMENTS)
     pieces = list(pieces_of([text], 16))
     sided = list(split_pieces(pieces, 0.3))
@@ -94,7 +94,7 @@ def test_a_long_document_is_set_aside_in_stretches(tokenizer) -> None:
     assert sided[-1].piece.last
 
 
-def test_one_side_can_be_had_without_the_rest(text, tokenizer, write) -> None:
+def test_first_tokens_gives_one_side_of_the_split(text, tokenizer, write) -> None:
     shards = write(share=0.2)
     for side in ("train", "validation"):
         head = first_tokens(corpus(str(text)), tokenizer, 10**6, 0.2, aside=side == "validation")
@@ -103,13 +103,13 @@ def test_one_side_can_be_had_without_the_rest(text, tokenizer, write) -> None:
     assert len(first_tokens(corpus(str(text)), tokenizer, 30).tokens) < 10**4
 
 
-def test_a_sample_is_drawn_from_all_of_the_text(text) -> None:
+def test_sample_of_covers_whole_text(text) -> None:
     sample = list(sample_of(corpus(str(text)), 2000))
     assert 1000 < sum(map(len, sample)) < 2100
     assert set(sample) & set(DOCUMENTS[100:])
 
 
-def test_encoding_is_in_order_in_batches_of_any_size(tokenizer, monkeypatch) -> None:
+def test_encoded_keeps_order_for_any_batch_size(tokenizer, monkeypatch) -> None:
     pieces = [Piece(document, True, True) for document in DOCUMENTS]
     monkeypatch.setattr("hdlm.data.encoding._MOST", 7)
     ids = [row.tolist() for _, row in encoded(tokenizer, split_pieces(pieces, 0.0))]
@@ -137,7 +137,7 @@ write_shards(corpus(str(folder / "text.jsonl")), tokenizer, folder / "shards", s
 """
 
 
-def test_whoever_is_killed_goes_on_behind_the_last_shard(text, tokenizer, tmp_path, write) -> None:
+def test_write_shards_resumes_after_sigkill(text, tokenizer, tmp_path, write) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "150"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -158,9 +158,7 @@ def test_whoever_is_killed_goes_on_behind_the_last_shard(text, tokenizer, tmp_pa
     assert shards.manifest == fresh.manifest
 
 
-def test_whoever_is_killed_before_the_first_shard_leaves_a_tokenizer(
-    write, tokenizer, tmp_path, monkeypatch
-) -> None:
+def test_write_shards_writes_tokenizer_before_first_manifest(write, tokenizer, tmp_path, monkeypatch) -> None:
     def dies(manifest: Manifest, folder: Path) -> None:
         assert Tokenizer.load(folder / "tokenizer.json").to_json() == tokenizer.to_json()
         raise KeyboardInterrupt
@@ -172,7 +170,7 @@ def test_whoever_is_killed_before_the_first_shard_leaves_a_tokenizer(
     assert len(write().tokens("train")) > 0
 
 
-def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
+def test_write_shards_detects_text_changed_while_writing(write, text) -> None:
     def grows(progress: TokenizationProgress) -> None:
         if progress.tokens > SHARD:
             text.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(9)))
@@ -184,7 +182,7 @@ def test_text_that_changes_meanwhile_is_seen(write, text) -> None:
     assert write(renew=True).manifest.complete
 
 
-def test_one_process_works_at_a_time(write, tmp_path) -> None:
+def test_write_shards_locks_its_folder(write, tmp_path) -> None:
     def looks(progress: TokenizationProgress) -> None:
         with pytest.raises(Timeout):
             FileLock(tmp_path / "shards" / ".lock").acquire(timeout=0)
@@ -193,14 +191,14 @@ def test_one_process_works_at_a_time(write, tmp_path) -> None:
     FileLock(tmp_path / "shards" / ".lock").acquire(timeout=0)
 
 
-def test_what_is_there_is_not_made_again(write, monkeypatch) -> None:
+def test_write_shards_reuses_finished_shards(write, monkeypatch) -> None:
     first = write()
     monkeypatch.setattr("hdlm.data.shards.encoded", None)
     monkeypatch.setattr("hdlm.data.shards._hash", None)
     assert write().manifest == first.manifest
 
 
-def test_a_shard_that_is_cut_off_is_seen_and_made_anew(write, tmp_path) -> None:
+def test_truncated_shard_is_detected_and_rewritten(write, tmp_path) -> None:
     whole = write()
     file = tmp_path / "shards" / "00001.npy"
     with file.open("r+b") as opened:
@@ -215,7 +213,7 @@ def test_a_shard_that_is_cut_off_is_seen_and_made_anew(write, tmp_path) -> None:
         Shards.open(tmp_path / "shards").verify()
 
 
-def test_shards_of_something_else_are_refused_or_replaced(write, text, tokenizer, tmp_path) -> None:
+def test_write_shards_refuses_shards_of_other_text_or_tokenizer(write, text, tokenizer, tmp_path) -> None:
     folder = tmp_path / "shards"
     before = write().manifest
     other = train_tokenizer(DOCUMENTS, 290)
@@ -235,7 +233,7 @@ def test_shards_of_something_else_are_refused_or_replaced(write, text, tokenizer
     assert "ending" in tokenizer.decode(renewed.tokens("train")[:10].tolist())
 
 
-def test_folders_that_hold_something_else_are_left_alone(write, tmp_path) -> None:
+def test_write_shards_refuses_folder_of_other_files(write, tmp_path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="other files"):
@@ -257,7 +255,7 @@ def test_folders_that_hold_something_else_are_left_alone(write, tmp_path) -> Non
     stop=st.integers(0, 40),
 )
 @settings(max_examples=25, deadline=None)
-def test_mapped_tokens_read_like_one_row(sizes, start, stop) -> None:
+def test_mapped_tokens_equal_one_tensor(sizes, start, stop) -> None:
     row = torch.arange(sum(sizes))
     mapped = MappedTokens([part.numpy().astype(np.uint16) for part in row.split(sizes)], "x")
     assert len(mapped) == len(row)
@@ -268,14 +266,14 @@ def test_mapped_tokens_read_like_one_row(sizes, start, stop) -> None:
 @pytest.mark.parametrize(
     ("size", "seed", "epoch"), [(1, 0, 0), (2, 5, 1), (3, 0, 2), (64, 0, 0), (129, 2**64 - 1, 3)]
 )
-def test_long_orders_are_orders_too(size, seed, epoch, monkeypatch) -> None:
+def test_shuffled_of_long_order_is_permutation(size, seed, epoch, monkeypatch) -> None:
     monkeypatch.setattr("hdlm.data.order.SORTED", 0)
     parts = torch.arange(size).split(50)
     order = torch.cat([shuffled(seed, epoch, size, part, 1) for part in parts])
     assert order.sort().values.tolist() == list(range(size))
 
 
-def test_a_long_order_is_random_and_takes_no_memory() -> None:
+def test_shuffled_of_long_order_is_random_and_fast() -> None:
     size = 10**12
     began = time.perf_counter()
     order = shuffled(3, 0, size, torch.arange(2000), 1)
@@ -288,7 +286,7 @@ def test_a_long_order_is_random_and_takes_no_memory() -> None:
         assert not torch.equal(order, shuffled(seed, epoch, size, torch.arange(2000), stream)), other
 
 
-def test_fingerprints_tell_texts_apart(write, tmp_path) -> None:
+def test_windows_fingerprint_distinguishes_texts(write, tmp_path) -> None:
     tokens = write().tokens("train")
     same = Windows(Shards.open(tmp_path / "shards").tokens("train"), 8, 0)
     assert Windows(tokens, 8, 0).fingerprint == same.fingerprint
@@ -304,7 +302,7 @@ def test_fingerprints_tell_texts_apart(write, tmp_path) -> None:
 # -- the command ----------------------------------------------------------------------------------------------
 
 
-def test_the_command(text, tokenizer, tmp_path, capsys) -> None:
+def test_tokenize_command_writes_shards(text, tokenizer, tmp_path, capsys) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     words = ["tokenize", str(text), "-o", str(tmp_path / "out"), "--validation", "0.1"]
     assert main([*words, "--tokenizer", str(tmp_path / "tokenizer.json"), "--json"]) == 0
@@ -328,8 +326,8 @@ sys.exit(status)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_a_gigabyte_in_bounded_memory(tmp_path: Path) -> None:
-    """The Bible 260 times. `ru_maxrss` would not do: a program begins with that of the one that started it."""
+def test_tokenize_command_of_gigabyte_takes_less_than_1_gib(tmp_path: Path) -> None:
+    """Writes the Bible about 260 times. `ru_maxrss` is not usable, because a program inherits it from its parent."""
     chapters = list(corpus("kjv").documents())
     bible = "".join(json.dumps({"text": chapter}) + "\n" for chapter in chapters)
     copies = -(-(2**30) // len(bible))
@@ -351,8 +349,8 @@ def test_a_gigabyte_in_bounded_memory(tmp_path: Path) -> None:
     assert sum(count.bytes for count in counts) == copies * once.num_bytes
 
 
-def test_shards_need_no_open_files(write) -> None:
-    """A program may have 1024 of them, and a corpus of 2^36 tokens has twice as many shards."""
+def test_mapped_tokens_keep_no_open_files(write) -> None:
+    """A program may open 1024 files, and a corpus of 2^36 tokens has twice as many shards."""
     shards = write(shard_tokens=50)
     open_files = Path("/proc/self/fd")
     if not open_files.is_dir():
@@ -365,14 +363,14 @@ def test_shards_need_no_open_files(write) -> None:
     assert tokens[:].tolist() == stored.tolist()
 
 
-def test_one_big_file_has_some_set_aside() -> None:
-    """Of 4 MB, 5%: four stretches of a megabyte would hardly ever be among them."""
+def test_split_pieces_of_one_large_file_has_validation_pieces() -> None:
+    """The file has 4 MB and the share is 5 %, so stretches of 1 MB would rarely be selected."""
     pieces = list(pieces_of([f"line {number} of a long book\n" for number in range(160_000)]))
     assert any(aside for _, aside in split_pieces(pieces, 0.05))
     assert max(len(piece.text) for piece, aside in split_pieces(pieces, 0.05) if aside) <= PIECE
 
 
-def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> None:
+def test_write_shards_keeps_split_of_earlier_version(text, tokenizer, tmp_path) -> None:
     folder = tmp_path / "shards"
     made = write_shards(corpus(str(text)), tokenizer, folder, share=0.2)
     dataclasses.replace(made.manifest, pieces=(PIECE, 16)).write(folder)
@@ -383,7 +381,7 @@ def test_what_an_earlier_version_set_aside_stays(text, tokenizer, tmp_path) -> N
         write_shards(corpus(str(text)), tokenizer, folder, share=0.2)
 
 
-def test_a_sample_has_nothing_that_is_set_aside(text) -> None:
+def test_sample_of_excludes_validation_text(text) -> None:
     whole = corpus(str(text))
     aside = {piece.text for piece, is_aside in split_pieces(whole.pieces(), 0.2) if is_aside}
     sample = set(sample_of(whole, 10**9, 0.2))

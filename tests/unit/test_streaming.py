@@ -1,4 +1,4 @@
-"""Text that is tokenised while it is trained on, and batches that are made ahead of time."""
+"""Streaming: text that is tokenised during training, and prefetched batches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _stream(folder: Path, tokenizer: Tokenizer, share: float = 0.0) -> StreamedT
     return StreamedText(corpus(str(folder)), tokenizer, share)
 
 
-def test_an_epoch_is_every_document_once_and_files_are_shuffled(folder, tokenizer) -> None:
+def test_streamed_epoch_has_every_document_once_in_shuffled_order(folder, tokenizer) -> None:
     stream = _stream(folder, tokenizer)
     epochs = [
         tokenizer.documents([id for ids in stream.epoch(number, seed=0) for id in ids.tolist()])
@@ -52,7 +52,7 @@ def test_an_epoch_is_every_document_once_and_files_are_shuffled(folder, tokenize
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_windows_follow_each_other_without_a_gap(folder, tokenizer) -> None:
+def test_streamed_windows_cover_text_without_gap(folder, tokenizer) -> None:
     stream = _stream(folder, tokenizer)
     tokens = [id for number in range(2) for ids in stream.epoch(number, 5) for id in ids.tolist()]
     windows = StreamedWindows(stream, 10, 5)
@@ -63,7 +63,7 @@ def test_windows_follow_each_other_without_a_gap(folder, tokenizer) -> None:
         assert block == 0 or not torch.equal(rows, straight) or block > 3
 
 
-def test_each_block_has_an_order_of_its_own(folder, tokenizer) -> None:
+def test_streamed_blocks_have_different_orders(folder, tokenizer) -> None:
     stream = _stream(folder, tokenizer)
     tokens = [id for ids in stream.epoch(0, 5) for id in ids.tolist()]
     windows, orders = StreamedWindows(stream, 10, 5), set()
@@ -74,7 +74,7 @@ def test_each_block_has_an_order_of_its_own(folder, tokenizer) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 13])
-def test_order_depends_on_the_number_alone(folder, tokenizer, size) -> None:
+def test_streamed_batch_depends_on_window_number_only(folder, tokenizer, size) -> None:
     whole = StreamedWindows(_stream(folder, tokenizer), 10, 2).batch(0, 400)
     windows = StreamedWindows(_stream(folder, tokenizer), 10, 2)
     for first in range(0, 60, size):
@@ -85,7 +85,7 @@ def test_order_depends_on_the_number_alone(folder, tokenizer, size) -> None:
     assert not torch.equal(StreamedWindows(_stream(folder, tokenizer), 10, 3).batch(0, 400), whole)
 
 
-def test_a_file_that_comes_later_changes_nothing(folder, tokenizer) -> None:
+def test_streamed_windows_ignore_file_added_later(folder, tokenizer) -> None:
     whole = StreamedWindows(_stream(folder, tokenizer), 10, 2).batch(0, 400)
     windows = StreamedWindows(_stream(folder, tokenizer), 10, 2)
     windows.batch(0, 8)
@@ -93,7 +93,7 @@ def test_a_file_that_comes_later_changes_nothing(folder, tokenizer) -> None:
     assert torch.equal(windows.batch(8, 392), whole[8:])
 
 
-def test_what_is_set_aside_is_not_in_the_stream(folder, tokenizer) -> None:
+def test_streamed_text_excludes_validation_documents(folder, tokenizer) -> None:
     ids = [id for ids in _stream(folder, tokenizer, 0.2).epoch(0, 0) for id in ids.tolist()]
     pieces = corpus(str(folder)).pieces()
     aside = {piece.text for piece, is_aside in split_pieces(pieces, 0.2) if is_aside}
@@ -101,7 +101,7 @@ def test_what_is_set_aside_is_not_in_the_stream(folder, tokenizer) -> None:
     assert set(tokenizer.documents(ids)) == set(DOCUMENTS) - aside
 
 
-def test_fingerprints_tell_streams_apart(folder, tokenizer) -> None:
+def test_streamed_fingerprint_distinguishes_streams(folder, tokenizer) -> None:
     def fingerprint(length: int = 10, seed: int = 0, share: float = 0.0) -> str:
         return StreamedWindows(_stream(folder, tokenizer, share), length, seed).fingerprint
 
@@ -110,7 +110,7 @@ def test_fingerprints_tell_streams_apart(folder, tokenizer) -> None:
     assert len({*seen, fingerprint()}) == 5
 
 
-def test_a_stream_of_nothing_ends(tmp_path, tokenizer) -> None:
+def test_streamed_windows_of_empty_text_raise(tmp_path, tokenizer) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no documents"):
         StreamedWindows(_stream(tmp_path, tokenizer), 10, 0).batch(0, 1)
@@ -119,8 +119,8 @@ def test_a_stream_of_nothing_ends(tmp_path, tokenizer) -> None:
 # -- ahead of time --------------------------------------------------------------------------------------------
 
 
-class Numbers(AbstractWindows):
-    """Window `n` is full of `n`; some numbers break it."""
+class NumberedWindows(AbstractWindows):
+    """Window `n` is filled with `n`. Windows from 4 on raise the given error."""
 
     length = 3
     fingerprint = "numbers"
@@ -138,8 +138,8 @@ class Numbers(AbstractWindows):
         return torch.arange(first, first + count)[:, None].expand(count, self.length).clone()
 
 
-def test_what_is_expected_is_made_in_one_other_thread() -> None:
-    numbers = Numbers()
+def test_prefetch_makes_expected_batches_in_one_thread() -> None:
+    numbers = NumberedWindows()
     with Prefetch(numbers) as windows:
         assert (windows.length, windows.fingerprint) == (3, "numbers")
         windows.expect(0, 2)
@@ -167,22 +167,22 @@ def test_what_is_expected_is_made_in_one_other_thread() -> None:
         (MemoryError("full"), "windows 4 to 5 cannot be read: MemoryError: full"),
     ],
 )
-def test_what_breaks_there_is_raised_here(error: BaseException, complaint: str) -> None:
-    with Prefetch(Numbers(error)) as windows:
+def test_prefetch_raises_error_of_its_thread(error: BaseException, complaint: str) -> None:
+    with Prefetch(NumberedWindows(error)) as windows:
         windows.expect(4, 2)
         assert windows.batch(0, 1)[0, 0] == 0
         with pytest.raises(ValueError, match=complaint):
             windows.batch(4, 2)
 
 
-def test_a_prefetch_that_was_closed_says_so() -> None:
-    windows = Prefetch(Numbers())
+def test_closed_prefetch_raises() -> None:
+    windows = Prefetch(NumberedWindows())
     windows.close()
     with pytest.raises(ValueError, match="closed"):
         windows.batch(0, 1)
 
 
-def test_a_stream_ahead_of_time_is_the_same(folder, tokenizer) -> None:
+def test_prefetch_keeps_batches_of_stream(folder, tokenizer) -> None:
     straight = StreamedWindows(_stream(folder, tokenizer), 10, 2)
     with Prefetch(StreamedWindows(_stream(folder, tokenizer), 10, 2)) as windows:
         for first in range(0, 40, 4):

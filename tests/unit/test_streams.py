@@ -37,12 +37,12 @@ PRINTERS = {
 """Ways to print, as the body of a verb."""
 
 
-def _few(cases: list[Any], *always: Any) -> list[Any]:
-    """All cases; those that start a process and are not named run with the slow tests."""
+def _mark_others_slow(cases: list[Any], *always: Any) -> list[Any]:
+    """All cases, of which those not in `always` are marked slow."""
     return [case if case in always else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
-BUFFERS = _few(
+BUFFERS = _mark_others_slow(
     [(way, env) for way in PRINTERS for env in ({}, UNBUFFERED)], ("rich", UNBUFFERED), ("print", {})
 )
 VERB = '"""Try."""\ndef add_arguments(parser): pass\ndef run(args):\n'
@@ -91,20 +91,20 @@ def stub(tmp_path: Path) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(("way", "environment"), BUFFERS)
-def test_a_reader_that_leaves_ends_the_program_like_sigpipe(stub, tmp_path, way, environment) -> None:
+def test_closed_pipe_exits_with_141(stub, tmp_path, way, environment) -> None:
     line = f"{stub(PRINTERS[way])} | true; echo ${{PIPESTATUS[0]}}"
     assert _shell(line, tmp_path, environment) == (0, "141\n", "")
 
 
 @pytest.mark.parametrize("reader", ["true", "head -c 5 >head"])
-def test_show_ends_like_sigpipe(tmp_path: Path, reader: str) -> None:
-    """All that `show` draws fits into a pipe before `head` ends; JSON of many levels does not."""
+def test_show_with_closed_pipe_exits_with_141(tmp_path: Path, reader: str) -> None:
+    """The picture of `show` fits into a pipe buffer, and the JSON of many levels does not."""
     words = SHOW if reader == "true" else "show hyperschedule flat --levels 4000 --json"
     line = f"HDLM {words} | {reader}; echo ${{PIPESTATUS[0]}}"
     assert _shell(line, tmp_path, UNBUFFERED) == (0, "141\n", "")
 
 
-def test_errors_that_nobody_reads_are_no_error(stub, tmp_path) -> None:
+def test_error_message_to_closed_pipe_prints_nothing(stub, tmp_path) -> None:
     line = f"{stub('raise ValueError(1)')} 2>&1 >&- | true; echo ${{PIPESTATUS[0]}}"
     status, out, err = _shell(line, tmp_path)
     assert (status, err) == (0, "")
@@ -116,7 +116,7 @@ def test_errors_that_nobody_reads_are_no_error(stub, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("closed", "printed", "said"),
-    _few(
+    _mark_others_slow(
         [
             (">&-", "", "2"),
             ("2>&-", "1", ""),
@@ -128,10 +128,8 @@ def test_errors_that_nobody_reads_are_no_error(stub, tmp_path) -> None:
         ("<&- >&- 2>&-", "", ""),
     ),
 )
-def test_closed_streams_lose_what_is_printed_there_and_nothing_else(
-    stub, tmp_path, closed, printed, said
-) -> None:
-    """A file that is opened later must not get the number of a closed stream, and with it what is printed."""
+def test_closed_streams_lose_only_their_own_output(stub, tmp_path, closed, printed, said) -> None:
+    """A file that is opened later must not get the descriptor and the output of a closed stream."""
     body = """
         import os, subprocess, sys
         from rich.console import Console
@@ -152,7 +150,7 @@ def test_closed_streams_lose_what_is_printed_there_and_nothing_else(
 
 @pytest.mark.parametrize(
     ("closed", "words", "status"),
-    _few(
+    _mark_others_slow(
         [
             (closed, words, status)
             for closed in (">&-", "2>&-", ">&- 2>&-")
@@ -162,7 +160,9 @@ def test_closed_streams_lose_what_is_printed_there_and_nothing_else(
         (">&- 2>&-", "show hyperschedule blok", 2),
     ),
 )
-def test_commands_with_closed_streams(tmp_path: Path, closed: str, words: str, status: int) -> None:
+def test_commands_with_closed_streams_keep_exit_status(
+    tmp_path: Path, closed: str, words: str, status: int
+) -> None:
     found, out, err = _shell(f"HDLM {words} {closed}", tmp_path)
     assert found == status
     assert "Traceback" not in out + err
@@ -172,7 +172,7 @@ def test_commands_with_closed_streams(tmp_path: Path, closed: str, words: str, s
 
 
 @pytest.mark.parametrize(("way", "environment"), BUFFERS)
-def test_a_result_that_cannot_be_printed_is_one_line(stub, tmp_path, way, environment) -> None:
+def test_full_disk_on_standard_output_prints_one_line(stub, tmp_path, way, environment) -> None:
     line = f"{stub(PRINTERS[way])} >full"
     status, out, err = _shell(
         f"ulimit -f 0; {line}", tmp_path, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -182,7 +182,7 @@ def test_a_result_that_cannot_be_printed_is_one_line(stub, tmp_path, way, enviro
     assert "File too large" in err
 
 
-def test_a_result_that_can_be_printed_nowhere_else_goes_to_standard_error(stub, tmp_path) -> None:
+def test_unwritable_result_goes_to_standard_output_or_error(stub, tmp_path) -> None:
     body = "from hdlm.atomic import keeping\nwith keeping(lambda: 'the result'):\n    "
     body += "open('full', 'wb', buffering=0).write(b'x')"
     program = f"ulimit -f 0; {stub(body)}"
@@ -199,16 +199,16 @@ def test_a_result_that_can_be_printed_nowhere_else_goes_to_standard_error(stub, 
 
 
 @pytest.mark.parametrize(
-    ("way", "encoding"), _few([(w, e) for w in PRINTERS for e in ENCODINGS], ("rich", "ascii"))
+    ("way", "encoding"), _mark_others_slow([(w, e) for w in PRINTERS for e in ENCODINGS], ("rich", "ascii"))
 )
-def test_no_encoding_is_an_error(stub, tmp_path, way, encoding) -> None:
+def test_printing_succeeds_in_every_encoding(stub, tmp_path, way, encoding) -> None:
     status, out, err = _shell(stub(PRINTERS[way]), tmp_path, ENCODINGS[encoding])
     assert (status, err) == (0, "")
     if way == "json":
         assert json.loads(out)["text"] == "é中" * 100000
 
 
-def test_json_is_the_same_document_in_every_encoding(capsys, monkeypatch) -> None:
+def test_print_json_is_equal_in_every_encoding(capsys, monkeypatch) -> None:
     from hdlm.cli._options import print_json
 
     document = {"text": "é ± 中 😀 \udce9", "rows": ["±" * 3, 1.5, None]}
@@ -220,8 +220,8 @@ def test_json_is_the_same_document_in_every_encoding(capsys, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "koi8-r"])
-def test_every_character_has_a_stand_in(monkeypatch, encoding) -> None:
-    """Text that the encoding has is written as it is."""
+def test_characters_outside_encoding_are_replaced(monkeypatch, encoding) -> None:
+    """Characters of the encoding are written unchanged."""
     text = "".join(map(chr, [*range(0x20, 0x3000), 0x4E2D, 0xDC80, 0xDCFF, 0x1F600]))
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
@@ -231,7 +231,7 @@ def test_every_character_has_a_stand_in(monkeypatch, encoding) -> None:
     assert all(character in rest for character in has), "a character that the encoding has was lost"
 
 
-def _printed(monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]) -> str:
+def _printed_on_console(monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]) -> str:
     """What a command prints on a console of this encoding, from within this process."""
     written = io.BytesIO()
     console = io.TextIOWrapper(written, encoding=encoding)
@@ -241,14 +241,16 @@ def _printed(monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]) -
     return written.getvalue().decode(encoding)
 
 
-def test_a_picture_of_characters_keeps_its_shape(monkeypatch) -> None:
-    plain, simple = (_printed(monkeypatch, name, SHOW.split()).splitlines() for name in ("utf-8", "ascii"))
+def test_text_picture_keeps_its_shape_in_ascii(monkeypatch) -> None:
+    plain, simple = (
+        _printed_on_console(monkeypatch, name, SHOW.split()).splitlines() for name in ("utf-8", "ascii")
+    )
     assert [len(line) for line in simple] == [len(line) for line in plain]
     kinds = [set("".join(lines[1:-2])) - set("0123456789 ") for lines in (plain, simple)]
     assert len(kinds[0]) == len(kinds[1]) == 5
 
 
-def test_training_on_an_ascii_console_ends_well(tmp_path: Path, monkeypatch) -> None:
+def test_train_command_on_ascii_console(tmp_path: Path, monkeypatch) -> None:
     from tests.unit.test_cli_train import RECIPE
 
     (tmp_path / "tiny.toml").write_text(RECIPE)
@@ -256,7 +258,7 @@ def test_training_on_an_ascii_console_ends_well(tmp_path: Path, monkeypatch) -> 
     words = (
         f"train --text {tmp_path}/text.txt --recipe {tmp_path}/tiny.toml --output {tmp_path}/run --steps 2"
     )
-    assert "+-" in _printed(monkeypatch, "ascii", words.split())
+    assert "+-" in _printed_on_console(monkeypatch, "ascii", words.split())
 
 
 # words that are no text
@@ -274,7 +276,7 @@ def test_training_on_an_ascii_console_ends_well(tmp_path: Path, monkeypatch) -> 
     ],
     ids=ascii,
 )
-def test_words_that_are_no_text_are_one_line(capsys, words) -> None:
+def test_undecodable_arguments_are_refused_in_one_line(capsys, words) -> None:
     assert main(words) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
@@ -282,12 +284,12 @@ def test_words_that_are_no_text_are_one_line(capsys, words) -> None:
 
 
 @pytest.mark.parametrize("verb", _registry.verbs())
-def test_every_verb_refuses_words_that_are_no_text(capsys, verb) -> None:
+def test_every_verb_refuses_undecodable_argument(capsys, verb) -> None:
     assert main([verb, "caf\udce9"]) == 2
     assert capsys.readouterr().err.startswith(f"hdlm {verb}: the argument 'caf\\udce9'")
 
 
-def test_bytes_of_a_shell_that_are_no_text(tmp_path: Path) -> None:
+def test_undecodable_bytes_of_shell_are_refused(tmp_path: Path) -> None:
     status, out, err = _shell(
         "HDLM sample kjv-epsilon-4m --prompt $'caf\\xe9'", tmp_path, {"PYTHONUTF8": "1"}
     )
@@ -315,7 +317,9 @@ STATES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("command", [*(f"-m hdlm {verb} --help" for verb in _registry.verbs()), *PUBLISHED])
-def test_every_command_in_every_state(tmp_path: Path, repository: Path, command: str, state: str) -> None:
+def test_every_command_in_every_stream_state_exits_silently(
+    tmp_path: Path, repository: Path, command: str, state: str
+) -> None:
     if command in PUBLISHED:
         command = f"{repository / 'hdlm' / command}.py --help"
     line, statuses = STATES[state]
@@ -328,7 +332,7 @@ def test_every_command_in_every_state(tmp_path: Path, repository: Path, command:
 
 @pytest.mark.parametrize("command", ["--help"])
 @pytest.mark.parametrize("state", STATES)
-def test_help_in_every_state(tmp_path: Path, command: str, state: str) -> None:
+def test_help_in_every_stream_state_exits_silently(tmp_path: Path, command: str, state: str) -> None:
     line, statuses = STATES[state]
     status, _, err = _shell(line.replace("PROGRAM", f"HDLM {command}"), tmp_path)
     assert status in statuses, err
@@ -336,7 +340,7 @@ def test_help_in_every_state(tmp_path: Path, command: str, state: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_commands_are_guarded_too(name: str, monkeypatch, capsys) -> None:
+def test_published_commands_refuse_undecodable_argument(name: str, monkeypatch, capsys) -> None:
     from importlib import import_module
 
     monkeypatch.setattr(sys, "argv", [f"hdlm/{name}.py", "caf\udce9"])

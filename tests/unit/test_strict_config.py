@@ -1,4 +1,4 @@
-"""Errors about options carry the option, the other options that they mention, and give all of them other names."""
+"""Option errors hold the option and related options, and can rename all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Table:
     rate: float = 0.5
 
 
-def test_error_has_its_parts() -> None:
+def test_option_error_holds_option_value_and_others() -> None:
     with pytest.raises(OptionError) as caught:
         require(False, "run.size", "at most {}", 3, "run.limit")
     error = caught.value
@@ -33,7 +33,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_renamed_error_names_each_option_anew(kind: str) -> None:
+def test_renamed_option_error_renames_each_option(kind: str) -> None:
     error, message = ERRORS[kind]
     renamed = error.renamed(str.upper)
     assert type(renamed) is type(error)
@@ -50,7 +50,7 @@ def test_renamed_error_names_each_option_anew(kind: str) -> None:
         ({"size": True}, r"`run\.size` must be int; got True"),
     ],
 )
-def test_each_mistake_in_a_table_is_an_option_error(table: dict[str, object], message: str) -> None:
+def test_read_table_raises_option_error(table: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         read_table(Table, table, "run")
     assert caught.value.option.startswith("run.")

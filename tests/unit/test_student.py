@@ -14,22 +14,22 @@ DEGREES = [1, 2, 3, 4, 7, 8, 31, 100, 1023, 5000]
 
 
 @pytest.mark.parametrize(("level", "degrees"), list(itertools.product(LEVELS, DEGREES)))
-def test_the_quantile_is_that_of_scipy(level: float, degrees: int) -> None:
+def test_student_quantile_equals_scipy(level: float, degrees: int) -> None:
     expected = scipy.stats.t.ppf((1 + level) / 2, degrees)
     assert student_quantile(level, degrees) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (3, 3.182), (7, 2.365), (30, 2.042)])
-def test_the_quantile_is_that_of_printed_tables(degrees: int, expected: float) -> None:
+def test_student_quantile_equals_printed_tables(degrees: int, expected: float) -> None:
     assert student_quantile(0.95, degrees) == pytest.approx(expected, abs=5e-4)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_a_level_outside_0_and_1_is_refused(level: float) -> None:
+def test_student_quantile_rejects_level_outside_0_and_1(level: float) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1; got"):
         student_quantile(level, 3)
 
 
-def test_no_degree_of_freedom_is_refused() -> None:
+def test_student_quantile_rejects_zero_degrees_of_freedom() -> None:
     with pytest.raises(ValueError, match="at least one degree of freedom; got 0"):
         student_quantile(0.95, 0)

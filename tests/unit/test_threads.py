@@ -46,7 +46,7 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-class Machine:
+class SimulatedMachine:
     """A clock, and work whose duration depends on the number of threads and on the time."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
@@ -64,7 +64,7 @@ class Machine:
 
 
 @pytest.fixture(autouse=True)
-def _same_threads_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _restore_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     yield
@@ -85,26 +85,26 @@ def _same_threads_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({1: 0.002}, 1),
     ],
 )
-def test_the_fastest_number_wins_and_fewer_threads_win_a_tie(seconds: dict[int, float], best: int) -> None:
-    assert Machine(seconds).fastest() == best
+def test_fastest_prefers_fewer_threads_in_a_tie(seconds: dict[int, float], best: int) -> None:
+    assert SimulatedMachine(seconds).fastest() == best
 
 
 @pytest.mark.parametrize("best", [1, 2])
 @pytest.mark.parametrize("start", [0.0, 0.03, 0.1, 0.2])
-def test_a_short_disturbance_changes_nothing(start: float, best: int) -> None:
-    machine = Machine({1: 0.002, 2: 0.001 if best == 2 else 0.004})
+def test_fastest_ignores_short_disturbance(start: float, best: int) -> None:
+    machine = SimulatedMachine({1: 0.002, 2: 0.001 if best == 2 else 0.004})
     machine.hiccups = [(start, start + 0.03)]
     assert machine.fastest() == best
 
 
 @pytest.mark.parametrize("slow", [0.001, 0.01, 0.1, 0.145])
-def test_a_measurement_takes_well_below_a_second(slow: float) -> None:
-    machine = Machine({1: 0.003, 2: slow})
+def test_fastest_takes_less_than_600_ms(slow: float) -> None:
+    machine = SimulatedMachine({1: 0.003, 2: slow})
     machine.fastest()
     assert machine.now < 0.6
 
 
-def test_a_given_number_comes_before_the_environment_and_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_num_threads_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "measure", lambda: 5)
     assert threads.set_num_threads() == 5
     assert threads.set_num_threads(recorded=4) == 4
@@ -115,7 +115,7 @@ def test_a_given_number_comes_before_the_environment_and_the_record(monkeypatch:
     assert threads.set_num_threads(3, recorded=4) == 3
 
 
-def test_an_empty_variable_fixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_omp_num_threads_does_not_fix_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert not threads.is_fixed()
     assert threads.is_fixed(1)
@@ -128,15 +128,15 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
     assert threads.set_num_threads() == 2
 
 
-def test_a_measurement_leaves_the_number_as_it_was() -> None:
+def test_measure_restores_number_of_threads() -> None:
     torch.set_num_threads(2)
     threads.at_most.cache_clear()
     assert threads.measure() in (1, 2)
     assert torch.get_num_threads() == 2
 
 
-class TrainingSetup:
-    """Steps that take the time that a test says, watched by a `ThreadSwitch`."""
+class SimulatedTraining:
+    """Simulated training steps of given durations, observed by a `ThreadSwitch`."""
 
     def __init__(self, *, now: int, most: int = 2) -> None:
         self.best, self.measured, self.lines = now, 0, list[str]()
@@ -166,8 +166,8 @@ class TrainingSetup:
             self._switch(report)
 
 
-def test_slow_steps_change_the_number_of_threads_and_one_line_says_so() -> None:
-    run = TrainingSetup(now=2)
+def test_thread_switch_changes_threads_after_slow_steps() -> None:
+    run = SimulatedTraining(now=2)
     run.steps(20, 0.4)
     assert (run.measured, run.lines) == (0, [])
     run.best = 1
@@ -179,8 +179,8 @@ def test_slow_steps_change_the_number_of_threads_and_one_line_says_so() -> None:
 
 
 @pytest.mark.parametrize("slow", [(1, 30.0), (2, 30.0), (50, 1.0), (3, 0.04)])
-def test_a_pause_or_steps_that_are_a_little_slower_change_nothing(slow: tuple[int, float]) -> None:
-    run = TrainingSetup(now=2)
+def test_thread_switch_ignores_pauses_and_small_slowdowns(slow: tuple[int, float]) -> None:
+    run = SimulatedTraining(now=2)
     usual = 0.4 if slow[1] > 0.1 else 0.01
     run.best = 1
     for _ in range(3):
@@ -190,15 +190,15 @@ def test_a_pause_or_steps_that_are_a_little_slower_change_nothing(slow: tuple[in
     assert (run.measured, torch.get_num_threads()) == (0, 2)
 
 
-def test_what_stays_slow_is_measured_once() -> None:
-    run = TrainingSetup(now=2)
+def test_thread_switch_measures_lasting_slowdown_once() -> None:
+    run = SimulatedTraining(now=2)
     run.steps(20, 0.4)
     run.steps(100, 8.0)
     assert (run.measured, run.lines) == (1, [])
 
 
-def test_a_machine_that_is_free_again_gets_its_threads_back() -> None:
-    run = TrainingSetup(now=1)
+def test_thread_switch_restores_threads_on_free_machine() -> None:
+    run = SimulatedTraining(now=1)
     run.best = 2
     run.steps(140, 0.4)
     assert run.measured == 0
@@ -209,18 +209,18 @@ def test_a_machine_that_is_free_again_gets_its_threads_back() -> None:
     ]
 
 
-def test_measurements_that_change_nothing_become_seldom() -> None:
-    run = TrainingSetup(now=1)
+def test_thread_switch_measures_less_often_without_change() -> None:
+    run = SimulatedTraining(now=1)
     run.steps(6 * 120, 30.0)
     assert 6 <= run.measured <= 9
 
 
-def _busy() -> subprocess.Popen[bytes]:
+def _start_busy_loop() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "while True: pass"])
 
 
 @pytest.mark.slow
-def test_one_thread_is_chosen_beside_programs_that_use_all_cores() -> None:
+def test_measure_chooses_fewer_threads_on_busy_machine() -> None:
     """A program that runs under `nice` beside one busy loop for each core."""
     code = (
         "import os, time; os.nice(5); import torch; from hdlm import threads; threads.measure(); "
@@ -229,7 +229,7 @@ def test_one_thread_is_chosen_beside_programs_that_use_all_cores() -> None:
     cores = os.cpu_count() or 1
     if cores == 1:
         pytest.skip("a single core has a single thread")
-    loops = [_busy() for _ in range(cores)]
+    loops = [_start_busy_loop() for _ in range(cores)]
     try:
         time.sleep(0.5)
         command = [sys.executable, "-c", code]
@@ -243,7 +243,7 @@ def test_one_thread_is_chosen_beside_programs_that_use_all_cores() -> None:
     assert min(map(float, seconds)) < 5
 
 
-def test_a_run_records_its_threads_and_is_resumed_with_them(
+def test_run_records_threads_and_resumes_with_them(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, output = tmp_path / "tiny.toml", tmp_path / "run"
@@ -271,7 +271,7 @@ def test_a_run_records_its_threads_and_is_resumed_with_them(
     assert torch.get_num_threads() == 1
 
 
-def test_a_state_without_a_number_of_threads_can_be_read(tmp_path: Path) -> None:
+def test_state_without_threads_is_read(tmp_path: Path) -> None:
     table = {name: 0 for name in TrainingState.__dataclass_fields__ if name != "threads"}
     (tmp_path / "state.json").write_text(json.dumps(table | {"format": FORMAT, "files": {}}))
     assert _read_table(tmp_path / "state.json")["threads"] == 0

@@ -27,7 +27,7 @@ from tests.gpt2 import tokenizer_json
 from tests.tiny import tiny_denoiser
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", "the", "cat", "sat", "##s", "##ting", ",", "."]
-"""The small WordPiece vocabulary; its mask lies inside, as BERT's does."""
+"""A small WordPiece vocabulary with its mask between the words, as in BERT."""
 MASK_ROW = 3
 
 
@@ -63,7 +63,7 @@ def bert() -> Tokenizer:
 # -- GPT-2 ----------------------------------------------------------------------------------------------------
 
 
-def test_gpt2_is_the_one_that_is_known() -> None:
+def test_gpt2_tokenizer_encodes_known_ids() -> None:
     assert gpt2().vocabulary == GPT2
     assert gpt2().encode("Hello world") == [15496, 995]
     assert gpt2().encode(" Hello world") == [18435, 995]
@@ -71,7 +71,7 @@ def test_gpt2_is_the_one_that_is_known() -> None:
     assert gpt2().decode([15496, 995]) == "Hello world"
 
 
-def test_every_byte_has_a_token() -> None:
+def test_gpt2_tokenizer_has_token_for_every_byte() -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer.from_str(gpt2().to_json())
     assert sorted(backend.token_to_id(letter) for letter in alphabet) == list(range(256))
@@ -81,12 +81,12 @@ def test_every_byte_has_a_token() -> None:
 
 @given(text=st.text(max_size=60).filter(lambda text: END_OF_TEXT not in text))
 @settings(max_examples=60, deadline=None)
-def test_every_text_survives_gpt2(text: str) -> None:
+def test_gpt2_round_trip_of_any_text(text: str) -> None:
     assert gpt2().decode(gpt2().encode(text)) == text
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_a_long_text_survives_gpt2(name: str) -> None:
+def test_gpt2_round_trip_of_long_text(name: str) -> None:
     text = "\n\n".join(corpus(name).documents())[:200_000]
     ids = gpt2().encode(text)
     assert len(ids) < len(text) / 2.5
@@ -99,7 +99,7 @@ def test_a_long_text_survives_gpt2(name: str) -> None:
     gap=st.sampled_from(["", " "]),
 )
 @settings(max_examples=100, deadline=None)
-def test_pieces_join_to_the_text(left: str, right: str, gap: str) -> None:
+def test_encode_spaced_and_glued_pieces_join_to_text(left: str, right: str, gap: str) -> None:
     for tokenizer in (gpt2(), ours()):
         pieces = tokenizer.encode(left) + tokenizer.encode(right, "spaced" if gap else "glued")
         assert (
@@ -112,8 +112,8 @@ def test_pieces_join_to_the_text(left: str, right: str, gap: str) -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, ours, bert])
-def test_a_gap_leaves_the_rest_as_it_was(make: Callable[[], Tokenizer]) -> None:
-    """Tokens around a gap are those of the whole text, where the gap stands for a word of one token."""
+def test_blanks_keeps_tokens_around_gap(make: Callable[[], Tokenizer]) -> None:
+    """If the gap replaces a word of one token, the other tokens equal those of the whole text."""
     tokenizer = make()
     mask, whole = tokenizer.vocabulary.mask_id, tokenizer.encode("the cat sat, the cat sat.")
     cats = set(tokenizer.encode(" cat") + tokenizer.encode("cat", "spaced"))
@@ -124,7 +124,7 @@ def test_a_gap_leaves_the_rest_as_it_was(make: Callable[[], Tokenizer]) -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, ours])
-def test_gaps_of_several_tokens(make: Callable[[], Tokenizer]) -> None:
+def test_blanks_writes_gaps_of_several_tokens(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     mask, end = tokenizer.vocabulary.mask_id, tokenizer.vocabulary.eos
     ids = blanks("The [MASK] of[MASK:3]x\n[MASK]", tokenizer, mask)
@@ -153,7 +153,7 @@ def test_gaps_of_several_tokens(make: Callable[[], Tokenizer]) -> None:
     ],
     ids=range(5),
 )
-def test_gaps_are_checked_before_room_is_made_for_them(text: str, complaint: str) -> None:
+def test_blanks_rejects_bad_gap_before_allocation(text: str, complaint: str) -> None:
     tokenizer = ours()
     mask = tokenizer.vocabulary.mask_id
     tracemalloc.start()
@@ -167,12 +167,12 @@ def test_gaps_are_checked_before_room_is_made_for_them(text: str, complaint: str
     assert blanks(f"[MASK:{'0' * 5000}3][MASK:61]", tokenizer, mask, 64).count(mask) == 64
 
 
-def test_a_word_piece_goes_on_with_a_gap() -> None:
+def test_word_piece_encodes_glued_continuation() -> None:
     word = {name: id for id, name in enumerate(WORDS)}
     assert bert().encode("cats sat") == [word["cat"], word["##s"], word["sat"]]
     assert bert().encode("s sat", "glued") == [word["##s"], word["sat"]]
     assert bert().encode(", cat", "glued") == [word[","], word["cat"]]
-    assert bert().encode("cat", "glued") == [word["cat"]]  # no piece goes on so
+    assert bert().encode("cat", "glued") == [word["cat"]]  # no continuation piece exists
     assert bert().encode("cat", "spaced") == [word["cat"]]
 
 
@@ -180,7 +180,7 @@ def test_a_word_piece_goes_on_with_a_gap() -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, ours, bert])
-def test_documents_are_joined_and_taken_apart(make: Callable[[], Tokenizer]) -> None:
+def test_documents_round_trip_through_token_stream(make: Callable[[], Tokenizer]) -> None:
     tokenizer, texts = make(), ["the cat sat", "cats sat", "the cats"]
     stream = tokenise(tokenizer, texts).tokens.tolist()
     end = tokenizer.vocabulary.eos
@@ -193,14 +193,14 @@ def test_documents_are_joined_and_taken_apart(make: Callable[[], Tokenizer]) -> 
 
 
 @pytest.mark.parametrize("make", [gpt2, ours, bert])
-def test_pieces_read_as_the_text(make: Callable[[], Tokenizer]) -> None:
+def test_piece_of_each_token_joins_to_text(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     text = "".join(map(tokenizer.piece, tokenizer.encode("the cats sat")))
     assert text.removeprefix(" ") == "the cats sat"
     assert tokenizer.piece(tokenizer.vocabulary.eos or 0) == "\n"
 
 
-def test_what_ends_documents() -> None:
+def test_tokenizer_vocabulary_has_end_token() -> None:
     assert bert().vocabulary == Vocabulary(len(WORDS), bos=2, eos=4, pad=0)
     assert ours().vocabulary == Vocabulary(285, bos=0, eos=0)
 
@@ -209,7 +209,7 @@ def test_what_ends_documents() -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, ours, bert])
-def test_a_file_opens_again_here_and_in_transformers(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
+def test_tokenizer_file_opens_in_hdlm_and_transformers(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer, text = make(), "the cats sat, the cat sat."
@@ -224,7 +224,7 @@ def test_a_file_opens_again_here_and_in_transformers(make: Callable[[], Tokenize
     assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
 
 
-def test_an_older_file_names_no_type_and_may_cut_text_off() -> None:
+def test_tokenizer_from_json_without_type_ignores_truncation() -> None:
     document = json.loads(word_pieces().to_str())
     del document["model"]["type"]
     document["truncation"] = {
@@ -244,7 +244,7 @@ def test_an_older_file_names_no_type_and_may_cut_text_off() -> None:
     assert Tokenizer.from_json(json.dumps(document)).encode("the cat sat") == [5, 6, 7]
 
 
-def test_a_token_is_taken_out() -> None:
+def test_without_removes_token_and_keeps_order() -> None:
     without = bert().without(MASK_ROW)
     text = "the cats, sat"
     left = [word for word in WORDS if word != "[MASK]"]
@@ -258,7 +258,7 @@ def test_a_token_is_taken_out() -> None:
     assert without.decode(without.encode(text)) == bert().decode(bert().encode(text))
 
 
-def test_a_token_behind_the_words_of_gpt2_is_taken_out() -> None:
+def test_without_removes_added_mask_of_gpt2() -> None:
     backend = tokenizers.Tokenizer.from_str(tokenizer_json().decode())
     backend.add_special_tokens(["[MASK]"])
     with_mask = Tokenizer(backend)
@@ -276,22 +276,22 @@ def test_a_token_behind_the_words_of_gpt2_is_taken_out() -> None:
         (gpt2, 995, "merged"),
     ],
 )
-def test_a_token_that_is_needed_stays(make: Callable[[], Tokenizer], token: int, complaint: str) -> None:
+def test_without_rejects_needed_token(make: Callable[[], Tokenizer], token: int, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         make().without(token)
 
 
-def _changed(change: Callable[[dict[str, Any]], object]) -> str:
+def _changed_document(change: Callable[[dict[str, Any]], object]) -> str:
     document = json.loads(word_pieces().to_str())
     change(document)
     return json.dumps(document)
 
 
-def _bytes(**model: Any) -> str:
+def _byte_pair_document(**model: Any) -> str:
     """Byte-pair encoding of three words, changed."""
     pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
     whole = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], **model}
-    return _changed(lambda it: it.update(pre_tokenizer=pre_tokenizer, model=whole, added_tokens=[]))
+    return _changed_document(lambda it: it.update(pre_tokenizer=pre_tokenizer, model=whole, added_tokens=[]))
 
 
 @pytest.mark.parametrize(
@@ -300,31 +300,34 @@ def _bytes(**model: Any) -> str:
         ("[" * 100_000, "no tokenizer"),
         ('{"model": []}', "no tokenizer"),
         ('{"model": {"type": "BPE", "vocab": {}}}', "no tokenizer"),
-        (_changed(lambda it: it["model"].update(vocab=[])), "no table"),
-        (_changed(lambda it: it["model"].update(type="Unigram")), "'Unigram'; hdlm reads BPE, WordPiece"),
-        (_changed(lambda it: it["model"]["vocab"].update(cat=99)), "ids 0 to 11"),
-        (_changed(lambda it: it["model"]["vocab"].update(cat=5)), "each once"),
-        (_changed(lambda it: it["model"]["vocab"].update(cat=2**32 - 1)), "each once"),  # and soon
-        (_changed(lambda it: it["model"]["vocab"].update(cat=-1)), "no tokenizer"),
-        (_changed(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "no tokenizer"),
-        (_changed(lambda it: it.update(added_tokens=[{"id": "x"}])), "no tokenizer"),
-        (_changed(lambda it: it["model"].update(type="BPE", merges=[])), "ByteLevel"),
-        (_changed(lambda it: it["model"].update(unk_token="x")), "unk_token"),
-        (_bytes(merges=[["a", "c"]]), r"\['a', 'c'\], which is not a pair"),
-        (_bytes(merges=[["b", "a"]]), "not a pair"),
-        (_bytes(merges=["a b c"]), "not a pair"),
-        (_bytes(merges=[3]), "not a pair"),
-        (_bytes(merges=[[{}, "a"]]), "not a pair"),
-        (_bytes(merges=7), "merges"),
-        (_bytes(continuing_subword_prefix="abc"), "continuing_subword_prefix"),
+        (_changed_document(lambda it: it["model"].update(vocab=[])), "no table"),
+        (
+            _changed_document(lambda it: it["model"].update(type="Unigram")),
+            "'Unigram'; hdlm reads BPE, WordPiece",
+        ),
+        (_changed_document(lambda it: it["model"]["vocab"].update(cat=99)), "ids 0 to 11"),
+        (_changed_document(lambda it: it["model"]["vocab"].update(cat=5)), "each once"),
+        (_changed_document(lambda it: it["model"]["vocab"].update(cat=2**32 - 1)), "each once"),  # and soon
+        (_changed_document(lambda it: it["model"]["vocab"].update(cat=-1)), "no tokenizer"),
+        (_changed_document(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "no tokenizer"),
+        (_changed_document(lambda it: it.update(added_tokens=[{"id": "x"}])), "no tokenizer"),
+        (_changed_document(lambda it: it["model"].update(type="BPE", merges=[])), "ByteLevel"),
+        (_changed_document(lambda it: it["model"].update(unk_token="x")), "unk_token"),
+        (_byte_pair_document(merges=[["a", "c"]]), r"\['a', 'c'\], which is not a pair"),
+        (_byte_pair_document(merges=[["b", "a"]]), "not a pair"),
+        (_byte_pair_document(merges=["a b c"]), "not a pair"),
+        (_byte_pair_document(merges=[3]), "not a pair"),
+        (_byte_pair_document(merges=[[{}, "a"]]), "not a pair"),
+        (_byte_pair_document(merges=7), "merges"),
+        (_byte_pair_document(continuing_subword_prefix="abc"), "continuing_subword_prefix"),
     ],
 )
-def test_a_damaged_file_is_refused(text: str, complaint: str) -> None:
+def test_tokenizer_from_json_rejects_damaged_file(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Tokenizer.from_json(text)
 
 
-def test_documents_must_end() -> None:
+def test_tokenizer_requires_end_token() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '\[SEP\]', '</s>'"):
         Tokenizer(backend)
@@ -333,7 +336,7 @@ def test_documents_must_end() -> None:
 # -- the words of a network -----------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_fits_the_words_of_a_network() -> None:
+def test_fitted_tokenizer_has_vocabulary_of_network() -> None:
     padded = Vocabulary(GPT2.num_words + 1, bos=GPT2.bos, eos=GPT2.eos, pad=GPT2.num_words)
     assert gpt2().fitted(GPT2) is gpt2()
     assert gpt2().fitted(padded).vocabulary == padded
@@ -343,7 +346,7 @@ def test_a_tokenizer_fits_the_words_of_a_network() -> None:
     assert without.fitted(without.vocabulary, MASK_ROW) is without
 
 
-def test_a_mask_behind_the_words_is_left_out() -> None:
+def test_fitted_removes_mask_after_words() -> None:
     backend = tokenizers.Tokenizer.from_str(ours().to_json())
     backend.add_special_tokens(["[MASK]"])
     assert Tokenizer(backend).fitted(ours().vocabulary).to_json() == ours().to_json()
@@ -357,7 +360,9 @@ def test_a_mask_behind_the_words_is_left_out() -> None:
         (Vocabulary(len(WORDS) + 1, pad=len(WORDS)), None, "has 12 words, the network 13"),
     ],
 )
-def test_what_does_not_fit_is_refused(vocabulary: Vocabulary, mask_row: int | None, complaint: str) -> None:
+def test_fitted_rejects_other_vocabulary(
+    vocabulary: Vocabulary, mask_row: int | None, complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         bert().fitted(vocabulary, mask_row)
 
@@ -366,8 +371,10 @@ def test_what_does_not_fit_is_refused(vocabulary: Vocabulary, mask_row: int | No
 
 
 @pytest.mark.parametrize("make", [gpt2, bert])
-def test_a_prompt_is_given_in_the_tokens_of_its_model(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
-    """Also from a checkpoint, which carries its tokenizer."""
+def test_write_encodes_prompt_with_tokenizer_of_checkpoint(
+    make: Callable[[], Tokenizer], tmp_path: Path
+) -> None:
+    """The checkpoint holds the tokenizer."""
     tokenizer, prompt = make(), "the cats"
     words = tokenizer.vocabulary
     denoiser = tiny_denoiser(Absorbing(words.num_words))

@@ -1,4 +1,4 @@
-"""Training: the loop, its optimizers and averages, recipes, and what an interruption leaves behind."""
+"""Training: the loop, optimizers, averages, recipes and interrupted runs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _run(text: Path, **changes: dict[str, Any]) -> TrainingSetup:
     return build_setup(Recipe.from_table(_table(text, **changes)), CPU)
 
 
-def _losses(run: TrainingSetup, folder: Path) -> list[StepReport]:
+def _reports_of_run(run: TrainingSetup, folder: Path) -> list[StepReport]:
     reports: list[StepReport] = []
     Session(run, folder).execute(StopRequest(), (reports.append,))
     return reports
@@ -89,16 +89,16 @@ def _losses(run: TrainingSetup, folder: Path) -> list[StepReport]:
 
 @pytest.mark.parametrize("warm_share", [0.0, 0.4])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_loss_goes_down(text: Path, tmp_path: Path, optimizer: str, warm_share: float) -> None:
+def test_training_lowers_loss(text: Path, tmp_path: Path, optimizer: str, warm_share: float) -> None:
     run = _run(text, optimizer={"name": optimizer}, warm_start={"share": warm_share}, run={"steps": 60})
-    losses = [report.loss for report in _losses(run, tmp_path)]
+    losses = [report.loss for report in _reports_of_run(run, tmp_path)]
     assert losses[0] == pytest.approx(math.log(270), rel=0.2)
     assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
 
 
-def test_a_run_is_repeatable_to_the_bit(text: Path, tmp_path: Path) -> None:
+def test_training_is_bit_identical_for_equal_seed(text: Path, tmp_path: Path) -> None:
     first, second, other = (
-        _losses(_run(text, run={"seed": seed, "steps": 6}), tmp_path / str(number))
+        _reports_of_run(_run(text, run={"seed": seed, "steps": 6}), tmp_path / str(number))
         for number, seed in enumerate((1, 1, 2))
     )
     assert [report.loss for report in first] == [report.loss for report in second]
@@ -107,23 +107,23 @@ def test_a_run_is_repeatable_to_the_bit(text: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_accumulation_changes_no_loss(text: Path, tmp_path: Path) -> None:
-    whole = _losses(_run(text, run={"steps": 8}), tmp_path / "whole")
-    pieces = _losses(_run(text, run={"steps": 8, "accumulation": 4}), tmp_path / "pieces")
+def test_accumulation_keeps_losses(text: Path, tmp_path: Path) -> None:
+    whole = _reports_of_run(_run(text, run={"steps": 8}), tmp_path / "whole")
+    pieces = _reports_of_run(_run(text, run={"steps": 8, "accumulation": 4}), tmp_path / "pieces")
     assert [report.tokens for report in whole] == [report.tokens for report in pieces]
     assert [report.loss for report in pieces] == pytest.approx([report.loss for report in whole], rel=1e-4)
 
 
-def test_steps_and_tokens_are_counted(text: Path, tmp_path: Path) -> None:
+def test_step_report_counts_steps_and_tokens(text: Path, tmp_path: Path) -> None:
     run = _run(text)
-    last = _losses(run, tmp_path)[-1]
+    last = _reports_of_run(run, tmp_path)[-1]
     sizes = [run.mixture.at(step, step / 30).batch_size for step in range(30)]
     assert last.step == 30
     assert last.tokens == 16 * sum(sizes)
     assert last.progress == 1.0
 
 
-def test_training_that_breaks_down_stops_and_says_where(text: Path, tmp_path: Path) -> None:
+def test_nan_loss_names_step(text: Path, tmp_path: Path) -> None:
     run = _run(text)
     with torch.no_grad():
         run.denoiser.backbone.vocab_embed.embedding.fill_(math.nan)
@@ -131,12 +131,12 @@ def test_training_that_breaks_down_stops_and_says_where(text: Path, tmp_path: Pa
         Session(run, tmp_path).execute(StopRequest())
 
 
-def test_passes_must_divide_the_batch(text: Path, tmp_path: Path) -> None:
+def test_accumulation_must_divide_batch_size(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.accumulation"):
         _run(text, run={"accumulation": 3})
 
 
-def test_training_never_sees_the_validation_text(text: Path) -> None:
+def test_training_and_validation_text_are_disjoint(text: Path) -> None:
     run = _run(text)
     documents = text.read_text().strip()
     train, validation = (run.tokenizer.decode(part.tokens.tolist()) for part in (run.train, run.validation))
@@ -146,9 +146,9 @@ def test_training_never_sees_the_validation_text(text: Path) -> None:
 # -- what a run leaves behind ---------------------------------------------------------------------------------
 
 
-def test_the_folder_holds_a_model_that_has_learnt(text: Path, tmp_path: Path) -> None:
+def test_run_folder_holds_metrics_and_trained_checkpoint(text: Path, tmp_path: Path) -> None:
     run = _run(text, run={"steps": 80})
-    _losses(run, tmp_path)
+    _reports_of_run(run, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(10, 81, 10))
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -163,9 +163,9 @@ def test_the_folder_holds_a_model_that_has_learnt(text: Path, tmp_path: Path) ->
     assert float(-log_p.gather(-1, x_0[..., None])[masked != x_0].mean()) < 3.0
 
 
-def test_the_average_is_what_is_saved_and_what_is_left(text: Path, tmp_path: Path) -> None:
+def test_session_saves_and_restores_averaged_weights(text: Path, tmp_path: Path) -> None:
     run = _run(text, optimizer={"ema": 0.9})
-    _losses(run, tmp_path)
+    _reports_of_run(run, tmp_path)
     averaged, raw = (
         load_checkpoint(tmp_path, weights=kind).network.state_dict() for kind in ("averaged", "raw")
     )
@@ -175,7 +175,7 @@ def test_the_average_is_what_is_saved_and_what_is_left(text: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_leaves_a_usable_folder(text: Path, tmp_path: Path, number: int) -> None:
+def test_interrupted_run_saves_checkpoint(text: Path, tmp_path: Path, number: int) -> None:
     run = _run(text, run={"steps": 10_000})
 
     def interrupt(report: StepReport) -> None:
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_a_usable_folder(text: Path, tmp_path: Path, n
     assert load_checkpoint(tmp_path).training["steps"] == 12
 
 
-def test_the_second_ctrl_c_insists_but_not_the_echo_of_the_first() -> None:
+def test_second_signal_raises_unless_it_follows_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with listening() as stop:
         echo = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
@@ -210,7 +210,7 @@ def test_the_second_ctrl_c_insists_but_not_the_echo_of_the_first() -> None:
         assert request.signal == signal.SIGUSR1
 
 
-def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path) -> None:
+def test_killed_run_leaves_loadable_checkpoint(text: Path, tmp_path: Path) -> None:
     table = _table(text, run={"steps": 10**6, "save_every": 0.001})
     program = (
         "import sys, json, torch; from pathlib import Path; from hdlm.training import *\n"
@@ -231,15 +231,15 @@ def test_a_run_that_is_killed_leaves_a_usable_folder(text: Path, tmp_path: Path)
 # -- mixtures -------------------------------------------------------------------------------------------------
 
 
-def test_shares_hold_over_every_stretch_of_steps(text: Path) -> None:
+def test_mixture_shares_hold_over_any_40_steps(text: Path) -> None:
     mixture = _run(text).mixture
     for start in (0, 17, 1000):
         chosen = Counter(mixture.at(step, 0.5) for step in range(start, start + 40))
         assert chosen[mixture.parts[0]] == pytest.approx(30, abs=2)
 
 
-def test_a_network_that_is_told_the_noise_has_a_warm_start_too(text: Path) -> None:
-    """There is no noise, so it is told what it is told of settled words; next words are as likely as all others."""
+def test_next_token_warm_start_of_conditioned_network(text: Path) -> None:
+    """Next-token prediction has no noise, so the condition is that of settled words. All words are equally likely."""
     run = _run(
         text,
         network={"told_noise": True, "blend": True},
@@ -259,7 +259,7 @@ def test_the_warm_start_comes_first(text: Path) -> None:
     assert mixture.at(10, 0.3) in mixture.parts
 
 
-def test_an_unknown_hyperschedule_is_named(text: Path) -> None:
+def test_recipe_names_unknown_hyperschedule(text: Path) -> None:
     table = _table(text)
     table["mixture"] = [{"hyperschedule": {"type": "Blok", "width": 4, "num_levels": 4}}]
     with pytest.raises(ValueError, match="no hyperschedule 'Blok'"):
@@ -269,7 +269,7 @@ def test_an_unknown_hyperschedule_is_named(text: Path) -> None:
 # -- optimizers and averages ----------------------------------------------------------------------------------
 
 
-def test_the_average_is_the_one_written_down() -> None:
+def test_exponential_moving_average_formula() -> None:
     module = nn.Linear(1, 1, bias=False)
     average, expected = ExponentialMovingAverage(module, 0.5), module.weight.item()
     for tick in range(20):
@@ -284,7 +284,7 @@ def test_the_average_is_the_one_written_down() -> None:
     assert module.weight.item() == pytest.approx(expected)
 
 
-def test_rates_rise_and_fall() -> None:
+def test_optimizer_rate_warms_up_and_decays() -> None:
     settings = OptimizerSettings(schedule="linear", warmup=0.1, floor=0.2)
     assert settings.rate(0.0) == 0.0
     assert settings.rate(0.05) == pytest.approx(0.5)
@@ -295,14 +295,14 @@ def test_rates_rise_and_fall() -> None:
     assert OptimizerSettings(schedule="constant").rate(1.0) == 1.0
 
 
-def test_the_nearer_limit_ends_a_run() -> None:
+def test_run_progress_is_that_of_nearer_limit() -> None:
     both = RunSettings(steps=100, minutes=1.0)
     assert both.progress(50, 0.0) == both.progress(0, 30.0) == 0.5
     assert both.progress(100, 0.0) == both.progress(0, 61.0) == 1.0
 
 
 @pytest.mark.parametrize(("of_bf16", "expected"), [(1.0, "bf16"), (3.0, "no")])
-def test_precision_is_what_was_asked_or_the_faster_one(
+def test_choose_precision_on_cpu_measures_only_for_auto(
     of_bf16: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {torch.bfloat16: of_bf16, torch.float32: 2.0}
@@ -315,10 +315,10 @@ def test_precision_is_what_was_asked_or_the_faster_one(
 
 
 @pytest.mark.parametrize(("units", "expected"), [(True, "bf16"), (False, "no"), (None, "no")])
-def test_precision_of_an_accelerator_is_decided_by_its_units(
+def test_choose_precision_on_accelerator_needs_bf16_hardware(
     units: bool | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is timed, emulation does not count, and the device that is asked about is the one that is used."""
+    """The choice needs no timing, ignores emulation and queries the selected device."""
     monkeypatch.setattr(precision, "_seconds", lambda dtype: pytest.fail("timed a product"))
     used = []
 
@@ -339,7 +339,7 @@ def test_precision_of_an_accelerator_is_decided_by_its_units(
     assert used == ([] if units is None else [second])
 
 
-def test_the_gauge_uses_the_precision_of_the_run(
+def test_gauge_peak_uses_precision_of_run(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decisions = iter(["bf16", "no"])
@@ -360,7 +360,7 @@ def _accelerator(state: SimpleNamespace) -> Accelerator:
 
 
 def test_a_single_process_trains_on_the_device_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`accelerate` would take the first one."""
+    """Without this, `accelerate` would use the first device."""
     current: list[int] = []
     monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
     second = torch.device("cuda", 1)
@@ -372,37 +372,37 @@ def test_a_single_process_trains_on_the_device_that_it_was_given(monkeypatch: py
     assert current == [1]
 
 
-def test_several_processes_have_a_device_each() -> None:
+def test_several_processes_reject_one_device() -> None:
     several = _accelerator(SimpleNamespace(num_processes=2, device=torch.device("cuda", 0)))
     with pytest.raises(ValueError, match=r"--device cuda:1 names one device, and 2 processes use one each"):
         engine._place(several, torch.device("cuda", 1))
     engine._place(several, torch.device("cuda"))
 
 
-def test_precision_does_not_ask_the_clock_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine that clock measures the other programs too."""
+def test_choose_precision_does_not_use_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the wall clock also measures other programs."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("asked the clock on the wall"))
     choose_precision("auto", CPU)
     assert torch.get_num_threads() == threads
 
 
-def test_bf16_trains_too(text: Path, tmp_path: Path) -> None:
+def test_training_in_bf16_keeps_float32_weights(text: Path, tmp_path: Path) -> None:
     run = _run(text, run={"steps": 3, "precision": "bf16"})
-    assert all(math.isfinite(report.loss) for report in _losses(run, tmp_path))
+    assert all(math.isfinite(report.loss) for report in _reports_of_run(run, tmp_path))
     assert load_checkpoint(tmp_path).network.vocab_embed.embedding.dtype == torch.float32
 
 
-def test_compilation_is_left_out_and_said_where_there_is_no_compiler(
+def test_compile_without_compiler_warns_and_trains(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.warns(UserWarning, match=r"`run\.compile` has no effect: there is no compiler here"):
-        losses = _losses(_run(text, run={"steps": 2, "compile": True}), tmp_path)
+        losses = _reports_of_run(_run(text, run={"steps": 2, "compile": True}), tmp_path)
     assert len(losses) == 2
 
 
-def test_a_trainer_goes_on_where_it_stopped(text: Path) -> None:
+def test_trainer_continues_after_stop(text: Path) -> None:
     run = _run(text, run={"steps": 20})
     recipe = run.recipe
     from hdlm.data import Windows
@@ -426,7 +426,7 @@ def test_a_trainer_goes_on_where_it_stopped(text: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(recipes().glob("*.toml")), ids=lambda file: file.stem)
-def test_shipped_recipes_can_be_followed(file: Path) -> None:
+def test_shipped_recipes_build_mixtures(file: Path) -> None:
     recipe = Recipe.load(file)
     assert recipe.description
     assert Recipe.from_table(recipe.to_table()) == recipe
@@ -471,11 +471,11 @@ IDLE = [
         {"objective": {"diffusion": 1}},
     ),
 ]
-"""Options that change nothing, and what would let them act."""
+"""Options without effect, and the changes that give them an effect."""
 
 
 @pytest.mark.parametrize(("changes", "cure"), IDLE, ids=lambda changes: json.dumps(changes)[:50])
-def test_an_option_that_would_not_act_is_refused(
+def test_recipe_refuses_option_without_effect(
     text: Path, changes: dict[str, Any], cure: dict[str, Any]
 ) -> None:
     table = _table(text, **changes)
@@ -485,10 +485,10 @@ def test_an_option_that_would_not_act_is_refused(
     Recipe.from_table(_table(text, **cured))
 
 
-def test_a_run_that_recorded_options_that_do_not_act_goes_on(
+def test_resume_run_with_recorded_options_without_effect(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Earlier versions took them; published configurations gave some of them to every run."""
+    """Earlier versions accepted these options, and published configurations set some of them in every run."""
     with monkeypatch.context() as earlier:
         earlier.setattr(Recipe, "_conditional", lambda self: iter(()))
         begun = _run(
@@ -555,7 +555,7 @@ RECIPE_FAULTS = [
 
 
 @pytest.mark.parametrize(("changes", "complaint"), RECIPE_FAULTS)
-def test_a_bad_recipe_is_refused_by_name(text: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_recipe_names_bad_option(text: Path, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Recipe.from_table(_table(text, **changes))
 
@@ -572,12 +572,12 @@ def test_a_bad_recipe_is_refused_by_name(text: Path, changes: dict[str, Any], co
         [3],
     ],
 )
-def test_a_bad_mixture_is_refused(text: Path, mixture: object) -> None:
+def test_recipe_rejects_bad_mixture(text: Path, mixture: object) -> None:
     with pytest.raises(ValueError, match="mixture"):
         Recipe.from_table({**_table(text), "mixture": mixture})
 
 
-def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_recipe_load_names_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no recipe"):
         Recipe.load(tmp_path / "none.toml")
     for content in (b"[data", b"\xff\xfe["):
@@ -586,6 +586,6 @@ def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
             Recipe.load(tmp_path / "bad.toml")
 
 
-def test_a_recipe_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+def test_recipe_load_accepts_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + (recipes() / "demo.toml").read_bytes())
     assert Recipe.load(tmp_path / "marked.toml") == Recipe.load(recipes() / "demo.toml")

@@ -70,7 +70,7 @@ def _commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", _settings())
-def test_the_tables_are_those_of_the_recipe_classes(name: str) -> None:
+def test_guide_tables_match_recipe_classes(name: str) -> None:
     parts = GUIDE.read_text(encoding="utf-8").split("\n### ")
     (section,) = (part for part in parts if part.startswith((f"`[{name}]`", f"`[[{name}]]`")))
     written = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, flags=re.M))
@@ -82,7 +82,7 @@ def test_the_tables_are_those_of_the_recipe_classes(name: str) -> None:
     assert not undocumented
 
 
-def test_the_table_of_pieces_names_every_class() -> None:
+def test_guide_piece_table_names_every_class() -> None:
     table = (
         GUIDE.read_text(encoding="utf-8").partition("## The pieces of a recipe")[2].partition("```toml")[0]
     )
@@ -96,7 +96,7 @@ def test_the_table_of_pieces_names_every_class() -> None:
         assert set(re.findall(r"`(\w+)`", listed[name])) == concrete
 
 
-def test_its_recipe_can_be_followed() -> None:
+def test_guide_recipe_builds_pieces() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.S)
     table = tomllib.loads(block) | {"data": {"context": 4}, "run": {"steps": 1}}
     recipe = Recipe.from_table(table)
@@ -104,7 +104,7 @@ def test_its_recipe_can_be_followed() -> None:
     assert recipe.build_parameterization() == Shifted(LeaveOneOut("fraction"))
 
 
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guide_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks, one after the other, with two steps in the place of minutes and a small network."""
     monkeypatch.chdir(tmp_path)
     Path("novels").mkdir()
@@ -120,7 +120,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(path.name for path in Path("runs").iterdir()) == ["further", "pieces", "python", "wider"]
 
 
-def _published(words: list[str]) -> None:
+def _check_published_command(words: list[str]) -> None:
     """The arguments of hdlm/train.py are those of a configuration that can be read."""
     read = parse_command_line("guide", words, "")
     launch = [word for word in read.overrides if word.startswith(("hydra/", "hydra."))]
@@ -135,18 +135,18 @@ def _published(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
-def test_its_commands_are_commands(words: list[str]) -> None:
+def test_guide_commands_parse(words: list[str]) -> None:
     if words[0] == "accelerate":
         assert (GUIDE.parents[1] / words[3]).is_file()
         words = words[5:] if words[4] == "-m" else ["python", *words[4:]]
     if words[0] == "python":
         assert words[1] in ("hdlm/train.py", "hdlm/finetune.py")
-        return _published(words[2:])
+        return _check_published_command(words[2:])
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"hdlm.cli.{words[1]}").add_arguments(parser)
     args = parser.parse_args(words[2:])
     if getattr(args, "config", None) is not None:
-        _published(["--config-name", args.config, *args.overrides])
+        _check_published_command(["--config-name", args.config, *args.overrides])
     return None
 
 

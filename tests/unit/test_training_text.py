@@ -1,4 +1,4 @@
-"""The same text from memory, from shards, from the cache and from a stream."""
+"""Training text from memory, shards, the cache and a stream."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def _read(folder: Path, lines: list[str] | None = None, **data: Any) -> Training
 
 
 @pytest.fixture
-def everything_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hdlm.training.text._SHORT", 0)
 
 
-def test_the_cache_gives_the_batches_of_memory(folder: Path, everything_is_long: None) -> None:
+def test_cached_text_gives_same_batches_as_text_in_memory(folder: Path, cache_short_text: None) -> None:
     other = {"validation_corpus": [str(folder / "other.jsonl")], "validation": 0.025}
     memory, lines = _read(folder, **other), list[str]()
     cached = _read(folder, lines, cache=str(folder / "cache"), **other)
@@ -71,19 +71,21 @@ def test_the_cache_gives_the_batches_of_memory(folder: Path, everything_is_long:
     assert renewed.tokenizer.decode(renewed.source[:9].tolist()).startswith("all")
 
 
-def test_short_text_stays_in_memory(folder: Path) -> None:
+def test_short_text_is_not_cached(folder: Path) -> None:
     _read(folder, cache=str(folder / "cache"))
     assert not (folder / "cache").exists()
 
 
-def test_text_too_long_for_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_without_cache_or_streaming_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hdlm.training.text._LONG", 1000)
     with pytest.raises(ValueError, match=r"data\.cache.*hdlm tokenize.*data\.streaming"):
         _read(folder)
     assert isinstance(_read(folder, streaming=True).windows(16, 0), StreamedWindows)
 
 
-def test_all_ways_set_the_same_documents_aside(folder: Path, everything_is_long: None) -> None:
+def test_shards_cache_and_stream_have_same_validation_documents(folder: Path, cache_short_text: None) -> None:
     out = folder / "shards"
     words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body", "--validation", "0.2"]
     assert main([*words, "--tokenizer", str(folder / "tokenizer.json")]) == 0
@@ -107,7 +109,7 @@ def test_all_ways_set_the_same_documents_aside(folder: Path, everything_is_long:
         assert not aside & set(text.tokenizer.documents(learnt))
 
 
-def test_shards_of_another_tokenizer_are_refused(folder: Path) -> None:
+def test_training_text_refuses_shards_of_other_tokenizer(folder: Path) -> None:
     out = folder / "shards"
     words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body"]
     assert main([*words, "--tokenizer", "train", "--vocabulary", "280"]) == 0
@@ -123,7 +125,7 @@ def test_shards_of_another_tokenizer_are_refused(folder: Path) -> None:
     )
 
 
-def test_what_the_text_makes_meaningless_is_refused(folder: Path) -> None:
+def test_refuse_idle_names_data_options_without_effect(folder: Path) -> None:
     out = folder / "shards"
     words = ["tokenize", str(folder / "text.jsonl"), "-o", str(out), "--key", "body", "--validation", "0.2"]
     assert main([*words, "--tokenizer", "train", "--vocabulary", "280"]) == 0
@@ -146,6 +148,6 @@ def test_what_the_text_makes_meaningless_is_refused(folder: Path) -> None:
         refuse_idle(DataSettings(**options))
 
 
-def test_a_tokenizer_is_trained_on_a_sample(folder: Path, everything_is_long: None) -> None:
+def test_tokenizer_is_trained_for_cached_and_streamed_text(folder: Path, cache_short_text: None) -> None:
     for way in ({"cache": str(folder / "cache")}, {"streaming": True}):
         assert _read(folder, tokenizer="train", **way).tokenizer.vocabulary.num_words == 300

@@ -1,4 +1,4 @@
-"""Our models in `transformers`, 4.57 and 5.x: written, read, asked and made to write; the files are also our own."""
+"""Models in `transformers` 4.57 and 5.x: saving, loading, forward passes and `generate`."""
 
 from __future__ import annotations
 
@@ -46,56 +46,60 @@ def _checkpoint(family: str = "epsilon") -> Checkpoint:
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    """Warnings of the library would be errors of the test run only where they are Python warnings; show the rest."""
+def no_progress_bar():
+    """Disable the progress bars of the library."""
     logging.disable_progress_bar()
 
 
 @pytest.fixture
-def noisy() -> torch.Tensor:
+def noisy_tokens() -> torch.Tensor:
     tokens = torch.randint(0, WORDS, (3, LENGTH), generator=torch.Generator().manual_seed(0))
     return torch.where(torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.4, MASK, tokens)
 
 
-def _noise(noisy: torch.Tensor) -> torch.Tensor:
-    return torch.where(noisy == MASK, 0.7, 0.0)
+def _noise(noisy_tokens: torch.Tensor) -> torch.Tensor:
+    return torch.where(noisy_tokens == MASK, 0.7, 0.0)
 
 
 @pytest.mark.parametrize("family", ["epsilon", "shifted", "gamma"])
-def test_a_round_trip_changes_nothing(tmp_path: Path, noisy: torch.Tensor, family: str) -> None:
+def test_save_pretrained_round_trip_keeps_logits(
+    tmp_path: Path, noisy_tokens: torch.Tensor, family: str
+) -> None:
     ours = _checkpoint(family)
     HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
     read = AutoModel.from_pretrained(tmp_path)
     assert isinstance(read, HDLMForDiffusionLM)
     assert not read.training
     assert read.checkpoint.config() == ours.config()
-    logits = read(noisy, noise=_noise(noisy)).logits
-    assert torch.equal(logits, ours.denoiser(noisy, _noise(noisy)))
+    logits = read(noisy_tokens, noise=_noise(noisy_tokens)).logits
+    assert torch.equal(logits, ours.denoiser(noisy_tokens, _noise(noisy_tokens)))
     read.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "model.safetensors"
     ).read_bytes()
 
 
-def test_what_transformers_wrote_is_a_checkpoint_of_ours(tmp_path: Path, noisy: torch.Tensor) -> None:
+def test_load_checkpoint_reads_save_pretrained_folder(tmp_path: Path, noisy_tokens: torch.Tensor) -> None:
     ours = _checkpoint()
     HDLMForDiffusionLM.of(ours).save_pretrained(tmp_path)
     read = load_checkpoint(tmp_path)
     assert read.config() == ours.config()
-    assert torch.equal(read.denoiser(noisy, _noise(noisy)), ours.denoiser(noisy, _noise(noisy)))
+    assert torch.equal(
+        read.denoiser(noisy_tokens, _noise(noisy_tokens)), ours.denoiser(noisy_tokens, _noise(noisy_tokens))
+    )
 
 
 @pytest.mark.parametrize("writer", [save_checkpoint, lambda folder, ours: save_pretrained(ours, folder)])
 @pytest.mark.parametrize("reader", [AutoModel, AutoModelForMaskedLM, HDLMForDiffusionLM])
-def test_a_checkpoint_of_ours_is_a_transformers_model(tmp_path: Path, noisy, writer, reader) -> None:
+def test_from_pretrained_reads_hdlm_checkpoint(tmp_path: Path, noisy_tokens, writer, reader) -> None:
     ours = _checkpoint()
     writer(tmp_path, ours)
     read = reader.from_pretrained(tmp_path)
-    assert torch.equal(read(noisy).logits, ours.denoiser(noisy, _noise(noisy)))
+    assert torch.equal(read(noisy_tokens).logits, ours.denoiser(noisy_tokens, _noise(noisy_tokens)))
     assert AutoConfig.from_pretrained(tmp_path).hyperschedules[0]["width"] == 4
 
 
-def test_half_precision_leaves_the_frequencies_exact(tmp_path: Path) -> None:
+def test_from_pretrained_in_bfloat16_keeps_rotary_frequencies(tmp_path: Path) -> None:
     HDLMForDiffusionLM.of(_checkpoint()).save_pretrained(tmp_path)
     read = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert read.model.blocks[0].attn_qkv.weight.dtype == torch.bfloat16
@@ -103,7 +107,7 @@ def test_half_precision_leaves_the_frequencies_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None:
+def test_from_pretrained_rejects_unfitting_weights(tmp_path: Path, fault: str) -> None:
     save_checkpoint(tmp_path, _checkpoint())
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
@@ -120,12 +124,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None
         AutoModel.from_pretrained(tmp_path)
 
 
-def test_a_config_that_describes_nothing_is_refused() -> None:
+def test_model_rejects_empty_config() -> None:
     with pytest.raises(ValueError, match=r"does not describe a model, because it lacks network"):
         HDLMForDiffusionLM(HDLMConfig())
 
 
-def test_a_fresh_model_draws_its_own_weights() -> None:
+def test_model_from_config_initialises_weights() -> None:
     config = HDLMConfig.of(_checkpoint())
     torch.manual_seed(0)
     fresh = HDLMForDiffusionLM(config)
@@ -133,41 +137,41 @@ def test_a_fresh_model_draws_its_own_weights() -> None:
     assert not fresh.model.output_layer.linear.weight.any()
 
 
-def test_loss_is_the_cross_entropy_of_the_labels(noisy: torch.Tensor) -> None:
+def test_loss_is_the_cross_entropy_of_the_labels(noisy_tokens: torch.Tensor) -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
-    labels = torch.where(noisy == MASK, 3, -100)
-    output = model(noisy, labels=labels)
+    labels = torch.where(noisy_tokens == MASK, 3, -100)
+    output = model(noisy_tokens, labels=labels)
     assert isinstance(output, DenoisingOutput)
-    expected = -output.logits[noisy == MASK][:, 3].mean()
+    expected = -output.logits[noisy_tokens == MASK][:, 3].mean()
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     assert model.model.blocks[0].attn_qkv.weight.grad.abs().sum() > 0
-    as_tuple = model(noisy, labels=labels, return_dict=False)
+    as_tuple = model(noisy_tokens, labels=labels, return_dict=False)
     assert len(as_tuple) == 2
 
 
-def test_attention_masks_of_both_shapes(noisy: torch.Tensor) -> None:
+def test_model_accepts_padding_and_pairwise_attention_masks(noisy_tokens: torch.Tensor) -> None:
     ours = _checkpoint()
     model = HDLMForDiffusionLM.of(ours)
     padding = torch.ones(3, LENGTH, dtype=torch.long)
     padding[:, -2:] = 0
-    short = model(noisy[:, :-2]).logits
-    torch.testing.assert_close(model(noisy, attention_mask=padding).logits[:, :-2], short)
+    short = model(noisy_tokens[:, :-2]).logits
+    torch.testing.assert_close(model(noisy_tokens, attention_mask=padding).logits[:, :-2], short)
     causal = torch.ones(1, LENGTH, LENGTH).tril()
-    expected = ours.denoiser(noisy, _noise(noisy), ForwardContext(None, causal.bool()))
-    assert torch.equal(model(noisy, attention_mask=causal).logits, expected)
+    expected = ours.denoiser(noisy_tokens, _noise(noisy_tokens), ForwardContext(None, causal.bool()))
+    assert torch.equal(model(noisy_tokens, attention_mask=causal).logits, expected)
     with pytest.raises(ValueError, match=r"attention_mask.*got \[3, 5\]"):
-        model(noisy, attention_mask=padding[:, :5])
+        model(noisy_tokens, attention_mask=padding[:, :5])
 
 
-def test_positions_are_honoured(noisy: torch.Tensor) -> None:
+def test_model_uses_position_ids(noisy_tokens: torch.Tensor) -> None:
     ours = _checkpoint()
     positions = torch.arange(LENGTH).flip(0)[None]
-    answer = HDLMForDiffusionLM.of(ours)(noisy, position_ids=positions).logits
-    assert torch.equal(answer, ours.denoiser(noisy, _noise(noisy), ForwardContext(positions)))
+    answer = HDLMForDiffusionLM.of(ours)(noisy_tokens, position_ids=positions).logits
+    assert torch.equal(answer, ours.denoiser(noisy_tokens, _noise(noisy_tokens), ForwardContext(positions)))
 
 
-def test_positions_beyond_the_context_are_refused(noisy: torch.Tensor) -> None:
+def test_model_rejects_positions_beyond_context(noisy_tokens: torch.Tensor) -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
     with pytest.raises(
         ValueError, match=r"`input_ids` has 13 positions, but the context of this model has 12"
@@ -179,27 +183,27 @@ def test_positions_beyond_the_context_are_refused(noisy: torch.Tensor) -> None:
         with pytest.raises(
             ValueError, match=rf"`position_ids` holds {outside}, .* has the positions 0 to 11"
         ):
-            model(noisy, position_ids=positions)
+            model(noisy_tokens, position_ids=positions)
 
 
-def test_labels_without_a_probability_are_refused(noisy: torch.Tensor) -> None:
+def test_model_rejects_labels_that_are_not_words(noisy_tokens: torch.Tensor) -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
     for label, what in ((MASK, "is the mask"), (MASK + 1, "is not a word"), (-1, "is not a word")):
-        labels = torch.full_like(noisy, -100)
+        labels = torch.full_like(noisy_tokens, -100)
         labels[1, 2] = label
         with pytest.raises(ValueError, match=rf"`labels` holds {label}, which {what}"):
-            model(noisy, labels=labels)
+            model(noisy_tokens, labels=labels)
 
 
-def test_a_network_that_is_told_the_noise_must_be_told(noisy: torch.Tensor) -> None:
+def test_conditioned_model_requires_noise(noisy_tokens: torch.Tensor) -> None:
     model = HDLMForDiffusionLM.of(_checkpoint("gamma"))
     with pytest.raises(ValueError, match=r"pass `noise`"):
-        model(noisy)
-    assert model(noisy, noise=_noise(noisy)).logits.shape == (3, LENGTH, WORDS + 1)
+        model(noisy_tokens)
+    assert model(noisy_tokens, noise=_noise(noisy_tokens)).logits.shape == (3, LENGTH, WORDS + 1)
 
 
 @pytest.mark.parametrize("family", ["epsilon", "shifted", "gamma"])
-def test_generate_is_the_sampler(family: str) -> None:
+def test_generate_equals_complete(family: str) -> None:
     ours = _checkpoint(family)
     settings = Settings("acs", eta=0.3, temperature=0.8, top_k=5)
     given = Prompt.prefix([0], LENGTH)
@@ -213,7 +217,7 @@ def test_generate_is_the_sampler(family: str) -> None:
     assert (written < WORDS).all()
 
 
-def test_generate_keeps_prompts_and_returns_some_for_each() -> None:
+def test_generate_keeps_prompts_with_several_return_sequences() -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
     prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
     written = model.generate(
@@ -230,7 +234,7 @@ def test_generate_keeps_prompts_and_returns_some_for_each() -> None:
     assert torch.equal(alone, written[:2])
 
 
-def test_generate_fills_masks_and_follows_prompts() -> None:
+def test_generate_fills_masks_and_accepts_guidance() -> None:
     model = HDLMForDiffusionLM.of(_checkpoint())
     gaps = torch.tensor([[1, MASK, 3, MASK, 5], [MASK, 2, 2, 2, 2]])
     filled = model.generate(gaps, seed=2)
@@ -262,12 +266,12 @@ def test_generate_fills_masks_and_follows_prompts() -> None:
         ),
     ],
 )
-def test_generate_says_what_is_wrong(options, complaint: str) -> None:
+def test_generate_rejects_bad_options(options, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         HDLMForDiffusionLM.of(_checkpoint()).generate(**options)
 
 
-def test_the_tokenizer_travels_and_opens_in_transformers(tmp_path: Path) -> None:
+def test_save_pretrained_writes_tokenizer_for_transformers(tmp_path: Path) -> None:
     data = pytest.importorskip("hdlm.data", reason="the extra `train` brings tokenizers")
     trained = data.train_tokenizer(["some words, and some more"], 270)
     words = trained.vocabulary.num_words
@@ -281,7 +285,7 @@ def test_the_tokenizer_travels_and_opens_in_transformers(tmp_path: Path) -> None
     assert load_checkpoint(tmp_path).tokenizer_json == ours.tokenizer_json
 
 
-def test_the_config_file_says_both_names(tmp_path: Path) -> None:
+def test_config_file_names_model_type_and_architecture(tmp_path: Path) -> None:
     HDLMForDiffusionLM.of(_checkpoint()).save_pretrained(tmp_path)
     document = json.loads((tmp_path / "config.json").read_text())
     assert document["model_type"] == "hdlm"

@@ -1,4 +1,4 @@
-"""The verbs of a checkpoint, and the measurements of `hdlm.evaluate`: the same as the functions and commands below."""
+"""Methods of `Checkpoint` and `hdlm.evaluate` give the results of the underlying functions and commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
-def test_generate_writes_what_write_does(model: hdlm.Checkpoint) -> None:
+def test_generate_equals_write(model: hdlm.Checkpoint) -> None:
     ours = model.generate(
         "And it came to pass", num=2, seed=3, steps=4, length=24, temperature=0.8, stop=["."]
     )
@@ -47,7 +47,7 @@ def test_generate_writes_what_write_does(model: hdlm.Checkpoint) -> None:
     )
 
 
-def test_a_single_string_to_stop_at_is_one_string(model: hdlm.Checkpoint) -> None:
+def test_generate_stop_accepts_single_string(model: hdlm.Checkpoint) -> None:
     one, several = (model.generate("And", seed=3, steps=4, length=24, stop=stop) for stop in ("th", ["th"]))
     assert one == several
 
@@ -58,7 +58,7 @@ def test_stream_gives_the_text_in_pieces(model: hdlm.Checkpoint) -> None:
     assert "".join(pieces) == passage.text
 
 
-def test_infill_writes_what_write_does(model: hdlm.Checkpoint) -> None:
+def test_infill_equals_write(model: hdlm.Checkpoint) -> None:
     text = "And the [MASK:2] said unto the people."
     assert model.infill(text, seed=1) == hdlm.write(model, text, seed=1)
 
@@ -68,7 +68,7 @@ def test_every_setting_is_an_option_of_generate(model: hdlm.Checkpoint) -> None:
     assert model.generate(seed=2, **given) == model.generate(seed=2, steps=2, length=16)
 
 
-def test_verbs_refuse_what_they_do_not_know(model: hdlm.Checkpoint) -> None:
+def test_checkpoint_methods_reject_unknown_options(model: hdlm.Checkpoint) -> None:
     with pytest.raises(ValueError, match="unknown option `temprature`; did you mean `temperature`"):
         model.generate(temprature=0.5)
     with pytest.raises(ValueError, match="unknown option `strid`; did you mean `stride`"):
@@ -79,7 +79,7 @@ def test_verbs_refuse_what_they_do_not_know(model: hdlm.Checkpoint) -> None:
         model.infill("no gap here")
 
 
-def test_likelihood_is_that_of_evaluate_with_all_that_the_checkpoint_knows(model: hdlm.Checkpoint) -> None:
+def test_likelihood_equals_estimate_likelihood_with_checkpoint_settings(model: hdlm.Checkpoint) -> None:
     other = replace(model, context="full", active="causal", noise_schedule=hdlm.Cosine())
     text = tokenize_documents(other.tokenizer, TEXT)
     expected = hdlm.evaluation.estimate_likelihood(
@@ -94,7 +94,9 @@ def test_likelihood_is_that_of_evaluate_with_all_that_the_checkpoint_knows(model
     assert model.likelihood(TEXT, length=32, replicates=2, seed=5) != expected
 
 
-def test_likelihood_of_a_file_is_that_of_the_command(model: hdlm.Checkpoint, book: Path, capsys: Any) -> None:
+def test_likelihood_of_file_equals_eval_likelihood_command(
+    model: hdlm.Checkpoint, book: Path, capsys: Any
+) -> None:
     words = ["--data", str(book), "--replicates", "2", "--limit", "100", "--length", "32", "--device", "cpu"]
     assert main(["eval", "likelihood", MODEL, *words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)[str(book)]
@@ -102,7 +104,7 @@ def test_likelihood_of_a_file_is_that_of_the_command(model: hdlm.Checkpoint, boo
     assert json.loads(json.dumps(result.to_dict())) == document["result"]
 
 
-def test_a_measurement_is_resumed_in_its_folder_and_compared(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+def test_likelihood_output_folder_is_resumed_and_compared(model: hdlm.Checkpoint, tmp_path: Path) -> None:
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
     two = model.likelihood(TEXT, length=32, replicates=2, output=first)
     four = model.likelihood(TEXT, length=32, replicates=4, output=first)
@@ -118,7 +120,9 @@ def test_a_measurement_is_resumed_in_its_folder_and_compared(model: hdlm.Checkpo
     assert compared.cells["bits per byte"][0].value == four.bits_per_byte
 
 
-def test_generation_is_that_of_the_command(model: hdlm.Checkpoint, book: Path, capsys: Any) -> None:
+def test_evaluate_generation_equals_eval_generation_command(
+    model: hdlm.Checkpoint, book: Path, capsys: Any
+) -> None:
     words = ["--num", "3", "--length", "16", "--steps", "2", "--judge", MODEL, "--reference", str(book)]
     assert (
         main(["eval", "generation", MODEL, *words, "--controls", "unigram", "--device", "cpu", "--json"]) == 0
@@ -136,7 +140,7 @@ def test_generation_is_that_of_the_command(model: hdlm.Checkpoint, book: Path, c
     assert len(measured.samples) == 3
 
 
-def test_options_of_generation_are_checked_before_any_work(model: hdlm.Checkpoint) -> None:
+def test_evaluate_generation_rejects_bad_options(model: hdlm.Checkpoint) -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"mauve": True}, "needs real text"),
         ({"infill": 0.5}, "needs real text"),
@@ -154,7 +158,9 @@ def test_every_control_has_a_name_that_options_offer() -> None:
     assert tuple(CONTROLS) == get_args(ControlName)
 
 
-def test_a_frontier_of_one_model(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+def test_evaluate_frontier_of_one_model_measures_each_temperature(
+    model: hdlm.Checkpoint, tmp_path: Path
+) -> None:
     document = hdlm.evaluate.frontier(
         model, judge=MODEL, output=tmp_path, temperature=[1.0, 0.5], num=2, length=16, steps=2
     )
@@ -165,7 +171,7 @@ def test_a_frontier_of_one_model(model: hdlm.Checkpoint, tmp_path: Path) -> None
         hdlm.evaluate.frontier(model, judge=MODEL, output=tmp_path)
 
 
-def test_device_and_tokenizer_are_objects(model: hdlm.Checkpoint) -> None:
+def test_checkpoint_has_torch_device_and_tokenizer(model: hdlm.Checkpoint) -> None:
     assert model.device == torch.device("cpu")
     assert model.to("cpu") is model
     assert model.tokenizer is model.tokenizer
@@ -174,19 +180,19 @@ def test_device_and_tokenizer_are_objects(model: hdlm.Checkpoint) -> None:
         _ = replace(model, tokenizer_json=None).tokenizer
 
 
-def test_to_moves_all_that_is_done_with_the_model() -> None:
+def test_checkpoint_to_moves_model() -> None:
     model = hdlm.load(MODEL).to("meta")
     assert model.device == torch.device("meta")
 
 
-def test_save_and_load(model: hdlm.Checkpoint, tmp_path: Path) -> None:
+def test_checkpoint_save_round_trip(model: hdlm.Checkpoint, tmp_path: Path) -> None:
     model.save(tmp_path / "copy")
     copy = hdlm.load(tmp_path / "copy")
     assert copy.config() == model.config()
     assert copy.generate(steps=2, length=16) == model.generate(steps=2, length=16)
 
 
-def test_progress_is_shown_when_wanted_only(
+def test_generate_shows_progress_only_on_request_or_terminal(
     model: hdlm.Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     frames: list[Frame] = []
@@ -199,7 +205,7 @@ def test_progress_is_shown_when_wanted_only(
     assert frames[-1]["completed"] == pytest.approx(1.0)
 
 
-def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> None:
+def test_deprecated_evaluate_call_warns_and_gives_same_result(model: hdlm.Checkpoint) -> None:
     tokens = torch.tensor(model.tokenizer.encode(TEXT[1]))
     plan = plan_of(model, len(tokens), hyperschedule="autoregressive")
     with pytest.warns(DeprecationWarning, match=r"hdlm\.evaluate\.likelihood"):
@@ -209,7 +215,7 @@ def test_the_older_call_of_evaluate_warns_and_works(model: hdlm.Checkpoint) -> N
     assert result == hdlm.evaluation.estimate_likelihood(model.denoiser, text, regime)
 
 
-def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book: Path) -> None:
+def test_likelihood_rejects_documents_that_are_not_strings(model: hdlm.Checkpoint, book: Path) -> None:
     with pytest.raises(ValueError, match="must be a string"):
         model.likelihood([1, 2])
     with pytest.raises(ValueError, match="names of files"):
@@ -218,7 +224,7 @@ def test_documents_that_are_no_strings_are_refused(model: hdlm.Checkpoint, book:
         model.likelihood(3)
 
 
-def test_a_notebook_trains_writes_and_measures_in_three_calls(
+def test_train_generate_and_likelihood_in_three_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

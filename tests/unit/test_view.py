@@ -1,4 +1,4 @@
-"""Pictures: what is drawn, at any size, in a terminal, in a pipe and to a file."""
+"""Pictures of any size in a terminal, a pipe and a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plain(width: int = 80) -> Console:
     return Console(file=io.StringIO(), width=width)
 
 
-def coloured(width: int = 80) -> Console:
+def coloured_console(width: int = 80) -> Console:
     return Console(file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
 
 
@@ -40,8 +40,8 @@ def printed(console: Console) -> str:
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 8, 1000])
-def test_colours_darken_as_text_settles(num_levels):
-    """So that a picture reads in grey and to the colour-blind."""
+def test_level_colours_get_darker_toward_settled(num_levels):
+    """The colours stay distinguishable in greyscale and for colour-blind readers."""
     colours = level_colours(num_levels)
     assert colours.shape == (num_levels + 1, 3)
     assert tuple(colours[0]) == rgb(SETTLED)
@@ -51,7 +51,7 @@ def test_colours_darken_as_text_settles(num_levels):
     assert np.diff(active_colours(np.linspace(0, 1, 20)) @ LUMA).min() > 3
 
 
-def test_a_terminal_without_colour_gets_shades():
+def test_print_hyperschedule_without_colour_uses_shades():
     console = plain()
     print_hyperschedule(Block(8, width=4, num_levels=2), console, "two blocks")
     assert printed(console).splitlines() == [
@@ -66,8 +66,8 @@ def test_a_terminal_without_colour_gets_shades():
     ]
 
 
-def test_a_terminal_in_colour_gets_two_rows_a_line():
-    console = coloured()
+def test_print_hyperschedule_in_colour_uses_half_blocks():
+    console = coloured_console()
     print_hyperschedule(autoregressive(4), console)
     lines = printed(console).splitlines()
     assert len(lines) == 3 + 2
@@ -76,11 +76,11 @@ def test_a_terminal_in_colour_gets_two_rows_a_line():
     assert f"38;2;{worthless};48;2;{settled}" in lines[0]
 
 
-@pytest.mark.parametrize("console", [plain(40), coloured(40)], ids=["plain", "colour"])
+@pytest.mark.parametrize("console", [plain(40), coloured_console(40)], ids=["plain", "colour"])
 @pytest.mark.parametrize(
     "hyperschedule", [flat(4096, 4096), PublishedSlide(8192, 64, 128), flat(1, 1)], ids=repr
 )
-def test_any_size_fits_the_console(console, hyperschedule):
+def test_print_hyperschedule_of_any_size_fits_console(console, hyperschedule):
     console.file = io.StringIO()
     print_hyperschedule(hyperschedule, console)
     lines = console.file.getvalue().splitlines()
@@ -88,7 +88,7 @@ def test_any_size_fits_the_console(console, hyperschedule):
     assert all(len(console.render_str(line)) <= 40 for line in lines if "\x1b" not in line)
 
 
-def test_sampling_keeps_the_first_and_the_last_step():
+def test_sampled_steps_keep_first_and_last():
     hyperschedule = Slide(100, width=10, num_levels=7)
     steps = sampled_steps(hyperschedule, most=13)
     assert steps[0] == 0
@@ -98,7 +98,7 @@ def test_sampling_keeps_the_first_and_the_last_step():
     assert np.array_equal(levels, hyperschedule.levels(steps)[:, ::4].numpy())
 
 
-def test_pictures_show_the_levels(tmp_path):
+def test_draw_hyperschedule_shows_colour_of_every_level(tmp_path):
     path = tmp_path / "new folder" / "block.png"
     draw_hyperschedule(Block(64, width=16, num_levels=8), path, "Block")
     shown = {tuple(pixel) for pixel in (imread(path)[..., :3].reshape(-1, 3) * 255).round().astype(int)}
@@ -106,19 +106,19 @@ def test_pictures_show_the_levels(tmp_path):
     assert [one.name for one in path.parent.iterdir()] == ["block.png"]
 
 
-def test_a_gallery_of_families(tmp_path):
+def test_draw_gallery_writes_svg(tmp_path):
     path = tmp_path / "families.svg"
     draw_gallery({"Flat\nMDLM": flat(8, 4), "Autoregressive": autoregressive(8)}, path)
     assert path.read_text().lstrip().startswith("<?xml")
 
 
-def test_a_picture_has_a_known_format(tmp_path):
+def test_draw_hyperschedule_rejects_unknown_suffix(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.png, \.svg or \.pdf; got .*picture\.xyz"):
         draw_hyperschedule(flat(4, 2), tmp_path / "picture.xyz")
     assert not list(tmp_path.iterdir())
 
 
-def test_attention_tells_who_looks_at_whom(tmp_path):
+def test_print_and_draw_attention(tmp_path):
     hyperschedule = Block(4, width=2, num_levels=2)
     noisy = hyperschedule.regions(2).active.numpy()
     picture = AttentionPicture(generation_attention(hyperschedule, 2).dense().numpy(), noisy, title="step 2")
@@ -137,7 +137,7 @@ def test_attention_tells_who_looks_at_whom(tmp_path):
     assert imread(tmp_path / "attention.png").size > 0
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_replacing_writes_file_atomically(tmp_path):
     target = tmp_path / "report.txt"
     target.write_text("old")
     with pytest.raises(TypeError), replacing(target) as path:
@@ -149,7 +149,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
+def test_replacing_names_unwritable_file(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OSError, match=r"picture\.png") as caught,
@@ -170,7 +170,7 @@ STORY = Replay(
 )
 
 
-def test_changes_are_named():
+def test_token_changes_and_counts():
     assert token_changes(STORY.frames[0], STORY.frames[1]) == [
         TokenChange.UNMASKED,
         TokenChange.UNMASKED,
@@ -187,7 +187,7 @@ def test_changes_are_named():
     ]
 
 
-def test_frames_follow_from_edits():
+def test_frames_apply_edits():
     words = {0: "a", 1: "b", 2: None}
     edits = [(0, 1, 0), (0, 2, 1), (4, 1, 1), (5, 0, 0)]
     assert frames([2, 2, 2], edits, words.__getitem__) == [
@@ -198,7 +198,7 @@ def test_frames_follow_from_edits():
     ]
 
 
-def test_a_pipe_gets_lines_of_text():
+def test_play_to_pipe_prints_lines():
     console = plain(20)
     play({"acs": STORY}, console=console)
     assert printed(console).splitlines() == [
@@ -211,8 +211,8 @@ def test_a_pipe_gets_lines_of_text():
     ]
 
 
-def test_a_terminal_plays_all_frames_and_ends_at_rest():
-    console = coloured()
+def test_play_in_terminal_shows_all_frames():
+    console = coloured_console()
     play({"original": STORY, "acs": Replay(STORY.frames[-1:])}, console=console, seconds=0.0)
     output = printed(console)
     assert "step 4/4" in output
@@ -221,15 +221,15 @@ def test_a_terminal_plays_all_frames_and_ends_at_rest():
     assert not [span for span in STORY.text(99).spans if span.style]
 
 
-def test_replays_without_sense():
+def test_replay_rejects_no_frames_and_unequal_lengths():
     with pytest.raises(ValueError, match="at least one frame"):
         Replay([])
     with pytest.raises(ValueError, match="equal lengths; got 1 and 2"):
         Replay([["a"], ["a", "b"]])
 
 
-def test_levels_of_a_table_in_the_terminal_are_those_of_the_hyperschedule():
-    """Every cell, not just the corners, at a size that needs no sampling."""
+def test_printed_levels_equal_hyperschedule_levels():
+    """Compares every cell at a size that needs no subsampling."""
     hyperschedule = Slide(12, width=6, num_levels=3)
     console = plain(16)
     print_hyperschedule(hyperschedule, console)

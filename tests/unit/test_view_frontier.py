@@ -1,4 +1,4 @@
-"""The picture of a frontier: what stands where, how long its bars are, and what it is called."""
+"""The frontier picture: points, error bars and labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hdlm.view.frontier import Curve, Point, draw_document, draw_frontier
 
 
 @pytest.fixture
-def drawings(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """What is drawn, instead of files."""
+def captured_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The drawn figures. No file is written."""
     found: list[Figure] = []
 
     @contextmanager
@@ -39,30 +39,30 @@ def _words(drawing: Figure) -> dict[str, Any]:
     return {text.get_text(): text for text in axes.texts}
 
 
-def test_bars_are_two_errors_and_stay_above_zero(drawings: list[Figure]) -> None:
+def test_frontier_error_bars_are_two_standard_errors_and_positive(captured_figures: list[Figure]) -> None:
     points = [Point("0.5", 3.0, 0.1, 40.0, 5.0), Point("1", 4.0, None, 90.0, 80.0)]
     draw_frontier([Curve("acs", points)], Path("x.png"), reference=Point("book", 4.2, 0.0, 20.0, None))
-    first, second, book = _bars(drawings[0])
+    first, second, book = _bars(captured_figures[0])
     across, along = (bar.get_segments()[0] for bar in first[2])
     assert across[:, 0].tolist() == pytest.approx([2.8, 3.2])
     assert along[:, 1].tolist() == pytest.approx([30, 50])
     (unsure,) = (bar.get_segments()[0] for bar in second[2])
     assert unsure[:, 1].tolist() == pytest.approx([9, 250])
     assert (second.has_xerr, book.has_yerr) == (False, False)
-    assert set(_words(drawings[0])) == {"0.5", "1  acs", "book"}
+    assert set(_words(captured_figures[0])) == {"0.5", "1  acs", "book"}
     with pytest.raises(ValueError, match="nothing was measured"):
         draw_frontier([Curve("acs", [])], Path("x.png"))
 
 
-def test_names_stand_apart_and_on_the_side_of_their_curve(drawings: list[Figure]) -> None:
-    """Three curves that end in nearly one place: the highest is named above the others."""
+def test_frontier_labels_do_not_overlap(captured_figures: list[Figure]) -> None:
+    """Three curves end near one point, and their labels keep the order of the curves."""
     ends = {"low": 50.0, "middle": 51.0, "high": 52.0}
     curves = [
         Curve(name, [Point("1", 4.0, None, end, None), Point("0.5", 3.0, None, end / 9, None)])
         for name, end in ends.items()
     ]
     draw_frontier(curves, Path("x.png"))
-    (drawing,) = drawings
+    (drawing,) = captured_figures
     drawing.draw_without_rendering()
     words = _words(drawing)
     heights = [words[f"1  {name}"].get_window_extent().y0 * 72 / drawing.dpi for name in ends]
@@ -96,10 +96,10 @@ def _document(*models: str) -> dict[str, Any]:
         (("x/run", "y/run"), {"1  x/run, acs", "1  y/run, acs"}),
     ],
 )
-def test_a_document_is_drawn_without_what_failed(
-    drawings: list[Figure], models: tuple[str, ...], names: set[str]
+def test_draw_document_omits_failed_points(
+    captured_figures: list[Figure], models: tuple[str, ...], names: set[str]
 ) -> None:
     draw_document(_document(*models), Path("x.png"))
-    assert set(_words(drawings[0])) == names
-    assert len(_bars(drawings[0])) == len(models)
-    assert "by gpt2:" in drawings[0].axes[0].get_ylabel()
+    assert set(_words(captured_figures[0])) == names
+    assert len(_bars(captured_figures[0])) == len(models)
+    assert "by gpt2:" in captured_figures[0].axes[0].get_ylabel()

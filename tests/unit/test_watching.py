@@ -1,4 +1,4 @@
-"""What looks at a run: speed, the log, trackers, and measurements while it goes. None of it changes a weight."""
+"""Monitoring of a run: speed, the log, trackers and measurements. Monitoring changes no weight."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_flops_are_those_of_the_matrices_and_of_attention() -> None:
+def test_training_flops_equal_formula_of_matrices_and_attention() -> None:
     config = DDiTConfig(300, 32, 2, 2, cond_dim=8, timestep_embedding=True, condition_blocks=True)
     network = DDiT(config)
     weights = sum(
@@ -94,15 +94,13 @@ def test_flops_are_those_of_the_matrices_and_of_attention() -> None:
         ("NVIDIA A10G", None),
     ],
 )
-def test_peaks_are_known_by_name_or_left_out(
-    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
-) -> None:
+def test_peak_flops_of_gpu_by_name(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
 
 
-def test_the_peak_of_a_processor_is_measured() -> None:
+def test_peak_flops_of_cpu_is_measured() -> None:
     peak = peak_flops(CPU, bf16=False)
     assert peak is not None
     assert 1e8 < peak < 1e14
@@ -128,12 +126,12 @@ def test_the_gauge_reads_speed_utilisation_and_rate(run_of: Any, monkeypatch: py
         pass
     gauge(_report(4, seconds=14.0))
     assert gauge.read().tokens_per_second == 16
-    for step, seconds in ((5, 114.0), (6, 118.0)):  # what was fast is more than a minute ago
+    for step, seconds in ((5, 114.0), (6, 118.0)):  # the fast steps are more than a minute old
         gauge(_report(step, seconds=seconds))
     assert gauge.read().tokens_per_second == pytest.approx(8)
 
 
-def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path: Path) -> None:
+def test_metrics_log_removes_line_truncated_by_full_disk(tmp_path: Path) -> None:
     log, (soft, hard) = MetricsLog(tmp_path / "metrics.jsonl"), resource.getrlimit(resource.RLIMIT_FSIZE)
     log.write(step=1, loss=2.5)
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -146,7 +144,7 @@ def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path: Path) -> Non
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
+def test_metrics_log_rewind_removes_later_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log, told = MetricsLog(path, 2), []
     log.add_sink(told.append)
@@ -163,7 +161,7 @@ def test_the_log_of_a_run_that_goes_on_is_rewound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("terminal", "every"), [(True, 0.0), (False, 0.0), (False, 60.0)])
-def test_progress_says_what_is_known(run_of: Any, terminal: bool, every: float) -> None:
+def test_progress_bar_shows_step_loss_speed_and_rate(run_of: Any, terminal: bool, every: float) -> None:
     run = run_of()
     gauge = Gauge(run.denoiser.backbone.config, run.mixture, 16, CPU, peak=1e12, rate=0.02, steps=6)
     out = io.StringIO()
@@ -176,8 +174,8 @@ def test_progress_says_what_is_known(run_of: Any, terminal: bool, every: float) 
         assert word in out.getvalue()
 
 
-def test_the_countdown_goes_by_what_this_program_has_done() -> None:
-    """The steps before were another program's, or are those of the run that was finetuned."""
+def test_progress_bar_estimates_time_from_steps_of_this_process() -> None:
+    """Earlier steps belong to another process or to the finetuned run, so they do not count."""
     out = io.StringIO()
     with progress_bar(Console(file=out), every=0.0) as bar:
         for step, seconds in ((3, 101.0), (4, 104.0)):
@@ -187,7 +185,7 @@ def test_the_countdown_goes_by_what_this_program_has_done() -> None:
     assert second.endswith("0:06 left")
 
 
-def test_a_run_is_measured_and_not_changed(
+def test_observer_measures_run_without_changing_weights(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nobody(*arguments: object, offline: bool) -> None:
@@ -214,7 +212,7 @@ def test_a_run_is_measured_and_not_changed(
     assert best["bound"] == pytest.approx(min(line["validation"] for line in bounds), abs=1e-5)
 
 
-def test_a_bound_and_its_error_are_nats_a_token(
+def test_observer_logs_bound_and_error_in_nats_per_token(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def canned(*arguments: Any, **options: Any) -> Any:
@@ -230,9 +228,7 @@ def test_a_bound_and_its_error_are_nats_a_token(
     assert line["validation_error"] == pytest.approx(1 / 32, abs=1e-5)
 
 
-def test_a_shifted_model_is_given_the_first_token_which_counts_for_nothing(
-    run_of: Any, tmp_path: Path
-) -> None:
+def test_observer_excludes_given_token_of_shifted_model_from_metrics(run_of: Any, tmp_path: Path) -> None:
     run = run_of(sample_every=6, samples=2, judge="")
     table = run.recipe.to_table()
     shifted = {"type": "Shifted", "inner": table["parameterization"]}
@@ -247,7 +243,7 @@ def test_a_shifted_model_is_given_the_first_token_which_counts_for_nothing(
 
 
 @pytest.mark.parametrize("where", ["evaluate", "sample", "judges_of"])
-def test_memory_that_does_not_suffice_to_measure_stops_nothing(
+def test_observer_out_of_memory_does_not_stop_training(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def large(*_: object, **__: object) -> None:
@@ -265,8 +261,8 @@ def test_memory_that_does_not_suffice_to_measure_stops_nothing(
     assert any("entropy" in line for line in lines) == (where != "sample")
 
 
-class _Fake:
-    """A tracker of accelerate's kind, which the network fails after a line."""
+class FailingTracker:
+    """A tracker with the interface of accelerate that fails after the first line."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int | None, dict[str, Any]]] = []
@@ -281,10 +277,10 @@ class _Fake:
         self.closed = True
 
 
-def test_a_tracker_that_fails_is_named_once_and_stops_nothing(
+def test_failing_tracker_is_reported_once_and_training_continues(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake, told = _Fake(), []
+    fake, told = FailingTracker(), []
     monkeypatch.setattr(trackers, "_opener", lambda *arguments: lambda: fake)
     run = run_of(trackers=["wandb"])
     session = Session(run, tmp_path)
@@ -317,7 +313,7 @@ print("the end")
 """
 
 
-def test_a_tracker_that_hangs_does_not_keep_the_program() -> None:
+def test_hanging_tracker_does_not_block_exit() -> None:
     done = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [
         "wandb has not finished after 0 s; training does not wait for it",
@@ -325,8 +321,8 @@ def test_a_tracker_that_hangs_does_not_keep_the_program() -> None:
     ]
 
 
-def test_the_peak_of_memory_is_that_of_this_program() -> None:
-    """A program begins with what `getrusage` says of the one that started it."""
+def test_peak_memory_excludes_parent_process() -> None:
+    """A process inherits the `getrusage` peak of its parent, so the peak is read from another source."""
     code = "import torch; from hdlm.training.monitor.throughput import _peak_memory as p; print(p(torch.device('cpu')))"
     hog = (
         "import subprocess, sys; x = bytearray(2**30); x[::4096] = b'1' * 2**18; "
@@ -336,7 +332,7 @@ def test_the_peak_of_memory_is_that_of_this_program() -> None:
     assert 2**26 < int(done.stdout) < 2**30 - 2**26
 
 
-def test_trackers_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_trackers_rejects_missing_and_unknown_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"has wandb, which is not installed: pip install \"hdlm\[trackers\]\""
