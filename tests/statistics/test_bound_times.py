@@ -84,7 +84,7 @@ def moment_by_decade(bound: AbstractBound, order: int, density: Density | None) 
 def bound_of(process: AbstractNoiseProcess, name: str) -> AbstractBound:
     denoiser = ExactDenoiser(SMALL, process)
     kind = AbsorbingBound if name == "absorbing" else HybridBound
-    return kind(denoiser, flat(2, 1), "random")
+    return kind(denoiser, Regime(flat(2, 1)), "random")
 
 
 @pytest.mark.parametrize(
