@@ -234,12 +234,12 @@ def test_eval_likelihood_rejects_bad_options_in_one_line(hdlm, model: Path, data
         (["--length", 9], "up to 8 tokens"),
         (["--hyperschedule", "autoregressive", "--width", 2], "has no effect"),
         (["--bound", "hybrid", "--estimator", "count"], "hybrid bound has"),
-        (["--part", "middle"], "None"),
+        (["--part", "middle"], "part of a data set"),
     ]:
         status, _, complaint = hdlm(model, "--data", data if "--part" not in words else "ptb", *words)
         assert status == 2
         assert complaint.count("\n") == 1
-        assert said in complaint or "part of a data set" in complaint
+        assert said in complaint
 
 
 def test_windows_do_not_cross_document_boundaries() -> None:

@@ -106,8 +106,10 @@ def test_shipped_config_keys_equal_published_keys(shared: Path, family: str) -> 
 
 
 def test_every_shipped_config_file_is_read() -> None:
-    for file in configs().glob("*.yaml"):
-        _config("--config-name", file.stem)
+    files = sorted(configs().glob("*.yaml"))
+    assert files
+    for file in files:
+        assert _config("--config-name", file.stem).model_type
 
 
 SIZES = {
@@ -130,14 +132,6 @@ def test_model_presets_have_stated_parameter_counts(size: str, family: str) -> N
         switches = {"timestep_embedding": told, "condition_blocks": told}
         network = DDiT(DDiTConfig(config.tokenizer.tokens + 1, *sizes, **switches))
     assert sum(weight.numel() for weight in network.parameters()) == SIZES[size][family]
-
-
-@pytest.mark.parametrize("family", ["epsilon", "gamma"])
-def test_stated_base_size_equals_sum_over_layers(family: str) -> None:
-    hidden, words, cond, gamma = 768, 50258, 128, family == "gamma"
-    block = 2 * hidden + 4 * hidden**2 + 8 * hidden**2 + 5 * hidden + gamma * 6 * hidden * (cond + 1)
-    told = gamma * (cond * 257 + cond * (cond + 1))
-    assert SIZES["base"][family] == words * hidden + 12 * block + told + hidden + words * (hidden + 1)
 
 
 @pytest.mark.parametrize("family", ["epsilon", "gamma"])
