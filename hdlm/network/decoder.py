@@ -160,6 +160,14 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @final
+class _HeadNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its weight, whatever the precision of its input (bf16 under autocast)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+@final
 class DecoderBlock(AbstractBlock):
     """Attention and a feed-forward network, each behind a norm and added to the residual stream.
 
@@ -174,8 +182,8 @@ class DecoderBlock(AbstractBlock):
         self.activation = config.activation
         self.norm1 = _norm(config, width)
         self.qkv = PackedLinear(width, sum(self.heads) * dim, bias=config.qkv_bias)
-        self.query_norm = nn.RMSNorm(dim, eps=config.norm_epsilon) if config.qk_norm else None
-        self.key_norm = nn.RMSNorm(dim, eps=config.norm_epsilon) if config.qk_norm else None
+        self.query_norm = _HeadNorm(dim, eps=config.norm_epsilon) if config.qk_norm else None
+        self.key_norm = _HeadNorm(dim, eps=config.norm_epsilon) if config.qk_norm else None
         self.attn_out = PackedLinear(config.num_heads * dim, width, bias=config.out_bias)
         self.norm2 = _norm(config, width)
         self.gate = PackedLinear(width, inner, bias=config.mlp_bias) if config.gated else None

@@ -15,7 +15,7 @@ import torch
 
 from hdlm.checkpoint import Checkpoint, describe
 from hdlm.hyperschedule import AbstractHyperschedule, packing
-from hdlm.network import DDiTConfig
+from hdlm.network import DDiTConfig, NetworkShape
 from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
@@ -50,29 +50,16 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Objective and mixture are the recorded ones. A checkpoint without a record gets the matching bound: the score
     entropy for log scores, the weighted cross-entropy for a process that only masks, `NELBO` for any other.
-
-    Raises:
-        ValueError: If the network is not a `DDiT`.
     """
     denoiser, shape = checkpoint.denoiser, checkpoint.network.config
-    if not isinstance(shape, DDiTConfig):
-        raise ValueError(
-            "hdlm trains networks of the type DDiT; this checkpoint has a Decoder, which can be sampled and measured, "
-            "but not be trained yet."
-        )
     process = describe(denoiser.process)
     del process["num_words"]
-    network = {
-        name: getattr(shape, name)
-        for name in ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "dropout")
-    }
-    if shape.timestep_embedding:
-        network |= {
-            name: getattr(shape, name) for name in ("condition_blocks", "condition_output", "cond_dim")
-        }
+    context = checkpoint.length
+    if not isinstance(shape, DDiTConfig):  # decoders read many thousand positions, too many for a batch
+        context = max((plan.length for plan in checkpoint.hyperschedules), default=context)
     table: dict[str, Any] = {
-        "data": {"vocabulary": checkpoint.vocabulary.num_words, "context": checkpoint.length},
-        "network": network | {"context": checkpoint.context, "active": checkpoint.active},
+        "data": {"vocabulary": checkpoint.vocabulary.num_words, "context": context},
+        "network": _network(shape) | {"context": checkpoint.context, "active": checkpoint.active},
         "process": process,
         "noise_schedule": describe(checkpoint.noise_schedule),
         "parameterization": describe(denoiser.parameterization),
@@ -85,6 +72,19 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
     continuous = objective["type"] != "NELBO"
     parts = [_part(checkpoint, plan, continuous=continuous) for plan in checkpoint.hyperschedules]
     return table | {"objective": objective, "mixture": parts}
+
+
+def _network(shape: NetworkShape) -> dict[str, Any]:
+    """The network as a table of a recipe."""
+    table = shape.to_dict()
+    kind = table.pop("type", "DDiT")
+    del table["vocab_size"]
+    if kind == "Decoder":
+        shared = {name: table.pop(name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
+        return {"type": kind, **shared, "decoder": table}
+    names = ("hidden_size", "num_blocks", "num_heads", "mlp_ratio", "dropout")
+    conditioning = ("condition_blocks", "condition_output", "cond_dim") if shape.timestep_embedding else ()
+    return {name: table[name] for name in (*names, *conditioning)}
 
 
 _RATES = {"matrix_rate": 0.002, "embedding_rate": 0.0005, "head_rate": 0.0005}

@@ -37,7 +37,7 @@ from hdlm import process as processes
 from hdlm.attention import Active, Context
 from hdlm.checkpoint import build, describe, piece_class
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiTConfig
+from hdlm.network import DDiTConfig, DecoderConfig
 from hdlm.network.recomputation import Recomputation
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
@@ -125,11 +125,12 @@ class NetworkSettings:
     """The network; its vocabulary and length follow from the data.
 
     Attributes:
-        type: Class of the network, a name out of `hdlm.network`: `"DDiT"`.
+        type: Class of the network, a name out of `hdlm.network`: `"DDiT"` or `"Decoder"`.
         hidden_size: Width of a position.
         num_blocks: Number of transformer blocks.
         num_heads: Heads of attention.
         mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
+        decoder: Other options of a `Decoder`, fields of `hdlm.network.DecoderConfig`; by default the network of Llama.
         dropout: Share of activations that are dropped in training.
         condition_blocks: Whether the noise modulates every block, if the parameterization gives it to the network.
         condition_output: Whether the noise modulates the final norm as well, as in MDLM, SEDD, BD3-LM, GIDD and Duo.
@@ -142,11 +143,12 @@ class NetworkSettings:
             changes no number.
     """
 
-    type: Literal["DDiT"] = "DDiT"
+    type: Literal["DDiT", "Decoder"] = "DDiT"
     hidden_size: int = 256
     num_blocks: int = 2
     num_heads: int = 4
     mlp_ratio: int = 4
+    decoder: Mapping[str, Any] | None = None
     dropout: float = 0.0
     condition_blocks: bool = True
     condition_output: bool = False
@@ -467,9 +469,22 @@ class Recipe:
         objective: AbstractObjective = build(objectives, self.objective)
         return objective
 
-    def network_config(self, rows: int) -> DDiTConfig:
+    def network_config(self, rows: int) -> DDiTConfig | DecoderConfig:
         """The configuration of a network with `rows` rows: one for each word and, if there is one, for the mask."""
         shape, conditioned = self.network, self.is_conditioned
+        if shape.type == "Decoder":
+            sizes = {
+                "vocab_size": rows,
+                "hidden_size": shape.hidden_size,
+                "num_blocks": shape.num_blocks,
+                "num_heads": shape.num_heads,
+                "num_kv_heads": shape.num_heads,
+                "head_dim": shape.hidden_size // shape.num_heads,
+                "intermediate_size": shape.mlp_ratio * shape.hidden_size,
+                "max_length": self.data.context,
+                "dropout": shape.dropout,
+            }
+            return read_table(DecoderConfig, sizes | dict(shape.decoder or {}), "network.decoder")
         return DDiTConfig(
             rows,
             **{name: getattr(shape, name) for name in _SHAPE},
@@ -495,6 +510,14 @@ class Recipe:
             "data.validation_corpus",
         )
         yield "data.cache", not data.streaming, "{} keeps nothing", "data.streaming"
+        decoder = self.network.type == "Decoder"
+        yield "network.decoder", decoder, "choose network.type=Decoder, or leave it out"
+        yield (
+            "network.mlp_ratio",
+            "intermediate_size" not in (self.network.decoder or {}),
+            "{} says the width",
+            "network.decoder",
+        )
         for name in _CONDITIONING:
             instead = "choose a [parameterization] that gives the network the noise, or leave it out"
             yield f"network.{name}", self.is_conditioned, instead

@@ -147,12 +147,12 @@ def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoi
 
 def _load_weights(network: AbstractTransformer, start: Checkpoint) -> None:
     """Copy the weights of a checkpoint of the same shape; options that no weight depends on may differ."""
-    want, have = network.config, start.network.config
+    want, has = network.config, start.network.config.to_dict()
     free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}
     for option, value in want.to_dict().items():
-        if option not in free and getattr(have, option) != value:
+        if option not in free and has.get(option) != value:
             raise ValueError(
-                f"the checkpoint to begin with has {option} {getattr(have, option)}, the recipe {value}: "
+                f"the checkpoint to begin with has {option} {has.get(option)}, the recipe {value}: "
                 "change the recipe's [network] or [data]."
             )
     network.load_state_dict(start.network.state_dict())

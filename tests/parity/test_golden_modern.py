@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,6 +19,8 @@ from torch import Tensor
 
 import hdlm
 from hdlm.checkpoint import Checkpoint
+from hdlm.evaluation.likelihood.estimator import Likelihood
+from hdlm.evaluation.likelihood.windows import Window
 from hdlm.hub.card import Blueprint
 from hdlm.noise_schedule import Interpolated
 from hdlm.regime import Regime
@@ -224,10 +227,36 @@ def test_generation_of_sdar(shared: Path, case: str) -> None:
     assert written.num_evaluations < len(arrays[f"gen_{case}_block_inputs"])
 
 
-def test_a_decoder_is_not_trained_yet(shared: Path, tmp_path: Path) -> None:
-    model = hdlm.load(shared / "golden" / "modern" / "causal" / "smollm")
-    with pytest.raises(ValueError, match="but not be trained yet"):
-        hdlm.finetune(model, ["a document. " * 50], output=tmp_path / "run", steps=1)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_likelihood_of_causal_model_is_that_of_transformers(shared: Path, name: str) -> None:
+    """Step 0 of a conversion: along an autoregressive hyperschedule the bound is the log-likelihood."""
+    folder = shared / "golden" / "modern" / "causal" / name
+    model, arrays = hdlm.load(folder), np.load(folder / "io.npz")
+    ids = torch.from_numpy(arrays["ids"]).long()
+    measure = Likelihood(model.denoiser, model.regime(hdlm.autoregressive(ids.shape[1])))
+    nats = measure.nats([Window(tuple(row), given=1) for row in ids.tolist()])
+    torch.testing.assert_close(-nats, torch.from_numpy(arrays["logprob_sum"]), atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "llama"])
+def test_causal_model_is_finetuned_into_block_diffusion_model(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
+    model = hdlm.load(shared / "golden" / "modern" / "causal" / name)
+    trained = hdlm.finetune(
+        model,
+        ["First Citizen: we are accounted poor citizens. " * 40] * 4,
+        output=tmp_path / "run",
+        steps=2,
+        hyperschedule=hdlm.Block(16, 4, 4),
+        progress=False,
+    )
+    assert trained.network.config == dataclasses.replace(model.network.config)
+    assert trained.denoiser.parameterization == model.denoiser.parameterization
+    weight = "blocks.0.qkv.weight"
+    assert not torch.equal(trained.network.state_dict()[weight], model.network.state_dict()[weight])
+    (passage,) = trained.generate("First", length=16, seed=0, progress=False)
+    assert len(passage.tokens) == 16
 
 
 def test_a_decoder_goes_through_transformers(shared: Path, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
     "network.num_heads": (1, {}),
     "network.dropout": (0.5, {}),
     "network.mlp_ratio": (2, {}),
+    "network.type": ("Decoder", {}),
+    "network.decoder": ({"qk_norm": True}, {"network.type": "Decoder"}),
     "network.condition_blocks": (False, {"network.told_noise": True}),
     "network.condition_output": (True, {"network.told_noise": True}),
     "network.shifted": (True, {}),
@@ -100,7 +102,6 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
 }
 """Another value of each option, and the options that let it act."""
 ELSEWHERE = {
-    "network.type": "has one value",
     "network.checkpoint_activations": "memory: tests/unit/test_lean.py",
     "run.minutes": "ends a run: tests/unit/test_training.py",
     "run.accumulation": "memory: tests/unit/test_training.py",

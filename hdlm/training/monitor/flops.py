@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from hdlm.network import DDiTConfig
+from hdlm.network import DDiTConfig, DecoderConfig, NetworkShape
 
 __all__ = ["peak_flops", "training_flops"]
 
@@ -40,7 +40,7 @@ _SIDE = 768
 _TRIES = 5
 
 
-def training_flops(config: DDiTConfig, length: int, *, two_stream: bool) -> float:
+def training_flops(config: NetworkShape, length: int, *, two_stream: bool) -> float:
     """FLOPs of one sequence, forwards and backwards.
 
     Args:
@@ -48,11 +48,14 @@ def training_flops(config: DDiTConfig, length: int, *, two_stream: bool) -> floa
         length: Tokens of the sequence.
         two_stream: Whether the pass holds a clean copy as well.
     """
-    hidden = config.hidden_size
-    matrices = (4 + 2 * config.mlp_ratio) * hidden**2
-    if config.condition_blocks:
-        matrices += 6 * config.cond_dim * hidden
-    block = 2 * matrices + 4 * length * hidden
+    hidden, heads = config.hidden_size, config.num_heads * config.head_dim
+    matrices = hidden * (2 * heads + 2 * config.num_kv_heads * config.head_dim)
+    if isinstance(config, DDiTConfig):
+        matrices += 2 * config.mlp_ratio * hidden**2
+        matrices += 6 * config.cond_dim * hidden if config.condition_blocks else 0
+    elif isinstance(config, DecoderConfig):
+        matrices += (3 if config.gated else 2) * hidden * config.intermediate_size
+    block = 2 * matrices + 4 * length * heads
     positions = length * (2 if two_stream else 1)
     return 3.0 * (positions * config.num_blocks * block + length * 2 * hidden * config.vocab_size)
 

@@ -20,7 +20,7 @@ import torch
 from accelerate.state import PartialState
 
 from hdlm import threads
-from hdlm.network import DDiTConfig
+from hdlm.network import NetworkShape
 from hdlm.training.loop import StepReport
 from hdlm.training.mixture import Mixture
 from hdlm.training.monitor.flops import peak_flops, training_flops
@@ -84,7 +84,7 @@ class Gauge:
 
     def __init__(
         self,
-        network: DDiTConfig,
+        network: NetworkShape,
         mixture: Mixture,
         length: int,
         device: torch.device,
@@ -101,7 +101,7 @@ class Gauge:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, network: DDiTConfig, mixture: Mixture, device: torch.device, precision: str
+        cls, recipe: Recipe, network: NetworkShape, mixture: Mixture, device: torch.device, precision: str
     ) -> Gauge:
         """Build the gauge of a run; on a CPU this measures its speed for a moment.
 
