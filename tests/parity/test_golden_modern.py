@@ -272,3 +272,37 @@ def test_a_decoder_goes_through_transformers(shared: Path, tmp_path: Path) -> No
     with torch.no_grad():
         expected = model.network(ids)
         torch.testing.assert_close(loaded.model(ids), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "case"),
+    [
+        ("llada", "dllm_ragged", "dllm_ragged"),
+        ("llada", "dllm_cfg", "dllm_cfg"),
+        ("a2d_qwen3", "mdlm_ragged", "mdlm_ragged"),
+        ("a2d_qwen3", "mdlm_cfg", "mdlm_cfg"),
+        ("a2d_llama", "mdlm_ragged", "mdlm_ragged"),
+    ],
+)
+def test_generation_of_dllm_for_prompts_of_unequal_length(
+    shared: Path, name: str, array: str, case: str
+) -> None:
+    """The published sampler pads the prompts of a batch; each alone gives the same text here."""
+    folder = shared / "golden" / "modern" / name
+    model, blueprint = hdlm.load(folder), inspect(folder).blueprint
+    arrays, settings = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())[case]
+    canvases = ours(torch.from_numpy(arrays[f"{array}_canvas"]).long(), blueprint)
+    blocks = -(-settings["max_new_tokens"] // settings["block_size"])
+    steps = blocks * -(-settings["steps"] // blocks)
+    for row, given in enumerate(arrays[f"{array}_lengths"].tolist()):
+        length = given + settings["max_new_tokens"]
+        canvas, expected = canvases[0, row, :length], canvases[-1, row, :length]
+        fixed = torch.arange(length).lt(given)[None]
+        guidance = settings.get("cfg_scale", 0.0)
+        written = sample(
+            hdlm.Guided(model.denoiser, fixed, guidance) if guidance else model.denoiser,
+            model.regime(hdlm.flat(length, steps)),
+            ByConfidence(quota="nearest", greedy=True, block=settings["block_size"]),
+            prompt=Prompt(canvas[None], fixed),
+        )
+        assert written.tokens[0].tolist() == expected.tolist()
