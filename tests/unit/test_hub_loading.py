@@ -340,7 +340,7 @@ def replace_tensor(weights, name, value):
     [
         ("blocks.1.mlp.0.bias", None, r"missing blocks\.1\.mlp\.0\.bias; unexpected nothing"),
         ("blocks.1.extra", torch.zeros(2), r"missing nothing; unexpected blocks\.1\.extra"),
-        ("blocks.1.mlp.0.bias", torch.zeros(3), r"blocks\.1\.mlp\.0\.bias has shape \[3\], but .* asks for \[32\]"),
+        ("blocks.1.mlp.0.bias", torch.zeros(3), r"blocks\.1\.mlp\.0\.bias has shape \[3\], but .* needs \[32\]"),
         ("blocks.1.mlp.0.bias", torch.full((32,), torch.nan), r"blocks\.1\.mlp\.0\.bias holds numbers that are not"),
         ("blocks.1.mlp.0.bias", torch.full((32,), torch.inf), r"blocks\.1\.mlp\.0\.bias holds numbers that are not"),
         ("blocks.1.mlp.0.bias", torch.zeros(32, dtype=torch.long), r"blocks\.1\.mlp\.0\.bias is of type"),

@@ -190,8 +190,8 @@ def test_find_tokenizer_rejects_other_size(hub: Path) -> None:
         ("vocab.json", b"[", "vocab.json is damaged"),
         ("vocab.json", b"[]", "vocab.json is damaged"),
         ("vocab.json", b"\xff", "vocab.json is damaged"),
-        ("vocab.json", b'{"a": 0}', "no tokenizer"),
-        ("vocab.json", b'{"a": "x"}', "no tokenizer"),
+        ("vocab.json", b'{"a": 0}', "not a tokenizer"),
+        ("vocab.json", b'{"a": "x"}', "not a tokenizer"),
         ("merges.txt", b"\xff", "merges.txt is damaged"),
         ("merges.txt", b"a b\na b c\n", "merges.txt, line 2"),
         ("merges.txt", b"#version: 0.2\nzzzz yyyy\n", "vocab.json with merges.txt is not a tokenizer"),
@@ -210,7 +210,7 @@ def test_find_tokenizer_rejects_vocab_without_merges(tmp_path: Path) -> None:
         find_tokenizer(folder)
     (folder / "vocab.json").write_text(json.dumps({gpt2.END: 0}))
     (folder / "merges.txt").write_bytes(gpt2.vocabulary_files()["merges.txt"])
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(ValueError, match="not a tokenizer"):
         find_tokenizer(folder, num_words=GPT2.num_words)
 
 

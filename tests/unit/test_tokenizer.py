@@ -297,10 +297,10 @@ def _byte_pair_document(**model: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[" * 100_000, "no tokenizer"),
-        ('{"model": []}', "no tokenizer"),
-        ('{"model": {"type": "BPE", "vocab": {}}}', "no tokenizer"),
-        (_changed_document(lambda it: it["model"].update(vocab=[])), "no table"),
+        ("[" * 100_000, "not a tokenizer"),
+        ('{"model": []}', "not a tokenizer"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', "not a tokenizer"),
+        (_changed_document(lambda it: it["model"].update(vocab=[])), "not a table"),
         (
             _changed_document(lambda it: it["model"].update(type="Unigram")),
             "'Unigram'; hdlm reads BPE, WordPiece",
@@ -308,9 +308,9 @@ def _byte_pair_document(**model: Any) -> str:
         (_changed_document(lambda it: it["model"]["vocab"].update(cat=99)), "ids 0 to 11"),
         (_changed_document(lambda it: it["model"]["vocab"].update(cat=5)), "each once"),
         (_changed_document(lambda it: it["model"]["vocab"].update(cat=2**32 - 1)), "each once"),  # and soon
-        (_changed_document(lambda it: it["model"]["vocab"].update(cat=-1)), "no tokenizer"),
-        (_changed_document(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "no tokenizer"),
-        (_changed_document(lambda it: it.update(added_tokens=[{"id": "x"}])), "no tokenizer"),
+        (_changed_document(lambda it: it["model"]["vocab"].update(cat=-1)), "not a tokenizer"),
+        (_changed_document(lambda it: it.update(pre_tokenizer={"type": "Mine"})), "not a tokenizer"),
+        (_changed_document(lambda it: it.update(added_tokens=[{"id": "x"}])), "not a tokenizer"),
         (_changed_document(lambda it: it["model"].update(type="BPE", merges=[])), "ByteLevel"),
         (_changed_document(lambda it: it["model"].update(unk_token="x")), "unk_token"),
         (_byte_pair_document(merges=[["a", "c"]]), r"\['a', 'c'\], which is not a pair"),
@@ -329,7 +329,7 @@ def test_tokenizer_from_json_rejects_damaged_file(text: str, complaint: str) -> 
 
 def test_tokenizer_requires_end_token() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '\[SEP\]', '</s>'"):
+    with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '<\|end_of_text\|>', '\[SEP\]', '</s>'"):
         Tokenizer(backend)
 
 

@@ -73,7 +73,7 @@ def test_checkpoint_methods_reject_unknown_options(model: hdlm.Checkpoint) -> No
         model.generate(temprature=0.5)
     with pytest.raises(ValueError, match="unknown option `strid`; did you mean `stride`"):
         model.likelihood(TEXT, strid=4)
-    with pytest.raises(ValueError, match="to `infill`"):
+    with pytest.raises(ValueError, match="use `infill`"):
         model.generate("a [MASK]")
     with pytest.raises(ValueError, match="no gap"):
         model.infill("no gap here")

@@ -242,7 +242,7 @@ def test_observer_excludes_given_token_of_shifted_model_from_metrics(run_of: Any
     )
 
 
-@pytest.mark.parametrize("where", ["evaluate", "sample", "judges_of"])
+@pytest.mark.parametrize("where", ["estimate_likelihood", "sample", "judges_of"])
 def test_observer_out_of_memory_does_not_stop_training(
     run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -257,7 +257,7 @@ def test_observer_out_of_memory_does_not_stop_training(
     assert report.step == 6
     assert sum("not that much" in line for line in told) == 1
     lines = _lines(tmp_path / "metrics.jsonl")
-    assert any("validation" in line for line in lines) == (where != "evaluate")
+    assert any("validation" in line for line in lines) == (where != "estimate_likelihood")
     assert any("entropy" in line for line in lines) == (where != "sample")
 
 
