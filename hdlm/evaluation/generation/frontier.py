@@ -107,7 +107,7 @@ class Sweep:
 
         Args:
             checkpoint: The checkpoint whose tokenizer made the tokens.
-            text: Tokens of the text.
+            text: The tokenised reference text.
             length: Tokens in a piece: the number of tokens of a sample that were not given.
         """
         tokenizer = checkpoint.tokenizer
