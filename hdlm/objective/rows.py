@@ -170,17 +170,17 @@ class _WithGradient(torch.autograd.Function):
                 _add_product(of_matrix, steep, some)
                 if of_bias is not None:
                     of_bias += raw.sum(0)
-        ctx.found = [part for part in (of_rows, of_matrix, of_bias) if part is not None]
+        ctx.gradients = [part for part in (of_rows, of_matrix, of_bias) if part is not None]
         return loss.to(exact)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.found is None:
+        if ctx.gradients is None:
             raise RuntimeError(
                 "The gradient of this loss was given away when it was first asked for: compute the loss again."
             )
-        gradients = [part.mul_(upstream.to(part.dtype)) for part in ctx.found]
-        ctx.found = None
+        gradients = [part.mul_(upstream.to(part.dtype)) for part in ctx.gradients]
+        ctx.gradients = None
         return (*gradients, *(None for _ in range(4 - len(gradients))))
 
 
