@@ -1,7 +1,7 @@
-"""The sections of a published configuration, as typed objects that refuse what is out of range.
+"""The sections of a published configuration, as typed objects that refuse values out of range.
 
-None is an option that is left out. What a recipe checks too is checked there alone: `Config.recipe` gives its
-complaints the published names.
+None stands for an omitted option. Conditions that a recipe checks are not checked here: `Config.recipe` converts its
+errors to the published names.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class GraphOptions:
 
     @property
     def rate(self) -> float:
-        """Share of the uniform rate: absorption and uniform noise are the ends of the family."""
+        """Share of the uniform rate: absorption and uniform noise are the two ends of the family."""
         return gamma_of(self.type, self.gamma)
 
 
@@ -123,7 +123,7 @@ class NoiseOptions:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The same for a recipe."""
+        """The noise schedule as a table of a recipe."""
         return describe(noise_schedule(self.type, self.sigma_min, self.sigma_max))
 
 
@@ -179,7 +179,7 @@ class AnnealingOptions:
             require(value is None or value > 0, f"annealing.{name}", "positive", value)
 
     def hyperschedule(self, tau: int) -> dict[str, Any]:
-        """For a recipe, at some number of levels."""
+        """The hyperschedule as a table of a recipe, with this number of levels."""
         name = hyperschedule_class(self.type, self.width, tau).__name__
         return {"type": name, "width": None if self.type == "none" else self.width, "num_levels": tau}
 
