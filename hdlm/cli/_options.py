@@ -104,7 +104,7 @@ class Options:
         source: Module and name, such as `"hdlm.generation.settings:Settings"`.
         default_of: The object with the defaults, if the declaration has none: a flag that is left out is then None.
         only: The fields that are read from flags of the same name; by default all that are not excluded.
-        otherwise: Why the other fields have no flag, if `only` is given.
+        otherwise: Reason why the other fields have no flag, if `only` is given.
         excluded: Fields that are not read from flags of the same name, and why.
 
     Attributes:
@@ -132,7 +132,7 @@ class Options:
 
     @property
     def declared(self) -> dict[str, Declared]:
-        """What the source declares, by field."""
+        """The declarations of the source, by field."""
         return _declared(*self.source.split(":"))
 
     @property

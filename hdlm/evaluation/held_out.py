@@ -26,7 +26,7 @@ _EVALUATION = 60.0
 
 
 def counted(setup: TrainingSetup) -> list[Measurement]:
-    """The bounds of unigram and bigram counts on the same tokens."""
+    """The bounds of unigram and bigram counts on the model's tokens."""
     words, test = setup.tokenizer.vocabulary.num_words, setup.validation
     rows = []
     for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):

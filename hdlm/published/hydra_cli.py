@@ -2,7 +2,7 @@
 
     --config-name NAME [--config-dir DIR] [--cfg] [key=value ...]
     --config-name NAME --multirun key=value,value ...                 every combination, one run after the other
-    --config-name NAME --multirun hydra/launcher=submitit_slurm ...   the same as jobs of SLURM, even if it is only one
+    --config-name NAME --multirun hydra/launcher=submitit_slurm ...   every combination as a job of SLURM
 
 Hydra reads the files, follows their `defaults` and applies the overrides (`model=epsilon_tiny` selects a file). It
 starts programs only in a sweep; a run makes its folder and its files itself, after everything has been checked.

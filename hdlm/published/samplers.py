@@ -4,7 +4,7 @@
 |---|---|
 | `full_diff(steps=T)` | `sample(denoiser, flat(length, T), algorithm(alg, process, eta))` |
 | `semi_diff(steps=T, block_size=w)` | `sample(denoiser, Block(length, w, T), ...)` |
-| `..._shifted` | the same, of a denoiser whose parameterization is `Shifted` |
+| `..._shifted` | as above, for a denoiser whose parameterization is `Shifted` |
 | `alg="original"`, `"acs"` | `Ancestral()`, `Chain((Ancestral(), AdaptiveCorrection(eta)))` |
 | `alg="remdm"` | `ReMDM(Cap(eta))` |
 | `alg="remask"`, `"remask_adhoc_shuffle"` | `Remask()`, `RemaskShuffle(eta)` |

@@ -2,9 +2,9 @@
 
     the loop (sample)  owns the tokens, the cache and the clock; makes a Move for every generation step
         |
-      Step(x, move)  returns new tokens; says which positions may change *before* it asks the network
+      Step(x, move)  returns new tokens; lists the positions that may change *before* the network is called
         |
-      Move.reading  asks the network, once, when somebody first wants to know; projects onto the vocabulary
+      Move.reading  calls the network once, at the first read; projects onto the vocabulary
                     only the positions that are read
 
 Random numbers come from counters (`hdlm.randomness`): a step gets its uniform numbers by purpose, not in order.

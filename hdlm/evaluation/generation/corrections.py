@@ -93,7 +93,7 @@ def fates(
             first.setdefault(place, change.new)
     outcomes = {name: mean([float(count[name]) for count in counts]) for name in names}
     sizes = gaps.sum(1)
-    if len(first) == int(sizes.sum()):  # else some began as words, with noise that is not all masks
+    if len(first) == int(sizes.sum()):  # otherwise some gaps began as words: the noise is not all masks
         hits: Counter[int] = Counter()
         for (row, at), word in first.items():
             hits[row] += word == int(text[row, at])

@@ -64,10 +64,10 @@ def jackknife(value: float, without: Sequence[float]) -> Estimate:
 
 
 def token_entropy(tokens: Sequence[int]) -> float:
-    """Entropy in nats of the token frequencies of one sample; 0 of an empty sample, as published. `entropy` refuses it.
+    """Entropy in nats of the token frequencies of one sample; 0 for an empty sample, as published.
 
-    This is the "sample entropy" that SEDD and MDLM report (arXiv 2310.16834); arXiv 2409.02908 says why it must stand
-    beside every generative perplexity.
+    This is the "sample entropy" that SEDD and MDLM report (arXiv 2310.16834); arXiv 2409.02908 explains why every
+    generative perplexity needs it.
     """
     return 0.0 - math.fsum(c / len(tokens) * math.log(c / len(tokens)) for c in Counter(tokens).values())
 

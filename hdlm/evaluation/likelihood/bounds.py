@@ -1,6 +1,6 @@
 r"""Two upper bounds on `-log p(x_0)` of one window, each as an unbiased random estimate. They must not be mixed.
 
-The *absorbing* bound is the paper's protocol (arXiv 2504.06416): masks and no wrong words, whatever the process,
+The *absorbing* bound is the paper's protocol (arXiv 2504.06416): masks and no wrong words, for every process,
 
     integral over u of E[ sum over masked i of -log p(x_0^i | x_u) ] / u,
 

@@ -168,7 +168,7 @@ class LikelihoodResult:
         """This measurement with the replicates of another measurement added.
 
         Raises:
-            ValueError: If the other was not made in the same way.
+            ValueError: If the other measurement has another protocol.
         """
         if replace(later, estimates=self.estimates) != self:
             ours, theirs = asdict(self), asdict(later)

@@ -260,7 +260,7 @@ def field_of(values: ResultDocument, key: str, place: str) -> Any:
 
 
 def known_field(values: ResultDocument, key: str, place: str) -> Any:
-    """A field that a comparison needs to know.
+    """A field that a comparison requires.
 
     Raises:
         ValueError: If the field is missing or null.

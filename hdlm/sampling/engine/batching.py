@@ -137,7 +137,7 @@ class BatchedQuery:
     def _read(self, where: Tensor) -> list[int]:
         """Indices of the members that are read."""
         if len(self._members) == 1:
-            return [0]  # a reading of no position at all does not come here
+            return [0]  # a reading always has at least one position
         rows = where.any(1).tolist()
         ends = list(itertools.accumulate(self._sizes))
         return [place for place, end in enumerate(ends) if any(rows[end - self._sizes[place] : end])]

@@ -176,14 +176,16 @@ class KVWindow:
         self._remembers = execution.use_cache and (self._lasts or execution.approximate is not None)
         self._beyond = torch.arange(regime.length, device=device) >= length
         self._cache: Any = denoiser.new_cache() if self._remembers else None
-        self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions as the cache has them
+        self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions in the order of the cache
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
-        self._tokens = torch.full((size, regime.length), -1, device=device)  # as they were computed
+        self._tokens = torch.full(
+            (size, regime.length), -1, device=device
+        )  # at the time of their computation
         self._num_steps = regime.hyperschedule.num_steps
         self._steps, self._asked = range(0), (-1, -1)
         self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
-        self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
+        self._place = torch.empty(0)  # of each position in the next answer, -1 for none
         self._answer: Answer | None = None
 
     @property
@@ -230,7 +232,9 @@ class KVWindow:
     def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
         """The positions to compute so that the positions that are read have an answer."""
         settled, present, again = self._settled[row], self._present[row], read
-        if self._execution.keeps_active:  # else only settled positions are kept, whose tokens are final
+        if (
+            self._execution.keeps_active
+        ):  # otherwise only settled positions are cached, whose tokens are final
             again = again | (x != self._tokens).any(0)
         if self._lasts:
             again = again | (settled > self._for_ever)

@@ -41,7 +41,7 @@ class ByConfidence:
     | `"truncated"` | rounded down; the last step writes the rest | Dream |
     | `"nearest"` | rounded to the nearest number, halves to the even one | dllm |
 
-    Masks whose noise ends in this step come first, whatever their confidence.
+    Masks whose noise ends in this step come first, for any confidence.
 
     Attributes:
         measure: `"probability"` of the word that is written, `"margin"` between the two likeliest words, the negative
