@@ -1,7 +1,7 @@
 """The command line: `hdlm <verb>`.
 
-A verb is one file here.  `hdlm/cli/sample.py` is `hdlm sample`, `eval_modeling.py` is `hdlm eval-modeling`; names that
-begin with `_` are not verbs.  Dropping the file in is all there is to registering it.  Such a file has:
+A verb is one file in this folder. `hdlm/cli/sample.py` is `hdlm sample`, `eval_modeling.py` is `hdlm eval-modeling`;
+files whose names begin with `_` are not verbs. A new file needs no registration. Such a file has:
 
     \"\"\"One line that `hdlm --help` prints.
 
@@ -12,17 +12,17 @@ begin with `_` are not verbs.  Dropping the file in is all there is to registeri
 
     def run(args: argparse.Namespace) -> int: ...      # the exit status
 
-The options of the library are flags by `hdlm.cli._options.Options`: a dataclass or a function has the name, the type,
-the choices, the default and the help text of each.  What is not printing or parsing belongs into the library.
+`hdlm.cli._options.Options` makes flags of the options of the library: a dataclass or a function supplies the name, the
+type, the choices, the default and the help text of each flag. Everything except printing and parsing belongs in the
+library.
 
-It is imported only when its verb is called (`hdlm --help` reads the docstring from the file), and should itself
-import torch and the like inside `run`, so that `hdlm sample --help` is as quick.
+The file is imported only when its verb is called (`hdlm --help` reads the docstring from the source). It should import
+slow packages such as torch inside `run`, so that `hdlm sample --help` is fast.
 
-Errors have one policy, in `hdlm.cli._main`: a `ValueError` or an `OSError` is bad input, of which the user reads
-one line and gets exit status 2; a missing extra is named with the command that installs it; anything else is a fault
-of ours and keeps its traceback.  Results go to standard output, everything else to standard error; `hdlm.cli._streams`
-makes both fit for it.  An option that names a place to write to has a `type` of `hdlm.cli._outputs`, by which the place
-is checked before `run` is called.
+`hdlm.cli._main` handles all errors. A `ValueError` or an `OSError` is bad input: the user gets one line and exit
+status 2. A missing extra is reported with the command that installs it. Any other error is a fault of hdlm and keeps
+its traceback. Results go to standard output, everything else to standard error; `hdlm.cli._streams` prepares both. An
+option for an output path has a `type` of `hdlm.cli._outputs`, which checks the path before `run` is called.
 """
 
 from hdlm.cli._main import main

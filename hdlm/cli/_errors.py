@@ -1,4 +1,4 @@
-"""What went wrong, in one line for the person who can put it right."""
+"""Error messages of one line, for a person who can correct the error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hdlm.atomic import NotKeptError
 from hdlm.cli import _streams
 
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
-"""Exit statuses besides those of the work: the last two are what a shell reports for SIGINT and SIGPIPE."""
+"""Exit statuses for failures: the last two are those that a shell reports for SIGINT and SIGPIPE."""
 
 EXTRAS = {
     "accelerate": "train",
@@ -30,13 +30,13 @@ EXTRAS = {
 def guarded(
     program: str, work: Callable[[Sequence[str]], int], words: Sequence[str], *, traceback: bool = False
 ) -> int:
-    """Do some work; what the user can mend becomes a line on standard error, and the exit status says that it failed.
+    """Call `work`; an error that the user can correct becomes a line on standard error and a failure status.
 
     Args:
-        program: What to call it.
-        work: What to do with the words; it returns an exit status.
-        words: Those behind the program's name.
-        traceback: Whether to show where an error arose instead.
+        program: Name of the program.
+        work: Function of the command line arguments; it returns an exit status.
+        words: Arguments of the program.
+        traceback: Whether errors are shown with a traceback instead.
     """
     _streams.prepare()
     try:
@@ -55,7 +55,7 @@ def guarded(
 
 
 def _guarded(program: str, work: Callable[[], int], words: Sequence[str], *, traceback: bool) -> int:
-    """The same, whatever the standard streams hold."""
+    """`guarded`, without the preparation of the standard streams."""
     try:
         _streams.check_words(words)
         return work()
@@ -79,7 +79,7 @@ def _guarded(program: str, work: Callable[[], int], words: Sequence[str], *, tra
 
 
 def explained(error: ValueError | OSError | ModuleNotFoundError) -> str | None:
-    """The line to print for an error that the user can mend; None if it is a fault of ours."""
+    """The line to print for an error that the user can correct; None if the error is a fault of hdlm."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

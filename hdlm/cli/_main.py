@@ -1,4 +1,4 @@
-"""From the words on the command line to an exit status."""
+"""The entry point: from the command line arguments to an exit status."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from hdlm.cli._streams import say
 
 
 class Parser(argparse.ArgumentParser):
-    """Keeps the line breaks of help texts, and answers a mistake with one line."""
+    """Keeps the line breaks of help texts, and reports a mistake in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print; argparse itself hides that a reader has gone or a disk is full."""
+        """Print; argparse itself ignores a closed pipe and a full disk."""
         if file is sys.stdout:
             file.write(message)
         else:
             say(message.rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and leave."""
+        """Print the line and exit."""
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `hdlm` with the arguments, those of the process by default; the answer is the exit status."""
+    """Run `hdlm` with the arguments, by default those of the process; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = verbs()
     first = next((word for word in words if not word.startswith("-")), None)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _help(words: Sequence[str]) -> int:
-    """Print what `hdlm` can do; a word that is no verb is a mistake."""
+    """Print the help of `hdlm`; an unknown verb is a mistake."""
     parser, _ = _parsers(verbs())
     parser.parse_args(words)
     parser.print_help()
@@ -54,7 +54,7 @@ def _help(words: Sequence[str]) -> int:
 
 
 def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
-    """The parser of `hdlm`, and that of each verb, without arguments as yet."""
+    """The parser of `hdlm`, and the parser of each verb, still without its arguments."""
     parser = Parser(
         prog="hdlm",
         description="Hybrid diffusion language models: train, evaluate and sample from text models\n"

@@ -1,4 +1,4 @@
-"""Which model a word on the command line means: a folder, a file, a run, a shipped name, or a repository of the hub."""
+"""Models on the command line: a folder, a file, a run, a shipped name, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOADING = Options(
     dtype="--dtype, where it is offered, names it",
     token="a secret is no argument: huggingface_hub reads HF_TOKEN",
 )
-"""How a checkpoint is read."""
+"""Options for reading a checkpoint."""
 
 
 def shipped() -> list[str]:
@@ -34,7 +34,7 @@ def shipped() -> list[str]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the positional CHECKPOINT and how to read it."""
+    """Add the positional CHECKPOINT and the options for reading it."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=ANY_MODEL)
     add_loading(parser)
 
@@ -48,10 +48,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def source_of(name: str) -> str | Path:
-    """What to load for a word.
+    """The source of a model that is named on the command line.
 
     Raises:
-        ValueError: If it is neither a path, nor a shipped model, nor the id of a repository.
+        ValueError: If it is neither a path, nor a shipped model, nor a repository id.
     """
     if Path(name).exists() or "/" in name:
         return name
@@ -69,9 +69,9 @@ def open_checkpoint(
     """Load a model.
 
     Args:
-        name: The word that means it.
-        reading: Values of `LOADING`.
-        device: Where the model goes.
+        name: The name on the command line.
+        reading: Values of the options in `LOADING`.
+        device: Device of the model.
         dtype: Precision of the weights.
     """
     import torch

@@ -2,9 +2,9 @@
 
 A flag has the name, the type, the choices and the default of its field. Its help is the entry of the field under
 `Attributes:` or `Args:`. All of it is read from the source with `ast`: an import of the class would import torch, and
-`hdlm VERB --help` answers without it. jsonargparse, tyro, cyclopts and simple-parsing do the same for classes that are
-imported. They take a tenth of a second more to start, and own the parser, whose messages of one line and whose checks
-of outputs are part of the commands.
+`hdlm VERB --help` answers without it. jsonargparse, tyro, cyclopts and simple-parsing do this for classes that are
+imported. They take a tenth of a second more to start. They also own the parser, but the commands need its one-line
+messages and its checks of outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 REQUIRED: Final = ...
-"""Stands for the default of a field that has none."""
+"""Placeholder for the default of a field without one."""
 _METAVARS = {
     "data_dir": "FOLDER",
     "eta_sweep": "ETA",
@@ -33,11 +33,11 @@ _METAVARS = {
     "judge": "MODEL",
     "reference": "DATA",
 }
-"""What stands for the value of a field in help texts, where it is not the name of the flag."""
+"""Placeholder for the value of a field in help texts, if it differs from the name of the flag."""
 
 
 def at_least_one(text: str) -> int:
-    """The `type` of an argument that counts something.
+    """The `type` of an argument that is a count.
 
     Raises:
         ArgumentTypeError: If it is not a whole number, or less than 1.
@@ -60,7 +60,7 @@ def whole_number(text: str) -> int:
 
 
 def count_or_auto(text: str) -> int | None:
-    """The `type` of a count that may be left to the program: None for `auto`."""
+    """The `type` of a count that the program may choose: None for `auto`."""
     return None if text == "auto" else at_least_one(text)
 
 
@@ -80,9 +80,9 @@ class Declared(NamedTuple):
 
     Attributes:
         module: The module that declares it.
-        annotation: The type.
+        annotation: The annotated type.
         value: The default; None if there is none.
-        text: What the docstring says about it, as a help text: without a capital and a full stop.
+        text: The documentation as a help text: without a capital and a full stop.
     """
 
     module: str
@@ -102,14 +102,14 @@ class Options:
 
     Args:
         source: Module and name, such as `"hdlm.generation.settings:Settings"`.
-        default_of: What has the defaults, if the declaration has not: a flag that is left out is then None.
+        default_of: The object with the defaults, if the declaration has none: a flag that is left out is then None.
         only: The fields that are read from flags of the same name; by default all that are not excluded.
-        otherwise: Why the others are not, if only some are.
+        otherwise: Reason why the other fields have no flag, if `only` is given.
         excluded: Fields that are not read from flags of the same name, and why.
 
     Attributes:
-        source: As given.
-        default_of: As given.
+        source: The source as given.
+        default_of: The object with the defaults, as given.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Options:
 
     @property
     def declared(self) -> dict[str, Declared]:
-        """What the source declares, by field."""
+        """The declarations of the source, by field."""
         return _declared(*self.source.split(":"))
 
     @property
@@ -144,11 +144,11 @@ class Options:
     def add(
         self, parser: argparse._ActionsContainer, *names: str, flags: tuple[str, ...] = (), **changes: Any
     ) -> None:
-        """Add flags.
+        """Add flags to a parser.
 
         Args:
-            parser: The parser or group that gets them.
-            names: Their fields; by default all that are not excluded.
+            parser: The parser or group for the flags.
+            names: Fields of the flags; by default all that are not excluded.
             flags: The flags of the field, if their names differ.
             changes: Arguments of `add_argument` that replace those of the declaration.
         """
@@ -239,7 +239,7 @@ def _as_help(text: str) -> str:
 
 
 def _value(module: str, node: ast.expr) -> Any:
-    """The value of a default: a literal, a constant by name, or what `field(default=...)` has."""
+    """The value of a default: a literal, a constant by name, or the argument of `field(default=...)`."""
     if isinstance(node, ast.Name):
         return _value(*_resolve(module, node.id))
     if isinstance(node, ast.Call):
@@ -285,7 +285,7 @@ def _type(module: str, node: ast.expr) -> dict[str, Any]:
 
 
 def add_seed(parser: argparse._ActionsContainer, default: int = 0) -> None:
-    """Add `--seed`, for a command that has no dataclass with one."""
+    """Add `--seed`, for a command without a dataclass that has this field."""
     parser.add_argument(
         "--seed", type=int, default=default, help="seed of all randomness (default: %(default)s)"
     )
@@ -316,7 +316,7 @@ def chosen_device(name: str, num_threads: int | None = None, recorded_threads: i
         recorded_threads: The number of threads of the run to resume; 0 if there is none.
 
     Raises:
-        ValueError: If there is no such device here, or it does not compute in float64.
+        ValueError: If there is no such device here, or it does not support float64.
     """
     from hdlm import devices, threads
 
@@ -335,6 +335,6 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 
 def print_json(result: Any) -> None:
-    """Print one JSON document on standard output, in ASCII if that does not have all of its characters."""
+    """Print one JSON document on standard output, in ASCII if its encoding lacks some of the characters."""
     text = json.dumps(result, ensure_ascii=False)
     print(text if can_print(text) else json.dumps(result))

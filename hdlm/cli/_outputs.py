@@ -1,4 +1,4 @@
-"""Options that name a place to write to: what may be there is checked before a verb begins its work."""
+"""Options that name an output path: the path is checked before a verb begins its work."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PICTURES = frozenset(
     }
     | {".tif", ".tiff", ".webp"}
 )
-"""Suffixes of what matplotlib draws; it has the last word, as some need more than itself."""
+"""Suffixes of pictures that matplotlib can draw; it still refuses those that need a missing package."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The `type` of an option that names a place to write to.
+    """The `type` of an option that names an output path.
 
     Attributes:
-        kind: A file; a picture; a file that is kept as the work goes on, and read again when it is resumed; a folder.
+        kind: A file; a picture; a file that is extended during the work and read again on resuming; a folder.
         names: Files in the folder that are replaced.
     """
 
@@ -44,10 +44,10 @@ class Output:
     names: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> Path:
-        """The path that a word on the command line names.
+        """Convert the argument on the command line to a path.
 
         Raises:
-            ArgumentTypeError: If it is empty, as `"$UNSET"` is.
+            ArgumentTypeError: If the argument is empty, as `"$UNSET"` is.
         """
         if not text:
             raise argparse.ArgumentTypeError("must name a place to write to; got an empty word")
@@ -57,7 +57,7 @@ class Output:
         """Check that the place can be written to.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If the place cannot be written to.
         """
         if self.kind == "folder":
             check_folder(path, *self.names)
@@ -71,14 +71,14 @@ FILE, PICTURE, KEPT_FILE, FOLDER = Output("file"), Output("picture"), Output("ke
 
 
 def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check every place that the options name for writing.
+    """Check every output path of the options.
 
     Args:
-        parser: What has parsed the options.
-        args: The options.
+        parser: The parser of the options.
+        args: The parsed options.
 
     Raises:
-        ValueError: If one cannot be written to.
+        ValueError: If a place cannot be written to.
     """
     for option, output, path in _outputs(parser, args):
         try:
@@ -88,7 +88,7 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def _outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[tuple[str, Output, Path]]:
-    """The options that name places, what each is for, and the place; those of the subcommand that was chosen, too."""
+    """Flag, type and path of the options that name output paths, including those of the chosen subcommand."""
     for action in parser._actions:
         value = getattr(args, action.dest, None)
         if isinstance(action, argparse._SubParsersAction):

@@ -13,24 +13,24 @@ from typing import Protocol, cast, runtime_checkable
 
 @runtime_checkable
 class VerbModule(Protocol):
-    """What the module of a verb offers."""
+    """The interface of a verb's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the options of the verb."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; the answer is the exit status."""
+        """Run the verb; returns the exit status."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb and the file that it lives in."""
+    """A verb and its file."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """As typed on the command line."""
+        """The name on the command line."""
         return self._module.replace("_", "-")
 
     @property

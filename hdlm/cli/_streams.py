@@ -1,10 +1,10 @@
 r"""Standard output and standard error, for every verb and every published command.
 
-Whatever they are connected to, the program runs, and what it prints gets there as far as that is possible:
+The program runs with any kind of stream, and prints as much as possible:
 
-    closed (`>&-`)                        what is printed is thrown away
-    not in UTF-8 (a console, a locale)    what cannot be written has a stand-in: `+-` for ±, `\u4e2d` for a character
-    a pipe whose reader has gone          the program ends with the status that a shell reports for SIGPIPE
+    closed (`>&-`)                        printed text is discarded
+    not in UTF-8 (a console, a locale)    replacements for missing characters: `+-` for ±, `\u4e2d` for a character
+    a pipe whose reader has exited        the program ends with the status that a shell reports for SIGPIPE
     a full disk                           the program ends with one line and the status of bad input
 """
 
@@ -26,28 +26,28 @@ STAND_INS = {
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("‘’", "'"),
 }
-"""What this program prints by itself, in ASCII."""
+"""Replacements in ASCII for the characters that this program prints."""
 _STAND_IN = "hdlm.stand-in"
 _CANNOT_SAY = (OSError, ValueError)
-"""What a stream raises: the second one if it was closed."""
+"""Errors of a stream: the second one if it was closed."""
 
 
 @runtime_checkable
 class _Stream(Protocol):
-    """What a standard stream does, or what stands for one."""
+    """The interface of a standard stream or its replacement."""
 
     def flush(self) -> None:
-        """Write what it holds."""
+        """Write the buffered text."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """The file descriptor of the stream."""
 
 
 def prepare() -> None:
-    """Make both streams fit to be printed to.
+    """Make both streams ready for printing.
 
-    A closed descriptor is connected to the null device: else the next file that is opened gets its number, and what
-    anybody prints goes into that file.
+    A closed descriptor is connected to the null device. Otherwise the next opened file would get its number, and
+    printed text would go into that file.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -69,7 +69,7 @@ def say(line: str) -> None:
 
 
 def print_result(content: str) -> None:
-    """Print a result on standard output, else on standard error."""
+    """Print a result on standard output; if that fails, on standard error."""
     try:
         print(content, flush=True)
     except _CANNOT_SAY:
@@ -77,17 +77,17 @@ def print_result(content: str) -> None:
 
 
 def flush_streams() -> OSError | None:
-    """Write what is left to be written; what cannot be written is dropped, so that Python does not try again.
+    """Write buffered text; text that cannot be written is dropped, so that Python does not try again.
 
     Returns:
-        Why standard output could not be written, else why standard error could not; None if both could.
+        The error of standard output, otherwise the error of standard error; None if both were written.
     """
     errors = [_flushed(stream) for stream in (sys.stdout, sys.stderr)]
     return next((error for error in errors if error is not None), None)
 
 
 def can_print(text: str) -> bool:
-    """Whether standard output has all characters of a text."""
+    """Whether standard output can encode all characters of a text."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -96,12 +96,12 @@ def can_print(text: str) -> bool:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Check that the words of a command line are text.
+    """Check that the arguments of a command line are valid text.
 
-    Paths that are no text exist, but the program writes paths into results, reports and pictures, which are in UTF-8.
+    Paths may have invalid bytes, but the program writes paths into results, reports and pictures, which are in UTF-8.
 
     Raises:
-        ValueError: If a word has bytes that are no text in the encoding of this system.
+        ValueError: If an argument has bytes that are invalid in the encoding of this system.
     """
     for word in words:
         try:
@@ -119,7 +119,7 @@ def _nowhere() -> TextIO:
 
 
 def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What to write for characters that an encoding does not have."""
+    """The replacement for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text, end = codecs.backslashreplace_errors(
@@ -129,7 +129,7 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _flushed(stream: _Stream) -> OSError | None:
-    """Why a stream cannot be written; what it holds is then dropped."""
+    """Flush a stream; if that fails, drop its buffer and return the error."""
     try:
         stream.flush()
     except ValueError:
@@ -142,7 +142,7 @@ def _flushed(stream: _Stream) -> OSError | None:
 
 
 def _drop(stream: _Stream) -> None:
-    """Connect a stream to the null device, and let go of what it holds."""
+    """Connect a stream to the null device, and discard its buffer."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, stream.fileno())

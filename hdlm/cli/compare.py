@@ -24,7 +24,7 @@ from hdlm.cli._outputs import FILE, PICTURE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to compare, and where the table goes."""
+    """Declare the results to compare, and the outputs."""
     parser.add_argument(
         "results",
         nargs="+",
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> int:
-    """Frontiers in one table and one picture."""
+    """Join frontiers in one table and one picture."""
     from hdlm.evaluation.records.frontier import overlay
     from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
 

@@ -47,11 +47,11 @@ GAPS = (
 )
 ETA = 0.3
 LONGEST = 10.0
-"""Minutes after which act 2 trains no further, however good or bad the model is."""
+"""Minutes after which act 2 stops training in any case."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which act, on what text, and where to."""
+    """Declare the acts, the text and the output folder."""
     parser.add_argument("--act", choices=("1", "2", "both"), default="both", help="which act (default: both)")
     parser.add_argument("--output", type=FOLDER, help="folder of act 2 (default: demo, or demo-2 and so on)")
     parser.add_argument(
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play."""
+    """Run the acts."""
     from rich.console import Console
 
     from hdlm.training.launch import check_vacant
@@ -90,7 +90,7 @@ def _vacant(folder: Path) -> Path:
 
 
 def act_one(console: Console, seed: int, device: torch.device) -> None:
-    """The shipped model writes, corrects and fills in."""
+    """Write, correct and fill in text with the shipped model."""
     from hdlm.checkpoint import load_checkpoint
     from hdlm.generation import Settings
 
@@ -148,7 +148,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
 
 
 def _kind(checkpoint: Checkpoint) -> str:
-    """What kind of model it is, in a few words."""
+    """A short description of the model."""
     process = checkpoint.denoiser.process
     return f"{process!r}, context {checkpoint.length}"
 
@@ -161,7 +161,7 @@ def _side_by_side(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Write one text in several ways from the same seed; show how, and what came of it."""
+    """Write one text with several settings from one seed; print the settings and the texts."""
     from hdlm.generation import write
     from hdlm.sampling import Trace
     from hdlm.view.replay import play, replay_of
@@ -185,7 +185,7 @@ def _plan(setup: TrainingSetup) -> AbstractHyperschedule:
 
 
 def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.device) -> dict[str, str]:
-    """What the trained model makes of a few prompts."""
+    """The continuations of a few prompts by the trained model."""
     from hdlm.generation import Settings, write
 
     settings = Settings(

@@ -26,7 +26,7 @@ EXPORT = Options(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to write, and where to."""
+    """Declare the checkpoint and the output."""
     add_checkpoint(parser)
     parser.add_argument("--output", type=FOLDER, required=True, help="folder to write")
     EXPORT.add(parser, "pickled", flags=("--bin",))
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, and list what was written."""
+    """Write the files, and list them."""
     from hdlm.sharing.export import export
     from hdlm.training.launch import check_vacant
 

@@ -28,7 +28,7 @@ KINDS = {
     "raw": "raw, of the last step",
     "only": "the only ones in the file",
 }
-"""What the weights that were read are, in words."""
+"""Descriptions of the weights that were read."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the checkpoint, strictly, and print what it says of itself."""
+    """Load the checkpoint, strictly, and print its description."""
     if args.checkpoint is None:
         return _list(args)
     document = _document(args)
@@ -68,35 +68,37 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _document(args: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint says of itself, and what was counted."""
+    """The description of a checkpoint, and its counts."""
     from hdlm.hub import inspect
     from hdlm.hub.load import OWN
 
     reading = LOADING.values(args)
     checkpoint = open_checkpoint(args.checkpoint, reading)
-    found = inspect(
+    inspected = inspect(
         source_of(args.checkpoint), **{name: value for name, value in reading.items() if name != "tokenizer"}
     )
     tokenizer = checkpoint.tokenizer if checkpoint.tokenizer_json else None
-    named = found.blueprint.tokenizer
+    named = inspected.blueprint.tokenizer
     without = f"none here; trained with {named}" if named else "none"
-    size = sum(file.stat().st_size for file in found.files if file.suffix not in (".json", ".yaml", ".yml"))
-    said = checkpoint.config()
-    own = found.card == OWN
-    kind = KINDS[args.weights if own else said["training"]["weights"]]
+    size = sum(
+        file.stat().st_size for file in inspected.files if file.suffix not in (".json", ".yaml", ".yml")
+    )
+    config = checkpoint.config()
+    own = inspected.card == OWN
+    kind = KINDS[args.weights if own else config["training"]["weights"]]
     return {
-        **said,
-        "format": found.card,
-        "files": [str(file) for file in found.files],
+        **config,
+        "format": inspected.card,
+        "files": [str(file) for file in inspected.files],
         "weights": f"{kind}, {size / 1e6:.1f} MB",
         "parameters": sum(weight.numel() for weight in checkpoint.network.parameters()),
         "tokenizer": f"{tokenizer.vocabulary.num_words} words" if tokenizer else without,
-        "unknown config keys": list(found.blueprint.unknown),
+        "unknown config keys": list(inspected.blueprint.unknown),
     }
 
 
 def _rows(document: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    """What the document says, a table of tables as one row for each of them."""
+    """The entries of the document; a table of tables gives one row per inner table."""
     for name, value in document.items():
         if (
             isinstance(value, dict)
@@ -109,7 +111,7 @@ def _rows(document: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any
 
 
 def _readable(value: Any) -> str:
-    """A value as a person writes it."""
+    """A value in readable form."""
     if isinstance(value, dict):
         kind = value.get("type")
         inside = ", ".join(f"{k}={_readable(v)}" for k, v in value.items() if k != "type")

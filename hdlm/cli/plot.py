@@ -31,7 +31,7 @@ CURVES = Options(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which runs, what to draw them over, and where to."""
+    """Declare the runs, the horizontal axis and the output."""
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a metrics.jsonl, or a file"
     )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, and print the table."""
+    """Draw the curves, and print the table."""
     from hdlm.view.curves import draw_curves
     from hdlm.view.runs import print_runs, read_runs, run_summary
 

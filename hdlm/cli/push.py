@@ -31,7 +31,7 @@ PUSH = Options(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to send, where to, and who may see it."""
+    """Declare the checkpoint, the repository and its visibility."""
     add_checkpoint(parser)
     parser.add_argument("repository", metavar="REPO", help="owner/name; made if there is none")
     PUSH.add(parser, "private", flags=("--public",), help="let everybody see it (default: private)")
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send, or show what would be sent."""
+    """Upload, or show the files of the upload."""
     from hdlm.sharing.push import push_to_hub
 
     if args.hyperschedule is not None and args.layout != "published":
@@ -85,7 +85,7 @@ def _results(path: Path) -> dict[str, Any]:
     """The table in a file of results.
 
     Raises:
-        ValueError: if it holds no JSON table.
+        ValueError: If the file holds no JSON table.
     """
     import json
 

@@ -55,11 +55,11 @@ DRAWING = Options(
     otherwise="it is an object, which other flags describe",
 )
 SINGLE = ("infill", "json", "trace", "replay", "stream", "explain")
-"""Options that are for passages that are printed."""
+"""Options that apply only to printed passages."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to write, how, and how much."""
+    """Declare the samples and the settings."""
     add_checkpoint(parser)
     text = parser.add_mutually_exclusive_group()
     DRAWING.add(text, "prompt", help="text to begin with")
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fast(fast: argparse._ActionsContainer) -> None:
-    """Declare where to stop, and what makes generation faster."""
+    """Declare the options for stopping and for faster generation."""
     fast.add_argument(
         "--explain",
         action="store_true",
@@ -121,7 +121,7 @@ def _add_fast(fast: argparse._ActionsContainer) -> None:
 
 
 def _approximate(text: str) -> tuple[int, bool]:
-    """`K` or `all:K`: when to refresh, and whether positions that are being written are cached."""
+    """`K` or `all:K`: the refresh interval, and whether unsettled positions are cached."""
     every = text.removeprefix("all:")
     if not every.isdecimal() or int(every) < 1:
         raise argparse.ArgumentTypeError(f"must be K or all:K, with K at least 1, got {text!r}")
@@ -129,7 +129,7 @@ def _approximate(text: str) -> tuple[int, bool]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write and print; or keep in a file."""
+    """Write passages, and print them or save them in a file."""
     from hdlm.sampling import ApproximateCache
 
     settings = read_settings(args)
@@ -148,17 +148,17 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 
 def _open(args: argparse.Namespace, device: torch.device) -> Checkpoint:
-    """The model, ready to write."""
+    """The model, ready for generation."""
     checkpoint = open_checkpoint(args.checkpoint, LOADING.values(args), device, args.dtype)
     checkpoint.network.speed_up(compiled=args.compile, slots=args.slots)
     return checkpoint
 
 
 def _keep(args: argparse.Namespace, settings: Settings, approximate: ApproximateCache | None) -> int:
-    """Write passages into the file, or those that another run has left.
+    """Write passages into the file; if it exists, only the missing ones.
 
     Raises:
-        ValueError: If an option is for passages that are printed, or the file has samples that were made otherwise.
+        ValueError: If an option applies only to printed passages, or the file holds samples with other settings.
     """
     from hdlm.distributed import Processes
     from hdlm.evaluation.generation.samples import draw_samples, num_evaluations, tokens_per_second
@@ -246,7 +246,7 @@ def _print_piece(_: int, piece: str) -> None:
 def _print_passages(
     args: argparse.Namespace, checkpoint: Checkpoint, passages: list[Passage], trace: Trace
 ) -> None:
-    """Print passages, the first one as a replay if that is wanted."""
+    """Print passages, the first one as a replay if requested."""
     if args.replay:
         from hdlm.view.replay import play, replay_of
 

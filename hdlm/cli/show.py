@@ -21,7 +21,7 @@ from hdlm.cli._options import Options, add_json, add_seed, choices, print_json
 from hdlm.cli._outputs import PICTURE
 
 WIDTH, LEVELS = 16, 8
-"""Sizes of a hyperschedule that is drawn, unless others are given."""
+"""Default sizes of a hyperschedule that is drawn."""
 ATTENTION = Options(
     "hdlm.attention:two_stream", hyperschedule="it is the positional FAMILY", n="--step or --seed gives it"
 )
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what can be shown, each with its options."""
+    """Declare the kinds of pictures, each with its options."""
     things = parser.add_subparsers(dest="thing", metavar="WHAT", required=True, title="what to show")
-    one = things.add_parser(
+    hyperschedule_parser = things.add_parser(
         "hyperschedule",
         help="noise levels of one hyperschedule",
         description="Noise levels of a hyperschedule: positions from left to right, steps from top to bottom.",
     )
-    _add_hyperschedule(one)
-    _add_output(one)
-    add_json(one)
-    one.set_defaults(show=_show_hyperschedule)
+    _add_hyperschedule(hyperschedule_parser)
+    _add_output(hyperschedule_parser)
+    add_json(hyperschedule_parser)
+    hyperschedule_parser.set_defaults(show=_show_hyperschedule)
 
     gallery = things.add_parser("hyperschedules", help="every family, side by side")
     gallery.add_argument("--output", type=PICTURE, required=True, help="the file to write")
@@ -95,7 +95,7 @@ def _hyperschedule(args: argparse.Namespace) -> AbstractHyperschedule:
     """The hyperschedule that the options describe.
 
     Raises:
-        ValueError: If an option is out of range, or would not act in the family.
+        ValueError: If an option is out of range, or has no effect in the family.
     """
     from hdlm.generation.settings import UNUSED, Settings
 
@@ -112,7 +112,7 @@ def _hyperschedule(args: argparse.Namespace) -> AbstractHyperschedule:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it."""
+    """Show the picture."""
     args.show(args)
     return 0
 
@@ -194,7 +194,7 @@ def _show_attention(args: argparse.Namespace) -> None:
 def _seen(
     args: argparse.Namespace, hyperschedule: AbstractHyperschedule
 ) -> tuple[Visibility, Tensor, tuple[str, str], str]:
-    """Who sees whom, which positions are noisy, what the two sorts are called, and when this is."""
+    """The visibility, which positions are noisy, the names of the two kinds of positions, and the step."""
     import torch
 
     from hdlm.attention import generation_attention, two_stream

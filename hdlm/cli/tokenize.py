@@ -31,11 +31,11 @@ SHARDS = Options(
     shard_tokens="it is for tests",
 )
 _WORDS: int = Options("hdlm.training.recipe:DataSettings").declared["vocabulary"].default
-"""Size of a tokenizer to train, unless given."""
+"""Default size of a trained tokenizer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to tokenise, with what, and where to."""
+    """Declare the text, the tokenizer and the output."""
     parser.add_argument(
         "source", nargs="+", help="files, folders, globs (text, .jsonl, .parquet), or a corpus by name"
     )
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenise, and say what came of it."""
+    """Tokenise, and print a summary."""
     from rich.console import Console
 
     from hdlm.data import corpus
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tokenizer(args: argparse.Namespace, text: AbstractCorpus) -> Tokenizer:
-    """The one that is asked for; one that is to be trained and has been, if only the rest of the shards is missing."""
+    """The requested tokenizer; one that an interrupted call has trained is read from the shards' folder."""
     from hdlm.data import find_tokenizer, train_tokenizer
     from hdlm.data.encoding import SAMPLE, sample_of
     from hdlm.data.shards import Shards

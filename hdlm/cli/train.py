@@ -62,11 +62,11 @@ _PUBLISHED = {
     "threads": "the environment variable OMP_NUM_THREADS",
     "json": "metrics.jsonl in the run's folder",
 }
-"""What options are called with `--config`, if no table of a recipe has them."""
+"""Names of options with `--config`, if no table of a recipe has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to train on, how, and where to."""
+    """Declare the text, the recipe and the output."""
     parser.add_argument(
         "--text",
         nargs="+",
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
-    """The published way: a configuration in the place of everything else."""
+    """Declare the options of the published way: a configuration instead of all other options."""
     parser.add_argument(
         "--config", metavar="NAME", help="published configuration instead, and any key=value behind it"
     )
@@ -124,10 +124,10 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def _configured(args: argparse.Namespace) -> int:
-    """What `hdlm/train.py` does with the same words.
+    """Run `hdlm/train.py` with these arguments.
 
     Raises:
-        ValueError: If an option of recipes is given besides.
+        ValueError: If an option of recipes is given as well.
     """
     from hdlm.published.config import GOVERNED
     from hdlm.published.training import configured
@@ -146,10 +146,10 @@ def _configured(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and say what came of it.
+    """Train, and print a summary.
 
     Raises:
-        ValueError: If the options do not go together.
+        ValueError: If the options are inconsistent.
     """
     if args.config is not None:
         return _configured(args)
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace) -> int:
-    """Train as a recipe says."""
+    """Train by a recipe."""
     from rich.console import Console
 
     from hdlm.checkpoint import load_checkpoint
@@ -177,15 +177,17 @@ def _trained(args: argparse.Namespace) -> int:
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
-    found = _found(args, console, is_main=is_main)
-    device = chosen_device(args.device, args.threads, 0 if found is None else found.state.threads)
+    resume_point = _found(args, console, is_main=is_main)
+    device = chosen_device(
+        args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
+    )
     session = begin(
-        build_recipe(args, found),
+        build_recipe(args, resume_point),
         args.output,
         device,
         console.print,
-        found=found,
-        start=None if found is not None or args.start is None else load(source_of(args.start)),
+        found=resume_point,
+        start=None if resume_point is not None or args.start is None else load(source_of(args.start)),
         memory=args.start if args.keep_optimizer else None,
     )
     trainer, run = session.trainer, session.run
@@ -208,14 +210,14 @@ def _trained(args: argparse.Namespace) -> int:
 
 
 def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> Recipe:
-    """The recipe that `--recipe` names, changed as the other options say.
+    """The recipe that `--recipe` names, with the changes of the other options.
 
     Args:
-        args: The options.
-        found: What to go on from: its recipe stands for `--recipe`, if that is left out.
+        args: The parsed options.
+        found: The run to resume; its recipe is used if `--recipe` is left out.
 
     Raises:
-        ValueError: If there is no such recipe, or an option does not suit it.
+        ValueError: If there is no such recipe, or an option does not fit it.
     """
     from hdlm.training import Recipe
     from hdlm.training.launch import recipe_file
@@ -230,7 +232,7 @@ def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> 
 
 
 def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Options of a recipe that were given by hand, by table.
+    """Options of a recipe that were given on the command line, by table.
 
     Raises:
         ValueError: If a word of `--set` does not name an option.
@@ -257,7 +259,7 @@ def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _toml(text: str) -> Any:
-    """A value as a TOML file has it; a word without quotes is a string."""
+    """A value in the syntax of a TOML file; a word without quotes is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -265,10 +267,10 @@ def _toml(text: str) -> Any:
 
 
 def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:
-    """What to go on from; None to begin.
+    """The run to resume; None to start a new run.
 
     Raises:
-        ValueError: If the folder cannot take the run.
+        ValueError: If the folder cannot hold the run.
     """
     from hdlm.training import find_resume_point
     from hdlm.training.launch import check_vacant
@@ -277,20 +279,20 @@ def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> Resu
         if is_main:
             check_vacant(args.output, "--resume")
         return None
-    found = find_resume_point(args.output, console.print)
-    if found is None:
+    resume_point = find_resume_point(args.output, console.print)
+    if resume_point is None:
         _check_meant(args)
         console.print(f"there is no run in {args.output} to resume: a new one begins")
     else:
-        console.print(f"going on with {args.output} after {found.state.step} steps")
-    return found
+        console.print(f"going on with {args.output} after {resume_point.state.step} steps")
+    return resume_point
 
 
 def _check_meant(args: argparse.Namespace) -> None:
-    """Check that `--resume` may begin a new run: it says what to train on, or how.
+    """Check that `--resume` may start a new run: the text or the recipe must be given.
 
     Raises:
-        ValueError: If it does not, as after a mistyped --output.
+        ValueError: If neither is given, as after a mistyped --output.
     """
     if args.text is not None or args.recipe is not None:
         return
@@ -308,7 +310,7 @@ def _check_meant(args: argparse.Namespace) -> None:
 
 
 def _result(output: Path, trainer: Trainer, rows: list[Measurement]) -> dict[str, Any]:
-    """What a program wants to know: where the model is, how long it took, and how good it is."""
+    """The result for programs: the folder of the model, the duration, and the measurements."""
     return {
         "checkpoint": str(output),
         "steps": trainer.step,

@@ -26,7 +26,7 @@ GRIDS = Options("hdlm.evaluation.likelihood.learned_grids:GridOptions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to learn, and from what."""
+    """Declare the model, the text and the grids."""
     add_checkpoint(parser)
     parser.add_argument(
         "--data",
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, learn, write, and print."""
+    """Measure the profile, compute the grids, write and print them."""
     from hdlm.evaluation.likelihood.learned_grids import learned_grids
 
     device = chosen_device(args.device, args.threads)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_gaps(gaps: dict[str, dict[str, dict[str, Any]]], output: Path, plan: str) -> None:
-    """Print what few steps cost along each grid."""
+    """Print the cost of few steps along each grid."""
     from hdlm.evaluation.generation.metrics import Estimate
 
     names = list(next(iter(gaps.values())))

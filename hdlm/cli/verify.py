@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hdlm.verification import Verdict
 
 QUICK, THOROUGH = 4_000, 400_000
-"""Samples that a statistical law draws."""
+"""Number of samples for a statistical law."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Try the laws and report."""
+    """Check the laws and report."""
     from hdlm.verification import Trial, verify
 
     trial = Trial(seed=args.seed, samples=THOROUGH if args.thorough else QUICK)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _keywords(text: str) -> dict[str, Any]:
-    """`a=1,b='x'` as Python would read the arguments of a call; a bare word is a string."""
+    """Parse `a=1,b='x'` as the arguments of a Python call; a bare word is a string."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         assert isinstance(call, ast.Call)
@@ -90,7 +90,7 @@ def _keywords(text: str) -> dict[str, Any]:
 
 
 def _subjects(targets: list[str], keywords: dict[str, Any]) -> dict[str, Any]:
-    """What to verify, by name."""
+    """The objects to verify, by name."""
     from hdlm.verification import GROUPS, built_in, laws_of, subject_of
 
     groups = [target for target in targets if target in GROUPS] if targets else list(GROUPS)
@@ -106,7 +106,7 @@ def _subjects(targets: list[str], keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made(target: str, keywords: dict[str, Any]) -> Any:
-    """The object that a dotted path names; classes and functions are called."""
+    """The object at a dotted path; classes and functions are called."""
     from hdlm.verification import GROUPS
 
     module, _, name = target.rpartition(".")
@@ -117,7 +117,7 @@ def _made(target: str, keywords: dict[str, Any]) -> Any:
             f"{target!r} is neither a dotted path like mypkg.MyProcess nor one of {', '.join(GROUPS)}."
         )
     try:
-        found = getattr(import_module(module), name)
+        target_object = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
@@ -126,10 +126,10 @@ def _made(target: str, keywords: dict[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise ValueError(f"The module {module} has no {name!r}.") from error
-    if not isinstance(found, type | FunctionType):
-        return found
+    if not isinstance(target_object, type | FunctionType):
+        return target_object
     try:
-        return found(**keywords)
+        return target_object(**keywords)
     except TypeError as error:
         raise ValueError(
             f"{target} cannot be made: {error}. Give its arguments by --kwargs NAME=VALUE,..."

@@ -1,10 +1,10 @@
-"""Measures a model while it is trained, under its averaged weights: the bound on validation text, and what it writes.
+"""Measures a model during its training, under its averaged weights: the bound on validation text, and its samples.
 
     metrics.jsonl      {"step", "validation", "validation_error", "bound", "validation_tokens"}     nats a token
                        {"step", "entropy", "entropy_error", "distinct-1", ..., "generative perplexity", ...}
     samples/STEP.txt   the samples
 
-Nothing here changes a weight or a random number of the run, and what cannot be measured is said, and stops nothing.
+Nothing here changes a weight or a random number of the run. A measurement that fails is reported; training continues.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ __all__ = ["LogFunction", "Observer"]
 
 _DIVIDER = "\n\n----\n\n"
 _FAILURES = (ValueError, OverflowError, torch.OutOfMemoryError)
-"""Of a measurement; training has the memory that it needs, and goes on."""
+"""Errors of a measurement that do not stop the training, which keeps the memory that it needs."""
 
 
 @runtime_checkable
 class LogFunction(Protocol):
-    """Tells a person something."""
+    """Reports a line of text to a person."""
 
     def __call__(self, line: str, /) -> object:
-        """One line."""
+        """Report one line."""
 
 
 @final
 class Observer:
-    """A watcher that measures; every process has one, and the main one does the work.
+    """A callback that measures. Every process has one; the main process does the work.
 
     Args:
-        run: What is trained.
-        session: Its training.
-        folder: Where samples go.
-        say: Told what came out.
-        settings: When and how much; by default as the recipe says.
-        plan: The hyperschedule to measure along; by default the first that is trained.
-        writing: The one to write by; by default the same.
-        sampler: Name of the algorithm to write with; by default the ancestral one of the family.
+        run: The run that is trained.
+        session: The training session of the run.
+        folder: The folder for samples.
+        say: Called with each result as a line of text.
+        settings: When and how much is measured; by default as in the recipe.
+        plan: The hyperschedule to measure along; by default the first hyperschedule of the recipe.
+        writing: The hyperschedule for samples; by default `plan`.
+        sampler: Name of the sampling algorithm; by default the ancestral sampler of the family.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Observer:
         self._tried: dict[str, int] = {}
 
     def __call__(self, report: StepReport) -> None:
-        """Do what is due after this step."""
+        """Do the measurements that are due after this step."""
         if _is_due(report.step, self._settings.validate_every):
             self.validate(report.step)
         if _is_due(report.step, self._settings.sample_every):
             self.write(report.step)
 
     def finish(self, step: int) -> None:
-        """Measure the model of the last step, unless that was done, by this program or one that died since."""
+        """Measure the model of the last step, unless an earlier session of the run measured it."""
         if self._settings.validate_every is not None and not self._was_measured(step, "validation"):
             self.validate(step)
         if self._settings.sample_every is not None and not self._was_measured(step, "entropy"):
@@ -98,7 +98,7 @@ class Observer:
         return self._tried.get(name) == step or self._session.has(step, name)
 
     def validate(self, step: int) -> None:
-        """Log the bound on validation text; the step is kept while no other has a better one."""
+        """Log the bound on validation text; the checkpoint is kept while its bound is the best."""
         self._tried["validation"] = step
         bound = None
         with self._session.gauge.paused(), self._session.trainer.averaged_model() as denoiser:
@@ -121,14 +121,14 @@ class Observer:
         with replacing(self._folder / "samples" / f"{step}.txt") as aside:
             aside.write_text(_DIVIDER.join(texts) + "\n", encoding="utf-8")
         written = [row[self._given :] for row in tokens]
-        found = {**diversity(written), **self._judged(texts)}
-        self._session.log.write(step=step, **_flat(found))
-        perplexity = found.get("generative perplexity")
+        estimates = {**diversity(written), **self._judged(texts)}
+        self._session.log.write(step=step, **_flat(estimates))
+        perplexity = estimates.get("generative perplexity")
         judged = "" if perplexity is None else f", generative perplexity {perplexity}"
-        self._say(f"step {step}: samples of entropy {found.get('entropy', 'not measured')}{judged}")
+        self._say(f"step {step}: samples of entropy {estimates.get('entropy', 'not measured')}{judged}")
 
     def _measured(self, denoiser: Denoiser, step: int) -> float | None:
-        """The bound in nats a token, which is logged and told; None if it cannot be measured."""
+        """The bound in nats per token, which is logged and reported; None if it cannot be measured."""
         try:
             result = self._bound(denoiser)
         except _FAILURES as error:
@@ -173,12 +173,12 @@ class Observer:
 
     @property
     def _given(self) -> int:
-        """Tokens at the beginning of samples that nobody wrote: shifted networks are given the first one."""
+        """Number of given tokens at the beginning of a sample: shifted networks are given the first token."""
         lookback = self._run.denoiser.lookback
         return lookback if self._run.tokenizer.vocabulary.bos is not None else 0
 
     def _judged(self, texts: list[str]) -> dict[str, Estimate]:
-        """What the judge says; why there is none is said once."""
+        """The judge's numbers; if there is no judge, the reason is reported once."""
         if self._nobody:
             return {}
         settings = self._settings
@@ -197,7 +197,7 @@ class Observer:
 
 
 def _family(parameterization: AbstractParameterization) -> str:
-    """The sampler that published models of such outputs write by."""
+    """The published sampler for models with this parameterization."""
     return "analytic" if isinstance(parameterization.aligned, LogScore) else "original"
 
 
@@ -205,10 +205,10 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _flat(found: Mapping[str, Estimate]) -> dict[str, float]:
-    """Numbers and their errors side by side, for a line of metrics."""
+def _flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Values and errors by name, for a line of metrics."""
     values = {}
-    for name, estimate in found.items():
+    for name, estimate in estimates.items():
         values[name] = round(estimate.value, 5)
         if estimate.error is not None:
             values[f"{name}_error"] = round(estimate.error, 5)

@@ -1,4 +1,4 @@
-"""What a run's model achieves on the text it was not trained on, and what counting achieves there."""
+"""The bound of a run's model on held-out text, and the bounds of unigram and bigram counts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from hdlm.view.report import Measurement
 __all__ = ["UntilBigram", "counted", "measured"]
 
 _STRETCH = 1.5
-"""How many times as long a run becomes whose model is between the unigram and the bigram counts."""
+"""Factor by which a run is extended whose model is between the unigram and the bigram counts."""
 _EVALUATION = 60.0
-"""Seconds that the last measurement may take, as far as one estimate allows."""
+"""Seconds that the last measurement may take, predicted from one estimate."""
 
 
 def counted(setup: TrainingSetup) -> list[Measurement]:
-    """What counting words and pairs of words achieves on the same tokens."""
+    """The bounds of unigram and bigram counts on the model's tokens."""
     words, test = setup.tokenizer.vocabulary.num_words, setup.validation
     rows = []
     for name, model in (("unigram counts", Unigram), ("bigram counts", Bigram)):
@@ -37,7 +37,7 @@ def counted(setup: TrainingSetup) -> list[Measurement]:
 
 
 def measured(console: Console, setup: TrainingSetup, name: str, replicates: int) -> Measurement:
-    """The bound on the validation text, along the hyperschedule that the model writes by; it is printed, too."""
+    """Measure and print the bound on the validation text, along the hyperschedule that the model generates with."""
     what, regime = f"measuring the {name}", setup.regime.begin_in_noise()
     setup.denoiser.eval()
     with share_bar(what, shown=console.is_terminal) as bar:
@@ -68,15 +68,15 @@ class UntilBigram:
     """Measures the model at the end of the run, and extends the run while the model does not beat the bigram counts.
 
     Args:
-        session: The run, which minutes limit.
+        session: The run, which has a time limit.
         stop: Whether the user has asked to stop; then the run is not extended.
-        counts: What unigrams and bigrams achieve.
+        counts: The bounds of unigram and bigram counts.
         console: Where results are printed.
-        deadline: When training ends in any case, on the clock.
+        deadline: Time on the clock at which training ends in any case.
         clock: Returns the time in seconds.
 
     Attributes:
-        replicates: How many estimates the measurement after the run should take.
+        replicates: Number of estimates for the measurement after the run.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class UntilBigram:
         self.replicates = 4
 
     def __call__(self, report: StepReport) -> None:
-        """Measure after the last step, and extend the run if that is of use."""
+        """Measure after the last step, and extend the run if that is useful."""
         if report.progress < 1 or self._stop:
             return
         began = self._clock()

@@ -1,4 +1,4 @@
-"""Text to be measured: its tokens, and exactly how many tokens, bytes, words and documents there are."""
+"""Text to be measured: its tokens, and exact numbers of tokens, bytes, words and documents."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from hdlm.evaluation.records.protocol import describe_data
 __all__ = ["Text", "TextSource", "find_text", "tokenize_documents"]
 
 _SHORTEST = 8
-"""Tokens that are left to take and not worth another document."""
+"""Number of remaining tokens that are not worth another document."""
 
 
 @final
 @dataclass(frozen=True)
 class TextSource:
-    """Where a text comes from.
+    """The origin of a text.
 
     Attributes:
-        name: What the user calls it.
-        part: Which part of a data set; `"all"` of files.
-        detokenizer: What undoes the tokenisation that it comes in; None for text as it is.
-        corpus: The text.
+        name: The user's name for the text.
+        part: Part of a data set; `"all"` for files.
+        detokenizer: Name of the detokenizer; None if the text is not changed.
+        corpus: The documents of the text.
     """
 
     name: str
@@ -41,7 +41,7 @@ class TextSource:
     corpus: AbstractCorpus
 
     def describe(self, text: Text) -> dict[str, Any]:
-        """What the result says of the text; of one from the hub, also which commit it is from."""
+        """The fields of the result that describe the text; for a text from the hub, also its commit."""
         data = describe_data(self.name, self.part, text.documents, self.detokenizer)
         commit = self.corpus.revision() if isinstance(self.corpus, NamedDataset) else None
         return data if commit is None else {**data, "revision": commit}
@@ -50,17 +50,17 @@ class TextSource:
 def find_text(
     text: object, part: str = "test", folder: Path | None = None, *, detokenize: bool = True
 ) -> TextSource:
-    """The text that a user means.
+    """Find the text that a user names.
 
     Args:
-        text: A named data set, with its part behind a colon if it has one of its own; files, a folder, a glob; a
-            corpus; or documents, as a list of strings.
+        text: A named data set, with its part after a colon if it has parts; files, a folder, a glob; a corpus; or
+            documents as a list of strings.
         part: Part of a named data set.
-        folder: Where copies of named data sets lie, if not in the folder of the environment.
+        folder: Folder with copies of named data sets, if it is not the folder of the environment.
         detokenize: Whether to undo the tokenisation that some named data sets come in.
 
     Raises:
-        ValueError: If there is no such text, or no such part of it.
+        ValueError: If there is no such text or part.
     """
     if not isinstance(text, str | Path):
         given = text if isinstance(text, AbstractCorpus) else Documents.of(text)
@@ -69,9 +69,9 @@ def find_text(
     named, _, own_part = name.partition(":")
     if named not in NAMED:
         return TextSource(name, "all", None, corpus(name))
-    found = NamedDataset(named, part_of(own_part or part), detokenize=detokenize)
-    found = found if folder is None else replace(found, folder=folder)
-    return TextSource(named, found.part, found.detokenizer, found)
+    dataset = NamedDataset(named, part_of(own_part or part), detokenize=detokenize)
+    dataset = dataset if folder is None else replace(dataset, folder=folder)
+    return TextSource(named, dataset.part, dataset.detokenizer, dataset)
 
 
 @final
@@ -80,9 +80,9 @@ class Text:
     """Documents and their tokens.
 
     Attributes:
-        documents: The text.
-        tokens: All documents, end-of-text behind each.
-        lengths: How many tokens each has, its end-of-text included.
+        documents: Documents of the text.
+        tokens: Tokens of all documents, with end-of-text after each.
+        lengths: Number of tokens of each document, including its end-of-text.
     """
 
     documents: tuple[str, ...]
@@ -91,7 +91,7 @@ class Text:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of UTF-8, and one for each end-of-text."""
+        """Bytes of UTF-8, plus one for each end-of-text."""
         return sum(len(document.encode()) + 1 for document in self.documents)
 
 
@@ -99,10 +99,10 @@ def tokenize_documents(tokenizer: Tokenizer, documents: Iterable[str], limit: in
     """Tokenise documents.
 
     Args:
-        tokenizer: The model's.
-        documents: The text; no more is taken from it than `limit` needs.
-        limit: How many tokens to take, from the beginning; the last document is cut at a space, so that they are about
-            as many.
+        tokenizer: Tokenizer of the model.
+        documents: The text; only as many documents are read as `limit` needs.
+        limit: Number of tokens to take, from the beginning. The last document is cut at a space, so the number is
+            approximate.
 
     Raises:
         ValueError: If there is no text.

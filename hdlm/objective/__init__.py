@@ -1,4 +1,4 @@
-"""Objectives: what training minimises and evaluation reports, in nats per position. One file each."""
+"""Objectives: the losses of training and the bounds of evaluation, in nats per position. One file each."""
 
 from hdlm.objective.base import AbstractCost, AbstractObjective, CleanToken, Term
 from hdlm.objective.canvas import Canvas, Corruption, document_ids

@@ -1,8 +1,8 @@
-"""An objective turns a denoiser's answer on a noised batch into nats per position.
+"""An objective computes nats per position from a denoiser's answer on a noised batch.
 
-It is a sum of terms, `weight * cost`: what a position costs is read off the prediction, row by row, and only where its
-weight is not zero. `hdlm.objective.rows` does so a few rows at a time, so that no tensor holds every position's
-vocabulary, forward or backward.
+It is a sum of terms, `weight * cost`. The cost of a position is computed from the prediction, row by row, and only
+where the weight is not zero. `hdlm.objective.rows` computes a few rows at a time, so that no tensor holds the
+vocabulary of every position, forward or backward.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["AbstractCost", "AbstractObjective", "CleanToken", "Term"]
 
 
 class AbstractCost(abc.ABC):
-    """What a position costs, in nats."""
+    """The cost of a position, in nats."""
 
     @abc.abstractmethod
     def __call__(self, prediction: Prediction, canvas: Canvas, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The cost of the flattened positions `at`; differentiable in what the prediction's `raw` gives."""
+        """The cost of the flattened positions `at`; differentiable in the prediction's raw outputs."""
 
 
 @final
@@ -50,8 +50,8 @@ class Term:
     """One part of an objective.
 
     Attributes:
-        weight: Of each position, at least 0; where it is 0 the network is not asked.
-        cost: What it multiplies.
+        weight: Weight of each position, at least 0; where it is 0 the cost is not computed.
+        cost: The cost that the weight multiplies.
     """
 
     weight: Float[Tensor, "b l"]
@@ -59,14 +59,14 @@ class Term:
 
 
 class AbstractObjective(abc.ABC):
-    """A loss of each position, in nats, weighted so that the sum over a sequence estimates the objective."""
+    """A loss per position, in nats, weighted so that the sum over a sequence estimates the objective."""
 
     @abc.abstractmethod
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
-        """What is added up, before anybody asks the network.
+        """The terms of the objective; the weights are known before the network is called.
 
         Args:
-            process: The denoiser's noise.
+            process: The denoiser's noise process.
             canvas: A noised batch.
         """
 
@@ -88,16 +88,16 @@ class AbstractObjective(abc.ABC):
     def mean(
         self, denoiser: AbstractDenoiser, canvas: Canvas, device: torch.device | None = None
     ) -> Float[Tensor, ""]:
-        """The mean of the loss over all positions, those of weight 0 among them.
+        """The mean of the loss over all positions, including positions of weight 0.
 
-        The same as `self(denoiser, canvas).mean()`, and cheaper: the gradient is computed with the value, where the
+        Equal to `self(denoiser, canvas).mean()`, and cheaper: the gradient is computed together with the value, if the
         network ends in a linear layer.
 
         Args:
-            denoiser: Whose loss.
+            denoiser: The denoiser to evaluate.
             canvas: A noised batch.
-            device: Where the denoiser is, if not where the canvas is. The rows of a canvas on the host are chosen
-                there, so that nothing waits for the device.
+            device: Device of the denoiser, if it differs from that of the canvas. The rows of a canvas on the host are
+                chosen there, so that nothing waits for the device.
         """
         canvas = canvas.without_lookback_positions(denoiser)
         chosen = []
@@ -106,7 +106,7 @@ class AbstractObjective(abc.ABC):
             at = (weight > 0).nonzero()[:, 0]
             chosen.append((term.cost, at, weight[at] / weight.numel()))
         canvas = canvas if device is None else canvas.to(device)
-        numbers = moved([one for _, at, weight in chosen for one in (at, weight)], canvas.x_0.device)
+        numbers = moved([tensor for _, at, weight in chosen for tensor in (at, weight)], canvas.x_0.device)
         prediction = canvas.predict(denoiser)
         totals = [
             rows.total(

@@ -1,9 +1,9 @@
-"""What the network sees in training: clean sequences, noised as a hyperschedule says.
+"""The network's input in training: clean sequences with noise, as the hyperschedule determines.
 
-Two layouts. *One canvas*: the sequence as it is in the middle of generation, some positions settled, some active, the
-rest worthless; only active ones teach. *Two streams*: `[clean x_0 | noisy x_t]` in one pass of twice the length, in
-which noisy positions see the clean ones that generation would have settled before them, so that every position teaches
-(the paper's efficient training; BD3-LM, arXiv 2503.09573).
+There are two layouts. *One canvas*: the sequence as it is during generation, with settled, active and worthless (pure
+noise) positions; only active positions have a loss. *Two streams*: `[clean x_0 | noisy x_t]` in one pass of twice the
+length, in which noisy positions see the clean positions that generation would have settled before them. So every
+position has a loss (the paper's efficient training; BD3-LM, arXiv 2503.09573).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Canvas:
     """A noised batch.
 
     Attributes:
-        x_0: Clean tokens.
-        x_t: Noisy tokens.
+        x_0: Clean token ids.
+        x_t: Noisy token ids.
         t: Noise fraction of each position.
-        s: Noise fraction after the coming step of the hyperschedule, `s <= t`.
+        s: Noise fraction after the next step of the hyperschedule, `s <= t`.
         measure: Weight of each position in an unbiased estimate of the integral over its noise fraction: du/dt
             divided by the density of the drawn time; 0 where the position is settled or worthless.
         steps: Weight of each position in an unbiased estimate of the sum over the hyperschedule's steps; 0 where the
-            position does not move in this one.
-        num_clean: How many clean tokens stand before the noisy ones in the network's input: 0, or `l`.
-        attention: Who sees whom, as the network wants it.
-        window: In two streams, the step of each noisy position: equal ones are noisy together.
-        rightwards: Whether each position becomes noisy no earlier than the one before it; in two streams, and settles.
-        same_noise: Whether all noisy positions of a sequence have the same noise fraction in two streams, as along a
+            position does not move in this step.
+        num_clean: Number of clean tokens before the noisy tokens in the network's input: 0, or `l`.
+        attention: Attention mask in the form that the network needs.
+        window: In two streams, the step of each noisy position: positions with equal steps are noisy together.
+        left_to_right: Whether no position becomes noisy (in two streams, also settles) before the position to its left.
+        same_noise: Whether in two streams all noisy positions of a sequence have an equal noise fraction, as along a
             flat hyperschedule.
     """
 
@@ -68,28 +68,29 @@ class Canvas:
     same_noise: bool = True
 
     def without_lookback_positions(self, denoiser: AbstractDenoiser) -> Canvas:
-        """The same without weight on the first positions, of which a shifted denoiser says nothing."""
+        """A copy with weight 0 at the first positions, which a shifted denoiser does not predict."""
         if not denoiser.lookback:
             return self
         speaks = torch.arange(self.x_0.shape[1], device=self.x_0.device) >= denoiser.lookback
         return replace(self, measure=self.measure * speaks, steps=self.steps * speaks)
 
     def to(self, device: torch.device) -> Canvas:
-        """The same on another device, but for who sees whom, which is where the network wants it."""
+        """A copy on another device; the attention mask stays, since it is already on the network's device."""
         names = ("x_0", "x_t", "t", "s", "measure", "steps", "window")
         there: Any = moved([getattr(self, name) for name in names], device)
         return replace(self, **dict(zip(names, there, strict=True)))
 
     def predict(self, denoiser: AbstractDenoiser) -> Prediction:
-        """Ask the denoiser about the noisy tokens; the prediction's positions are those of `x_t`.
+        """Call the denoiser on the noisy tokens; the prediction's positions are those of `x_t`.
 
-        A shifted denoiser speaks of a position from the one before it. In two streams that is the noisy one if both are
-        noisy together, else the clean one, as in generation, where it has settled by then.
+        A shifted denoiser predicts a position from the output at the position before it. In two streams that is the
+        noisy position if both are noisy together; otherwise it is the clean position, which has settled by then in
+        generation.
 
         Raises:
-            ValueError: If it need not have settled: the clean one might have seen what is asked. On one canvas, if the
-                position before need not be there in generation. In two streams, if the denoiser is conditioned on one
-                noise level a sequence and blocks have different ones.
+            ValueError: In two streams, if the clean position may settle later, since it may see the predicted token. On
+                one canvas, if the position before may be absent in generation. In two streams, if the denoiser has one
+                noise level per sequence and blocks have different ones.
         """
         self._check_order(denoiser)
         if not self.num_clean:
@@ -142,7 +143,7 @@ class Canvas:
             )
 
     def _stream(self, lookback: int) -> Int[Tensor, "b l"]:
-        """Which stream speaks of each position: 0 for the clean one, 1 for the noisy one."""
+        """The stream that predicts each position: 0 for the clean one, 1 for the noisy one."""
         noisy = torch.ones_like(self.x_t)
         if lookback and self.window is not None:
             noisy[:, lookback:] = (self.window[:, lookback:] == self.window[:, :-lookback]).long()
@@ -152,23 +153,24 @@ class Canvas:
 @final
 @dataclass(frozen=True)
 class Corruption:
-    """Clean batch in, `Canvas` out.
+    """Builds a `Canvas` from a clean batch.
 
     Attributes:
-        process: How tokens are noised.
-        regime: When tokens are noised, how fast noise comes, and who sees whom.
-        two_stream: Which of the two layouts.
-        continuous: Whether times fall anywhere between two levels (an objective in continuous time), or on the
-            hyperschedule's levels (one of `T` discrete steps).
-        num_given: How many of the first positions stay clean and teach nothing: 1 for a shifted network, which says
-            nothing of the first.
-        document_end: The token that ends a document, if documents in one window are not to see one another; None if
-            they are. Positions stay those of the window: rotary attention knows distances only. Inside a noisy window
-            the boundary shows, which generation has yet to write: it is meant for short documents, packed.
+        process: The noise process for the tokens.
+        regime: When tokens are noised, how fast noise grows, and the attention.
+        two_stream: Whether the layout has two streams.
+        continuous: Whether times may lie between two levels (an objective in continuous time), or only on the
+            hyperschedule's levels (an objective with `T` discrete steps).
+        num_given: How many of the first positions stay clean and have no loss: 1 for a shifted network, which does not
+            predict the first position.
+        document_end: The token that ends a document, if documents in one window must not see one another; None if they
+            may. Positions are counted from the start of the window, since rotary attention depends on distances only. A
+            noisy window shows document boundaries that generation has not written yet: use it for short packed
+            documents.
 
     Raises:
-        ValueError: If two streams cannot be what generation sees: with `context="full"` clean positions would look at
-            later ones, and tell noisy ones what these are asked.
+        ValueError: If two streams cannot match generation: with `context="full"` clean positions would see later ones,
+            and pass on to noisy positions the tokens that these must predict.
     """
 
     process: AbstractNoiseProcess
@@ -188,17 +190,17 @@ class Corruption:
 
     @property
     def hyperschedule(self) -> AbstractHyperschedule:
-        """When each position is noisy."""
+        """The hyperschedule: when each position is noisy."""
         return self.regime.hyperschedule
 
     @property
     def num_times(self) -> int:
-        """How many times `__call__` wants for each sequence."""
+        """Number of times per sequence that `__call__` needs."""
         return self._packing.num_epochs if self.two_stream else 1
 
     @property
     def num_cells(self) -> tuple[int, ...]:
-        """Into how many equal parts [0, 1) is cut for each of the times, one for each step or chain of steps."""
+        """Number of equal parts of [0, 1) for each of the times: one part for each step or chain of steps."""
         return self._packing.num_cells if self.two_stream else (self.hyperschedule.num_steps,)
 
     def __call__(
@@ -214,7 +216,7 @@ class Corruption:
             x_0: Clean tokens, as long as the hyperschedule.
             times: `num_times` numbers in [0, 1) for each sequence; see `stratified_times`.
             draw: One uniform number in [0, 1) for each position.
-            device: Where the network is, if elsewhere: who sees whom is made there.
+            device: Device of the network, if different; the attention mask is made there.
 
         Raises:
             ValueError: If the sequences are not as long as the hyperschedule.
@@ -247,19 +249,19 @@ class Corruption:
         )
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """Noise fraction at a level: 0 once it is settled, and above 0 before, wherever the noise schedule begins."""
+        """Noise fraction at a level: 0 when settled, and above 0 before, for every noise schedule."""
         u = self.regime.noise_schedule.fraction(level / self.hyperschedule.num_levels)
         return torch.where(level > 0, u.clamp_min(torch.finfo(u.dtype).tiny), 0.0)
 
     def _two_stream_levels(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Level after the step, level now, measure and steps of each position, where each has a step of its own."""
+        """Level after the step, current level, measure and steps of each position, where each has its own step."""
         drop = (packed.now - packed.then).double()
         now = packed.now - drop * packed.within if self.continuous else packed.now.double()
         measure = drop * packed.weight / self.hyperschedule.num_levels
         return packed.then.double(), now, measure, (drop > 0) * packed.weight
 
     def _one_canvas_levels(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same when the canvas is at one step of generation."""
+        """Level after the step, current level, measure and steps, where the canvas is at one step of generation."""
         schedule = self.hyperschedule
         spread = times[:, 0] * schedule.num_steps
         n = spread.long()
@@ -278,7 +280,7 @@ class Corruption:
         return packing(self.hyperschedule)
 
     def _visibility(self, x_0: Tensor, times: Tensor, packed: Packed | None) -> attention.Visibility:
-        """Who sees whom, shared by all rows where neither times nor documents matter."""
+        """The visibility of positions, shared by all rows unless times or documents matter."""
         schedule = self.hyperschedule
         if packed is not None:
             shared = packed.steps[0] if schedule.opens_together else packed.steps
@@ -296,11 +298,11 @@ class Corruption:
 def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Canvas:
     """The canvas of next-token prediction: clean text without its last token, whose targets are the tokens that follow.
 
-    Position `i` holds token `i`, sees the tokens up to it, and its target `x_0` is token `i + 1`.
+    Position `i` holds token `i`, sees all tokens up to it, and its target `x_0` is token `i + 1`.
 
     Args:
-        x_0: Clean tokens, at least two a row, where the network is.
-        document_end: As in `Corruption`.
+        x_0: Clean tokens on the network's device, at least two per row.
+        document_end: As in `Corruption`: the token that ends a document.
     """
     before, after = x_0[:, :-1], x_0[:, 1:]
     schedule = autoregressive(before.shape[1])
@@ -320,11 +322,11 @@ def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Can
 
 
 def document_ids(tokens: Int[Tensor, "b l"], end: int) -> Int[Tensor, "b l"]:
-    """Document of each token, counted from 0: how many documents have ended before it.
+    """Document of each token, counted from 0: the number of documents that ended before it.
 
     Args:
-        tokens: Clean tokens.
-        end: The token that ends a document, and belongs to it.
+        tokens: Clean token ids.
+        end: The token that ends a document; it belongs to the document.
     """
     ends = (tokens == end).long()
     return ends.cumsum(-1) - ends

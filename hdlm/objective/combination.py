@@ -1,4 +1,4 @@
-"""Several objectives at once, and the plainest of them, the cross-entropy of the clean token.
+"""Sums of several objectives, and the simplest objective, the cross-entropy of the clean token.
 
 The published gamma-hybrids are trained on the score entropy plus a cross-entropy (HDLM, arXiv 2504.06416).
 """
@@ -19,10 +19,10 @@ __all__ = ["Combination", "CrossEntropy"]
 @final
 @dataclass(frozen=True)
 class CrossEntropy(AbstractObjective):
-    """`measure * -log p(x_0 | x_t)`: every active position teaches, masked or not, at every noise alike.
+    """`measure * -log p(x_0 | x_t)`: a loss on every active position, masked or not, with equal weight at every noise.
 
     Attributes:
-        worst: Cap on `-log p`, in nats: scores that no distribution has give some words the probability 0.
+        worst: Cap on `-log p`, in nats: scores that belong to no distribution give some words the probability 0.
     """
 
     worst: float = 30.0
@@ -34,10 +34,10 @@ class CrossEntropy(AbstractObjective):
 @final
 @dataclass(frozen=True)
 class Combination(AbstractObjective):
-    """`sum_k weight_k objective_k`; the network is asked once.
+    """`sum_k weight_k objective_k`; the network is called once.
 
     Attributes:
-        parts: Each weight, positive and finite, and its objective.
+        parts: Pairs of a weight, positive and finite, and an objective.
 
     Raises:
         ValueError: If there is no part, or a weight is out of range.

@@ -4,8 +4,8 @@ With masking probability `p` and a share `e` of wrong words among the visible on
 
     masked: 1 / p        visible and wrong: lambda (1 - e) / (1 - p)        visible and right: lambda e / (1 - p)
 
-so that the network also learns which of the words it sees to doubt. With `lambda = 0` it is the continuous-time bound
-of masked diffusion (MDLM, arXiv 2406.07524), and the loss of block diffusion (BD3-LM, arXiv 2503.09573) on a block
+so that the network also learns which visible words are wrong. With `lambda = 0` it is the continuous-time bound of
+masked diffusion (MDLM, arXiv 2406.07524), and the loss of block diffusion (BD3-LM, arXiv 2503.09573) on a block
 hyperschedule.
 """
 
@@ -33,8 +33,8 @@ class WeightedCrossEntropy(AbstractObjective):
     """`measure * weight * -log p(x_0 | x_t)`.
 
     Attributes:
-        unmasked: The paper's lambda: weight of the visible tokens, at least 0.
-        unmasked_weight: `"paper"` divides the weight of visible tokens by `1 - p`; `"published_code"` does not, as
+        unmasked: Weight of the visible tokens, the paper's lambda, at least 0.
+        unmasked_weight: `"paper"` divides the weight of visible tokens by `1 - p`; `"published_code"` does not, like
             the published code with a hyperschedule.
         max_weight: Cap on `1 / p` and `1 / (1 - p)`, above 0; infinite for the unbiased objective.
     """

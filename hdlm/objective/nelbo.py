@@ -1,8 +1,9 @@
 """The exact negative evidence lower bound of a hyperschedule with finitely many steps.
 
-Each step of generation costs `KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` in every active position; their sum over the
-steps bounds `-log p(x_0)` from above (plus the prior term, `prior_divergence`). The last step, to `s = 0`, is included:
-for it the divergence is the reconstruction `-log p(x_0 | x_t)`. True for every process, through its exact posterior.
+Each step of generation costs `KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` in every active position. The sum over the steps
+is an upper bound on `-log p(x_0)` (plus the prior term, `prior_divergence`). The last step, to `s = 0`, is included:
+its divergence is the reconstruction `-log p(x_0 | x_t)`. The bound holds for every process, through its exact
+posterior.
 """
 
 from __future__ import annotations
@@ -65,16 +66,15 @@ def prior_divergence(
     process: AbstractNoiseProcess,
     noise_schedule: AbstractNoiseSchedule = LINEAR,
 ) -> float:
-    """What a bound charges for the end of noise, in nats a token: the same for all, and 0 if noise ends at `u = 1`.
+    """The divergence of the prior, in nats per token: equal for all tokens, and 0 if noise ends at `u = 1`.
 
-    It is `KL(q(x_1 | x_0) || p(x_1))`, where `p` has as many masks as `q`, and uniform words for the rest. That is the
-    process's own `prior` where noise replaces words. Where words wait, generation begins with masks alone, from which
-    the divergence is infinite, and the network writes the rest of the words, a share `1 - u(1)`, as it writes all
-    others. The bound charges them as uniform words, which costs more, unless the network's guess at pure noise is worse
-    than a uniform one.
+    It is `KL(q(x_1 | x_0) || p(x_1))`, where `p` has as many masks as `q`, and uniform words for the rest. Where noise
+    replaces words, `p` is the process's own `prior`. Where words wait, generation begins with masks only, for which the
+    divergence is infinite, and the network also writes the remaining share `1 - u(1)` of the words. The bound treats
+    them as uniform words, which costs more, unless the network's prediction at pure noise is worse than a uniform one.
     """
-    one = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
-    w = process.weights(one)
+    last = noise_schedule.fraction(torch.ones((), dtype=torch.float64))
+    w = process.weights(last)
     n = process.num_words
     own, other = w.clean + w.uniform / n, w.uniform / n
     prior_word = (w.clean + w.uniform) / n

@@ -1,11 +1,11 @@
 """Costs of single rows of a prediction, a few rows at a time, forward and backward.
 
-A batch of `b l` positions over a vocabulary of `v` words makes `b l v` numbers, more than all the rest of training
-needs. Here `v` numbers exist for a few rows only:
+A batch of `b l` positions over a vocabulary of `v` words makes `b l v` numbers, more than the rest of training needs.
+Here these numbers exist for only a few rows at a time:
 
-    each     a cost per row; the rows of a piece are projected again in the backward pass
+    each     one cost per row; the rows of a piece are projected again in the backward pass
     total    their weighted sum; the gradient of a piece is computed with its value, while its rows are there:
-             nothing is projected twice, and what is kept is no larger than the rows and the projection
+             nothing is projected twice, and the stored tensors are at most as large as the rows and the projection
 
 `total` follows "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009) and Liger Kernel (arXiv
 2410.10989), for any cost that can be differentiated; the cross-entropy of a softmax is written out, in place.
@@ -28,24 +28,24 @@ from hdlm.denoiser import Prediction
 __all__ = ["Cost", "cross_entropy", "each", "total"]
 
 Cost: TypeAlias = Callable[[Prediction, Tensor], Tensor]
-"""Of a prediction and flattened positions: a cost for each of these, in nats."""
+"""Function of a prediction and flattened positions that returns a cost for each position, in nats."""
 
 PIECE = 2**22
-"""Numbers in a piece, rows times vocabulary: large enough for the matrix product, small enough for the caches."""
+"""Numbers per piece (rows times vocabulary): enough for an efficient matrix product, few enough for the caches."""
 PIECE_OF_ACCELERATOR = 2**26
-"""The same where a piece must keep thousands of cores busy."""
+"""Numbers per piece on an accelerator, which has thousands of cores to keep busy."""
 
 _Slope: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""Of the raw outputs of some rows and where these are: their costs, and the derivative of the sum of the costs."""
+"""Function of raw outputs and their rows that returns the costs, and the derivative of the sum of the costs."""
 
 
 def each(cost: Cost, prediction: Prediction, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The cost of every row; any function of them can be differentiated.
+    """The cost of every row; differentiable.
 
     Args:
-        cost: What to compute.
-        prediction: What it is computed from.
-        at: Flattened positions.
+        cost: Function that computes the cost.
+        prediction: Prediction that the cost depends on.
+        at: Flattened positions to compute.
     """
     pieces = at.split(_size(prediction.process.num_words, at.device))
     if len(pieces) == 1 or not torch.is_grad_enabled():
@@ -54,11 +54,11 @@ def each(cost: Cost, prediction: Prediction, at: Int[Tensor, " n"]) -> Float[Ten
     def again(piece: Tensor) -> Tensor:
         return cost(prediction, piece)
 
-    found = [
+    costs = [
         checkpoint(again, piece, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
         for piece in pieces
     ]
-    return torch.cat(found)
+    return torch.cat(costs)
 
 
 def total(
@@ -71,15 +71,15 @@ def total(
     """`sum_n weight_n cost_n`.
 
     Args:
-        cost: What to compute.
-        prediction: What it is computed from.
-        at: Flattened positions.
-        weight: Of each of them.
-        targets: The word of every position, if the cost is the cross-entropy of the softmax of the words with it.
+        cost: Function that computes the cost.
+        prediction: Prediction that the cost depends on.
+        at: Flattened positions to compute.
+        weight: Weight of each position.
+        targets: The word of every position, if the cost is the cross-entropy of the softmax over the words with it.
     """
     if prediction.projection is None:
-        found = each(cost, prediction, at)
-        return (weight.to(found.dtype) * found).sum()
+        unweighted = each(cost, prediction, at)
+        return (weight.to(unweighted.dtype) * unweighted).sum()
     rows = prediction.projection.rows(at)
     matrix, bias = prediction.projection.parameters()
     if targets is not None:
@@ -107,12 +107,12 @@ def cross_entropy(
     """`sum_n weight_n (-log softmax(rows @ matrix.T + bias)[targets_n])`, the softmax over the first `num_words`.
 
     Args:
-        rows: Hidden vectors.
+        rows: Hidden vectors of the positions.
         matrix: The projection onto the vocabulary.
-        bias: What it adds.
+        bias: Bias of the projection.
         targets: The word of each row.
-        weight: Of each row.
-        num_words: How many rows of the projection take part.
+        weight: Weight of each row.
+        num_words: Number of rows of the projection that are words.
     """
 
     def slope(raw: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
@@ -130,18 +130,18 @@ def cross_entropy(
 
 
 def _size(num_words: int, device: torch.device) -> int:
-    """Rows in a piece."""
+    """Number of rows in a piece."""
     return max(1, (PIECE if device.type == "cpu" else PIECE_OF_ACCELERATOR) // num_words)
 
 
 def _sum(rows: Tensor, matrix: Tensor, bias: Tensor | None, slope: _Slope) -> Float[Tensor, ""]:
-    found: Tensor = _WithGradient.apply(rows, matrix, bias, slope)  # type: ignore[no-untyped-call]
-    return found
+    loss: Tensor = _WithGradient.apply(rows, matrix, bias, slope)  # type: ignore[no-untyped-call]
+    return loss
 
 
 @final
 class _WithGradient(torch.autograd.Function):
-    """The sum of a cost of `rows @ matrix.T + bias`, and with it the gradient, piece by piece."""
+    """The sum of a cost of `rows @ matrix.T + bias`, together with its gradient, piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, matrix: Tensor, bias: Tensor | None, slope: _Slope) -> Tensor:
@@ -156,13 +156,13 @@ class _WithGradient(torch.autograd.Function):
             of_rows = torch.empty_like(rows) if wanted else None
             of_matrix = torch.zeros_like(matrix) if wanted else None
             of_bias = torch.zeros_like(bias) if wanted and bias is not None else None
-            found = torch.zeros((), dtype=torch.float64, device=rows.device)
+            loss = torch.zeros((), dtype=torch.float64, device=rows.device)
             size = _size(len(matrix), rows.device)
             for start in range(0, len(rows), size):
                 piece = slice(start, start + size)
                 some = rows[piece].to(dtype)
                 costs, raw = slope(F.linear(some, projection, offset).to(exact), piece)
-                found += costs.sum(dtype=torch.float64)
+                loss += costs.sum(dtype=torch.float64)
                 if of_rows is None or of_matrix is None:
                     continue
                 steep = raw.to(dtype)
@@ -170,22 +170,22 @@ class _WithGradient(torch.autograd.Function):
                 _add_product(of_matrix, steep, some)
                 if of_bias is not None:
                     of_bias += raw.sum(0)
-        ctx.found = [part for part in (of_rows, of_matrix, of_bias) if part is not None]
-        return found.to(exact)
+        ctx.gradients = [part for part in (of_rows, of_matrix, of_bias) if part is not None]
+        return loss.to(exact)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.found is None:
+        if ctx.gradients is None:
             raise RuntimeError(
                 "The gradient of this loss was given away when it was first asked for: compute the loss again."
             )
-        found = [part.mul_(upstream.to(part.dtype)) for part in ctx.found]
-        ctx.found = None
-        return (*found, *(None for _ in range(4 - len(found))))
+        gradients = [part.mul_(upstream.to(part.dtype)) for part in ctx.gradients]
+        ctx.gradients = None
+        return (*gradients, *(None for _ in range(4 - len(gradients))))
 
 
 def _add_product(into: Tensor, steep: Tensor, rows: Tensor) -> None:
-    """`into += steep.T @ rows`, added up in the precision of `into`."""
+    """`into += steep.T @ rows`, accumulated in the precision of `into`."""
     if into.dtype == steep.dtype:
         into.addmm_(steep.T, rows)
     else:

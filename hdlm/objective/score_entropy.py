@@ -5,13 +5,14 @@ With reverse jumps `x_t -> y` at the forward rate `R(y -> x_t)` times the score 
 
     sum_y R(y -> x_t) [ s_y - r_y log s_y + r_y log r_y - r_y ]
 
-(SEDD, arXiv 2310.16834, equation 9). `r_y` takes one value at `y = x_0` and another elsewhere, so the sums close: one
-`sum s_y`, one `sum log s_y` over the vocabulary, and terms of size one. Integrated over the noise fraction this is the
-negative evidence lower bound; with the exact score it is the entropy of the data. With a mean
-parameterization and the absorbing process it is MDLM's weighted cross-entropy.
+(SEDD, arXiv 2310.16834, equation 9). `r_y` has one value at `y = x_0` and another elsewhere, so the sums have a closed
+form: one `sum s_y`, one `sum log s_y` over the vocabulary, and terms of size one. Its integral over the noise fraction
+is the negative evidence lower bound; with the exact score it is the entropy of the data. With a mean parameterization
+and the absorbing process it is MDLM's weighted cross-entropy.
 
-The published code keeps the rates of the hybrid but takes the ratios of its two ends: at masks those of the absorbing
-process, at words those of the uniform one. Its loss is least elsewhere than at the true score; `ratios` has both.
+The published code uses the rates of the hybrid, but the ratios of its two ends: at masks those of the absorbing
+process, at words those of the uniform process. The minimum of its loss is not at the true score; `ratios` offers both
+variants.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class ScoreEntropy(AbstractObjective):
     """`measure * sum_y R(y -> x_t) [s_y - r_y log s_y + r_y log r_y - r_y]`.
 
     Attributes:
-        floor: The noise fraction is kept this far from 0 and 1, where ratios are infinite.
-        ratios: `"exact"`, or those that the published gamma-hybrids were trained with (`"published_code"`).
+        floor: Distance that the noise fraction keeps from 0 and 1, where ratios are infinite.
+        ratios: `"exact"`, or the ratios that the published gamma-hybrids were trained with (`"published_code"`).
     """
 
     floor: float = 1e-6
@@ -97,7 +98,7 @@ class _Jumps(AbstractCost):
         return from_words * cost + torch.where(masked, 0.0, rates.release / n) * cost_mask
 
     def _weights(self, process: AbstractNoiseProcess, u: Tensor, masked: Tensor) -> Weights:
-        """The marginals that the ratios are of."""
+        """The marginals from which the ratios are computed."""
         if self.ratios == "exact":
             return process.weights(u)
         zero = torch.zeros_like(u)

@@ -1,7 +1,7 @@
-"""How training times are drawn: every sequence (and every block) its own, spread evenly over the whole batch.
+"""Training times: every sequence (and every block) has its own time, spread evenly over the whole batch.
 
-One time for a whole batch makes a noisy loss; independent times leave gaps. Here time `j` of `B` is
-`(offset + j / B) mod 1`: each is uniform on [0, 1), together they cover it (arXiv 2107.00630, appendix I.1).
+One time for a whole batch makes the loss noisy; independent times leave gaps. Here time `j` of `B` is `(offset + j / B)
+mod 1`: each is uniform on [0, 1), and together they cover it (arXiv 2107.00630, appendix I.1).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def stratified_times(
 ) -> Float[Tensor, "b e"]:
     """Stratified times in [0, 1) for the sequences `start .. stop-1` of a *global* batch.
 
-    The grid covers all `num_sequences * num_times` times of the optimizer step and is dealt out in a random order, so
-    processes and accumulation steps that ask for their own part get parts of one stratified set.
+    The grid covers all `num_sequences * num_times` times of the optimizer step, in a random order. So processes and
+    accumulation steps that compute only their own part get parts of one stratified set.
 
     Args:
         randomness: The run's random numbers.
-        step: Optimizer step.
+        step: Index of the optimizer step.
         num_sequences: Sequences in the global batch.
         num_times: Times per sequence, one for each epoch of a packed hyperschedule.
-        start: First sequence wanted.
-        stop: Behind the last sequence wanted; all by default.
-        device: Where the result goes.
+        start: Index of the first sequence.
+        stop: Index after the last sequence; all sequences by default.
+        device: Device of the result.
     """
     count = num_sequences * num_times
     cell = torch.arange(count, device=device)

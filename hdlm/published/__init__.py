@@ -1,1 +1,1 @@
-"""What stands behind the published imports and commands; the modules that bear their names hold no logic."""
+"""Implementation of the published imports and commands; the modules with the published names only import from here."""

@@ -1,9 +1,9 @@
-"""The published configuration: what hydra composed becomes typed objects here, and a recipe for our own training.
+"""The published configuration: turns hydra's composed configuration into typed objects, and into a recipe of hdlm.
 
-Every option either acts, or is refused with the name of what to use instead. `ONLY` lists those that have one value
-left; `Config.idle` those that mean nothing beside the other options: they may stand in a file, but not be asked for.
-What recipes have beyond the published options is set as `recipe.TABLE.OPTION`. `GOVERNED` says which of their options
-have a published name: under it they are set, and under it complaints about them come.
+Every option either has an effect, or is refused with the name of its replacement. `ONLY` lists options that support a
+single value. `Config.idle` lists options without effect given the other options: a file may contain them, but the
+command line refuses them. Recipe options that have no published name are set as `recipe.TABLE.OPTION`. `GOVERNED` maps
+recipe options to the published options that set them; error messages use the published names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from hdlm.training.short_form import SHORT_OPTIONS
 __all__ = ["GOVERNED", "ONLY", "Config", "refuse"]
 
 FLOOR = 4e-5 / 3e-4
-"""Where the published cosine ends, relative to the peak it was published with."""
+"""Learning rate at the end of the published cosine, relative to its peak."""
 
 ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
     {
@@ -67,7 +67,7 @@ ONLY: Mapping[str, tuple[object, str]] = MappingProxyType(
         "model.type": ("ddit", "use `hdlm train --recipe` for other networks"),
     }
 )
-"""Options with one value left, and what to use instead of the others."""
+"""Options that support a single value, and the replacement for other values."""
 
 COPIED: Mapping[str, str] = MappingProxyType(
     {
@@ -92,7 +92,7 @@ COPIED: Mapping[str, str] = MappingProxyType(
         "watch.batch_size": "eval.batch_size",
     }
 )
-"""Options of a recipe whose value is that of a published option."""
+"""Recipe options whose value is that of one published option."""
 
 GOVERNED: Mapping[str, str] = MappingProxyType(
     {
@@ -130,19 +130,19 @@ GOVERNED: Mapping[str, str] = MappingProxyType(
         "watch.project": "experiment.wandb_project",
     }
 )
-"""Options of a recipe, and the published ones that set them."""
+"""Recipe options, and the published options that set them."""
 
 
 @final
 @dataclass(frozen=True)
 class Config:
-    """Everything that a published configuration says; the attributes are its sections.
+    """A complete published configuration; the attributes are its sections.
 
     Attributes:
-        ngpus: Processes that are expected; None for as many as there are.
-        type: Whether outputs speak of their own position or of the next one.
-        hf_model_id: What to finetune; None in training from nothing.
-        beyond: What recipes have beyond the published options, by table: `{"run": {"compile": True}}`.
+        ngpus: Expected number of processes; None for any number.
+        type: Whether outputs predict their own position or the next one.
+        hf_model_id: The checkpoint to finetune; None for training from scratch.
+        beyond: Recipe options without a published name, by table: `{"run": {"compile": True}}`.
     """
 
     model_type: Family
@@ -166,19 +166,20 @@ class Config:
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
-        """Dotted names of everything that may be set; `read` refuses what has a published name under another."""
+        """Dotted names of all options; `read` refuses a recipe option under its own name if it has a published name."""
         return (*options_of(cls), *(f"recipe.{option}" for option in (*options_of(Recipe), *SHORT_OPTIONS)))
 
     @classmethod
     def read(cls, table: Mapping[str, Any], asked: Iterable[str] = ()) -> Config:
-        """Read what hydra composed, with interpolations resolved.
+        """Read hydra's composed configuration, with interpolations resolved.
 
         Args:
             table: Nested plain values.
-            asked: Dotted options that were given by hand; those that would not act are refused.
+            asked: Dotted options of the command line; those without effect are refused.
 
         Raises:
-            ValueError: If an option is unknown, missing, out of range, or would not act; it is named, and what to use.
+            ValueError: If an option is unknown, missing, out of range, or without effect. The message names a
+                replacement.
         """
         config = read_table(cls, table)
         given = dict(dotted(table))
@@ -228,7 +229,7 @@ class Config:
 
     @property
     def _beyond(self) -> list[str]:
-        """Dotted names of what is set beyond the published options."""
+        """Dotted names of the recipe options that are set without a published name."""
         tables = self.beyond.items()
         return [
             f"{name}.{option}" if option else name
@@ -237,7 +238,7 @@ class Config:
         ]
 
     def _beyond_of(self, table: str, option: str) -> object:
-        """What is set of one option beyond the published ones, if anything."""
+        """The value of a recipe option that is set without a published name; None if it is not set."""
         options = self.beyond.get(table)
         return options.get(option) if isinstance(options, Mapping) else None
 
@@ -253,31 +254,37 @@ class Config:
 
     @property
     def idle(self) -> dict[str, str]:
-        """Options that mean nothing beside the others, and why."""
-        found = {"model.post_process_logits": "`smart_model_loader` reads it; samplers here never need it"}
+        """Options without effect given the other options, and the reasons."""
+        ineffective = {
+            "model.post_process_logits": "`smart_model_loader` reads it; samplers here never need it"
+        }
         if self.optim.scheduler == "lambda":
-            found["training.warmup_iter"] = "with optim.scheduler=lambda use optim.warmup"
+            ineffective["training.warmup_iter"] = "with optim.scheduler=lambda use optim.warmup"
         else:
-            found["optim.warmup"] = f"with optim.scheduler={self.optim.scheduler} use training.warmup_iter"
+            ineffective["optim.warmup"] = (
+                f"with optim.scheduler={self.optim.scheduler} use training.warmup_iter"
+            )
         if self.hf_model_id is None:
-            found["training.lr"] = "use optim.lr; training.lr is hdlm/finetune.py's"
-            found["reset_step_for_finetuning"] = "it is hdlm/finetune.py's"
+            ineffective["training.lr"] = "use optim.lr; training.lr is hdlm/finetune.py's"
+            ineffective["reset_step_for_finetuning"] = "it is hdlm/finetune.py's"
         elif self.training.lr is not None:
-            found["optim.lr"] = "in finetuning use training.lr"
+            ineffective["optim.lr"] = "in finetuning use training.lr"
         if self.annealing.type == "none":
-            found["annealing.width"] = "annealing.type=none has one block as wide as model.length"
+            ineffective["annealing.width"] = "annealing.type=none has one block as wide as model.length"
             if self.annealing.efficient:
-                found["annealing.efficient"] = "with annealing.type=none one canvas teaches every position"
+                ineffective["annealing.efficient"] = (
+                    "with annealing.type=none one canvas teaches every position"
+                )
         if self.training.loss_type == "standard":
             for option in ("training.epsilon", "training.lambda"):
-                found[option] = "with training.loss_type=standard there are no wrong words; use hybrid"
+                ineffective[option] = "with training.loss_type=standard there are no wrong words; use hybrid"
         if self.model.use_timestep_embedding is False:
-            found["model.cond_dim"] = "the network is told no noise; gamma_hybrid is"
+            ineffective["model.cond_dim"] = "the network is told no noise; gamma_hybrid is"
         if self._keeps_nothing and not {self.data.train, self.data.valid} & set(NAMED):
-            found["data.cache_dir"] = (
+            ineffective["data.cache_dir"] = (
                 "nothing is fetched, and text that is streamed or in shards needs no cache"
             )
-        return found | self._idle_of_samples() | self._idle_of_gamma()
+        return ineffective | self._idle_of_samples() | self._idle_of_gamma()
 
     def _idle_of_samples(self) -> dict[str, str]:
         judged = ("eval.perplexity_batch_size",)
@@ -300,26 +307,26 @@ class Config:
     def _idle_of_gamma(self) -> dict[str, str]:
         if not self.is_gamma:
             return {}
-        found = {"sampling.strategy_param": "use `hdlm sample --top-p` on the checkpoint"}
+        ineffective = {"sampling.strategy_param": "use `hdlm sample --top-p` on the checkpoint"}
         if (self.noise or NoiseOptions()).type == "loglinear":
             for option in ("noise.sigma_min", "noise.sigma_max"):
-                found[option] = "use noise.type=geometric"
+                ineffective[option] = "use noise.type=geometric"
         if self.annealing.diffusion_loss_weight == 0:
-            found["annealing.sampling_eps"] = (
+            ineffective["annealing.sampling_eps"] = (
                 "it is of the score entropy: use annealing.diffusion_loss_weight"
             )
         if (self.graph or GraphOptions()).type != "QGamma":
-            found["graph.gamma"] = "use graph.type=QGamma"
-        return found
+            ineffective["graph.gamma"] = "use graph.type=QGamma"
+        return ineffective
 
     def recipe(self, precision: str = "auto") -> Recipe:
-        """The same for our own training.
+        """The recipe for hdlm's training.
 
         Args:
-            precision: What networks compute in, which published configurations leave to `accelerate`.
+            precision: Precision of the networks, which published configurations leave to `accelerate`.
 
         Raises:
-            ValueError: If the network is not described in full, or an option is out of range.
+            ValueError: If the network is not fully described, or an option is out of range.
         """
         table = self._table(precision)
         for name, options in self.beyond.items():
@@ -328,7 +335,7 @@ class Config:
             return Recipe.from_table(table)
 
     def _table(self, precision: str) -> dict[str, Any]:
-        """The recipe as a plain table, without what is beyond the published options."""
+        """The recipe as a plain table, without the options of `beyond`."""
         training, annealing = self.training, self.annealing
         table: dict[str, dict[str, Any]] = defaultdict(dict)
         for option, published in COPIED.items():
@@ -386,10 +393,10 @@ class Config:
 
     @contextmanager
     def in_published_words(self) -> Iterator[None]:
-        """Give errors of recipes and networks the published names of options.
+        """Replace option names in errors of recipes and networks by the published names.
 
         Raises:
-            OptionError: In the place of theirs.
+            OptionError: The error with the published name.
         """
         try:
             yield
@@ -397,7 +404,7 @@ class Config:
             raise error.renamed(self._published) from error
 
     def _published(self, option: str) -> str:
-        """The published name of an option of a recipe, a network or a hyperschedule; else its place in a recipe."""
+        """The published name of an option of a recipe, network or hyperschedule; otherwise its name in the recipe."""
         if option in _RATES:
             return (
                 "training.lr" if self.hf_model_id is not None and self.training.lr is not None else "optim.lr"
@@ -408,10 +415,10 @@ class Config:
         return f"recipe.{option}" if is_ours else option
 
     def found(self, num_words: int) -> dict[str, Any]:
-        """Options and what they came to, for whoever reads the configuration of a finished run.
+        """Options and their final values, for readers of the configuration of a finished run.
 
         Args:
-            num_words: Words of the tokenizer that was found or made.
+            num_words: Number of words of the tokenizer.
         """
         shape = {f"model.{name}": value for name, value in dataclasses.asdict(self.model).items()}
         if self.graph is None:
@@ -472,7 +479,7 @@ class Config:
         return {"type": "WeightedCrossEntropy", "max_weight": cap, "unmasked": unmasked}
 
     def _validation(self) -> tuple[str, ...]:
-        """None of its own where it is the training text: shards have set some of it aside, else a share is."""
+        """Validation text; empty if it is the training text, of which a part is then set aside."""
         train, valid = self.data.train, self.data.valid
         return () if valid == train and valid not in NAMED else (self._named(valid, "validation"),)
 
@@ -481,13 +488,13 @@ class Config:
         return f"{name}:{part}" if name in NAMED else name
 
     def of_checkpoint(self, shape: Mapping[str, Any]) -> Config:
-        """The same with what `model` leaves out taken from a checkpoint.
+        """A copy in which a checkpoint supplies the options that `model` leaves out.
 
         Args:
-            shape: Options of `model` as the checkpoint has them.
+            shape: Options of `model` in the checkpoint.
 
         Raises:
-            ValueError: If an option that weights depend on is given otherwise.
+            ValueError: If an option that weights depend on differs from the checkpoint.
         """
         free = {"dropout", "length", "name", "type"}
         options = {}
@@ -500,14 +507,14 @@ class Config:
 
 
 def refuse(idle: Mapping[str, str], asked: Iterable[str]) -> None:
-    """Refuse options that were asked for and would not act.
+    """Refuse command-line options without effect.
 
     Args:
-        idle: Dotted options that would not, and why.
-        asked: Dotted options that were given by hand.
+        idle: Dotted options without effect, and the reasons.
+        asked: Dotted options of the command line.
 
     Raises:
-        ValueError: If one is among them.
+        ValueError: If an option of the command line has no effect.
     """
     for option in asked:
         if option in idle:
@@ -522,9 +529,9 @@ _RATES = tuple(f"optimizer.{group}_rate" for group in ("matrix", "embedding", "h
 _NETWORK = ("hidden_size", "num_blocks", "num_heads", "cond_dim", "dropout")
 _ALONE = {name: GOVERNED[f"network.{name}"] for name in _NETWORK}
 _ALONE |= {"width": "annealing.width", "num_levels": "annealing.tau"}
-"""Options of networks and hyperschedules, which have no table, and the published ones that set them."""
+"""Options of networks and hyperschedules, which belong to no table, and the published options that set them."""
 
 
 def _governor(option: str) -> str | None:
-    """The published option that sets one of a recipe, if any."""
+    """The published option that sets a recipe option, if any."""
     return GOVERNED.get(option, GOVERNED.get(option.partition(".")[0]))

@@ -1,4 +1,4 @@
-"""What `eval_modeling` and `eval_generation` have in common: options, the model with its tokenizer, results."""
+"""Common parts of `eval_modeling` and `eval_generation`: options, the model with its tokenizer, results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_counts", "load_model", "parser", "with_tokenizer", "write_json
 
 
 def parser(program: str, summary: str) -> argparse.ArgumentParser:
-    """The options that both commands have."""
+    """The options that both commands share."""
     parser = argparse.ArgumentParser(program, description=summary)
     parser.add_argument(
         "--checkpoint_path", required=True, help="a hub id, a checkpoint folder, a run, or a file of weights"
@@ -37,10 +37,10 @@ def parser(program: str, summary: str) -> argparse.ArgumentParser:
 
 
 def check_counts(args: argparse.Namespace, *options: str) -> None:
-    """See that counts are positive, before anything is done.
+    """Check that counts are positive, before the work begins.
 
     Raises:
-        ValueError: If one that is given is not.
+        ValueError: If a given count is not positive.
     """
     for option in options:
         given = getattr(args, option)
@@ -49,7 +49,7 @@ def check_counts(args: argparse.Namespace, *options: str) -> None:
 
 
 def load_model(args: argparse.Namespace) -> Checkpoint:
-    """The model that the options name, on their device."""
+    """The model that the options name, on its device."""
     device = pick_device(args.device)
     if device.type == "cpu":
         threads.set_num_threads()
@@ -57,15 +57,15 @@ def load_model(args: argparse.Namespace) -> Checkpoint:
 
 
 def with_tokenizer(args: argparse.Namespace, checkpoint: Checkpoint) -> Checkpoint:
-    """The model with the tokenizer that was named, else its own, else that of its run, else that of its config.
+    """The model with the named tokenizer; otherwise with its own, that of its run, or that of its config.
 
     Raises:
-        ValueError: If there is none, or one of another size.
+        ValueError: If there is no tokenizer, or its size differs.
     """
     if args.tokenizer is None and checkpoint.tokenizer_json is not None:
         return checkpoint
-    found = find_tokenizer(_tokenizer_name(args), num_words=checkpoint.vocabulary.num_words)
-    return replace(checkpoint, tokenizer_json=found.to_json())
+    tokenizer = find_tokenizer(_tokenizer_name(args), num_words=checkpoint.vocabulary.num_words)
+    return replace(checkpoint, tokenizer_json=tokenizer.to_json())
 
 
 def _tokenizer_name(args: argparse.Namespace) -> str | Path:
@@ -84,10 +84,10 @@ def _tokenizer_name(args: argparse.Namespace) -> str | Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all.
+    """Write a JSON file atomically.
 
     Raises:
-        NotKeptError: If it cannot be written; the error has the content.
+        NotKeptError: If the file cannot be written; the error holds the content.
     """
     with keeping(lambda: json.dumps(content)), replacing(path) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""`hdlm/eval_generation.py`: what text a model writes.
+"""`hdlm/eval_generation.py`: write samples with a model and measure them.
 
-It writes `results.json`, a document of `hdlm.evaluation.records.protocol`, in which every number stands beside what it
-takes to measure it again. What could not be measured is in it with the reason, never as a number. Then the exit status
-is 1, and everything else has been measured all the same.
+It writes `results.json`, a document of `hdlm.evaluation.records.protocol`, which holds every number and the settings
+for measuring it again. A failed measurement appears in it with its reason, never as a number. Then the exit status is
+1, but all other measurements are done.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ SAMPLES = ("samples.json", "samples.txt")
 REFERENCES = ("ptb", "wikitext103", "lambada")
 
 SampleWriter = Callable[[AbstractPublishedModel, int, int], Tensor]
-"""Writes some samples with a model, the first of which has this index."""
+"""Function that writes samples with a model; arguments are the model, their number, and the index of the first."""
 
 
 def eval_generation(arguments: Sequence[str]) -> int:
-    """Write samples and measure them; the answer is the exit status."""
+    """Write samples and measure them; returns the exit status."""
     args = _generation_arguments(arguments)
     print(f"writing {args.num_samples} samples with {args.checkpoint_path}", file=sys.stderr)
     family = "auto" if args.family == "auto" else f"{args.family.removesuffix('_hybrid')}_hybrid"
@@ -65,7 +65,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
     rows, texts = [sample.written for sample in samples], [sample.text for sample in samples]
     judges = judges_of([] if args.judge == NO_JUDGE else [args.judge], device, args.batch_size)
     measured = score(rows, texts, judges)
-    failed = any("failed" in one for name, one in measured.items() if name != "self-BLEU")
+    failed = any("failed" in entry for name, entry in measured.items() if name != "self-BLEU")
     references, missing = _references(args, checkpoint.tokenizer, len(rows), len(rows[0]))
     document = generation_document(
         checkpoint,
@@ -90,7 +90,7 @@ def eval_generation(arguments: Sequence[str]) -> int:
 
 
 def _write(args: argparse.Namespace, document: dict[str, Any], samples: list[Sample]) -> None:
-    """Write the results, and the samples if they are wanted."""
+    """Write the results, and the samples if requested."""
     folder: Path = args.output_dir
     with keeping(lambda: json.dumps(document)):
         protocol.write_result(folder / "results.json", document)
@@ -103,7 +103,7 @@ def _write(args: argparse.Namespace, document: dict[str, Any], samples: list[Sam
 
 
 def _count_calls(network: AbstractTransformer) -> list[None]:
-    """A list that grows by one with every call of the network, whatever sequences it is about."""
+    """A list that grows by one with every network call, for any sequences."""
     calls: list[None] = []
     network.blocks[0].register_forward_hook(lambda *_: calls.append(None))
     return calls
@@ -160,7 +160,7 @@ def _samples(
     trained: AbstractHyperschedule,
     tokenizer: Tokenizer,
 ) -> tuple[dict[str, Any], list[Sample]]:
-    """How samples are written, and the samples."""
+    """The settings of the samples, and the samples."""
     scores = config.model_type == "gamma_hybrid"
     usual = "SAR" if scores else "full_diff_shifted" if model.denoiser.lookback else "full_diff"
     method = args.sampling_method or usual
@@ -183,14 +183,14 @@ def _samples(
 
 
 def _num_given(method: str) -> int:
-    """How many tokens at the beginning nobody wrote: a shifted model is given the first."""
+    """Number of given tokens at the beginning: a shifted model is given the first token."""
     return int(method.endswith("shifted"))
 
 
 def _from_logits(
     args: argparse.Namespace, method: str, first_word: int | None, length: int
 ) -> tuple[dict[str, Any], SampleWriter]:
-    """How an epsilon-hybrid writes."""
+    """The settings and the sampling function of an epsilon-hybrid."""
     algorithm, steps = args.algorithm or "original", args.steps or STEPS
     begins = _num_given(method) and first_word is not None
 
@@ -213,7 +213,7 @@ def _from_logits(
 def _from_scores(
     args: argparse.Namespace, method: str, config: Any, trained: AbstractHyperschedule, length: int
 ) -> tuple[dict[str, Any], SampleWriter]:
-    """How a gamma-hybrid writes: NAR the whole canvas at once, SAR along the model's hyperschedule."""
+    """The settings and the sampling function of a gamma-hybrid: NAR for the whole canvas, SAR for its hyperschedule."""
     from omegaconf import OmegaConf
 
     asked = {} if args.algorithm is None else {"sampling": {"algorithm": args.algorithm, "eta": args.eta}}
@@ -234,10 +234,10 @@ def _from_scores(
 def _references(
     args: argparse.Namespace, tokenizer: Tokenizer, num: int, length: int
 ) -> tuple[dict[str, Any], bool]:
-    """The same measures of as much text of data sets; and whether one that was asked for is missing."""
+    """The measures on an equal amount of text of data sets, and whether a requested data set is missing."""
     folder = {} if args.data_dir is None else {"folder": args.data_dir}
     here = [name for name in REFERENCES if NamedDataset(name, **folder).local_copy() is not None]
-    found: dict[str, Any] = {}
+    references: dict[str, Any] = {}
     for name in here if args.datasets is None else args.datasets:
         try:
             source = find_text(name, folder=args.data_dir)
@@ -245,14 +245,16 @@ def _references(
             rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
             if not rows:
                 raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")
-            found[name] = {"windows": len(rows), **score_tokens(rows)}
+            references[name] = {"windows": len(rows), **score_tokens(rows)}
         except (ValueError, OSError) as error:
-            found[name] = {"failed": " ".join(str(error).split())}
-    return found, args.datasets is not None and any("failed" in one for one in found.values())
+            references[name] = {"failed": " ".join(str(error).split())}
+    return references, args.datasets is not None and any(
+        "failed" in reference for reference in references.values()
+    )
 
 
 def _shown(value: Any) -> str:
-    """A measured number with its error, or why there is none."""
+    """A measured number with its error, or the reason why there is none."""
     if "failed" in value:
         return f"not computed: {value['failed']}"
     error = "" if value["error"] is None else f" ± {value['error']:.3f}"

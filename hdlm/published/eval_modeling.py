@@ -1,10 +1,10 @@
-"""`hdlm/eval_modeling.py`: how well a model predicts text.
+"""`hdlm/eval_modeling.py`: measure the likelihood of text under a model.
 
-It writes `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, in which every number
-stands beside what it takes to measure it again. The file grows while the program runs: the same command resumes after a
-kill, and results of other data sets under the same checkpoint stay. What could not be measured is in it with the
-reason, never as a number. The exit status is 1 if a data set that was asked for could not be measured, and then
-everything else has been measured all the same; otherwise it is 0.
+It writes `results.json`: for each data set the document of `hdlm.evaluation.records.protocol`, which holds every number
+and the settings for measuring it again. The file is updated while the program runs: the same command resumes after an
+interruption, and results of other data sets under this checkpoint stay. A failed measurement appears in it with its
+reason, never as a number. The exit status is 1 if a requested data set could not be measured, although all other data
+sets are measured; otherwise it is 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["eval_modeling"]
 
 
 def eval_modeling(arguments: Sequence[str]) -> int:
-    """Measure the likelihood of data sets; the answer is the exit status."""
+    """Measure the likelihood of data sets; returns the exit status."""
     args = _arguments(arguments)
     names = [name for name in (args.dataset, args.valid_dataset, *args.datasets) if name]
     if not names:
@@ -98,10 +98,10 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _before(path: Path, checkpoint: str) -> dict[str, Any]:
-    """What was measured before under this checkpoint, by data set."""
+    """Earlier results under this checkpoint, by data set."""
     document = read_result(path) if path.is_file() else {}
-    found = document.get("datasets")
-    return dict(found) if isinstance(found, dict) and document.get("checkpoint") == checkpoint else {}
+    datasets = document.get("datasets")
+    return dict(datasets) if isinstance(datasets, dict) and document.get("checkpoint") == checkpoint else {}
 
 
 def _print_table(results: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""From the words behind `hdlm/train.py` to a table of options: hydra's composition, with errors that name the nearest.
+"""From the command line of `hdlm/train.py` to a table of options: hydra's composition, with helpful errors.
 
     --config-name NAME [--config-dir DIR] [--cfg] [key=value ...]
     --config-name NAME --multirun key=value,value ...                 every combination, one run after the other
-    --config-name NAME --multirun hydra/launcher=submitit_slurm ...   the same as jobs of SLURM, even if it is only one
+    --config-name NAME --multirun hydra/launcher=submitit_slurm ...   every combination as a job of SLURM
 
-Hydra reads the files, follows their `defaults` and applies the overrides (`model=epsilon_tiny` chooses a file). It
-starts programs only in a sweep; a run makes its folder and its files itself, once everything has been checked.
+Hydra reads the files, follows their `defaults` and applies the overrides (`model=epsilon_tiny` selects a file). It
+starts programs only in a sweep; a run makes its folder and its files itself, after everything has been checked.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 __all__ = ["CommandLine", "ComposedConfig", "compose", "composed_here", "parse_command_line", "sweep"]
 
 _QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")
-"""Runs of a sweep write their own files."""
+"""Settings that stop hydra from writing files: the runs of a sweep write their own."""
 
 
 @final
 @dataclass(frozen=True)
 class CommandLine:
-    """A command line, read but not followed.
+    """A parsed command line.
 
     Attributes:
-        folder: Where configurations are.
-        name: Which of them.
-        overrides: The `key=value` words, in hydra's grammar.
-        shows: Whether the configuration is only to be shown.
-        sweeps: Whether several values of an option mean as many runs.
+        folder: Folder of the configurations.
+        name: Name of the configuration.
+        overrides: The `key=value` arguments, in hydra's grammar.
+        shows: Whether the configuration is only printed.
+        sweeps: Whether several values of an option start several runs.
     """
 
     folder: Path
@@ -54,14 +54,14 @@ class CommandLine:
 @final
 @dataclass(frozen=True)
 class ComposedConfig:
-    """What hydra made of the command line.
+    """Hydra's configuration for a command line.
 
     Attributes:
-        table: All options, interpolations resolved.
-        text: The same in YAML, interpolations as they were written.
-        overrides: The words of the command line.
-        asked: Dotted names of the options among them.
-        folder: Where hydra puts the run.
+        table: All options, with interpolations resolved.
+        text: The configuration as YAML, with interpolations as written.
+        overrides: The overrides of the command line.
+        asked: Dotted names of the overridden options.
+        folder: Hydra's folder for the run.
     """
 
     table: dict[str, Any]
@@ -74,7 +74,7 @@ class ComposedConfig:
         """Write `.hydra/config.yaml` and `.hydra/overrides.yaml` into the run's folder, as hydra does.
 
         Args:
-            found: Dotted options and the values that they turned out to have.
+            found: Dotted options and their final values.
         """
         from omegaconf import OmegaConf
 
@@ -88,15 +88,15 @@ class ComposedConfig:
 
 
 def parse_command_line(program: str, arguments: Sequence[str], summary: str) -> CommandLine:
-    """Read the command line of a program that is configured by hydra.
+    """Parse the command line of a program with a hydra configuration.
 
     Args:
-        program: What to call it.
-        arguments: The words behind it.
-        summary: What it does.
+        program: Name of the program.
+        arguments: Arguments of the program.
+        summary: Description of the program.
 
     Raises:
-        ValueError: If there is no such configuration.
+        ValueError: If the configuration does not exist.
     """
     parser = argparse.ArgumentParser(program, description=summary)
     parser.add_argument(
@@ -121,14 +121,14 @@ def parse_command_line(program: str, arguments: Sequence[str], summary: str) -> 
 
 
 def compose(words: CommandLine, known: Iterable[str] = ()) -> ComposedConfig:
-    """Let hydra make one configuration of a command line.
+    """Compose the configuration of a command line with hydra.
 
     Args:
-        words: The command line.
-        known: Options that there are besides those of the file, which may be given without hydra's `+`.
+        words: The parsed command line.
+        known: Options in addition to those of the file, which may be given without hydra's `+`.
 
     Raises:
-        ValueError: If an override names an option that there is not, or hydra refuses it.
+        ValueError: If an override names an unknown option, or hydra refuses it.
     """
     import hydra
 
@@ -146,16 +146,16 @@ def compose(words: CommandLine, known: Iterable[str] = ()) -> ComposedConfig:
 
 
 def sweep(words: CommandLine, known: Iterable[str], job: Callable[[Any], object]) -> None:
-    """Let hydra's sweeper and launcher carry out every run that a command line asks for.
+    """Start every run of a command line with hydra's sweeper and launcher.
 
     Args:
-        words: The command line.
-        known: As for `compose`.
-        job: Called once for each run, by the launcher, with what hydra composed; see `composed_here`. A launcher of
-            jobs pickles it, so it is a function of a module.
+        words: The parsed command line.
+        known: Additional options, as in `compose`.
+        job: Called once per run, by the launcher, with hydra's configuration; see `composed_here`. A launcher of
+            cluster jobs pickles it, so it must be a function of a module.
 
     Raises:
-        ValueError: If an override names an option that there is not, or hydra refuses it, or the launcher is missing.
+        ValueError: If an override names an unknown option, hydra refuses it, or the launcher is missing.
     """
     from hydra import version
     from hydra._internal.hydra import Hydra
@@ -175,10 +175,10 @@ def sweep(words: CommandLine, known: Iterable[str], job: Callable[[Any], object]
 
 
 def composed_here(config: Any) -> ComposedConfig:
-    """The same as `compose`, within a job of `sweep`.
+    """The result of `compose`, for use within a job of `sweep`.
 
     Args:
-        config: What hydra gave to the job.
+        config: The configuration that hydra passes to the job.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -196,10 +196,10 @@ def _names(folder: Path | None = None) -> list[str]:
 
 @contextmanager
 def _hydra_errors(name: str) -> Iterator[None]:
-    """Hydra's complaints in one line, as ours.
+    """Convert hydra's errors to errors of one line.
 
     Raises:
-        ValueError: In the place of what hydra raises.
+        ValueError: In place of hydra's errors.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -213,10 +213,10 @@ def _hydra_errors(name: str) -> Iterator[None]:
 
 
 def _checked(words: CommandLine, known: tuple[str, ...]) -> tuple[list[str], list[Override]]:
-    """The overrides, with hydra's `++` before options that the file leaves out; and the same parsed.
+    """The overrides, with hydra's `++` before options that the file lacks, and the parsed overrides.
 
     Raises:
-        ValueError: If one of them names an option that there is not.
+        ValueError: If an override names an unknown option.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.utils import setup_globals
@@ -240,7 +240,7 @@ def _checked(words: CommandLine, known: tuple[str, ...]) -> tuple[list[str], lis
 
 @functools.cache
 def _options_of(folder: Path, name: str) -> frozenset[str]:
-    """Dotted names of what a configuration sets."""
+    """Dotted names of the options that a configuration sets."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -249,14 +249,14 @@ def _options_of(folder: Path, name: str) -> frozenset[str]:
 
 
 def _asked(override: Override) -> list[str]:
-    """Dotted names of the options that an override sets, one by one where it gives a whole table."""
+    """Dotted names of the options that an override sets, also those in a table that it sets."""
     value = None if override.is_delete() or override.is_sweep_override() else override.value()
     table = {str(key): item for key, item in value.items()} if isinstance(value, dict) else None
     return _options(table, override.key_or_group)
 
 
 def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: Path) -> ComposedConfig:
-    """What hydra made, without its own table."""
+    """Hydra's configuration, without its own table."""
     from omegaconf import OmegaConf
 
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -267,10 +267,10 @@ def _composed(config: Any, words: Sequence[str], asked: Sequence[str], folder: P
 
 
 def _options(table: Any, name: str) -> list[str]:
-    """Dotted names of a table's options, and of the tables in it."""
+    """Dotted names of a table's options, including those of nested tables."""
     if not isinstance(table, dict):
         return [name]
     inside = [
-        one for key, value in table.items() for one in _options(value, f"{name}.{key}" if name else key)
+        option for key, value in table.items() for option in _options(value, f"{name}.{key}" if name else key)
     ]
     return [name, *inside] if name else inside

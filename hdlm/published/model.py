@@ -1,4 +1,4 @@
-"""The model as published callers know it: `smart_model_loader`, and a module that is called on ids and positions.
+"""The published interface of models: `smart_model_loader`, and a module that is called with ids and positions.
 
 | published | here |
 |---|---|
@@ -8,7 +8,7 @@
 | the metaschedule | a hyperschedule, `hdlm.hyperschedule` |
 | any function `model(ids, positions)` | `CallableDenoiser` |
 
-The rest of the package needs none of this.
+The rest of the package does not use this module.
 """
 
 from __future__ import annotations
@@ -55,36 +55,36 @@ __all__ = [
 _LACKING = "smart_model_loader needs what pip install 'hdlm[published]' brings ({})."
 
 _NEVER = -1000.0
-"""The logit that post-processing gives to masks that cannot be."""
+"""Logit that post-processing assigns to impossible masks."""
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Tell the user, on the error stream, the first time only."""
+    """Print a message on standard error, only once."""
     print(message, file=sys.stderr)
 
 
 def option(config: Any, path: str, default: Any = None) -> Any:
-    """What a configuration says: a mapping, an OmegaConf node, or an object with attributes.
+    """The value of an option in a configuration: a mapping, an OmegaConf node, or an object with attributes.
 
     Args:
         config: The configuration, or None.
-        path: Dotted name.
-        default: The answer where it says nothing, or None.
+        path: Dotted name of the option.
+        default: The result if the option is missing or None.
     """
-    found = config
+    value = config
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-        if found is None:
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+        if value is None:
             return default
-    return found
+    return value
 
 
 def pick_device(device: torch.device | str | int | None) -> torch.device:
-    """The device to use: the one that is asked for, or the CPU where the machine has none of its kind.
+    """The requested device, or the CPU if the machine has no device of this kind.
 
     Args:
-        device: What is asked for; None for a GPU where there is one.
+        device: The requested device; None for a GPU if there is one.
     """
     if device is None:
         return torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
@@ -98,12 +98,12 @@ def pick_device(device: torch.device | str | int | None) -> torch.device:
 @final
 @dataclass(frozen=True)
 class Metaschedule(AbstractHyperschedule):
-    """A hyperschedule under the names of a published metaschedule; good wherever a hyperschedule is.
+    """A hyperschedule with the attribute names of a published metaschedule; can be used as any hyperschedule.
 
-    Offered are `max_step`, `worthless`, and everything that a hyperschedule has.
+    It offers `max_step`, `worthless`, and everything that a hyperschedule offers.
 
     Attributes:
-        hyperschedule: The hyperschedule itself.
+        hyperschedule: The wrapped hyperschedule itself.
     """
 
     hyperschedule: AbstractHyperschedule
@@ -120,12 +120,12 @@ class Metaschedule(AbstractHyperschedule):
 
     @property
     def max_step(self) -> int:
-        """Steps that generation takes; the published number counts at least one more, in which nothing changes."""
+        """Number of generation steps; the published number counts at least one more, in which nothing changes."""
         return self.num_steps
 
     @property
     def worthless(self) -> int:
-        """The level of a position that is pure noise, the published tau."""
+        """The level of a position of pure noise, the published tau."""
         return self.num_levels
 
     def levels(self, n: int | Int[Tensor, "*b"]) -> Int[Tensor, "*b l"]:
@@ -136,10 +136,10 @@ class Metaschedule(AbstractHyperschedule):
         return self.hyperschedule.settles
 
     def fitted(self, length: int) -> AbstractHyperschedule:
-        """The same hyperschedule over another number of positions.
+        """This hyperschedule for another number of positions.
 
         Raises:
-            ValueError: If it has no other length, as a table of levels.
+            ValueError: If it supports no other length, as a table of levels.
         """
         plan: Any = self.hyperschedule
         sizes = [field.name for field in dataclasses.fields(plan)] if dataclasses.is_dataclass(plan) else []
@@ -154,19 +154,19 @@ class Metaschedule(AbstractHyperschedule):
 
 
 class AbstractPublishedModel(nn.Module, abc.ABC):
-    """A checkpoint as a module that is called as the published ones are; its state dict has the published names.
+    """A checkpoint as a module with the published interface; its state dict has the published names.
 
     Args:
-        checkpoint: The model.
-        config: The configuration it came with.
-        post_process: Change the logits of what cannot be, where `settled_tokens` are given.
-        autoregressive: Post-process as for the published `sampling_method: AR`.
+        checkpoint: The checkpoint of the model.
+        config: The configuration of the checkpoint.
+        post_process: Whether to change the logits of impossible tokens, where `settled_tokens` are given.
+        autoregressive: Whether to post-process as for the published `sampling_method: AR`.
 
     Attributes:
-        checkpoint: As given; shares its weights with this module.
-        config: As given.
-        post_process: As given.
-        autoregressive: As given.
+        checkpoint: The checkpoint; it shares its weights with this module.
+        config: The configuration as given.
+        post_process: The choice as given.
+        autoregressive: The choice as given.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
@@ -199,17 +199,17 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
         export(self.checkpoint, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Shared:
-        """Send it to the hub in the published layout, to a private repository; see `hdlm.sharing.push.push_to_hub`."""
+        """Upload to the hub in the published layout, to a private repository; see `hdlm.sharing.push.push_to_hub`."""
         return push_to_hub(self.checkpoint, repo_id, layout="published", **options)
 
     @abc.abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "b q v"]:
-        """What the published model of the family says of the tokens."""
+        """The outputs of the published model of the family."""
 
     def _finish(
         self, logits: Float[Tensor, "b q v"], ids: Int[Tensor, "b q"], settled: Bool[Tensor, "#b q"] | None
     ) -> Float[Tensor, "b q v"]:
-        """Post-processing, as published: a settled token is no mask, and the position before it knows."""
+        """Post-process as published: the position before a settled token cannot predict the mask."""
         if settled is None or not self.post_process:
             return logits
         ahead, mask = logits[:, :-1], self.checkpoint.vocabulary.mask_id
@@ -222,9 +222,9 @@ class AbstractPublishedModel(nn.Module, abc.ABC):
 
 @final
 class EpsilonModel(AbstractPublishedModel):
-    """`model(ids, positions)`: raw logits, of a network that is told no noise.
+    """`model(ids, positions)`: raw logits of a network without noise conditioning.
 
-    Networks of the field that are told their noise (Duo, GIDD) can be sampled from, but not called in this way.
+    Networks of the literature with noise conditioning (Duo, GIDD) can be sampled from, but not called in this way.
     """
 
     def forward(
@@ -234,16 +234,16 @@ class EpsilonModel(AbstractPublishedModel):
         attn_mask: Tensor | None = None,
         settled_tokens: Bool[Tensor, "#b q"] | None = None,
     ) -> Float[Tensor, "b q v"]:
-        """Logits of every row, the mask's last.
+        """Logits of every row; the mask's row is the last.
 
         Args:
-            ids: Tokens.
-            positions: Where they stand, `[q]`, `[1, q]` or `[b, q]`; `0 .. q-1` by default.
-            attn_mask: Who may not attend to whom, True = may not: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
-            settled_tokens: Which are finished; used by the post-processing, where the model has any.
+            ids: Token ids of the sequences.
+            positions: Positions of the tokens, `[q]`, `[1, q]` or `[b, q]`; `0 .. q-1` by default.
+            attn_mask: Attention mask, True = may not attend: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
+            settled_tokens: Which tokens are settled; used by the post-processing, where the model has any.
 
         Raises:
-            ValueError: If the network wants to be told the noise.
+            ValueError: If the network needs the noise as an input.
         """
         network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if getattr(meaning, "conditioning", None) not in ("none", "zero"):
@@ -260,12 +260,12 @@ class EpsilonModel(AbstractPublishedModel):
 
 @final
 class GammaModel(AbstractPublishedModel):
-    """`model(ids, sigma, positions)`: log scores, of the network that is told the total noise.
+    """`model(ids, sigma, positions)`: log scores of a network that is conditioned on the total noise.
 
-    They are as the network gives them: that of the token itself is 0 by definition, and is not made so here.
+    They are the network's raw outputs: the log score of the token itself is 0 by definition, but is not set to 0 here.
 
     Raises:
-        ValueError: If the network does not speak of scores.
+        ValueError: If the network does not predict scores.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: Any = None, **choices: bool) -> None:
@@ -281,14 +281,14 @@ class GammaModel(AbstractPublishedModel):
         attn_mask: Tensor | None = None,
         settled_tokens: Bool[Tensor, "#b q"] | None = None,
     ) -> Float[Tensor, "b q v"]:
-        """Log scores of every row, the mask's last.
+        """Log scores of every row; the mask's row is the last.
 
         Args:
-            ids: Tokens.
-            sigma: Total noise of each of them, `[b, q]`; or of each sequence, `[b]` or `[b, 1]`.
-            positions: Where they stand, `[q]`, `[1, q]` or `[b, q]`; `0 .. q-1` by default.
-            attn_mask: Who may not attend to whom, True = may not: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
-            settled_tokens: Which are finished; used by the post-processing, where the model has any.
+            ids: Token ids of the sequences.
+            sigma: Total noise of each token, `[b, q]`; or of each sequence, `[b]` or `[b, 1]`.
+            positions: Positions of the tokens, `[q]`, `[1, q]` or `[b, q]`; `0 .. q-1` by default.
+            attn_mask: Attention mask, True = may not attend: `[q, q]`, `[b, q, q]` or `[b, 1, q, q]`.
+            settled_tokens: Which tokens are settled; used by the post-processing, where the model has any.
         """
         network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if not isinstance(meaning, LogScore):
@@ -322,15 +322,15 @@ def _may_attend(attn_mask: Tensor | None) -> Bool[Tensor, "#b q k"] | None:
 @final
 @dataclass(frozen=True)
 class CallableDenoiser(AbstractDenoiser):
-    """Any function of ids and positions as a denoiser.
+    """A function of ids and positions as a denoiser.
 
-    A function with a parameter `attn_mask` is told who may not attend to whom; any other lets everybody see everybody.
-    There is no cache: every question is about all positions.
+    A function with a parameter `attn_mask` gets the attention mask; without it every position sees every other. There
+    is no cache: every call computes all positions.
 
     Attributes:
-        model: `model(ids, positions)`, or `model(ids, sigma, positions=positions)`; gives `[b, q, rows]`.
-        process: The noise process it was trained for; there is a row for each word, and may be one for the mask.
-        parameterization: What the rows mean.
+        model: `model(ids, positions)`, or `model(ids, sigma, positions=positions)`; returns `[b, q, rows]`.
+        process: The noise process of its training; there is a row for each word, and may be one for the mask.
+        parameterization: The meaning of the rows.
         told_sigma: Whether it is called with the total noise of each position.
     """
 
@@ -401,7 +401,7 @@ class CallableDenoiser(AbstractDenoiser):
 
 
 def _may_not_attend(attention: Any, tokens: Tensor) -> Bool[Tensor, "b q k"]:
-    """A published mask: dense, a row for each sequence, True = may not."""
+    """A published attention mask: dense, one per sequence, True = may not attend."""
     rows, length = tokens.shape
     if isinstance(attention, BlockMask):
         place = torch.arange(length, device=tokens.device)
@@ -420,24 +420,24 @@ def smart_model_loader(
     accelerator: Any = None,
     **options: Any,
 ) -> tuple[AbstractPublishedModel, Any, torch.device, Any, Metaschedule]:
-    """Load a model, whatever its family.
+    """Load a model of any family.
 
     Args:
-        model_path: Hub id, folder, run or file: all that `hdlm.load` takes.
-        model_type: `"epsilon_hybrid"`, `"gamma_hybrid"`, or `"auto"`: the content says which. It always decides; to
-            name the other family is an error.
-        device: Where the model goes. Where the machine has no such device, the CPU is used and that is said.
-        config_path: The configuration, or the run folder that holds it, where it does not lie beside the weights.
-        accelerator: An `accelerate.Accelerator` to return; a new one by default.
-        options: More options of `hdlm.load`: `weights`, `revision`, `cache_dir`, `token`, `offline`.
+        model_path: Hub id, folder, run or file: any source that `hdlm.load` accepts.
+        model_type: `"epsilon_hybrid"`, `"gamma_hybrid"`, or `"auto"`. The content of the checkpoint decides; it is an
+            error to name the other family.
+        device: Device of the model. If the machine has no such device, the CPU is used, with a message.
+        config_path: The configuration, or the run folder that holds it, if it is not in the folder of the weights.
+        accelerator: The `accelerate.Accelerator` to return; a new one by default.
+        options: Further options of `hdlm.load`: `weights`, `revision`, `cache_dir`, `token`, `offline`.
 
     Returns:
         The model, in evaluation mode; its configuration, with access by attribute and by item; the device; the
-        accelerator; and the hyperschedule it was trained along, which samplers take as `metaschedule`.
+        accelerator; and the hyperschedule of its training, which samplers accept as `metaschedule`.
 
     Raises:
-        ValueError: If the source is no model, or one of the other family.
-        OSError: If it cannot be reached.
+        ValueError: If the source is not a model, or is a model of the other family.
+        OSError: If the source cannot be reached.
     """
     if model_type not in ("auto", *get_args(Family)):
         known = ", ".join(("auto", *get_args(Family)))
@@ -467,33 +467,35 @@ def smart_model_loader(
 
 
 def _flat(checkpoint: Checkpoint) -> AbstractHyperschedule:
-    """What a model that names no hyperschedule was trained along."""
+    """The hyperschedule of a model that records none."""
     return flat(checkpoint.length, checkpoint.length)
 
 
 def _configuration(checkpoint: Checkpoint, family: Family) -> Any:
-    """The configuration that the model came with; for a model of this project, what the published trainer would say."""
+    """The configuration of the checkpoint; for a model of hdlm, the configuration of the published trainer."""
     try:
         from omegaconf import OmegaConf
     except ModuleNotFoundError as error:
         raise OSError(_LACKING.format(error)) from error
     came_with = checkpoint.training.get("config")
     foreign = checkpoint.training.get("format") in {card.name for card in hub.CARDS}
-    found = dict(came_with) if foreign and isinstance(came_with, Mapping) else _as_published(checkpoint)
-    found.setdefault("model_type", family)
+    configuration = (
+        dict(came_with) if foreign and isinstance(came_with, Mapping) else _as_published(checkpoint)
+    )
+    configuration.setdefault("model_type", family)
     tables = {
         "tokenizer": {"tokens": checkpoint.vocabulary.num_words},
         "model": {"length": checkpoint.length, "hidden_size": checkpoint.network.config.hidden_size},
     }
     for name, known in tables.items():
-        table = found.get(name)
+        table = configuration.get(name)
         if table is None or isinstance(table, Mapping):
-            found[name] = {**known, **(table or {})}
-    return OmegaConf.create(_literal(found))
+            configuration[name] = {**known, **(table or {})}
+    return OmegaConf.create(_literal(configuration))
 
 
 def _as_published(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The published words for a model of this project; its own where there are none."""
+    """The published options for a model of hdlm; its own options where there are no published ones."""
     try:
         return dict(published_config(checkpoint))
     except ValueError:
@@ -501,7 +503,7 @@ def _as_published(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _literal(value: Any) -> Any:
-    """The same values, in which OmegaConf finds nothing to interpolate: all that could be resolved has been."""
+    """A copy of the values in which OmegaConf resolves no interpolations: all that can be resolved already are."""
     if isinstance(value, Mapping):
         return {key: _literal(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""The sections of a published configuration, as typed objects that refuse what is out of range.
+"""The sections of a published configuration, as typed objects that refuse values out of range.
 
-None is an option that is left out. What a recipe checks too is checked there alone: `Config.recipe` gives its
-complaints the published names.
+None stands for an omitted option. Conditions that a recipe checks are not checked here: `Config.recipe` converts its
+errors to the published names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 @final
 @dataclass(frozen=True)
 class TokenizerOptions:
-    """`tokenizer.*`: `tokens` words, and where the tokenizer is found (`train`: made from the text)."""
+    """`tokenizer.*`: the number of words, and the source of the tokenizer (`train`: it is trained on the text)."""
 
     tokens: int
     model: str = "gpt2"
@@ -50,7 +50,7 @@ class TokenizerOptions:
 @final
 @dataclass(frozen=True)
 class TrainingOptions:
-    """`training.*`: sizes and frequencies in optimizer steps; `lr` is finetuning's, `seed` and `resume` are ours."""
+    """`training.*`: sizes, and frequencies in optimizer steps; `lr` is for finetuning; hdlm adds `seed`, `resume`."""
 
     batch_size: int
     n_iters: int
@@ -80,7 +80,7 @@ class TrainingOptions:
 @final
 @dataclass(frozen=True)
 class DataOptions:
-    """`data.*`: names of data sets or places of text; `debug` takes the first thousand documents of each."""
+    """`data.*`: names of data sets or paths of text; `debug` takes the first thousand documents of each."""
 
     train: str
     valid: str
@@ -100,14 +100,14 @@ class GraphOptions:
 
     @property
     def rate(self) -> float:
-        """Share of the uniform rate: absorption and uniform noise are the ends of the family."""
+        """Share of the uniform rate: absorption and uniform noise are the two ends of the family."""
         return gamma_of(self.type, self.gamma)
 
 
 @final
 @dataclass(frozen=True)
 class NoiseOptions:
-    """`noise.*`: how fast noise comes in the gamma family."""
+    """`noise.*`: how fast noise grows in the gamma family."""
 
     type: NoiseName = DEFAULTS["noise.type"]
     sigma_min: float = DEFAULTS["noise.sigma_min"]
@@ -123,7 +123,7 @@ class NoiseOptions:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The same for a recipe."""
+        """The noise schedule as a table of a recipe."""
         return describe(noise_schedule(self.type, self.sigma_min, self.sigma_max))
 
 
@@ -142,7 +142,7 @@ class SamplingOptions:
 @final
 @dataclass(frozen=True)
 class AttentionOptions:
-    """`annealing.attention.*`: what settled and active positions see of one another."""
+    """`annealing.attention.*`: the attention of settled and active positions."""
 
     context_type: Context = DEFAULTS["annealing.attention.context_type"]
     block_type: Active = DEFAULTS["annealing.attention.block_type"]
@@ -179,7 +179,7 @@ class AnnealingOptions:
             require(value is None or value > 0, f"annealing.{name}", "positive", value)
 
     def hyperschedule(self, tau: int) -> dict[str, Any]:
-        """For a recipe, at some number of levels."""
+        """The hyperschedule as a table of a recipe, with this number of levels."""
         name = hyperschedule_class(self.type, self.width, tau).__name__
         return {"type": name, "width": None if self.type == "none" else self.width, "num_levels": tau}
 
@@ -187,7 +187,7 @@ class AnnealingOptions:
 @final
 @dataclass(frozen=True)
 class EvalOptions:
-    """`eval.*`: sequences in a pass of validation, and generative perplexity of the snapshots' samples."""
+    """`eval.*`: sequences per validation pass, and the generative perplexity of the snapshots' samples."""
 
     batch_size: int = 16
     perplexity: bool = True
@@ -201,10 +201,10 @@ class EvalOptions:
 @final
 @dataclass(frozen=True)
 class OptimOptions:
-    """`optim.*`: the optimizer, and how its rate rises and falls.
+    """`optim.*`: the optimizer, and how its learning rate rises and falls.
 
-    Muon is ours: it moves the matrices of the blocks, scaled so that a rate and a decay found for AdamW will do, and
-    AdamW moves the rest.
+    Muon is an addition of hdlm. It updates the matrices of the blocks, scaled so that AdamW's learning rate and weight
+    decay suit it; AdamW updates the other weights.
     """
 
     lr: float
@@ -243,7 +243,7 @@ class ExperimentOptions:
 @final
 @dataclass(frozen=True)
 class ModelOptions:
-    """`model.*`: the network; None is what the checkpoint has, in finetuning."""
+    """`model.*`: the network; in finetuning, None stands for the value of the checkpoint."""
 
     name: Literal["epsilon_hdlm", "gamma_hdlm"] | None = None
     type: str = "ddit"

@@ -1,10 +1,10 @@
-"""The published samplers of logits, all of them our one loop, `hdlm.sampling.sample`; `score_samplers` has the others.
+"""The published samplers of logits, all based on the one loop `hdlm.sampling.sample`; see also `score_samplers`.
 
 | published | here |
 |---|---|
 | `full_diff(steps=T)` | `sample(denoiser, flat(length, T), algorithm(alg, process, eta))` |
 | `semi_diff(steps=T, block_size=w)` | `sample(denoiser, Block(length, w, T), ...)` |
-| `..._shifted` | the same, of a denoiser whose parameterization is `Shifted` |
+| `..._shifted` | as above, for a denoiser whose parameterization is `Shifted` |
 | `alg="original"`, `"acs"` | `Ancestral()`, `Chain((Ancestral(), AdaptiveCorrection(eta)))` |
 | `alg="remdm"` | `ReMDM(Cap(eta))` |
 | `alg="remask"`, `"remask_adhoc_shuffle"` | `Remask()`, `RemaskShuffle(eta)` |
@@ -12,13 +12,13 @@
 | `temperature`, `repetition_penalty` | `Temperature`, `RepetitionPenalty`, as `transforms` |
 | `cfg_scale` | `Guided(denoiser, prompt, scale)` |
 
-Where the published code was wrong, these do what was meant. The share of masks follows the schedule with every
-algorithm; no mask is ever left in the text; temperature is applied once; there is one ACS. The penalty on repetitions,
-which was on by default (1.2), is off (1.0) unless asked for.
+Errors of the published code are corrected. The share of masks follows the schedule with every algorithm; the text never
+contains a mask; temperature is applied once; there is one version of ACS. The repetition penalty, which was on by
+default (1.2), is off (1.0) by default.
 
-Two kinds of models are taken. A model of `smart_model_loader` keeps keys and values of what is settled, and everybody
-sees whom they saw in training. Any other callable is asked about all positions every time and lets everybody see
-everybody, unless it has a parameter `attn_mask` (`CallableDenoiser`).
+Two kinds of models are accepted. A model of `smart_model_loader` caches keys and values of settled positions, and uses
+the attention of its training. Any other callable computes all positions at every call, and every position sees every
+other, unless the callable has a parameter `attn_mask` (`CallableDenoiser`).
 
 References: HDLM (arXiv 2504.06416), MDLM (arXiv 2406.07524), SEDD (arXiv 2310.16834), ReMDM (arXiv 2503.00307).
 """
@@ -70,7 +70,7 @@ __all__ = [
 
 P = ParamSpec("P")
 Model = Callable[..., Any]
-"""A model of `smart_model_loader`, or anything that is called in the same way."""
+"""A model of `smart_model_loader`, or a callable with the same interface."""
 
 
 def _ask_full(
@@ -96,26 +96,27 @@ def _ask_full(
     """Write all positions together.
 
     Args:
-        model: `model(ids, positions)` gives logits, a row for each word and perhaps one for the mask.
-        metaschedule: A hyperschedule to write along instead; `steps` is then not used. It is fitted to the length.
-        annealing: The `annealing` part of a published configuration; its `attention` says who sees whom, of models that
-            can be told. By default it is as in training.
-        prompt: Given words, `[p]`, `[1, p]` or a row for each sequence; they come first and are kept.
+        model: Function `model(ids, positions)` that returns logits, a row for each word and perhaps one for the mask.
+        metaschedule: A hyperschedule to use; `steps` is then ignored. It is fitted to the length.
+        annealing: The `annealing` part of a published configuration; its `attention` sets the attention, for models
+            that support it. By default the attention is that of the training.
+        prompt: Given words, `[p]`, `[1, p]` or a row for each sequence; they come first and do not change.
         batch_size: Number `b` of sequences.
         alg: `"original"`, `"acs"`, `"remask"`, `"remask_adhoc_shuffle"`, `"remdm"`, or another name of
             `hdlm.sampling.ALGORITHMS`.
-        steps: Steps from noise to text.
-        temperature: At least 0; 0 takes the likeliest words.
+        steps: Number of steps from noise to text.
+        temperature: Temperature of at least 0; 0 takes the likeliest words.
         cfg_scale: Scale of guidance by the prompt; 0 is none.
-        context_length: Number `l` of positions, the prompt's among them.
+        context_length: Number `l` of positions, including those of the prompt.
         eps: Noise fractions go from 1 down to `eps` evenly, as published; the last is then lowered to 0.
-        dim: Id of the mask, which is the number of words. By default the model's, if it is one of ours, or GPT-2's.
-        device: Where to work. By default where the model is.
+        dim: Id of the mask, which is the number of words. By default the model's, or GPT-2's if the model is a
+            function.
+        device: Device of the computation. By default that of the model.
         repetition_penalty: Power of the probability of words that the sequence already holds; 1 is off. The published
             default was 1.2, which divided logits of either sign, for words of the whole batch.
         eta: Strength of corrections and remasking, in [0, 1].
         seed: Of all randomness; by default drawn from torch's global generator, so that `torch.manual_seed` fixes it.
-        first_sequence: Number of the first sequence: what a longer run has as its sixth is number 5 of the same seed.
+        first_sequence: Number of the first sequence: number 5 is the sixth sequence of a longer run with this seed.
 
     Raises:
         ValueError: If an argument is out of range, the prompt does not fit, or the model returns something else.
@@ -155,8 +156,8 @@ def _ask_semi(
         prompt: As in `full_diff`; blocks are counted from the first position of the canvas, not from its end.
         batch_size: As in `full_diff`.
         alg: As in `full_diff`.
-        steps: Steps of *each* block. The network is asked in those only that change something, so with `"original"`
-            never more often than a block has positions.
+        steps: Steps of *each* block. The network is called only in steps that change something, so with `"original"` at
+            most as often as a block has positions.
         temperature: As in `full_diff`.
         cfg_scale: As in `full_diff`.
         context_length: As in `full_diff`.
@@ -172,7 +173,7 @@ def _ask_semi(
         first_sequence: As in `full_diff`.
 
     Raises:
-        ValueError: As `full_diff`.
+        ValueError: As in `full_diff`.
     """
     plan = fitted(metaschedule, context_length) or Block(context_length, block_size, steps)
     how = Settings(
@@ -182,12 +183,12 @@ def _ask_semi(
 
 
 def _sampler(name: str, ask: Callable[P, _Asked], doc: str | None = None) -> Callable[P, Tensor]:
-    """The published sampler of a name: what its arguments ask for, written.
+    """The published sampler of this name.
 
     Args:
-        name: Its published name; that of a sampler of shifted models ends in `_shifted`.
-        ask: A function with the parameters of the sampler.
-        doc: Its documentation, if not that of `ask`.
+        name: Its published name; names of samplers of shifted models end in `_shifted`.
+        ask: A function with the parameters of the sampler that returns the request.
+        doc: Documentation of the sampler, if not that of `ask`.
     """
 
     @functools.wraps(ask)
@@ -249,7 +250,7 @@ class _Grid(AbstractNoiseSchedule):
 @final
 @dataclass(frozen=True)
 class _Asked:
-    """What all four samplers of logits are given."""
+    """The arguments of all four samplers of logits."""
 
     model: Model
     plan: AbstractHyperschedule
@@ -264,7 +265,7 @@ class _Asked:
     first_sequence: int
 
     def write(self, *, shifted: bool) -> Int[Tensor, "b l"]:
-        """Generate with the model, whose logits are read as those of a shifted model or not."""
+        """Generate with the model; its logits are those of a shifted model or not."""
         plan, how = self.plan, self.how
         vocabulary = self._vocabulary()
         denoiser = self._denoiser(vocabulary, shifted)
@@ -296,7 +297,7 @@ class _Asked:
         return done.tokens
 
     def _vocabulary(self) -> Vocabulary:
-        """What the ids mean."""
+        """The vocabulary of the ids."""
         if isinstance(self.model, AbstractPublishedModel):
             own = self.model.checkpoint.vocabulary
             if self.dim not in (None, own.mask_id):
@@ -307,7 +308,7 @@ class _Asked:
         return GPT2 if self.dim in (None, GPT2.mask_id) else Vocabulary(self.dim)
 
     def _denoiser(self, vocabulary: Vocabulary, shifted: bool) -> AbstractDenoiser:
-        """The model as a denoiser, read as this sampler reads it."""
+        """The model as a denoiser, shifted or not."""
         asked = "shifted" if shifted else "aligned"
         if not isinstance(self.model, AbstractPublishedModel):
             meaning = parameterization(asked, Mean())
@@ -321,17 +322,17 @@ class _Asked:
 
 
 def draw_seed(seed: int | None) -> int:
-    """The seed that is given, or one from torch's global generator."""
+    """The given seed, or a seed from torch's global generator."""
     return int(torch.randint(2**63 - 1, ())) if seed is None else seed
 
 
 def device_of(
     model: Model, wanted: torch.device | str | int | None, prompt: Tensor | None = None
 ) -> torch.device:
-    """Where to work: where the model is.
+    """The device of the model, on which the sampler computes.
 
     Raises:
-        ValueError: If that is not where it was asked for.
+        ValueError: If another device is requested.
     """
     weights = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if weights is None:
@@ -349,7 +350,7 @@ def fitted(plan: Any, length: int) -> AbstractHyperschedule | None:
     """A hyperschedule over `length` positions.
 
     Raises:
-        ValueError: If it is none, or has no such length.
+        ValueError: If the value is not a hyperschedule, or does not support the length.
     """
     if plan is None:
         return None
@@ -362,10 +363,10 @@ def fitted(plan: Any, length: int) -> AbstractHyperschedule | None:
 
 
 def _prompt(given: Tensor | None, batch_size: int, length: int) -> Prompt | None:
-    """A prompt in front of every sequence.
+    """A prompt at the beginning of every sequence.
 
     Raises:
-        ValueError: If it does not fit.
+        ValueError: If the prompt does not fit.
     """
     if given is None or given.numel() == 0:
         return None
@@ -382,10 +383,10 @@ def _prompt(given: Tensor | None, batch_size: int, length: int) -> Prompt | None
 
 
 def _first(vocabulary: Vocabulary, length: int) -> Prompt:
-    """The token that a shifted model begins with.
+    """A prompt with the first token for a shifted model.
 
     Raises:
-        ValueError: If the vocabulary has none.
+        ValueError: If the vocabulary has no such token.
     """
     first = vocabulary.eos if vocabulary.bos is None else vocabulary.bos
     if first is None:
@@ -397,10 +398,10 @@ def _first(vocabulary: Vocabulary, length: int) -> Prompt:
 
 
 def views(annealing: Any, model: Model) -> tuple[Context, Active]:
-    """What settled and active positions see: as `annealing` says, or as in training.
+    """The attention of settled and active positions: as `annealing` sets it, or as in training.
 
     Raises:
-        ValueError: If it says what there is not.
+        ValueError: If it names an unknown kind of attention.
     """
     trained: tuple[Context, Active] = ("block_causal", "full")
     if isinstance(model, AbstractPublishedModel):

@@ -1,4 +1,4 @@
-"""The published samplers of scores, `get_sa_sampling_fn`: our one loop, `hdlm.sampling.sample`, along the score.
+"""The published samplers of scores, `get_sa_sampling_fn`, based on the one loop `hdlm.sampling.sample`.
 
 | published | here |
 |---|---|
@@ -8,8 +8,8 @@
 | `graph`, `noise`, `meta_schedule` | `hdlm.process`, `hdlm.noise_schedule`, `hdlm.hyperschedule` |
 | NAR, SAR | `Execution(use_cache=False)`, `True` |
 
-Where the published code was wrong, these do what was meant: the kernels are inverted exactly, and the score of the
-token that stands there is 1, so that masks fall little by little instead of in the first step.
+Errors of the published code are corrected: the kernels are inverted exactly, and the score of the current token is 1,
+so that masks fall gradually instead of in the first step.
 
 Reference: SEDD (arXiv 2310.16834), HDLM (arXiv 2504.06416).
 """
@@ -52,28 +52,28 @@ def get_nar_sampling_fn(
 ) -> Callable[[Model], Tensor]:
     """A sampler of score models that computes every position at every step; published in `hdlm.gamma_hybrid.sampling`.
 
-    The configuration chooses the step: `sampling.predictor`, `analytic` (the default), `euler`, or `none`, which leaves
-    noise as it is up to the last step and then writes everything that is open at once; or `sampling.algorithm`, a name
-    of `hdlm.sampling.ALGORITHMS` (with `sampling.eta`). `annealing.attention` says who sees whom; the order is that of
-    the function, whatever `annealing.sampling_method` says.
+    The configuration selects the step by `sampling.predictor`: `analytic` (the default), `euler`, or `none`, which
+    keeps the noise up to the last step and then writes all open positions at once. Alternatively it names an algorithm
+    of `hdlm.sampling.ALGORITHMS` as `sampling.algorithm` (with `sampling.eta`). `annealing.attention` sets the
+    attention. The function determines the order; `annealing.sampling_method` has no effect.
 
     Args:
         config: A published configuration: an OmegaConf node, a mapping, or an object with attributes.
         graph: The noise process; by default the model's own, or the one that `config.graph` names.
-        noise: How fast noise comes; by default as the model was trained, or as `config.noise` says.
+        noise: The noise schedule; by default that of the model's training, or the one that `config.noise` names.
         meta_schedule: The hyperschedule; by default the one that `config.annealing` names, with `eval_tau` levels.
         batch_dims: Number of sequences, and of positions; without the latter, those of the hyperschedule.
-        eps: How far times keep from 0 and 1, as in training (`AbstractHyperschedule.time_grid`).
-        device: Where to work; by default where the model is.
-        seed: Of all randomness; by default drawn from torch's global generator at every call.
+        eps: Distance that times keep from 0 and 1, as in training (`AbstractHyperschedule.time_grid`).
+        device: Device of the computation; by default that of the model.
+        seed: Seed of all randomness; by default drawn from torch's global generator at every call.
         first_sequence: Number of the first sequence of the run.
 
     Returns:
-        A function of a model, ours or any `model(ids, sigma, positions=positions)` that gives log scores, whose answer
-        is `[b, l]` words.
+        A function of a model that returns `[b, l]` words. The model is one of `smart_model_loader`, or a function
+        `model(ids, sigma, positions=positions)` that returns log scores.
 
     Raises:
-        ValueError: If the configuration asks for what there is not.
+        ValueError: If the configuration names an unknown component.
     """
     given = config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, first_sequence
     return _ScoreSampler(*given, use_cache=False)
@@ -91,12 +91,12 @@ def get_sar_sampling_fn(
     seed: int | None = None,
     first_sequence: int = 0,
 ) -> Callable[[Model], Tensor]:
-    """`get_nar_sampling_fn`, except that models of ours keep keys and values of what is settled.
+    """`get_nar_sampling_fn`, except that models of hdlm cache keys and values of settled positions.
 
-    That changes no number. Published in `hdlm.gamma_hybrid.sampling_sar`.
+    The cache changes no number. Published in `hdlm.gamma_hybrid.sampling_sar`.
 
     Raises:
-        ValueError: As `get_nar_sampling_fn`.
+        ValueError: As in `get_nar_sampling_fn`.
     """
     given = config, graph, noise, meta_schedule, tuple(batch_dims), eps, device, seed, first_sequence
     return _ScoreSampler(*given, use_cache=True)
@@ -105,10 +105,10 @@ def get_sar_sampling_fn(
 @final
 @dataclass(frozen=True)
 class _Leap:
-    """`predictor: none`: nothing happens until the last step of a position, which then goes all the way.
+    """`predictor: none`: nothing happens until the last step of a position, which then removes all its noise.
 
     Attributes:
-        fraction: Noise fraction at which generation begins, where every position stays until then.
+        fraction: Initial noise fraction of generation, which every position keeps until then.
     """
 
     fraction: float
@@ -121,7 +121,7 @@ class _Leap:
 @final
 @dataclass(frozen=True)
 class _ScoreSampler:
-    """What the two samplers of scores are given; called with a model, it writes."""
+    """The arguments of the two samplers of scores; a call with a model generates."""
 
     config: Any
     graph: AbstractNoiseProcess | None

@@ -1,13 +1,13 @@
-"""`hdlm/train.py` and `hdlm/finetune.py`: a published configuration, carried out by our own training.
+"""`hdlm/train.py` and `hdlm/finetune.py`: training by a published configuration with hdlm's trainer.
 
-    configuration -> recipe -> run -> RUN/config.json, model.safetensors, tokenizer.json    our checkpoint, kept fresh
-                                      RUN/.hydra/                                           what was asked for
+    configuration -> recipe -> run -> RUN/config.json, model.safetensors, tokenizer.json    hdlm's checkpoint
+                                      RUN/.hydra/                                           the configuration
                                       RUN/checkpoints/checkpoint_STEP.pth                   the published layout
-                                      RUN/metrics.jsonl, RUN/samples/STEP.txt               how it went
-                                      RUN/training/                                         what to go on from
+                                      RUN/metrics.jsonl, RUN/samples/STEP.txt               metrics and samples
+                                      RUN/training/                                         state for resuming
 
-`training.resume=true` goes on with the run in the folder, or begins one if there is none. The exit status is 75 if
-SIGTERM or SIGUSR1 ended a run before its time. One process writes and speaks, however many train.
+`training.resume=true` resumes the run in the folder, or starts one if there is none. The exit status is 75 if SIGTERM
+or SIGUSR1 ended a run early. Only one process writes files and prints, for any number of processes.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 __all__ = ["configured", "run_finetuning", "run_training"]
 
 _DEBUG = 1000
-"""Documents that `data.debug` takes."""
+"""Number of documents with `data.debug`."""
 
 
 def run_training(arguments: Sequence[str]) -> int:
-    """Train a model from nothing; the answer is the exit status."""
+    """Train a model from scratch; returns the exit status."""
     return _main("hdlm/train.py", arguments, "Train a model from nothing.", finetunes=False)
 
 
 def run_finetuning(arguments: Sequence[str]) -> int:
-    """Train a model that is there already; the answer is the exit status."""
+    """Finetune an existing model; returns the exit status."""
     return _main("hdlm/finetune.py", arguments, "Train a model further.", finetunes=True)
 
 
 def configured(arguments: Sequence[str]) -> int:
-    """Train as a configuration says, from nothing or from its `hf_model_id`; the answer is the exit status."""
+    """Train by a configuration, from scratch or from its `hf_model_id`; returns the exit status."""
     return _main("hdlm train", arguments, "Train as a configuration says.", finetunes=None)
 
 
@@ -98,7 +98,7 @@ _JOBS: dict[bool | None, Callable[[Any], None]] = {None: _job, False: _training_
 
 
 def _take_place() -> None:
-    """Tell accelerate which of how many processes this is, if a launcher of jobs has started several."""
+    """Set the environment of accelerate for this process, if a launcher of jobs has started several."""
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -112,10 +112,10 @@ def _processes() -> int:
 
 
 def _begin(composed: ComposedConfig, *, finetunes: bool | None) -> int:
-    """Check a configuration, and carry it out; the answer is the exit status.
+    """Check a configuration, and train by it; returns the exit status.
 
     Raises:
-        ValueError: If it cannot be carried out, or not by this command, or not by so many processes.
+        ValueError: If the configuration does not fit, or not this command, or not the number of processes.
     """
     config = Config.read(composed.table, composed.asked)
     if finetunes not in (None, config.hf_model_id is not None):
@@ -138,7 +138,7 @@ def _begin(composed: ComposedConfig, *, finetunes: bool | None) -> int:
 
 
 def _idle_beside(config: Config, start: Checkpoint | None) -> dict[str, str]:
-    """Options that mean nothing beside the checkpoint to finetune, and why."""
+    """Options without effect given the checkpoint to finetune, and the reasons."""
     if config.hf_model_id is None or start is None or start.tokenizer_json is None:
         return {}
     words = start.vocabulary.num_words
@@ -147,22 +147,22 @@ def _idle_beside(config: Config, start: Checkpoint | None) -> dict[str, str]:
 
 
 def _check_vacant(folder: Path) -> None:
-    """Refuse a folder that holds a run."""
-    found = [name for name in ("config.json", ".hydra", "checkpoints") if (folder / name).exists()]
-    if found:
+    """Refuse a folder that contains a run."""
+    names = [name for name in ("config.json", ".hydra", "checkpoints") if (folder / name).exists()]
+    if names:
         raise ValueError(
-            f"{folder} holds a run already ({', '.join(found)}): go on with it by training.resume=true, choose another "
+            f"{folder} holds a run already ({', '.join(names)}): go on with it by training.resume=true, choose another "
             "experiment.name, or remove it."
         )
 
 
 def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> int:
-    """Begin a run, or go on with it, to its end; the answer is the exit status."""
+    """Start or resume a run and train to its end; returns the exit status."""
     from rich.console import Console
 
     console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
-    found = find_resume_point(composed.folder, console.print) if config.training.resume else None
-    start = None if found is None else found.checkpoint
+    resume_point = find_resume_point(composed.folder, console.print) if config.training.resume else None
+    start = None if resume_point is None else resume_point.checkpoint
     if config.hf_model_id is not None:
         start = hub.load(config.hf_model_id) if start is None else start
         config = _completed(config, start)
@@ -173,21 +173,21 @@ def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> in
     for option, reason in (config.idle | beside).items():
         if is_main and option not in ("training.lr", "model.post_process_logits"):
             console.print(f"  not used: {option} ({reason})")
-    if found is not None:
-        console.print(f"going on after {found.state.step} steps")
+    if resume_point is not None:
+        console.print(f"going on after {resume_point.state.step} steps")
     else:
         refuse(beside, composed.asked)
     keeps = config.hf_model_id is not None and not config.reset_step_for_finetuning
     device = pick_device(None)
     if device.type == "cpu":
-        threads.set_num_threads(recorded=0 if found is None else found.state.threads)
+        threads.set_num_threads(recorded=0 if resume_point is None else resume_point.state.threads)
     with config.in_published_words():
         session = begin(
             recipe,
             composed.folder,
             device,
             console.print,
-            found=found,
+            found=resume_point,
             start=start,
             text=_text(config, recipe),
             memory=config.hf_model_id if keeps else None,
@@ -209,10 +209,10 @@ def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> in
 
 
 def _precision() -> str:
-    """What `mixed_precision` of accelerate's configuration comes to here; bf16 where it is faster, if there is none.
+    """The `mixed_precision` of accelerate's configuration; without one, bf16 if it is faster on this machine.
 
     Raises:
-        ValueError: If it is a precision that there is not.
+        ValueError: If the precision is unknown.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
     known = {"bf16": "auto", "no": "no"}
@@ -232,10 +232,10 @@ def _plan(config: Config, recipe: Recipe, folder: Path) -> str:
 
 
 def _completed(config: Config, start: Checkpoint) -> Config:
-    """The configuration of finetuning, where the checkpoint says what it leaves out.
+    """The configuration of finetuning; the checkpoint supplies the options that it leaves out.
 
     Raises:
-        ValueError: If the checkpoint is of the other family, or its network is another.
+        ValueError: If the checkpoint is of the other family, or its network differs.
     """
     network, inner = start.network.config, start.denoiser.parameterization.aligned
     gamma = isinstance(inner, LogScore)
@@ -268,10 +268,10 @@ def _completed(config: Config, start: Checkpoint) -> Config:
 
 
 def _text(config: Config, recipe: Recipe) -> Corpora | None:
-    """Where `data.train` and `data.valid` come from; None if the recipe knows: a folder of shards.
+    """The sources of `data.train` and `data.valid`; None if the recipe has them: a folder of shards.
 
     Raises:
-        ValueError: If shards are to be cut short.
+        ValueError: If `data.debug` is used with shards.
     """
     data, key = config.data, recipe.data.key
     if Shards.are_in(data.train):
@@ -280,8 +280,8 @@ def _text(config: Config, recipe: Recipe) -> Corpora | None:
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
 
     def source(name: str, part: Part) -> AbstractCorpus:
-        found = NamedDataset(name, part, cache=cache) if name in NAMED else corpus(name, key=key)
-        return First(found, _DEBUG) if data.debug else found
+        text = NamedDataset(name, part, cache=cache) if name in NAMED else corpus(name, key=key)
+        return First(text, _DEBUG) if data.debug else text
 
     other = source(data.valid, "validation") if recipe.data.validation_corpus else None
     return Corpora(source(data.train, "train"), other)
@@ -293,9 +293,9 @@ class _Snapshots:
     """Writes numbered checkpoints in the published layout; every process takes part.
 
     Attributes:
-        config: What was asked for.
-        trainer: Whose weights.
-        folder: Where to.
+        config: Configuration of the run.
+        trainer: Trainer that holds the weights.
+        folder: Folder of the run.
     """
 
     config: Config
@@ -303,12 +303,12 @@ class _Snapshots:
     folder: Path
 
     def __call__(self, report: StepReport) -> None:
-        """Do what is due after this step."""
+        """Write the checkpoint that is due after this step, if any."""
         if report.step % self.config.training.snapshot_freq == 0:
             self._write(report.step)
 
     def finish(self, step: int) -> None:
-        """Leave one of the last step."""
+        """Write a checkpoint of the last step."""
         if step % self.config.training.snapshot_freq:
             self._write(step)
 
@@ -322,7 +322,7 @@ class _Snapshots:
 def _observer(
     config: Config, run: TrainingSetup, session: Session, folder: Path, console: Console
 ) -> Observer:
-    """What measures along the published hyperschedule of evaluation, and writes by the published sampler."""
+    """An observer that measures along the published evaluation hyperschedule, and writes with the published sampler."""
     plan = _eval_plan(config, run)
     nar = config.annealing.sampling_method == "NAR"
     return Observer(
@@ -337,7 +337,7 @@ def _observer(
 
 
 def _eval_plan(config: Config, run: TrainingSetup) -> AbstractHyperschedule:
-    """The hyperschedule to generate and to measure along, at `eval_tau` levels."""
+    """The hyperschedule for generation and measurements, at `eval_tau` levels."""
     trained, levels = run.mixture.hyperschedules[0], config.annealing.eval_tau
     if levels in (None, trained.num_levels):
         return trained

@@ -1,4 +1,4 @@
-"""Sampling: *how* to walk back from noise. Small steps, composed; one loop for every hyperschedule.
+"""Sampling: the way back from noise to text. Small steps that can be chained; one loop for every hyperschedule.
 
 `sample(denoiser, regime, step)` with `step` one of
 

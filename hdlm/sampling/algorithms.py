@@ -1,4 +1,4 @@
-"""Samplers by name: the published five and those of the field, each a composition of steps."""
+"""Samplers by name: the five published ones and those of the literature, each a composition of steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Builder = Callable[[AbstractNoiseProcess, float], Step]
 
 
 def _walk(process: AbstractNoiseProcess) -> AbstractNoiseProcess | None:
-    """Where words wait until all masks have fallen (epsilon-hybrid), published samplers walk back by masks alone."""
+    """If words wait until all masks have fallen (epsilon-hybrid), published samplers use the process of masks only."""
     return Absorbing(process.num_words) if process.words_stay else None
 
 
@@ -51,9 +51,9 @@ may be that is written."""
 
 
 ANY_STEPS = "exact in any number of steps"
-"""A claim of `exactness`: an exact denoiser gives the law of the data, whatever the number of steps."""
+"""A claim of `exactness`: an exact denoiser gives the data distribution, for every number of steps."""
 SMALL_STEPS = "exact as steps get small"
-"""A claim of `exactness`: the law comes as close to that of the data as one likes, in many steps."""
+"""A claim of `exactness`: the distribution converges to that of the data as the number of steps grows."""
 _HEURISTIC = "a heuristic"
 _UNREPAIRED = (
     "not exact in the limit of small steps: words that the process replaced at u = 0+ are never repaired"
@@ -69,7 +69,7 @@ _REDRAWN_TOGETHER = (
 
 
 def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> str:
-    """What is true of the law of an algorithm whose denoiser is exact and sees everything.
+    """Whether an algorithm's distribution is exact if its denoiser is exact and sees everything.
 
     One position at a time, in one step each (autoregression), every algorithm is exact.
 
@@ -79,7 +79,7 @@ def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> st
         eta: As for `algorithm`.
 
     Returns:
-        `ANY_STEPS`, `SMALL_STEPS`, or why it is neither.
+        `ANY_STEPS`, `SMALL_STEPS`, or the reason why neither holds.
     """
     just_above = torch.full((), torch.finfo(torch.float64).tiny, dtype=torch.float64)
     jumps = bool(process.weights(just_above).clean < 1)  # data are noisy at once: the epsilon-hybrid
@@ -96,7 +96,7 @@ def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> st
 
 
 def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> Step:
-    """The step that a name stands for.
+    """The step of the algorithm with this name.
 
     Args:
         name: One of `ALGORITHMS`.

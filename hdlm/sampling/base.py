@@ -1,13 +1,13 @@
-"""The two things a sampler is made of: a `Move`, which is all that a step may know, and a `Step`, which is pure.
+"""The two parts of a sampler: a `Move`, which holds all inputs of a step, and a `Step`, which is a pure function.
 
     the loop (sample)  owns the tokens, the cache and the clock; makes a Move for every generation step
         |
-      Step(x, move)  returns new tokens; says which positions may change *before* it asks the network
+      Step(x, move)  returns new tokens; lists the positions that may change *before* the network is called
         |
-      Move.reading  asks the network, once, when somebody first wants to know; projects onto the vocabulary
+      Move.reading  calls the network once, at the first read; projects onto the vocabulary
                     only the positions that are read
 
-Randomness comes from counters (`hdlm.randomness`): a step gets its uniform numbers by purpose, not in order.
+Random numbers come from counters (`hdlm.randomness`): a step gets its uniform numbers by purpose, not in order.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ __all__ = [
 ]
 
 _ENTRIES = 2**22
-"""How many vocabulary entries are projected at a time."""
+"""Number of vocabulary entries that are projected at a time."""
 _OfRows: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""What is wanted of some rows, and a number of each row that is finite if the row is a distribution."""
+"""Computes a value for some rows, and a number for each row that is finite if the row is a distribution."""
 _STREAMS = 16
-"""Uniform numbers a step may have per position, and parts that a compound step may have."""
+"""Uniform numbers that a step may use per position, and number of parts of a compound step."""
 _ALL_STEPS = 2**32 - 1
-"""The step in the address of a random number that is one for all steps."""
+"""The step in the address of a random number that all steps share."""
 Numbers: TypeAlias = Callable[[int, bool], Tensor]
-"""Uniform numbers `[b l]` of a stream; of the step of each row, or, with False, one for all steps."""
+"""Uniform numbers `[b l]` of a stream: those of each row's step or, with False, those that all steps share."""
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """Reshapes the model's distribution before a draw: temperature, top-k, a penalty."""
+    """Changes the model's distribution before a draw: temperature, top-k, a penalty."""
 
     def __call__(
         self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
     ) -> Float[Tensor, "n v"]:
-        """New log weights, not necessarily normalised; what was minus infinity stays so.
+        """New log weights, not necessarily normalised; minus infinity must stay minus infinity.
 
         Args:
             log_p: Log probabilities of the clean token, one row for each position that is read.
             tokens: The noisy sequences.
-            row: Which sequence each row of `log_p` belongs to.
+            row: Index of the sequence of each row of `log_p`.
         """
         ...
 
@@ -71,11 +71,11 @@ class Transform(Protocol):
 @final
 @dataclass(frozen=True)
 class Answer:
-    """A denoiser's answer, and where in it each position of the canvas is found.
+    """A denoiser's answer, and the place of each canvas position in it.
 
     Attributes:
-        prediction: The answer.
-        place: Index into its flattened positions; -1 for what it does not speak of.
+        prediction: The denoiser's prediction.
+        place: Index into the flattened positions of the prediction; -1 for positions without one.
     """
 
     prediction: Prediction
@@ -85,22 +85,22 @@ class Answer:
 @final
 @dataclass(frozen=True)
 class Reading:
-    """What the network says of one state of the canvas, read at chosen positions of `[b l]`.
+    """The network's output for one state of the canvas, read at chosen positions of `[b l]`.
 
-    The network is asked when somebody reads, and only about the sequences that are read.
+    The network is called at the first read, and only for the sequences that are read.
 
     Attributes:
-        answer: Gives an answer that speaks of the positions that are True.
-        tokens: The canvas that is asked about.
+        answer: Returns an answer that covers the positions that are True.
+        tokens: Tokens of the canvas.
         noise: The noise fraction of each position.
         transforms: Applied in order to `p(x_0 | x_t)` before it is used.
-        expected: Each says where a later step may read as well; called only if an answer speaks of no more than is
-            read.
+        expected: Functions that return further positions which a later step may read; called only if an answer covers
+            no more than the positions that are read.
         sequence: Index of each sequence in the run, for errors.
         step: Index of the generation step, for errors.
 
-    Every method raises a `ValueError` that names the place if the network's answer, or what the transforms leave of it,
-    is no distribution.
+    Every method raises a `ValueError` that names the position if the network's output, or the result of the transforms,
+    is not a distribution.
     """
 
     answer: Callable[[Bool[Tensor, "b l"]], Answer]
@@ -122,14 +122,16 @@ class Reading:
     def log_score(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)`; by way of the transformed `p(x_0 | x_t)` if there are transforms."""
         row, column = where.nonzero(as_tuple=True)
-        told, answer = (self.tokens[row, column], self.noise[row, column]), self.answer(where)
+        tokens_and_noise, answer = (self.tokens[row, column], self.noise[row, column]), self.answer(where)
         prediction = answer.prediction
         if self.transforms:
             clean = self._log_clean(answer, row, column).to(self.noise.dtype).exp()
-            log_score = prediction.process.score_from_clean(told[0], clean, told[1]).log()
+            log_score = prediction.process.score_from_clean(
+                tokens_and_noise[0], clean, tokens_and_noise[1]
+            ).log()
         else:
             raw = prediction.raw(answer.place[row, column])
-            log_score = prediction.parameterization.log_score(prediction.process, raw, *told)
+            log_score = prediction.parameterization.log_score(prediction.process, raw, *tokens_and_noise)
         self.check(where, log_score.amax(-1))
         return log_score
 
@@ -146,7 +148,7 @@ class Reading:
         return self._each(where, row, column, draw, torch.long)
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
-        """`p(x_0 = x_t | x_t)`: how much the model believes the word that stands there."""
+        """`p(x_0 = x_t | x_t)`: the model's probability of the current word."""
         row, column = where.nonzero(as_tuple=True)
         stands = self.tokens[row, column][:, None]
 
@@ -159,9 +161,9 @@ class Reading:
     def each(
         self, where: Bool[Tensor, "b l"], of: Callable[[Float[Tensor, "n v"]], Float[Tensor, " n"]]
     ) -> Float[Tensor, " n"]:
-        """A number for each of the given positions, of `log p(x_0 | x_t)` over the words; at least one position.
+        """A number per given position, from `log p(x_0 | x_t)` over the words; at least one position.
 
-        Unlike `log_clean`, it never holds more than a few rows.
+        Unlike `log_clean`, it holds only a few rows in memory at a time.
         """
         row, column = where.nonzero(as_tuple=True)
 
@@ -172,14 +174,14 @@ class Reading:
         return self._each(where, row, column, each, torch.float32)
 
     def check(self, where: Bool[Tensor, "b l"], level: Float[Tensor, " n"]) -> None:
-        """Refuse what is no distribution.
+        """Raise an error if a row is not a distribution.
 
         Args:
             where: The positions that were read.
-            level: A number of each, in the order of `where.nonzero()`, which is finite if it has a distribution.
+            level: A number for each position, in the order of `where.nonzero()`, which is finite for a distribution.
 
         Raises:
-            ValueError: If one is not finite. It names the first place.
+            ValueError: If a number is not finite. The message names the first such position.
         """
         if math.isfinite(float(level.sum())):
             return
@@ -204,18 +206,18 @@ class Reading:
         )
 
     def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, dtype: torch.dtype) -> Tensor:
-        """Something of each row of `log p(x_0 | x_t)`, a few rows at a time, and one check of all rows."""
+        """A value for each row of `log p(x_0 | x_t)`, a few rows at a time, with one check of all rows."""
         if not len(row):
             return torch.zeros(0, dtype=dtype, device=where.device)
         answer = self.answer(where)
-        found, level = zip(
+        values, level = zip(
             *(of(log_w, part) for part, log_w in self._chunks(answer, row, column)), strict=True
         )
         self.check(where, _end_to_end(level))
-        return _end_to_end(found)
+        return _end_to_end(values)
 
     def _chunks(self, answer: Answer, row: Tensor, column: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """`log p(x_0 | x_t)` over the words, up to a constant a row, a few rows at a time."""
+        """`log p(x_0 | x_t)` over the words, up to a constant per row, a few rows at a time."""
         prediction = answer.prediction
         size = max(1, _ENTRIES // (prediction.process.num_words + 1))
         for begin in range(0, len(row), size):
@@ -225,14 +227,17 @@ class Reading:
                 yield part, self._log_clean(answer, *at)[:, :-1]
             else:
                 raw = prediction.raw(answer.place[at])
-                told = self.tokens[at], self.noise[at]
-                yield part, prediction.parameterization.log_weights(prediction.process, raw, *told)
+                tokens_and_noise = self.tokens[at], self.noise[at]
+                yield (
+                    part,
+                    prediction.parameterization.log_weights(prediction.process, raw, *tokens_and_noise),
+                )
 
     def _log_clean(self, answer: Answer, row: Tensor, column: Tensor) -> Tensor:
         prediction = answer.prediction
-        told = self.tokens[row, column], self.noise[row, column]
+        tokens_and_noise = self.tokens[row, column], self.noise[row, column]
         raw = prediction.raw(answer.place[row, column])
-        log_p = prediction.parameterization.log_clean(prediction.process, raw, *told)
+        log_p = prediction.parameterization.log_clean(prediction.process, raw, *tokens_and_noise)
         for transform in self.transforms:
             log_p = transform(log_p, self.tokens, row)
         return log_p.log_softmax(-1) if self.transforms else log_p
@@ -241,23 +246,23 @@ class Reading:
 @final
 @dataclass(frozen=True)
 class Move:
-    """All that a step may know: from noise `t` to noise `s`, where, and what the network says.
+    """All inputs of a step: from noise `t` to noise `s`, the moving positions, and the network's answer.
 
     Attributes:
         process: The noise process of the denoiser.
-        x: Tokens when the generation step began.
-        t: Noise fraction of each position now.
-        s: Noise fraction to reach, `s <= t`.
+        x: Tokens at the beginning of the generation step.
+        t: Current noise fraction of each position.
+        s: Noise fraction after the step, `s <= t`.
         moving: Positions that may change: their level drops in this step, and they are not given by the user.
-        ask: Asks the network about tokens at noise fractions; about the same two tensors only once.
+        ask: Calls the network on tokens at noise fractions; only once for the same two tensors.
         randomness: The run's random numbers.
         sequence: Index of each sequence in the run.
-        step: Index of the generation step; one for all sequences, or one for each, `[b 1]`.
-        stream: Which of the run's random streams this step may use.
-        depth: How many compound steps this one is a part of.
+        step: Index of the generation step; one for all sequences, or one for each sequence, `[b 1]`.
+        stream: Index of the random stream for this step.
+        depth: Number of compound steps that contain this step.
         begin: Noise fraction at which the noise of each position begins to fall; None for `t`.
-        remasked: Whether another step of the chain may put masks where words stand.
-        numbers: Returns random numbers that were computed before, those that `randomness` gives.
+        remasked: Whether another step of the chain may replace words by masks.
+        numbers: Returns random numbers of `randomness` that were computed before.
     """
 
     process: AbstractNoiseProcess
@@ -277,11 +282,11 @@ class Move:
 
     @property
     def reading(self) -> Reading:
-        """What the network says of `x` at `t`; it is asked at first use, and then once."""
+        """The network's answer for `x` at `t`; the network is called once, at the first use."""
         return self.read(self.x, self.t)
 
     def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
-        """What the network says of tokens at noise fractions, with the names of sequences and steps for errors."""
+        """The network's answer for tokens at noise fractions, with the names of sequences and steps for errors."""
         return replace(self.ask(x, u), sequence=self.sequence, step=self.step)
 
     @property
@@ -296,23 +301,23 @@ class Move:
 
     @property
     def still_masked(self) -> Float[Tensor, "b l"]:
-        """Probability that a mask at `t` is still one at `s`, whatever the network says: `mask(s) / mask(t)`."""
+        """Probability that a mask at `t` is still a mask at `s`, for any network: `mask(s) / mask(t)`."""
         at_s, at_t = self.process.weights(torch.stack([self.s, self.t])).mask
         kept: Tensor = at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
         return kept
 
     def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
-        """Where a mask falls between `t` and `s`; only what it says of masked positions counts.
+        """Where a mask falls between `t` and `s`; only the values at masked positions are meaningful.
 
-        One uniform number decides at which step the mask of a position falls: at the first with
-        `number >= mask(s) / mask(begin)`. So the time is known before the first step, and a mask at `t` falls with
-        probability `1 - mask(s) / mask(t)`. A mask that stands at `t` although it should have fallen before was put
-        there by another step. It falls with the same probability, by a number of this step.
+        One uniform number decides at which step the mask of a position falls: at the first step with `number >= mask(s)
+        / mask(begin)`. So the time is known before the first step, and a mask at `t` falls with probability `1 -
+        mask(s) / mask(t)`. If a mask remains at `t` although it should have fallen before, another step has put it
+        there. It falls with an equal probability, decided by a number of this step.
 
         Args:
             process: The process along which masks fall.
-            when: Purpose of the number of all steps.
-            again: Purpose of the number of this step.
+            when: Purpose of the number that all steps share.
+            again: Purpose of the number that belongs to this step.
         """
         begin = self.t if self.begin is None else self.begin
         at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
@@ -320,7 +325,7 @@ class Move:
         return torch.where(time < at_t, time >= at_s, self.uniform(again) * at_t >= at_s)
 
     def falls_here(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
-        """Where a mask may fall between `t` and `s`, whatever the tokens are; a part of `mask_falls`."""
+        """Where a mask may fall between `t` and `s`, for any tokens; a part of `mask_falls`."""
         begin = self.t if self.begin is None else self.begin
         at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
         time = self.uniform(when, each_step=False) * at_begin
@@ -330,11 +335,11 @@ class Move:
         return falls
 
     def uniform(self, purpose: int, *, each_step: bool = True) -> Float[Tensor, "b l"]:
-        """Uniform float64 numbers in [0, 1), one for each position, the same at every call with a `purpose`.
+        """Uniform float64 numbers in [0, 1), one for each position, equal at every call with one `purpose`.
 
         Args:
-            purpose: What the numbers are for, in [0, 16).
-            each_step: Whether every generation step has numbers of its own; else they are the same at all steps.
+            purpose: Purpose of the numbers, in [0, 16).
+            each_step: Whether every generation step has its own numbers; otherwise all steps share them.
         """
         stream = self.stream * _STREAMS + purpose
         if self.numbers is not None:
@@ -345,46 +350,47 @@ class Move:
         )[stream % 2]
 
     def sub(self, index: int) -> Move:
-        """The same move with random numbers of its own, for the part `index` of a compound step.
+        """This move with separate random numbers, for the part `index` of a compound step.
 
-        Part 0 reuses the random numbers of the whole, so what is chained behind a step changes nothing that it draws.
+        Part 0 reuses the parent's random numbers, so adding a step to a chain does not change the draws of the first
+        step.
         """
         return replace(self, stream=self.stream + index * _STREAMS**self.depth, depth=self.depth + 1)
 
 
 @runtime_checkable
 class Step(Protocol):
-    """One way to walk back from noise `t` to noise `s`. Pure: same arguments, same tokens."""
+    """One way to go back from noise `t` to noise `s`. It is a pure function: equal arguments give equal tokens."""
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         """New tokens; may differ from `x` where `move.moving` only.
 
         Args:
-            x: Tokens as earlier steps of a chain left them; `move.x` if there were none.
-            move: Everything else.
+            x: Tokens after the earlier steps of a chain; `move.x` if there are none.
+            move: All other inputs of the step.
         """
         ...
 
 
 @runtime_checkable
 class Planned(Protocol):
-    """A step that knows from random numbers alone at which positions it may act, before the network is called.
+    """A step that can list from random numbers alone where it may act, before the network is called.
 
-    The engine skips the steps at which a planned step does nothing. A step that is not planned is called at every
-    generation step at which some position moves.
+    The engine skips generation steps at which a planned step does nothing. A step that is not planned is called at
+    every generation step at which some position moves.
     """
 
     @property
     def remasks(self) -> bool:
-        """Whether it may put a mask where a word stands."""
+        """Whether it may replace a word by a mask."""
         ...
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
-        """Positions that it may read or change, whatever the tokens are and other steps do.
+        """Positions that it may read or change, for any tokens and any other steps.
 
         Args:
-            move: The rows are steps of sequences, so that one call plans many steps. Its tokens are those that a
-                sequence had at an earlier step, and nothing may be read from the network.
+            move: The rows are steps of sequences, so that one call plans many steps. Its tokens are those of an earlier
+                step, and the network must not be read.
         """
         ...
 
@@ -392,12 +398,12 @@ class Planned(Protocol):
 @final
 @dataclass(frozen=True)
 class Chain:
-    """Several steps in a row, with one call of the network for all that read the same state.
+    """Several steps in a row, with one network call for all steps that read one state.
 
     ACS is `Chain((Ancestral(), AdaptiveCorrection(eta)))`.
 
     Attributes:
-        steps: At least one.
+        steps: The steps, at least one.
     """
 
     steps: tuple[Step, ...]
@@ -408,7 +414,7 @@ class Chain:
 
     @property
     def remasks(self) -> bool:
-        """Whether one of the steps may put a mask where a word stands."""
+        """Whether one of the steps may replace a word by a mask."""
         return any(not isinstance(step, Planned) or step.remasks for step in self.steps)
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
@@ -422,15 +428,15 @@ class Chain:
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
         """Where one of the steps may act; everywhere if one of them is not planned."""
-        found = torch.zeros_like(move.moving)
+        events = torch.zeros_like(move.moving)
         for step, own in self._parts(move):
             if not isinstance(step, Planned):
                 return move.moving
-            found |= step.events(own)
-        return found
+            events |= step.events(own)
+        return events
 
     def _parts(self, move: Move) -> list[tuple[Step, Move]]:
-        """The steps, each with its own random numbers."""
+        """The steps, each with a move that has its own random numbers."""
         remasked = move.remasked or (len(self.steps) > 1 and self.remasks)
         return [(step, replace(move.sub(index), remasked=remasked)) for index, step in enumerate(self.steps)]
 
@@ -442,19 +448,19 @@ def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
 def numbers_of(
     randomness: Randomness, sequence: Tensor, step: Tensor | int | None, position: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """The uniform numbers of the two streams `stream - stream % 2` and the next, of a step or (None) of all steps."""
+    """The uniform numbers of the two streams `stream - stream % 2` and the next, of one step or (None) of all steps."""
     return randomness.pair(sequence, _ALL_STEPS if step is None else step, position, stream // 2)
 
 
 def require_masks(process: AbstractNoiseProcess, what: str) -> None:
-    """Refuse a process whose pure noise holds words.
+    """Raise an error for a process whose pure noise contains words.
 
     Args:
         process: The noise process.
-        what: Who needs masks, at the beginning of a sentence.
+        what: Subject of the error message, capitalised: the component that needs masks.
 
     Raises:
-        ValueError: If pure noise is not all masks: what begins as a word would never be written.
+        ValueError: If pure noise is not all masks: positions that begin as words would never be written.
     """
     if not process.ends_in_masks:
         raise ValueError(

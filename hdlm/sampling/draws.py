@@ -1,12 +1,12 @@
 """Exact categorical draws.
 
-The index is the place at which a uniform number of 53 bits falls in the cumulative sum of the weights. The sum has two
-levels: parts of 256 weights are added up as they are, which errs by no more than the weights themselves are rounded,
-in relative terms; what is accumulated over parts, and inside the one part that is hit, is float64. So every index, down
-to the tail, has its own probability to float32 precision, and no float64 copy of the weights is ever made.
+The index is the place of a uniform number of 53 bits in the cumulative sum of the weights. The sum has two levels.
+Parts of 256 weights are added in their own precision, with a relative error as small as the rounding of the weights.
+Sums over parts, and sums inside the part that contains the number, are float64. So every index, including the tail, has
+its exact probability to float32 precision, without a float64 copy of the weights.
 
-Gumbel noise in float32, the field's habit, cannot reach the tail of a large vocabulary and so lowers the temperature in
-silence (arXiv 2409.02908).
+The usual Gumbel noise in float32 cannot reach the tail of a large vocabulary and so lowers the temperature unnoticed
+(arXiv 2409.02908).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 __all__ = ["draw_checked", "draw_index", "draw_word"]
 
 _PART = 256
-"""Weights that are added up in their own precision."""
+"""Number of weights that are added in their own precision."""
 _ZERO = torch.zeros((), dtype=torch.float64)
 
 
 def draw_index(weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """One index a row, with probability proportional to its weight.
+    """One index per row, with probability proportional to its weight.
 
     Args:
-        weights: Not negative, not all zero.
+        weights: Weights that are not negative, and not all zero.
         uniform: A number in [0, 1) for each row, float64.
 
     Raises:
         ValueError: If the weights of a row have no positive finite sum. On an accelerator the program waits for this
-            check, once a call; `draw_checked` leaves it to the caller.
+            check once per call; `draw_checked` leaves the check to the caller.
     """
     index, total = draw_checked(weights, uniform)
     fine = (total > 0) & total.isfinite()
@@ -47,9 +47,9 @@ def draw_index(weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> I
 def draw_checked(
     weights: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """`draw_index`, with the sum of each row instead of an error: an index counts only where its sum is positive.
+    """`draw_index`, with the sum of each row instead of an error: an index is valid only if its sum is positive.
 
-    Every index lies in `[0, v)`, whatever the weights are.
+    Every index lies in `[0, v)`, for any weights.
     """
     size = weights.shape[1]
     parts = torch.nn.functional.pad(weights, (0, -size % _PART)).unflatten(1, (-1, _PART))
@@ -63,17 +63,17 @@ def draw_checked(
 
 
 def draw_word(num_words: int, uniform: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """A word, each as likely as any other, from a number in [0, 1)."""
+    """A word from a number in [0, 1); all words are equally likely."""
     return (uniform * num_words).long().clamp_max(num_words - 1)
 
 
 def _hit(
     weights: Float[Tensor, "n k"], uniform: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, "n k"], Float[Tensor, "n 1"]]:
-    """Where the number falls in the cumulative sum of each row, as a place and as a sum; the sums, and the whole one.
+    """The number's place in the cumulative sum of each row, as index and as sum; the sums; and the total.
 
-    No place lies outside the row. Where the sum is not a number, the search would return one behind the row, which is
-    an assertion of the device, and the end of the process, on CUDA.
+    No place lies outside the row. If the sum is NaN, the search would return an index behind the row, which on CUDA is
+    a device assertion that ends the process.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]

@@ -1,7 +1,7 @@
 """The plain loop: from noise to text along any hyperschedule, with any step, for any denoiser.
 
-It keeps nothing and computes everything at every step. `sample` writes the same tokens with fewer and cheaper calls;
-this loop is what its engine is held against.
+It has no cache and computes everything at every step. `sample` writes equal tokens with fewer and cheaper calls; this
+loop is the reference for tests of its engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 __all__ = ["PRIOR", "sample_plainly"]
 
 PRIOR = 2**32 - 1
-"""The random stream of the noise in which generation begins."""
+"""The random stream of the initial noise."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def sample_plainly(
     prompt: Prompt | None = None,
     transforms: Sequence[Transform] = (),
 ) -> Int[Tensor, "n l"]:
-    """Generate sequences without a cache, all in step; the arguments are those of `sample`."""
+    """Generate sequences without a cache, all at one common step; the arguments are those of `sample`."""
     hyperschedule, process, length = regime.hyperschedule, denoiser.process, regime.length
     device = resolve_device(denoiser, None)
     check_prompt(prompt, process.num_words, length, num_sequences)

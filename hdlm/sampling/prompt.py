@@ -1,4 +1,4 @@
-"""What the user gives: tokens that generation keeps, at the beginning or anywhere else."""
+"""The user's prompt: tokens that generation keeps, at the beginning or anywhere else."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Prompt", "check_prompt", "prompt_rows"]
 @final
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens and which of them are fixed; the rest is to be written.
+    """Tokens, and which of them are fixed; the others are to be written.
 
     Attributes:
-        tokens: One row for all sequences, or one for each. What stands at free positions does not matter.
+        tokens: One row for all sequences, or one row for each. Tokens at free positions are ignored.
         fixed: Which positions are given.
 
     Raises:
@@ -37,7 +37,7 @@ class Prompt:
 
     @staticmethod
     def prefix(ids: list[int] | Int[Tensor, " p"], length: int) -> Prompt:
-        """A prompt in front, on a canvas of `length` positions.
+        """A prompt at the beginning of a canvas of `length` positions.
 
         Raises:
             ValueError: If the prompt leaves no room.
@@ -54,7 +54,7 @@ class Prompt:
 
     @staticmethod
     def infill(ids: list[int] | Int[Tensor, " l"], blank: int) -> Prompt:
-        """A whole canvas in which the token `blank` (the mask, usually) stands where something is to be written.
+        """A whole canvas in which the token `blank` (usually the mask) marks the positions to be written.
 
         Raises:
             ValueError: If there is no blank.

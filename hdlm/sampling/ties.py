@@ -1,7 +1,7 @@
-"""An order of numbers that were computed in floating point, in which rounding decides nothing.
+"""An order of floating-point numbers that does not depend on rounding.
 
-On a canvas of masks a network that is told no time gives all positions one distribution, up to rounding; and rounding
-depends on how many rows share a product of matrices. So equal numbers are those that differ by no more than rounding,
+On a canvas of masks a network without noise conditioning gives all positions equal distributions, up to rounding. The
+rounding depends on the number of rows in a matrix product. So numbers count as equal if they differ only by rounding,
 and random numbers of the run decide between them.
 """
 
@@ -14,15 +14,15 @@ from torch import Tensor
 __all__ = ["ROUNDING", "ascending", "least"]
 
 ROUNDING = 1e-4
-"""Differences up to this are those of rounding, for probabilities and nats computed in float32."""
+"""Largest difference that rounding causes, for probabilities and nats computed in float32."""
 
 
 def ascending(value: Float[Tensor, "b l"], tie: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Places of each row from the least number to the greatest; numbers in a chain of small gaps go by `tie`.
+    """Places of each row from the least number to the greatest; numbers in a chain of small gaps are ordered by `tie`.
 
     Args:
-        value: The numbers; infinite ones are equal to one another.
-        tie: A number in [0, 1) for each place.
+        value: The numbers to sort; infinite ones are equal to one another.
+        tie: A number in [0, 1) for each place, which orders equal values.
     """
     ordered, place = value.sort(dim=1, stable=True)
     gaps = (ordered[:, 1:] - ordered[:, :-1] > ROUNDING).long()

@@ -1,4 +1,4 @@
-"""A record of a generation: what changed at each step, and why."""
+"""A record of a generation: the changes at each step, and their kinds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Change:
     Attributes:
         step: Generation step, from 0.
         sequence: Index of the sequence in the run.
-        position: Where.
-        old: Token before.
-        new: Token after.
+        position: Position of the token.
+        old: Token before the change.
+        new: Token after the change.
         reason: `"unmasked"` (mask to word), `"corrected"` (word to word) or `"remasked"` (word to mask).
     """
 
@@ -39,11 +39,11 @@ class Trace:
     """A watcher for `sample(..., watch=trace)` that keeps every change.
 
     Args:
-        mask_id: Id of the mask.
+        mask_id: Token id of the mask.
 
     Attributes:
-        start: First tokens of each sequence, by its index in the run.
-        num_evaluations: Calls of the network.
+        start: Initial tokens of each sequence, by its index in the run.
+        num_evaluations: Number of network calls.
     """
 
     def __init__(self, mask_id: int) -> None:
@@ -53,7 +53,7 @@ class Trace:
         self.num_evaluations = 0
 
     def __call__(self, frame: Frame) -> None:
-        """Take down what a step has changed."""
+        """Record the changes of a step."""
         names = frame.sequence.tolist()
         if frame.step == 0:
             self.start.update(zip(names, frame.before.tolist(), strict=True))
@@ -65,7 +65,7 @@ class Trace:
 
     @property
     def changes(self) -> list[Change]:
-        """In order of steps, then sequences, then positions."""
+        """All changes, in order of steps, then sequences, then positions."""
         return sorted(self._changes, key=lambda change: (change.step, change.sequence, change.position))
 
     def edits(self, sequence: int) -> list[tuple[int, int, int]]:

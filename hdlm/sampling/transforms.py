@@ -1,4 +1,4 @@
-"""What can be done to the model's distribution before a word is drawn. All are off unless asked for."""
+"""Changes to the model's distribution before a word is drawn. All are off by default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["MinP", "RepetitionPenalty", "Temperature", "TopK", "TopP"]
 
 _MOST_PENALTY = 1e6
-"""Log probabilities times more than this may leave float32."""
+"""Factor of log probabilities beyond which the product may overflow float32."""
 
 
 @final
@@ -21,8 +21,8 @@ class Temperature:
     """`p^(1 / temperature)`.
 
     Attributes:
-        temperature: 0, which keeps only the likeliest word (the first of equals), or a number that float32 holds,
-            in [1.2e-38, 3.4e38].
+        temperature: 0, which keeps only the likeliest word (the first of equal ones), or a number in the range of
+            float32, [1.2e-38, 3.4e38].
     """
 
     temperature: float
@@ -49,10 +49,10 @@ class Temperature:
 @final
 @dataclass(frozen=True)
 class TopK:
-    """Keeps the `k` likeliest words (and what ties with the last of them).
+    """Keeps the `k` likeliest words (and words as likely as the last of them).
 
     Attributes:
-        k: At least 1.
+        k: Number of words, at least 1.
     """
 
     k: int
@@ -71,10 +71,10 @@ class TopK:
 @final
 @dataclass(frozen=True)
 class TopP:
-    """Nucleus: the fewest likeliest words whose probabilities reach `p` (arXiv 1904.09751).
+    """Nucleus sampling: keeps the fewest likeliest words whose probabilities reach `p` (arXiv 1904.09751).
 
     Attributes:
-        p: In (0, 1].
+        p: Probability in (0, 1].
     """
 
     p: float
@@ -95,10 +95,10 @@ class TopP:
 @final
 @dataclass(frozen=True)
 class MinP:
-    """Keeps the words that are at least `p` times as likely as the likeliest (arXiv 2407.01082).
+    """Keeps the words that are at least `p` times as likely as the likeliest word (arXiv 2407.01082).
 
     Attributes:
-        p: In [0, 1].
+        p: Relative probability in [0, 1].
     """
 
     p: float
@@ -119,11 +119,11 @@ class MinP:
 class RepetitionPenalty:
     """Multiplies the *log probability* of words that the same sequence already holds (CTRL, arXiv 1909.05858).
 
-    Log probabilities are never positive, so the penalty lowers what it should; logits, to which the usual
-    implementations apply it, have no zero to speak of.
+    Log probabilities are never positive, so the penalty always lowers them; logits, to which the usual implementations
+    apply it, have no natural zero.
 
     Attributes:
-        penalty: In [1, 1e6]; 1 does nothing.
+        penalty: Penalty in [1, 1e6]; 1 does nothing.
     """
 
     penalty: float

@@ -18,22 +18,22 @@ from pathlib import Path
 
 
 def kinds() -> list[str]:
-    """What can be measured: one file each, `likelihood.py` for `hdlm eval likelihood`."""
+    """The kinds of measurements: one file each, `likelihood.py` for `hdlm eval likelihood`."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what can be measured, each kind with its options."""
+    """Declare the kinds of measurements, each with its options."""
     parsers = parser.add_subparsers(dest="kind", metavar="WHAT", required=True, title="what to measure")
     for kind in kinds():
         module = import_module(f"{__name__}.{kind}")
         summary = str(module.__doc__).partition("\n")[0]
-        one = parsers.add_parser(kind, help=summary, description=module.__doc__)
-        module.add_arguments(one)
-        one.set_defaults(measure=module.run)
+        kind_parser = parsers.add_parser(kind, help=summary, description=module.__doc__)
+        module.add_arguments(kind_parser)
+        kind_parser.set_defaults(measure=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure it."""
+    """Run the measurement."""
     status: int = args.measure(args)
     return status

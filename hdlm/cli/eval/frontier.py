@@ -36,7 +36,7 @@ FOLDER = Output("folder", ("results.json", "report.md", "frontier.png"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to sweep, for which models, and which model judges."""
+    """Declare the values to sweep over, the models, and the judge."""
     parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT", help=f"models, each {ANY_MODEL}")
     what = parser.add_argument_group("what to sweep")
     FRONTIER.add(what, "algorithms", flags=("--algorithm",))
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sweep, draw, report."""
+    """Measure all points, draw, and report."""
     from hdlm.evaluation.generation.frontier import frontier_has_failed, measured_frontier
     from hdlm.view.frontier import frontier_table
 

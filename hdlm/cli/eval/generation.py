@@ -41,7 +41,7 @@ FOLDER = Output("folder", ("results.json", "report.md", "metrics.png", "samples.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to write, and what to measure of it."""
+    """Declare the samples and their measurements."""
     add_checkpoint(parser)
     GENERATION.add(parser, "num", "prompt")
     GENERATION.add(parser, "batch_size", type=count_or_auto)
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, measure, report.
+    """Write samples, measure them, and report.
 
     Raises:
         ValueError: If an option is out of range, or needs another one.

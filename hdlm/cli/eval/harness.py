@@ -30,7 +30,7 @@ FOLDER = Output("folder", ("results.json", "report.md"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which tasks, and how the model answers."""
+    """Declare the tasks and the settings of the model."""
     add_checkpoint(parser)
     tasks = parser.add_argument_group("the tasks")
     HARNESS.add(tasks, "tasks", metavar="FILE_OR_NAME")

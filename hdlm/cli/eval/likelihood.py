@@ -28,7 +28,7 @@ LIKELIHOOD = Options("hdlm.evaluation.likelihood.evaluate:LikelihoodOptions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what to measure, how, and how well."""
+    """Declare the text, the bound and its precision."""
     add_checkpoint(parser)
     text = parser.add_argument_group("the text")
     text.add_argument(
@@ -100,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def folders_of(output: Path | None, names: Sequence[str]) -> dict[str, Path | None]:
-    """Where the result of each data set goes: the folder itself for one, a folder in it for each of several.
+    """The result folder of each data set: the folder itself for one data set, a subfolder for each of several.
 
     Raises:
-        ValueError: If two would go to the same place.
+        ValueError: If two data sets would share a folder.
     """
     if output is None:
         return dict.fromkeys(names)

@@ -1,9 +1,9 @@
-"""Writers that know nothing, as controls: a metric that prefers them to a model says nothing of that model.
+"""Writers without a model, as controls: a metric that prefers them to a model is not evidence for that model.
 
-repeat    one frequent word, over and over
-unigram   words at random, as often as the text has them
-shuffle   passages of the text itself, their words in random order
-data      passages of the text itself: what a perfect writer would score
+repeat    one frequent word, repeated
+unigram   random words with the frequencies of the text
+shuffle   passages of the text, their words in random order
+data      passages of the text: the score of a perfect writer
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ CONTROLS: Mapping[str, ControlWriter] = MappingProxyType(
 def control(
     name: str, text: Int[Tensor, " n"], num: int, length: int, seed: int = 0
 ) -> Int[Tensor, "num length"]:
-    """Samples of a writer that knows nothing.
+    """Samples of a writer without a model.
 
     Args:
         name: One of `CONTROLS`.
         text: Tokens to take words from.
         num: How many samples, at least 1.
-        length: Tokens in each, at least 1 and at most those of the text.
-        seed: Of all random numbers.
+        length: Tokens in each sample, at least 1 and at most the length of the text.
+        seed: Seed of all random numbers.
 
     Raises:
         ValueError: If the name is unknown, or the text is too short.

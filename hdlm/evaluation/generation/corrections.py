@@ -1,14 +1,14 @@
-"""What correction does: how many words a sampler takes back or replaces, when, and whether for the better.
+"""Corrections: how many words a sampler takes back or replaces, in which steps, and whether the text improves.
 
-A word is *corrected* when another word takes its place, and *remasked* when a mask does (arXiv 2504.06416). Whether
-that helps shows where the right word is known: real text in which a share of the words is taken away and filled in,
+A word is *corrected* when another word replaces it, and *remasked* when a mask replaces it (arXiv 2504.06416). Real
+text shows whether that helps: a share of its words is removed, and the sampler fills the gaps. Corrections go
 
-    to the data     corrections whose new word is that of the text
-    away from it    corrections whose old word was that of the text
-    astray          the others: from one wrong word to another
+    to the data     if the new word is the word of the text
+    away from it    if the old word was the word of the text
+    astray          otherwise: from one wrong word to another
 
-beside the share of gaps that had the word of the text when they were first filled, and at the end. Other words than
-those of the text may do as well, so these shares compare samplers and do not grade them.
+Also reported is the share of gaps with the right word, when they were first filled and at the end. Words that differ
+from the text may be good as well, so these shares compare samplers and do not grade them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["REVISIONS", "fates", "fill_in", "per_step", "revisions"]
 
 REVISIONS = ("corrected", "remasked")
 _HOLES = 0xB1
-"""Random stream of the gaps."""
+"""Random stream for choosing the gaps."""
 
 Steps = Mapping[str, Mapping[int, int]]
 
@@ -45,36 +45,36 @@ def revisions(changes: Sequence[Change], sequence: int) -> dict[str, dict[int, i
 
 
 def per_step(samples: Sequence[Steps]) -> dict[str, Any]:
-    """What was revised, over samples.
+    """Mean numbers of revisions over samples.
 
     Args:
-        samples: What `revisions` says of each, at least one.
+        samples: The result of `revisions` for each sample, at least one sample.
 
     Returns:
-        For each kind the `Estimate` of words a sample, and under `"<kind> by step"` the mean number at each step; as
-        many steps as there are until the last revision.
+        For each kind the `Estimate` of words per sample. Under `"<kind> by step"`, the mean number at each step, up to
+        the last step with a revision.
     """
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for kind in REVISIONS:
-        found[kind] = mean([float(sum(one[kind].values())) for one in samples])
+        report[kind] = mean([float(sum(counts[kind].values())) for counts in samples])
         total: Counter[int] = Counter()
-        for one in samples:
-            total.update(one[kind])
+        for counts in samples:
+            total.update(counts[kind])
         last = max(total, default=-1)
-        found[f"{kind} by step"] = [total[step] / len(samples) for step in range(last + 1)]
-    return found
+        report[f"{kind} by step"] = [total[step] / len(samples) for step in range(last + 1)]
+    return report
 
 
 def fates(
     changes: Sequence[Change], text: Int[Tensor, "n l"], gaps: Bool[Tensor, "n l"], end: Int[Tensor, "n l"]
 ) -> dict[str, Estimate]:
-    """What became of the gaps of known text: numbers a piece of text, and shares of the gaps.
+    """Outcomes for the gaps of known text: numbers per piece of text, and shares of the gaps.
 
     Args:
-        changes: All that happened; sequences are numbered as the rows.
+        changes: All changes; sequences are numbered as the rows.
         text: The real text.
-        gaps: What was taken away of it; at least one word of each row.
-        end: What stands there at the end.
+        gaps: The positions that were removed, at least one in each row.
+        end: The tokens after the last step.
     """
     names = ("to the data", "away from it", "astray", "remasked")
     counts = [Counter[str]() for _ in text]
@@ -91,16 +91,18 @@ def fates(
             counts[change.sequence]["remasked"] += 1
         else:
             first.setdefault(place, change.new)
-    found = {name: mean([float(count[name]) for count in counts]) for name in names}
+    outcomes = {name: mean([float(count[name]) for count in counts]) for name in names}
     sizes = gaps.sum(1)
-    if len(first) == int(sizes.sum()):  # else some began as words, with noise that is not all masks
+    if len(first) == int(sizes.sum()):  # otherwise some gaps began as words: the noise is not all masks
         hits: Counter[int] = Counter()
         for (row, at), word in first.items():
             hits[row] += word == int(text[row, at])
-        found["right when first filled"] = mean([hits[row] / size for row, size in enumerate(sizes.tolist())])
-    found["right at the end"] = mean((((end == text) & gaps).sum(1) / sizes).tolist())
-    found["gaps"] = mean(sizes.double().tolist())
-    return found
+        outcomes["right when first filled"] = mean(
+            [hits[row] / size for row, size in enumerate(sizes.tolist())]
+        )
+    outcomes["right at the end"] = mean((((end == text) & gaps).sum(1) / sizes).tolist())
+    outcomes["gaps"] = mean(sizes.double().tolist())
+    return outcomes
 
 
 def fill_in(
@@ -114,20 +116,20 @@ def fill_in(
     device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
 ) -> dict[str, Estimate]:
-    """Take a share of the words of real text away, let a sampler fill it in, and see what became of the gaps.
+    """Remove a share of the words of real text, let a sampler fill the gaps, and count the outcomes.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The checkpoint of the model.
         text: Pieces of real text. The first word of each is kept.
-        settings: How to write; its length is that of the text.
-        share: Of the words to take away, in (0, 1].
-        batch_size: Pieces at a time; it changes nothing.
-        seed: Of all randomness.
-        device: That of the model by default, and no other.
+        settings: Settings of the sampler; their length is the length of the text.
+        share: Share of the words to remove, in (0, 1].
+        batch_size: Pieces per batch; it does not change the result.
+        seed: Seed of all randomness.
+        device: The device of the model, which is the default; another device is refused.
         watch: Called after every generation step.
 
     Raises:
-        ValueError: If the share is out of range, a setting is, or the text does not fit.
+        ValueError: If the share or a setting is out of range, or the text does not fit.
     """
     if not 0 < share <= 1 or text.shape[1] < 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The document of written and scored samples: one place for its keys, whichever command wrote the samples."""
+"""The result document for samples and their scores: its keys are defined here for all commands that write samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["common_fields", "generation_document", "price_of"]
 
 
 def common_fields() -> dict[str, Any]:
-    """What every document about generated text says: the precision of draws, and what each number means."""
+    """Fields of every document about generated text: the precision of draws, and the definition of each number."""
     return {"draw_dtype": DRAW_DTYPE, "definitions": dict(DEFINITIONS)}
 
 
 def price_of(samples: Sequence[Sample]) -> dict[str, Any]:
-    """How long samples are, and what it took to write them."""
+    """The length of the samples and the cost of writing them."""
     return {
         "length": len(samples[0].tokens),
         "num_given": samples[0].given,
@@ -44,21 +44,21 @@ def generation_document(
     weights: Any = "only",
     data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document.
+    """Build the document for samples and their scores.
 
     Args:
         checkpoint: The model, with its tokenizer.
         samples: The samples, at least one.
-        begin: When the work began, on the clock `time.perf_counter`.
-        settings: How the samples were written, with their prompt.
+        begin: Start time of the work, on the clock `time.perf_counter`.
+        settings: Settings that the samples were written with, including the prompt.
         seed: Seed of all randomness.
         metrics: Scores of the samples.
         references: Scores of real texts, by name.
         controls: Scores of writers without a model, by name.
-        telemetry: What correction did, if that was measured.
-        model: What the document calls the model.
+        telemetry: Statistics of corrections, if they were measured.
+        model: Name of the model in the document.
         weights: Which weights were loaded, if that is known.
-        data: What `describe_data` gave for the reference.
+        data: The result of `describe_data` for the reference.
     """
     return describe_protocol(
         checkpoint,

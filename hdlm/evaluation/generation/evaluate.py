@@ -1,6 +1,6 @@
 """Write samples with a checkpoint and measure them: what `hdlm.evaluate.generation` and the command do.
 
-What cannot be measured is in the result with the reason, never as a number.
+A measurement that fails appears in the result with its reason, never as a number.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ __all__ = ["GenerationOptions", "GenerationResult", "has_failed", "measured_gene
 JUDGED_AT_A_TIME = 8
 
 _UNASKED = ("distinct-", "repetition-", "self-BLEU")
-"""How the names of measures begin that are taken of all samples and need samples of some length or number."""
+"""Prefixes of the measures that are always taken; they may fail on short or few samples."""
 
 Rows = dict[str, list[list[int]] | str]
-"""Token ids of texts by name; a string says why there are none."""
+"""Token ids of texts by name, or a string with the reason why they are missing."""
 
 
 @final
@@ -111,11 +111,11 @@ class GenerationOptions:
 @final
 @dataclass(frozen=True, eq=False)
 class GenerationResult:
-    """Samples, and what was measured of them.
+    """Samples and their measurements.
 
     Attributes:
         document: The document of the result; see `hdlm.evaluation.records.protocol`.
-        samples: The samples.
+        samples: The samples that were written.
     """
 
     document: dict[str, Any]
@@ -123,7 +123,7 @@ class GenerationResult:
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """The numbers by name, each with its `value` and its `error`, or with the reason why it `failed`."""
+        """Numbers by name, each with its `value` and its `error`, or with the reason why it `failed`."""
         metrics: dict[str, dict[str, Any]] = self.document["result"]["metrics"]
         return metrics
 
@@ -142,13 +142,13 @@ def measured_generation(
     """Write samples and measure them.
 
     Args:
-        checkpoint: The model.
-        settings: How to write.
-        options: What is written and measured.
-        model: What the document calls the model.
+        checkpoint: The checkpoint of the model.
+        settings: Settings of the sampler.
+        options: Which samples are written, and which measurements are taken.
+        model: Name of the model in the document.
         weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
-        output: Folder for the document, a report and a picture. Samples are kept there as they are written, and the
-            same call resumes there.
+        output: Folder for the document, a report and a picture. Samples are saved there during the run, and the same
+            call resumes there.
         save_samples: Whether `samples.json` is written into the folder.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
 
@@ -165,19 +165,19 @@ def measured_generation(
 
 
 def has_failed(result: Any) -> bool:
-    """Whether something that was wanted is missing in a result.
+    """Whether a requested measurement is missing in a result.
 
-    Measures of variety are always taken: short or few samples have none.
+    Measures of variety are always taken and do not count: short or few samples have none.
     """
     if isinstance(result, dict):
         return "failed" in result or any(
-            has_failed(one) for name, one in result.items() if not name.startswith(_UNASKED)
+            has_failed(entry) for name, entry in result.items() if not name.startswith(_UNASKED)
         )
-    return isinstance(result, list) and any(has_failed(one) for one in result)
+    return isinstance(result, list) and any(has_failed(entry) for entry in result)
 
 
 def _check_sweep(name: str, etas: tuple[float, ...], process: AbstractNoiseProcess) -> None:
-    """See that the sampler can have every strength that is to be measured."""
+    """Check that the sampler accepts every correction strength of the sweep."""
     if not etas:
         return
     for eta in etas:
@@ -193,7 +193,7 @@ def _check_sweep(name: str, etas: tuple[float, ...], process: AbstractNoiseProce
 
 @dataclass(eq=False)
 class _Evaluation:
-    """One evaluation: the samples, then everything that is measured of them."""
+    """One evaluation: the samples, then all their measurements."""
 
     checkpoint: Checkpoint
     settings: Settings
@@ -228,7 +228,7 @@ class _Evaluation:
         )
 
     def draw(self, settings: Settings, name: str) -> list[Sample]:
-        """Samples; they are kept under this name if there is a folder."""
+        """Write samples; they are saved under this name if there is a folder."""
         options = self.options
         with share_bar("writing", shown=self.progress) as bar:
             return draw_samples(
@@ -244,12 +244,12 @@ class _Evaluation:
 
     @property
     def _reference(self) -> str:
-        """What the reference is called in the result."""
+        """The name of the reference in the result."""
         given = self.options.reference
         return str(given) if isinstance(given, str | Path) else "reference"
 
     def _text(self) -> Tensor | str:
-        """Tokens of the reference, or why there are none."""
+        """Tokens of the reference, or the reason why there are none."""
         try:
             source = find_text(self.options.reference, folder=self.options.data_dir)
             text = tokenize_documents(self.checkpoint.tokenizer, source.corpus.documents())
@@ -259,24 +259,24 @@ class _Evaluation:
         return text.tokens
 
     def _others(self, text: Tensor | str) -> Rows:
-        """Token ids of the reference and of the controls, or why there are none."""
+        """Token ids of the reference and of the controls, or the reason why there are none."""
         num, length, seed = len(self.samples), len(self.samples[0].written), self.options.seed
-        found: Rows = {}
+        rows: Rows = {}
         for name in [self._reference, *self.options.controls]:
             try:
                 if isinstance(text, str):
-                    found[name] = text
+                    rows[name] = text
                 elif name == self._reference:
-                    found[name] = pieces(text, num, length, seed).tolist()
+                    rows[name] = pieces(text, num, length, seed).tolist()
                 else:
                     source = self._readable(text) if name == "repeat" else text
-                    found[name] = control(name, source, num, length, seed).tolist()
+                    rows[name] = control(name, source, num, length, seed).tolist()
             except ValueError as error:
-                found[name] = str(error)
-        return found
+                rows[name] = str(error)
+        return rows
 
     def _readable(self, text: Tensor) -> Tensor:
-        """The text without words that show nothing: end-of-text or spaces, repeated, count as an empty text."""
+        """The text without invisible words: repeated end-of-text tokens or spaces count as an empty text."""
         words = [word for word in text.unique().tolist() if text_of([word], self.checkpoint.tokenizer)]
         return text[torch.isin(text, torch.tensor(words))]
 
@@ -284,21 +284,21 @@ class _Evaluation:
         self, judges: dict[str, AbstractJudge | str], text: Tensor | str | None
     ) -> dict[str, dict[str, Any]]:
         """Scores of the model, the reference and the controls."""
-        rows: Rows = {"model": [one.written for one in self.samples]}
+        rows: Rows = {"model": [sample.written for sample in self.samples]}
         rows |= {} if text is None else self._others(text)
         words = {
-            name: [text_of(row, self.checkpoint.tokenizer) for row in found]
-            for name, found in rows.items()
-            if not isinstance(found, str)
-        } | {"model": [one.text for one in self.samples]}
+            name: [text_of(row, self.checkpoint.tokenizer) for row in token_ids]
+            for name, token_ids in rows.items()
+            if not isinstance(token_ids, str)
+        } | {"model": [sample.text for sample in self.samples]}
         scores: dict[str, dict[str, Any]] = {}
         with share_bar("scoring", shown=self.progress) as bar:
-            for place, (name, found) in enumerate(rows.items()):
+            for place, (name, token_ids) in enumerate(rows.items()):
                 bar(place / len(rows), f"scoring {name}")
-                if isinstance(found, str):
-                    scores[name] = {"entropy": {"failed": found}}
+                if isinstance(token_ids, str):
+                    scores[name] = {"entropy": {"failed": token_ids}}
                 else:
-                    scores[name] = score(found, words[name], judges)
+                    scores[name] = score(token_ids, words[name], judges)
             if self.options.mauve:
                 bar(0.95, "MAUVE")
                 for name, similarity in self._mauve(judges, rows, words).items():
@@ -311,7 +311,7 @@ class _Evaluation:
         rows: Rows,
         words: dict[str, list[str]],
     ) -> dict[str, dict[str, Any]]:
-        """MAUVE of the model and of the controls against the reference, or why there is none."""
+        """MAUVE of the model and of the controls against the reference, or the reason why there is none."""
         judge, name = _featured(judges), self._reference
         if judge is None:
             why = "no judge has features: give a causal language model in the format of transformers first"
@@ -321,42 +321,44 @@ class _Evaluation:
             remembered = lru_cache(maxsize=8)(judge.features)
             return {
                 other: score_mauve(
-                    found, words[name], lambda texts: remembered(tuple(texts)), self.options.seed, judge
+                    passages, words[name], lambda texts: remembered(tuple(texts)), self.options.seed, judge
                 )
-                for other, found in words.items()
+                for other, passages in words.items()
                 if other != name
             }
         return {other: {"MAUVE": {"failed": why}} for other in rows}
 
     def _telemetry(self, judges: dict[str, AbstractJudge | str], text: Tensor | str | None) -> dict[str, Any]:
-        """What correction did; in real text with gaps, and at other strengths, if asked for."""
-        found = self._revised(self.settings, self.samples, text)
-        found["eta_sweep"] = []
+        """Statistics of corrections; with infilling of real text and with a sweep over strengths, if requested."""
+        telemetry = self._revised(self.settings, self.samples, text)
+        telemetry["eta_sweep"] = []
         for eta in self.options.eta_sweep:
             settings = replace(self.settings, eta=eta)
             samples = self.draw(settings, f"samples-eta-{eta:g}.jsonl")
-            scores = score([one.written for one in samples], [one.text for one in samples], judges)
+            scores = score(
+                [sample.written for sample in samples], [sample.text for sample in samples], judges
+            )
             chosen = {
                 name: value
                 for name, value in scores.items()
                 if name == "entropy" or name.startswith(PERPLEXITY)
             }
-            found["eta_sweep"].append({"eta": eta, **chosen, **self._revised(settings, samples, text)})
-        return found
+            telemetry["eta_sweep"].append({"eta": eta, **chosen, **self._revised(settings, samples, text)})
+        return telemetry
 
     def _revised(
         self, settings: Settings, samples: list[Sample], text: Tensor | str | None
     ) -> dict[str, Any]:
-        """Words revised in samples, and in real text with gaps."""
-        found = {
+        """Revised words in samples, and in real text with gaps."""
+        report = {
             name: asdict(value) if isinstance(value, Estimate) else value
-            for name, value in per_step([one.revisions for one in samples]).items()
+            for name, value in per_step([sample.revisions for sample in samples]).items()
         }
         share = self.options.infill
         if share is None or text is None:
-            return {**found, "infilling": None}
+            return {**report, "infilling": None}
         if isinstance(text, str):
-            return {**found, "infilling": {"gaps": {"failed": text}}}
+            return {**report, "infilling": {"gaps": {"failed": text}}}
         words, size, bos = text, len(samples[0].tokens), self.checkpoint.tokenizer.vocabulary.bos
 
         def measure() -> dict[str, Estimate]:
@@ -374,7 +376,7 @@ class _Evaluation:
                     watch=lambda frame: bar(frame.share, "filling in"),
                 )
 
-        return {**found, "infilling": score_or_failure(("gaps",), measure)}
+        return {**report, "infilling": score_or_failure(("gaps",), measure)}
 
 
 def _featured(judges: dict[str, AbstractJudge | str]) -> TransformersJudge | None:
@@ -390,6 +392,6 @@ def _write_all(folder: Path, document: Mapping[str, Any], samples: list[Sample] 
     write_generation_report(folder / "report.md", document)
     draw_metrics(document, folder / "metrics.png")
     if samples is not None:
-        both = [{"text": one.text, "tokens": one.tokens, "given": one.given} for one in samples]
+        both = [{"text": sample.text, "tokens": sample.tokens, "given": sample.given} for sample in samples]
         with replacing(folder / "samples.json") as aside:
             aside.write_text(json.dumps(both, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The frontier: what a judge thinks of the text (generative perplexity) against how varied it is (entropy).
+"""The frontier: how likely a judge finds the text (generative perplexity) against how varied it is (entropy).
 
-Either number alone can be had for nothing: a low temperature repeats itself and pleases the judge. A sweep over
-temperature or top-p shows what each sampler or model pays for which (arXiv 2409.02908 asks for both numbers); one is
-better than another where its curve lies below at the same entropy.
+Each number alone is easy to improve: at a low temperature a sampler repeats itself and the judge gives a low
+perplexity. A sweep over temperature or top-p shows the trade-off of each sampler or model (arXiv 2409.02908 asks for
+both numbers). A sampler is better than another if its curve lies below at equal entropy.
 
-Every point is a piece of work that is kept when it is done: its samples, then its scores. The name of a piece is a hash
-of all that it depends on, so a sweep goes on after a kill, and a wider sweep measures only what is new.
+Every point is a piece of work that is saved when it is done: its samples, then its scores. The file name of a piece is
+a hash of all inputs. So a sweep resumes after an interruption, and a wider sweep measures only the new points.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from hdlm.progress import share_bar
 __all__ = ["MEASURES", "FrontierOptions", "Sweep", "frontier_has_failed", "measured_frontier"]
 
 MEASURES = ("entropy", PERPLEXITY)
-"""What a point is made of."""
+"""The numbers of a point: the axes of the picture."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What all points of a picture have in common.
+    """The settings that all points of a picture share.
 
     Attributes:
-        folder: Where pieces are kept.
-        judge: Who judges.
-        num: Samples a point.
-        seed: Of all random numbers; points share it, so their differences are less noisy than each of them.
+        folder: The folder in which points are saved.
+        judge: The judge of perplexity.
+        num: Samples per point.
+        seed: Seed of all random numbers. All points share it, so their differences are less noisy than the points.
         prompt: Text that all samples begin with.
-        batch_size: Samples at a time; by default as many as fit.
-        device: Where the models are; by default where each of them is.
+        batch_size: Samples per batch; by default as many as fit.
+        device: The device of the models; by default each model stays on its device.
     """
 
     folder: Path
@@ -68,15 +68,15 @@ class Sweep:
         settings: Settings,
         watch: Callable[[int, float], None] | None = None,
     ) -> dict[str, Any]:
-        """One point, measured or remembered.
+        """One point, measured now or read from its file.
 
         Args:
-            checkpoint: The model.
-            settings: How to write.
+            checkpoint: The checkpoint of the model.
+            settings: Settings of the sampler.
             watch: As in `draw_samples`.
 
         Returns:
-            Entropy and generative perplexity, each with its error or the reason why there is none, and the price.
+            Entropy and generative perplexity, each with its error or the reason why there is none, and the cost.
         """
         drawn = drawn_with(checkpoint, settings, self.prompt, self.seed)
         scored = drawn | {"num": self.num, **self.judge.protocol_fields}
@@ -94,21 +94,21 @@ class Sweep:
             keep=self.folder / f"{_name(drawn)}.jsonl",
             watch=watch,
         )
-        found = self._scores([one.written for one in samples], [one.text for one in samples]) | price_of(
-            samples
-        )
-        if not any("failed" in found[measure] for measure in MEASURES):
-            with keeping(lambda: json.dumps(found)):
-                protocol.write_result(kept, found)
-        return found
+        scores = self._scores(
+            [sample.written for sample in samples], [sample.text for sample in samples]
+        ) | price_of(samples)
+        if not any("failed" in scores[measure] for measure in MEASURES):
+            with keeping(lambda: json.dumps(scores)):
+                protocol.write_result(kept, scores)
+        return scores
 
     def reference(self, checkpoint: Checkpoint, text: Text, length: int) -> Scores:
-        """The same of as much real text: where a perfect writer would be.
+        """Scores of an equal amount of real text: the point of a perfect writer.
 
         Args:
-            checkpoint: Whose tokens they are.
-            text: The text.
-            length: Tokens in a piece: as many as a sample has that were not given.
+            checkpoint: The checkpoint whose tokenizer made the tokens.
+            text: The tokenised reference text.
+            length: Tokens in a piece: the number of tokens of a sample that were not given.
         """
         tokenizer = checkpoint.tokenizer
         try:
@@ -126,7 +126,7 @@ class Sweep:
 
 
 def _name(values: Mapping[str, Any]) -> str:
-    """A file name that is another if anything is."""
+    """A file name that depends on every value."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -178,13 +178,13 @@ def measured_frontier(
     weights: Any = "only",
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Sweep, and write the document, a report and a picture into a folder; the result is the document.
+    """Measure all points, and write the document, a report and a picture into a folder; the result is the document.
 
     Args:
         models: The models by name, all with one tokenizer: entropy is over tokens.
-        settings: How to write, apart from what is swept.
-        options: What is swept.
-        output: The folder. Every point is kept there when it is done, and the same call resumes there.
+        settings: Settings of the samplers, except for the swept one.
+        options: The values to sweep over.
+        output: The folder. Every point is saved there when it is done, and the same call resumes there.
         weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
 
@@ -195,21 +195,29 @@ def measured_frontier(
 
     begin = time.perf_counter()
     check_folder(output / "points")
-    one = _check_alike(models, settings.length)
-    (judge,) = judges_of([options.judge], one.device, offline=options.offline).values()
+    checkpoint = _check_alike(models, settings.length)
+    (judge,) = judges_of([options.judge], checkpoint.device, offline=options.offline).values()
     if isinstance(judge, str):
         raise ValueError(f"the judge {options.judge} cannot be used: {judge}")
     sweep = Sweep(
-        output / "points", judge, options.num, options.seed, options.prompt, options.batch_size, one.device
+        output / "points",
+        judge,
+        options.num,
+        options.seed,
+        options.prompt,
+        options.batch_size,
+        checkpoint.device,
     )
     text = data = None
     if options.reference is not None:
         source = find_text(options.reference, folder=options.data_dir)
-        text = tokenize_documents(one.tokenizer, source.corpus.documents())
+        text = tokenize_documents(checkpoint.tokenizer, source.corpus.documents())
         data = source.describe(text)
     curves = _curves(models, settings, options, sweep, progress)
     first = curves[0]["points"][0]
-    reference = None if text is None else sweep.reference(one, text, first["length"] - first["num_given"])
+    reference = (
+        None if text is None else sweep.reference(checkpoint, text, first["length"] - first["num_given"])
+    )
     document = _document(models, settings, options, weights) | {
         **judge.protocol_fields,
         "data": data,
@@ -231,23 +239,23 @@ def frontier_has_failed(document: Mapping[str, Any]) -> bool:
 
 
 def _check_alike(models: Mapping[str, Checkpoint], length: int | None) -> Checkpoint:
-    """The first model, if the samples of all can be compared.
+    """The first model, if samples of all models can be compared.
 
     Raises:
         ValueError: If they cannot: tokenizers differ, or a length is needed to make their samples alike.
     """
-    (first, one), *others = models.items()
+    (first, reference), *others = models.items()
     for name, other in others:
-        if other.tokenizer_json != one.tokenizer_json:
+        if other.tokenizer_json != reference.tokenizer_json:
             raise ValueError(
                 f"{name} and {first} have different tokenizers: their entropies cannot be compared."
             )
-        if length is None and other.length != one.length:
+        if length is None and other.length != reference.length:
             raise ValueError(
-                f"{name} writes {other.length} tokens and {first} {one.length}, and entropy depends on it: "
+                f"{name} writes {other.length} tokens and {first} {reference.length}, and entropy depends on it: "
                 "give a length."
             )
-    return one
+    return reference
 
 
 def _curves(
@@ -257,7 +265,7 @@ def _curves(
     sweep: Sweep,
     progress: bool | None,
 ) -> list[dict[str, Any]]:
-    """Every sampler of every model, at every setting."""
+    """The curve of every sampler of every model."""
     values, algorithms = sorted(set(options.values)), list(dict.fromkeys(options.algorithms))
     total = len(models) * len(algorithms) * len(values)
     done = 0
@@ -282,12 +290,12 @@ def _curves(
 def _document(
     models: Mapping[str, Checkpoint], settings: Settings, options: FrontierOptions, weights: Any
 ) -> dict[str, Any]:
-    """What all points have in common, and what each model is."""
+    """The fields that all points share, and the description of each model."""
     described = {
         name: protocol.describe_protocol(
-            one, name, kind="generation", result={}, seed=options.seed, weights=weights
+            checkpoint, name, kind="generation", result={}, seed=options.seed, weights=weights
         )
-        for name, one in models.items()
+        for name, checkpoint in models.items()
     }
     own = ("weights", "weights_sha256", "process", "parameterization", "dtype")
     first = next(iter(described.values()))
@@ -298,7 +306,7 @@ def _document(
         "length": settings.length or next(iter(models.values())).length,
         "prompt": options.prompt,
         "settings": {name: getattr(settings, name) for name in ("eta", "hyperschedule", "width", "steps")},
-        "models": {name: {key: one[key] for key in own} for name, one in described.items()},
+        "models": {name: {key: checkpoint[key] for key in own} for name, checkpoint in described.items()},
         **common_fields(),
         **{key: first[key] for key in ("device", "seed", "versions", "tokenizer_sha256")},
     }

@@ -1,14 +1,14 @@
-"""Generative perplexity: what another language model thinks of the text that was written.
+"""Generative perplexity: how likely another language model finds generated text.
 
     token-weighted   exp( sum of nats over all samples / sum of judged tokens )
     over samples     mean of exp( nats / judged tokens ) of each sample
 
-The judge reads text with its own tokenizer. A token is judged when something stands before it: the judge's
-begin-of-sequence token where it has one, else the first token of a sample is given and not judged. What is longer than
-the judge can read is read in windows that overlap by half or more; each token is judged once, in the first that has it.
+The judge reads text with its own tokenizer. A token is judged when another token stands before it: the judge's
+begin-of-sequence token if there is one; otherwise the first token of a sample is given and not judged. Longer texts are
+read in windows that overlap by half or more; each token is judged once, in the first window that contains it.
 
-A text that repeats itself scores well, so the number means nothing without the entropy of the samples beside it
-(arXiv 2409.02908), and nothing at all across judges.
+A repetitive text gets a good score, so the number has no meaning without the entropy of the samples (arXiv 2409.02908).
+Numbers of different judges cannot be compared.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _T = TypeVar("_T")
 @final
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge makes of one text.
+    """A judge's result for one text.
 
     Attributes:
         nats: `-log p` of its judged tokens.
-        num_tokens: How many these are.
+        num_tokens: Number of judged tokens.
     """
 
     nats: float
@@ -57,8 +57,8 @@ class AbstractJudge(abc.ABC):
     """A language model that gives text a probability.
 
     Attributes:
-        name: What to call it in a report.
-        sha256: Hash of its weights: numbers of different judges must not be compared.
+        name: Name of the judge in a report.
+        sha256: Hash of the weights; numbers of different judges must not be compared.
     """
 
     name: str
@@ -66,12 +66,12 @@ class AbstractJudge(abc.ABC):
 
     @property
     def protocol_fields(self) -> dict[str, str]:
-        """What stands beside every number of this judge."""
+        """Fields of the document beside every number of this judge."""
         return {"judge": self.name, "judge_sha256": self.sha256}
 
     @abc.abstractmethod
     def judge(self, texts: Sequence[str]) -> list[Judgement]:
-        """What it makes of each text."""
+        """Judge each text."""
 
 
 @final
@@ -80,12 +80,12 @@ class TransformersJudge(AbstractJudge):
 
     Args:
         source: Folder, or name on the hub.
-        device: Where it computes.
-        batch_size: Texts in a pass.
-        offline: Whether the hub must not be asked.
+        device: Device of the model.
+        batch_size: Texts per forward pass.
+        offline: Whether access to the hub is forbidden.
 
     Raises:
-        ValueError: If there is no such model here and none can be had, if weights of it are missing, or if it is not
+        ValueError: If the model cannot be found or downloaded, if some of its weights are missing, or if it is not
             causal.
     """
 
@@ -113,9 +113,9 @@ class TransformersJudge(AbstractJudge):
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """What it has in mind after each text: the last hidden state of the last token, as MAUVE wants it.
+        """The last hidden state of the last token of each text: the features for MAUVE.
 
-        Of a text that is longer than it can read, it reads the beginning.
+        Only the beginning is used of a text that is longer than the model's context.
 
         Raises:
             ValueError: If there is no text, or one has no token.
@@ -123,27 +123,27 @@ class TransformersJudge(AbstractJudge):
         rows = [row[: self._limit] for row in self._rows(texts)]
         if not rows or not all(rows):
             raise ValueError(f"{self.name} has no features of nothing: give texts, none of them empty.")
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for some in _chunks(rows, self._batch_size):
             last = torch.tensor([len(row) - 1 for row in some])
             hidden = self._model(input_ids=self._padded(some), output_hidden_states=True).hidden_states[-1]
-            found.append(hidden[torch.arange(len(some)), last].float().cpu())
-        return torch.cat(found)
+            features.append(hidden[torch.arange(len(some)), last].float().cpu())
+        return torch.cat(features)
 
     @property
     def _limit(self) -> int | None:
-        """Tokens that it can read."""
+        """Maximum number of tokens that the model can read."""
         limit: int | None = getattr(self._model.config, "max_position_embeddings", None)
         return limit
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of the texts."""
+        """Token ids of the texts."""
         begin = self._tokenizer.bos_token_id
         rows = [self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         return [row if begin is None else [begin, *row] for row in rows]
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
-        """One batch, padded behind, where causal attention sees no padding."""
+        """One batch with padding at the end, which causal attention does not see."""
         tokens = torch.zeros(len(rows), max(2, *map(len, rows)), dtype=torch.long)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -152,25 +152,25 @@ class TransformersJudge(AbstractJudge):
     def _pass(self, windows: list[_Window]) -> list[float]:
         tokens = self._padded([window.tokens for window in windows])
         place = torch.arange(1, tokens.shape[1])
-        judged = torch.stack([(place >= one.given) & (place < len(one.tokens)) for one in windows])
+        judged = torch.stack([(place >= w.given) & (place < len(w.tokens)) for w in windows])
         logits = self._model(input_ids=tokens).logits[:, :-1].float()
         nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        found: list[float] = (
+        summed: list[float] = (
             nats.view(judged.shape).double().masked_fill(~judged.to(nats.device), 0.0).sum(1).tolist()
         )
-        return found
+        return summed
 
 
 @final
 class CheckpointJudge(AbstractJudge):
-    """A model of ours: its exact likelihood as a writer of one token after the other.
+    """A checkpoint as a judge: its exact likelihood as an autoregressive model.
 
     Args:
         checkpoint: The model; its noise must be able to mask everything.
-        tokenizer: Its tokenizer.
-        name: What to call it in a report.
-        device: That of the model by default, and no other.
-        batch_size: Texts in a pass.
+        tokenizer: The tokenizer of the model.
+        name: Name of the judge in a report.
+        device: The device of the model, which is the default; another device is refused.
+        batch_size: Texts per forward pass.
     """
 
     def __init__(
@@ -193,27 +193,31 @@ class CheckpointJudge(AbstractJudge):
         return _judged(rows, self._checkpoint.length, self._batch_size, self._pass)
 
     def _pass(self, windows: list[_Window]) -> list[float]:
-        found = [0.0] * len(windows)
-        for length, given in sorted({(len(one.tokens), one.given) for one in windows}):
-            alike = [at for at, one in enumerate(windows) if (len(one.tokens), one.given) == (length, given)]
+        nats_of = [0.0] * len(windows)
+        for length, given in sorted({(len(window.tokens), window.given) for window in windows}):
+            alike = [
+                at
+                for at, window in enumerate(windows)
+                if (len(window.tokens), window.given) == (length, given)
+            ]
             for at, nats in zip(alike, self._nats([windows[at].tokens for at in alike], given), strict=True):
-                found[at] = nats
-        return found
+                nats_of[at] = nats
+        return nats_of
 
     def _nats(self, rows: list[list[int]], given: int) -> list[float]:
-        """Nats of rows of one length, without the first tokens, which are given."""
+        """Nats of rows of equal length, without their given first tokens."""
         model, tokens = self._checkpoint, torch.tensor(rows, device=self._device)
         bound = AbsorbingBound(model.denoiser, model.regime(autoregressive(tokens.shape[1])), "exact", given)
         times = torch.zeros(len(tokens), bound.corruption.num_times, dtype=torch.float64)
         draw = torch.zeros(tokens.shape, dtype=torch.float64)
-        found: list[float] = bound(tokens, times.to(self._device), draw.to(self._device)).tolist()
-        return found
+        nats: list[float] = bound(tokens, times.to(self._device), draw.to(self._device)).tolist()
+        return nats
 
 
 @final
 @dataclass(frozen=True)
 class _Window:
-    """Part of a text, as long as a judge can read, and how many of its first tokens are given."""
+    """Part of a text, as long as a judge can read, and the number of given tokens at its beginning."""
 
     text: int
     tokens: list[int]
@@ -223,17 +227,17 @@ class _Window:
 def _judged(
     rows: list[list[int]], limit: int | None, size: int, nats: Callable[[list[_Window]], list[float]]
 ) -> list[Judgement]:
-    """Judge rows of tokens, some windows at a time."""
+    """Judge rows of tokens, a batch of windows at a time."""
     totals = [0.0] * len(rows)
     windows = [window for text, row in enumerate(rows) for window in _windows(text, row, limit or len(row))]
     for some in _chunks(windows, size):
-        for window, found in zip(some, nats(some), strict=True):
-            totals[window.text] += found
+        for window, nats_of_window in zip(some, nats(some), strict=True):
+            totals[window.text] += nats_of_window
     return [Judgement(total, max(0, len(row) - 1)) for total, row in zip(totals, rows, strict=True)]
 
 
 def _windows(text: int, row: list[int], limit: int) -> Iterator[_Window]:
-    """Windows of a text in which every token but the first is new once."""
+    """Windows of a text; every token but the first is new in exactly one of them."""
     end = min(limit, len(row))
     if end > 1:
         yield _Window(text, row[:end], 1)
@@ -253,31 +257,33 @@ def generative_perplexity(
     """Both perplexities of some texts, with jackknife errors over texts.
 
     Args:
-        judge: Who judges.
-        texts: The samples.
-        watch: Told how many have been judged.
+        judge: The judge of the texts.
+        texts: Texts of the samples.
+        watch: Called with the number of texts that have been judged.
 
     Raises:
-        ValueError: If there is no text, or nothing in one to judge.
+        ValueError: If there is no text, or a text has no token to judge.
     """
     if not texts:
         raise ValueError("there are no samples to judge; give at least one.")
-    found: list[Judgement] = []
+    judgements: list[Judgement] = []
     for start in range(0, len(texts), _CHUNK):
-        found += judge.judge(texts[start : start + _CHUNK])
+        judgements += judge.judge(texts[start : start + _CHUNK])
         if watch is not None:
-            watch(len(found))
-    empty = [index for index, one in enumerate(found) if not one.num_tokens]
+            watch(len(judgements))
+    empty = [index for index, judgement in enumerate(judgements) if not judgement.num_tokens]
     if empty:
         raise ValueError(f"sample {empty[0]} has no token that {judge.name} could judge: it is too short.")
-    nats, count = math.fsum(one.nats for one in found), sum(one.num_tokens for one in found)
+    nats = math.fsum(judgement.nats for judgement in judgements)
+    count = sum(judgement.num_tokens for judgement in judgements)
     without = [
-        math.exp((nats - one.nats) / (count - one.num_tokens)) if len(found) > 1 else 0.0 for one in found
+        math.exp((nats - judgement.nats) / (count - judgement.num_tokens)) if len(judgements) > 1 else 0.0
+        for judgement in judgements
     ]
     return {
         "generative perplexity": jackknife(math.exp(nats / count), without),
         "generative perplexity, mean over samples": mean(
-            [math.exp(one.nats / one.num_tokens) for one in found]
+            [math.exp(judgement.nats / judgement.num_tokens) for judgement in judgements]
         ),
     }
 
@@ -286,7 +292,7 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
     """The tokenizer and the model of a folder or a name.
 
     Raises:
-        ValueError: If it cannot be had, or is not whole: what is missing would be random.
+        ValueError: If the model cannot be opened, or weights are missing: they would be random.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -312,8 +318,8 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
         raise ValueError(
             f"the weights of the judge {source!r} are damaged, or those of another model ({error}). Fetch them again."
         ) from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the judge {source!r} lacks {len(missing)} of its weights, {missing[0]} among them: it is not whole, or "
             "no language model."
@@ -323,17 +329,17 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _looks_ahead(model: Any, device: torch.device) -> bool:
-    """Whether what a model says behind the first tokens depends on a later one."""
+    """Whether the outputs at the first tokens depend on a later token."""
     tokens = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
-    one, other = model(input_ids=tokens).logits[:, :2].float()
-    return bool((one - other).abs().max() > _NOISE * one.std())
+    logits, other = model(input_ids=tokens).logits[:, :2].float()
+    return bool((logits - other).abs().max() > _NOISE * logits.std())
 
 
 def _is_here(source: str, *, offline: bool) -> bool:
-    """Whether nothing need be fetched; if something must, whether the hub answers is found out at once.
+    """Whether all files are available locally; if some are missing, check at once that the hub answers.
 
     Raises:
-        OSError: If it does not.
+        OSError: If the hub does not answer.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -352,8 +358,8 @@ def _is_here(source: str, *, offline: bool) -> bool:
 
 
 _NOISE = 1e-2
-"""What numbers of few digits may make of equal ones, in standard deviations."""
+"""Difference that rounding may cause between equal numbers, in standard deviations."""
 _SECONDS = 10.0
-"""How long the hub may take to answer."""
+"""Seconds that the hub may take to answer."""
 _CHUNK = 32
 """Samples between two reports of progress."""

@@ -1,4 +1,4 @@
-"""Who judges generated text, by the word that a user says: a language model of others, or a checkpoint of ours."""
+"""Judges of generated text, by their names: a language model of `transformers`, or a checkpoint of hdlm."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hdlm.package_data import pretrained
 __all__ = ["NO_JUDGE", "USUAL_JUDGE", "judges_of", "named_judges"]
 
 USUAL_JUDGE = "gpt2-large"
-"""The model that judges unless another is named, as in the field."""
+"""The default judge, as is usual in the literature."""
 NO_JUDGE = "none"
-"""The word for no judge."""
+"""The name that stands for no judge."""
 
 
 def named_judges(words: Sequence[str] | None) -> tuple[str, ...]:
-    """The judges that a command line names: the usual one by default.
+    """The judges that a command line names: the default judge if it names none.
 
     Args:
         words: Names of judges, or `NO_JUDGE`.
@@ -37,21 +37,21 @@ def named_judges(words: Sequence[str] | None) -> tuple[str, ...]:
 def judges_of(
     words: Sequence[str], device: torch.device, batch_size: int = 8, *, offline: bool = False
 ) -> dict[str, AbstractJudge | str]:
-    """Judges by the word that means them; for one that cannot be had, the reason.
+    """Judges by name; if a judge cannot be opened, the reason.
 
     Args:
-        words: Each a folder or hub name of a causal language model, or whatever `hdlm.load` opens.
-        device: Where they compute.
-        batch_size: Texts in a pass.
-        offline: Whether the hub must not be asked.
+        words: Names, each a folder or hub name of a causal language model, or a model that `hdlm.load` opens.
+        device: Device of the judges.
+        batch_size: Texts per forward pass.
+        offline: Whether access to the hub is forbidden.
     """
-    found: dict[str, AbstractJudge | str] = {}
+    judges: dict[str, AbstractJudge | str] = {}
     for word in words:
         try:
-            found[word] = _judge(word, device, batch_size, offline=offline)
+            judges[word] = _judge(word, device, batch_size, offline=offline)
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            found[word] = " ".join(str(error).split())
-    return found
+            judges[word] = " ".join(str(error).split())
+    return judges
 
 
 def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -> AbstractJudge:
@@ -63,7 +63,7 @@ def _judge(word: str, device: torch.device, batch_size: int, *, offline: bool) -
 
 
 def _is_ours(word: str) -> bool:
-    """Whether a word names a checkpoint that `hdlm.load` opens: a model that ships, or a path to no model of theirs."""
+    """Whether `hdlm.load` opens this name: a shipped model, or a path that is not a `transformers` model."""
     path = Path(word).expanduser()
     if not path.exists():
         return (pretrained() / word / "config.json").is_file()
@@ -72,6 +72,6 @@ def _is_ours(word: str) -> bool:
         return True
     from transformers import CONFIG_MAPPING
 
-    found = json.loads(config.read_text(encoding="utf-8"))
-    kind = found.get("model_type") if isinstance(found, dict) else None
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
     return kind == "hdlm" or kind not in CONFIG_MAPPING

@@ -2,12 +2,12 @@
 
     MAUVE = area under { (exp(-c KL(Q || R)), exp(-c KL(P || R))) : R = a P + (1 - a) Q, 0 < a < 1 },  c = 5
 
-with `P` and `Q` the histograms of samples and real text over clusters (k-means, samples / 10 clusters) of the features
-that a judge gives them. 1 is best. The package `mauve-text`, by the authors of the measure, computes it
-Numbers of other judges, other numbers of samples or other lengths must not be compared.
+where `P` and `Q` are the histograms of samples and real text over clusters (k-means, samples / 10 clusters) of a
+judge's features. 1 is best. The package `mauve-text`, by the authors of the measure, computes it. Numbers for different
+judges, numbers of samples or lengths must not be compared.
 
-The error is a jackknife over groups of samples, each left out together with as much of the real text, so the noise of
-clustering is in it.
+The error is a jackknife over groups of samples. With each group an equal share of the real text is left out, so the
+error includes the noise of the clustering.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hdlm.evaluation.generation.metrics import Estimate, jackknife
 __all__ = ["FEWEST", "mauve"]
 
 FEWEST = 20
-"""Samples below which there is nothing to cluster. The authors advise some thousands."""
+"""Minimum number of samples for clusters. The authors advise some thousands."""
 _GROUPS = 10
 
 
@@ -42,10 +42,10 @@ def mauve(
     """MAUVE of features.
 
     Args:
-        samples: Features of the samples, a row each; see `TransformersJudge.features`.
-        reference: Features of real text, at least as many.
-        clusters: How many; a tenth of the samples by default, at least 2.
-        seed: Of the clustering.
+        samples: Features of the samples, one row each; see `TransformersJudge.features`.
+        reference: Features of real text, at least as many rows as `samples`.
+        clusters: Number of clusters; by default a tenth of the number of samples, at least 2.
+        seed: Seed of the clustering.
 
     Raises:
         ValueError: If there are too few samples, or fewer reference texts than samples.
@@ -74,19 +74,19 @@ def _area(p: Tensor, q: Tensor, clusters: int, seed: int) -> float:
             'MAUVE needs the package mauve-text: pip install "hdlm[eval]"', name=error.name
         ) from error
     with _without_complaints():
-        found: Any = package.compute_mauve(
+        result: Any = package.compute_mauve(
             p_features=p.numpy().astype(np.float32),
             q_features=q.numpy().astype(np.float32),
             num_buckets=clusters,
             seed=seed,
             verbose=False,
         )
-    return float(found.mauve)
+    return float(result.mauve)
 
 
 @contextmanager
 def _without_complaints() -> Iterator[None]:
-    """Standard error to nowhere: at the authors' number of clusters, faiss always says that there are too many."""
+    """Discard standard error: at the authors' number of clusters, faiss always warns that there are too many."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

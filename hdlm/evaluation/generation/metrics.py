@@ -1,17 +1,17 @@
-"""Measures of generated text that need no judge: how varied it is, and how much it repeats itself.
+"""Measures of generated text that need no judge: how varied the text is, and how much it repeats itself.
 
-All are over token ids, never over text that was decoded and tokenised again. With `c_k` the count of token `k` among
-the `n` tokens of a sample,
+All measures use token ids, never text that was decoded and tokenised again. With `c_k` the count of token `k` among the
+`n` tokens of a sample,
 
     entropy      = - sum_k (c_k / n) log(c_k / n)                 nats, mean over samples
     distinct-n   = different n-grams / n-grams                    all samples together (arXiv 1510.03055)
     repetition-n = 1 - different n-grams / n-grams                within a sample, mean over samples (arXiv 1908.04319)
 
-What samples are too short for is not measured: it is neither 0 nor 1. distinct-n needs one n-gram in all samples,
-repetition-n one in each, and entropy a token in each.
+A measure is not taken if samples are too short for it, and then is neither 0 nor 1. distinct-n needs one n-gram in all
+samples, repetition-n one in each sample, and entropy a token in each sample.
 
-Every number has a standard error, by the jackknife: what the number becomes without each of the samples. Numbers of
-other numbers or lengths of samples must not be compared: entropy grows with length, distinct-n falls with both.
+Every number has a standard error by the jackknife: the number is computed without each of the samples in turn. Numbers
+for other numbers or lengths of samples must not be compared: entropy grows with length, distinct-n falls with both.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ Gram = tuple[int, ...]
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number and how sure it is.
+    """A measured number and its standard error.
 
     Attributes:
-        value: The number.
-        error: Its standard error; None if it cannot be known, as with one sample.
+        value: The measured number.
+        error: Standard error; None if it is unknown, as for a single sample.
     """
 
     value: float
     error: float | None
 
     def __str__(self) -> str:
-        """As a person writes it."""
+        """The number and its error, rounded for a reader."""
         return f"{self.value:.3f}" if self.error is None else f"{self.value:.3f} ± {self.error:.3f}"
 
 
@@ -64,16 +64,16 @@ def jackknife(value: float, without: Sequence[float]) -> Estimate:
 
 
 def token_entropy(tokens: Sequence[int]) -> float:
-    """Entropy in nats of the token frequencies of one sample; 0 of an empty one, as published. `entropy` refuses those.
+    """Entropy in nats of the token frequencies of one sample; 0 for an empty sample, as published.
 
-    This is the "sample entropy" that SEDD and MDLM report (arXiv 2310.16834); arXiv 2409.02908 says why it must stand
-    beside every generative perplexity.
+    This is the "sample entropy" that SEDD and MDLM report (arXiv 2310.16834); arXiv 2409.02908 explains why every
+    generative perplexity needs it.
     """
     return 0.0 - math.fsum(c / len(tokens) * math.log(c / len(tokens)) for c in Counter(tokens).values())
 
 
 def diversity(samples: Sequence[Sequence[int]]) -> dict[str, Estimate]:
-    """Entropy, distinct-n and repetition-n of samples, without those that the samples are too short for.
+    """Entropy, distinct-n and repetition-n of samples, except for measures that the samples are too short for.
 
     Args:
         samples: Token ids of each sample.
@@ -82,11 +82,11 @@ def diversity(samples: Sequence[Sequence[int]]) -> dict[str, Estimate]:
         ValueError: If there is no sample.
     """
     _check_any(samples)
-    found = {}
+    estimates = {}
     for name, measure in DIVERSITY.items():
         with suppress(TooShortError):
-            found[name] = measure(samples)
-    return found
+            estimates[name] = measure(samples)
+    return estimates
 
 
 def entropy(samples: Sequence[Sequence[int]]) -> Estimate:
@@ -100,14 +100,14 @@ def entropy(samples: Sequence[Sequence[int]]) -> Estimate:
 
 
 def _repetition(samples: Sequence[Sequence[int]], n: int) -> Estimate:
-    """The mean share of n-grams of a sample that have been there before."""
+    """The mean share of n-grams of a sample that occurred before in it."""
     _check_each(samples, f"repetition-{n}", n)
     grams = [_grams(tokens, n) for tokens in samples]
     return mean([1 - len(set(own)) / len(own) for own in grams])
 
 
 def _distinct(samples: Sequence[Sequence[int]], n: int) -> Estimate:
-    """Different n-grams over n-grams, of all samples together; a sample takes along the n-grams that only it has."""
+    """Different n-grams over n-grams, of all samples; each sample owns the n-grams that occur only in it."""
     _check_any(samples)
     every = [_grams(tokens, n) for tokens in samples]
     total = sum(map(len, every))
@@ -129,7 +129,7 @@ def _distinct(samples: Sequence[Sequence[int]], n: int) -> Estimate:
 
 
 class TooShortError(ValueError):
-    """Samples have nothing that could be measured."""
+    """Samples are too short or too few for a measure."""
 
 
 def _check_any(samples: Sequence[Sequence[int]]) -> None:
@@ -154,11 +154,11 @@ DIVERSITY: Mapping[str, Callable[[Sequence[Sequence[int]]], Estimate]] = Mapping
         "repetition-4": partial(_repetition, n=4),
     }
 )
-"""The measures of token ids by name. Each raises a ValueError that says so if the samples are too short for it."""
+"""The measures of token ids by name. Each raises a ValueError if the samples are too short for it."""
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of one number a sample.
+    """The mean of one number per sample.
 
     Raises:
         ValueError: If there is no number.

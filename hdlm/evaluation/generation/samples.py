@@ -1,9 +1,9 @@
-"""Many samples: written batch by batch, kept on the disk as they come, gone on with after a kill, by many processes.
+"""Many samples: written batch by batch, saved during the run, resumed after an interruption, by many processes.
 
 Sample `k` is a function of the seed and `k`: neither the batch size, nor the number of processes, nor an interruption
-changes it. The file is one JSON object a line: first what the samples were made with, then the samples, each with its
-`index`. A line is added for each as it comes, and a last line that was cut short by a kill is dropped. Of several
-processes each has a part of its own beside the file; the parts are put together, in order, when all are done.
+changes it. The file has one JSON object per line: first the settings of the samples, then the samples, each with its
+`index`. A line is appended for each new sample; an incomplete last line is dropped. With several processes, each writes
+its own part beside the file; the parts are merged in order when all are done.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from hdlm.sampling import ApproximateCache, Frame, Trace
 __all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "drawn_with", "num_evaluations", "tokens_per_second"]
 
 DRAW_DTYPE = "float64"
-"""What `hdlm.sampling.draws` draws in, always."""
+"""The precision in which `hdlm.sampling.draws` always draws."""
 _NO_END = Ending()
 
 
 @final
 @dataclass(frozen=True)
 class Sample:
-    """One text that was written, and at what price.
+    """One generated text and its cost.
 
     Attributes:
-        text: The words, the prompt included.
-        tokens: Their ids, the special ones included.
-        given: How many of the first were given.
-        num_evaluations: Calls of the network for the batch that it was in, or their mean over batches.
-        seconds: Time for that batch, over its samples.
-        revisions: Words taken back by kind and step; see `hdlm.evaluation.generation.corrections`.
+        text: The text, including the prompt.
+        tokens: The token ids, including special tokens.
+        given: Number of given tokens at the beginning.
+        num_evaluations: Network calls for the batch of the sample, or their mean over batches.
+        seconds: Time for the batch, divided by its number of samples.
+        revisions: Revised words by kind and step; see `hdlm.evaluation.generation.corrections`.
     """
 
     text: str
@@ -64,8 +64,8 @@ class Sample:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sample:
-        """What `asdict` gave, once it has been JSON, with or without an index."""
-        steps = {kind: {int(k): v for k, v in one.items()} for kind, one in values["revisions"].items()}
+        """Build a sample from the result of `asdict` that was read from JSON, with or without an index."""
+        steps = {kind: {int(k): v for k, v in counts.items()} for kind, counts in values["revisions"].items()}
         rest = {name: value for name, value in values.items() if name != "index"}
         return cls(**{**rest, "revisions": steps})
 
@@ -85,26 +85,26 @@ def draw_samples(
     processes: Processes = ALONE,
     watch: Callable[[int, float], None] | None = None,
 ) -> list[Sample]:
-    """Write samples, or go on where another run stopped.
+    """Write samples, or resume an earlier run.
 
     Args:
-        checkpoint: The model.
-        settings: How to write.
-        prompt: Text that all begin with.
-        num: How many samples, at least 1.
-        batch_size: How many at a time; by default as many as fit, halved when memory runs out.
-        seed: Of all randomness.
+        checkpoint: The checkpoint of the model.
+        settings: Settings of the sampler.
+        prompt: Text at the beginning of all samples.
+        num: Number of samples, at least 1.
+        batch_size: Samples per batch; by default as many as fit, halved when memory runs out.
+        seed: Seed of all randomness.
         ending: Where samples may end before the canvas is full.
         approximate: A cache that changes logits.
-        device: That of the model by default, and no other.
-        keep: The file they are kept in, and read from if it is there.
-        processes: Who else writes at the same time, each its share; they need a file.
-        watch: Told after every step how many samples are not left to this process, and which share of the work is done.
+        device: The device of the model, which is the default; another device is refused.
+        keep: The file in which samples are saved; samples that it already holds are used.
+        processes: All processes that share the work; they need a file.
+        watch: Called after every step with the number of samples that this process has finished or need not write, and
+            with the share of the work that is done.
 
     Raises:
-        ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, the file has
-            samples that were made otherwise, or samples would depend on those written beside them (guidance with an
-            approximate cache).
+        ValueError: If the prompt has gaps, a setting is out of range, several processes have no file, the file holds
+            samples with other settings, or samples would depend on their batch (guidance with an approximate cache).
     """
     if approximate is not None and settings.guidance:
         raise ValueError(
@@ -117,11 +117,11 @@ def draw_samples(
         raise ValueError("several processes need a file to put their samples together: give `keep`.")
     made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
-    found = {} if kept is None else kept.read()
+    samples = {} if kept is None else kept.read()
     device = resolve_device(checkpoint.denoiser, device)
     unit = size = batch_size or (16 if device.type == "cpu" else 64)
     turn = processes.count, processes.rank
-    left = [index for index in range(num) if index not in found and index // unit % turn[0] == turn[1]]
+    left = [index for index in range(num) if index not in samples and index // unit % turn[0] == turn[1]]
     how = {"ending": ending, "approximate": approximate, "device": device}
     while left:
         some = _run_of(left, size)
@@ -135,15 +135,15 @@ def draw_samples(
             continue
         if kept is not None:
             kept.add(new)
-        found |= new
+        samples |= new
         left = left[len(some) :]
     if kept is not None:
         processes.wait()
         if processes.is_main:
             kept.put_together()
         processes.wait()
-        found = kept.read() if processes.count > 1 else found
-    return [found[index] for index in range(num)]
+        samples = kept.read() if processes.count > 1 else samples
+    return [samples[index] for index in range(num)]
 
 
 def drawn_with(
@@ -154,7 +154,7 @@ def drawn_with(
     ending: Ending = _NO_END,
     approximate: ApproximateCache | None = None,
 ) -> dict[str, Any]:
-    """All that samples depend on, ready for JSON; arguments as in `draw_samples`."""
+    """All inputs that samples depend on, ready for JSON; arguments as in `draw_samples`."""
     return {
         "settings": asdict(settings),
         "prompt": prompt,
@@ -175,17 +175,17 @@ def drawn_with(
 
 
 def num_evaluations(samples: Sequence[Sample]) -> float:
-    """Calls of the network for a batch; the mean over samples, should batches differ."""
+    """Network calls per batch; the mean over samples if batches differ."""
     return sum(sample.num_evaluations for sample in samples) / len(samples)
 
 
 def tokens_per_second(samples: Sequence[Sample]) -> float:
-    """Tokens written, over the time that it took."""
+    """Tokens written per second."""
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 
 
 def _run_of(left: Sequence[int], most: int) -> range:
-    """The first of them that follow one another."""
+    """The first consecutive indices, at most `most`."""
     count = 1
     while count < min(most, len(left)) and left[count] == left[0] + count:
         count += 1
@@ -193,7 +193,7 @@ def _run_of(left: Sequence[int], most: int) -> range:
 
 
 def _tell(watch: Callable[[int, float], None], begun: int, size: int, num: int, frame: Frame) -> None:
-    """Say how far the work is, from how far `size` samples behind `begun` others are."""
+    """Report the progress of a batch of `size` samples after `begun` finished samples."""
     watch(begun, (begun + frame.share * size) / num)
 
 
@@ -226,26 +226,26 @@ def _batch(
     taken_back = [change for change in trace.changes if change.reason != "unmasked"]
     return {
         index: Sample(
-            one.text,
-            list(one.tokens),
-            one.given,
-            one.num_evaluations,
+            passage.text,
+            list(passage.tokens),
+            passage.given,
+            passage.num_evaluations,
             seconds,
             revisions(taken_back, index),
         )
-        for index, one in zip(indices, passages, strict=True)
+        for index, passage in zip(indices, passages, strict=True)
     }
 
 
 @final
 @dataclass(frozen=True)
 class _Kept:
-    """The file of samples, and the parts beside it.
+    """The file of samples, and its parts.
 
     Attributes:
-        path: The file.
-        made_with: What its samples are made with.
-        rank: Which process this is; 0 adds to the file itself.
+        path: Path of the file.
+        made_with: The settings of the samples in the file.
+        rank: Rank of this process; rank 0 appends to the file.
     """
 
     path: Path
@@ -253,21 +253,21 @@ class _Kept:
     rank: int
 
     def read(self) -> dict[int, Sample]:
-        """Samples of this and earlier runs, by index.
+        """Samples of this run and earlier runs, by index.
 
         Raises:
-            ValueError: If they were made otherwise, or a file is something else.
+            ValueError: If the samples have other settings, or a file has another format.
         """
-        found: dict[int, Sample] = {}
+        samples: dict[int, Sample] = {}
         for path in [self.path, *self._parts]:
-            found |= self._samples(path) if path.exists() and path.stat().st_size else {}
-        return found
+            samples |= self._samples(path) if path.exists() and path.stat().st_size else {}
+        return samples
 
     def add(self, new: Mapping[int, Sample]) -> None:
-        """Add samples.
+        """Append samples.
 
         Raises:
-            NotKeptError: If they cannot be written.
+            NotKeptError: If the samples cannot be written.
         """
         path = self.path if self.rank == 0 else self.path.with_name(f"{self.path.name}.part-{self.rank}")
         lines = [_line({"index": index, **asdict(sample)}) for index, sample in new.items()]
@@ -275,7 +275,7 @@ class _Kept:
             self._append(path, lines)
 
     def _append(self, path: Path, lines: Sequence[bytes]) -> None:
-        """Add lines behind the last one that is whole."""
+        """Append lines after the last complete line."""
         if not path.exists() or not path.stat().st_size:
             self._write(path, {})
         with path.open("r+b") as file:
@@ -287,7 +287,7 @@ class _Kept:
                 file.flush()
 
     def put_together(self) -> None:
-        """All samples in the file itself, in order, and no parts."""
+        """Write all samples into the file, in order, and delete the parts."""
         parts = self._parts
         if parts:
             self._write(self.path, dict(sorted(self.read().items())))
@@ -310,7 +310,7 @@ class _Kept:
         *lines, _ = path.read_bytes().split(b"\n")
         try:
             first, *rest = [json.loads(line) for line in lines]
-            found = {int(one["index"]): Sample.from_dict(one) for one in rest}
+            samples = {int(entry["index"]): Sample.from_dict(entry) for entry in rest}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is no file of samples ({error}): remove it, or choose another place."
@@ -325,7 +325,7 @@ class _Kept:
                 f"{path} has samples that were made otherwise ({', '.join(apart)} differ): remove it, or choose "
                 "another place."
             )
-        return found
+        return samples
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""All that is said of samples, by name: each number with its error, or the reason why there is none."""
+"""All measures of samples by name: each number with its error, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "is best (arXiv 2102.01454)",
     }
 )
-"""Every number in words. Errors are standard errors by the jackknife over samples (over ten groups for MAUVE)."""
+"""Definition of every number. Errors are standard errors by the jackknife over samples (over ten groups for MAUVE)."""
 
 Scores = dict[str, dict[str, Any]]
 
@@ -54,12 +54,12 @@ Scores = dict[str, dict[str, Any]]
 def score_or_failure(
     names: Sequence[str], measure: Callable[[], Mapping[str, Estimate]], **more: Any
 ) -> Scores:
-    """What a measurement says, ready for JSON; if it fails, the reason under each of its names.
+    """The numbers of a measurement, ready for JSON; if it fails, the reason under each of its names.
 
     Args:
-        names: What it measures.
-        measure: The measurement.
-        **more: What to note beside every number, such as the judge.
+        names: Names of the numbers.
+        measure: Function that measures them.
+        **more: Fields to add to every number, such as the judge.
     """
     try:
         return {name: {**asdict(value), **more} for name, value in measure().items()}
@@ -68,11 +68,11 @@ def score_or_failure(
 
 
 def score_tokens(rows: Sequence[Sequence[int]]) -> Scores:
-    """Entropy, distinct-n, repetition and self-BLEU of token ids; for each that samples are too short for, why."""
-    found: Scores = {}
+    """Entropy, distinct-n, repetition and self-BLEU of token ids; if samples are too short for one, the reason."""
+    scores: Scores = {}
     for name, measure in {**DIVERSITY, "self-BLEU": self_bleu}.items():
-        found |= score_or_failure((name,), partial(_named, name, measure, rows))
-    return found
+        scores |= score_or_failure((name,), partial(_named, name, measure, rows))
+    return scores
 
 
 def _named(
@@ -87,28 +87,28 @@ def score(
     judges: Mapping[str, AbstractJudge | str] = MappingProxyType({}),
     watch: Callable[[int], None] | None = None,
 ) -> Scores:
-    """All that needs no real text to compare with.
+    """All measures that do not need a reference text.
 
     Args:
         rows: Token ids of each sample.
-        texts: Its words.
-        judges: Judges by name; a string says why one could not be had.
-        watch: Told how many texts a judge has judged.
+        texts: Text of each sample.
+        judges: Judges by name; a string is the reason why a judge is missing.
+        watch: Called with the number of texts that a judge has judged.
 
     Returns:
-        Numbers by name. Those of judges after the first have the judge in their name.
+        Numbers by name. Names of numbers by the second and later judges contain the judge.
     """
-    found = score_tokens(rows)
+    scores = score_tokens(rows)
     for place, (name, judge) in enumerate(judges.items()):
         label = PERPLEXITY if not place else f"{PERPLEXITY} ({name})"
         if isinstance(judge, str):
-            found[label] = {"failed": judge, "judge": name}
+            scores[label] = {"failed": judge, "judge": name}
             continue
         judged = score_or_failure(
             (PERPLEXITY,), partial(generative_perplexity, judge, texts, watch), **judge.protocol_fields
         )
-        found |= {key.replace(PERPLEXITY, label): value for key, value in judged.items()}
-    return found
+        scores |= {key.replace(PERPLEXITY, label): value for key, value in judged.items()}
+    return scores
 
 
 def score_mauve(
@@ -121,11 +121,11 @@ def score_mauve(
     """MAUVE of texts.
 
     Args:
-        texts: The samples.
+        texts: Texts of the samples.
         reference: Real text of the same length, at least as many pieces.
-        features: From texts to the features of a judge.
-        seed: Of the clustering.
-        judge: Whose they are.
+        features: Computes the judge's features of texts.
+        seed: Seed of the clustering.
+        judge: The judge that the features belong to.
     """
     return score_or_failure(
         ("MAUVE",),
@@ -135,16 +135,16 @@ def score_mauve(
 
 
 def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int[Tensor, "num length"]:
-    """Pieces of a text that do not overlap, chosen at random.
+    """Random pieces of a text that do not overlap.
 
     Args:
         text: Tokens of the text.
-        num: How many.
-        length: Tokens in each.
-        seed: Of the choice.
+        num: Number of pieces.
+        length: Tokens in each piece.
+        seed: Seed of the choice.
 
     Raises:
-        ValueError: If the text has not so many.
+        ValueError: If the text is too short.
     """
     there = len(text) // length
     if there < num:

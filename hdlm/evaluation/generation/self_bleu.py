@@ -1,14 +1,14 @@
-"""Self-BLEU: how much the samples of a writer resemble one another (arXiv 1802.01886). High is bad.
+"""Self-BLEU: how much the samples of a writer resemble one another (arXiv 1802.01886). Low is good.
 
     self-BLEU = mean over samples i of BLEU-4(sample i; all other samples as its references)        in [0, 1]
     BLEU-4    = min(1, exp(1 - r / h)) * (p_1 p_2 p_3 p_4)^(1/4)
 
 with `h` the length of the sample, `r` the length of the reference that is closest to it (the shorter of two), and `p_n`
 the share of its n-grams that are in a reference, none counted more often than the reference that has it most often.
-Where no n-gram is, `p_n` is `1 / (2 n-grams)`, then `1 / (4 n-grams)`, ... (smoothing 3 of NIST, as in sacrebleu).
+Where no n-gram matches, `p_n` is `1 / (2 n-grams)`, then `1 / (4 n-grams)`, ... (smoothing 3 of NIST, as in sacrebleu).
 
-It is over token ids. sacrebleu would compare every sample with every other one; here each n-gram knows the two samples
-that have it most often, which is enough, so the time grows with the text and not with its square.
+It uses token ids. sacrebleu compares every sample with every other sample. Here each n-gram stores the two samples that
+have it most often, which is enough, so the time grows linearly with the text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def self_bleu(samples: Sequence[Sequence[int]]) -> Estimate:
     """How much samples resemble one another, with its jackknife error over samples.
 
     Args:
-        samples: Token ids of each, at least two samples.
+        samples: Token ids of each sample, at least two samples.
 
     Raises:
-        ValueError: If there are fewer, or one is empty.
+        ValueError: If there are fewer than two samples, or a sample is empty.
     """
     if len(samples) < 2 or not all(samples):
         raise ValueError(
@@ -75,7 +75,7 @@ def _matches(
         for held in holders.values():
             most = sorted(held, reverse=True)[:3]
             for times, index in held:
-                others = [one for one in most if one[1] != index]
+                others = [owner for owner in most if owner[1] != index]
                 if not others:
                     continue
                 matched = min(times, others[0][0])
@@ -89,20 +89,20 @@ def _matches(
 def _closest(
     sizes: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The length closest to that of each sample among the others, the next closest, and whose the closest is."""
-    found = []
+    """The length closest to that of each sample among the others, the next closest, and the index of the closest."""
+    closest = []
     for index, size in enumerate(sizes.tolist()):
         order = np.lexsort((sizes, np.abs(sizes - size)))
         others = order[order != index]
-        found.append((sizes[others[0]], sizes[others[min(1, len(others) - 1)]], others[0]))
-    first, second, whose = np.array(found).T
+        closest.append((sizes[others[0]], sizes[others[min(1, len(others) - 1)]], others[0]))
+    first, second, whose = np.array(closest).T
     return first, second, whose
 
 
 def _bleu(
     hits: Float[np.ndarray, "n 4"], totals: np.ndarray, sizes: np.ndarray, references: np.ndarray
 ) -> Float[np.ndarray, " n"]:
-    """BLEU of each sample, over the orders that it is long enough for."""
+    """BLEU of each sample, over the n-gram orders that the sample is long enough for."""
     missed = (hits <= 0) & (totals > 0)
     smooth = np.power(2.0, np.cumsum(missed, 1))
     share = np.where(missed, 1 / smooth, hits) / np.maximum(totals, 1)

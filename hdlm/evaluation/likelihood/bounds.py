@@ -1,16 +1,17 @@
-r"""Two upper bounds on `-log p(x_0)`, of one window, each as an unbiased random estimate. Never to be mixed.
+r"""Two upper bounds on `-log p(x_0)` of one window, each as an unbiased random estimate. They must not be mixed.
 
-The *absorbing* bound is the paper's protocol (arXiv 2504.06416): masks and no wrong words, whatever the process,
+The *absorbing* bound is the paper's protocol (arXiv 2504.06416): masks and no wrong words, for every process,
 
     integral over u of E[ sum over masked i of -log p(x_0^i | x_u) ] / u,
 
-the likelihood of the sampler that unmasks tokens into draws from `p(x_0 | x_u)`. The *hybrid* bound is that of the
-process itself: exact score entropy, integrated over its noise, plus what the prior is off, plus a reconstruction
-where the noise does not come gradually (the epsilon-hybrids replace words at `u = 0+`),
+the likelihood of the sampler that unmasks tokens by drawing from `p(x_0 | x_u)`. The *hybrid* bound is that of the
+process itself: exact score entropy, integrated over its noise, plus the divergence of the prior, plus a reconstruction
+term where the noise does not start gradually (the epsilon-hybrids replace words at `u = 0+`),
 
     integral of score entropy + KL(q(x_1 | x_0) || prior) + E[ sum over i of -log p(x_0^i | y) ],  y ~ q(x_0+ | x_0).
 
-On a hyperschedule `u` is the noise of a position while it is active, and it sees what generation lets it see.
+On a hyperschedule `u` is the noise of a position while it is active. An active position sees what it sees in
+generation.
 """
 
 from __future__ import annotations
@@ -46,29 +47,29 @@ __all__ = [
 ]
 
 _HAIR = 1e-12
-"""Noise fractions are read this close to 0 and 1."""
+"""Distance that noise fractions keep from 0 and 1."""
 _ROWS = 1024
-"""Positions whose distribution over the vocabulary is held at a time."""
+"""Number of positions whose distribution over the vocabulary is in memory at a time."""
 _PASSES = 4
-"""Passes of the network for a reconstruction, at most: more would buy less than as many more replicates."""
+"""Maximum network passes for a reconstruction; additional replicates reduce the variance more than further passes."""
 _BISECTIONS = 60
-"""Halvings of [0, 1]: more than float64 can tell apart."""
+"""Halvings of [0, 1]: more than float64 can resolve."""
 
 
 class AbstractBound(abc.ABC):
     """A random estimate of an upper bound on `-log p` of each window; unbiased, with finite moments.
 
-    Times that are handed in are even; they are moved towards small noise and weighed for it (see
+    The given times are uniform; they are moved towards small noise and weighted for it (see
     `hdlm.evaluation.likelihood.times`).
 
-    Shifted denoisers say nothing of the first positions. These are given, and charged `log N` nats each, as if drawn
+    Shifted denoisers do not predict the first positions. These are given, and cost `log N` nats each, as if drawn
     uniformly.
 
     Attributes:
-        denoiser: The model.
-        regime: When each position of a window is noisy, and who sees whom; its length is that of the windows.
+        denoiser: The denoiser of the model.
+        regime: When each position of a window is noisy, and its attention; its length is that of the windows.
         estimator: How noise is drawn.
-        given: How many of the first tokens are given: they stay clean, and are not counted.
+        given: How many of the first tokens are given; they stay clean, and are not counted.
     """
 
     denoiser: AbstractDenoiser
@@ -90,7 +91,7 @@ class AbstractBound(abc.ABC):
     def estimate(
         self, x_0: Int[Tensor, "b l"], times: Float[Tensor, "b e"], draw: Float[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        """Nats of the positions that the denoiser speaks of; arguments as below."""
+        """Nats of the positions that the denoiser predicts; arguments as in `__call__`."""
 
     @final
     def __call__(
@@ -99,8 +100,8 @@ class AbstractBound(abc.ABC):
         """Nats of each window.
 
         Args:
-            x_0: The windows.
-            times: `corruption.num_times` numbers for each, uniform on [0, 1).
+            x_0: Tokens of the windows.
+            times: `corruption.num_times` numbers for each window, uniform on [0, 1).
             draw: A uniform number in [0, 1) for each position.
         """
         silent = max(min(self.denoiser.lookback, x_0.shape[1]) - self.given, 0)
@@ -108,7 +109,7 @@ class AbstractBound(abc.ABC):
 
     @property
     def num_given(self) -> int:
-        """How many of the first positions stay clean: those that are given, or of which the denoiser says nothing."""
+        """Number of first positions that stay clean: they are given, or the denoiser does not predict them."""
         return max(self.denoiser.lookback, self.given)
 
     @final
@@ -128,19 +129,19 @@ class AbstractBound(abc.ABC):
 
     @property
     def _num_cells(self) -> int:
-        """Into how many cells the time of a pass is cut."""
+        """Number of cells into which the time of a pass is cut."""
         plan = self.hyperschedule
         return plan.num_levels if self.corruption.two_stream else plan.num_steps
 
     def _by_position(self, of_times: Float[Tensor, "*b e"]) -> Float[Tensor, "*b l"]:
-        """What belongs to each time of a window, at each of its positions, or once for all if there is one time."""
+        """Values per time of a window, expanded to its positions; unchanged if a window has one time."""
         if not self.corruption.two_stream:
             return of_times
         return of_times[..., cast("AbstractCountdown", self.hyperschedule).epochs.to(of_times.device)]
 
     @cached_property
     def _endings(self) -> list[Int[Tensor, " cells"]]:
-        """For each time of a window, the cells of it in whose last moment the noise of some position ends."""
+        """For each time of a window, its cells in whose last moment the noise of some position ends."""
         schedule = self.hyperschedule
         free = torch.arange(schedule.length) >= self.num_given
         if not self.corruption.two_stream:
@@ -154,7 +155,7 @@ class AbstractBound(abc.ABC):
 
     @final
     def _noising(self, process: AbstractNoiseProcess, regime: Regime) -> Corruption:
-        """Two streams where they show more than one canvas does: every position is then measured in every pass."""
+        """Two streams where they measure more than one canvas does: every position is then measured in every pass."""
         schedule = self.hyperschedule
         return Corruption(
             process,
@@ -169,15 +170,16 @@ class AbstractBound(abc.ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class AbsorbingBound(AbstractBound):
-    """Masked cross-entropy over the share of masks.
+    """Masked cross-entropy divided by the share of masks.
 
-    Four estimators. `"random"` and `"stratified"` draw the masking probability `u` of each epoch; for the second the
-    caller spreads `times` evenly. `"count"` draws the number `k` of masks instead, uniform on `1 .. w` in an epoch of
-    `w` positions that start together, masks that many and weighs them `w / k`. Given `k`, the `u` that goes with it is
-    the `k`-th smallest of `w` uniform numbers, so the expectation is the same and the variance less. `"exact"` is for
-    epochs of one position, as in autoregression: each is predicted once, from pure noise, and nothing is random.
+    Four estimators. `"random"` and `"stratified"` draw the masking probability `u` of each epoch; for `"stratified"`
+    the caller spreads `times` evenly. `"count"` draws the number `k` of masks instead, uniform on `1 .. w` in an epoch
+    of `w` positions that start together; it masks that many and weights them with `w / k`. Given `k`, the corresponding
+    `u` is the `k`-th smallest of `w` uniform numbers, so the expectation is equal and the variance is lower. `"exact"`
+    is for epochs of one position, as in autoregression: each is predicted once, from pure noise, without any
+    randomness.
 
-    A network that is told the noise is told the fraction at which its own process masks as much.
+    A network with noise conditioning gets the noise fraction at which its own process masks as much.
 
     Raises:
         ValueError: If the estimator does not fit the hyperschedule, or the denoiser's process never masks everything.
@@ -219,7 +221,7 @@ class AbsorbingBound(AbstractBound):
 
     @cached_property
     def corruption(self) -> Corruption:
-        """Masks alone; the noise schedule makes no difference."""
+        """Masks only; the noise schedule makes no difference."""
         return self._noising(
             Absorbing(self.denoiser.process.num_words), replace(self.regime, noise_schedule=LINEAR)
         )
@@ -237,11 +239,11 @@ class AbsorbingBound(AbstractBound):
         if self.estimator == "count":
             canvas, weight = self._counted(canvas, times, draw)
         masked = canvas.x_t == self.denoiser.process.mask_id
-        told = replace(canvas, t=masking_fraction(self.denoiser.process, canvas.t))
-        return _cross_entropy(told.predict(self.denoiser), x_0, torch.where(masked, weight, 0.0))
+        conditioned = replace(canvas, t=masking_fraction(self.denoiser.process, canvas.t))
+        return _cross_entropy(conditioned.predict(self.denoiser), x_0, torch.where(masked, weight, 0.0))
 
     def _counted(self, canvas: Canvas, times: Tensor, draw: Tensor) -> tuple[Canvas, Tensor]:
-        """The canvas with a uniform number of masks in each epoch, and the weight of these."""
+        """The canvas with a uniform number of masks in each epoch, and the weight of the masks."""
         epochs = cast("AbstractCountdown", self.hyperschedule).epochs.to(draw.device)
         free = torch.arange(len(epochs), device=draw.device) >= self.corruption.num_given
         sizes = epochs[free].bincount(minlength=times.shape[1])
@@ -251,8 +253,8 @@ class AbsorbingBound(AbstractBound):
             1, epochs.expand(draw.shape), torch.where(masked, draw, 0.0), "amax"
         )
         x_t = torch.where(masked, self.denoiser.process.mask_id, canvas.x_0)
-        told = torch.where(free, last[:, epochs], 0.0)
-        return replace(canvas, x_t=x_t, t=told), (sizes / count.double())[:, epochs]
+        level = torch.where(free, last[:, epochs], 0.0)
+        return replace(canvas, x_t=x_t, t=level), (sizes / count.double())[:, epochs]
 
 
 @final
@@ -260,7 +262,7 @@ class AbsorbingBound(AbstractBound):
 class HybridBound(AbstractBound):
     """The bound of the denoiser's own process, in continuous time; for mean and score parameterizations.
 
-    Where the noise schedule of the regime ends, generation begins.
+    Generation begins where the noise schedule of the regime ends.
 
     Raises:
         ValueError: If the estimator is neither `"random"` nor `"stratified"`.
@@ -294,7 +296,7 @@ class HybridBound(AbstractBound):
 
     @property
     def _jumps(self) -> bool:
-        """Whether data are noisy at once, by however little: a model may recover them as badly as it likes."""
+        """Whether data become noisy at once, by however little; a model may reconstruct them badly."""
         first = self.regime.noise_schedule.fraction(torch.zeros((), dtype=torch.float64))
         least = first.clamp_min(torch.finfo(first.dtype).tiny)
         return float(self.denoiser.process.weights(least).clean) < 1
@@ -302,24 +304,26 @@ class HybridBound(AbstractBound):
     def _reconstruction(self, x_0: Tensor, times: Tensor, draw: Tensor) -> Tensor:
         """`-log p(x_0 | y)` of each position in the last moment of its noise.
 
-        A pass is one cell of time for each epoch. Where there are more than `_PASSES` of them, that many are taken,
-        evenly spread from a random beginning, for all.
+        A pass takes one cell of time for each epoch. If an epoch has more than `_PASSES` cells, that many are taken,
+        evenly spaced from a random start that all of them share.
         """
         cells = self._num_cells
-        passes = [min(len(found), _PASSES) for found in self._endings]
+        passes = [min(len(cells_of_epoch), _PASSES) for cells_of_epoch in self._endings]
         total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
         for number in range(max(passes)):
             ends, weight = torch.zeros_like(times), torch.zeros_like(times[0])
-            for epoch, (found, count) in enumerate(zip(self._endings, passes, strict=True)):
+            for epoch, (cells_of_epoch, count) in enumerate(zip(self._endings, passes, strict=True)):
                 if number < count:
-                    weight[epoch] = len(found) / count
-                    at = ((times[:, epoch] + number) * weight[epoch]).long().clamp(max=len(found) - 1)
-                    ends[:, epoch] = (found.to(at.device)[at].double() + 1) / cells - _HAIR
+                    weight[epoch] = len(cells_of_epoch) / count
+                    at = (
+                        ((times[:, epoch] + number) * weight[epoch]).long().clamp(max=len(cells_of_epoch) - 1)
+                    )
+                    ends[:, epoch] = (cells_of_epoch.to(at.device)[at].double() + 1) / cells - _HAIR
             total += self._ended(x_0, ends, draw, weight)
         return total
 
     def _ended(self, x_0: Tensor, times: Tensor, draw: Tensor, weight: Tensor) -> Tensor:
-        """Cross-entropy of the positions whose noise ends at these times, weighed by epoch."""
+        """Cross-entropy of the positions whose noise ends at these times, weighted by epoch."""
         canvas = self.corruption(x_0, times, draw)
         weight = self._by_position(weight)
         ends = (canvas.steps > 0) & (canvas.s == 0)
@@ -327,10 +331,10 @@ class HybridBound(AbstractBound):
 
 
 def check_bound(bound: str) -> None:
-    """See that there is a bound of this name.
+    """Check that there is a bound of this name.
 
     Raises:
-        ValueError: If there is not.
+        ValueError: If the name is unknown.
     """
     if bound not in get_args(BoundName):
         raise ValueError(f"`bound` must be one of {get_args(BoundName)}; got {bound!r}.")
@@ -339,10 +343,10 @@ def check_bound(bound: str) -> None:
 def bound_along(
     denoiser: AbstractDenoiser, regime: Regime, *, bound: BoundName, estimator: Estimator, given: int
 ) -> AbstractBound:
-    """The bound of a name, on windows as long as the regime; arguments are the attributes of the bounds.
+    """Build the bound with this name, on windows as long as the regime; arguments are the attributes of the bounds.
 
     Raises:
-        ValueError: As the bounds.
+        ValueError: As in `AbsorbingBound` and `HybridBound`.
     """
     kind = AbsorbingBound if bound == "absorbing" else HybridBound
     return kind(denoiser, regime, estimator, given)
@@ -352,8 +356,8 @@ def least_variance(bound: BoundName, regime: Regime, dependence: NoiseDependence
     """The estimator of a bound with the least variance among those that fit.
 
     Args:
-        bound: The bound.
-        regime: When each position is noisy, and who sees whom.
+        bound: Name of the bound.
+        regime: When each position is noisy, and its attention.
         dependence: `noise_dependence` of the denoiser.
     """
     if bound == "hybrid" or not regime.fits_one_pass(dependence):
@@ -381,7 +385,7 @@ def masking_fraction(process: AbstractNoiseProcess, mask: Float[Tensor, "*b"]) -
 def _cross_entropy(
     prediction: Prediction, x_0: Int[Tensor, "b l"], weight: Float[Tensor, "b l"]
 ) -> Float[Tensor, " b"]:
-    """`sum of weight * -log p(x_0 | x_t)`, read only where the weight is not 0."""
+    """`sum of weight * -log p(x_0 | x_t)`, computed only where the weight is not 0."""
     out = torch.zeros(x_0.numel(), dtype=torch.float64, device=x_0.device)
     for at in (weight > 0).flatten().nonzero()[:, 0].split(_ROWS):
         log_p = prediction.log_clean(at).gather(1, x_0.flatten()[at][:, None])[:, 0]
@@ -390,7 +394,7 @@ def _cross_entropy(
 
 
 def _rank_within(group: Int[Tensor, " l"], values: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """How many smaller values of its own group each has in its row."""
+    """For each value, the number of smaller values of its group in its row."""
     by_value = values.argsort(-1)
     order = by_value.gather(-1, group[by_value].argsort(dim=-1, stable=True))
     ordered = group[order[0]]
@@ -400,7 +404,7 @@ def _rank_within(group: Int[Tensor, " l"], values: Float[Tensor, "b l"]) -> Int[
 
 
 def _check_start(hyperschedule: AbstractHyperschedule) -> None:
-    """Every token has to be generated, or the sum over positions bounds nothing."""
+    """Check that every token is generated; otherwise the sum over positions is not a bound."""
     begun = int((hyperschedule.levels(0) < hyperschedule.num_levels).sum())
     if begun:
         raise ValueError(

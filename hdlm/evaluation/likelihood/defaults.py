@@ -1,4 +1,4 @@
-"""How a model is measured unless the user says otherwise: along which hyperschedule, and under which bound."""
+"""Defaults of a measurement: the hyperschedule and the bound for a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["bound_of", "plan_of"]
 
 
 def bound_of(process: AbstractNoiseProcess) -> BoundName:
-    """The paper's bound, or that of the process itself where noise is not all masks in the end."""
+    """The paper's bound, or the bound of the process if its noise does not end in masks only."""
     return "absorbing" if process.ends_in_masks else "hybrid"
 
 
@@ -24,17 +24,17 @@ def plan_of(
     width: int | None = None,
     steps: int | None = None,
 ) -> AbstractHyperschedule:
-    """The hyperschedule of a checkpoint on windows of some length, or another, beginning in pure noise.
+    """The hyperschedule of a checkpoint on windows of some length, or another one, starting in pure noise.
 
     Args:
         checkpoint: The model. If it lists no hyperschedule, all positions are noisy together.
         length: Tokens in a window; the model's context by default.
         hyperschedule: Name of a family, as in `hdlm.generation.Settings`.
         width: Positions that are noisy together.
-        steps: Steps that each takes from noise to word.
+        steps: Steps that each position takes from noise to word.
 
     Raises:
-        ValueError: If it has no such length, or the family no such option.
+        ValueError: If the model does not support the length, or the family lacks an option.
     """
     length = checkpoint.length if length is None else length
     if not checkpoint.hyperschedules and (hyperschedule, width) == (None, None):

@@ -1,15 +1,16 @@
 """The likelihood of text: a bound on each window, estimated by independent replicates.
 
-`Likelihood` says how windows are measured; it measures a whole text (`of_text`), or windows behind tokens that are
-given (`nats`):
+`Likelihood` holds the settings of a measurement; it measures a whole text (`of_text`), or windows behind given tokens
+(`nats`):
 
     log p(text | given)  >=  - sum over windows of the mean of the bound over replicates
 
-A replicate has noise of its own, so the spread of the replicates is the standard error. All random numbers are
+Each replicate has its own noise, so the spread of the replicates gives the standard error. All random numbers are
 functions of (seed, key of the window, replicate, position): neither batches nor other windows change them. In a text
 the key is the number of the window, and stratified times are spread over the windows of a replicate. Windows behind
-given tokens bring their keys, and their times are spread over the replicates of a window. So texts behind one context
-have the same noise, and the differences between them, by which answers are chosen, are surer than the numbers.
+given tokens have their own keys, and their times are spread over the replicates of a window. So texts behind one
+context have equal noise, and the differences between them, which decide between answers, are more precise than the
+numbers.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ _OF_TEXT, _OF_WINDOWS = (0xA1, 0xA2), (0xC2, 0xC1)
 @final
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """How far an evaluation is.
+    """Progress of an evaluation.
 
     Attributes:
-        done: Windows evaluated, each once a replicate.
-        total: How many there are.
+        done: Windows evaluated, each counted once per replicate.
+        total: Number of windows to evaluate.
     """
 
     done: int
@@ -56,10 +57,10 @@ class EvaluationProgress:
 @final
 @dataclass(frozen=True)
 class _Rows:
-    """Windows of one length, each once for every replicate, in the order in which they are measured.
+    """Windows of one length, each once per replicate, in the order of measurement.
 
     Attributes:
-        tokens: The windows.
+        tokens: Tokens of the windows.
         given: How many of the first tokens of each are given.
         window: Index of the window of each row.
         replicate: Number of the replicate of each row.
@@ -80,12 +81,12 @@ class _Rows:
 @final
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """How windows of text are measured under a model.
+    """The model and the settings for measuring windows of text.
 
     Attributes:
         denoiser: The model; a network in evaluation mode.
-        regime: When each position of the longest window is noisy; shorter windows are its first positions. Where the
-            noise schedule ends, generation begins; the absorbing bound does not depend on it.
+        regime: When each position of the longest window is noisy; shorter windows are its first positions. Generation
+            begins where the noise schedule ends; the absorbing bound does not depend on it.
         bound: `"absorbing"` (the paper's protocol) or `"hybrid"` (of the process itself).
         estimator: See `AbsorbingBound`; by default the one with the least variance that fits.
         seed: Seed of all random numbers.
@@ -108,13 +109,13 @@ class Likelihood:
 
     @cached_property
     def measured_by(self) -> Estimator:
-        """The estimator, chosen if it was left open."""
+        """The estimator; by default the one with the least variance."""
         return self.estimator or least_variance(self.bound, self.regime, self.denoiser.noise_dependence)
 
     # -- a whole text -------------------------------------------------------------------------------------------
 
     def outline(self, text: WindowedText) -> LikelihoodResult:
-        """The result of a text before it is measured, with one estimate of 0: it says what would be measured.
+        """The protocol of a text's result before the measurement, as a result with the single estimate 0.
 
         Raises:
             ValueError: If the windows are not as long as the regime, tokens are not words, or the network is in
@@ -160,7 +161,8 @@ class Likelihood:
         Args:
             text: The text and its windows.
             replicates: Independent estimates, at least 1; an exact likelihood is measured once.
-            first_replicate: Number of the first of them: replicates 4 to 7 are the second half of a longer evaluation.
+            first_replicate: Number of the first replicate: replicates 4 to 7 are the second half of a longer
+                evaluation.
             batch_size: Windows in a pass of the network, at least 1.
             watch: Called with the progress after every pass.
 
@@ -196,13 +198,13 @@ class Likelihood:
         batch_size: int = 32,
         watch: Callable[[int], None] = lambda count: None,
     ) -> Float[Tensor, " w"]:
-        """The mean over replicates of an upper bound on `-log p` of what is not given, for each window.
+        """The mean over replicates of an upper bound on `-log p` of the tokens that are not given, for each window.
 
         Args:
-            windows: What is measured.
+            windows: The windows to measure.
             replicates: Estimates of each window, at least 1; an exact likelihood takes one.
             batch_size: Windows in a pass of the network, at least 1.
-            watch: Called after every pass with the number of windows in it, each counted once a replicate.
+            watch: Called after every pass with its number of windows, each counted once per replicate.
         """
         _check_counts(replicates=replicates, batch_size=batch_size)
         count = 1 if self.measured_by == "exact" else replicates
@@ -214,10 +216,10 @@ class Likelihood:
 
     @torch.no_grad()
     def greedy(self, windows: Sequence[Window], *, batch_size: int = 32) -> list[bool]:
-        """Whether each window is what the model would write if it took the likeliest token, from left to right.
+        """Whether each window is the result of greedy decoding from left to right.
 
-        A token is predicted behind all true tokens before it, while it and everything behind it is pure noise. This is
-        what greedy means for autoregression; a model that writes in another order need not write the same.
+        A token is predicted from all true tokens before it, while it and all later tokens are pure noise. This is the
+        meaning of greedy for autoregression; a model that writes in another order need not write the same tokens.
         """
         right = [True] * len(windows)
         for at in _alike(windows):
@@ -251,15 +253,15 @@ class Likelihood:
         t = torch.zeros_like(draw).masked_fill(noisy, corruption.regime.final_noise)
         canvas = replace(canvas, t=t, x_t=corruption.process.corrupt(rows, t, draw))
         at = torch.arange(len(rows), device=rows.device) * length + position
-        found: Bool[Tensor, " b"] = (
+        likeliest: Bool[Tensor, " b"] = (
             canvas.predict(self.denoiser).log_clean(at).argmax(-1) == rows[:, position]
         )
-        return found
+        return likeliest
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def _nats(self, rows: _Rows, batch_size: int, watch: Callable[[int], None]) -> Float[Tensor, " n"]:
-        """Nats of each row, in passes of some rows."""
+        """Nats of each row, in passes of `batch_size` rows."""
         length = rows.tokens.shape[1]
         bound = self._bound(length, rows.given)
         times = self._times(bound, rows)
@@ -313,9 +315,9 @@ def estimate_likelihood(
 
     Args:
         denoiser: The model; a network in evaluation mode.
-        text: Words, in order; or a `WindowedText`, which says more of its windows. All tokens are counted, those of a
-            short last window too.
-        regime: When positions of a window are noisy, and who sees whom; see `Checkpoint.regime`.
+        text: Words in order, or a `WindowedText`, which has more settings for its windows. All tokens are counted,
+            including those of a short last window.
+        regime: When positions of a window are noisy, and their attention; see `Checkpoint.regime`.
         bound: `"absorbing"` (the paper's protocol) or `"hybrid"` (of the process itself).
         estimator: See `AbsorbingBound`; by default the one with the least variance that fits.
         replicates: Independent estimates, at least 1; two or more give a standard error. An exact likelihood is
@@ -353,7 +355,7 @@ def _rows_of_text(text: WindowedText, replicates: range) -> Iterator[_Rows]:
 
 
 def _alike(windows: Sequence[Window]) -> list[list[int]]:
-    """Indices of the windows of one length with equally much given."""
+    """Indices of the windows that agree in length and in the number of given tokens."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, window in enumerate(windows):
         groups.setdefault((len(window.tokens), window.given), []).append(index)
@@ -375,7 +377,7 @@ def _rows_of_windows(windows: Sequence[Window], replicates: int) -> _Rows:
 
 
 def _last_moment(corruption: Corruption, position: int) -> float:
-    """The time at which a position sees all that settles before it: on one canvas, the last step in which it moves."""
+    """The time at which a position sees all positions that settle before it: on one canvas, its last step."""
     plan = corruption.hyperschedule
     return 0.0 if corruption.two_stream else (int(plan.settles[position]) - 0.5) / plan.num_steps
 

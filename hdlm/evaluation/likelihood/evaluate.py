@@ -1,7 +1,7 @@
-"""Measure how well a checkpoint predicts a text, in one call: what `hdlm.evaluate.likelihood` and the command do.
+"""Measure how well a checkpoint predicts a text, in one call: `hdlm.evaluate.likelihood` and the command.
 
-Everything that the checkpoint knows is taken from it: hyperschedules, noise schedule, context, device. With a folder
-the document of the result is written after every piece of replicates, and the same call resumes where it was stopped.
+The checkpoint supplies the defaults: hyperschedules, noise schedule, context, device. With a folder, the document of
+the result is written after every piece of replicates, and the same call resumes an interrupted measurement.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["FILES", "LikelihoodOptions", "likelihood_document"]
 
 FILE = "results.json"
 FILES = (FILE, "report.md", "replicates.png")
-"""What a measurement writes into its folder."""
+"""Files that a measurement writes into its folder."""
 
 
 @final
@@ -89,13 +89,13 @@ def likelihood_document(
     """The document of a measured likelihood; see `hdlm.evaluation.records.protocol`.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The checkpoint of the model.
         text: The text, as for `hdlm.evaluation.text.find_text`.
-        options: How it is measured.
-        model: What the document calls the model.
+        options: Options of the measurement.
+        model: Name of the model in the document.
         weights: Which weights were loaded, `"averaged"` or `"raw"`, if that is known.
-        output: Folder for the document, a report and a picture; a measurement that is in it already is resumed.
-        before: A document of earlier replicates, which are not measured again if it is of this very measurement.
+        output: Folder for the document, a report and a picture; a measurement in it is resumed.
+        before: A document of earlier replicates, which are used if it belongs to this measurement.
         keep: Called with the document after every piece of replicates.
         processes: The processes that share the work.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
@@ -143,7 +143,7 @@ def _measuring(
     weights: Any,
     processes: Processes,
 ) -> Measuring:
-    """What the options say is to be measured."""
+    """The measurement that the options describe."""
     plan = plan_of(
         checkpoint,
         options.length,

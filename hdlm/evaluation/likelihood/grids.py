@@ -1,8 +1,8 @@
-r"""Few-step time grids, learned on text: where in time `K` steps cost least.
+r"""Few-step time grids, learned on text: the times at which `K` steps cost least.
 
-Words that are written in one step do not see each other. What that costs follows from one curve, the *profile* of a
-text: `c(k)`, the nats of a token when it and `k - 1` others of its block of `w`, chosen at random, are masked. Each
-mask stands at masking probability `u` on its own, so a token then costs
+Words that are written in one step do not see each other. The cost of that follows from one curve, the *profile* of a
+text: `c(k)`, the nats per token when it and `k - 1` others of its block of `w`, chosen at random, are masked. Each mask
+occurs independently with probability `u`, so a token then costs
 
     c(u) = E[ c(1 + k) ],  k ~ Binomial(w - 1, u),
 
@@ -10,10 +10,10 @@ and along the grid `0 = u_0 < u_1 < .. < u_K = 1` a token is written with
 
     gap(u) = sum over k of (u_k - u_{k-1}) c(u_k)  -  mean of c
 
-nats more than one token at a time. That is the bound in discrete time (D3PM, arXiv 2107.03006) less the bound in
-continuous time; for an exact denoiser it is the expected divergence of the sampler with known order of unmasking from
-the data, and bounds that of the text (arXiv 2511.04647, 2510.25544). The best grid is found by dynamic programming over
-many candidate times: no search, greedy or other, finds a better one among these.
+more nats than one token at a time. That is the bound in discrete time (D3PM, arXiv 2107.03006) minus the bound in
+continuous time. For an exact denoiser it is the expected divergence between the data and the sampler with known order
+of unmasking, and an upper bound on that of the text (arXiv 2511.04647, 2510.25544). Dynamic programming over many
+candidate times gives the best grid among these candidates.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from hdlm.randomness import Randomness
 __all__ = ["Profile", "as_masks", "as_times", "check_steps", "grid_text", "measured_profile"]
 
 _CANDIDATES = 256
-"""Masking probabilities that a grid may visit, evenly spread."""
+"""Number of evenly spaced masking probabilities that a grid may use."""
 _POINTS = 32
-"""Numbers of masks at which a profile is measured, at most; denser towards both ends."""
+"""Maximum number of mask counts at which a profile is measured; denser towards both ends."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What a token costs by how many others are masked with it.
+    """The cost of a token as a function of the number of masks in its block.
 
     Attributes:
-        nats: Nats a token of each window, where 1, 2, .. of the tokens of a block are masked.
+        nats: Nats per token of each window, where 1, 2, .. of the tokens of a block are masked.
     """
 
     nats: Float[Tensor, "n w"]
 
     @cached_property
     def _share(self) -> Float[Tensor, "m w"]:
-        """How likely `1 + k` is each count of masks, at the candidates `1/m .. 1`."""
+        """Probability that `1 + k` is each count of masks, at the candidates `1/m .. 1`."""
         count = self.nats.shape[1] - 1
         k = torch.arange(count + 1, dtype=torch.float64)
         u = torch.arange(1, _CANDIDATES + 1, dtype=torch.float64)[:, None] / _CANDIDATES
@@ -66,7 +66,7 @@ class Profile:
         return (ways + torch.xlogy(k, u) + torch.xlogy(count - k, 1 - u)).exp()
 
     def best(self, steps: int) -> tuple[float, ...]:
-        """The `steps` masking probabilities with the least gap, if the profile falls nowhere but by chance.
+        """The `steps` masking probabilities with the least gap, if the profile rises apart from noise.
 
         Raises:
             ValueError: If there are more steps than candidates.
@@ -80,28 +80,28 @@ class Profile:
         total[0] = 0.0
         came_from: list[Tensor] = []
         for _ in range(steps):
-            found, at = (total + price).min(1)
+            cheapest, at = (total + price).min(1)
             came_from.append(at)
-            total = torch.cat([total.new_full((1,), torch.inf), found])
+            total = torch.cat([total.new_full((1,), torch.inf), cheapest])
         path = [_CANDIDATES]
         for at in reversed(came_from[1:]):
             path.append(int(at[path[-1] - 1]))
         return tuple(place / _CANDIDATES for place in reversed(path))
 
     def gap(self, grid: Sequence[float]) -> Estimate:
-        """Nats a token that a grid costs, and the error of that over windows.
+        """Nats per token that a grid costs, with the standard error over windows.
 
         Args:
-            grid: Masking probabilities that rise to 1; read at the nearest candidate.
+            grid: Rising masking probabilities that end at 1; each is rounded to the nearest candidate.
         """
         stops = [0, *(max(round(u * _CANDIDATES), 1) for u in grid)]
         apart = torch.tensor(stops, dtype=torch.float64).diff() / _CANDIDATES
         along = (apart @ self._share[[stop - 1 for stop in stops[1:]]]) @ self.nats.double().T
-        found: list[float] = (along - self.nats.double().mean(1)).tolist()
-        return mean(found)
+        gaps: list[float] = (along - self.nats.double().mean(1)).tolist()
+        return mean(gaps)
 
     def halves(self) -> tuple[Profile, Profile]:
-        """Every other window, and the rest: one to learn from, one to measure on.
+        """Every other window, and the rest: a half to learn from, and a half to measure on.
 
         Raises:
             ValueError: If there are fewer than two windows.
@@ -112,10 +112,10 @@ class Profile:
 
 
 def check_steps(steps: int) -> None:
-    """See that a grid can have so many steps, before a profile is measured for it.
+    """Check that a grid can have this number of steps, before a profile is measured for it.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If the number is out of range.
     """
     if not 1 <= steps <= _CANDIDATES:
         raise ValueError(f"a grid can have between 1 and {_CANDIDATES} steps; got {steps}.")
@@ -133,16 +133,16 @@ def measured_profile(
 ) -> Profile:
     """Measure a profile.
 
-    What is masked in a window at one count is masked at all that are higher, so that its curve is smooth. Blocks that
-    are shorter than the others have as large a share masked.
+    The masks of a window at one count are also masked at all higher counts, so that its curve is smooth. Blocks that
+    are shorter than the others have an equal share of masks.
 
     Args:
         checkpoint: The model, on the device of the windows.
-        plan: The hyperschedule to write along: flat, or blocks.
-        windows: Text, as long as `plan`.
-        batch_size: Windows in a pass.
-        seed: Of the masks.
-        watch: Told the share that is done.
+        plan: The hyperschedule of the sampler: flat, or blocks.
+        windows: Windows of text, as long as `plan`.
+        batch_size: Windows per forward pass.
+        seed: Seed of the masks.
+        watch: Called with the share of the work that is done.
 
     Raises:
         ValueError: If positions of the hyperschedule that are noisy together do not start together, or the noise of
@@ -162,13 +162,13 @@ def measured_profile(
         some = windows[first : first + batch_size]
         number = torch.arange(first, first + len(some), device=windows.device)[:, None]
         draw = Randomness(seed).uniform(number, 0, position, 0)
-        found: list[Tensor] = []
+        costs: list[Tensor] = []
         for done, count in enumerate(counts):
             times = torch.full((len(some), bound.corruption.num_times), (count - 0.5) / width)
-            found.append(bound.estimate(some, times.double().to(windows.device), draw) / noisy)
+            costs.append(bound.estimate(some, times.double().to(windows.device), draw) / noisy)
             if watch is not None:
                 watch((first + len(some) * (done + 1) / len(counts)) / len(windows))
-        rows.append(torch.stack(found, 1).cpu())
+        rows.append(torch.stack(costs, 1).cpu())
     return Profile(_between(counts, torch.cat(rows), width))
 
 
@@ -180,7 +180,7 @@ def _spread(width: int) -> list[int]:
 
 
 def _between(counts: Sequence[int], nats: Float[Tensor, "n c"], width: int) -> Float[Tensor, "n w"]:
-    """Values at all counts, on straight lines between those that were measured."""
+    """Values at all counts, by linear interpolation between the measured counts."""
     known = torch.tensor(counts, dtype=torch.float64)
     wanted = torch.arange(1, width + 1, dtype=torch.float64)
     right = torch.searchsorted(known, wanted).clamp(min=min(1, len(counts) - 1))
@@ -190,7 +190,7 @@ def _between(counts: Sequence[int], nats: Float[Tensor, "n c"], width: int) -> F
 
 
 def _rising(values: Float[Tensor, " w"]) -> Float[Tensor, " w"]:
-    """The nearest curve that never falls, where value `k` is the mean of `k + 1` numbers (isotonic regression)."""
+    """The nearest curve that never falls; value `k` has weight `k + 1` (isotonic regression)."""
     weight = torch.arange(1, len(values) + 1, dtype=values.dtype)
     zero = values.new_zeros(1)
     sums, weights = torch.cat([zero, (weight * values).cumsum(0)]), torch.cat([zero, weight.cumsum(0)])
@@ -208,7 +208,7 @@ def as_times(grid: Sequence[float], checkpoint: Checkpoint) -> tuple[float, ...]
 
 
 def as_masks(times: AbstractNoiseSchedule, steps: int, checkpoint: Checkpoint) -> tuple[float, ...]:
-    """The masking probabilities of a time grid at so many steps; the last is 1, where generation begins."""
+    """The masking probabilities of a time grid with this number of steps; the last is 1, where generation begins."""
     even = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     u = checkpoint.noise_schedule.fraction(times.fraction(even))
     masks: list[float] = checkpoint.denoiser.process.weights(u).mask.tolist()
@@ -216,22 +216,22 @@ def as_masks(times: AbstractNoiseSchedule, steps: int, checkpoint: Checkpoint) -
 
 
 def grid_text(text: str, steps: int | None) -> str:
-    """A grid as `hdlm.noise_schedule.time_grid` reads it, from a file of grids if there is one of this name.
+    """A grid in the form that `hdlm.noise_schedule.time_grid` reads, from a file of grids if one has this name.
 
     Args:
         text: A grid, or the name of a file: a list of times, or what `hdlm tune` wrote.
-        steps: Which of the grids of a file; the only one by default.
+        steps: Number of steps of the grid to take from a file; by default its only grid.
 
     Raises:
-        ValueError: If the file holds no grids, or none of so many steps.
+        ValueError: If the file holds no grids, or none with this number of steps.
     """
     path = Path(text)
     if path.suffix != ".json" and not path.is_file():
         return text
     try:
         document = json.loads(path.read_bytes())
-        found = {str(len(document)): document} if isinstance(document, list) else document["grids"]
-        grids = {count: [float(time) for time in one] for count, one in found.items()}
+        times_by_steps = {str(len(document)): document} if isinstance(document, list) else document["grids"]
+        grids = {count: [float(time) for time in times] for count, times in times_by_steps.items()}
         if not grids or not all(grids.values()):
             raise ValueError("nothing is listed")
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -21,7 +21,7 @@ from hdlm.progress import share_bar
 __all__ = ["GridOptions", "learned_grids"]
 
 _UNLEARNED = ("uniform", "cosine")
-"""Grids that need no learning."""
+"""Grids that are not learned, for comparison."""
 
 
 @final
@@ -59,14 +59,14 @@ def learned_grids(
     output: Path | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """The document of the best grids; half of the windows of the text teach them, the other half measures them.
+    """The document of the best grids, learned on half of the text's windows and measured on the other half.
 
     Args:
-        checkpoint: The model.
-        text: Text that it was not trained on, as for `hdlm.evaluation.text.find_text`.
-        options: For which numbers of steps, and on how much text.
-        model: What the document calls the model.
-        output: The file that gets the document.
+        checkpoint: The checkpoint of the model.
+        text: Text that the model was not trained on, as for `hdlm.evaluation.text.find_text`.
+        options: Numbers of steps, and the amount of text.
+        model: Name of the model in the document.
+        output: File for the document.
         progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
 
     Raises:
@@ -117,6 +117,6 @@ def learned_grids(
 def _gaps(
     checkpoint: Checkpoint, measured: Profile, steps: int, learned: tuple[float, ...]
 ) -> dict[str, Estimate]:
-    """What each grid costs."""
+    """The cost of each grid."""
     others = {name: as_masks(time_grid(name), steps, checkpoint) for name in _UNLEARNED}
     return {name: measured.gap(grid) for name, grid in {**others, "learned": learned}.items()}

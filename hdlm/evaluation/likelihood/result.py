@@ -1,6 +1,6 @@
-"""A measured likelihood: a number, its error, and what it would take to measure it again.
+"""A measured likelihood: a number, its error, and the settings for measuring it again.
 
-With `B` the total in nats over `n` tokens that stand for `m` bytes,
+With `B` the total in nats over `n` tokens with `m` bytes,
 
     perplexity = exp(B / n)      bits per token = B / (n log 2)      bits per byte = B / (m log 2)
 
@@ -28,18 +28,18 @@ class LikelihoodResult:
     """An upper bound on `-log p` of a text.
 
     Attributes:
-        estimates: Total nats over all tokens, one independent and unbiased estimate a replicate.
+        estimates: Total nats over all tokens, one independent and unbiased estimate per replicate.
         num_tokens: Tokens of the text; all are counted.
-        num_bytes: Bytes of UTF-8 that they stand for, if known.
-        bound: Which bound; numbers under different bounds must not be compared.
-        estimator: How it was estimated; `"exact"` is no estimate, and has no error.
-        seed: Of all random numbers.
-        num_windows: Windows that the text was cut into.
-        stride: New tokens in each of them.
+        num_bytes: Bytes of UTF-8 of the text, if known.
+        bound: Name of the bound; numbers under different bounds must not be compared.
+        estimator: Name of the estimator; an `"exact"` result is not random, and has no error.
+        seed: Seed of all random numbers.
+        num_windows: Number of windows of the text.
+        stride: New tokens in each window.
         hyperschedule: When each position of a window is noisy, as `describe` gives it, with the `length` of a window.
-        noise_schedule: How fast noise comes, as `describe` gives it; the absorbing bound does not depend on it.
-        context: What settled positions saw of one another.
-        active: What active positions saw of one another.
+        noise_schedule: How fast noise grows, as `describe` gives it; the absorbing bound does not depend on it.
+        context: Attention among settled positions.
+        active: Attention among active positions.
         within_documents: Whether each document had windows of its own.
 
     Raises:
@@ -92,7 +92,7 @@ class LikelihoodResult:
 
     @property
     def standard_error(self) -> float | None:
-        """Standard error of `nats`, with `replicates - 1` degrees of freedom; None if one replicate cannot tell."""
+        """Standard error of `nats`, with `replicates - 1` degrees of freedom; None if there is one replicate."""
         if self.estimator == "exact":
             return 0.0
         if self.replicates < 2:
@@ -101,10 +101,11 @@ class LikelihoodResult:
         return math.sqrt(squares / (self.replicates - 1) / self.replicates)
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Where the bound on the whole text lies, in nats, with probability `level`, by Student's t.
+        """An interval that contains the bound on the whole text, in nats, with probability `level`, by Student's t.
 
         The standard error is estimated from the replicates, so the interval is wider than that of the normal
-        distribution. An exact likelihood has an interval of length 0; that of one estimate is unknown, which is None.
+        distribution. An exact likelihood has an interval of length 0. With one estimate the interval is unknown, and
+        the result is None.
 
         Args:
             level: Probability in (0, 1) with which such an interval holds the mean of the estimates.
@@ -120,7 +121,7 @@ class LikelihoodResult:
 
     @property
     def nats_per_token(self) -> float:
-        """The bound, a token."""
+        """The bound per token."""
         return self.nats / self.num_tokens
 
     @property
@@ -128,7 +129,7 @@ class LikelihoodResult:
         """`exp(nats / num_tokens)`.
 
         Raises:
-            ValueError: If no float holds it.
+            ValueError: If the value overflows a float.
         """
         try:
             return math.exp(self.nats_per_token)
@@ -145,7 +146,7 @@ class LikelihoodResult:
 
     @property
     def bits_per_token(self) -> float:
-        """The bound in bits, a token."""
+        """The bound in bits per token."""
         return self.nats_per_token / math.log(2)
 
     @property
@@ -155,7 +156,7 @@ class LikelihoodResult:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """The bound in bits, a byte of text; the number to compare across tokenizers. None if bytes are unknown."""
+        """The bound in bits per byte, the number to compare across tokenizers; None if bytes are unknown."""
         return None if self.num_bytes is None else self.nats / (self.num_bytes * math.log(2))
 
     @property
@@ -164,10 +165,10 @@ class LikelihoodResult:
         return None if self.num_bytes is None else self._error(1 / (self.num_bytes * math.log(2)))
 
     def with_replicates_of(self, later: LikelihoodResult) -> LikelihoodResult:
-        """The same measurement with the replicates of another besides its own.
+        """This measurement with the replicates of another measurement added.
 
         Raises:
-            ValueError: If the other was not made in the same way.
+            ValueError: If the other measurement has another protocol.
         """
         if replace(later, estimates=self.estimates) != self:
             ours, theirs = asdict(self), asdict(later)
@@ -179,7 +180,7 @@ class LikelihoodResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LikelihoodResult:
-        """What `to_dict` gave.
+        """Build a result from `to_dict`.
 
         Raises:
             ValueError: If a field is missing.
@@ -191,10 +192,10 @@ class LikelihoodResult:
         return cls(**{name: values[name] for name in names} | {"estimates": tuple(values["estimates"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above, ready for JSON."""
+        """All fields and derived numbers, ready for JSON."""
         derived = (name for name, value in vars(type(self)).items() if isinstance(value, property))
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def _error(self, slope: float) -> float | None:
-        """Standard error of a quantity with this derivative in `nats`."""
+        """Standard error of a quantity with derivative `slope` with respect to `nats`."""
         return None if self.standard_error is None else slope * self.standard_error

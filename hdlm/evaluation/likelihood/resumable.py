@@ -1,11 +1,11 @@
-"""A long measurement, made so that it can be interrupted: in pieces of replicates, at the batch size that fits.
+"""A long measurement that can be interrupted: in pieces of replicates, with a batch size that fits.
 
-    Measuring(checkpoint, text, ...)     what is measured; its document, before anything has been measured
-      .measure(first, count)             some replicates, shared out among the processes that there are
-      .run(replicates or target, keep)   as many as asked for, or as it takes; `keep` is told after every piece
+    Measuring(checkpoint, text, ...)     the measurement; its document, before anything has been measured
+        .measure(first, count)             some replicates, shared among the processes
+        .run(replicates or target, keep)   a number of replicates, or enough for the target; `keep` gets every piece
 
-Replicates are functions of their numbers, so pieces add up to the whole whoever measures them, and nats are added,
-never perplexities.
+Replicates are functions of their numbers, so pieces can be joined independently of the process that measured them. Nats
+are added, never perplexities.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ _Result = TypeVar("_Result")
 Keep = Callable[[dict[str, Any]], None]
 
 POSITIONS: Mapping[str, int] = {"cpu": 1 << 12}
-"""Positions in a pass to begin with, by the kind of device."""
+"""Positions in a pass at first, by the kind of device."""
 _POSITIONS_ELSEWHERE = 1 << 16
 _PIECE = 1024
-"""Windows in a piece, at least: about what may be lost by a kill."""
+"""Minimum number of windows in a piece: about what an interruption may lose."""
 
 
 @final
 @dataclass
 class BatchSize:
-    """A batch size that is halved whenever memory does not suffice.
+    """A batch size that is halved when memory runs out.
 
     Attributes:
-        size: Windows in a pass.
+        size: Windows per forward pass.
     """
 
     size: int
 
     @classmethod
     def automatic(cls, length: int, device: torch.device) -> BatchSize:
-        """About as many positions as keep a device busy."""
+        """A batch size with about as many positions as keep a device busy."""
         return cls(max(POSITIONS.get(device.type, _POSITIONS_ELSEWHERE) // length, 1))
 
     def fit(self, work: Callable[[int], _Result]) -> _Result:
-        """Work at this batch size, or at the next smaller one that memory suffices for.
+        """Call `work` with this batch size, or with the next smaller one for which memory suffices.
 
         Raises:
-            ValueError: If it does not suffice for a single window.
+            ValueError: If memory does not suffice for a single window.
         """
         while True:
             try:
@@ -84,23 +84,23 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 @final
 @dataclass(eq=False)
 class Measuring:
-    """A text to be measured under a model.
+    """The measurement of a text under a model.
 
     Attributes:
-        checkpoint: The model.
-        model: What the user calls it.
-        text: The text.
-        data: What `describe_data` gave of it.
-        plan: The hyperschedule.
-        bound: Which bound; by default the paper's, where it fits the model.
-        estimator: How; by default the one with the least variance.
+        checkpoint: The checkpoint of the model.
+        model: The user's name for the model.
+        text: The text to measure.
+        data: The result of `describe_data` for the text.
+        plan: The hyperschedule of the windows.
+        bound: Name of the bound; by default the paper's, where it fits the model.
+        estimator: Name of the estimator; by default the one with the least variance.
         stride: New tokens in each window; all by default.
         within_documents: Whether each document has windows of its own.
-        weights: Which weights were asked for.
-        seed: Of all random numbers.
-        batch_size: Windows in a pass; found automatically by default.
-        processes: Who shares the work.
-        watch: Told how far a piece is.
+        weights: Name of the weights that were requested.
+        seed: Seed of all random numbers.
+        batch_size: Windows per forward pass; found automatically by default.
+        processes: The processes that share the work.
+        watch: Called with the progress of a piece.
 
     Raises:
         ValueError: If the windows are longer than the model's context, or as `estimate_likelihood`.
@@ -130,7 +130,7 @@ class Measuring:
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """How the text is measured."""
+        """The settings for measuring the text."""
         denoiser = self.checkpoint.denoiser
         bound = self.bound or bound_of(denoiser.process)
         return Likelihood(denoiser, self.checkpoint.regime(self.plan), bound, self.estimator, self.seed)
@@ -145,7 +145,7 @@ class Measuring:
 
     @cached_property
     def outline(self) -> LikelihoodResult:
-        """The result before anything is measured."""
+        """The protocol of the result before the measurement."""
         return self.likelihood.outline(self.windows)
 
     @cached_property
@@ -161,29 +161,29 @@ class Measuring:
         )
 
     def document(self, result: LikelihoodResult | None = None) -> dict[str, Any]:
-        """The document of a result; without one, of the result to be."""
-        found = self.outline if result is None else result
-        return self._frame | {"result": found.to_dict(), "wall_seconds": round(self._seconds, 3)}
+        """The document of a result; without a result, of the outline."""
+        described = self.outline if result is None else result
+        return self._frame | {"result": described.to_dict(), "wall_seconds": round(self._seconds, 3)}
 
     def is_of(self, document: Mapping[str, Any] | None) -> bool:
-        """Whether a document is of this very measurement, so that it can be gone on from."""
+        """Whether a document belongs to this measurement, so that it can be resumed."""
         return document is not None and "result" in document and not differences(document, self.document())
 
     def known(self, document: Mapping[str, Any]) -> LikelihoodResult:
-        """What was measured before, and is gone on from.
+        """The earlier result in a document, from which the measurement resumes.
 
         Raises:
-            ValueError: If it was measured in another way.
+            ValueError: If its protocol is different.
         """
         apart = differences(document, self.document())
         if apart:
-            said = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in apart.items())
-            raise ValueError(f"there is a result of another measurement: {said}.")
+            changes = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in apart.items())
+            raise ValueError(f"there is a result of another measurement: {changes}.")
         self._seconds = float(document.get("wall_seconds", 0.0))
         return LikelihoodResult.from_dict(document["result"])
 
     def measure(self, first: int, count: int) -> LikelihoodResult:
-        """Replicates `first .. first + count - 1`, shared out among the processes."""
+        """Replicates `first .. first + count - 1`, shared among the processes."""
         begun = time.perf_counter()
         exact = self.outline.estimator == "exact"
         start, share = self.processes.share(1 if exact else count)
@@ -209,27 +209,27 @@ class Measuring:
         known: LikelihoodResult | None = None,
         keep: Keep = lambda document: None,
     ) -> dict[str, Any]:
-        """Measure; the answer is the document of the result.
+        """Measure, and return the document of the result.
 
         Args:
-            replicates: How many independent estimates, in all.
-            target: The standard error wanted instead, in bits per token.
-            most: Replicates after which to give up on it.
-            known: Those that were measured before, from number 0 on.
-            keep: Given the document of all there is, after every piece.
+            replicates: Number of independent estimates in total.
+            target: Standard error to reach instead, in bits per token.
+            most: Maximum number of replicates for the target.
+            known: Earlier replicates, from number 0 on.
+            keep: Called with the document so far after every piece.
 
         Raises:
-            ValueError: If the target is not reached, or as `estimate_likelihood`.
+            ValueError: If the target is not reached, or as in `estimate_likelihood`.
         """
         if target is None:
             return self.document(self._repeat(replicates or 0, known, keep))
-        found = until_precise(
+        measured = until_precise(
             self.measure, target, most=most, known=known, keep=lambda result: keep(self.document(result))
         )
-        return self.document(found)
+        return self.document(measured)
 
     def _repeat(self, replicates: int, known: LikelihoodResult | None, keep: Keep) -> LikelihoodResult:
-        """A number of replicates, in pieces."""
+        """Measure a number of replicates in pieces."""
         if replicates < 1:
             raise ValueError(
                 f"say how many replicates, at least 1, or which error to reach; got {replicates}."
@@ -237,10 +237,10 @@ class Measuring:
         outline = self.outline
         wanted = 1 if outline.estimator == "exact" else replicates
         piece = -(-_PIECE // outline.num_windows) * self.processes.count
-        found = known
-        while found is None or found.replicates < wanted:
-            have = 0 if found is None else found.replicates
+        result = known
+        while result is None or result.replicates < wanted:
+            have = 0 if result is None else result.replicates
             more = self.measure(have, min(piece, wanted - have))
-            found = more if found is None else found.with_replicates_of(more)
-            keep(self.document(found))
-        return found
+            result = more if result is None else result.with_replicates_of(more)
+            keep(self.document(result))
+        return result

@@ -1,10 +1,10 @@
-r"""Which times a bound looks at: more of them where noise is about to end, so that the estimate has finite moments.
+r"""The times of a bound: more of them where noise is about to end, so that the estimate has finite moments.
 
 A position with little noise `t` is wrong (or masked) with a small probability, about `t^a`, and then costs about `1/t`.
-Under even times the second moment is the integral of `t^(a - 2)`, which is infinite for `a <= 1`: the standard error
-cannot be trusted. So a share of the times is drawn from the density `t^(1/k - 1) / k`, and each estimate is divided by
-the density of its time, which leaves the mean as it is. With `k = 8 / a` the first eight moments are finite. More than
-two are needed, since the standard error is itself estimated, from squares. See docs/mathematics.md, section 7.
+With uniform times the second moment is the integral of `t^(a - 2)`, which is infinite for `a <= 1`: the standard error
+is unreliable. So a share of the times is drawn from the density `t^(1/k - 1) / k`, and each estimate is divided by the
+density of its time, which keeps the mean. With `k = 8 / a` the first eight moments are finite. More than two are
+needed, since the standard error is itself estimated, from squares. See docs/mathematics.md, section 7.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ __all__ = ["Density", "density_of", "place_times"]
 _EARLY = (1e-6, 1e-3)
 """Times between which the growth of the noise is measured."""
 _CONSTANT = 0.01
-"""A weight that grows by less than this power does not come gradually: it jumps at 0, or begins above it."""
+"""Power of growth below which noise does not start gradually: it jumps at 0, or begins above 0."""
 _POWER = 8.0
-"""`k a`: at 2 the second moment is least, but for logarithms; `k` must exceed `(n - 1) / a` for a finite moment `n`."""
+"""`k a`: at 2 the second moment is least, up to logarithms; `k` must exceed `(n - 1) / a` for a finite moment `n`."""
 _BISECTIONS = 60
-"""Halvings of [0, 1]: more than float64 can tell apart."""
+"""Halvings of [0, 1]: more than float64 can resolve."""
 
 
 @final
 @dataclass(frozen=True)
 class Density:
-    """A mixture `1 - share + share * r^(1 / power - 1) / power` on `r` in (0, 1], `r` being the remaining time.
+    """A mixture `1 - share + share * r^(1 / power - 1) / power` on `r` in (0, 1], where `r` is the remaining time.
 
     Attributes:
-        power: At least 1; 1 is the even density.
-        share: Of the second part, in [0, 1].
+        power: Power of at least 1; 1 gives the uniform density.
+        share: Share of the second part, in [0, 1].
     """
 
     power: float = 1.0
@@ -63,16 +63,16 @@ class Density:
 def density_of(
     process: AbstractNoiseProcess, noise_schedule: AbstractNoiseSchedule, together: float
 ) -> Density:
-    """The density that fits how the noise of a process begins: `power = 8 / a` if some of it grows as `t^a` from 0.
+    """The density for the onset of a process' noise: `power = 8 / a` if a part of it grows as `t^a` from 0.
 
-    The share of the power is `together^(-1/4)`. The more positions have one time, the less their sum is random at a
-    given time, and the more it matters that the weight varies little with the time. This exponent is heuristic; every
-    share above 0 gives finite moments and the same mean.
+    The share of the power is `together^(-1/4)`. The more positions share one time, the less random is their sum at a
+    given time, and the more important it is that the weight varies little with the time. This exponent is heuristic;
+    every share above 0 gives finite moments and an equal mean.
 
     Args:
-        process: The noise.
-        noise_schedule: From time to noise fraction.
-        together: How many positions have one time.
+        process: The noise process.
+        noise_schedule: Function from time to noise fraction.
+        together: Number of positions that share one time.
     """
     times = torch.tensor(_EARLY, dtype=torch.float64)
     weights = process.weights(noise_schedule.fraction(times))
@@ -91,22 +91,22 @@ def place_times(
     density: Density,
     hair: float,
 ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b e"]]:
-    """Even times moved towards the moments at which the noise of some position ends, and the weight of each.
+    """Move uniform times towards the moments at which the noise of some position ends; also return their weights.
 
-    Every time stays between the same two endings as before, and keeps its order, so stratified times stay stratified.
+    Every time stays between its two endings, and the order is kept, so stratified times stay stratified.
 
     Args:
-        times: Even times in [0, 1).
+        times: Uniform times in [0, 1).
         endings: For each column, the cells in whose last moment noise ends, in rising order.
-        cells: Into how many cells [0, 1) is cut.
-        density: Of the remaining time until the next ending, as a share of the time from the ending before.
-        hair: How close to an ending times may come.
+        cells: Number of cells into which [0, 1) is cut.
+        density: Density of the remaining time until the next ending, as a share of the time between the two endings.
+        hair: Minimum distance of times from an ending.
     """
     if density.power == 1:
         return times, torch.ones_like(times)
     moved, weight = times.clone(), torch.ones_like(times)
-    for column, found in enumerate(endings):
-        ends = (found.to(times.device).double() + 1) / cells
+    for column, cells_of_column in enumerate(endings):
+        ends = (cells_of_column.to(times.device).double() + 1) / cells
         ends = torch.cat([ends[ends < 1], ends.new_ones(1)])
         begins = torch.cat([ends.new_zeros(1), ends[:-1]])
         at = torch.searchsorted(ends, times[:, column].contiguous(), right=True).clamp_max(len(ends) - 1)

@@ -1,14 +1,14 @@
-"""Text to windows: every token counted in exactly one, none dropped, none invented.
+"""Split text into windows; every token is counted in exactly one window.
 
-Windows follow one another, or overlap: with a stride below their length, each begins `stride` tokens after the one
-before, and counts only the tokens that are new; those it shares are given, clean. So a token has more before it, and
-the bound is tighter, at the price of more passes. The last window is short where the text does not divide. It is not
-padded: it is evaluated at its own length, on the first positions of the same hyperschedule. Windows cross from one
-document into the next, unless each document is to have windows of its own.
+Windows follow one another, or overlap: with a stride below their length, each window begins `stride` tokens after the
+one before it and counts only its new tokens; the tokens that it shares are given, clean. So a token has more context,
+and the bound is tighter, at the price of more passes. The last window is short if the length does not divide the text.
+It is not padded: it is evaluated at its own length, on the first positions of the same hyperschedule. Windows may
+contain parts of several documents, unless each document has its own windows.
 
-A `Window` holds tokens that are measured behind tokens that are given. A text that is longer than the network is cut
-into several of them (`split_text`), each token in one, behind as much as fits: the last window is full, and so is a
-first window that has to be cut on its left.
+A `Window` holds tokens that are measured behind given tokens. A text that is longer than the network's context is cut
+into several windows (`split_text`), each token in one of them, behind as many tokens as fit: the last window is full,
+and so is a first window that is cut on its left.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Stack:
     """Windows of one length.
 
     Attributes:
-        tokens: The windows.
-        given: How many of the first tokens of each are given: other windows count them.
+        tokens: Token ids of the windows.
+        given: How many of the first tokens of each window are given; other windows count them.
     """
 
     tokens: Int[Tensor, "w l"]
@@ -43,14 +43,14 @@ class Stack:
 @final
 @dataclass(frozen=True, eq=False)
 class WindowedText:
-    """A text, and how it is cut into windows; see `windows`.
+    """A text and its division into windows; see `windows`.
 
     Attributes:
-        tokens: The text: words, in order.
+        tokens: Words of the text in order.
         length: Tokens in a window.
-        stride: New tokens in each window, where windows are to overlap.
-        documents: Tokens of each document, if no window is to cross from one into the next.
-        num_bytes: Bytes of UTF-8 that the tokens stand for, if bits per byte are wanted.
+        stride: New tokens in each window, if windows overlap.
+        documents: Tokens of each document, if no window may contain parts of two documents.
+        num_bytes: Bytes of UTF-8 of the tokens, for bits per byte.
     """
 
     tokens: Int[Tensor, " n"]
@@ -61,12 +61,12 @@ class WindowedText:
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
-        """The windows."""
+        """The windows by length."""
         return windows(self.tokens, self.length, self.stride, self.documents)
 
     @property
     def num_windows(self) -> int:
-        """How many windows there are."""
+        """Number of windows of the text."""
         return sum(len(stack.tokens) for stack in self.stacks)
 
 
@@ -76,20 +76,21 @@ def windows(
     stride: int | None = None,
     documents: Sequence[int] | None = None,
 ) -> tuple[Stack, ...]:
-    """Cut a text into windows.
+    """Split a text into windows.
 
     Args:
         tokens: The text, at least one token.
         length: Tokens in a window, at least 1.
         stride: New tokens in a window, in [1, `length`]; by default all of them.
-        documents: Tokens of each document, if no window is to cross from one into the next.
+        documents: Tokens of each document, if no window may contain parts of two documents.
 
     Returns:
         Stacks of windows in the order of the text; the last window may be short, and then is a stack by itself. Windows
-        of different documents share stacks, in the order in which the first of each kind occurs.
+        of different documents share stacks, in the order in which the first window of each kind occurs.
 
     Raises:
-        ValueError: If there are no tokens, `length` or `stride` is out of range, or the documents are not the text.
+        ValueError: If there are no tokens, `length` or `stride` is out of range, or the documents do not add up to the
+            text.
     """
     if documents is None:
         return _stacks(tokens, length, stride)
@@ -98,11 +99,11 @@ def windows(
             f"`documents` must be at least one token each and {len(tokens)} together; got {len(documents)} documents "
             f"of {sum(documents)} tokens."
         )
-    found: dict[tuple[int, int], list[Tensor]] = {}
+    rows_by_kind: dict[tuple[int, int], list[Tensor]] = {}
     for document in tokens.split(list(documents)):
         for stack in _stacks(document, length, stride):
-            found.setdefault((stack.tokens.shape[1], stack.given), []).append(stack.tokens)
-    return tuple(Stack(torch.cat(rows), given) for (_, given), rows in found.items())
+            rows_by_kind.setdefault((stack.tokens.shape[1], stack.given), []).append(stack.tokens)
+    return tuple(Stack(torch.cat(rows), given) for (_, given), rows in rows_by_kind.items())
 
 
 def _stacks(tokens: Int[Tensor, " n"], length: int, stride: int | None) -> tuple[Stack, ...]:
@@ -130,12 +131,12 @@ def _stacks(tokens: Int[Tensor, " n"], length: int, stride: int | None) -> tuple
 @final
 @dataclass(frozen=True)
 class Window:
-    """Tokens to be measured behind tokens that are given.
+    """Tokens to be measured, behind given tokens.
 
     Attributes:
-        tokens: All of them.
-        given: How many of the first are given.
-        key: What the window's noise depends on, in [0, 2^32).
+        tokens: All tokens of the window.
+        given: How many of the first tokens are given.
+        key: Number that determines the window's noise, in [0, 2^32).
     """
 
     tokens: tuple[int, ...]
@@ -150,13 +151,13 @@ class Window:
 
 
 def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = False) -> list[Window]:
-    """A text as windows that the network can read.
+    """Split a text into windows that the network can read.
 
     Args:
-        tokens: What is given, then what is to be measured.
+        tokens: The given tokens, then the tokens to measure.
         given: How many tokens are given.
         length: Tokens that the network can read, at least 2.
-        alike: Whether the noise depends on what is given only, not on what is measured.
+        alike: Whether the noise depends only on the given tokens, not on the measured ones.
 
     Raises:
         ValueError: If `length` or `given` is out of range.
@@ -167,11 +168,13 @@ def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = 
         )
     if not 0 <= given <= len(tokens):
         raise ValueError(f"`given` must lie in [0, {len(tokens)}], the tokens there are; got {given}.")
-    found, done = [], given
+    windows, done = [], given
     while done < len(tokens):
         end = min(len(tokens), done + length - min(done, 1))
         start = max(end - length, 0)
         known = tokens[start : done if alike else end]
-        found.append(Window(tuple(tokens[start:end]), done - start, zlib.crc32(repr(tuple(known)).encode())))
+        windows.append(
+            Window(tuple(tokens[start:end]), done - start, zlib.crc32(repr(tuple(known)).encode()))
+        )
         done = end
-    return found
+    return windows

@@ -1,1 +1,1 @@
-"""Result documents: the protocol that they were measured by, and comparisons of several."""
+"""Result documents: the protocol of each measurement, and comparisons of several documents."""

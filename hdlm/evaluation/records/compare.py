@@ -1,4 +1,4 @@
-"""Results beside each other: numbers, their differences, and whether the differences are more than noise."""
+"""Comparison of results: numbers, their differences, and whether the differences exceed the noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hdlm.evaluation.records.tasks import compare_tasks
 __all__ = ["compare", "read_results"]
 
 RESULTS = "results.json"
-"""Name of the file that holds a result in a folder."""
+"""Name of the result file in a folder."""
 
 
 _KINDS: Mapping[str, Callable[[Mapping[str, ResultDocument], tuple[str, ...]], Comparison]] = {
@@ -34,17 +34,17 @@ _KINDS: Mapping[str, Callable[[Mapping[str, ResultDocument], tuple[str, ...]], C
 def compare(
     documents: Mapping[str, ResultDocument] | Sequence[str | Path], metrics: tuple[str, ...] = ()
 ) -> Comparison:
-    """Put results side by side.
+    """Compare results.
 
     Args:
-        documents: Two or more results; the others are compared with the first. Files or folders, as for
-            `read_results`, or documents by name.
-        metrics: Metrics to compare; all that the results have in common by default. What the others were made with
-            then does not matter.
+        documents: Two or more results; the others are compared with the first. Files or folders, as for `read_results`,
+            or documents by name.
+        metrics: Metrics to compare; by default all that the results share. The protocol of other metrics is then
+            ignored.
 
     Raises:
-        IncomparableError: If they were made under different protocols; every field that differs is named.
-        ValueError: If there are fewer than two, one is not a result document, or lacks a metric that is asked for.
+        IncomparableError: If their protocols differ; every field that differs is named.
+        ValueError: If there are fewer than two, one is not a result document, or lacks a requested metric.
     """
     if not isinstance(documents, Mapping):
         documents = read_results(documents)
@@ -60,28 +60,28 @@ def compare(
 
 
 def read_results(places: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """Results by the names that distinguish them.
+    """Read results; their names are the shortest that distinguish them.
 
     Args:
-        places: Each a result, or the folder of a `results.json`; `PLACE:NAME` is one data set of several.
+        places: Each a result file, or a folder with a `results.json`; `PLACE:NAME` is one data set of several.
 
     Raises:
-        ValueError: If one is given twice, is not a result, or holds several of which none is named.
+        ValueError: If one is given twice, is not a result, or holds several data sets and none is named.
     """
-    found: dict[str, dict[str, Any]] = {}
+    documents: dict[str, dict[str, Any]] = {}
     for word in map(str, places):
         file, _, part = (word, "", "") if Path(word).exists() else word.rpartition(":")
         path = Path(file or word)
         name = str(path.parent if path.name == RESULTS and path.parent.name else path)
         name += f":{part}" if file and part else ""
-        if name in found:
+        if name in documents:
             raise ValueError(f"{name} is given twice; give each result once.")
-        found[name] = _document(path / RESULTS if path.is_dir() else path, part if file else "")
-    return found
+        documents[name] = _document(path / RESULTS if path.is_dir() else path, part if file else "")
+    return documents
 
 
 def _document(path: Path, part: str) -> dict[str, Any]:
-    """One result; a file of the published command holds one for each data set."""
+    """Read one result; a file of the published command holds one result per data set."""
     document = read_result(path)
     parts = document.get("datasets")
     if not isinstance(parts, dict):
@@ -93,7 +93,7 @@ def _document(path: Path, part: str) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
         )
-    found: dict[str, Any] = parts[chosen]
-    if "failed" in found:
-        raise ValueError(f"{path}: {chosen} was not measured: {found['failed']}")
-    return found
+    chosen_document: dict[str, Any] = parts[chosen]
+    if "failed" in chosen_document:
+        raise ValueError(f"{path}: {chosen} was not measured: {chosen_document['failed']}")
+    return chosen_document

@@ -1,11 +1,11 @@
-"""What comparisons of all kinds have in common: numbers beside each other, and the check that protocols agree.
+"""Common parts of all comparisons: numbers, their differences, and the check that protocols agree.
 
 With independent estimates `a ± s` and `b ± r` the difference is
 
     (b - a) ± sqrt(s^2 + r^2)
 
-A difference is called significant when it is more than two standard errors; among twenty true zeros one or so will be.
-Results that were made under different protocols are refused: every field that differs is named.
+A difference is called significant if it exceeds two standard errors; among twenty true zeros about one will do so.
+Results with different protocols are refused: every field that differs is named.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ __all__ = [
 ResultDocument = Mapping[str, Any]
 
 SIGNIFICANT = 2.0
-"""Standard errors that a difference must exceed to be marked."""
+"""Number of standard errors that a significant difference exceeds."""
 EXACT = "exact"
-"""The estimator that needs no replicates."""
+"""Name of the estimator that needs no replicates."""
 ABSENT = object()
-"""Stands for a field that a document lacks."""
+"""Placeholder for a field that a document lacks."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class IncomparableError(ValueError):
-    """Two results were made under different protocols."""
+    """Two results have different protocols."""
 
 
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One number of one result, and its difference to that of the first.
+    """One number of one result, and its difference from the first result.
 
     Attributes:
-        value: The number; None if it could not be measured.
+        value: The number; None if the measurement failed.
         error: Its standard error; None if unknown.
         failed: Why there is no number; empty if there is one.
-        difference: Number minus the first result's; None for the first itself, and where one of both is missing.
-        difference_error: Standard error of that; None if unknown.
+        difference: Number minus the first result's; None for the first result, and if one of the two is missing.
+        difference_error: Standard error of the difference; None if unknown.
     """
 
     value: float | None
@@ -83,14 +83,14 @@ class Cell:
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """Results that were made under one protocol.
+    """Results with one protocol, side by side.
 
     Attributes:
         kind: `"likelihood"`, `"generation"` or `"harness"`.
-        names: The results, the first is the one that the others are compared with.
-        cells: By metric, one for each result.
-        protocol: What they have in common.
-        notes: What to bear in mind.
+        names: Names of the results; the others are compared with the first.
+        cells: Cells by metric, one for each result.
+        protocol: The fields that all results share.
+        notes: Remarks for the reader.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields, ready for JSON."""
         rows = {
             metric: {
                 name: asdict(cell) | {"significant": cell.significant}
@@ -118,7 +118,7 @@ class Comparison:
 
 
 def protocol_differences(fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where results say something else than the first of them, in words; what only some say differs too."""
+    """Fields in which results differ from the first one, as text; a field that only some results have differs too."""
     first, *others = fields
     return [
         f"{other}: {key} is {_said(fields[other].get(key))}, and {_said(fields[first].get(key))} in {first}"
@@ -129,10 +129,10 @@ def protocol_differences(fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def check_protocol(apart: list[str]) -> None:
-    """Refuse.
+    """Refuse results whose protocols differ.
 
     Raises:
-        IncomparableError: If there is anything in which results differ.
+        IncomparableError: If there is any difference.
     """
     if apart:
         raise IncomparableError(f"made under different protocols, so not compared: {'; '.join(apart)}.")
@@ -146,24 +146,26 @@ def _said(value: object) -> str:
 
 
 def model_notes(documents: Mapping[str, ResultDocument]) -> list[str]:
-    """What two results of one protocol may still differ in without being noticed."""
+    """Remarks on differences between results that the protocol does not cover."""
     notes = []
     for key, what in (("weights", "weights"), ("dtype", "types of numbers")):
         values = sorted({str(document.get(key)) for document in documents.values()} - {"only"})
         if len(values) > 1:
             notes.append(f"{what} differ: {', '.join(values)}.")
     used = [document.get("versions") for document in documents.values()]
-    versions = {str(one.get("hdlm")) if isinstance(one, Mapping) else "unknown" for one in used}
+    versions = {
+        str(packages.get("hdlm")) if isinstance(packages, Mapping) else "unknown" for packages in used
+    }
     if len(versions) > 1:
         notes.append(f"versions of hdlm differ: {', '.join(sorted(versions))}.")
     return notes
 
 
 def chosen_metrics(found: Mapping[str, Mapping[str, Any]], metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """The metrics that are asked for, or all that every result has.
+    """The requested metrics, or all metrics that every result has.
 
     Raises:
-        ValueError: If one is missing, or there is none.
+        ValueError: If a metric is missing, or there is none.
     """
     first, *others = found.values()
     common = [metric for metric in first if all(metric in other for other in others)]
@@ -179,7 +181,7 @@ def chosen_metrics(found: Mapping[str, Mapping[str, Any]], metrics: tuple[str, .
 def independent_rows(
     measured: Mapping[str, Mapping[str, Cell]], metrics: tuple[str, ...]
 ) -> dict[str, tuple[Cell, ...]]:
-    """The cells of each metric with their differences to the first result, as if all results were independent."""
+    """The cells of each metric with their differences from the first result, as if all results were independent."""
     rows = {}
     for metric in metrics:
         ours = [cells[metric] for cells in measured.values()]
@@ -192,7 +194,7 @@ def independent_rows(
 
 
 def difference_row(cells: list[Cell], errors: list[float | None]) -> tuple[Cell, ...]:
-    """Cells with their differences to the first."""
+    """Cells with their differences from the first cell."""
     first, *others = cells
     row = [first]
     for cell, error in zip(others, errors[1:], strict=True):
@@ -203,7 +205,7 @@ def difference_row(cells: list[Cell], errors: list[float | None]) -> tuple[Cell,
 
 
 def measured_cell(entry: ResultDocument, place: str) -> Cell:
-    """The cell of a number with its error, or of a metric that could not be measured.
+    """The cell of a number with its error, or of a failed measurement.
 
     Raises:
         ValueError: If the number or its error is not finite.
@@ -224,7 +226,7 @@ def is_number(value: object) -> bool:
 
 
 def text_fields(document: ResultDocument, name: str) -> dict[str, Any]:
-    """Which text."""
+    """The fields that identify the text."""
     data = table_of(document, "data", name)
     place = f"{name}: data"
     return {
@@ -235,19 +237,19 @@ def text_fields(document: ResultDocument, name: str) -> dict[str, Any]:
 
 
 def table_of(values: ResultDocument, key: str, place: str) -> ResultDocument:
-    """A field that must be a table.
+    """A field of a document that must be a table.
 
     Raises:
         ValueError: If the field is missing or is not a table.
     """
-    found = field_of(values, key, place)
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{place}: {key} must be a table; got {found!r}.")
-    return found
+    table = field_of(values, key, place)
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{place}: {key} must be a table; got {table!r}.")
+    return table
 
 
 def field_of(values: ResultDocument, key: str, place: str) -> Any:
-    """A field that every document has.
+    """A field that every document must have.
 
     Raises:
         ValueError: If the field is missing.
@@ -258,12 +260,12 @@ def field_of(values: ResultDocument, key: str, place: str) -> Any:
 
 
 def known_field(values: ResultDocument, key: str, place: str) -> Any:
-    """A field without whose value nothing can be compared.
+    """A field that a comparison requires.
 
     Raises:
         ValueError: If the field is missing or null.
     """
-    found = field_of(values, key, place)
-    if found is None:
+    value = field_of(values, key, place)
+    if value is None:
         raise ValueError(f"{place}: {key} is not known, so nothing can be compared with it.")
-    return found
+    return value

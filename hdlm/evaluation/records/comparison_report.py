@@ -1,4 +1,4 @@
-"""A comparison as a person reads it: a table in the terminal, a page of Markdown, a picture."""
+"""Reports of a comparison: a table in the terminal, a page of Markdown, a picture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_comparison(path: Path, comparison: Comparison, documents: dict[str, di
 
     Args:
         path: The file to write.
-        comparison: What is written.
+        comparison: The comparison to report.
         documents: The results that were compared, by name.
     """
     common = markdown_table(
@@ -53,7 +53,7 @@ def write_comparison(path: Path, comparison: Comparison, documents: dict[str, di
 
 
 def draw_cells(path: Path, comparison: Comparison) -> None:
-    """Draw the numbers; the suffix of the file names the format."""
+    """Draw the numbers; the suffix of the file sets the format."""
     from hdlm.view.comparison import Mark, draw_comparison
 
     task_scores = {
@@ -70,14 +70,14 @@ def _heading(comparison: Comparison) -> tuple[str, str, str, str]:
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
-    """Metric, result, number, difference; the metric once only."""
+    """Metric, result, number, difference; the metric only in its first row."""
     for metric, cells in comparison.cells.items():
         for place, (name, cell) in enumerate(zip(comparison.names, cells, strict=True)):
             yield ("" if place else metric, name, *_cells(cell))
 
 
 def _cells(cell: Cell) -> tuple[str, str]:
-    """A number, and its difference to the first."""
+    """A number, and its difference from the first result."""
     if cell.value is None:
         return "failed", ""
     value = number(cell.value, cell.error)
@@ -99,7 +99,7 @@ def _footer(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _made(document: dict[str, Any]) -> str:
-    """What one result is of, and what it was made with beside the protocol, in a line."""
+    """The model of a result and the settings outside the protocol, in a line."""
     result = document["result"]
     own = {key: document.get(key) for key in ("model", "weights", "weights_sha256", "dtype", "seed")}
     own |= {key: result.get(key) for key in ("hyperschedule", "estimator", "replicates", "num_evaluations")}

@@ -21,13 +21,13 @@ __all__ = ["overlay"]
 
 
 def overlay(documents: Mapping[str, ResultDocument]) -> dict[str, Any]:
-    """Frontiers as one: the document of a sweep that measured all their curves.
+    """Merge frontiers into the document of a sweep that measured all their curves.
 
     Args:
         documents: Documents of `hdlm eval frontier` by name, two or more.
 
     Raises:
-        IncomparableError: If they were made under different protocols; every field that differs is named.
+        IncomparableError: If their protocols differ; every field that differs is named.
         ValueError: If there are fewer than two, or one is not a frontier.
     """
     if len(documents) < 2:
@@ -40,21 +40,28 @@ def overlay(documents: Mapping[str, ResultDocument]) -> dict[str, Any]:
     check_protocol(
         protocol_differences({name: _swept(document, name) for name, document in documents.items()})
     )
-    texts = {name: text_fields(one, name) for name, one in documents.items() if one["reference"] is not None}
+    texts = {
+        name: text_fields(frontier, name)
+        for name, frontier in documents.items()
+        if frontier["reference"] is not None
+    }
     check_protocol(protocol_differences(texts) if texts else [])
     every = list(documents.values())
     common = {
         key: value
         for key, value in every[0]["settings"].items()
-        if all(one["settings"].get(key, ABSENT) == value for one in every)
+        if all(frontier["settings"].get(key, ABSENT) == value for frontier in every)
     }
     models: dict[str, Any] = {}
     curves = []
-    for name, one in documents.items():
-        own = {key: value for key, value in one["settings"].items() if key not in common}
-        called = {model: name if len(one["models"]) == 1 else f"{name}: {model}" for model in one["models"]}
-        models |= {called[model]: {**entry, "settings": own} for model, entry in one["models"].items()}
-        curves += [{**curve, "model": called[curve["model"]]} for curve in one["curves"]]
+    for name, frontier in documents.items():
+        own = {key: value for key, value in frontier["settings"].items() if key not in common}
+        called = {
+            model: name if len(frontier["models"]) == 1 else f"{name}: {model}"
+            for model in frontier["models"]
+        }
+        models |= {called[model]: {**entry, "settings": own} for model, entry in frontier["models"].items()}
+        curves += [{**curve, "model": called[curve["model"]]} for curve in frontier["curves"]]
     with_text = documents[next(iter(texts or documents))]
     return {
         **every[0],
@@ -62,16 +69,17 @@ def overlay(documents: Mapping[str, ResultDocument]) -> dict[str, Any]:
         "models": models,
         "curves": curves,
         **{key: with_text[key] for key in ("data", "reference")},
-        **{key: _joined([one[key] for one in every]) for key in ("seed", "device")},
-        "wall_seconds": sum(one["wall_seconds"] for one in every),
+        **{key: _joined([frontier[key] for frontier in every]) for key in ("seed", "device")},
+        "wall_seconds": sum(frontier["wall_seconds"] for frontier in every),
         "versions": {
-            key: _joined([one["versions"].get(key) for one in every]) for key in every[0]["versions"]
+            key: _joined([frontier["versions"].get(key) for frontier in every])
+            for key in every[0]["versions"]
         },
     }
 
 
 def _swept(document: ResultDocument, name: str) -> dict[str, Any]:
-    """What frontiers have to have in common to be in one picture."""
+    """The fields in which all frontiers of one picture must agree."""
     fields = {key: field_of(document, key, name) for key in ("swept", "num_samples", "prompt", "definitions")}
     for key in ("models", "settings", "versions"):
         table_of(document, key, name)
@@ -93,6 +101,6 @@ def _swept(document: ResultDocument, name: str) -> dict[str, Any]:
 
 
 def _joined(values: list[Any]) -> Any:
-    """What all say, or all that they say."""
-    told = list(dict.fromkeys(map(str, values)))
-    return values[0] if len(told) == 1 else ", ".join(told)
+    """The common value, or a list of all different values."""
+    distinct = list(dict.fromkeys(map(str, values)))
+    return values[0] if len(distinct) == 1 else ", ".join(distinct)

@@ -1,4 +1,4 @@
-"""Compare samples of several models: as many, of one length and behind one prompt, scored alike."""
+"""Compare samples of several models, which agree in number, length, prompt and scoring."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hdlm.evaluation.records.comparison import (
 __all__ = ["compare_generations"]
 
 _AGAINST_TEXT = frozenset({"MAUVE", "mauve"})
-"""Metrics of samples against a text, which must then be the same."""
+"""Metrics of samples against a text, which must be equal for all results."""
 _ORDER = re.compile(r"-\d+$")
 _NUMBERS = frozenset({"value", "error"})
 
@@ -43,11 +43,11 @@ def compare_generations(documents: Mapping[str, ResultDocument], metrics: tuple[
         apart += protocol_differences(scored) if scored else []
         protocol |= next(iter(scored.values()), {})
     check_protocol(apart)
-    found = {
+    cells_by_name = {
         name: {metric: measured_cell(numbers[metric], f"{name}: {metric}") for metric in chosen}
         for name, numbers in measured.items()
     }
-    cells = independent_rows(found, chosen)
+    cells = independent_rows(cells_by_name, chosen)
     notes = tuple(_sampling_notes(documents) + model_notes(documents))
     return Comparison("generation", tuple(documents), cells, protocol, notes)
 
@@ -61,7 +61,7 @@ def _metrics(document: ResultDocument, name: str) -> Mapping[str, ResultDocument
 
 
 def _drawn(document: ResultDocument, name: str) -> dict[str, Any]:
-    """What samples have to have in common."""
+    """The fields in which all samples must agree."""
     result = table_of(document, "result", name)
     length, given = known_field(result, "length", f"{name}: result"), result.get("num_given", 0)
     if not is_number(length) or not is_number(given):
@@ -77,7 +77,7 @@ def _drawn(document: ResultDocument, name: str) -> dict[str, Any]:
 
 
 def _scored(document: ResultDocument, entry: ResultDocument, metric: str, name: str) -> dict[str, Any]:
-    """What one metric was measured with: its judge, by its weights, and whatever else stands beside the number."""
+    """The protocol of one metric: its judge, by its weights, and all other fields beside the number."""
     definitions = document["result"].get("definitions")
     called = {"judge"} if "judge_sha256" in entry else set()
     fields = {f"{metric}: {key}": entry[key] for key in entry if key not in _NUMBERS | called}
@@ -86,8 +86,8 @@ def _scored(document: ResultDocument, entry: ResultDocument, metric: str, name: 
         fields |= {f"{metric}: data.sha256": known_field(data, "sha256", f"{name}: data")}
     if isinstance(definitions, Mapping):
         family = _ORDER.sub("-n", metric)
-        found = definitions.get(metric, definitions.get(family))
-        fields |= {} if found is None else {f"{metric}: definition": found}
+        definition = definitions.get(metric, definitions.get(family))
+        fields |= {} if definition is None else {f"{metric}: definition": definition}
     return fields
 
 

@@ -1,6 +1,6 @@
 """Compare likelihoods of one text under one bound.
 
-Likelihoods that were estimated with the same random numbers (same seed, estimator and replicates) are not independent.
+Likelihoods that were estimated with equal random numbers (equal seed, estimator and replicates) are not independent.
 They are compared replicate by replicate: the error is that of the mean of the differences.
 """
 
@@ -36,33 +36,33 @@ def compare_likelihoods(documents: Mapping[str, ResultDocument], metrics: tuple[
     """Compare documents of this kind; see `hdlm.evaluation.records.compare.compare`."""
     results = {name: _likelihood(document, name) for name, document in documents.items()}
     tokenizers = [field_of(document, "tokenizer_sha256", name) for name, document in documents.items()]
-    one = tokenizers[0] is not None and tokenizers.count(tokenizers[0]) == len(tokenizers)
+    same_tokenizer = tokenizers[0] is not None and tokenizers.count(tokenizers[0]) == len(tokenizers)
     fields = {
-        name: text_fields(document, name) | _windows(result, counted=one)
+        name: text_fields(document, name) | _windows(result, counted=same_tokenizer)
         for (name, document), result in zip(documents.items(), results.values(), strict=True)
     }
     check_protocol(protocol_differences(fields))
     notes = _likelihood_notes(documents, results)
-    found = {name: _bits(result) for name, result in results.items()}
-    if not one:
+    cells_by_name = {name: _bits(result) for name, result in results.items()}
+    if not same_tokenizer:
         if any(result.num_bytes is None for result in results.values()):
             raise IncomparableError(
                 "tokenizer_sha256 differs, or is unknown, and the bytes of the text are not known: perplexity and bits "
                 "per token mean something for one tokenizer only. Measure again with the bytes counted."
             )
-        found = {
+        cells_by_name = {
             name: {key: cell for key, cell in bits.items() if key not in _PER_TOKEN}
-            for name, bits in found.items()
+            for name, bits in cells_by_name.items()
         }
         notes.insert(
             0,
             "tokenizers differ, so bits per byte alone are compared: perplexity and bits per token are per token.",
         )
-    chosen = chosen_metrics(found, metrics)
+    chosen = chosen_metrics(cells_by_name, metrics)
     first = next(iter(results.values()))
     cells = {}
     for metric in chosen:
-        ours = [bits[metric] for bits in found.values()]
+        ours = [bits[metric] for bits in cells_by_name.values()]
         errors = [
             _difference_error(first, result, metric, ours[0], cell)
             for result, cell in zip(results.values(), ours, strict=True)
@@ -81,7 +81,7 @@ def _likelihood(document: ResultDocument, name: str) -> LikelihoodResult:
 
 
 def _windows(result: LikelihoodResult, *, counted: bool) -> dict[str, Any]:
-    """Under which bound, in which windows; tokens and windows are counted alike by one tokenizer only."""
+    """The bound and the windows; numbers of tokens and windows are compared only under one tokenizer."""
     return (
         {"bound": result.bound, "stride": result.stride, "within_documents": result.within_documents}
         | {"window": result.hyperschedule["length"]}
@@ -115,7 +115,7 @@ def _likelihood_notes(
 def _difference_error(
     first: LikelihoodResult, second: LikelihoodResult, metric: str, a: Cell, b: Cell
 ) -> float | None:
-    """Standard error of a difference; by replicates where both saw the same noise."""
+    """Standard error of a difference; computed by replicates where both results have equal noise."""
     if a.error is None or b.error is None:
         return None
     paired = ("seed", "estimator", "replicates", "hyperschedule", "num_tokens")
@@ -130,5 +130,5 @@ def _difference_error(
         for ours, theirs in zip(first.estimates, second.estimates, strict=True)
     ]
     middle = math.fsum(apart) / len(apart)
-    squares = math.fsum((one - middle) ** 2 for one in apart)
+    squares = math.fsum((difference - middle) ** 2 for difference in apart)
     return math.sqrt(squares / (len(apart) - 1) / len(apart))

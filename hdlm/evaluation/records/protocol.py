@@ -1,20 +1,20 @@
-"""The document of a result: a number beside everything that it takes to measure it again.
+"""The document of a result: a number and everything that is needed to measure it again.
 
 Its keys, all plain JSON:
 
     kind                 "likelihood", "generation" or "harness"
-    model                what the model was called; `weights`: "averaged", "raw", or "only" where there are no others
-    weights_sha256       of all tensors: name, type, shape and bytes, by name
-    process              what `describe` gives, and so `parameterization` and the hyperschedule of a result
-    dtype, device, seed  what was computed with
+    model                name of the model; `weights`: "averaged", "raw", or "only" where there is only one kind
+    weights_sha256       hash of all tensors: name, type, shape and bytes, by name
+    process              result of `describe`, also for `parameterization` and the hyperschedule of a result
+    dtype, device, seed  settings of the computation
     versions             of hdlm, python, torch, numpy and tokenizers
     data                 name, part, sha256 of the documents' text, documents, bytes, words, detokenizer; or null
-    tokenizer_sha256     of the text of its file
-    result               `LikelihoodResult.to_dict()`, or what was written and how it was scored
-    wall_seconds         how long it took, all runs together
+    tokenizer_sha256     hash of the text of its file
+    result               `LikelihoodResult.to_dict()`, or the samples' settings and scores
+    wall_seconds         time that it took, all sessions together
 
-Two results were made in the same way if their `fingerprint`s are equal: names, devices and durations are left out of
-it, and so is whatever came out.
+Two results have the same protocol if their `fingerprint`s are equal: these omit names, devices, durations and the
+measured numbers.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def describe_protocol(
 
     Args:
         checkpoint: The model that was measured.
-        model: What the user calls it.
-        kind: What was measured.
-        result: What came of it.
-        seed: Of all random numbers.
-        weights: Which weights were asked for; what the checkpoint says of them itself goes first.
-        data: What `describe_data` gave.
-        wall_seconds: How long it took.
+        model: The user's name for the model.
+        kind: Kind of the measurement.
+        result: Result of the measurement.
+        seed: Seed of all random numbers.
+        weights: Name of the requested weights; the checkpoint's own record takes precedence.
+        data: The result of `describe_data`.
+        wall_seconds: Time that it took.
     """
     text = checkpoint.tokenizer_json
     parameter = next(checkpoint.network.parameters())
@@ -116,9 +116,9 @@ def describe_protocol(
 
 
 def describe_piece(piece: Any) -> dict[str, Any]:
-    """A process, a hyperschedule or another piece as documents hold it: `describe`, in plain JSON.
+    """A process, a hyperschedule or another component in the form that documents hold: `describe`, in plain JSON.
 
-    Of a piece that is not a dataclass, the name of its class alone is known.
+    For a component that is not a dataclass, only the name of its class is known.
     """
     if not dataclasses.is_dataclass(piece):
         return {"type": type(piece).__name__}
@@ -129,13 +129,13 @@ def describe_piece(piece: Any) -> dict[str, Any]:
 def describe_data(
     name: str, part: str, documents: Sequence[str], detokenizer: str | None = None
 ) -> dict[str, Any]:
-    """What a text was, as the model's tokenizer got it.
+    """Describe a text as the model's tokenizer received it.
 
     Args:
-        name: What the user calls it.
-        part: Which part of it.
+        name: The user's name for the text.
+        part: Part of the data set.
         documents: The text, after the detokenizer.
-        detokenizer: What undid the text's own tokenisation; None for text as it is.
+        detokenizer: Name of the detokenizer; None if the text was not changed.
     """
     return {
         "name": name,
@@ -149,25 +149,25 @@ def describe_data(
 
 
 def text_sha256(documents: Sequence[str]) -> str:
-    """Hash of documents, and of where each ends."""
-    found = hashlib.sha256()
+    """Hash of documents and their boundaries."""
+    digest = hashlib.sha256()
     for document in documents:
-        found.update(hashlib.sha256(document.encode()).digest())
-    return found.hexdigest()
+        digest.update(hashlib.sha256(document.encode()).digest())
+    return digest.hexdigest()
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Hash of all tensors of a network: the same wherever it lies, another if one bit differs."""
-    found = hashlib.sha256()
+    """Hash of all tensors of a network: independent of the device, different if one bit differs."""
+    digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         plain = value.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on; None for what is not here."""
+    """Versions of the packages that the numbers depend on; None for missing packages."""
     return {
         "hdlm": __version__,
         "python": platform.python_version(),
@@ -183,10 +183,10 @@ def _version(package: str) -> str | None:
 
 
 def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a measurement the one that it is, by dotted names.
+    """The fields that identify a measurement, by dotted names.
 
     Raises:
-        ValueError: If it is no document of a result.
+        ValueError: If it is not a result document.
     """
     kind = str(document.get("kind"))
     if kind not in _OWN or not isinstance(document.get("result"), Mapping):
@@ -207,17 +207,17 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     """Where the fingerprints of two documents differ: the two values by name.
 
     Raises:
-        ValueError: If one is no document of a result.
+        ValueError: If one is not a result document.
     """
     a, b = fingerprint(one), fingerprint(other)
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
 def write_result(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document, whole or not at all.
+    """Write a document atomically.
 
     Raises:
-        ValueError: If a number in it is not finite: that is a failure, and should say so.
+        ValueError: If a number in it is not finite; the document should report a failure instead.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as aside:
@@ -228,7 +228,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a document.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the file is not a result document.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -241,7 +241,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def with_descriptions(document: Any) -> Any:
-    """A document with its pieces described; earlier versions wrote them as Python does, `Block(length=8, ...)`."""
+    """A document with its components described; earlier versions wrote them as `Block(length=8, ...)`."""
     if isinstance(document, list):
         return [with_descriptions(item) for item in document]
     if not isinstance(document, Mapping):
@@ -253,7 +253,7 @@ def with_descriptions(document: Any) -> Any:
 
 
 def _described(text: str) -> Any:
-    """The description of a piece that is written as a call of its class; any other text as it is."""
+    """The description of a component that is written as a call of its class; any other text unchanged."""
     try:
         call = ast.parse(text, mode="eval").body
         return _description(call) if isinstance(call, ast.Call) else text

@@ -29,9 +29,9 @@ def compare_tasks(documents: Mapping[str, ResultDocument], metrics: tuple[str, .
     chosen = chosen_metrics(measured, metrics)
     tasks = sorted({metric.split(": ")[0] for metric in chosen})
     asked = {name: _asked(document, tasks, name) for name, document in documents.items()}
-    exact = [name for name, one in asked.items() if one["replicates"] == EXACT]
-    noisy = {name: one for name, one in asked.items() if name not in exact}
-    some = {name: {**one, "replicates": "any"} for name, one in asked.items()} if exact else asked
+    exact = [name for name, fields in asked.items() if fields["replicates"] == EXACT]
+    noisy = {name: fields for name, fields in asked.items() if name not in exact}
+    some = {name: {**fields, "replicates": "any"} for name, fields in asked.items()} if exact else asked
     check_protocol(protocol_differences(some) + (protocol_differences(noisy) if exact and noisy else []))
     cells = independent_rows(measured, chosen)
     same = "questions are the same, so errors of differences, as if they were not, are too large rather than too small."
@@ -42,17 +42,17 @@ def compare_tasks(documents: Mapping[str, ResultDocument], metrics: tuple[str, .
 
 
 def task_scores(document: ResultDocument, name: str) -> dict[str, Cell]:
-    """Numbers by `task: metric`, each with the standard error that `lm_eval` writes beside it.
+    """Numbers by `task: metric`, each with the standard error of `lm_eval`.
 
     Args:
-        document: What `hdlm eval harness` wrote.
-        name: What to call it.
+        document: A document of `hdlm eval harness`.
+        name: Name of the result.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the document has another kind.
     """
     tasks = table_of(table_of(document, "result", name), "results", f"{name}: result")
-    found = {}
+    scores = {}
     for task in tasks:
         numbers = table_of(tasks, task, f"{name}: results")
         for key, value in numbers.items():
@@ -61,16 +61,16 @@ def task_scores(document: ResultDocument, name: str) -> dict[str, Cell]:
                 continue
             label = f"{task}: {metric}" + ("" if kept == "none" else f" ({kept})")
             if isinstance(value, Mapping):
-                found[label] = measured_cell(value, f"{name}: {task}")
+                scores[label] = measured_cell(value, f"{name}: {task}")
             elif is_number(value):
                 error = numbers.get(f"{metric}_stderr,{kept}")
                 known = float(error) if is_number(error) and error is not None else None
-                found[label] = Cell(float(value), known)
-    return found
+                scores[label] = Cell(float(value), known)
+    return scores
 
 
 def _asked(document: ResultDocument, tasks: list[str], name: str) -> dict[str, Any]:
-    """What tests of two models have to have in common; how each writes and along which plan is its own."""
+    """The fields in which tests of two models must agree; sampler and hyperschedule may differ."""
     result = table_of(document, "result", name)
     how = table_of(result, "protocol", f"{name}: result")
     fields = {
@@ -80,6 +80,6 @@ def _asked(document: ResultDocument, tasks: list[str], name: str) -> dict[str, A
         "versions.lm_eval": table_of(document, "versions", name).get("lm_eval"),
     }
     for key in ("versions", "n-shot", "n-samples", "higher_is_better", "questions_sha256"):
-        told = result.get(key)
-        fields |= {f"{task}: {key}": told.get(task) for task in tasks} if isinstance(told, Mapping) else {}
+        value = result.get(key)
+        fields |= {f"{task}: {key}": value.get(task) for task in tasks} if isinstance(value, Mapping) else {}
     return fields

@@ -1,1 +1,1 @@
-"""The engine: many sequences, each at its own step, that share calls of the network."""
+"""The engine: many sequences, each at its own step, that share network calls."""

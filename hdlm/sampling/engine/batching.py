@@ -1,4 +1,4 @@
-"""The calls of the network in one step of several sequences.
+"""The network calls in one step of several sequences.
 
 A step calls the network when it first reads, and only for the sequences that it reads. The sequences of a batch share
 the call. A sequence whose last answer is still valid takes no part in it.
@@ -29,8 +29,8 @@ class Member:
 
     Attributes:
         window: Their keys and values, and their last answer.
-        size: How many they are.
-        step: Steps done.
+        size: Number of sequences.
+        step: Number of steps done.
     """
 
     window: KVWindow
@@ -40,15 +40,15 @@ class Member:
 
 @final
 class BatchedQuery:
-    """The calls of the network in one step of some sequences.
+    """The network calls in one step of some sequences.
 
     Args:
-        denoiser: The network.
-        members: The sequences, in the order of their rows.
-        transforms: Applied to what is read.
+        denoiser: The denoiser to call.
+        members: The members, in the order of their rows.
+        transforms: Transforms of the distributions that are read.
 
     Attributes:
-        num_evaluations: Calls of the network so far.
+        num_evaluations: Number of network calls so far.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BatchedQuery:
         self._last: tuple[Tensor, Tensor, Reading] | None = None
 
     def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
-        """The answer to tokens at noise fractions; for the same two tensors the network is called once."""
+        """The answer for tokens at noise fractions; the network is called once for the same two tensors."""
         if self._last is not None and self._last[0] is x and self._last[1] is u:
             return self._last[2]
         pairs = zip(self._members, self._split(x), strict=True)
@@ -79,11 +79,11 @@ class BatchedQuery:
         return reading
 
     def end(self) -> None:
-        """Forget the last reading, which refers to this query: a cycle would keep caches until garbage is collected."""
+        """Drop the last reading, which refers to this query: the cycle would keep caches until garbage collection."""
         self._last = None
 
     def _missing(self, where: Tensor, answers: dict[int, Answer]) -> list[int]:
-        """Members that are read, and have no answer for all positions that are read."""
+        """Indices of members that are read and have no answer for some of the positions."""
         wanted = self._split(where)
         return [
             place
@@ -118,7 +118,7 @@ class BatchedQuery:
             begin += question.tokens.numel()
 
     def _together(self, answers: dict[int, Answer], where: Tensor) -> Answer:
-        """The answers to the members that are read as one."""
+        """The answers for the members that are read, joined into one."""
         if len(self._members) == 1:
             return answers[0]
         wanted = self._read(where)
@@ -135,13 +135,13 @@ class BatchedQuery:
         return Answer(joined(predictions), index)
 
     def _read(self, where: Tensor) -> list[int]:
-        """Places of the members that are read."""
+        """Indices of the members that are read."""
         if len(self._members) == 1:
-            return [0]  # a reading of no position at all does not come here
+            return [0]  # a reading always has at least one position
         rows = where.any(1).tolist()
         ends = list(itertools.accumulate(self._sizes))
         return [place for place, end in enumerate(ends) if any(rows[end - self._sizes[place] : end])]
 
     def _split(self, values: Tensor) -> list[Tensor]:
-        """By member."""
+        """Values split by member."""
         return [values] if len(self._members) == 1 else list(values.split(self._sizes))

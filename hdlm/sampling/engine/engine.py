@@ -1,13 +1,11 @@
-"""The engine: sequences that walk back from noise, each at its own pace, and share the calls of the network.
+"""The engine: sequences that go back from noise to text, each at its own pace, and share network calls.
 
-Every sequence has a step `n` of its own. A plan (`Segment`) says at which steps something may happen to it, and the
-engine goes from one such step to the next. In an advance all sequences make one step, and what they read is computed
-in one call of the network, though they stand at different steps, behind caches of different lengths. Sequences whose
-last answer is still valid go ahead alone until they, too, need a call. Sequences come (`add`) and go when they are
-finished or stopped.
-
-The engine has the tokens and the plans; the calls are the business of a `BatchedQuery`, and what is kept of earlier
-calls that of a `KVWindow`.
+Every sequence has its own step `n`. A plan (`Segment`) lists the steps at which something may happen to it, and the
+engine goes from one such step to the next. In an advance all sequences make one step, and the engine computes their
+reads in one network call, although they are at different steps and have caches of different lengths. Sequences whose
+last answer is still valid advance alone until they, too, need a call. Sequences are added (`add`), and removed when
+they are finished or stopped. The engine holds the tokens and the plans; a `BatchedQuery` makes the calls, and a
+`KVWindow` holds the results of earlier calls.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from hdlm.sampling.loop import PRIOR
 __all__ = ["Engine", "Finished", "Frame", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
-"""Told the index of a sequence in the run and its finished beginning, says how many tokens to keep if it ends there."""
+"""Function of a sequence's index in the run and its finished beginning: the number of tokens to keep if it ends."""
 
 _EXACT = Execution()
 
@@ -42,17 +40,17 @@ _EXACT = Execution()
 @final
 @dataclass(frozen=True)
 class Frame:
-    """What a watcher sees after every generation step.
+    """The state after a generation step, for a watcher.
 
     Attributes:
         step: Index of the generation step, from 0.
-        num_steps: How many there are.
-        sequence: Index in the run of each sequence that made this step.
+        num_steps: Number of generation steps.
+        sequence: Index in the run of each sequence in this step.
         before: Tokens before the step.
-        after: Tokens after it.
+        after: Tokens after the step.
         moving: Positions that might have changed.
         settled: How many tokens at the beginning of each sequence are final.
-        num_evaluations: Calls of the network so far.
+        num_evaluations: Number of network calls so far.
         share: Share of the steps of all sequences in the engine that are done, in (0, 1].
     """
 
@@ -73,11 +71,11 @@ class Finished:
     """A sequence that has left the engine.
 
     Attributes:
-        sequence: Its index in the run.
-        tokens: Its tokens.
-        length: How many of them count: all, or those before a stop.
-        num_evaluations: Calls of the network that it took part in.
-        num_computed: How many positions of it these calls have computed in all.
+        sequence: Index of the sequence in the run.
+        tokens: Tokens of the sequence.
+        length: Number of valid tokens: all, or those before a stop.
+        num_evaluations: Number of network calls that included the sequence.
+        num_computed: Number of its positions that these calls have computed in total.
     """
 
     sequence: int
@@ -93,14 +91,14 @@ class SequenceGroup:
     """Sequences that are always at the same step.
 
     Attributes:
-        own: What never changes about them.
-        length: How many positions they have.
-        end: The step at which they are finished.
+        own: The constant data of the sequences.
+        length: Number of positions of a sequence.
+        end: The step at which the sequences are finished.
         window: Their keys and values, and the last answer.
-        kept: How many tokens of each count; None as long as nothing has stopped it.
-        segment: The plan of the coming steps; None before the first.
-        n: Steps done; the next one is a step at which something may happen.
-        checked: How many tokens have been looked through for a stop.
+        kept: Number of valid tokens of each sequence; None as long as none has stopped.
+        segment: The plan of the next steps; None before the first step.
+        n: Number of steps done; something may happen in the next step.
+        checked: Number of tokens that have been searched for a stop.
     """
 
     own: Sequences
@@ -114,17 +112,17 @@ class SequenceGroup:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """Number of sequences in the group."""
         return len(self.kept)
 
     @property
     def row(self) -> int:
-        """Where the coming step is in the plan."""
+        """Index of the next step in the plan."""
         return self.n - self.plan.begin
 
     @property
     def plan(self) -> Segment:
-        """The plan of the coming step."""
+        """The plan of the next step."""
         if self.segment is None:
             raise RuntimeError("The sequences have no plan yet; `Engine._locate` makes one.")
         return self.segment
@@ -132,28 +130,28 @@ class SequenceGroup:
 
 @final
 class Engine:
-    """Sequences on their way from noise to text.
+    """Sequences between noise and text.
 
-    One engine serves one way of writing: the step, the transforms, the regime and the stop are those of all its
-    sequences, which is why their questions can share a call. Seed, prompt and length are those of a request (`add`).
+    The step, the transforms, the regime and the stop of an engine apply to all its sequences, so the sequences can
+    share network calls. Seed, prompt and length belong to a request (`add`).
 
     Args:
-        denoiser: Knows `p(x_0 | x_t)`.
-        regime: When positions are noisy, and who sees whom; its length is the most that a sequence may have.
-        step: How to walk back.
-        seed: Of all random numbers of those who bring none.
-        transforms: Applied in order before draws.
-        execution: What is remembered between calls, and the device. How many sequences there are is up to `add`.
+        denoiser: Model of `p(x_0 | x_t)`.
+        regime: When positions are noisy, and the attention; its length is the maximum length of a sequence.
+        step: The sampling step.
+        seed: Default seed of all random numbers.
+        transforms: Transforms of the distribution, in order, before draws.
+        execution: Cache and device settings. The number of sequences depends on the calls of `add`.
         stop: Where sequences may end before all their positions are written.
         watch: Called with a `Frame` after every step of any sequences.
 
     Attributes:
-        num_evaluations: Calls of the network so far.
-        awaited: How many sequences are still to come, for the `share` of frames.
+        num_evaluations: Number of network calls so far.
+        awaited: Number of sequences that will still be added, for the `share` of frames.
 
     Raises:
         ValueError: If the denoiser is on another device, its network is shifted and the hyperschedule does not run from
-            left to right, or an approximate cache makes no sense.
+            left to right, or an approximate cache does not fit.
     """
 
     def __init__(
@@ -188,7 +186,7 @@ class Engine:
         self._x = self._positions[:0].view(0, hyperschedule.length)
 
     def __len__(self) -> int:
-        """How many sequences are on their way."""
+        """Number of unfinished sequences."""
         return len(self._x)
 
     def add(
@@ -201,21 +199,21 @@ class Engine:
         seed: int | Int[Tensor, " seeds"] | None = None,
         together: bool = False,
     ) -> None:
-        """Let sequences in.
+        """Add sequences.
 
         Args:
-            sequence: Index of each in the run, on which its random numbers depend.
-            tokens: Given tokens.
+            sequence: Index of each sequence in the run, which its random numbers depend on.
+            tokens: Given tokens of the sequences.
             fixed: Where tokens are given; they are kept.
-            length: How many positions are written; all of the hyperschedule by default.
-            seed: Of the random numbers of these, one for all or one for each; that of the engine by default. The tokens
-                of a sequence depend on its seed and its index, and not on who else is there.
-            together: Whether they share steps and calls of the network, as they must for a denoiser that does not
-                pack questions; else each goes at its own pace.
+            length: Number of positions to write; all of the hyperschedule by default.
+            seed: Seed of the sequences' random numbers, one for all or one for each; by default that of the engine. The
+                tokens of a sequence depend on its seed and its index, not on other sequences.
+            together: Whether the sequences share steps and network calls, as a denoiser requires that does not pack
+                queries; otherwise each sequence advances at its own pace.
 
         Raises:
-            ValueError: If the length does not fit the canvas, there are not as many seeds as sequences, a shifted
-                network is not given the first tokens, or a position that begins at level 0 is not given.
+            ValueError: If the length does not fit the canvas, the number of seeds differs from that of the sequences, a
+                shifted network gets no first tokens, or a position that begins at level 0 is not given.
         """
         canvas = self._hyperschedule.length
         length = canvas if length is None else length
@@ -268,20 +266,20 @@ class Engine:
             )
 
     def _seeds(self, seed: int | Tensor | None, count: int) -> list[int]:
-        """A seed for each of some sequences."""
+        """A seed for each sequence."""
         if isinstance(seed, Tensor):
             if seed.shape != (count,):
                 raise ValueError(
                     f"`seed` must be one integer, or {count}, one for each sequence; got shape {tuple(seed.shape)}."
                 )
-            return [int(one) for one in seed]
+            return [int(value) for value in seed]
         return [self._seed if seed is None else seed] * count
 
     def advance(self) -> list[Finished]:
-        """Make one step of at least one sequence, in which something may happen; at most a few calls of the network.
+        """Make one step of at least one sequence, in which something may happen, with at most a few network calls.
 
         Returns:
-            The sequences that are finished, which leave the engine.
+            The finished sequences, which are removed from the engine.
 
         Raises:
             RuntimeError: If the step leaves a mask in a finished sequence.
@@ -297,7 +295,7 @@ class Engine:
     # -- one step -------------------------------------------------------------------------------------------
 
     def _first(self, groups: list[SequenceGroup]) -> list[SequenceGroup]:
-        """Those whose last answer is still valid, if there are some: the others wait to share a call with them."""
+        """The groups whose last answer is still valid, if there are any; otherwise all groups, which share a call."""
         if len(groups) == 1:
             return groups
         ready = [
@@ -331,7 +329,7 @@ class Engine:
                 self._check_stop(self._stop, group, own)
 
     def _written(self, rows: slice | Tensor, new: Tensor) -> Tensor:
-        """All tokens with new ones in some rows; frames keep the old ones."""
+        """All tokens, with new tokens in some rows; frames keep the old tensor."""
         tokens = self._x.clone()
         tokens[rows] = new
         return tokens
@@ -383,7 +381,7 @@ class Engine:
         before: Tensor,
         after: Tensor,
     ) -> None:
-        """A frame for each step that has been made."""
+        """Send the watcher a frame for each step that was made."""
         num_steps = self._hyperschedule.num_steps
         self._steps_done += len(after)
         n = torch.tensor([n for group, n in zip(groups, steps, strict=True) for _ in range(group.size)])
@@ -401,7 +399,7 @@ class Engine:
             watch(Frame(step, num_steps, *seen, self.num_evaluations, share))
 
     def _check_stop(self, stop: Stop, group: SequenceGroup, rows: slice | Tensor) -> None:
-        """Note where sequences stop whose finished beginning has grown."""
+        """Record the stops of sequences whose finished beginning has grown."""
         level = self._hyperschedule.levels(torch.tensor(group.n, device=self._x.device))
         settled = ((level == 0) | group.own.fixed).long().cumprod(1).sum(1).tolist()
         if sum(settled) <= group.checked:
@@ -413,7 +411,7 @@ class Engine:
                 group.kept[index] = stop(names[index], tokens[: settled[index]])
 
     def _leave(self) -> list[Finished]:
-        """Take out what is finished."""
+        """Remove finished sequences and return them."""
         gone = [group for group in self._groups if group.n >= group.end or None not in group.kept]
         if not gone:
             return []
@@ -438,7 +436,7 @@ class Engine:
         return done
 
     def _rows_of(self, groups: list[SequenceGroup]) -> slice | Int[Tensor, " b"]:
-        """Places of the sequences of some groups, in the order of the groups."""
+        """Row indices of the sequences of some groups, in the order of the groups."""
         begins = itertools.accumulate((group.size for group in self._groups), initial=0)
         place = {id(group): begin for group, begin in zip(self._groups, begins, strict=False)}
         if len(groups) == 1:
@@ -450,7 +448,7 @@ class Engine:
 
 
 def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedule) -> None:
-    """Refuse a hyperschedule along which a position is written before the position that predicts it is there."""
+    """Refuse a hyperschedule that writes a position before the position from which it is predicted."""
     if denoiser.lookback and not opens_left_to_right(hyperschedule, denoiser.lookback):
         raise ValueError(
             "A shifted network predicts a position from the output at the position before it, but along "
@@ -460,7 +458,7 @@ def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedul
 
 
 def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None) -> None:
-    """Refuse sequences whose first positions a shifted network would have to predict."""
+    """Refuse sequences whose first positions are not given although a shifted network cannot predict them."""
     lookback = denoiser.lookback
     if lookback and (fixed is None or not bool(fixed[:, :lookback].all())):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The plan of some sequences that are always at the same step: noise, random numbers, and where something happens.
+"""The plan of sequences that are always at one common step: noise, random numbers, and the steps with events.
 
 A plan is computed for a *segment* of consecutive steps in a few vectorised calls. The random numbers of a step are a
-function of their address, so a segment computes those of all its steps at once.
+function of their address, so a segment computes the numbers of all its steps at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _Pair = tuple[Tensor, Tensor]
 @final
 @dataclass(frozen=True)
 class Clock:
-    """When each position is noisy, and how much.
+    """When each position is noisy, and its noise fraction.
 
     Attributes:
         hyperschedule: The levels of each step.
         noise: Noise fraction of each level.
-        step: How to walk back.
+        step: The sampling step.
         process: The noise process of the denoiser.
     """
 
@@ -46,14 +46,14 @@ class Clock:
 @final
 @dataclass(frozen=True)
 class Sequences:
-    """What never changes about some sequences.
+    """The constant data of some sequences.
 
     Attributes:
-        sequence: Index of each in the run.
+        sequence: Index of each sequence in the run.
         fixed: Positions that are given.
-        randomness: Their random numbers.
-        begin: Noise fraction with which each position begins.
-        constant: Random numbers that are the same at all steps, by stream.
+        randomness: Random numbers of the sequences.
+        begin: Noise fraction of each position at the beginning.
+        constant: Random numbers that all steps share, by stream.
     """
 
     sequence: Int[Tensor, " b"]
@@ -69,17 +69,17 @@ class Segment:
 
     Args:
         clock: When each position is noisy.
-        group: The sequences.
-        x: Their tokens before the first step.
+        group: The sequences to plan.
+        x: Tokens before the first step.
         begin: The first step.
-        end: The step before which the last segment ends.
+        end: The step at which the last segment ends (exclusive).
 
     Attributes:
         begin: The first step.
-        end: The step behind the last.
-        levels: Level of each position before each step, and behind the last.
+        end: The step after the last one.
+        levels: Level of each position before each step, and after the last step.
         t: Noise fractions before each step.
-        s: Noise fractions behind it.
+        s: Noise fractions after each step.
         moving: Positions that may change.
         steps: Index of each step.
         active: For each step, whether something may happen in it.
@@ -105,7 +105,7 @@ class Segment:
         return next((step for step in range(n, self.end) if self.active[step - self.begin]), None)
 
     def numbers(self, stream: int, each_step: bool) -> Float[Tensor, "n b l"] | Float[Tensor, "b l"]:
-        """The random numbers of a stream, of all steps of the segment or one for all steps."""
+        """The random numbers of a stream: of all steps of the segment, or one set that all steps share."""
         known = self._numbers if each_step else self._group.constant
         if stream // 2 not in known:
             group = self._group
@@ -146,5 +146,5 @@ def _refuse(x: Tensor, u: Tensor) -> Reading:
 
 
 def concatenated(values: list[Tensor]) -> Tensor:
-    """Rows of several groups, end to end."""
+    """Rows of several groups in one tensor."""
     return values[0] if len(values) == 1 else torch.cat(values)

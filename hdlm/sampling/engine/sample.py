@@ -1,4 +1,4 @@
-"""Generation: `sample` runs an `Engine` over all sequences that are wanted. `hdlm.sampling.loop` is the plain loop."""
+"""Generation: `sample` runs an `Engine` over all sequences. `hdlm.sampling.loop` is the plain loop."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _EXACT = Execution()
 @final
 @dataclass(frozen=True)
 class Generation:
-    """What `sample` returns.
+    """The result of `sample`.
 
     Attributes:
-        tokens: Finished sequences; words only. What lies behind a stop repeats the last token before it.
-        num_evaluations: Calls of the network, each for a batch (NFE).
-        lengths: How many tokens of each sequence count; all, if nothing stopped it.
-        evaluations: Calls that each sequence took part in (NFE of a sequence).
-        computed: Positions of each sequence that these calls have computed in all.
+        tokens: Finished sequences, without masks. Positions after a stop repeat the last token before it.
+        num_evaluations: Number of network calls, each for a batch (NFE).
+        lengths: Number of valid tokens of each sequence; all tokens, if it was not stopped.
+        evaluations: Number of calls that included each sequence (NFE of a sequence).
+        computed: Number of positions of each sequence that these calls have computed in total.
     """
 
     tokens: Int[Tensor, "n l"]
@@ -58,20 +58,20 @@ def sample(
     """Generate sequences.
 
     Args:
-        denoiser: Knows `p(x_0 | x_t)`.
-        regime: When positions are noisy, how fast noise comes, and who sees whom; see `Checkpoint.regime`.
-        step: How to walk back; see `hdlm.sampling` for the choice.
-        num_sequences: How many sequences, at least 1.
-        seed: Of all random numbers.
-        prompt: Given tokens, which are kept.
-        transforms: Temperature and the like, applied in order before draws.
-        execution: How many sequences are computed at a time, and what is remembered between calls of the network.
+        denoiser: Model of `p(x_0 | x_t)`.
+        regime: When positions are noisy, how fast noise grows, and the attention; see `Checkpoint.regime`.
+        step: The sampling step; see `hdlm.sampling` for the choice.
+        num_sequences: Number of sequences, at least 1.
+        seed: Seed of all random numbers.
+        prompt: Given tokens, which do not change.
+        transforms: Temperature and similar changes of the distribution, in order, before draws.
+        execution: Number of sequences that are computed at a time, and the cache.
         stop: Where sequences may end before the canvas is full.
         watch: Called with a `Frame` after every step of any sequences.
 
     Raises:
-        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network is given no first token
-            or a hyperschedule that does not run from left to right, or the denoiser is on another device.
+        ValueError: If the prompt does not fit the canvas or the vocabulary, a shifted network gets no first token or a
+            hyperschedule that does not run from left to right, or the denoiser is on another device.
     """
     if num_sequences < 1:
         raise ValueError(f"`num_sequences` must be at least 1; got {num_sequences}.")
@@ -112,14 +112,14 @@ def _drive(
 
 def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
     """Finished sequences by their index."""
-    done = sorted(done, key=lambda one: one.sequence)
-    lengths = torch.tensor([one.length for one in done])
-    tokens = torch.stack([one.tokens for one in done])
+    done = sorted(done, key=lambda finished: finished.sequence)
+    lengths = torch.tensor([finished.length for finished in done])
+    tokens = torch.stack([finished.tokens for finished in done])
     last = torch.minimum(torch.arange(tokens.shape[1]), lengths[:, None] - 1).clamp_min(0)
     return Generation(
         tokens.gather(1, last.to(tokens.device)),
         num_evaluations,
         lengths,
-        torch.tensor([one.num_evaluations for one in done]),
-        torch.tensor([one.num_computed for one in done]),
+        torch.tensor([finished.num_evaluations for finished in done]),
+        torch.tensor([finished.num_computed for finished in done]),
     )

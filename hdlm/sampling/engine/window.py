@@ -1,16 +1,16 @@
-"""The keys and values that are kept of some sequences, and what a call computes: a *window* of positions.
+"""The cached keys and values of some sequences, and the positions that a call computes: a *window*.
 
-A position whose keys and values are kept is computed again only if somebody reads the answer there, or its token has
-changed since. What is kept, and for how long, depends on the `Execution`:
+A position with cached keys and values is computed again only if its answer is read, or its token has changed since. The
+`Execution` determines which positions are cached, and for how long:
 
-| | kept | computed anew | logits |
+| | cached | recomputed | logits |
 |---|---|---|---|
-| exact cache | what has settled, where its view and its noise never change | never | those of no cache |
-| approximate, `active=False` | what has settled, though its view grows | every `refresh` calls | change |
-| approximate, `active=True` | everything | every `refresh` calls, and once it has settled | change |
+| exact cache | settled positions, whose visibility and noise never change | never | as without a cache |
+| approximate, `active=False` | settled positions, although they see more and more | every `refresh` calls | change |
+| approximate, `active=True` | all positions | every `refresh` calls, and once when settled | change |
 
-The exact cache is off for a denoiser whose `noise_dependence` is `"sequence"`: what it computes of a settled position
-changes with the noise of the others.
+The exact cache is off for a denoiser whose `noise_dependence` is `"sequence"`: its outputs at a settled position change
+with the noise of the other positions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hdlm.regime import Regime, settled_lasts
 from hdlm.sampling.base import Answer
 
 _MOST_NUMBERS = 2**18
-"""Positions times steps for which regions and ranks are computed at a time."""
+"""Positions times steps for which visibility and order are computed at a time."""
 
 __all__ = ["ApproximateCache", "Execution", "KVWindow"]
 
@@ -38,19 +38,19 @@ __all__ = ["ApproximateCache", "Execution", "KVWindow"]
 @final
 @dataclass(frozen=True)
 class ApproximateCache:
-    """Remember positions although what they see has changed since they were computed. A heuristic: logits change.
+    """Cache positions although they see other tokens than when they were computed. A heuristic: logits change.
 
     Settled positions keep the keys and values of the call after which they settled, where `context` is `"full"` and
-    their view grows (the prefix cache of Fast-dLLM, arXiv 2505.22618).
+    they see more and more positions (the prefix cache of Fast-dLLM, arXiv 2505.22618).
 
-    With `active`, those that are still being written keep theirs as well, in any context: a call computes only the
-    positions that are read and those whose token has changed (the dual cache of Fast-dLLM; dKV-Cache, 2505.15781;
-    dLLM-Cache, 2506.06295). That is what saves time where all positions are written together.
+    With `active`, unsettled positions are cached as well, in any context: a call computes only the positions that are
+    read and those whose token has changed (the dual cache of Fast-dLLM; dKV-Cache, 2505.15781; dLLM-Cache, 2506.06295).
+    This saves time if all positions are written together.
 
     Attributes:
-        refresh: Everything whose view has changed is computed anew at every so many calls (at least 1, which is
+        refresh: Number of calls after which all positions with changed inputs are recomputed (at least 1, which is
             exact); None for never.
-        active: Whether positions that are still being written are remembered too.
+        active: Whether positions that are still being written are cached too.
     """
 
     refresh: int | None = None
@@ -67,18 +67,18 @@ class Execution:
     """How sequences are computed. It changes no token, unless the cache is approximate.
 
     Attributes:
-        batch_size: How many sequences are computed at a time; all of them by default. Where the denoiser packs
-            questions, a sequence that is finished gives way to the next.
-        first_sequence: Index of the first sequence: 5 gives what a longer run has as its sixth.
-        together: Whether the sequences of a batch make every step at the same time. By default only where the denoiser
-            does not pack questions; else each sequence has a pace of its own, which saves calls.
-        use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. It is not done
-            where settled positions see later ones (`context` is `"full"`), or where the noise of other positions is
-            among the network's inputs; see `settled_lasts`.
-        approximate: A cache that does change logits: of settled positions where there is no exact one, or of all.
-            Sequences that are `together` are computed at the same positions, so then tokens depend on the batch.
-        device: Where a denoiser without weights computes, by default on the CPU. One with weights computes where they
-            are, and refuses another device.
+        batch_size: Number of sequences that are computed at a time; all of them by default. If the denoiser packs
+            queries, the next sequence takes the place of a finished one.
+        first_sequence: Index of the first sequence: with 5, it is the sixth sequence of a longer run.
+        together: Whether the sequences of a batch make every step at the same time. By default only if the denoiser
+            does not pack queries; otherwise each sequence advances at its own pace, which saves calls.
+        use_cache: Whether settled positions are computed once, where that is exact: it changes no logit. The cache is
+            not used where settled positions see later ones (`context` is `"full"`), or where the noise of other
+            positions is an input of the network; see `settled_lasts`.
+        approximate: A cache that changes logits: for settled positions where there is no exact cache, or for all
+            positions. Sequences that are `together` compute the same positions, so their tokens depend on the batch.
+        device: Device of a denoiser without weights, by default the CPU. A denoiser with weights computes on their
+            device, and refuses another device.
 
     Raises:
         ValueError: If a number is out of range, or there is an approximate cache without a cache.
@@ -98,10 +98,10 @@ class Execution:
             raise ValueError("An approximate cache is a cache: leave `use_cache` on, or `approximate` out.")
 
     def check_cache(self, regime: Regime, dependence: NoiseDependence) -> None:
-        """Refuse an approximate cache of settled positions where there is an exact one.
+        """Refuse an approximate cache of settled positions where an exact cache is possible.
 
         Raises:
-            ValueError: If that is so.
+            ValueError: If an exact cache is possible.
         """
         approximate = self.approximate
         if approximate is not None and not approximate.active and settled_lasts(regime.context, dependence):
@@ -113,11 +113,11 @@ class Execution:
 
     @property
     def keeps_active(self) -> bool:
-        """Whether positions that are still being written are remembered."""
+        """Whether positions that are still being written are cached."""
         return self.approximate is not None and self.approximate.active
 
     def forgets(self, calls: int) -> bool:
-        """Whether all that is not exact is to be computed anew after so many calls."""
+        """Whether everything that is not exact is recomputed after this number of calls."""
         every = None if self.approximate is None else self.approximate.refresh
         return every is not None and calls % every == 0
 
@@ -125,13 +125,13 @@ class Execution:
 @final
 @dataclass(frozen=True)
 class _Window:
-    """What a call computes.
+    """The positions that a call computes.
 
     Attributes:
         chosen: Whether each position is computed.
-        window: The positions that are.
-        attention: Who sees whom.
-        store: Places in the window of those that enter the cache.
+        window: Indices of the computed positions.
+        attention: Attention mask of the window.
+        store: Places in the window of the positions that enter the cache.
         place: Place of each position in the answer, -1 for none.
     """
 
@@ -144,19 +144,19 @@ class _Window:
 
 @final
 class KVWindow:
-    """The keys and values of sequences that are always at the same step, and the windows that they compute.
+    """The keys and values of sequences that are always at one common step, and the windows that they compute.
 
     Args:
-        denoiser: The network.
-        regime: When each position is noisy, and who sees whom.
-        execution: What is remembered.
-        size: How many sequences.
-        length: How many of their positions there are.
-        device: Where their tokens live.
+        denoiser: The denoiser to call.
+        regime: When each position is noisy, and the attention.
+        execution: Settings of the cache.
+        size: Number of sequences.
+        length: Number of positions of a sequence.
+        device: Device of the tokens.
 
     Attributes:
-        num_evaluations: How many calls of the network they took part in.
-        num_computed: How many positions of each sequence these calls have computed in all.
+        num_evaluations: Number of network calls that included the sequences.
+        num_computed: Number of positions of each sequence that these calls have computed in total.
     """
 
     def __init__(
@@ -176,23 +176,25 @@ class KVWindow:
         self._remembers = execution.use_cache and (self._lasts or execution.approximate is not None)
         self._beyond = torch.arange(regime.length, device=device) >= length
         self._cache: Any = denoiser.new_cache() if self._remembers else None
-        self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions as the cache has them
+        self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions in the order of the cache
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
-        self._tokens = torch.full((size, regime.length), -1, device=device)  # as they were computed
+        self._tokens = torch.full(
+            (size, regime.length), -1, device=device
+        )  # at the time of their computation
         self._num_steps = regime.hyperschedule.num_steps
         self._steps, self._asked = range(0), (-1, -1)
         self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
-        self._place = torch.empty(0)  # of each position in the answer that is awaited, -1 for none
+        self._place = torch.empty(0)  # of each position in the next answer, -1 for none
         self._answer: Answer | None = None
 
     @property
     def keeps_active(self) -> bool:
-        """Whether a call computes no more than it must, of positions that are still being written too."""
+        """Whether a call computes as few positions as possible, also of those that are still being written."""
         return self._execution.keeps_active
 
     def cached_answer(self, n: int, x: Int[Tensor, "g l"]) -> Answer | None:
-        """The last answer, if it is still valid: no noise is among the inputs, and tokens and view are the same."""
+        """The last answer if it is still valid: noise is not an input, and tokens and visibility are unchanged."""
         if self._answer is None or not self._noiseless or self._asked != self._counts_at(n):
             return None
         return self._answer if torch.equal(x, self._tokens) else None
@@ -200,15 +202,15 @@ class KVWindow:
     def build_query(
         self, n: int, x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
     ) -> Question:
-        """The window to compute, so that the answer, which is for `record`, is one for the positions that are read.
+        """The window to compute. `record` turns the prediction for it into an answer that covers the read positions.
 
-        A shifted network reads position `i` off position `i - 1`: that one is computed with it, and remembered for
-        ever only when `i` is settled.
+        A shifted network predicts position `i` at position `i - 1`, which is computed with it, and is cached
+        permanently only when `i` is settled.
 
         Args:
-            n: Steps done.
-            x: Tokens.
-            u: Noise fractions.
+            n: Number of steps done.
+            x: Tokens of the sequences.
+            u: Noise fractions of the positions.
             read: The positions that will be read.
         """
         counts = self._counts_at(n)
@@ -228,9 +230,11 @@ class KVWindow:
         return Question(x[:, last.window], u[:, last.window], asked)
 
     def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
-        """The positions to compute so that those that are read have an answer."""
+        """The positions to compute so that the positions that are read have an answer."""
         settled, present, again = self._settled[row], self._present[row], read
-        if self._execution.keeps_active:  # else only settled positions are kept, whose tokens are final
+        if (
+            self._execution.keeps_active
+        ):  # otherwise only settled positions are cached, whose tokens are final
             again = again | (x != self._tokens).any(0)
         if self._lasts:
             again = again | (settled > self._for_ever)
@@ -245,20 +249,20 @@ class KVWindow:
         return _Window(chosen, window, attention, store, self._places(x.shape[0], window, chosen))
 
     def record(self, prediction: Prediction, begin: int) -> Answer:
-        """The answer to the last query, which begins at a place of the prediction."""
+        """The answer to the last query; its rows start at index `begin` of the prediction."""
         place = torch.where(self._place < 0, -1, self._place + begin) if begin else self._place
         self._answer = Answer(prediction, place)
         return self._answer
 
     def _counts_at(self, n: int) -> tuple[int, int]:
-        """How many positions are settled after some steps, and how many are not there; neither ever falls."""
+        """Number of settled positions and of present positions after some steps; neither ever decreases."""
         if n not in self._steps:
             self._prepare(n)
         settled, present = self._counts[n - self._steps.start]
         return settled, present
 
     def _prepare(self, n: int) -> None:
-        """Compute who is settled, who is there and who sees whom at some steps from `n` on."""
+        """Compute which positions are settled, which exist, and their visibility, at some steps from `n` on."""
         most = max(1, min(self._num_steps - n + 1, _MOST_NUMBERS // len(self._beyond)))
         self._steps = range(n, n + most)
         steps = torch.arange(n, n + most, device=self._beyond.device)
@@ -268,7 +272,7 @@ class KVWindow:
         self._counts = torch.stack([self._settled, self._present]).sum(2).T.tolist()
 
     def _attention(self, row: int, window: Int[Tensor, " q"], keys: Int[Tensor, " k"]) -> Any:
-        """Who sees whom in a window; None if everybody sees everybody."""
+        """Attention mask of a window; None if every position sees every other."""
         query_rank, key_rank = self._seen.query_rank[row], self._seen.key_rank[row]
         if window.device.type != "cpu" and len(window) * len(keys) > DENSE_LIMIT:
             first, nobody = torch.zeros_like(key_rank), torch.full_like(key_rank, NOBODY)
@@ -279,7 +283,7 @@ class KVWindow:
         return None if bool(may.all()) else may[None]
 
     def _forget(self, positions: Bool[Tensor, " l"]) -> None:
-        """Take positions out of the cache; the last ones that stay fill the gaps."""
+        """Remove positions from the cache; the last remaining ones fill the gaps."""
         gone = positions[self._order]
         stay = len(gone) - int(gone.sum())
         if stay == len(gone):
@@ -293,7 +297,7 @@ class KVWindow:
     def _keep(
         self, window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"], settled: Bool[Tensor, " l"]
     ) -> Int[Tensor, " n"]:
-        """Note which positions of a window will be remembered; their places in it."""
+        """Record which positions of a window will be cached, and return their places in it."""
         done = settled & chosen
         for ahead in range(1, self._denoiser.lookback + 1):
             done = done & torch.nn.functional.pad(settled[ahead:], (0, ahead), value=True)
@@ -307,7 +311,7 @@ class KVWindow:
         return store
 
     def _places(self, size: int, window: Int[Tensor, " q"], chosen: Bool[Tensor, " l"]) -> Int[Tensor, "g l"]:
-        """Place of each position in the answer; -1 where a shifted network misses the position before."""
+        """Place of each position in the answer; -1 where a shifted network lacks the position before."""
         spoken = chosen
         for behind in range(1, self._denoiser.lookback + 1):
             spoken = spoken & torch.nn.functional.pad(chosen[:-behind], (behind, 0), value=True)
@@ -315,8 +319,8 @@ class KVWindow:
         return (begins + chosen.cumsum(0) - 1).masked_fill(~spoken, -1)
 
     def _with_those_before(self, read: Bool[Tensor, " l"]) -> Bool[Tensor, " l"]:
-        """The positions that are read, and those off which a shifted network reads them."""
-        found = read
+        """The positions that are read, and the positions at which a shifted network predicts them."""
+        needed = read
         for behind in range(1, self._denoiser.lookback + 1):
-            found = found | torch.nn.functional.pad(read[behind:], (0, behind))
-        return found
+            needed = needed | torch.nn.functional.pad(read[behind:], (0, behind))
+        return needed

@@ -1,1 +1,1 @@
-"""The steps: ways to walk back from noise, one idea a file."""
+"""The sampling steps, one idea per file."""

@@ -1,7 +1,7 @@
 """Adaptive parallel decoding: as many words at once as the model is sure of, so that easy text takes few calls.
 
-Heuristics: words written together are drawn as if they were independent, which is nearly true where the model is sure,
-and their order is the model's and not that of the noise. Every call writes at least one word in each sequence.
+These are heuristics. Words written together are drawn as if they were independent, which is nearly true where the model
+is sure; and the model determines their order, not the noise. Every call writes at least one word in each sequence.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _Sure: TypeAlias = Callable[[Reading, Tensor, Tensor], Tensor]
 @final
 @dataclass(frozen=True)
 class ByThreshold:
-    """Writes where the likeliest word reaches a probability, and where it is likeliest of all (Fast-dLLM, 2505.22618).
+    """Writes the words whose probability reaches a threshold, and always the likeliest one (Fast-dLLM, 2505.22618).
 
-    Words are drawn there, as everywhere: the likeliest nearly always, and with a temperature of nearly 0 always. All
-    masks of a move are written in it, however small its share of the schedule: use few, large moves.
+    Words are drawn at random, as in other steps: the draw is nearly always the likeliest word, and with a temperature
+    near 0 it always is. All masks of a move are written in it, for any share of the schedule: use few, large moves.
 
     Attributes:
-        threshold: In [0, 1]; 1 writes one word at a time (but what is certain), 0 all at once. A word reaches it if its
-            probability is less by no more than `ROUNDING`.
+        threshold: Probability in [0, 1]; 1 writes one word at a time (apart from certain words), 0 all at once. A word
+            reaches it if its probability is at most `ROUNDING` below it.
     """
 
     threshold: float = 0.9
@@ -56,12 +56,13 @@ class ByThreshold:
 @final
 @dataclass(frozen=True)
 class ByEntropy:
-    """Writes the words of least entropy as long as what they might say of one another is bounded (2505.24857).
+    """Writes the words of least entropy while their mutual information is bounded (2505.24857).
 
-    The entropies of all but the largest among them add up to at most `bound`, which bounds their mutual information.
+    The entropies of these words, except for the largest, add up to at most `bound`, which bounds their mutual
+    information.
 
     Attributes:
-        bound: In nats, at least 0; 0 writes one word at a time (but what is certain).
+        bound: Bound in nats, at least 0; 0 writes one word at a time (apart from certain words).
     """
 
     bound: float = 0.1
@@ -77,8 +78,8 @@ class ByEntropy:
         self, reading: Reading, masked: Bool[Tensor, "b l"], tie: Float[Tensor, "b l"]
     ) -> Bool[Tensor, "b l"]:
         entropy = torch.full(masked.shape, torch.inf, dtype=torch.float64, device=masked.device)
-        found = reading.each(masked, lambda log_p: torch.special.entr(log_p.exp()).sum(-1))
-        entropy[masked] = found.double()
+        entropies = reading.each(masked, lambda log_p: torch.special.entr(log_p.exp()).sum(-1))
+        entropy[masked] = entropies.double()
         order = ascending(entropy, tie)
         ordered = entropy.gather(1, order)
         before = (ordered.cumsum(1) - ordered).nan_to_num(torch.inf)
@@ -87,7 +88,7 @@ class ByEntropy:
 
 
 def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure) -> Int[Tensor, "b l"]:
-    """Ask and write until no mask of the move is left; the noise that the network is told falls with the masks."""
+    """Call the network and write until no mask of the move is left; the network's noise input falls with the masks."""
     require_masks(move.process, "Adaptive decoding")
     asked = replace(move, x=x)
     tie = move.uniform(_TIE)

@@ -1,7 +1,7 @@
 """Ancestral sampling: draw from the exact posterior `p(x_s | x_t)` ("original" in the published code).
 
-For the absorbing process a mask is lifted with probability `1 - s/t` into a draw from `p(x_0 | x_t)` (MDLM,
-arXiv 2406.07524). For the others the posterior also replaces words, as the closed form of the process says.
+For the absorbing process a mask is replaced with probability `1 - s/t` by a draw from `p(x_0 | x_t)` (MDLM, arXiv
+2406.07524). For other processes the posterior also replaces words, according to the process's closed form.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Ancestral:
     """A draw from `p(x_s | x_t)`.
 
     Attributes:
-        process: The process to walk back along; the denoiser's own by default. An epsilon-hybrid that walks back
-            along `Absorbing` draws from `p(x_0 | x_t)` itself: the sampler of the paper, which puts no uniform words in
-            and repairs none.
+        process: The process to sample along; the denoiser's own by default. An epsilon-hybrid that is sampled along
+            `Absorbing` draws from `p(x_0 | x_t)` itself: the sampler of the paper, which neither inserts uniform words
+            nor repairs any.
     """
 
     process: AbstractNoiseProcess | None = None
     remasks: ClassVar[bool] = False
-    """Where a word may become a mask, it acts at every step, and nothing depends on this."""
+    """Where a word may become a mask, the step acts at every generation step, so nothing depends on this."""
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         process = self.process or move.process
@@ -61,7 +61,7 @@ class Ancestral:
     def _kind(
         self, process: AbstractNoiseProcess, stay: Float[Tensor, "b l"], move: Move
     ) -> Float[Tensor, "b l"]:
-        """The uniform number that decides what becomes of a token; a mask stays until its time has come."""
+        """The uniform number that decides the change of a token; a mask stays until its time has come."""
         kind = move.uniform(_KIND)
         if not process.words_stay:
             return kind
@@ -69,7 +69,7 @@ class Ancestral:
         return torch.where(move.x == process.mask_id, torch.where(now, stay + (1 - stay) * kind, -1.0), kind)
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
-        """Where a mask falls or a word may move; everywhere if words do not wait while masks fall."""
+        """Where a mask falls or a word may move; everywhere if words may change while masks fall."""
         process = self.process or move.process
         if not process.words_stay:
             return move.moving
@@ -79,6 +79,6 @@ class Ancestral:
 
 
 def words_move(process: AbstractNoiseProcess, move: Move) -> Bool[Tensor, "b l"]:
-    """Whether a word can change between `t` and `s`, so that the model must be asked about it."""
+    """Whether a word can change between `t` and `s`, so that the network must be called for it."""
     kernel = process.between(move.s, move.t)
     return (kernel.uniform > 0) | (kernel.release > 0)

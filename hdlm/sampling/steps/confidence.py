@@ -1,8 +1,8 @@
-"""Decoding by confidence: the words that the model is surest of come first.
+"""Decoding by confidence: the words that the model is most certain of come first.
 
-MaskGIT (arXiv 2202.04200), LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and SDAR (arXiv 2510.06303) decode like
-this; they differ in the measure of confidence and in how many words a step writes. A heuristic: the law of the text is
-not that of the model.
+MaskGIT (arXiv 2202.04200), LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and SDAR (arXiv 2510.06303) decode in
+this way; they differ in the measure of confidence and in the number of words per step. It is a heuristic: the
+distribution of the text is not that of the model.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _WHOLE = 1e-9
 @final
 @dataclass(frozen=True)
 class ByConfidence:
-    """Writes as many words as the schedule asks for, those first of which the model is surest.
+    """Writes as many words as the schedule prescribes, beginning with those of highest confidence.
 
-    A step lets a share `1 - s / t` of the masks fall, `t` and `s` their noise before and after it. `quota` says what
-    happens if that share of the number of masks is not whole:
+    In a step a share `1 - s / t` of the masks falls, where `t` and `s` are their noise before and after it. `quota`
+    determines the number if that share of the masks is not a whole number:
 
     | quota | words in a step | used by |
     |---|---|---|
@@ -41,16 +41,16 @@ class ByConfidence:
     | `"truncated"` | rounded down; the last step writes the rest | Dream |
     | `"nearest"` | rounded to the nearest number, halves to the even one | dllm |
 
-    Masks whose noise ends in this step come first, whatever their confidence.
+    Masks whose noise ends in this step come first, for any confidence.
 
     Attributes:
         measure: `"probability"` of the word that is written, `"margin"` between the two likeliest words, the negative
             `"entropy"`, or `"position"`, which writes from left to right.
-        quota: How many words a step writes; see the table.
-        greedy: Whether the likeliest word is written; else a word is drawn.
-        block: Width of blocks, or None. Along a flat hyperschedule, the free positions are cut into blocks of so many,
-            from the first free position on. Each block gets an equal part of the noise, and the blocks are written one
-            after the other. Unlike along a `Block`, every position sees the whole canvas (LLaDA).
+        quota: Rule for the number of words in a step; see the table.
+        greedy: Whether the likeliest word is written; otherwise a word is drawn.
+        block: Width of blocks, or None. Along a flat hyperschedule, the free positions are cut into blocks of this
+            width, from the first free position on. Each block gets an equal part of the noise, and the blocks are
+            written one after the other. Unlike with `Block`, every position sees the whole canvas (LLaDA).
 
     Raises:
         ValueError: If the measure or the quota is unknown, or `block` is not positive.
@@ -98,7 +98,7 @@ class ByConfidence:
     def _count(
         self, move: Move, masked: Bool[Tensor, "b l"], kept: Float[Tensor, "b l"]
     ) -> Float[Tensor, "b 1"]:
-        """How many words each sequence gets; a float64 share is off by rounding, so nearly whole numbers are whole."""
+        """Number of words for each sequence; a float64 share has rounding errors, so nearly whole numbers are whole."""
         expected = torch.where(masked, 1 - kept, 0.0).sum(1, keepdim=True)
         match self.quota:
             case "random":
@@ -122,7 +122,7 @@ class ByConfidence:
 
 
 def _of_block(move: Move, width: int) -> tuple[Bool[Tensor, "b l"], Float[Tensor, "b l"]]:
-    """The block whose turn it is, and the share of its masks that stay.
+    """The current block, and the share of its masks that stay.
 
     Raises:
         ValueError: If positions that may change have different noise.

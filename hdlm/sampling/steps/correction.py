@@ -1,4 +1,4 @@
-"""ACS, the adaptive correction sampler of HDLM (arXiv 2504.06416, section 5): look again at what is written."""
+"""ACS, the adaptive correction sampler of HDLM (arXiv 2504.06416, section 5): redraws words that are written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHOICE, _MODEL = 0, 1
 @final
 @dataclass(frozen=True)
 class AdaptiveCorrection:
-    """Redraws each visible word from `p(x_0 | x_t)` with probability `eta` times that of a mask to stay one.
+    """Redraws each visible word from `p(x_0 | x_t)` with probability `eta` times a mask's probability to remain.
 
-    It corrects the words that were visible when the move began and still are; words that the same move has unmasked
-    are left alone. Towards the end, when few masks stay, it fades out.
+    It corrects the words that were visible at the start of the move and still are; words that the move has unmasked
+    stay. Towards the end, when few masks remain, corrections become rare.
 
     Attributes:
-        eta: Strength, in [0, 1]; the paper uses about 0.01.
+        eta: Strength in [0, 1]; the paper uses about 0.01.
     """
 
     eta: float
@@ -43,5 +43,5 @@ class AdaptiveCorrection:
         return new
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
-        """Where words are redrawn, if words stand there that the steps before it have not changed."""
+        """Where words are redrawn, if there are words that earlier steps of the chain have not changed."""
         return move.moving & (move.uniform(_CHOICE) < self.eta * move.still_masked)

@@ -1,6 +1,6 @@
-"""First-hitting sampling: draw *when* each mask is lifted, and ask the network once for each (arXiv 2409.02908).
+"""First-hitting sampling: draw the time of each mask's fall, and call the network once for each (arXiv 2409.02908).
 
-The same law as ancestral sampling in the limit of infinitely many steps, with at most one question per token.
+The distribution is that of ancestral sampling with infinitely many steps, with at most one network call per token.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _WHEN, _MODEL, _KIND, _WORD = 0, 1, 2, 3
 @final
 @dataclass(frozen=True)
 class FirstHitting:
-    """Lifts the masks of a move one at a time, in the order in which they fall, each seeing those before it.
+    """Unmasks the masks of a move one at a time, in the order in which they fall; each sees the words before it.
 
     Attributes:
-        process: The process to walk back along, as in `Ancestral`; words must not move while masks fall, as in the
+        process: The process to sample along, as in `Ancestral`; words must not change while masks fall, as in the
             absorbing and epsilon-hybrid processes.
     """
 

@@ -1,12 +1,13 @@
-"""Gibbs correction: redraw visible words without changing the law of the noisy sequence.
+"""Gibbs correction: redraw visible words without changing the distribution of the noisy sequence.
 
-For a visible word the network's `p(x_0 | x_u)` contains the word's own testimony. Divided by its likelihood it is what
-the rest of the sequence says, `l(k) ~ p(x_0 = k | x_u) / q(x_u | x_0 = k)`, and a redraw at the same noise level,
+At a visible word the network's `p(x_0 | x_u)` depends on the word itself. Divided by the word's likelihood it becomes
+the evidence of the rest of the sequence, `l(k) ~ p(x_0 = k | x_u) / q(x_u | x_0 = k)`, and a redraw at an equal noise
+level,
 
     x_u ~ clean / (clean + uniform) l + uniform / (clean + uniform) U(words),
 
-leaves the law of `x_u` exactly as it was, one position at a time, if the denoiser is exact. Many positions at once are
-an approximation, as ACS is. Needs a process with uniform noise.
+does not change the distribution of `x_u`, one position at a time, if the denoiser is exact. Many positions at once are
+an approximation, as in ACS. It needs a process with uniform noise.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _CHOICE, _KIND, _MODEL, _WORD = 0, 1, 2, 3
 @final
 @dataclass(frozen=True)
 class GibbsCorrection:
-    """Redraws visible words at the noise level that the move has reached; costs one more question to the network.
+    """Redraws visible words at the noise level after the move; costs one more network call.
 
     Attributes:
-        share: Probability of each visible word to be redrawn, in (0, 1]; None redraws exactly one a sequence, chosen
-            uniformly among the visible ones, which is exact.
+        share: Probability that a visible word is redrawn, in (0, 1]; None redraws exactly one word per sequence, chosen
+            uniformly among the visible words, which is exact.
     """
 
     share: float | None = None

@@ -1,8 +1,8 @@
-"""Samplers that take words back: ReMDM and the published `remask` algorithms, with the right marginals.
+"""Samplers that replace words by masks: ReMDM and the published `remask` algorithms, with the right marginals.
 
 With `a = 1 - mask` the share of visible tokens, ReMDM (arXiv 2503.00307) masks a visible token again with probability
-`sigma` and lifts a mask with probability `(a_s - (1 - sigma) a_t) / (1 - a_t)`. Whatever `sigma` in
-`[0, min(1, (1 - a_s) / a_t)]`, the share of masks follows the schedule; `sigma = 0` is ancestral sampling.
+`sigma` and replaces a mask with probability `(a_s - (1 - sigma) a_t) / (1 - a_t)`. For every `sigma` in `[0, min(1, (1
+- a_s) / a_t)]`, the share of masks follows the schedule; `sigma = 0` is ancestral sampling.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KIND, _MODEL = 0, 1
 
 
 def _largest(move: Move) -> Float[Tensor, "b l"]:
-    """The largest `sigma` for which probabilities stay probabilities."""
+    """The largest `sigma` for which all probabilities are at most 1."""
     mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
     return (mask_s / (1 - mask_t).clamp_min(torch.finfo(mask_t.dtype).tiny)).clamp_max(1.0)
 
@@ -44,17 +44,17 @@ def _in_unit(name: str, value: float) -> None:
 
 
 class AbstractRemaskSchedule(abc.ABC):
-    """How likely a visible token is masked again.
+    """The probability that a visible token is masked again.
 
     Attributes:
-        planned: Whether `sigma` depends on the noise fractions of the move alone, and on no token and no network.
+        planned: Whether `sigma` depends only on the noise fractions of the move, not on tokens or the network.
     """
 
     planned: ClassVar[bool] = False
 
     @abc.abstractmethod
     def sigma(self, move: Move) -> Float[Tensor, "b l"]:
-        """Probability at each position, at most the largest that keeps the marginals."""
+        """Probability at each position, at most the largest value that keeps the marginals."""
 
 
 @final
@@ -90,17 +90,17 @@ class Rescale(AbstractRemaskSchedule):
 @final
 @dataclass(frozen=True)
 class Confidence(AbstractRemaskSchedule):
-    """Shares out another schedule's `sigma`: what the model doubts is masked sooner (ReMDM-conf).
+    """Distributes another schedule's `sigma` by confidence: uncertain words are masked sooner (ReMDM-conf).
 
-    The visible positions of a sequence together get their mean of it over all positions that move, and position `i`
-    gets `softmax(-confidence)_i` of that; masks are lifted as often as that mean wants, so the share of masks stays on
-    schedule (the paper's own rule lifts too few). A position gets no more than the largest `sigma` of its own move, so
-    none is masked in its last step; what it cannot take goes to the others in the same proportion. The confidence is
-    the probability that the model gives the word *now*; the paper remembers the one at the time of writing, which for a
-    network that cannot doubt visible words is the only one there is.
+    The visible positions of a sequence together get the mean of `sigma` over all moving positions, and position `i`
+    gets the share `softmax(-confidence)_i` of it. Masks are replaced as often as that mean requires, so the share of
+    masks stays on schedule (the paper's own rule replaces too few). A position gets at most the largest `sigma` of its
+    own move, so none is masked in its last step; the rest goes to the other positions in equal proportion. The
+    confidence is the model's *current* probability of the word. The paper uses the probability at the time of writing,
+    which is the only one that exists for a network that cannot judge visible words.
 
     Attributes:
-        inner: The schedule whose `sigma` is shared out.
+        inner: The schedule whose `sigma` is distributed.
     """
 
     inner: AbstractRemaskSchedule
@@ -124,7 +124,7 @@ class ReMDM:
     """One step of ReMDM.
 
     Attributes:
-        schedule: How likely a visible token is masked again.
+        schedule: The probability that a visible token is masked again.
     """
 
     schedule: AbstractRemaskSchedule
@@ -141,13 +141,14 @@ class ReMDM:
 @final
 @dataclass(frozen=True)
 class Remask:
-    """Guesses the whole sequence and masks it afresh: `x_s ~ q(x_s | guess)` (published as `remask`).
+    """Predicts the whole sequence and masks it again: `x_s ~ q(x_s | guess)` (published as `remask`).
 
-    The guess keeps the visible words; each position is then masked with probability `strength` of the way from the
-    ancestral step (0) to a pattern of masks drawn anew (1). ReMDM with `sigma = strength min(1 - a_s, sigma_max)`.
+    The guess keeps the visible words. Each position is then masked with a probability between that of the ancestral
+    step (`strength` 0) and that of a new pattern of masks (1). It is ReMDM with `sigma = strength min(1 - a_s,
+    sigma_max)`.
 
     Attributes:
-        strength: In [0, 1].
+        strength: Strength in [0, 1].
     """
 
     strength: float = 1.0
@@ -170,7 +171,7 @@ class Remask:
 @final
 @dataclass(frozen=True)
 class RemaskShuffle:
-    """`Remask`, and what stays visible is redrawn now and then (published as `remask_adhoc_shuffle`).
+    """`Remask`, after which visible words are sometimes redrawn (published as `remask_adhoc_shuffle`).
 
     Attributes:
         eta: Strength of the redrawing, as in `AdaptiveCorrection`, in [0, 1].
@@ -198,11 +199,11 @@ class RemaskShuffle:
 class Loop:
     """Remasks only in the middle, at a constant share of masks (ReMDM-loop).
 
-    From noise 1 to `on` it runs ahead to the noise `level`; from `on` to `off` it stays there, words being taken back
-    as fast as others are written; from `off` to 0 it finishes without remasking.
+    From noise 1 to `on` it advances to the noise `level`. From `on` to `off` it stays there, and masks words as fast as
+    it writes others. From `off` to 0 it finishes without remasking.
 
     Attributes:
-        schedule: How likely a visible token is masked again in the middle.
+        schedule: The probability that a visible token is masked again in the middle.
         on: Noise fraction at which the middle begins, in (0, 1).
         off: Noise fraction at which it ends, in (0, `on`).
         level: Noise fraction of the middle, in (0, 1).
@@ -221,7 +222,7 @@ class Loop:
             raise ValueError(f"`level` of the loop must lie in (0, 1); got {self.level}.")
 
     def warp(self, u: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """The noise fraction that the loop has when the hyperschedule has `u`."""
+        """The loop's noise fraction when the hyperschedule has `u`."""
         before = self.level + (u - self.on) / (1 - self.on) * (1 - self.level)
         after = u / self.off * self.level
         return torch.where(u > self.on, before, torch.where(u < self.off, after, self.level))
@@ -238,7 +239,7 @@ class Loop:
         return _events(outside, torch.zeros_like(move.t)) | again
 
     def _parts(self, move: Move) -> tuple[Move, Move]:
-        """The move of the positions outside the middle, and that of those inside."""
+        """The move of the positions outside the middle, and the move of the positions inside."""
         move = replace(move, t=self.warp(move.t), s=self.warp(move.s))
         middle = move.s == move.t
         return replace(move, moving=move.moving & ~middle), replace(move, moving=move.moving & middle)
@@ -247,7 +248,7 @@ class Loop:
 def _poured(
     total: Float[Tensor, "b 1"], share: Float[Tensor, "b l"], most: Float[Tensor, "b l"]
 ) -> Float[Tensor, "b l"]:
-    """`min(most, c share)`, with the `c` of each row that makes the sum `total`, which is at most the sum of `most`."""
+    """`min(most, c share)`, where `c` makes the sum of each row `total`, which is at most the sum of `most`."""
     full_at = torch.where(share > 0, most / torch.where(share > 0, share, 1.0), torch.inf)
     ordered, order = full_at.sort(-1)  # in the order in which positions become full as `c` grows
     full = torch.where(ordered.isfinite(), most.gather(-1, order), 0.0).cumsum(-1)
@@ -260,18 +261,18 @@ def _poured(
 
 
 def _stay(move: Move, sigma: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-    """Probability that a mask stays, for which the share of masks keeps to the schedule."""
+    """Probability that a mask stays, so that the share of masks follows the schedule."""
     mask_s, mask_t = move.process.weights(move.s).mask, move.process.weights(move.t).mask
     return (mask_s - sigma * (1 - mask_t)) / mask_t.clamp_min(torch.finfo(mask_t.dtype).tiny)
 
 
 def _events(move: Move, sigma: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-    """Where `_rewrite` may act: as a word is masked, or a mask written."""
+    """Where `_rewrite` may act: where a word or a mask would be replaced."""
     return move.moving & (move.uniform(_KIND) < torch.maximum(sigma, 1 - _stay(move, sigma)))
 
 
 def _rewrite(x: Int[Tensor, "b l"], move: Move, sigma: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Mask each word again with probability `sigma`; lift masks as often as keeps the share of masks on schedule."""
+    """Mask each word again with probability `sigma`; replace masks so that their share stays on schedule."""
     require_masks(move.process, "Remasking")
     kind = move.uniform(_KIND)
     write = move.masked & (kind < 1 - _stay(move, sigma))  # all masks in the last step: `stay` is exactly 0

@@ -24,10 +24,10 @@ _Places: TypeAlias = tuple[Tensor, ...]
 class Analytic:
     """`p(x_s = y | x_t) ~ (exp(-dQ) score)(y) exp(dQ)[x_t, y]`, with the exact inverse of the hybrid kernel.
 
-    With the score of the data it is the exact posterior of one position.
+    With the exact score it is the exact posterior of one position.
 
     Attributes:
-        floor: A move from full noise begins this far from it, where the score is finite.
+        floor: Distance from full noise at which a move from full noise begins, where the score is finite.
     """
 
     floor: float = 1e-4
@@ -47,10 +47,10 @@ class Analytic:
 class Euler:
     """`p(x_s = y | x_t) = delta(x_t) + (t - s) R(y -> x_t) score(y)`, first order in the step.
 
-    The last step, to `s = 0`, is the analytic one: Euler's would leave masks behind.
+    The last step, to `s = 0`, is the analytic one, since Euler's would leave masks behind.
 
     Attributes:
-        floor: A move from full noise begins this far from it, where rates are finite.
+        floor: Distance from full noise at which a move from full noise begins, where rates are finite.
     """
 
     floor: float = 1e-4
@@ -84,12 +84,12 @@ def _check_floor(floor: float) -> None:
 
 
 def _from_below(move: Move, floor: float) -> Move:
-    """The same move from a noise fraction below 1, where the score says nothing."""
+    """A copy of the move from a noise fraction below 1, since the score is undefined at 1."""
     return replace(move, t=torch.maximum(move.t.clamp_max(1 - floor), move.s))
 
 
 def _walk(x: Int[Tensor, "b l"], move: Move, law: Callable[[_Places, Tensor], Tensor]) -> Int[Tensor, "b l"]:
-    """Draw from a law over the vocabulary at every position that can change."""
+    """Draw from a distribution over the vocabulary at every position that can change."""
     can = move.moving & (move.s < move.t)
     kernel = move.process.between(move.s, move.t)
     can &= (move.x == move.process.mask_id) | (kernel.uniform > 0) | (kernel.release > 0)
