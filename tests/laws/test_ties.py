@@ -36,7 +36,7 @@ def float32_denoiser(seed: int) -> Denoiser:
     return denoiser
 
 
-@pytest.mark.parametrize("length", [2, 3, 6])
+@pytest.mark.parametrize("length", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6))])
 @pytest.mark.parametrize("step", STEPS, ids=repr)
 def test_tied_positions_give_same_tokens_in_any_batch(step: Step, length: int) -> None:
     denoiser, schedule, count = float32_denoiser(1), flat(length, 2), 17

@@ -329,7 +329,9 @@ def test_tokenizer_from_json_rejects_damaged_file(text: str, complaint: str) -> 
 
 def test_tokenizer_requires_end_token() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    with pytest.raises(ValueError, match=r"none of '<\|endoftext\|>', '<\|end_of_text\|>', '\[SEP\]', '</s>'"):
+    with pytest.raises(
+        ValueError, match=r"none of '<\|endoftext\|>', '<\|end_of_text\|>', '\[SEP\]', '</s>'"
+    ):
         Tokenizer(backend)
 
 
