@@ -110,13 +110,13 @@ def test_engine_equals_plain_loop(name: str, process: AbstractNoiseProcess) -> N
     )
 
 
+@pytest.mark.parametrize("place", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 @pytest.mark.parametrize("name", OWN_STEPS)
 @pytest.mark.parametrize("process", PROCESSES[:2], ids=str)
 def test_engine_equals_plain_loop_with_compound_and_user_steps(
-    name: str, process: AbstractNoiseProcess
+    name: str, process: AbstractNoiseProcess, place: int
 ) -> None:
-    for seed, schedule in enumerate(SCHEDULES[:2]):
-        assert_engine_equals_loop(OWN_STEPS[name], process, schedule, seed)
+    assert_engine_equals_loop(OWN_STEPS[name], process, SCHEDULES[place], place)
 
 
 @pytest.mark.parametrize("parameterization", [Shifted(Mean()), LogScore()], ids=str)
