@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal, final
@@ -21,15 +22,18 @@ __all__ = [
     "how_tokens_join",
     "kind_and_split",
     "open_tokenizer_json",
+    "with_token",
     "with_word",
     "without_prefix_space",
     "without_token",
+    "without_unused",
 ]
 
 TokenizerDocument = dict[str, Any]
 
 _KINDS = ("BPE", "WordPiece")
 _PREFIX_SPACE = "add_prefix_space"
+_UNUSED = re.compile(r"<\|unused_\d+\|>")
 
 
 def check(text: str, origin: str) -> None:
@@ -225,6 +229,39 @@ def without_token(document: TokenizerDocument, token: int, content: str) -> Toke
             "vocab": {word: moved(id) for word, id in model["vocab"].items() if id != token},
         },
     }
+
+
+def with_token(document: TokenizerDocument, token: int, content: str) -> TokenizerDocument:
+    """A copy of a document with one more special token; ids from its id on increase by one.
+
+    Args:
+        document: A complete document, as the library writes it.
+        token: The id of the new token. If it lies behind all others, the ids between are left out.
+        content: The text of the token.
+    """
+
+    def moved(id: int) -> int:
+        return id + (id >= token)
+
+    model = document["model"]
+    added = [{**other, "id": moved(other["id"])} for other in document["added_tokens"]]
+    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added.append({"id": token, "content": content, **kinds, "special": True})
+    vocabulary = {word: moved(id) for word, id in model["vocab"].items()}
+    if token < len(vocabulary):  # the library numbers a token that is no word of the model itself
+        vocabulary[content] = token
+    return {
+        **document,
+        "added_tokens": sorted(added, key=lambda other: int(other["id"])),
+        "post_processor": _processor(document["post_processor"], "", moved),
+        "model": {**model, "vocab": vocabulary},
+    }
+
+
+def without_unused(document: TokenizerDocument) -> TokenizerDocument:
+    """A copy of a document without the tokens `<|unused_N|>` of rows for which the original has no token."""
+    kept = [token for token in document["added_tokens"] if not _UNUSED.fullmatch(token["content"])]
+    return {**document, "added_tokens": kept}
 
 
 def _processor(processor: Any, content: str, moved: Callable[[int], int]) -> Any:

@@ -254,6 +254,8 @@ def _build(
     origin: dict[str, Any] = {"format": card.name, "weights": kind, "config": dict(settings)}
     if stored.step is not None:
         origin["step"] = stored.step
+    if blueprint.mask_row is not None:
+        origin["mask_row"] = blueprint.mask_row
     if blueprint.unknown:
         origin["unknown"] = list(blueprint.unknown)
     return Checkpoint(

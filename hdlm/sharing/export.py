@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.hub.cards.published import PublishedEpsilonCard, PublishedGammaCard
-from hdlm.network import DDiTConfig
+from hdlm.network import DDiTConfig, DecoderConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
@@ -39,6 +40,7 @@ from hdlm.published_names import (
     graph_of,
     noise_of,
 )
+from hdlm.sharing.decoder_layout import decoder_layout
 from hdlm.sharing.model_card import LICENCE, model_card
 from hdlm.vocabulary import GPT2
 
@@ -78,6 +80,9 @@ def export(
     import yaml
 
     folder = Path(folder)
+    if isinstance(checkpoint.network.config, DecoderConfig):
+        _write_decoder(checkpoint, folder, pickled, source, licence, evaluation)
+        return
     config = published_config(checkpoint, hyperschedule)
     card = model_card(
         checkpoint, source or str(folder), layout="published", licence=licence, evaluation=evaluation
@@ -93,12 +98,40 @@ def export(
     }
     if checkpoint.tokenizer_json is not None:
         contents["tokenizer.json"] = checkpoint.tokenizer_json.encode()
+    _write(folder, contents, tensors if pickled else None)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes], pickled: Mapping[str, Tensor] | None) -> None:
+    """Write files, and the tensors once more as a pickle if they are given."""
     for name, content in contents.items():
         with replacing(folder / name) as aside:
             aside.write_bytes(content)
-    if pickled:
+    if pickled is not None:
         with replacing(folder / "pytorch_model.bin") as aside:
-            torch.save(tensors, aside)
+            torch.save(dict(pickled), aside)
+
+
+def _write_decoder(
+    checkpoint: Checkpoint,
+    folder: Path,
+    pickled: bool,
+    source: str | None,
+    licence: str,
+    evaluation: Mapping[str, Any] | None,
+) -> None:
+    """Write a decoder in the layout of the format or the family that it belongs to."""
+    layout = decoder_layout(checkpoint)
+    card = model_card(
+        checkpoint, source or str(folder), layout="published", licence=licence, evaluation=evaluation
+    )
+    contents = {
+        "model.safetensors": save_tensors(layout.tensors, metadata={"format": "pt"}),
+        "README.md": card.encode(),
+        "config.json": (json.dumps(layout.config, indent=2) + "\n").encode(),
+    }
+    if layout.tokenizer is not None:
+        contents["tokenizer.json"] = layout.tokenizer.encode()
+    _write(folder, contents, layout.tensors if pickled else None)
 
 
 def published_config(checkpoint: Checkpoint, hyperschedule: int = 0) -> _Table:

@@ -94,10 +94,15 @@ def _front_matter(checkpoint: Checkpoint, licence: str) -> str:
 
 
 def _summary(checkpoint: Checkpoint) -> str:
-    process = checkpoint.denoiser.process
+    process, origin = checkpoint.denoiser.process, checkpoint.training.get("format")
+    kind = (
+        "hybrid diffusion language model ([Unifying Autoregressive and Diffusion-Based Sequence Generation]"
+        "(https://arxiv.org/abs/2504.06416))"
+    )
+    if isinstance(checkpoint.network, Decoder):
+        kind = "language model" + (f" in the format of {origin}," if isinstance(origin, str) else "")
     return (
-        f"A hybrid diffusion language model ([Unifying Autoregressive and Diffusion-Based Sequence Generation]"
-        f"(https://arxiv.org/abs/2504.06416)) of {_size(checkpoint)} parameters: noise process "
+        f"A {kind} of {_size(checkpoint)} parameters: noise process "
         f"`{description_text(describe(process))}`, {checkpoint.length} positions."
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hdlm
@@ -28,6 +29,7 @@ from hdlm.sampling import Execution, Prompt, Step, algorithm, sample
 from hdlm.sampling.base import Transform
 from hdlm.sampling.engine.engine import Frame
 from hdlm.sampling.steps.confidence import ByConfidence, Measure
+from hdlm.sharing.export import export
 
 Transforms = Sequence[Transform]
 inspect = import_module("hdlm.hub.load").inspect
@@ -306,3 +308,54 @@ def test_generation_of_dllm_for_prompts_of_unequal_length(
             prompt=Prompt(canvas[None], fixed),
         )
         assert written.tokens[0].tolist() == expected.tolist()
+
+
+def _file_of(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def test_export_writes_layout_of_format(golden: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Names, shapes and numbers of every tensor, and the configuration, are those of the published file."""
+    folder, options = golden
+    export(hdlm.load(folder, **options), tmp_path / "exported")
+    published, written = _file_of(folder), _file_of(tmp_path / "exported")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in written.items()}
+    if folder.name == "gpt2_hub":  # without the prefix, and with the causal masks that nobody reads
+        published = {name: tensor for name, tensor in published.items() if not name.endswith(".attn.bias")}
+        written = bare
+    assert written.keys() == published.keys()
+    for name, tensor in published.items():
+        assert torch.equal(written[name], tensor.float()), name
+    config = json.loads((folder / "config.json").read_text())
+    assert json.loads((tmp_path / "exported" / "config.json").read_text()) == config
+    again = hdlm.load(tmp_path / "exported", **options)
+    original = hdlm.load(folder, **options)
+    for name, parameter in original.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], parameter), name
+    if original.tokenizer_json is not None:
+        text = "First Citizen: we are accounted poor citizens"
+        assert again.tokenizer.encode(text) == original.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3", "smollm"])
+def test_converted_model_is_exported_to_transformers(shared: Path, tmp_path: Path, name: str) -> None:
+    """A causal model that was finetuned with blocks; its export gives the logits of the network in transformers."""
+    transformers = pytest.importorskip("transformers")
+    model = hdlm.finetune(
+        hdlm.load(shared / "golden" / "modern" / "causal" / name),
+        ["First Citizen: we are accounted poor citizens. " * 40] * 4,
+        output=tmp_path / "run",
+        steps=1,
+        hyperschedule=hdlm.Block(16, 4, 4),
+        progress=False,
+    )
+    export(model, tmp_path / "exported")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    ids = torch.arange(14)[None]
+    with torch.no_grad():
+        expected = model.network(ids, attention=torch.ones(1, 14, 14, dtype=torch.bool).tril())
+        torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=0)
+    assert loaded.config.mask_token_id == model.vocabulary.mask_id == loaded.config.vocab_size - 1
