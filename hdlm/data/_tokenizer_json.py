@@ -248,7 +248,7 @@ def with_token(document: TokenizerDocument, token: int, content: str) -> Tokeniz
     kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added.append({"id": token, "content": content, **kinds, "special": True})
     vocabulary = {word: moved(id) for word, id in model["vocab"].items()}
-    if token < len(vocabulary):  # the library numbers a token that is no word of the model itself
+    if token < len(vocabulary):  # else the library gives it an id of its own
         vocabulary[content] = token
     return {
         **document,

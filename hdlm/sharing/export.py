@@ -62,7 +62,7 @@ def export(
     licence: str = LICENCE,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint in the published layout.
+    """Write a checkpoint in the published layout; a `Decoder` in the layout of its format or family.
 
     Args:
         checkpoint: The model.
@@ -121,9 +121,9 @@ def _write_decoder(
 ) -> None:
     """Write a decoder in the layout of the format or the family that it belongs to."""
     layout = decoder_layout(checkpoint)
-    card = model_card(
-        checkpoint, source or str(folder), layout="published", licence=licence, evaluation=evaluation
-    )
+    if licence == LICENCE and "format" in checkpoint.training:
+        licence = "other"  # the weights are those of others: their licence holds
+    card = model_card(checkpoint, source or str(folder), licence=licence, evaluation=evaluation)
     contents = {
         "model.safetensors": save_tensors(layout.tensors, metadata={"format": "pt"}),
         "README.md": card.encode(),

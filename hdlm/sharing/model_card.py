@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from hdlm.checkpoint import Checkpoint, describe, description_text
+from hdlm.network import Decoder
 
 __all__ = ["LICENCE", "Layout", "model_card"]
 
