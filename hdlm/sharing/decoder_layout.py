@@ -23,7 +23,7 @@ from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.network import DecoderConfig, RotaryScaling
 
-__all__ = ["DecoderLayout", "decoder_layout"]
+__all__ = ["DecoderFiles", "decoder_layout"]
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 """Names by which the cards of the formats know the embedding."""
@@ -32,8 +32,8 @@ _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "
 
 
 @final
-class DecoderLayout(NamedTuple):
-    """A decoder in the layout of a format.
+class DecoderFiles(NamedTuple):
+    """The files of a decoder in the layout of a format.
 
     Attributes:
         config: Content of `config.json`.
@@ -46,7 +46,7 @@ class DecoderLayout(NamedTuple):
     tokenizer: str | None
 
 
-def decoder_layout(checkpoint: Checkpoint) -> DecoderLayout:
+def decoder_layout(checkpoint: Checkpoint) -> DecoderFiles:
     """The files of a checkpoint whose network is a `Decoder`.
 
     Raises:
@@ -71,7 +71,7 @@ def decoder_layout(checkpoint: Checkpoint) -> DecoderLayout:
             value = _in_their_order(value, blueprint)
         for stored, part in _parts(blueprint.tensors[name], value, checkpoint):
             tensors[stored if stored.startswith("lm_head.") else prefix + stored] = part.contiguous()
-    return DecoderLayout(config, tensors, _tokenizer(checkpoint, blueprint))
+    return DecoderFiles(config, tensors, _tokenizer(checkpoint, blueprint))
 
 
 def _blueprint(checkpoint: Checkpoint, card: AbstractCard, config: Mapping[str, Any]) -> Blueprint:
