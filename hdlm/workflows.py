@@ -30,7 +30,7 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.training import Recipe, ResumePoint, find_resume_point
 from hdlm.training.finetuning import recipe_of
 from hdlm.training.launch import begin, carry_out, check_vacant, recipe_file
-from hdlm.training.recipe import import_own
+from hdlm.training.recipe import import_own, with_options
 from hdlm.training.text import Corpora
 
 __all__ = ["finetune", "train"]
@@ -158,15 +158,8 @@ def finetune(
     if found is not None and recipe is None:
         table = found.recipe.to_table()
     elif recipe is None or isinstance(recipe, Mapping):
-        table = recipe_of(start)
         import_own(recipe)
-        for name, options in (recipe or {}).items():
-            both = (
-                isinstance(options, Mapping)
-                and isinstance(table.get(name), Mapping)
-                and "type" not in options
-            )
-            table[name] = {**table[name], **options} if both else options
+        table = with_options(recipe_of(start), recipe or {})
     else:
         table = _table(recipe)
     _put_pieces(table, process, noise_schedule, parameterization, objective, hyperschedule)

@@ -34,6 +34,7 @@ from hdlm.cli._outputs import FOLDER
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hdlm.checkpoint import Checkpoint
     from hdlm.training import Recipe, ResumePoint, Trainer
     from hdlm.view.report import Measurement
 
@@ -181,13 +182,14 @@ def _trained(args: argparse.Namespace) -> int:
     device = chosen_device(
         args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
     )
+    start = None if resume_point is not None or args.start is None else load(source_of(args.start))
     session = begin(
-        build_recipe(args, resume_point),
+        build_recipe(args, resume_point, start),
         args.output,
         device,
         console.print,
         found=resume_point,
-        start=None if resume_point is not None or args.start is None else load(source_of(args.start)),
+        start=start,
         memory=args.start if args.keep_optimizer else None,
     )
     trainer, run = session.trainer, session.run
@@ -209,18 +211,24 @@ def _trained(args: argparse.Namespace) -> int:
     return PREEMPTED
 
 
-def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> Recipe:
+def build_recipe(
+    args: argparse.Namespace, found: ResumePoint | None = None, start: Checkpoint | None = None
+) -> Recipe:
     """The recipe that `--recipe` names, with the changes of the other options.
 
     Args:
         args: The parsed options.
         found: The run to resume; its recipe is used if `--recipe` is left out.
+        start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
+            says nothing else.
 
     Raises:
         ValueError: If there is no such recipe, or an option does not fit it.
     """
     from hdlm.training import Recipe
+    from hdlm.training.finetuning import recipe_of
     from hdlm.training.launch import recipe_file
+    from hdlm.training.recipe import with_options
 
     changes = _changes(args)
     if args.recipe is None and found is not None:
@@ -228,7 +236,12 @@ def build_recipe(args: argparse.Namespace, found: ResumePoint | None = None) -> 
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
-    return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
+    if start is None or "recipe" in start.training:
+        return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
+    base = recipe_of(start)
+    if args.recipe is None:
+        return Recipe.from_table(with_options(base, changes))
+    return Recipe.load(recipe_file(args.recipe), changes, base)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, dict[str, Any]]:

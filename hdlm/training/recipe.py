@@ -58,6 +58,7 @@ __all__ = [
     "WarmStartSettings",
     "WatchSettings",
     "import_own",
+    "with_options",
 ]
 
 OptimizerName = Literal["muon", "adamw"]
@@ -545,12 +546,18 @@ class Recipe:
         yield "watch.project", bool(watch.trackers), "set {}, or leave it out", "watch.trackers"
 
     @classmethod
-    def load(cls, path: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    def load(
+        cls,
+        path: Path,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+        base: Mapping[str, Any] | None = None,
+    ) -> Recipe:
         """Read a recipe file.
 
         Args:
             path: A TOML file.
             changes: Options to replace before anything is checked, by table: `{"run": {"seed": 1}}`.
+            base: Options that hold if the file leaves them out; see `hdlm.training.finetuning.recipe_of`.
 
         Raises:
             ValueError: If the file is missing or not TOML, or an option is unknown, missing or out of range.
@@ -561,6 +568,7 @@ class Recipe:
             raise ValueError(f"there is no recipe at {path}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not TOML: {error}.") from error
+        table = with_options(base or {}, table)
         for name, options in (changes or {}).items():
             table[name] = {**table.get(name, {}), **options}
         import_own(table)
@@ -592,6 +600,21 @@ class Recipe:
     def to_table(self) -> dict[str, Any]:
         """Plain values; the inverse of `from_table`."""
         return dataclasses.asdict(self)
+
+
+def with_options(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the table of a recipe with other options.
+
+    Args:
+        table: The table.
+        changes: The options by table. A table with a `type` describes a whole piece and replaces the other one.
+    """
+    changed = dict(table)
+    for name, options in changes.items():
+        earlier = changed.get(name)
+        partial = isinstance(options, Mapping) and isinstance(earlier, Mapping) and "type" not in options
+        changed[name] = {**earlier, **options} if partial and earlier is not None else options
+    return changed
 
 
 def import_own(table: object) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import hdlm
 from hdlm.checkpoint import Checkpoint
+from hdlm.cli import main
 from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.windows import Window
 from hdlm.hub.card import Blueprint
@@ -359,3 +360,23 @@ def test_converted_model_is_exported_to_transformers(shared: Path, tmp_path: Pat
         expected = model.network(ids, attention=torch.ones(1, 14, 14, dtype=torch.bool).tril())
         torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=0)
     assert loaded.config.mask_token_id == model.vocabulary.mask_id == loaded.config.vocab_size - 1
+
+
+@pytest.mark.parametrize("name", ["causal/qwen3", "dream"])
+def test_command_trains_checkpoint_of_others_with_its_own_network(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
+    """A recipe file says only what is to change: here the hyperschedule, the context and the batch size."""
+    text, recipe = tmp_path / "text.txt", tmp_path / "block.toml"
+    text.write_text("First Citizen: we are accounted poor citizens. " * 60)
+    recipe.write_text(
+        '[[mixture]]\nhyperschedule = { type = "Block", width = 4, num_levels = 4 }\ntwo_stream = false\n'
+        "[data]\ncontext = 16\n[run]\nbatch_size = 2\n"
+    )
+    source = shared / "golden" / "modern" / name
+    words = ["--from", source, "--recipe", recipe, "--text", text, "--output", tmp_path / "run", "--steps", 1]
+    assert main(["train", *map(str, words)]) == 0
+    trained, before = hdlm.load(tmp_path / "run"), hdlm.load(source)
+    assert trained.network.config == before.network.config
+    assert trained.denoiser.parameterization == before.denoiser.parameterization
+    assert trained.hyperschedules == (hdlm.Block(16, 4, 4),)
