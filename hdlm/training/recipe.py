@@ -606,7 +606,7 @@ def with_options(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     """A copy of the table of a recipe with other options.
 
     Args:
-        table: The table.
+        table: The table of the recipe.
         changes: The options by table. A table with a `type` describes a whole piece and replaces the other one.
     """
     changed = dict(table)
