@@ -173,7 +173,7 @@ class Tokenizer:
         """
         have, want = self.vocabulary.num_words, vocabulary.num_words
         last = vocabulary.mask_id if mask_row is None else mask_row
-        if last < have and (spare_rows or (have == want + 1 and self._names_mask(last))):
+        if last < have <= want + 1 and (spare_rows or (have == want + 1 and self._names_mask(last))):
             return self.without(last).fitted(vocabulary, spare_rows=spare_rows)
         if spare_rows and have < want:
             backend = tokenizers.Tokenizer.from_str(self.to_json())

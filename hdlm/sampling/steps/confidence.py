@@ -76,7 +76,7 @@ class ByConfidence:
         kept = move.still_masked
         masked = move.masked
         if self.block is not None:
-            inside, kept = _of_block(move, self.block)
+            inside, kept = _of_blocks(move, self.block)
             masked = masked & inside
         if not masked.any():
             return x
@@ -121,8 +121,10 @@ class ByConfidence:
                 return log_p.gather(1, drawn[:, None])[:, 0]
 
 
-def _of_block(move: Move, width: int) -> tuple[Bool[Tensor, "b l"], Float[Tensor, "b l"]]:
-    """The current block, and the share of its masks that stay.
+def _of_blocks(move: Move, width: int) -> tuple[Bool[Tensor, "b l"], Float[Tensor, "b l"]]:
+    """Where the noise of a block falls in this step, and the share of its masks that stay.
+
+    Of `n` blocks, number `i` has the noise `n u - (n - 1 - i)`, cut to [0, 1], while that of the canvas is `u`.
 
     Raises:
         ValueError: If positions that may change have different noise.
@@ -135,9 +137,7 @@ def _of_block(move: Move, width: int) -> tuple[Bool[Tensor, "b l"], Float[Tensor
         raise ValueError(
             "`block` of decoding by confidence needs a flat hyperschedule: all positions share one noise."
         )
-    count = (last - first).div(width, rounding_mode="floor") + 1
-    block = ((1 - now) * count + _WHOLE).floor().clamp_max(count - 1)
-    rest = count - 1 - block
-    kept = ((then * count - rest).clamp_min(0) / (now * count - rest).clamp_min(_WHOLE)).expand_as(move.t)
-    kept = torch.where(kept < _WHOLE, 0.0, kept)
-    return (place - first).div(width, rounding_mode="floor") == block, kept
+    block, count = ((at - first).div(width, rounding_mode="floor") for at in (place, last + width))
+    t, s = ((count * u - (count - 1 - block)).clamp(0, 1) for u in (now, then))
+    kept = s / t.clamp_min(_WHOLE)
+    return t - s > _WHOLE, torch.where(kept < _WHOLE, 0.0, kept)
