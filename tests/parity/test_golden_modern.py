@@ -380,3 +380,9 @@ def test_command_trains_checkpoint_of_others_with_its_own_network(
     assert trained.network.config == before.network.config
     assert trained.denoiser.parameterization == before.denoiser.parameterization
     assert trained.hyperschedules == (hdlm.Block(16, 4, 4),)
+
+
+def test_tokenizer_larger_than_network_is_refused(shared: Path) -> None:
+    folder = shared / "golden" / "modern"
+    with pytest.raises(ValueError, match="the tokenizer has 333 words, the network 319"):
+        hdlm.load(folder / "llada_switches", tokenizer=folder / "llada" / "tokenizer.json")
