@@ -17,9 +17,9 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
-from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransforms, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
-from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Frame, Stop
 from hdlm.sampling.engine.sample import Generation, sample
 from hdlm.sampling.engine.window import ApproximateCache, Execution
 from hdlm.sampling.loop import sample_plainly
@@ -60,6 +60,7 @@ __all__ = [
     "Change",
     "Confidence",
     "Engine",
+    "EngineRequest",
     "Euler",
     "Execution",
     "Finished",
@@ -78,6 +79,7 @@ __all__ = [
     "RemaskShuffle",
     "RepetitionPenalty",
     "Rescale",
+    "RowTransforms",
     "Step",
     "Stop",
     "Temperature",
