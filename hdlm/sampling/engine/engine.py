@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -27,42 +27,15 @@ from hdlm.sampling.base import Move, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, Member
 from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
 from hdlm.sampling.engine.window import Execution, KVWindow
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import PRIOR
 
-__all__ = ["Engine", "Finished", "Frame", "Stop"]
+__all__ = ["Engine", "Finished", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
 """Function of a sequence's index in the run and its finished beginning: the number of tokens to keep if it ends."""
 
 _EXACT = Execution()
-
-
-@final
-@dataclass(frozen=True)
-class Frame:
-    """The state after a generation step, for a watcher.
-
-    Attributes:
-        step: Index of the generation step, from 0.
-        num_steps: Number of generation steps.
-        sequence: Index in the run of each sequence in this step.
-        before: Tokens before the step.
-        after: Tokens after the step.
-        moving: Positions that might have changed.
-        settled: How many tokens at the beginning of each sequence are final.
-        num_evaluations: Number of network calls so far.
-        share: Share of the steps of all sequences in the engine that are done, in (0, 1].
-    """
-
-    step: int
-    num_steps: int
-    sequence: Int[Tensor, " b"]
-    before: Int[Tensor, "b l"]
-    after: Int[Tensor, "b l"]
-    moving: Bool[Tensor, "b l"]
-    settled: Int[Tensor, " b"]
-    num_evaluations: int
-    share: float
 
 
 @final
@@ -313,14 +286,15 @@ class Engine:
         members = [Member(group.window, group.size, group.n) for group in groups]
         query = BatchedQuery(self._denoiser, members, self._transforms)
         move = self._move(groups, x, query)
+        reads = None if self._watch is None else Reads(query.read, move.t)
         try:
-            new = self._step(x, move)
+            new = self._step(x, move if reads is None else replace(move, ask=reads.ask))
         finally:
             query.end()
         self.num_evaluations += query.num_evaluations
         self._x = new if isinstance(rows, slice) and len(new) == len(self._x) else self._written(rows, new)
         if self._watch is not None:
-            self._show(self._watch, groups, steps, x, new)
+            self._show(self._watch, groups, steps, x, new, reads)
         for group in groups:
             group.n += 1
             own = self._rows_of([group])
@@ -380,6 +354,7 @@ class Engine:
         steps: list[int],
         before: Tensor,
         after: Tensor,
+        reads: Reads | None = None,
     ) -> None:
         """Send the watcher a frame for each step that was made."""
         num_steps = self._hyperschedule.num_steps
@@ -395,8 +370,19 @@ class Engine:
         share = self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
         for step in sorted(set(steps)):
             own = n == step
-            seen = sequence[own], before[own], after[own], moving[own], settled[own]
-            watch(Frame(step, num_steps, *seen, self.num_evaluations, share))
+            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            costs = [
+                (group.window.num_evaluations, group.window.num_computed)
+                for group, own_step in zip(groups, steps, strict=True)
+                if own_step == step
+                for _ in range(group.size)
+            ]
+            evaluations, computed = zip(*costs, strict=True)
+            watch(
+                Frame(step, num_steps, *seen, evaluations, computed, self.num_evaluations, share, reads, own)
+            )
+        if reads is not None:
+            reads.end()
 
     def _check_stop(self, stop: Stop, group: SequenceGroup, rows: slice | Tensor) -> None:
         """Record the stops of sequences whose finished beginning has grown."""
