@@ -193,6 +193,33 @@ class Reading:
 
         return self._each(where, row, column, each, torch.float32)
 
+    def beliefs(
+        self, where: Bool[Tensor, "b l"], tokens: Int[Tensor, "n k"], most: int
+    ) -> Float[Tensor, "n c"]:
+        """The model's distribution at the given positions in a few float64 numbers each; at least one position.
+
+        Args:
+            where: The positions to read.
+            tokens: Tokens of each position, in the order of `where.nonzero()`; the probability of a mask is 0.
+            most: Number of likeliest words.
+
+        Returns:
+            The probabilities of `tokens`, the entropy in nats, and id and probability of each of the likeliest words.
+        """
+        row, column = where.nonzero(as_tuple=True)
+
+        def summary(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            log_p = log_w.log_softmax(-1)
+            p, own = log_p.double().exp(), tokens[part]
+            is_word = own < p.shape[1]
+            of_own = p.gather(1, own.where(is_word, 0)) * is_word
+            best, index = p.topk(min(most, p.shape[1]), dim=1)
+            likeliest = torch.stack([index.double(), best], 2).flatten(1)
+            entropy = torch.special.entr(p).sum(1, keepdim=True)
+            return torch.cat([of_own, entropy, likeliest], 1), log_p.amax(-1)
+
+        return self._each(where, row, column, summary, torch.float64)
+
     def check(self, where: Bool[Tensor, "b l"], level: Float[Tensor, " n"]) -> None:
         """Raise an error if a row is not a distribution.
 

@@ -1,4 +1,4 @@
-"""The engine writes the tokens of the plain loop, which has no cache and computes everything at every step."""
+"""The engine writes the tokens and traces of the plain loop, which has no cache and computes all at every step."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hdlm.sampling import (
     Ancestral,
     Cap,
     Chain,
+    Change,
     Loop,
     Move,
     Prompt,
@@ -27,6 +28,7 @@ from hdlm.sampling import (
     ReMDM,
     Step,
     Temperature,
+    Trace,
     algorithm,
 )
 from tests.along import sample_along, sample_plainly_along
@@ -61,6 +63,27 @@ OWN_STEPS: dict[str, Step] = {
 }
 
 
+def assert_same_changes(found: list[Change], expected: list[Change]) -> None:
+    """Compare everything but the numbers of evaluations; the network of the tests computes in float64."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert _exact(ours) == _exact(theirs)
+        assert _probabilities(ours) == pytest.approx(_probabilities(theirs), abs=1e-9)
+
+
+def _exact(change: Change) -> tuple[object, ...]:
+    known = change.alternatives and [token for token, _ in change.alternatives]
+    return (
+        *(change.step, change.sequence, change.position, change.old, change.new, change.reason, change.noise),
+        *(change.p_old is None, change.p_new is None, change.entropy is None, known),
+    )
+
+
+def _probabilities(change: Change) -> list[float]:
+    likeliest = [p for _, p in change.alternatives or ()]
+    return [p for p in (change.p_old, change.p_new, change.entropy, *likeliest) if p is not None]
+
+
 def assert_engine_equals_loop(
     step: Step,
     process: AbstractNoiseProcess,
@@ -90,13 +113,18 @@ def assert_engine_equals_loop(
         "context": one_of(CONTEXTS),
         "active": one_of(ACTIVES),
     }
-    expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, **how)
+    reference = Trace(process.mask_id, alternatives=2)
+    expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, watch=reference, **how)
     ways: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"together": True}, {"use_cache": False}]
     for options in ways if every else [ways[seed % 4]]:
-        found = sample_along(denoiser, schedule, step, num_sequences=3, **how, **options).tokens
+        trace = Trace(process.mask_id, alternatives=2)
+        found = sample_along(denoiser, schedule, step, num_sequences=3, watch=trace, **how, **options).tokens
         assert torch.equal(found, expected), (options, how, seed)
-    alone = sample_along(denoiser, schedule, step, first_sequence=2, **how).tokens
+        assert_same_changes(trace.changes, reference.changes)
+    trace = Trace(process.mask_id, alternatives=2)
+    alone = sample_along(denoiser, schedule, step, first_sequence=2, watch=trace, **how).tokens
     assert torch.equal(alone[0], expected[2])
+    assert_same_changes(trace.changes, [change for change in reference.changes if change.sequence == 2])
 
 
 PAIRS = [(name, process) for name in ALGORITHMS for process in PROCESSES if fits(name, process)]

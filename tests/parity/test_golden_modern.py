@@ -28,7 +28,7 @@ from hdlm.noise_schedule import Interpolated
 from hdlm.regime import Regime
 from hdlm.sampling import Execution, Prompt, Step, algorithm, sample
 from hdlm.sampling.base import Transform
-from hdlm.sampling.engine.engine import Frame
+from hdlm.sampling.frame import Frame
 from hdlm.sampling.steps.confidence import ByConfidence, Measure
 from hdlm.sharing.export import export
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -27,42 +27,15 @@ from hdlm.sampling.base import Move, RowTransforms, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, Member
 from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
 from hdlm.sampling.engine.window import Execution, KVWindow
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import PRIOR
 
-__all__ = ["Engine", "EngineRequest", "Finished", "Frame", "Stop"]
+__all__ = ["Engine", "EngineRequest", "Finished", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
 """Function of a sequence's index in the run and its finished beginning: the number of tokens to keep if it ends."""
 
 _EXACT = Execution()
-
-
-@final
-@dataclass(frozen=True)
-class Frame:
-    """The state after a generation step, for a watcher.
-
-    Attributes:
-        step: Index of the generation step, from 0.
-        num_steps: Number of generation steps.
-        sequence: Index in the run of each sequence in this step.
-        before: Tokens before the step.
-        after: Tokens after the step.
-        moving: Positions that might have changed.
-        settled: How many tokens at the beginning of each sequence are final.
-        num_evaluations: Number of network calls so far.
-        share: Share of the steps of all sequences in the engine that are done, in (0, 1].
-    """
-
-    step: int
-    num_steps: int
-    sequence: Int[Tensor, " b"]
-    before: Int[Tensor, "b l"]
-    after: Int[Tensor, "b l"]
-    moving: Bool[Tensor, "b l"]
-    settled: Int[Tensor, " b"]
-    num_evaluations: int
-    share: float
 
 
 @final
@@ -342,13 +315,15 @@ class Engine:
         members = [Member(group.window, group.size, group.n) for group in groups]
         query = BatchedQuery(self._denoiser, members, self._transforms_of(groups))
         move = self._move(groups, x, query)
+        watched = any(group.request.watch is not None for group in groups)
+        reads = Reads(query.read, move.t) if watched else None
         try:
-            new = self._step(x, move)
+            new = self._step(x, move if reads is None else replace(move, ask=reads.ask))
         finally:
             query.end()
         self.num_evaluations += query.num_evaluations
         self._x = new if isinstance(rows, slice) and len(new) == len(self._x) else self._written(rows, new)
-        self._show(groups, steps, x, new)
+        self._show(groups, steps, x, new, reads)
         for group in groups:
             group.n += 1
             own = self._rows_of([group])
@@ -408,29 +383,38 @@ class Engine:
             for n in range(first, group.n):
                 self._show([group], [n], self._x[rows], self._x[rows])
 
-    def _show(self, groups: list[SequenceGroup], steps: list[int], before: Tensor, after: Tensor) -> None:
+    def _show(
+        self,
+        groups: list[SequenceGroup],
+        steps: list[int],
+        before: Tensor,
+        after: Tensor,
+        reads: Reads | None = None,
+    ) -> None:
         """Send each watcher a frame for each step that was made."""
-        requests = dict.fromkeys(group.request for group in groups if group.request.watch is not None)
         self._steps_done += len(after)
-        if not requests:
-            return
         rows = [(group, n) for group, n in zip(groups, steps, strict=True) for _ in range(group.size)]
+        watched = dict.fromkeys((group.request, n) for group, n in rows if group.request.watch is not None)
+        if not watched:
+            return
         n = torch.tensor([n for _, n in rows], device=after.device)
         sequence, fixed = (
             torch.cat([getattr(group.own, name) for group in groups]) for name in ("sequence", "fixed")
         )
         now, then = self._hyperschedule.levels(n), self._hyperschedule.levels(n + 1)
         moving, settled = (then < now) & ~fixed, ((then == 0) | fixed).long().cumprod(1).sum(1)
-        for request in requests:
-            for step in sorted({n for group, n in rows if group.request is request}):
-                place = [row for row, (group, n) in enumerate(rows) if n == step and group.request is request]
-                own = torch.tensor(place, device=after.device)
-                seen = sequence[own], before[own], after[own], moving[own], settled[own]
-                frame = Frame(
-                    step, self._hyperschedule.num_steps, *seen, self.num_evaluations, self._share(after)
-                )
-                if request.watch is not None:
-                    request.watch(frame)
+        for request, step in sorted(watched, key=lambda pair: pair[1]):
+            chosen = [n == step and group.request is request for group, n in rows]
+            own = torch.tensor(chosen, device=after.device)
+            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            windows = [group.window for (group, _), mine in zip(rows, chosen, strict=True) if mine]
+            costs = tuple(w.num_evaluations for w in windows), tuple(w.num_computed for w in windows)
+            whole = step, self._hyperschedule.num_steps
+            frame = Frame(*whole, *seen, *costs, self.num_evaluations, self._share(after), reads, own)
+            if request.watch is not None:
+                request.watch(frame)
+        if reads is not None:
+            reads.end()
 
     def _share(self, after: Tensor) -> float:
         """The share of all steps that are done, after a step of some rows."""
