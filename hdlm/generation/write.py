@@ -24,7 +24,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["complete", "write"]
+__all__ = ["complete", "prompt_ids", "write"]
 
 _FULL_CANVAS, _EXACT = Ending(), Execution()
 
@@ -170,5 +170,9 @@ def _given(
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
     length = checkpoint.length if settings.length is None else settings.length
     regime = planned(checkpoint, settings, length, infilling=False)
-    words = _piece(prompt.strip(), tokenizer, first=True)
-    return Prompt.prefix(tokenizer.vocabulary.text_start + words, length), regime
+    return Prompt.prefix(prompt_ids(tokenizer, prompt), length), regime
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt without gaps, with those that begin a text."""
+    return tokenizer.vocabulary.text_start + _piece(prompt.strip(), tokenizer, first=True)
