@@ -66,7 +66,7 @@ def _open(args: argparse.Namespace, word: str, device: str) -> ServedModel:
 
     name, _, source = word.rpartition("=")
     checkpoint = open_checkpoint(source, LOADING.values(args), device, args.dtype)
-    checkpoint.network.speed_up()
+    checkpoint.network.speed_up(batch_invariant=True)
     folder = Path(source)
     template = read_chat_template(folder) if folder.is_dir() else None
     if template is None and args.chat_template is not None:

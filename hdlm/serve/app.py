@@ -100,6 +100,8 @@ def _add_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        if "json" not in request.headers.get("content-type", ""):
+            return error_answer(400, "Send a JSON object, with the header `Content-Type: application/json`.")
         first = error.errors()[0]
         place = [
             str(part) for part in first["loc"][1:] if not str(part).startswith(("function", "constrained"))

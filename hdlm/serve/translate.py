@@ -501,7 +501,8 @@ def _either(body: CommonRequest, name: str, other: str) -> int | None:
 
 def _refused(error: ValueError) -> BadRequestError:
     """The answer to a request that the library refuses."""
-    names = [error.option] if isinstance(error, OptionError) else re.findall(r"`(\w+)`", str(error))
+    quoted, words = re.findall(r"`(\w+)`", str(error)), re.findall(r"\w+", str(error))
+    names = [error.option] if isinstance(error, OptionError) else quoted or words
     known = {*CompletionRequest.model_fields, *InfillRequest.model_fields}
     fields = [_FIELDS.get(name, name) for name in names]
     return BadRequestError(str(error), next((name for name in fields if name in known), None))
