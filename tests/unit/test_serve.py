@@ -189,7 +189,7 @@ def test_answers_are_the_same_bytes_alone_and_in_company(address: str) -> None:
     """Every digit of the log probabilities is compared as well."""
     single = [post(address, **body).json()["choices"] for body in COMPANY]
     numbers = random.Random(0)
-    wanted = [place for place in range(len(COMPANY))]
+    wanted = list(range(len(COMPANY)))
     numbers.shuffle(wanted)
 
     def ask(place: int) -> tuple[int, str]:
