@@ -70,9 +70,9 @@ class Guard:
     """Checks every request, and adds headers to every answer.
 
     Args:
-        app: The application.
+        app: The application behind it.
         options: Key, and limit of the body.
-        metrics: Counts requests.
+        metrics: Counts requests by route.
     """
 
     def __init__(self, app: ASGIApp, options: ServeOptions, metrics: ServerMetrics) -> None:
