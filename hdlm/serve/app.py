@@ -290,6 +290,7 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Job
     """
     left = sum(part.num for part in job.requests)
     gone = asyncio.ensure_future(_disconnected(request))
+    event: asyncio.Future[JobEvent] | None = None
     end = job.begin + app.state.options.request_timeout
     try:
         while left:
@@ -298,7 +299,6 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Job
                 {event, gone}, timeout=max(end - time.monotonic(), 0), return_when=asyncio.FIRST_COMPLETED
             )
             if not event.done():
-                event.cancel()
                 if gone.done():
                     raise BadRequestError("The client has closed the connection.", status=499)
                 seconds = app.state.options.request_timeout
@@ -314,6 +314,8 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Job
             yield happened
     finally:
         gone.cancel()
+        if event is not None:
+            event.cancel()
 
 
 def _failure(error: ValueError | RuntimeError) -> BadRequestError:

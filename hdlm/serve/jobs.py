@@ -94,7 +94,7 @@ class Worker:
         )
         self._open: set[Job] = set()
         self._owner: dict[WriteRequest, tuple[Job, int]] = {}
-        self._thread = threading.Thread(target=self._run, name="hdlm-worker", daemon=True)
+        self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alive = False
 
@@ -111,12 +111,14 @@ class Worker:
     def start(self) -> None:
         """Start the thread; called from the event loop."""
         self._loop, self._alive = asyncio.get_running_loop(), True
+        self._thread = threading.Thread(target=self._run, name="hdlm-worker", daemon=True)
         self._thread.start()
 
     async def end(self) -> None:
         """Cancel all jobs and wait for the end of the thread."""
         self._inbox.put(("end", None))
-        await asyncio.to_thread(self._thread.join)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -172,6 +174,12 @@ class Worker:
         for request in job.requests:
             self._owner.pop(request, None)
             self._writer.remove(request)
+        self._show_load()
+
+    def _show_load(self) -> None:
+        """Update the metrics of running and waiting passages."""
+        self._metrics.passages_running.set(self._writer.num_running)
+        self._metrics.passages_waiting.set(self._writer.num_waiting)
 
     def _advance(self) -> None:
         """One step of everything."""
@@ -180,8 +188,7 @@ class Worker:
         written = writer.advance()
         metrics.evaluations.inc(writer.num_evaluations - before)
         metrics.batch_fill.observe((writer.num_running + len(written)) / writer.slots)
-        metrics.passages_running.set(writer.num_running)
-        metrics.passages_waiting.set(writer.num_waiting)
+        self._show_load()
         for one in written:
             if one.request not in self._owner:
                 continue

@@ -331,8 +331,9 @@ def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
                 one.stream("POST", f"{address}/v1/completions", json=body) as first,
                 other.stream("POST", f"{address}/v1/completions", json=body) as second,
             ):
-                next(first.iter_lines())
-                next(second.iter_lines())
+                lines = [first.iter_lines(), second.iter_lines()]  # a stream ends with its iterator
+                for own in lines:
+                    next(own)
                 refused = post(address, prompt="a")
                 assert refused.status_code == 429
                 assert refused.headers["retry-after"] == "1"
