@@ -360,6 +360,15 @@ def test_converted_model_is_exported_to_transformers(shared: Path, tmp_path: Pat
         expected = model.network(ids, attention=torch.ones(1, 14, 14, dtype=torch.bool).tril())
         torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=0)
     assert loaded.config.mask_token_id == model.vocabulary.mask_id == loaded.config.vocab_size - 1
+    again = hdlm.load(tmp_path / "exported")
+    assert again.regime() == model.regime()
+    assert again.vocabulary == model.vocabulary
+    assert again.denoiser.process == model.denoiser.process
+    assert again.denoiser.parameterization == model.denoiser.parameterization
+    assert again.hyperschedules == model.hyperschedules == (hdlm.Block(16, 4, 4),)
+    export(again, tmp_path / "twice")
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "exported" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("name", ["causal/qwen3", "dream"])
