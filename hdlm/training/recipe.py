@@ -36,6 +36,7 @@ from hdlm import parameterization as parameterizations
 from hdlm import process as processes
 from hdlm.attention import Active, Context
 from hdlm.checkpoint import build, describe, piece_class
+from hdlm.data.conversations import Fill
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiTConfig, DecoderConfig
 from hdlm.network.recomputation import Recomputation
@@ -97,6 +98,11 @@ class DataSettings:
         key: Field that holds the text in JSON lines and Parquet.
         cache: Folder where long text is tokenised once, into memory-mapped shards; short text stays in memory.
         streaming: Whether text is read and tokenised each time it is trained on, and never stored.
+        format: `"text"`, or `"messages"`: each line of JSON has a list of messages, and only the answers of the
+            assistant are noised and have a loss.
+        chat_template: File or folder with the chat template of messages; ChatML by default.
+        fill: How windows with messages are filled: with samples that share a window and `"padding"`, or each sample up
+            to the end of its window with the token that ends a document (`"end"`), which the model learns to write.
     """
 
     corpus: tuple[str, ...] = ("kjv",)
@@ -108,8 +114,18 @@ class DataSettings:
     key: str = "text"
     cache: str | None = field(default=None, metadata=MAY_CHANGE)
     streaming: bool = False
+    format: Literal["text", "messages"] = "text"
+    chat_template: str = ""
+    fill: Fill = "padding"
 
     def __post_init__(self) -> None:
+        for name in ("streaming", "cache"):
+            wrong = self.format == "messages" and getattr(self, name)
+            require(not wrong, f"data.{name}", "left out with data.format=messages", getattr(self, name))
+        for name, default in (("chat_template", ""), ("fill", "padding")):
+            value = getattr(self, name)
+            if self.format == "text" and value != default:
+                raise IdleOptionError(f"data.{name}", value, "only data.format=messages has it")
         for name in ("corpus", "validation_corpus"):
             require(all(getattr(self, name)), f"data.{name}", "names that are not empty", getattr(self, name))
         require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)

@@ -5,6 +5,7 @@ recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -95,7 +96,8 @@ class TrainingSetup:
     def trainer(self) -> Trainer:
         """A trainer of the denoiser, before its first step."""
         recipe = self.recipe
-        windows = self.text.windows(recipe.data.context, recipe.run.seed)
+        widths = [plan.window_size for plan in self.mixture.hyperschedules if not plan.settles_together]
+        windows = self.text.windows(recipe.data.context, recipe.run.seed, math.lcm(*widths))
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
 
 
