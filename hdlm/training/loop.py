@@ -39,6 +39,7 @@ from hdlm.training.checkpoints.state import (
 from hdlm.training.distributed.accelerator import agreed_precision, make_engine
 from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 from hdlm.training.interrupt import StopRequest
+from hdlm.training.lora import adapters_of, merged
 from hdlm.training.mixture import Mixture
 from hdlm.training.optim.ema import ExponentialMovingAverage
 from hdlm.training.optim.optimizers import make_optimizers, set_rates
@@ -304,7 +305,10 @@ class Trainer:
     def state(self) -> TrainingState:
         """Everything that `restore` needs; all processes must call this."""
         self.settle()
-        weights = {**self._network.state_dict(), **named_parameters(self._network)}
+        parameters = {**self._network.state_dict(), **named_parameters(self._network)}
+        weights = {name: full_tensor(value).cpu() for name, value in parameters.items()}
+        average = {name: value.cpu() for name, value in self.average.state_dict().items()}
+        both = {"weights": adapters_of(weights), "average": adapters_of(average)}
         return TrainingState(
             step=self.step,
             sequences=self.sequences,
@@ -313,11 +317,12 @@ class Trainer:
             precision=self.precision,
             device=self._accelerator.device.type,
             processes=self._accelerator.num_processes,
-            weights={name: full_tensor(value).cpu() for name, value in weights.items()},
-            average={name: value.cpu() for name, value in self.average.state_dict().items()},
+            weights=merged(self._network, weights),
+            average=merged(self._network, average),
             optimizers=gather_optimizers(self._network, self._memories),
             text=self._windows.fingerprint,
             threads=torch.get_num_threads(),
+            adapters={f"{kind}/{name}": v for kind, own in both.items() for name, v in own.items()},
         )
 
     @torch.no_grad()
@@ -395,9 +400,20 @@ class Trainer:
 
     def _load(self, state: TrainingState) -> None:
         """Copy weights, average and optimizer state."""
+        weights, average = (
+            {
+                **tensors,
+                **{key.removeprefix(kind): v for key, v in state.adapters.items() if key.startswith(kind)},
+            }
+            for kind, tensors in (("weights/", state.weights), ("average/", state.average))
+        )
         for name, parameter in named_parameters(self._network).items():
-            parameter.copy_(spread_like(state.weights[name], parameter))
-        self.average.restore(state.average, state.ticks)
+            if name not in weights:
+                raise ValueError(
+                    f"the state has no {name}: it is of a run with other adapters, or without them."
+                )
+            parameter.copy_(spread_like(weights[name], parameter))
+        self.average.restore(average, state.ticks)
         spread_optimizers(self._network, self._memories, state.optimizers)
 
     @property
@@ -414,7 +430,7 @@ class Trainer:
         if not self.is_main:
             return None
         network = build_network(self._network.config)
-        network.load_state_dict(weights)
+        network.load_state_dict(merged(self._network, weights))
         copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
         return copy.to(self._accelerator.device).eval()
 

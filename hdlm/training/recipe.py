@@ -50,6 +50,7 @@ from hdlm.training.short_form import in_full
 __all__ = [
     "DataSettings",
     "IdleOptionError",
+    "LoraSettings",
     "MixturePart",
     "NetworkSettings",
     "OptimizerSettings",
@@ -283,6 +284,35 @@ class WarmStartSettings:
 
 @final
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, which are trained in place of the weights; see `hdlm.training.lora`.
+
+    Attributes:
+        rank: Rank of the adapters; 0 for none, so that all weights are trained.
+        alpha: Numerator of the scale of the adapters, `alpha / rank`.
+        dropout: Share of the inputs of an adapter that are dropped in training.
+        layers: Names of the layers of a block that get an adapter, such as `qkv`; empty for all.
+        embeddings: Whether embedding and output layer are trained as well, so that a new mask can be learned.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    layers: tuple[str, ...] = ()
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "lora.rank", "at least 0", self.rank)
+        require(self.alpha > 0, "lora.alpha", "positive", self.alpha)
+        require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+        for name, default in (("alpha", 16), ("dropout", 0.0), ("layers", ()), ("embeddings", False)):
+            value = getattr(self, name)
+            if not self.rank and value != default:
+                raise IdleOptionError(f"lora.{name}", value, "set {}, or leave it out", "lora.rank")
+
+
+@final
+@dataclass(frozen=True)
 class OptimizerSettings:
     """Optimizers, learning rates and the average of the weights.
 
@@ -467,6 +497,7 @@ class Recipe:
     optimizer: OptimizerSettings
     run: RunSettings
     watch: WatchSettings = WatchSettings()
+    lora: LoraSettings = LoraSettings()
     process: Mapping[str, Any] = field(kw_only=True)
     noise_schedule: Mapping[str, Any] = field(default_factory=lambda: {"type": "Linear"}, kw_only=True)
     parameterization: Mapping[str, Any] = field(kw_only=True)

@@ -22,6 +22,7 @@ from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.conversion import origin_of
 from hdlm.training.loop import Trainer
+from hdlm.training.lora import add_adapters
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
 from hdlm.training.text import Corpora, TrainingText, read_training_text
@@ -138,8 +139,13 @@ def build_setup(
     network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
         _load_weights(network, start)
+    if recipe.lora.rank:
+        add_adapters(network, recipe.lora)
     network.to(device)
-    say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
+    sizes = [(weight.numel(), weight.requires_grad) for weight in network.parameters()]
+    trained = sum(size for size, moves in sizes if moves)
+    some = "" if all(moves for _, moves in sizes) else f", of which {trained:,} are trained"
+    say(f"network: {sum(size for size, _ in sizes):,} parameters{some}")
     denoiser = Denoiser(network, process, recipe.build_parameterization())
     origin = {} if start is None else origin_of(start)
     return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device, origin)
