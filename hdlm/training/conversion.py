@@ -62,6 +62,7 @@ def prepared(checkpoint: Checkpoint, source: str) -> Checkpoint:
         if row is not None:
             origin["mask_row"] = row
             made = _with_mask_in(checkpoint, row)
+    origin.setdefault("mask", "its own row")
     return dataclasses.replace(made, training={**checkpoint.training, "origin": origin})
 
 

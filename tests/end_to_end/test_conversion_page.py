@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hdlm.cli._registry import verbs
-from hdlm.training.recipe import MixturePart
+from hdlm.training.recipe import LoraSettings, MixturePart
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "conversion.md").read_text(encoding="utf-8")
@@ -44,7 +44,8 @@ def test_commands_of_page_parse() -> None:
         parser.parse_args(words)
 
 
-def test_curriculum_of_page_is_one_of_recipes() -> None:
-    (block,) = _blocks("toml")
+def test_tables_of_page_are_those_of_recipes() -> None:
+    block, lora = _blocks("toml")
+    assert LoraSettings(**tomllib.loads(lora)["lora"]).rank == 8
     parts = [MixturePart(**part) for part in tomllib.loads(block)["mixture"]]
     assert [part.begins for part in parts] == [0.5, 0.0]
