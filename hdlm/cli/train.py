@@ -178,7 +178,7 @@ def _trained(args: argparse.Namespace) -> int:
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
-    resume_point = _found(args, console, is_main=is_main)
+    resume_point = _run_to_resume(args, console)
     device = chosen_device(
         args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
     )
@@ -188,7 +188,7 @@ def _trained(args: argparse.Namespace) -> int:
         args.output,
         device,
         console.print,
-        found=resume_point,
+        resume_point=resume_point,
         start=start,
         memory=args.start if args.keep_optimizer else None,
     )
@@ -212,13 +212,13 @@ def _trained(args: argparse.Namespace) -> int:
 
 
 def build_recipe(
-    args: argparse.Namespace, found: ResumePoint | None = None, start: Checkpoint | None = None
+    args: argparse.Namespace, resume_point: ResumePoint | None = None, start: Checkpoint | None = None
 ) -> Recipe:
     """The recipe that `--recipe` names, with the changes of the other options.
 
     Args:
         args: The parsed options.
-        found: The run to resume; its recipe is used if `--recipe` is left out.
+        resume_point: The run to resume; its recipe is used if `--recipe` is left out.
         start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
             says nothing else.
 
@@ -231,8 +231,8 @@ def build_recipe(
     from hdlm.training.recipe import with_options
 
     changes = _changes(args)
-    if args.recipe is None and found is not None:
-        table = found.recipe.to_table()
+    if args.recipe is None and resume_point is not None:
+        table = resume_point.recipe.to_table()
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
@@ -279,20 +279,17 @@ def _toml(text: str) -> Any:
         return text
 
 
-def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:
+def _run_to_resume(args: argparse.Namespace, console: Console) -> ResumePoint | None:
     """The run to resume; None to start a new run.
 
     Raises:
         ValueError: If the folder cannot hold the run.
     """
-    from hdlm.training import find_resume_point
-    from hdlm.training.launch import check_vacant
+    from hdlm.training.launch import run_to_resume
 
+    resume_point = run_to_resume(args.output, console.print, resume=args.resume, option="--resume")
     if not args.resume:
-        if is_main:
-            check_vacant(args.output, "--resume")
         return None
-    resume_point = find_resume_point(args.output, console.print)
     if resume_point is None:
         _check_meant(args)
         console.print(f"there is no run in {args.output} to resume: a new one begins")

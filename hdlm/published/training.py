@@ -187,7 +187,7 @@ def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> in
             composed.folder,
             device,
             console.print,
-            found=resume_point,
+            resume_point=resume_point,
             start=start,
             text=_text(config, recipe),
             memory=config.hf_model_id if keeps else None,

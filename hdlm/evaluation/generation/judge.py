@@ -31,6 +31,7 @@ from hdlm.denoiser import resolve_device
 from hdlm.evaluation.generation.metrics import Estimate, jackknife, mean
 from hdlm.evaluation.likelihood.bounds import AbsorbingBound
 from hdlm.evaluation.records.protocol import weights_sha256
+from hdlm.hub_access import cached_file, files_on_hub
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import is_path
 
@@ -341,25 +342,13 @@ def _is_here(source: str, *, offline: bool) -> bool:
     Raises:
         OSError: If the hub does not answer.
     """
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    if Path(source).is_dir() or isinstance(
-        huggingface_hub.try_to_load_from_cache(source, "config.json"), str
-    ):
+    if Path(source).is_dir() or cached_file(source, "config.json"):
         return True
-    if offline or constants.HF_HUB_OFFLINE:
-        raise OSError("the hub was not asked (offline)")
-    try:
-        huggingface_hub.HfApi().model_info(source, timeout=_SECONDS)
-    except (errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-        raise OSError(str(error)) from error
+    files_on_hub(source, offline=offline)
     return False
 
 
 _NOISE = 1e-2
 """Difference that rounding may cause between equal numbers, in standard deviations."""
-_SECONDS = 10.0
-"""Seconds that the hub may take to answer."""
 _CHUNK = 32
 """Samples between two reports of progress."""
