@@ -1,4 +1,4 @@
-"""Train a model on text of yours.
+"""Train a model on your own text.
 
 Examples:
   hdlm train --text book.txt --output runs/book --minutes 5
@@ -11,11 +11,12 @@ Examples:
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
   hdlm train --config epsilon_tiny data.train=book.txt data.valid=other.txt
 
-A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own. --config is
-the published way to say the same: `hdlm/train.py --config-name`, or hdlm/finetune.py with `hf_model_id`.
-Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume goes on from there, to
-the bit on a CPU if steps limit the run. Exit status: 0 if the run ended, by itself or by Ctrl-C; 75 if SIGTERM or
-SIGUSR1 ended it before its time (start it again with --resume); 2 if it failed, and a line says why.
+A recipe is a TOML file, or the name of one that ships with hdlm. Options of the command line replace those of the
+recipe. --config takes a published configuration, as `hdlm/train.py --config-name` does, or hdlm/finetune.py with
+`hf_model_id`. Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume continues
+from there, and on a CPU gives the same model to the bit if the run is limited by steps. Exit status: 0 if the run
+ended, by itself or by Ctrl-C; 75 if SIGTERM or SIGUSR1 ended it early (start it again with --resume); 2 if it failed,
+with a line that says why.
 """
 
 from __future__ import annotations

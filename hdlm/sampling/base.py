@@ -197,8 +197,8 @@ class Reading:
         place = f"position {i} of sequence {sequence}{when}"
         if raw.isfinite().all():
             raise ValueError(
-                f"No word can be drawn at {place}: the network's answer is finite, but what is left of it after "
-                f"{list(self.transforms) or type(answer.prediction.parameterization).__name__} is no distribution."
+                f"No word can be drawn at {place}: the network's answer is finite, but after "
+                f"{list(self.transforms) or type(answer.prediction.parameterization).__name__} is not a distribution."
             )
         raise ValueError(
             f"The network's answer at {place} is not finite: {int(raw.isnan().sum())} of {raw.numel()} numbers are "
@@ -464,6 +464,6 @@ def require_masks(process: AbstractNoiseProcess, what: str) -> None:
     """
     if not process.ends_in_masks:
         raise ValueError(
-            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is "
+            f"{what} writes words only in place of masks, but the share of masks in pure noise of {process!r} is "
             f"{process.final_mask_share}. Use the ancestral or the analytic step."
         )
