@@ -112,6 +112,7 @@ def test_each_peer_format_is_recognised_by_one_card(name):
 @pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"type": []}, [{"type": "absorb"}]], ids=repr)
 @pytest.mark.parametrize("key", ["model_type", "graph", "tokens", "model"])
 def test_peer_cards_do_not_raise_on_odd_config_values(key, value):
+    """`recognised_card` also asserts that two cards never recognise one checkpoint."""
     for config, shapes in FORMATS.values():
         recognised_card({**config, key: value}, shapes)
         recognised_card({**config, key: value}, dict.fromkeys(shapes, ()))
