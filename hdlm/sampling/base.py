@@ -147,6 +147,16 @@ class Reading:
 
         return self._each(where, row, column, draw, torch.long)
 
+    def likeliest(self, where: Bool[Tensor, "b l"]) -> Int[Tensor, " n"]:
+        """The likeliest word at each given position; the first of equal words."""
+        row, column = where.nonzero(as_tuple=True)
+
+        def likeliest(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            best = log_w.max(-1)
+            return best.indices, best.values
+
+        return self._each(where, row, column, likeliest, torch.long)
+
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: the model's probability of the current word."""
         row, column = where.nonzero(as_tuple=True)
