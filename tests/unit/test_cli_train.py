@@ -77,7 +77,7 @@ def test_train_from_checkpoint_rejects_tokenizer_options(
         other.write_text("\n".join(lines).replace("[data]", f"[data]\n{option}"))
         assert _train(text, other, tmp_path / "second", *begin) == 2
         printed = capsys.readouterr().err
-        assert f"`data.{option.split()[0]}` would not act here" in printed
+        assert f"`data.{option.split()[0]}` has no effect here" in printed
         assert "brings its tokenizer" in printed
 
 

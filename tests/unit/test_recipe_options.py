@@ -231,5 +231,5 @@ def test_recipe_sets_checkpoint_activations_of_network(
 
 
 def test_build_setup_rejects_two_streams_with_full_context_before_reading_text() -> None:
-    with pytest.raises(ValueError, match="give away what is asked"):
+    with pytest.raises(ValueError, match="reveal the tokens to predict"):
         build_setup(_recipe({"network.context": "full", "data.corpus": ["none.txt"]}), CPU)

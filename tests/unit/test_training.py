@@ -473,7 +473,7 @@ def test_recipe_refuses_option_without_effect(
     text: Path, changes: dict[str, Any], cure: dict[str, Any]
 ) -> None:
     table = _table(text, **changes)
-    with pytest.raises(ValueError, match=r"^`[a-z_.]+` would not act here: .*; got"):
+    with pytest.raises(ValueError, match=r"^`[a-z_.]+` has no effect here: .*; got"):
         Recipe.from_table(table)
     cured = {name: changes.get(name, {}) | cure.get(name, {}) for name in {**changes, **cure}}
     Recipe.from_table(_table(text, **cured))

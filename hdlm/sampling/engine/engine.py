@@ -422,7 +422,7 @@ class Engine:
             counts = self._positions[: group.length] < torch.tensor(lengths, device=tokens.device)[:, None]
             if (counts & (tokens >= self._denoiser.process.num_words)).any():
                 raise RuntimeError(
-                    f"{self._step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
+                    f"{self._step!r} left masks in finished text; a step to s = 0 must replace every mask."
                 )
             done += [
                 Finished(sequence, row, length, group.window.num_evaluations, group.window.num_computed)
@@ -462,6 +462,6 @@ def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None)
     lookback = denoiser.lookback
     if lookback and (fixed is None or not bool(fixed[:, :lookback].all())):
         raise ValueError(
-            f"A shifted network says nothing of the first {lookback} position(s): give a prompt that begins with the "
+            f"A shifted network does not predict the first {lookback} position(s): give a prompt that begins with the "
             "begin-of-sequence token."
         )
