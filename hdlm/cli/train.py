@@ -261,8 +261,8 @@ def build_recipe(
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
-    if found is not None and continues:
-        base = found.recipe.to_table()
+    if resume_point is not None and continues:
+        base = resume_point.recipe.to_table()
     elif start is None or ("recipe" in start.training and not continues):
         return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
     else:

@@ -18,11 +18,12 @@ or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
-from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransforms, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
-from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Stop
 from hdlm.sampling.engine.sample import Generation, sample
 from hdlm.sampling.engine.window import ApproximateCache, Execution
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.prompt import Prompt
 from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
@@ -63,6 +64,7 @@ __all__ = [
     "Change",
     "Confidence",
     "Engine",
+    "EngineRequest",
     "Euler",
     "Execution",
     "Finished",
@@ -78,10 +80,12 @@ __all__ = [
     "Prompt",
     "ReMDM",
     "Reading",
+    "Reads",
     "Remask",
     "RemaskShuffle",
     "RepetitionPenalty",
     "Rescale",
+    "RowTransforms",
     "Step",
     "Stop",
     "Suppress",

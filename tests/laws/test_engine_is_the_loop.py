@@ -1,4 +1,4 @@
-"""The engine writes the tokens of the plain loop, which has no cache and computes everything at every step."""
+"""The engine writes the tokens and traces of the plain loop, which has no cache and computes all at every step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hdlm.sampling import (
     Ancestral,
     Cap,
     Chain,
+    Change,
     Loop,
     Move,
     Prompt,
@@ -26,6 +27,7 @@ from hdlm.sampling import (
     ReMDM,
     Step,
     Temperature,
+    Trace,
     algorithm,
 )
 from tests.along import sample_along, sample_plainly_along
@@ -71,6 +73,27 @@ OWN_STEPS: dict[str, Step] = {
 }
 
 
+def assert_same_changes(found: list[Change], expected: list[Change]) -> None:
+    """Compare everything but the numbers of evaluations; the network of the tests computes in float64."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert _exact(ours) == _exact(theirs)
+        assert _probabilities(ours) == pytest.approx(_probabilities(theirs), abs=1e-9)
+
+
+def _exact(change: Change) -> tuple[object, ...]:
+    known = change.alternatives and [token for token, _ in change.alternatives]
+    return (
+        *(change.step, change.sequence, change.position, change.old, change.new, change.reason, change.noise),
+        *(change.p_old is None, change.p_new is None, change.entropy is None, known),
+    )
+
+
+def _probabilities(change: Change) -> list[float]:
+    likeliest = [p for _, p in change.alternatives or ()]
+    return [p for p in (change.p_old, change.p_new, change.entropy, *likeliest) if p is not None]
+
+
 def assert_engine_equals_loop(
     step: Step,
     process: AbstractNoiseProcess,
@@ -78,18 +101,21 @@ def assert_engine_equals_loop(
     number: int,
     parameterization: AbstractParameterization | None = None,
 ) -> None:
-    """Compare engine and loop, for all sequences and for the last one alone, with the setting of this number."""
+    """Compare tokens and traces of engine and loop, for all sequences and for the last one alone."""
     how = setting_of(FACTORS, number) | {"seed": number}
     kind, execution = how.pop("kind"), how.pop("execution")
     conditioned = isinstance(parameterization, LogScore)
     denoiser = tiny_denoiser(process, parameterization, conditioned=conditioned, seed=number % 5)
     prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(number))
     how["prompt"] = Prompt.prefix([1, 2], LENGTH) if denoiser.lookback else prompt
-    expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, **how)
-    tokens = sample_along(denoiser, schedule, step, num_sequences=3, **how, **execution).tokens
+    reference, trace, own = (Trace(process.mask_id, alternatives=2) for _ in range(3))
+    expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, watch=reference, **how)
+    tokens = sample_along(denoiser, schedule, step, num_sequences=3, watch=trace, **how, **execution).tokens
     assert torch.equal(tokens, expected), (execution, how)
-    alone = sample_along(denoiser, schedule, step, first_sequence=2, **how).tokens
+    assert_same_changes(trace.changes, reference.changes)
+    alone = sample_along(denoiser, schedule, step, first_sequence=2, watch=own, **how).tokens
     assert torch.equal(alone[0], expected[2]), how
+    assert_same_changes(own.changes, [change for change in reference.changes if change.sequence == 2])
 
 
 PAIRS = [(name, process) for name in ALGORITHMS for process in PROCESSES if fits(name, process)]

@@ -206,7 +206,7 @@ def _batch(
     watch: Callable[[Frame], None] | None,
     **how: Any,
 ) -> dict[int, Sample]:
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    trace = Trace(checkpoint.vocabulary.mask_id, alternatives=None)
 
     def seen(frame: Frame) -> None:
         trace(frame)

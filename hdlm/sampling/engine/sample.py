@@ -13,8 +13,9 @@ from torch import Tensor
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.regime import Regime
 from hdlm.sampling.base import Step, Transform
-from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.engine import Engine, Finished, Stop
 from hdlm.sampling.engine.window import Execution
+from hdlm.sampling.frame import Frame
 from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 
 __all__ = ["Generation", "sample"]
