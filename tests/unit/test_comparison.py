@@ -324,7 +324,7 @@ def test_compare_command_selects_data_set_by_name(results, capsys, monkeypatch):
     names = json.loads(capsys.readouterr().out)["results"]
     assert names == ["both.json:ptb", "both.json:lambada", "one.json"]
     assert main(["compare", "a", "both.json"]) == 2
-    assert "with NAME of ptb, lambada, lm1b" in capsys.readouterr().err
+    assert "where NAME is one of ptb, lambada, lm1b" in capsys.readouterr().err
     assert main(["compare", "a", "both.json:lm1b"]) == 2
     assert "lm1b was not measured: not here" in capsys.readouterr().err
     assert main(["compare", "a", "b/results.json:ptb"]) == 2
