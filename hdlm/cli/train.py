@@ -1,4 +1,4 @@
-"""Train a model on text of yours.
+"""Train a model on your own text.
 
 Examples:
   hdlm train --text book.txt --output runs/book --minutes 5
@@ -11,11 +11,12 @@ Examples:
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
   hdlm train --config epsilon_tiny data.train=book.txt data.valid=other.txt
 
-A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own. --config is
-the published way to say the same: `hdlm/train.py --config-name`, or hdlm/finetune.py with `hf_model_id`.
-Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume goes on from there, to
-the bit on a CPU if steps limit the run. Exit status: 0 if the run ended, by itself or by Ctrl-C; 75 if SIGTERM or
-SIGUSR1 ended it before its time (start it again with --resume); 2 if it failed, and a line says why.
+A recipe is a TOML file, or the name of one that ships with hdlm. Options of the command line replace those of the
+recipe. --config takes a published configuration, as `hdlm/train.py --config-name` does, or hdlm/finetune.py with
+`hf_model_id`. Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume continues
+from there, and on a CPU gives the same model to the bit if the run is limited by steps. Exit status: 0 if the run
+ended, by itself or by Ctrl-C; 75 if SIGTERM or SIGUSR1 ended it early (start it again with --resume); 2 if it failed,
+with a line that says why.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, conti
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
-    resume_point = _found(args, console, is_main=is_main)
+    resume_point = _run_to_resume(args, console)
     device = chosen_device(
         args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
     )
@@ -207,7 +208,7 @@ def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, conti
         args.output,
         device,
         console.print,
-        found=resume_point,
+        resume_point=resume_point,
         start=start,
         memory=args.start if args.keep_optimizer else None,
     )
@@ -232,7 +233,7 @@ def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, conti
 
 def build_recipe(
     args: argparse.Namespace,
-    found: ResumePoint | None = None,
+    resume_point: ResumePoint | None = None,
     start: Checkpoint | None = None,
     *,
     continues: bool = False,
@@ -241,7 +242,7 @@ def build_recipe(
 
     Args:
         args: The parsed options.
-        found: The run to resume; its recipe is used if `--recipe` is left out.
+        resume_point: The run to resume; its recipe is used if `--recipe` is left out.
         start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
             says nothing else.
         continues: Whether they hold even if it records a recipe.
@@ -255,13 +256,13 @@ def build_recipe(
     from hdlm.training.recipe import with_options
 
     changes = _changes(args)
-    if args.recipe is None and found is not None:
-        table = found.recipe.to_table()
+    if args.recipe is None and resume_point is not None:
+        table = resume_point.recipe.to_table()
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
-    if found is not None and continues:
-        base = found.recipe.to_table()
+    if resume_point is not None and continues:
+        base = resume_point.recipe.to_table()
     elif start is None or ("recipe" in start.training and not continues):
         return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
     else:
@@ -306,20 +307,17 @@ def _toml(text: str) -> Any:
         return text
 
 
-def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:
+def _run_to_resume(args: argparse.Namespace, console: Console) -> ResumePoint | None:
     """The run to resume; None to start a new run.
 
     Raises:
         ValueError: If the folder cannot hold the run.
     """
-    from hdlm.training import find_resume_point
-    from hdlm.training.launch import check_vacant
+    from hdlm.training.launch import run_to_resume
 
+    resume_point = run_to_resume(args.output, console.print, resume=args.resume, option="--resume")
     if not args.resume:
-        if is_main:
-            check_vacant(args.output, "--resume")
         return None
-    resume_point = find_resume_point(args.output, console.print)
     if resume_point is None:
         _check_meant(args)
         console.print(f"there is no run in {args.output} to resume: a new one begins")

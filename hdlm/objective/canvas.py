@@ -163,7 +163,7 @@ class Canvas:
             return
         if self.num_clean:
             raise ValueError(
-                "A shifted network in two streams speaks of a position from the clean one before it, but this "
+                "A shifted network in two streams predicts a position from the clean token before it, but this "
                 "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
             )
         raise ValueError(
@@ -175,7 +175,7 @@ class Canvas:
         if denoiser.noise_dependence == "sequence" and not self.same_noise:
             raise ValueError(
                 "This network is conditioned on one noise level a sequence, but two streams hold blocks with different "
-                "noise levels in one sequence, which generation never does. Use one canvas (two_stream=false, "
+                "noise levels in one sequence, which never happens in generation. Use one canvas (two_stream=false, "
                 "published as annealing.efficient=false), or a flat hyperschedule."
             )
 
@@ -277,7 +277,7 @@ class Corruption:
         if self.two_stream and self.regime.context == "full" and not self.hyperschedule.settles_together:
             raise ValueError(
                 "Two streams need a context of which settled positions see the past alone; with context='full' the "
-                "clean stream would give away what is asked. Use one canvas (two_stream=false, published as "
+                "clean stream would reveal the tokens to predict. Use one canvas (two_stream=false, published as "
                 "annealing.efficient=false), or the context block_causal or causal."
             )
 

@@ -180,7 +180,8 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "The gradient of this loss was given away when it was first asked for: compute the loss again."
+                "The gradient of this loss was moved to the caller of the first backward pass, not copied: "
+                "compute the loss again."
             )
         gradients = [part.mul_(upstream.to(part.dtype)) for part in ctx.gradients]
         ctx.gradients = None

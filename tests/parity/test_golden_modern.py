@@ -29,7 +29,7 @@ from hdlm.objective import Corruption, MaskedCrossEntropy
 from hdlm.regime import Regime
 from hdlm.sampling import Execution, Prompt, Step, algorithm, sample
 from hdlm.sampling.base import Transform
-from hdlm.sampling.engine.engine import Frame
+from hdlm.sampling.frame import Frame
 from hdlm.sampling.steps.confidence import ByConfidence, Measure
 from hdlm.sharing.decoder_layout import decoder_layout
 from hdlm.sharing.export import export

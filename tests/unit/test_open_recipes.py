@@ -339,9 +339,9 @@ FAULTS = [
     ({"objective": {"type": "Hope"}}, "no objective 'Hope'; known: .*NELBO"),
     (
         {"parameterization": {"type": "LeaveOneOut"}, "network": {"shifted": True}},
-        r"network\.shifted. would not act",
+        r"network\.shifted. has no effect",
     ),
-    ({"network": {"condition_output": True}}, r"network\.condition_output. would not act.*parameterization"),
+    ({"network": {"condition_output": True}}, r"network\.condition_output. has no effect.*parameterization"),
     ({"network": {"type": "GPT"}}, r"network\.type.*DDiT"),
     (
         {"process": {"type": "hdlm.process.GIDD2", "p_uniform": 0.1}},
