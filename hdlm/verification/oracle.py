@@ -181,8 +181,9 @@ def oracle_plan(family: str, length: int, steps: int) -> AbstractHyperschedule |
     if family == "flat":
         return flat(length, steps)
     width = max(2, length // 4)
-    make = {"block": Block, "slide": Slide, "wave": Wave}[family]
-    fitting = [make(length, width, levels) for levels in range(1, steps + 1)]
+    families: dict[str, Callable[[int, int, int], AbstractHyperschedule]]
+    families = {"block": Block, "slide": Slide, "wave": Wave}
+    fitting = [families[family](length, width, levels) for levels in range(1, steps + 1)]
     return next((plan for plan in reversed(fitting) if plan.num_steps <= steps), None)
 
 
@@ -314,7 +315,8 @@ def _view(
 def _entropy(counts: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:
     """Entropy of each row with the bias correction of Miller and Madow."""
     total = counts.sum(-1, keepdim=True)
-    return torch.special.entr(counts / total).sum(-1) + ((counts > 0).sum(-1) - 1) / (2 * total[:, 0])
+    plain: Tensor = torch.special.entr(counts / total).sum(-1)
+    return plain + ((counts > 0).sum(-1) - 1) / (2 * total[:, 0])
 
 
 def oracle_document(

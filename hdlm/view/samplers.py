@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
@@ -87,7 +88,7 @@ def draw_samplers(document: Mapping[str, Any], output: Path) -> None:
                     _plot(axes, points, measure, place, label)
             _finish(rows[0, column], rows[1, column], world, curves)
         rows[0, 0].set_ylabel("total variation from the truth")
-        rows[1, 0].set_ylabel("sharpened  <  excess nats per token  <  blurred")
+        rows[1, 0].set_ylabel("excess, nats per token\n< 0: sharpened   > 0: blurred")
         drawing.legend(
             *rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
         )
@@ -99,7 +100,7 @@ def _plot(axes: Axes, points: _Points, measure: str, place: int, label: str) -> 
         [point[measure] for point in points],
         [2 * point[f"{measure}_error"] for point in points],
         marker=_MARKERS[place],
-        color=SERIES[place % len(SERIES)],
+        color=(*SERIES, INK)[place],
         lw=1.2,
         ms=4.5,
         label=label,
@@ -114,6 +115,8 @@ def _finish(
     drawn = [floor for floor in floors if floor > 0]
     above.set_title(f"World: {world}")
     above.set_yscale("log")
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_formatter(NullFormatter())
     if drawn and len(drawn) == len(floors):
         above.axhline(min(drawn), color=INK, ls=":", lw=1.0)
     below.axhline(0.0, color=INK, lw=1.0)
@@ -121,6 +124,7 @@ def _finish(
     below.set_xscale("log", base=2)
     below.set_yscale("symlog", linthresh=0.02)
     below.xaxis.set_major_formatter("{x:.0f}")
+    below.yaxis.set_major_formatter("{x:g}")
     for axes in (above, below):
         axes.grid(color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
