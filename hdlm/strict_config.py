@@ -58,7 +58,7 @@ class OptionError(ValueError):
 class IdleOptionError(OptionError):
     """An option that has no effect together with the others; `expected` says what to do."""
 
-    form = "`{option}` would not act here: {expected}; got {given!r}."
+    form = "`{option}` has no effect here: {expected}; got {given!r}."
 
 
 @final

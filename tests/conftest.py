@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import shape_checks
 from tests.committed_figures import missing_figure, unpack
+
+shape_checks.install()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
@@ -45,6 +48,11 @@ def _skip_what_is_not_committed() -> Generator[None, None, None]:
         if name is None:
             raise
         pytest.skip(f"{NOT_COMMITTED} ({name} is missing)")
+
+
+def pytest_runtest_logstart() -> None:
+    """Check the shapes of the first calls in the test that starts."""
+    shape_checks.begin_test()
 
 
 pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)

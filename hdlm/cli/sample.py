@@ -1,4 +1,4 @@
-"""Write text with a model: from nothing, from a prompt, or into the gaps of a text.
+"""Write text with a model: without a prompt, after a prompt, or in the gaps of a text.
 
 CHECKPOINT is a folder that `hdlm train` wrote, the name of a model that ships with hdlm (`hdlm info` lists them), or a
 checkpoint in a published format: a folder, a file, a run or a hub id (see docs/checkpoints.md).
@@ -11,7 +11,7 @@ Examples:
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
   hdlm sample runs/first --prompt "In the beginning" --stream --stop "."
   hdlm sample runs/first --num 8 --batch-size 4 --explain
-  hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command goes on after a kill
+  hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command resumes after a kill
   accelerate launch --cpu --num_processes 2 -m hdlm sample runs/first --num 1000 -o samples.jsonl --device cpu
   hdlm sample runs/first --hyperschedule flat --steps 8 --grid cosine
   hdlm sample runs/first --hyperschedule flat --steps 64 --approximate-cache all:4 --explain
@@ -19,7 +19,7 @@ Examples:
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle,
 remdm, remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
-The same seed gives the same text, whatever --batch-size; passage k is the same however many are asked for.
+The same seed gives the same text for every --batch-size. Passage k does not depend on --num.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Hold the pieces of the package, or one of your own, against their laws.
+"""Test the pieces of the package, or one of your own, against the laws that they must satisfy.
 
-A noise process must be a Markov chain whose closed forms are right, a hyperschedule must settle, an objective must
-be least for the truth, a sampler must reproduce the law it is given: each law is tried in a world so small that
-everything can be summed up, and the table says what was measured.
+A noise process must be a Markov chain with correct closed forms, a hyperschedule must end without noise, an objective
+must be least for the true distribution, a sampler must reproduce the distribution that it is given. Each law is tested
+in a world that is small enough for exact sums. The table shows what was measured.
 
 Examples:
   hdlm verify                                     everything built in

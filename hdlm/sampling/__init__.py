@@ -12,26 +12,29 @@
 | `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
-| `ByThreshold`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `ByThreshold`, `ByFactor`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `InParts` | another step, in blocks or sub-blocks | heuristic |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
 from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
-from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Transform
+from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransforms, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
-from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
+from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Stop
 from hdlm.sampling.engine.sample import Generation, sample
 from hdlm.sampling.engine.window import ApproximateCache, Execution
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.prompt import Prompt
-from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
+from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
 from hdlm.sampling.steps.doubt import DoubtCorrection
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
+from hdlm.sampling.steps.parts import InParts
 from hdlm.sampling.steps.remasking import (
     AbstractRemaskSchedule,
     Cap,
@@ -44,7 +47,7 @@ from hdlm.sampling.steps.remasking import (
 )
 from hdlm.sampling.steps.scores import Analytic, Euler
 from hdlm.sampling.trace import Change, Trace
-from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK, TopP
+from hdlm.sampling.transforms import MinP, RepetitionPenalty, Suppress, Temperature, TopK, TopP
 
 __all__ = [
     "ALGORITHMS",
@@ -56,6 +59,7 @@ __all__ = [
     "ApproximateCache",
     "ByConfidence",
     "ByEntropy",
+    "ByFactor",
     "ByThreshold",
     "Cap",
     "Chain",
@@ -63,6 +67,7 @@ __all__ = [
     "Confidence",
     "DoubtCorrection",
     "Engine",
+    "EngineRequest",
     "Euler",
     "Execution",
     "Finished",
@@ -70,6 +75,7 @@ __all__ = [
     "Frame",
     "Generation",
     "GibbsCorrection",
+    "InParts",
     "Loop",
     "MinP",
     "Move",
@@ -77,12 +83,15 @@ __all__ = [
     "Prompt",
     "ReMDM",
     "Reading",
+    "Reads",
     "Remask",
     "RemaskShuffle",
     "RepetitionPenalty",
     "Rescale",
+    "RowTransforms",
     "Step",
     "Stop",
+    "Suppress",
     "Temperature",
     "TopK",
     "TopP",

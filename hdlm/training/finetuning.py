@@ -173,10 +173,9 @@ def _hyperschedules(old: tuple[AbstractHyperschedule, ...], new: tuple[AbstractH
     fresh = [_named(plan) for plan in new if _named(plan) not in seen]
     if not old or not fresh:
         return ""
-    autoregressive = all(plan.num_levels == 1 and plan.window_size == 1 for plan in old)
     meaning = (
         "the network has only predicted next words and has never seen a mask"
-        if autoregressive
+        if all(plan.is_autoregressive for plan in old)
         else "other positions are noisy together than so far"
     )
     return f"hyperschedule {', '.join(dict.fromkeys(seen))} -> {', '.join(dict.fromkeys(fresh))}: {meaning}"

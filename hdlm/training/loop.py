@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm.data import AbstractWindows
+from hdlm.data.packing import Samples
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
 from hdlm.network import AbstractTransformer, build_network, has_compiler
@@ -123,12 +124,14 @@ class _Batch:
         times: Stratified numbers in [0, 1).
         draw: A uniform number in [0, 1) for each position.
         seed: Seed of dropout.
+        samples: The samples in each window, if they are packed or have prompts.
     """
 
     x_0: Int[Tensor, "b l"]
     times: Float[Tensor, "b e"]
     draw: Float[Tensor, "b l"]
     seed: int
+    samples: Samples | None = None
 
 
 @final
@@ -167,7 +170,7 @@ class _Loss(nn.Module):
     def forward(self, part: AbstractPart, batch: _Batch) -> Float[Tensor, ""]:
         """Mean over all positions with a target; noise is drawn on the host, so nothing waits for the device."""
         with torch.autocast(self.denoiser.device.type, torch.bfloat16, enabled=self.bf16):
-            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw)
+            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw, batch.samples)
 
 
 @final
@@ -494,6 +497,7 @@ class Trainer:
                 times[start : start + size],
                 self._randomness.uniform(row[:, None], self.step, position, stream=_CORRUPTION),
                 int(2**53 * self._randomness.uniform(row[0], self.step, row[0] * 0, stream=_DROPOUT)),
+                windows.samples(self.sequences + start, size),
             )
 
     def _expect(self, part: AbstractPart, windows: Prefetch) -> None:

@@ -166,11 +166,22 @@ class MixturePart:
     """One kind of noise on a batch.
 
     Attributes:
-        hyperschedule: `type`, a class of `hdlm.hyperschedule`, and its fields except `length`, which is the context.
+        hyperschedule: `type`, a class of `hdlm.hyperschedule`, and its fields except `length`, which is the context. A
+            `Block` without `width` is one block over the whole context.
         share: Share of the optimizer steps, relative to the other parts.
         two_stream: Whether clean and noisy tokens are packed into one pass.
         continuous: Whether noise levels are drawn between the levels of the hyperschedule, or on them.
         batch_scale: Sequences in its batches, relative to `run.batch_size`: one canvas costs half of two streams.
+        begins: Share of the run that is done when it begins to be trained, in [0, 1).
+        ends: Share of the run that is done when it is trained no more, in (0, 1].
+        opens: Share of the run in which its attention opens from causal to that of `[network]`, pair by pair; 0 for
+            attention that is open from the first step on.
+        time: Whether each block of two streams has a time of its own (`"block"`), or all blocks of a sequence have one
+            (`"sequence"`).
+        complementary: Whether each sequence is there twice, the second time with the other positions masked.
+        border: In two streams, where shifted outputs read the first token of a block: at the `"settled"` position
+            before it, as in generation, or at the `"noisy"` one.
+        least_noise: The least noise fraction `e` of a noisy position: `e + (1 - e) u` takes the place of `u`.
     """
 
     hyperschedule: Mapping[str, Any]
@@ -178,10 +189,32 @@ class MixturePart:
     two_stream: bool = True
     continuous: bool = False
     batch_scale: int = 1
+    begins: float = 0.0
+    ends: float = 1.0
+    opens: float = 0.0
+    time: Literal["block", "sequence"] = "block"
+    complementary: bool = False
+    border: Literal["settled", "noisy"] = "settled"
+    least_noise: float = 0.0
 
     def __post_init__(self) -> None:
         require(0 < self.share < math.inf, "mixture.share", "positive and finite", self.share)
         require(self.batch_scale > 0, "mixture.batch_scale", "positive", self.batch_scale)
+        require(0 <= self.begins < 1, "mixture.begins", "in [0, 1)", self.begins)
+        require(
+            self.begins < self.ends <= 1,
+            "mixture.ends",
+            "after {} and at most 1",
+            self.ends,
+            "mixture.begins",
+        )
+        require(0 <= self.opens <= 1, "mixture.opens", "in [0, 1]", self.opens)
+        require(0 <= self.least_noise < 1, "mixture.least_noise", "in [0, 1)", self.least_noise)
+        for name, default in (("time", "block"), ("border", "settled")):
+            if not self.two_stream and getattr(self, name) != default:
+                raise IdleOptionError(
+                    f"mixture.{name}", getattr(self, name), "set two_stream, or leave it out"
+                )
         require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
         )
@@ -204,6 +237,8 @@ class MixturePart:
         kind = piece_class(hyperschedules, str(self.hyperschedule["type"]))
         sized = any(option.name == "length" for option in dataclasses.fields(kind))
         table = {**self.hyperschedule, "length": length} if sized else self.hyperschedule
+        if kind is hyperschedules.Block:
+            table = {"width": length, **table}
         made: AbstractHyperschedule = build(hyperschedules, table)
         expected = f"one for data.context={length} positions"
         require(

@@ -5,8 +5,8 @@ recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -19,6 +19,7 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
 from hdlm.strict_config import require
+from hdlm.training.conversion import origin_of
 from hdlm.training.loop import Trainer
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
@@ -42,6 +43,7 @@ class TrainingSetup:
         denoiser: The model; training changes it in place.
         mixture: Determines what each step trains on.
         device: Device of the training.
+        origin: Record of what the weights began as; empty for random weights.
     """
 
     recipe: Recipe
@@ -49,16 +51,18 @@ class TrainingSetup:
     denoiser: Denoiser
     mixture: Mixture
     device: torch.device
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
         """The model as it is now, with `training` added to the record of its recipe."""
+        origin = {"origin": dict(self.origin)} if self.origin else {}
         return Checkpoint(
             self.denoiser,
             self.tokenizer.vocabulary,
             self.noise_schedule,
             self.mixture.hyperschedules,
             self.tokenizer.to_json(),
-            {"recipe": self.recipe.to_table(), **(training or {})},
+            {"recipe": self.recipe.to_table(), **origin, **(training or {})},
             self.recipe.network.context,
             self.recipe.network.active,
         )
@@ -135,7 +139,8 @@ def build_setup(
     network.to(device)
     say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
     denoiser = Denoiser(network, process, recipe.build_parameterization())
-    return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
+    origin = {} if start is None else origin_of(start)
+    return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device, origin)
 
 
 def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:

@@ -134,7 +134,8 @@ def test_print_and_draw_attention(tmp_path):
         "██ settled sees settled   ░░ active sees settled   ▓▓ active sees active",
     ]
     draw_attention(picture, tmp_path / "attention.png")
-    assert imread(tmp_path / "attention.png").size > 0
+    pixels = (imread(tmp_path / "attention.png")[..., :3] * 255).round().astype(int)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3  # three kinds of attention, and the paper
 
 
 def test_replacing_writes_file_atomically(tmp_path):

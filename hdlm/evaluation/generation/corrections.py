@@ -133,7 +133,8 @@ def fill_in(
     """
     if not 0 < share <= 1 or text.shape[1] < 2:
         raise ValueError(
-            f"the share of words to take away must lie in (0, 1], of at least two words; got {share} of "
+            f"the share of words to remove must lie in (0, 1], and the text must have at least two words; got "
+            f"{share} of "
             f"{text.shape[1]}."
         )
     rows, columns = torch.arange(len(text)), torch.arange(text.shape[1])
@@ -141,7 +142,7 @@ def fill_in(
     draw[:, 0] = torch.inf
     gaps = draw < share
     gaps[rows, draw.argmin(1)] = True
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    trace = Trace(checkpoint.vocabulary.mask_id, alternatives=None)
 
     def seen(frame: Frame) -> None:
         trace(frame)

@@ -97,7 +97,7 @@ class GenerationOptions:
             raise ValueError(f"controls are {', '.join(CONTROLS)}; got {', '.join(unknown)}.")
         if isinstance(self.reference, str | Path) and Path(self.reference).name in ("model", *CONTROLS):
             raise ValueError(
-                f"the reference {self.reference}: results have something else of this name; rename it."
+                f"the reference {self.reference}: a result has another field of this name; rename the reference."
             )
         if self.mauve and not self.judges:
             raise ValueError("mauve needs the features of a judge in the format of transformers.")
@@ -187,7 +187,7 @@ def _check_sweep(name: str, etas: tuple[float, ...], process: AbstractNoiseProce
     ]
     if name not in with_eta:
         raise ValueError(
-            f"eta_sweep: eta means nothing to the sampler {name!r}; it does to {', '.join(with_eta)}."
+            f"eta_sweep: eta has no effect on the sampler {name!r}; it has one on {', '.join(with_eta)}."
         )
 
 

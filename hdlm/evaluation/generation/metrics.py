@@ -164,7 +164,7 @@ def mean(values: Sequence[float]) -> Estimate:
         ValueError: If there is no number.
     """
     if not values:
-        raise ValueError("there is nothing to take the mean of; give at least one number.")
+        raise ValueError("a mean needs at least one number.")
     total, n = math.fsum(values), len(values)
     return jackknife(total / n, [(total - value) / (n - 1) for value in values] if n > 1 else [total])
 

@@ -108,13 +108,14 @@ def draw_samples(
     """
     if approximate is not None and settings.guidance:
         raise ValueError(
-            "With guidance a batch goes in step, and an approximate cache would make samples depend on one another: "
+            "With guidance all sequences of a batch take the same steps, and with an approximate cache samples "
+            "would depend on one another: "
             "leave one of them out."
         )
     if BLANK.search(prompt):
         raise ValueError("samples to be scored continue a prompt: it must have no [MASK].")
     if keep is None and processes.count > 1:
-        raise ValueError("several processes need a file to put their samples together: give `keep`.")
+        raise ValueError("several processes collect their samples in a file: give `keep`.")
     made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     samples = {} if kept is None else kept.read()
@@ -205,7 +206,7 @@ def _batch(
     watch: Callable[[Frame], None] | None,
     **how: Any,
 ) -> dict[int, Sample]:
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    trace = Trace(checkpoint.vocabulary.mask_id, alternatives=None)
 
     def seen(frame: Frame) -> None:
         trace(frame)
@@ -313,7 +314,7 @@ class _Kept:
             samples = {int(entry["index"]): Sample.from_dict(entry) for entry in rest}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{path} is no file of samples ({error}): remove it, or choose another place."
+                f"{path} is not a file of samples ({error}): remove it, or choose another place."
             ) from error
         if first != self.made_with:
             apart = [
@@ -322,7 +323,8 @@ class _Kept:
                 if not isinstance(first, dict) or first.get(name) != value
             ]
             raise ValueError(
-                f"{path} has samples that were made otherwise ({', '.join(apart)} differ): remove it, or choose "
+                f"{path} has samples that were made with other settings ({', '.join(apart)} differ): remove it, "
+                f"or choose "
                 "another place."
             )
         return samples

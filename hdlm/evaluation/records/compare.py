@@ -54,7 +54,9 @@ def compare(
     kinds = {name: field_of(document, "kind", name) for name, document in documents.items()}
     for name, kind in kinds.items():
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
+            raise ValueError(
+                f"{name} is of kind {kind!r}; only these kinds can be compared: {' or '.join(_KINDS)}."
+            )
     check_protocol(protocol_differences({name: {"kind": kind} for name, kind in kinds.items()}))
     return _KINDS[next(iter(kinds.values()))](documents, metrics)
 
@@ -91,7 +93,7 @@ def _document(path: Path, part: str) -> dict[str, Any]:
     chosen = part or (next(iter(parts)) if len(parts) == 1 else "")
     if not isinstance(parts.get(chosen), dict):
         raise ValueError(
-            f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
+            f"{path} holds several data sets: write {path}:NAME, where NAME is one of {', '.join(parts)}."
         )
     chosen_document: dict[str, Any] = parts[chosen]
     if "failed" in chosen_document:

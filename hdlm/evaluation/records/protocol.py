@@ -191,7 +191,7 @@ def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(document.get("kind"))
     if kind not in _OWN or not isinstance(document.get("result"), Mapping):
         raise ValueError(
-            f"this is no result of `hdlm eval`: its `kind` is {kind!r}, and it needs a `result`."
+            f"this is not a result of `hdlm eval`: its `kind` is {kind!r}, and it needs a `result`."
         )
     data = document.get("data") or {}
     return {
@@ -233,7 +233,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds no result: it is a {type(document).__name__}, not a table.")
     upgraded: dict[str, Any] = with_descriptions(document)
