@@ -17,8 +17,8 @@ Examples:
   hdlm sample runs/first --hyperschedule flat --steps 64 --approximate-cache all:4 --explain
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
-Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
-remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
+Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle,
+remdm, remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
 The same seed gives the same text for every --batch-size. Passage k does not depend on --num.
 """
 

@@ -8,6 +8,7 @@
 | `FirstHitting` | masks fall one at a time | exact |
 | `Analytic`, `Euler` | along the score | exact as steps get small |
 | `AdaptiveCorrection` | chained: ACS, redraws visible words | heuristic |
+| `DoubtCorrection` | chained: redraws words, noises them again | heuristic |
 | `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
@@ -30,6 +31,7 @@ from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.doubt import DoubtCorrection
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
 from hdlm.sampling.steps.parts import InParts
@@ -63,6 +65,7 @@ __all__ = [
     "Chain",
     "Change",
     "Confidence",
+    "DoubtCorrection",
     "Engine",
     "EngineRequest",
     "Euler",

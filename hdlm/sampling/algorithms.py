@@ -12,6 +12,7 @@ from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.doubt import DoubtCorrection
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
 from hdlm.sampling.steps.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
@@ -32,6 +33,7 @@ ALGORITHMS: dict[str, Builder] = {
     "original": lambda process, eta: Ancestral(_walk(process)),
     "exact": lambda process, eta: Ancestral(),
     "acs": lambda process, eta: Chain((Ancestral(_walk(process)), AdaptiveCorrection(eta))),
+    "doubt": lambda process, eta: Chain((Ancestral(), DoubtCorrection(eta))),
     "gibbs": lambda process, eta: Chain((Ancestral(), GibbsCorrection(eta or None))),
     "remask": lambda process, eta: Remask(),
     "remask_adhoc_shuffle": lambda process, eta: RemaskShuffle(eta),
