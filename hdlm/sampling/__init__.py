@@ -12,12 +12,14 @@
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
 | `ByThreshold`, `ByFactor`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `JointThreshold` | also replaces its own words | heuristic |
+| `EntropyRenoising` | accepts sure words, renoises all others, until they are stable | heuristic |
 | `InParts` | another step, in blocks or sub-blocks | heuristic |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
-from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
+from hdlm.sampling.algorithms import ALGORITHMS, RULES, algorithm, exactness
 from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, Finished, Frame, Stop
@@ -29,6 +31,7 @@ from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.editing import EntropyRenoising, JointThreshold
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
 from hdlm.sampling.steps.parts import InParts
@@ -48,6 +51,7 @@ from hdlm.sampling.transforms import MinP, RepetitionPenalty, Suppress, Temperat
 
 __all__ = [
     "ALGORITHMS",
+    "RULES",
     "AbstractRemaskSchedule",
     "AdaptiveCorrection",
     "Analytic",
@@ -63,6 +67,7 @@ __all__ = [
     "Change",
     "Confidence",
     "Engine",
+    "EntropyRenoising",
     "Euler",
     "Execution",
     "Finished",
@@ -71,6 +76,7 @@ __all__ = [
     "Generation",
     "GibbsCorrection",
     "InParts",
+    "JointThreshold",
     "Loop",
     "MinP",
     "Move",
