@@ -198,7 +198,7 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
         forward = tokens_per_forward(samples)
         pace = "" if forward is None else f"{forward:.2f} tokens per forward, "
         print(
-            f"{args.output}: {len(samples)} passages; {pace}{num_evaluations(samples):.1f} calls of the network a batch, "
+            f"{args.output}: {len(samples)} passages; {pace}{num_evaluations(samples):.1f} calls a batch, "
             f"{tokens_per_second(samples):.0f} tokens a second in each process"
         )
     return 0

@@ -37,16 +37,16 @@ class OtherNames:
     Attributes:
         gen_length: Number of tokens after the prompt (LLaDA, SDAR): `new_tokens`.
         max_new_tokens: Number of tokens after the prompt (Dream, dllm, transformers): `new_tokens`.
-        block_length: Positions that are written together (LLaDA, SDAR): `part` along a flat hyperschedule, else `width`.
-        block_size: Positions that are written together (Fast-dLLM, dllm), like `block_length`.
+        block_length: Positions of a block (LLaDA, SDAR): `part` along a flat hyperschedule, else `width`.
+        block_size: Positions of a block (Fast-dLLM, dllm), like `block_length`.
         small_block_size: Positions of a sub-block (Fast-dLLM v2): `part`.
         denoising_steps: Number of steps of a block (SDAR): `steps`.
         diffusion_steps: Number of steps (DiffuLLaMA): `steps`.
         max_denoising_steps: Number of steps of a canvas (DiffusionGemma): `steps`.
         remasking: Rule for the order of words (LLaDA), such as low_confidence or random: `algorithm`.
         remasking_strategy: Rule for the order of words (SDAR), like `remasking`: `algorithm`.
-        alg: Rule for the order of words (Dream), such as maskgit_plus, topk_margin, entropy or origin: `algorithm`.
-        threshold: Probability from which words are written at once (Fast-dLLM): 1 - `eta`, with an algorithm that has it.
+        alg: Rule for the order of words (Dream): maskgit_plus, topk_margin, entropy or origin: `algorithm`.
+        threshold: Probability from which words are written at once (Fast-dLLM): 1 - `eta` of such an algorithm.
         confidence_threshold: Probability from which words are written at once (SDAR), like `threshold`.
         factor: Factor of the confidence (Fast-dLLM): `eta` of the algorithm factor.
         entropy_bound: Bound of the accepted entropies in nats (DiffusionGemma): `eta` of entropy_renoising.

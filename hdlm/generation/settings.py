@@ -103,8 +103,8 @@ class Settings:
             return context if self.length is None else self.length
         if self.length is not None:
             raise ValueError(
-                f"`length` ({self.length}) counts the prompt and `new_tokens` ({self.new_tokens}) does not: give one of "
-                "them."
+                f"`length` ({self.length}) counts the prompt and `new_tokens` ({self.new_tokens}) does not: "
+                "give one of them."
             )
         return given + self.new_tokens
 

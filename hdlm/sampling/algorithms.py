@@ -156,13 +156,12 @@ def algorithm(
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
-    step: Any = builders[name](process, eta)
+    built: Any = builders[name](process, eta)
     if part is not None and name not in WRITES_LIKELIEST:
         raise ValueError(
             f"The algorithm {name!r} does not write in parts; {', '.join(sorted(WRITES_LIKELIEST))} do."
         )
-    if greedy and name in WRITES_LIKELIEST:
-        step = replace(step, greedy=True)
+    step: Step = replace(built, greedy=True) if greedy and name in WRITES_LIKELIEST else built
     if part is None:
         return step
     if isinstance(step, ByConfidence) and block is None:
