@@ -20,8 +20,9 @@ Examples:
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
 remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, factor, entropy,
-joint_threshold, entropy_renoising; rules of other tools: low_confidence, low_confidence_static,
-low_confidence_dynamic, sequential, maskgit_plus, topk_margin, neg_entropy, diffugpt.
+joint_threshold, entropy_renoising.
+Rules of confidence by their published names: low_confidence, low_confidence_static, low_confidence_dynamic,
+sequential, maskgit_plus, topk_margin, neg_entropy, diffugpt.
 The same seed gives the same text, whatever --batch-size; passage k is the same however many are asked for.
 """
 

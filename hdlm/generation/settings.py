@@ -118,7 +118,8 @@ class Settings:
         Raises:
             ValueError: If the algorithm is unknown, or `eta` or `part` does not fit it.
         """
-        block = plan.width if self.part is not None and isinstance(plan, Block) and not plan.is_flat else None
+        in_blocks = self.part is not None and plan.opens_together and not plan.is_flat
+        block = plan.window_size if in_blocks else None
         greedy = self.temperature == 0
         return algorithm(self.algorithm, process, self.eta, part=self.part, block=block, greedy=greedy)
 
