@@ -15,10 +15,14 @@ Examples:
   accelerate launch --cpu --num_processes 2 -m hdlm sample runs/first --num 1000 -o samples.jsonl --device cpu
   hdlm sample runs/first --hyperschedule flat --steps 8 --grid cosine
   hdlm sample runs/first --hyperschedule flat --steps 64 --approximate-cache all:4 --explain
+  hdlm sample GSAI-ML/LLaDA-8B-Base --gen-length 64 --block-length 32 --steps 64 --remasking low_confidence
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
-Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle,
-remdm, remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
+Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle, remdm,
+remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, factor, entropy,
+joint_threshold, entropy_renoising.
+Rules of confidence by their published names: low_confidence, low_confidence_static, low_confidence_dynamic,
+sequential, maskgit_plus, topk_margin, neg_entropy, diffugpt.
 The same seed gives the same text for every --batch-size. Passage k does not depend on --num.
 """
 
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from hdlm.sampling import ApproximateCache, Frame, Trace
 
 SETTINGS = Options("hdlm.generation.settings:Settings")
+OTHERS = Options("hdlm.generation.other_names:OtherNames")
 DRAWING = Options(
     "hdlm.generation.write:write",
     only=("prompt", "num", "batch_size", "seed"),
@@ -74,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     DRAWING.add(parser, "batch_size")
     SETTINGS.add(parser.add_argument_group("how to write"))
+    OTHERS.add(parser.add_argument_group("options by the names of other tools"))
     DRAWING.add(parser, "seed")
     add_device(parser)
     add_json(parser)
@@ -161,8 +167,14 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
         ValueError: If an option applies only to printed passages, or the file holds samples with other settings.
     """
     from hdlm.distributed import Processes
-    from hdlm.evaluation.generation.samples import draw_samples, num_evaluations, tokens_per_second
+    from hdlm.evaluation.generation.samples import (
+        draw_samples,
+        num_evaluations,
+        tokens_per_forward,
+        tokens_per_second,
+    )
     from hdlm.generation import Ending
+    from hdlm.generation.other_names import with_other_names
 
     for name in SINGLE:
         if getattr(args, name):
@@ -170,6 +182,7 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
     device = chosen_device(args.device, args.threads) if own_device is None else own_device
     checkpoint = _open(args, device)
+    settings = with_other_names(settings, OTHERS.read(args), checkpoint)
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
         samples = draw_samples(
             checkpoint,
@@ -183,8 +196,10 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
             watch=lambda done, share: bar(share, f"writing passage {done + 1} of {args.num}"),
         )
     if processes.is_main:
+        forward = tokens_per_forward(samples)
+        pace = "" if forward is None else f"{forward:.2f} tokens per forward, "
         print(
-            f"{args.output}: {len(samples)} passages; {num_evaluations(samples):.1f} calls of the network a batch, "
+            f"{args.output}: {len(samples)} passages; {pace}{num_evaluations(samples):.1f} calls a batch, "
             f"{tokens_per_second(samples):.0f} tokens a second in each process"
         )
     return 0
@@ -197,6 +212,7 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
         ValueError: If options do not go together.
     """
     from hdlm.generation import BLANK, Ending, write
+    from hdlm.generation.other_names import with_other_names
     from hdlm.generation.progress import steps_bar
     from hdlm.sampling import Trace
 
@@ -208,6 +224,7 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
     checkpoint = _open(args, chosen_device(args.device, args.threads))
+    settings = with_other_names(settings, OTHERS.read(args), checkpoint)
     trace = Trace(checkpoint.vocabulary.mask_id)
     with steps_bar("writing", shown=not (args.json or args.stream) and sys.stderr.isatty()) as tick:
 

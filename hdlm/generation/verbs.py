@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hdlm.checkpoint import Checkpoint
+from hdlm.generation.other_names import OTHER_NAMES, OtherNames, with_other_names
 from hdlm.generation.passages import Ending
 from hdlm.generation.progress import steps_bar
 from hdlm.generation.settings import Settings
@@ -38,7 +39,7 @@ def generate(
         return write(
             checkpoint,
             prompt,
-            read_table(Settings, settings),
+            _settings(checkpoint, settings),
             num=num,
             batch_size=batch_size,
             seed=seed,
@@ -65,9 +66,16 @@ def infill(
         return write(
             checkpoint,
             text,
-            read_table(Settings, settings),
+            _settings(checkpoint, settings),
             num=num,
             batch_size=batch_size,
             seed=seed,
             watch=tick,
         )
+
+
+def _settings(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
+    """The settings that are given by their names here or by those of other tools."""
+    other = {name: value for name, value in given.items() if name in OTHER_NAMES}
+    own = read_table(Settings, {name: value for name, value in given.items() if name not in other})
+    return with_other_names(own, read_table(OtherNames, other), checkpoint)

@@ -13,12 +13,14 @@
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
 | `ByThreshold`, `ByFactor`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `JointThreshold` | also replaces its own words | heuristic |
+| `EntropyRenoising` | accepts sure words, renoises all others, until they are stable | heuristic |
 | `InParts` | another step, in blocks or sub-blocks | heuristic |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
-from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
+from hdlm.sampling.algorithms import ALGORITHMS, RULES, algorithm, exactness
 from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransforms, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Stop
@@ -32,6 +34,7 @@ from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
 from hdlm.sampling.steps.doubt import DoubtCorrection
+from hdlm.sampling.steps.editing import EntropyRenoising, JointThreshold
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
 from hdlm.sampling.steps.parts import InParts
@@ -51,6 +54,7 @@ from hdlm.sampling.transforms import MinP, RepetitionPenalty, Suppress, Temperat
 
 __all__ = [
     "ALGORITHMS",
+    "RULES",
     "AbstractRemaskSchedule",
     "AdaptiveCorrection",
     "Analytic",
@@ -68,6 +72,7 @@ __all__ = [
     "DoubtCorrection",
     "Engine",
     "EngineRequest",
+    "EntropyRenoising",
     "Euler",
     "Execution",
     "Finished",
@@ -76,6 +81,7 @@ __all__ = [
     "Generation",
     "GibbsCorrection",
     "InParts",
+    "JointThreshold",
     "Loop",
     "MinP",
     "Move",

@@ -33,6 +33,7 @@ from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, G
 from hdlm.regime import Regime
 from hdlm.sampling import (
     ALGORITHMS,
+    RULES,
     Cap,
     Confidence,
     Execution,
@@ -44,6 +45,7 @@ from hdlm.sampling import (
     algorithm,
     sample,
 )
+from hdlm.sampling.algorithms import WRITES_LIKELIEST
 from tests.along import sample_along
 from tests.covering import Factors, assert_covers, setting_of
 from tests.laws.test_hyperschedules import ANY
@@ -94,7 +96,7 @@ def fits(name: str, process: AbstractNoiseProcess) -> bool:
     if name == "first_hitting":
         return process.words_stay
     masks_alone = float(process.weights(torch.ones(1, dtype=torch.float64)).mask) == 1
-    lifts_masks = name.startswith("rem") or name in ("confidence", "threshold", "entropy")
+    lifts_masks = name.startswith("rem") or (name in WRITES_LIKELIEST and name != "entropy_renoising")
     return masks_alone or not lifts_masks
 
 
@@ -185,6 +187,28 @@ def assert_setting_writes_words(name: str, key: str, at: int) -> None:
         noise_schedule=setting["noise_schedule"],
         sampling_eps=setting["sampling_eps"],
     )
+
+
+@pytest.mark.parametrize("part", [None, 2])
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("name", sorted(WRITES_LIKELIEST))
+def test_every_published_rule_writes_words_only(name: str, greedy: bool, part: int | None) -> None:
+    """Likeliest words and parts of the canvas included."""
+    process = Absorbing(WORDS)
+    choice = torch.Generator().manual_seed(len(name))
+    assert_writes_words(
+        tiny_denoiser(process, seed=len(name)).eval(),
+        flat(LENGTH, 3),
+        algorithm(name, process, 0.3, part=part, greedy=greedy),
+        prompt_of("infill", flat(LENGTH, 3), choice),
+        num_sequences=8,
+    )
+
+
+def test_likeliest_words_are_a_choice_of_the_same_algorithms() -> None:
+    process = Absorbing(WORDS)
+    greedy = {name for name in ALGORITHMS | RULES if hasattr(algorithm(name, process), "greedy")}
+    assert greedy == WRITES_LIKELIEST
 
 
 REMASKING = {

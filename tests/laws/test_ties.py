@@ -14,7 +14,19 @@ from hdlm.hyperschedule import flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
 from hdlm.regime import Regime
-from hdlm.sampling import ByConfidence, ByEntropy, ByThreshold, Execution, Frame, Step, sample
+from hdlm.sampling import (
+    ByConfidence,
+    ByEntropy,
+    ByFactor,
+    ByThreshold,
+    EntropyRenoising,
+    Execution,
+    Frame,
+    InParts,
+    JointThreshold,
+    Step,
+    sample,
+)
 from hdlm.sampling.ties import ROUNDING, ascending, least
 from tests.tiny import FixedAnswer, tiny_denoiser
 
@@ -24,6 +36,10 @@ STEPS: list[Step] = [
     ByThreshold(1.0),
     ByEntropy(0.0),
     ByEntropy(0.5),
+    ByFactor(0.5),
+    JointThreshold(0.5, 0.5, passes=3),
+    EntropyRenoising(0.5, passes=3),
+    InParts(ByThreshold(0.9), 2),
     ByConfidence("probability"),
     ByConfidence("margin"),
     ByConfidence("entropy"),

@@ -31,6 +31,7 @@ from hdlm.sampling import (
     ApproximateCache,
     ByConfidence,
     ByThreshold,
+    EntropyRenoising,
     Execution,
     Frame,
     Generation,
@@ -376,6 +377,35 @@ def test_infilling_of_dream_in_a_batch(shared: Path) -> None:
     assert torch.equal(written[given], canvas[given])
     assert (written < golden.mask).all()
     assert (batch[-1][given] != canvas[given]).any()  # the fault
+
+
+# --- DiffusionGemma --------------------------------------------------------------------------------------------------
+def test_accepted_positions_of_diffusion_gemma(shared: Path) -> None:
+    """The recorded entropies give the recorded decisions; the sampler's other draws are random."""
+    folder = shared / "golden" / "modern" / "diffusion_gemma"
+    arrays, case = np.load(folder / "io.npz"), json.loads((folder / "cases.json").read_text())["generate"]
+    steps, bound = case["max_denoising_steps"], case["entropy_bound"]
+    step = EntropyRenoising(bound, steps, hot=case["t_max"], cold=case["t_min"])
+    accepted = torch.from_numpy(arrays["gen_acc"]).bool()
+    for entropy, expected in zip(torch.from_numpy(arrays["gen_ent"]), accepted, strict=True):
+        everywhere = torch.ones_like(expected)
+        assert torch.equal(step.accepted(entropy, torch.zeros_like(entropy), everywhere), expected)
+    drawn, new = (torch.from_numpy(arrays[f"gen_{name}"]) for name in ("den", "new"))
+    assert torch.equal(new[accepted], drawn[accepted])
+    # the processed logits of the first and of the last call are divided by the temperature
+    logits = torch.from_numpy(arrays["gen_processed_logits_first_last"])
+    for row, number in ((0, 0), (-1, -1)):
+        entropy = torch.special.entr(logits[row].softmax(-1)).sum(-1)
+        torch.testing.assert_close(entropy, torch.from_numpy(arrays["gen_ent"][number]), atol=1e-4, rtol=0)
+    assert step.temperature(0) == case["t_max"]
+    assert step.temperature(steps - 1) == pytest.approx(
+        case["t_min"] + (case["t_max"] - case["t_min"]) / steps
+    )
+
+
+def test_diffusion_gemma_is_refused_with_a_reason(shared: Path) -> None:
+    with pytest.raises(ValueError, match=r"self-conditioning.*DiffusionGemmaForBlockDiffusion"):
+        hdlm.load(shared / "golden" / "modern" / "diffusion_gemma")
 
 
 # --- random orders ---------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class ByFactor:
     factor rule of Fast-dLLM. At least the likeliest word is written.
 
     Attributes:
-        factor: Positive number; a larger one writes more words.
+        factor: Number of at least 0; a larger one writes more words, 0 one word at a time.
         greedy: Whether the likeliest word is written; otherwise a word is drawn.
     """
 
@@ -71,8 +71,8 @@ class ByFactor:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < float("inf"):
-            raise ValueError(f"`factor` of confidence must be positive and finite; got {self.factor}.")
+        if not 0 <= self.factor < float("inf"):
+            raise ValueError(f"`factor` of confidence must lie in [0, inf); got {self.factor}.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         return _write(x, move, self._sure, greedy=self.greedy)
