@@ -42,7 +42,7 @@ from hdlm.sampling.steps.remasking import (
     Rescale,
 )
 from hdlm.sampling.steps.scores import Analytic, Euler
-from hdlm.sampling.trace import Change, Trace
+from hdlm.sampling.trace import Change, Reason, Trace
 from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK, TopP
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "ReMDM",
     "Reading",
     "Reads",
+    "Reason",
     "Remask",
     "RemaskShuffle",
     "RepetitionPenalty",
