@@ -21,11 +21,9 @@ from hdlm.generation import TraceDocument, record
 from hdlm.generation.recording import change_columns
 from hdlm.sampling import Change
 from hdlm.view.page import ReplayPage, static_files
+from tests.conftest import NO_BROWSER
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-NO_BROWSER = (
-    "no Chromium or no Playwright here: `apt-get install chromium`, and `pip install -e '.[browser]'`"
-)
 playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NO_BROWSER)
 pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=NO_BROWSER)
@@ -111,6 +109,7 @@ def test_slider_buttons_and_end_show_the_text(open_page: Any, traces: Any) -> No
     assert words(tab) == " ".join(traces["acs"].sequences[1].text.split())
 
 
+@pytest.mark.slow
 def test_every_position_shows_the_tokens_of_the_trace(open_page: Any, traces: Any) -> None:
     """Forwards, backwards and with jumps."""
     trace = traces["acs"]
@@ -291,8 +290,16 @@ def test_live_frames_give_the_replay_of_the_whole_trace(served: Any, traces: Any
     assert tab.evaluate("replay.runs[0].moments")[:-1] == live[:-1]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((360, "light"), (1440, "dark"), (1440, "light"))
+        ),
+    ],
+)
 def test_axe_finds_no_violation(open_page: Any, traces: Any, width: int, scheme: str) -> None:
     remasked = _with_remasking(traces["acs"])
     for page in (ReplayPage((remasked,)), ReplayPage((traces["original"], traces["acs"]))):
