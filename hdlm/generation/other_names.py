@@ -8,8 +8,9 @@ from typing import Any, final
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.generation.settings import Settings
+from hdlm.strict_config import read_table
 
-__all__ = ["OTHER_NAMES", "OtherNames", "with_other_names"]
+__all__ = ["OTHER_NAMES", "OtherNames", "settings_of", "with_other_names"]
 
 _ALGORITHMS: Mapping[str, str] = {
     "random": "original",
@@ -93,6 +94,21 @@ OTHER_NAMES: Mapping[str, str] = {
     "cfg": "guidance",
 }
 """The field of `Settings` for each name; `block` is `part` or `width`, which depends on the hyperschedule."""
+
+
+def settings_of(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
+    """The settings from a table whose keys are fields of `Settings` or names of other tools.
+
+    Args:
+        checkpoint: The model, whose hyperschedule determines what a block is.
+        given: Values by name.
+
+    Raises:
+        ValueError: If a name is unknown, or two names of one field have different values.
+    """
+    other = {name: value for name, value in given.items() if name in OTHER_NAMES}
+    own = read_table(Settings, {name: value for name, value in given.items() if name not in other})
+    return with_other_names(own, read_table(OtherNames, other), checkpoint)
 
 
 def with_other_names(settings: Settings, other: OtherNames, checkpoint: Checkpoint) -> Settings:

@@ -49,7 +49,7 @@ from hdlm.sampling.steps.remasking import (
     Rescale,
 )
 from hdlm.sampling.steps.scores import Analytic, Euler
-from hdlm.sampling.trace import Change, Trace
+from hdlm.sampling.trace import Change, Reason, Trace
 from hdlm.sampling.transforms import MinP, RepetitionPenalty, Suppress, Temperature, TopK, TopP
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "ReMDM",
     "Reading",
     "Reads",
+    "Reason",
     "Remask",
     "RemaskShuffle",
     "RepetitionPenalty",

@@ -22,7 +22,7 @@ from hdlm.view.hyperschedule import (
     sampled_steps,
 )
 from hdlm.view.palette import SETTLED, WORTHLESS, active_colours, level_colours, rgb
-from hdlm.view.replay import Replay, TokenChange, frames, play, token_changes
+from hdlm.view.replay import Replay, TokenChange, play, token_changes
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -185,17 +185,6 @@ def test_token_changes_and_counts():
         4,
         1,
         1,
-    ]
-
-
-def test_frames_apply_edits():
-    words = {0: "a", 1: "b", 2: None}
-    edits = [(0, 1, 0), (0, 2, 1), (4, 1, 1), (5, 0, 0)]
-    assert frames([2, 2, 2], edits, words.__getitem__) == [
-        [None, None, None],
-        [None, "a", "b"],
-        [None, "b", "b"],
-        ["a", "b", "b"],
     ]
 
 
