@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import final
 
 import torch
@@ -144,6 +145,32 @@ class WriteRequest:
         )
         return Prompt(tokens, fixed)
 
+    def start_of(self, text: str) -> int:
+        """Number of characters at the beginning of a text of this request that belong to the prompt."""
+        return _num_common(text, self.prompt_text)
+
+    @cached_property
+    def prompt_text(self) -> str:
+        """The text of the prompt's tokens."""
+        return text_of(self.given_ids, self.checkpoint.tokenizer)
+
+    @property
+    def gaps(self) -> list[range]:
+        """The runs of positions that are generated, in order."""
+        free = [place for place, given in enumerate(self.given.fixed[0].tolist()) if not given]
+        known = set(free)
+        begins = [place for place in free if place - 1 not in known]
+        ends = [place + 1 for place in free if place + 1 not in known]
+        return [range(begin, end) for begin, end in zip(begins, ends, strict=True)]
+
+    def gap_texts(self, passage: Passage) -> list[str]:
+        """The texts that fill the gaps of a passage."""
+        tokenizer, texts = self.checkpoint.tokenizer, []
+        for gap in self.gaps:
+            before, after = (text_of(passage.tokens[:end], tokenizer) for end in (gap.start, gap.stop))
+            texts.append(after[_num_common(after, before) :])
+        return texts
+
     def passage(self, done: Finished, num_evaluations: int) -> Passage:
         """The text of a finished sequence, whose last piece is streamed."""
         ids = done.tokens[: done.length].tolist()
@@ -163,6 +190,11 @@ class WriteRequest:
         for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
             count = min(int(settled), self.length)
             self.streamer.read(int(sequence), row[:count].tolist())
+
+
+def _num_common(text: str, other: str) -> int:
+    """Number of characters at the beginning of two texts that are equal."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
 
 
 def _begins_with(whole: Regime, own: Regime) -> bool:

@@ -23,7 +23,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["complete", "write"]
+__all__ = ["complete", "prompt_ids", "write"]
 
 _FULL_CANVAS, _EXACT = Ending(), Execution()
 
@@ -168,6 +168,11 @@ def _given(
             )
         regime = planned(checkpoint, settings, len(ids), infilling=True)
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
-    ids = tokenizer.vocabulary.text_start + _piece(prompt.strip(), tokenizer, first=True)
+    ids = prompt_ids(tokenizer, prompt)
     length = settings.canvas(len(ids), checkpoint.length)
     return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt without gaps, with those that begin a text."""
+    return tokenizer.vocabulary.text_start + _piece(prompt.strip(), tokenizer, first=True)
