@@ -148,7 +148,7 @@ def complete(
         algorithm(settings.algorithm, denoiser.process, settings.eta),
         num_sequences=num,
         seed=seed,
-        prompt=given if given.fixed.any() else None,
+        prompt=given if given.is_draft or given.fixed.any() else None,
         transforms=settings.transforms(),
         execution=execution,
         stop=stop,

@@ -48,7 +48,8 @@ def sample_plainly(
     fixed = torch.zeros_like(x, dtype=torch.bool)
     tokens, given = prompt_rows(prompt, rows)
     if tokens is not None and given is not None:
-        x, fixed = torch.where(given, tokens, x), given.expand_as(x)
+        begins = given | (prompt is not None and prompt.is_draft)
+        x, fixed = torch.where(begins, tokens, x), given.expand_as(x)
 
     for n in range(hyperschedule.num_steps):
         now, then = (hyperschedule.levels(torch.tensor(step, device=device)) for step in (n, n + 1))

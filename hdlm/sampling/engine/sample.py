@@ -63,7 +63,7 @@ def sample(
         step: The sampling step; see `hdlm.sampling` for the choice.
         num_sequences: Number of sequences, at least 1.
         seed: Seed of all random numbers.
-        prompt: Given tokens, which do not change.
+        prompt: Given tokens, which do not change, or a draft.
         transforms: Temperature and similar changes of the distribution, in order, before draws.
         execution: Number of sequences that are computed at a time, and the cache.
         stop: Where sequences may end before the canvas is full.
@@ -104,7 +104,13 @@ def _drive(
         batch, rows = rows[:room], rows[room:]
         if len(batch):
             tokens, fixed = prompt_rows(prompt, batch)
-            engine.add(batch + first, tokens=tokens, fixed=fixed, together=together)
+            engine.add(
+                batch + first,
+                tokens=tokens,
+                fixed=fixed,
+                is_draft=prompt is not None and prompt.is_draft,
+                together=together,
+            )
             engine.awaited = len(rows)
         done += engine.advance()
     return done
