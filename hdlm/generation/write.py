@@ -147,7 +147,7 @@ def complete(
         settings.step(denoiser.process, regime.hyperschedule),
         num_sequences=num,
         seed=seed,
-        prompt=given if given.fixed.any() else None,
+        prompt=given if given.is_draft or given.fixed.any() else None,
         transforms=settings.transforms(),
         execution=execution,
         stop=stop,

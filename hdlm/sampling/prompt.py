@@ -1,4 +1,4 @@
-"""The user's prompt: tokens that generation keeps, at the beginning or anywhere else."""
+"""The user's prompt: tokens that generation keeps, at the beginning or anywhere else, or a draft that it corrects."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Prompt:
     """Tokens, and which of them are fixed; the others are to be written.
 
     Attributes:
-        tokens: One row for all sequences, or one row for each. Tokens at free positions are ignored.
+        tokens: One row for all sequences, or one row for each. Tokens at free positions are ignored, except in a draft.
         fixed: Which positions are given.
         lengths: Number of positions of each sequence; None if each has the length of the canvas.
+        is_draft: Whether generation begins with `tokens` at free positions, too, and not with noise.
 
     Raises:
         ValueError: If the shapes do not fit together.
@@ -30,6 +31,7 @@ class Prompt:
     tokens: Int[Tensor, "#b l"]
     fixed: Bool[Tensor, "#b l"]
     lengths: Int[Tensor, " b"] | None = None
+    is_draft: bool = False
 
     def __post_init__(self) -> None:
         if self.lengths is not None and len(self.lengths) != len(self.tokens):
@@ -116,3 +118,5 @@ def check_prompt(prompt: Prompt | None, num_words: int, length: int, num_sequenc
                 f"Tokens of the prompt must be words, in [0, {num_words}); got {int(given.min())} to "
                 f"{int(given.max())}. Was it encoded with the checkpoint's tokenizer?"
             )
+        if prompt.is_draft and not 0 <= int(prompt.tokens.min()) <= int(prompt.tokens.max()) <= num_words:
+            raise ValueError(f"Tokens of a draft must be words or the mask, in [0, {num_words}].")

@@ -27,6 +27,7 @@ from hdlm.evaluation.generation.metrics import Estimate
 from hdlm.evaluation.generation.samples import Sample, draw_samples
 from hdlm.evaluation.generation.scoring import (
     PERPLEXITY,
+    canvases,
     pieces,
     score,
     score_mauve,
@@ -362,10 +363,7 @@ class _Evaluation:
         words, size, bos = text, len(samples[0].tokens), self.checkpoint.tokenizer.vocabulary.bos
 
         def measure() -> dict[str, Estimate]:
-            begin = 0 if bos is None else 1
-            rows = pieces(words, len(samples), size - begin, self.options.seed)
-            if bos is not None:
-                rows = torch.cat([torch.full((len(rows), 1), bos), rows], 1)
+            rows = canvases(words, len(samples), size, self.options.seed, bos)
             with share_bar("filling in", shown=self.progress) as bar:
                 return fill_in(
                     self.checkpoint,

@@ -13,6 +13,7 @@ from hdlm.evaluation.records.comparison import (
     field_of,
     protocol_differences,
 )
+from hdlm.evaluation.records.correction import compare_corrections
 from hdlm.evaluation.records.generation import compare_generations
 from hdlm.evaluation.records.likelihood import compare_likelihoods
 from hdlm.evaluation.records.protocol import read_result, with_descriptions
@@ -27,6 +28,8 @@ RESULTS = "results.json"
 _KINDS: Mapping[str, Callable[[Mapping[str, ResultDocument], tuple[str, ...]], Comparison]] = {
     "likelihood": compare_likelihoods,
     "generation": compare_generations,
+    "calibration": compare_corrections,
+    "repair": compare_corrections,
     "harness": compare_tasks,
 }
 

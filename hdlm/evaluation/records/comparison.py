@@ -86,7 +86,7 @@ class Comparison:
     """Results with one protocol, side by side.
 
     Attributes:
-        kind: `"likelihood"`, `"generation"` or `"harness"`.
+        kind: Kind of all results, such as `"likelihood"`; see `hdlm.evaluation.records.protocol`.
         names: Names of the results; the others are compared with the first.
         cells: Cells by metric, one for each result.
         protocol: The fields that all results share.

@@ -190,6 +190,7 @@ class Engine:
         *,
         tokens: Int[Tensor, "#b l"] | None = None,
         fixed: Bool[Tensor, "#b l"] | None = None,
+        is_draft: bool = False,
         length: int | None = None,
         seed: int | Int[Tensor, " seeds"] | None = None,
         together: bool = False,
@@ -201,6 +202,7 @@ class Engine:
             sequence: Index of each sequence in the run, which its random numbers depend on.
             tokens: Given tokens of the sequences.
             fixed: Where tokens are given; they are kept.
+            is_draft: Whether the sequences begin with `tokens` at the other positions, too, and not with noise.
             length: Number of positions to write; all of the hyperschedule by default.
             seed: Seed of the sequences' random numbers, one for all or one for each; by default that of the engine. The
                 tokens of a sequence depend on its seed and its index, not on other sequences.
@@ -224,7 +226,8 @@ class Engine:
         x = self._denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
         held = torch.zeros_like(x, dtype=torch.bool)
         if tokens is not None and fixed is not None:
-            x, held = torch.where(fixed, tokens, x), fixed.expand_as(x).clone()
+            begins = torch.ones_like(fixed) if is_draft else fixed
+            x, held = torch.where(begins, tokens, x), fixed.expand_as(x).clone()
         held[:, length:] = True
         if self._any_never:
             self._check_given(held)

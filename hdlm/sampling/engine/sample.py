@@ -64,7 +64,7 @@ def sample(
         step: The sampling step; see `hdlm.sampling` for the choice.
         num_sequences: Number of sequences, at least 1.
         seed: Seed of all random numbers.
-        prompt: Given tokens, which do not change.
+        prompt: Given tokens, which do not change, or a draft.
         transforms: Temperature and similar changes of the distribution, in order, before draws.
         execution: Number of sequences that are computed at a time, and the cache.
         stop: Where sequences may end before the canvas is full.
@@ -116,7 +116,14 @@ def _add(engine: Engine, batch: Int[Tensor, " b"], first: int, prompt: Prompt | 
     for rows in [batch] if lengths is None else batch.split(1):
         tokens, fixed = prompt_rows(prompt, rows)
         length = None if lengths is None else int(lengths[rows if len(lengths) > 1 else 0])
-        engine.add(rows + first, tokens=tokens, fixed=fixed, length=length, together=together)
+        engine.add(
+            rows + first,
+            tokens=tokens,
+            fixed=fixed,
+            is_draft=prompt is not None and prompt.is_draft,
+            length=length,
+            together=together,
+        )
 
 
 def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
