@@ -147,9 +147,9 @@ def test_conditional_nats_do_not_depend_on_batch() -> None:
 def test_conditional_rejects_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="`replicates` must be at least 1; got 0"):
         Likelihood(tiny_denoiser(Absorbing(3)), Regime(flat(4, 2))).nats([Window((1, 2), 1)], 0)
-    with pytest.raises(ValueError, match="less than 2.*got 2"):
+    with pytest.raises(ValueError, match=r"less than 2.*got 2"):
         Window((1, 2), 2)
-    with pytest.raises(ValueError, match="`length` is 1"):
+    with pytest.raises(ValueError, match=r"`length` is 1"):
         split_text([1], 0, 1)
 
 
