@@ -58,9 +58,10 @@ class StudyRun:
 
     Attributes:
         study: The study to carry out.
-        output: Folder of the jobs and the results.
+        output: Folder of the jobs; several studies may share it.
         device: Device of trainings and measurements.
         part: The part of the jobs that this process does.
+        folder: Folder of the results; by default that of the jobs.
         waits: Whether to wait for results of other parts, which run at the same time.
         progress: Whether progress is shown; by default in a terminal and in a notebook.
         report: Called with a line for each job.
@@ -70,6 +71,7 @@ class StudyRun:
     output: Path
     device: torch.device
     part: Processes = ALONE
+    folder: Path | None = None
     waits: bool = False
     progress: bool | None = None
     report: Callable[[str], object] = lambda line: None
@@ -119,8 +121,10 @@ class StudyRun:
         """The document of all results so far; it is written with a report and pictures."""
         document = study_document(self.study, self.study.jobs() if jobs is None else jobs, self.output)
         if self.part.is_main or not self.waits:
-            write_result(self.output / "results.json", document)
-            write_study(self.output, document)
+            folder = self.output if self.folder is None else self.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            write_result(folder / "results.json", document)
+            write_study(folder, document)
         return document
 
     def estimates(self) -> list[Mapping[str, Any]]:

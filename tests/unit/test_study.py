@@ -173,7 +173,9 @@ def test_a_part_waits_for_a_judge_of_another_part(study, tmp_path) -> None:
     for training in trainings:
         folder = training.folder(tmp_path)
         folder.mkdir(parents=True)
-        (folder / "job.json").write_text('{"parameters": 1, "steps": 1, "tokens": 1, "flops": 1, "seconds": 1}')
+        (folder / "job.json").write_text(
+            '{"parameters": 1, "steps": 1, "tokens": 1, "flops": 1, "seconds": 1}'
+        )
     job = next(job for job in study.jobs() if job.kind == "generation")
     StudyRun(study, tmp_path, CPU, Processes(2, 1), report=lines.append)._perform(job, "[1/1]")
     assert "waits for judge/judge a, which another part makes" in lines[0]
