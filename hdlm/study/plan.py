@@ -44,7 +44,7 @@ from hdlm.study.jobs import Job
 from hdlm.training import Recipe
 from hdlm.training.recipe import import_own, with_options
 
-__all__ = ["Arm", "Judge", "Measure", "Sampler", "Study"]
+__all__ = ["Arm", "Judge", "Measure", "Study", "StudySampler"]
 
 _UNSET = re.compile(r"\$(\w+|\{\w+\})")
 _BYTES_PER_TOKEN = 4
@@ -89,7 +89,7 @@ class Judge:
 
 @final
 @dataclass(frozen=True)
-class Sampler:
+class StudySampler:
     """A sampler at several numbers of steps.
 
     Attributes:
@@ -171,7 +171,7 @@ class Study:
     tokens: tuple[float, ...] = ()
     flops: tuple[float, ...] = ()
     judges: tuple[Judge, ...] = ()
-    samplers: tuple[Sampler, ...] = ()
+    samplers: tuple[StudySampler, ...] = ()
     measure: Measure = field(default_factory=Measure)
     description: str = ""
 
@@ -202,7 +202,7 @@ class Study:
         for kind, rest, own in (
             ("arms", "recipe", Arm),
             ("judges", "recipe", Judge),
-            ("samplers", "settings", Sampler),
+            ("samplers", "settings", StudySampler),
         ):
             parts = table.get(kind, [])
             require(isinstance(parts, list), kind, f"a list of tables, [[{kind}]]", parts)

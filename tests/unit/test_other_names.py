@@ -33,7 +33,7 @@ def test_table_has_every_name() -> None:
         ({"gen_length": 32}, {"new_tokens": 32}),
         ({"max_new_tokens": 32, "gen_length": 32}, {"new_tokens": 32}),
         ({"block_length": 8}, {"width": 8}),
-        ({"small_block_size": 4}, {"part": 4}),
+        ({"small_block_size": 4}, {"sub_block": 4}),
         ({"max_denoising_steps": 12}, {"steps": 12}),
         ({"remasking": "low_confidence"}, {"algorithm": "low_confidence"}),
         ({"remasking": "random"}, {"algorithm": "original"}),
