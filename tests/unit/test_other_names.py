@@ -55,9 +55,9 @@ def test_other_names_mean_settings(model: Any, other: dict[str, Any], own: dict[
     assert read(model, **other) == Settings(**own)
 
 
-def test_block_of_flat_canvas_is_a_part(model: Any) -> None:
+def test_block_of_flat_canvas_is_a_sub_block(model: Any) -> None:
     settings = read(model, Settings(hyperschedule="flat"), block_length=8)
-    assert (settings.part, settings.width) == (8, None)
+    assert (settings.sub_block, settings.width) == (8, None)
 
 
 @pytest.mark.parametrize(
