@@ -69,8 +69,8 @@ class Settings:
         repetition_penalty: Penalty of words that the text already has; above 1 avoids them, 1 is off.
         guidance: Scale of classifier-free guidance by the prompt; 0 is off.
         new_tokens: Number of tokens after the prompt, in the place of `length`.
-        sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of each
-            block are written one after the other, by algorithms that order words by confidence.
+        sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of
+            each block are written one after the other, by algorithms that order words by confidence.
     """
 
     algorithm: str = "acs"
