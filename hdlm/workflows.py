@@ -28,6 +28,7 @@ from hdlm.objective import AbstractObjective
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
 from hdlm.training import Recipe, ResumePoint
+from hdlm.training.conversion import CONVERSION, Target, prepared
 from hdlm.training.finetuning import recipe_of
 from hdlm.training.launch import begin, carry_out, recipe_file, run_to_resume
 from hdlm.training.recipe import import_own, with_options
@@ -114,6 +115,7 @@ def finetune(
     objective: AbstractObjective | _Table | None = None,
     hyperschedule: AbstractHyperschedule | _Table | None = None,
     recipe: Recipe | _Table | str | Path | None = None,
+    to: Target | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     keep_optimizer: bool = False,
@@ -137,7 +139,8 @@ def finetune(
         objective: As for `train`; by default the recorded one, or one that matches the process and the outputs.
         hyperschedule: As for `train`.
         recipe: Tables that replace options of the checkpoint's, `{"optimizer": {"head_rate": 1e-4}}`; or a complete
-            recipe.
+            recipe. With `to`, a file or a name of a recipe replaces options as well.
+        to: `"diffusion"` to convert a causal model: it gets a mask, and the recipe is `"diffusion"` by default.
         seed: As for `train`.
         device: As for `train`.
         keep_optimizer: Whether to begin with the state of the optimizers; the checkpoint must be the folder of a run.
@@ -157,8 +160,14 @@ def finetune(
     console, folder = _console(progress=progress), Path(output)
     resume_point = run_to_resume(folder, console.print, resume=resume, option="resume=True")
     start = checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
+    if to is not None:
+        start = prepared(
+            start, "a model in memory" if isinstance(checkpoint, Checkpoint) else str(checkpoint)
+        )
     if resume_point is not None and recipe is None:
         table = resume_point.recipe.to_table()
+    elif to is not None and not isinstance(recipe, Recipe):
+        table = _conversion(start, recipe)
     elif recipe is None or isinstance(recipe, Mapping):
         import_own(recipe)
         table = with_options(recipe_of(start), recipe or {})
@@ -172,6 +181,16 @@ def finetune(
     return _carried_out(
         full, folder, console, device, resume_point=resume_point, text=corpora, start=start, memory=memory
     )
+
+
+def _conversion(start: Checkpoint, recipe: _Table | str | Path | None) -> dict[str, Any]:
+    """The table of a recipe that converts a model: that of a file, or the default one with other options."""
+    file = recipe_file(recipe if isinstance(recipe, str | Path) else CONVERSION)
+    table = Recipe.load(file, base=recipe_of(start)).to_table()
+    if isinstance(recipe, Mapping):
+        import_own(recipe)
+        table = with_options(table, recipe)
+    return table
 
 
 def _carried_out(

@@ -162,15 +162,13 @@ def _side_by_side(
     device: torch.device,
 ) -> None:
     """Write one text with several settings from one seed; print the settings and the texts."""
-    from hdlm.generation import write
-    from hdlm.sampling import Trace
+    from hdlm.generation.recording import record
     from hdlm.view.replay import play, replay_of
 
     replays, texts = {}, {}
     for name, settings in ways.items():
-        trace = Trace(checkpoint.vocabulary.mask_id)
-        passage = write(checkpoint, prompt, settings, seed=seed, device=device, watch=trace)[0]
-        replays[name] = replay_of(trace, checkpoint.tokenizer)
+        (passage,), trace = record(checkpoint, prompt, settings, seed=seed, device=device)
+        replays[name] = replay_of(trace)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
     play(replays)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.training import Recipe, ResumePoint, Trainer
+    from hdlm.training.conversion import Target
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
@@ -69,6 +70,15 @@ _PUBLISHED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the text, the recipe and the output."""
+    add_run(parser)
+    parser.add_argument(
+        "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
+    )
+    _add_configuration(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a run that begins with a recipe, with or without a checkpoint."""
     parser.add_argument(
         "--text",
         nargs="+",
@@ -84,12 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume the run in the folder; if there is none, begin one as --text or --recipe say",
     )
     parser.add_argument(
-        "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
-    )
-    parser.add_argument(
         "--keep-optimizer",
         action="store_true",
-        help="of --from RUN: begin with what its optimizers remember as well; steps begin at 0",
+        help="begin with the state of its optimizers as well, if the checkpoint is a run; steps begin at 0",
     )
     length = parser.add_mutually_exclusive_group()
     RUN.add(length, "minutes")
@@ -105,7 +112,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE.OPTION=VALUE",
         help="other options of the recipe, such as network.hidden_size=512",
     )
-    _add_configuration(parser)
     add_device(parser)
     add_json(parser)
 
@@ -157,15 +163,24 @@ def run(args: argparse.Namespace) -> int:
         return _configured(args)
     if args.overrides or args.cfg or args.multirun or args.config_dir is not None:
         raise ValueError(f"{' '.join(args.overrides) or 'this'} needs --config NAME; recipes are TOML files.")
-    if args.output is None:
-        raise ValueError("--output must say which folder to train into.")
     if args.keep_optimizer and args.start is None:
         raise ValueError("--keep-optimizer needs --from, the folder of the run whose optimizers remember.")
-    return _trained(args)
+    return train_by_recipe(args)
 
 
-def _trained(args: argparse.Namespace) -> int:
-    """Train by a recipe."""
+def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, continues: bool = False) -> int:
+    """Train by a recipe.
+
+    Args:
+        args: The parsed options.
+        to: What the checkpoint to begin with is converted to, if it is.
+        continues: Whether the pieces of that checkpoint hold where the recipe says nothing else, recorded or not.
+
+    Raises:
+        ValueError: If there is no output.
+    """
+    if args.output is None:
+        raise ValueError("--output must say which folder to train into.")
     from rich.console import Console
 
     from hdlm.checkpoint import load_checkpoint
@@ -174,6 +189,7 @@ def _trained(args: argparse.Namespace) -> int:
     from hdlm.hub import load
     from hdlm.threads import is_fixed
     from hdlm.training import PREEMPTED
+    from hdlm.training.conversion import CONVERSION, prepared
     from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
 
@@ -184,8 +200,11 @@ def _trained(args: argparse.Namespace) -> int:
         args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
     )
     start = None if resume_point is not None or args.start is None else load(source_of(args.start))
+    if to is not None and start is not None:
+        start = prepared(start, args.start)
+        args.recipe = args.recipe or CONVERSION
     session = begin(
-        build_recipe(args, resume_point, start),
+        build_recipe(args, resume_point, start, continues=continues),
         args.output,
         device,
         console.print,
@@ -213,7 +232,11 @@ def _trained(args: argparse.Namespace) -> int:
 
 
 def build_recipe(
-    args: argparse.Namespace, resume_point: ResumePoint | None = None, start: Checkpoint | None = None
+    args: argparse.Namespace,
+    resume_point: ResumePoint | None = None,
+    start: Checkpoint | None = None,
+    *,
+    continues: bool = False,
 ) -> Recipe:
     """The recipe that `--recipe` names, with the changes of the other options.
 
@@ -222,6 +245,7 @@ def build_recipe(
         resume_point: The run to resume; its recipe is used if `--recipe` is left out.
         start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
             says nothing else.
+        continues: Whether they hold even if it records a recipe.
 
     Raises:
         ValueError: If there is no such recipe, or an option does not fit it.
@@ -237,9 +261,12 @@ def build_recipe(
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
-    if start is None or "recipe" in start.training:
+    if resume_point is not None and continues:
+        base = resume_point.recipe.to_table()
+    elif start is None or ("recipe" in start.training and not continues):
         return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
-    base = recipe_of(start)
+    else:
+        base = recipe_of(start)
     if args.recipe is None:
         return Recipe.from_table(with_options(base, changes))
     return Recipe.load(recipe_file(args.recipe), changes, base)

@@ -20,11 +20,10 @@ from hdlm.sampling import (
     Generation,
     Prompt,
     Stop,
-    algorithm,
     sample,
 )
 
-__all__ = ["complete", "write"]
+__all__ = ["complete", "prompt_ids", "write"]
 
 _FULL_CANVAS, _EXACT = Ending(), Execution()
 
@@ -145,7 +144,7 @@ def complete(
     return sample(
         denoiser,
         regime,
-        algorithm(settings.algorithm, denoiser.process, settings.eta),
+        settings.step(denoiser.process, regime.hyperschedule),
         num_sequences=num,
         seed=seed,
         prompt=given if given.is_draft or given.fixed.any() else None,
@@ -162,13 +161,18 @@ def _given(
     """The given tokens, and the regime for the others."""
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
-        if settings.length is not None:
+        if settings.length is not None or settings.new_tokens is not None:
             raise ValueError(
-                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
+                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` and "
+                "`new_tokens` out."
             )
         regime = planned(checkpoint, settings, len(ids), infilling=True)
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
-    length = checkpoint.length if settings.length is None else settings.length
-    regime = planned(checkpoint, settings, length, infilling=False)
-    words = _piece(prompt.strip(), tokenizer, first=True)
-    return Prompt.prefix(tokenizer.vocabulary.text_start + words, length), regime
+    ids = prompt_ids(tokenizer, prompt)
+    length = settings.canvas(len(ids), checkpoint.length)
+    return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt without gaps, with those that begin a text."""
+    return tokenizer.vocabulary.text_start + _piece(prompt.strip(), tokenizer, first=True)

@@ -99,7 +99,7 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(2 * self.num_frequencies, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+            PackedLinear(2 * self.num_frequencies, cond_dim), nn.SiLU(), PackedLinear(cond_dim, cond_dim)
         )
 
     def reset_parameters(self) -> None:

@@ -22,7 +22,7 @@ from hdlm.network.attention import Attention, SharedMask, attend, prepare_mask
 from hdlm.network.cache import KVCache
 from hdlm.network.config import NetworkShape
 from hdlm.network.layers import AbstractBlock, See
-from hdlm.network.packed import PackedLinear
+from hdlm.network.packed import PackedLinear, block_rows, in_blocks
 from hdlm.network.passes import Pass
 from hdlm.network.recomputation import Recomputation
 from hdlm.network.rotary import Rotary, Rotation
@@ -39,6 +39,7 @@ class AbstractTransformer(nn.Module, abc.ABC):
         checkpoint_activations: What the backward pass computes again instead of keeping it; see
             `hdlm.network.recomputation`.
         static: What makes the passes that fit into static buffers, if `speed_up` reserved some.
+        batch_invariant: Whether no digit of a sequence depends on other sequences; see `speed_up`.
         rotary_emb: Positions to rotations.
         vocab_embed: Tokens to vectors.
         blocks: The blocks, in order.
@@ -51,6 +52,8 @@ class AbstractTransformer(nn.Module, abc.ABC):
     vocab_embed: nn.Module
     blocks: nn.ModuleList
     static: StaticBatch | None = None
+    batch_invariant: bool = False
+    _largest: int | None = None
     token_rows: ClassVar[tuple[str, ...]]
 
     def forward(
@@ -170,13 +173,18 @@ class AbstractTransformer(nn.Module, abc.ABC):
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
         """Project hidden states, of any selection of positions, onto the vocabulary."""
         matrix, bias = self.projection()
-        return nn.functional.linear(hidden, matrix, bias)
+        product = functools.partial(nn.functional.linear, weight=matrix, bias=bias)
+        if not self.batch_invariant or torch.is_grad_enabled():
+            return product(hidden)
+        if self._largest is None:
+            self._largest = block_rows(product, matrix.shape[1], matrix)
+        return in_blocks(product, hidden, self._largest)
 
     @abc.abstractmethod
     def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None]:
         """The matrix and the bias of `head`, for losses that never hold all of its output."""
 
-    def speed_up(self, *, compiled: bool = False, slots: int = 0) -> None:
+    def speed_up(self, *, compiled: bool = False, slots: int = 0, batch_invariant: bool = False) -> None:
         """Prepare the network for generation on its current device and in its current precision.
 
         It changes numbers only by rounding. On a CPU every weight matrix is stored a second time, in a layout that is
@@ -187,10 +195,17 @@ class AbstractTransformer(nn.Module, abc.ABC):
             slots: Number of sequences to reserve static buffers for. Short passes with caches are then one pass of
                 fixed shape, recorded as CUDA graphs on CUDA; 0 for none. For accelerators, where every kernel has a
                 cost; see `hdlm.network.static`.
+            batch_invariant: Compute each sequence so that no digit depends on other sequences of the call; see
+                `hdlm.network.packed`. It costs time for few rows, and excludes the other two.
 
         Raises:
-            ValueError: If there is no compiler and `compiled` is true, or `slots` is negative.
+            ValueError: If there is no compiler and `compiled` is true, `slots` is negative, or options exclude each
+                other.
         """
+        if batch_invariant and (compiled or slots):
+            raise ValueError(
+                "A batch-invariant network is neither compiled nor has static buffers: choose one."
+            )
         self.static = (
             StaticBatch(self.config, lambda: self.projection()[0], slots, self.rotary_emb, self._body)
             if slots
@@ -200,6 +215,9 @@ class AbstractTransformer(nn.Module, abc.ABC):
         for layer in self.modules():
             if isinstance(layer, PackedLinear) and not (compiled and layer in in_blocks):
                 layer.pack()
+                if batch_invariant:
+                    layer.make_batch_invariant()
+        self.batch_invariant = batch_invariant
         if not compiled:
             return
         if not has_compiler(self.projection()[0].device):

@@ -301,7 +301,7 @@ class Config:
                 written, "it is about snapshots' samples: use training.snapshot_sampling=true"
             )
         if not self.eval.perplexity:
-            return dict.fromkeys(judged, "nobody judges the samples: use eval.perplexity=true")
+            return dict.fromkeys(judged, "no perplexity of samples is measured: use eval.perplexity=true")
         return {}
 
     def _idle_of_gamma(self) -> dict[str, str]:

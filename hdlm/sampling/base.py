@@ -34,6 +34,7 @@ __all__ = [
     "Numbers",
     "Planned",
     "Reading",
+    "RowTransforms",
     "Step",
     "Transform",
     "require_masks",
@@ -43,6 +44,9 @@ _ENTRIES = 2**22
 """Number of vocabulary entries that are projected at a time."""
 _OfRows: TypeAlias = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """Computes a value for some rows, and a number for each row that is finite if the row is a distribution."""
+_Transforms: TypeAlias = "tuple[Transform, ...]"
+_OfRaw: TypeAlias = Callable[[Prediction, _Transforms, Tensor, Tensor, Tensor], Tensor]
+"""A function of a prediction, transforms, and raw outputs with their rows and columns."""
 _STREAMS = 16
 """Uniform numbers that a step may use per position, and number of parts of a compound step."""
 _ALL_STEPS = 2**32 - 1
@@ -70,6 +74,31 @@ class Transform(Protocol):
 
 @final
 @dataclass(frozen=True)
+class RowTransforms:
+    """The transforms of each row of a batch, where rows differ.
+
+    Attributes:
+        of_rows: The transforms of each row, in order.
+    """
+
+    of_rows: tuple[tuple[Transform, ...], ...]
+
+    def parts(self, row: Int[Tensor, " n"]) -> Iterator[tuple[tuple[Transform, ...], Bool[Tensor, " n"]]]:
+        """Each sequence of transforms, and the positions to which it applies.
+
+        Args:
+            row: Row of each position that is read.
+        """
+        chains = list(dict.fromkeys(self.of_rows))
+        index = torch.tensor([chains.index(chain) for chain in self.of_rows], device=row.device)[row]
+        for number, chain in enumerate(chains):
+            here = index == number
+            if here.any():
+                yield chain, here
+
+
+@final
+@dataclass(frozen=True)
 class Answer:
     """A denoiser's answer, and the place of each canvas position in it.
 
@@ -93,7 +122,7 @@ class Reading:
         answer: Returns an answer that covers the positions that are True.
         tokens: Tokens of the canvas.
         noise: The noise fraction of each position.
-        transforms: Applied in order to `p(x_0 | x_t)` before it is used.
+        transforms: Applied in order to `p(x_0 | x_t)` before it is used; for all rows, or for each row.
         expected: Functions that return further positions which a later step may read; called only if an answer covers
             no more than the positions that are read.
         sequence: Index of each sequence in the run, for errors.
@@ -106,7 +135,7 @@ class Reading:
     answer: Callable[[Bool[Tensor, "b l"]], Answer]
     tokens: Int[Tensor, "b l"]
     noise: Float[Tensor, "b l"]
-    transforms: tuple[Transform, ...]
+    transforms: tuple[Transform, ...] | RowTransforms
     expected: list[Callable[[], Bool[Tensor, "b l"]]] = field(default_factory=list)
     sequence: Int[Tensor, " b"] | None = None
     step: int | Int[Tensor, "b 1"] | None = None
@@ -122,16 +151,7 @@ class Reading:
     def log_score(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """`log p_u(y) / p_u(x_t)`; by way of the transformed `p(x_0 | x_t)` if there are transforms."""
         row, column = where.nonzero(as_tuple=True)
-        tokens_and_noise, answer = (self.tokens[row, column], self.noise[row, column]), self.answer(where)
-        prediction = answer.prediction
-        if self.transforms:
-            clean = self._log_clean(answer, row, column).to(self.noise.dtype).exp()
-            log_score = prediction.process.score_from_clean(
-                tokens_and_noise[0], clean, tokens_and_noise[1]
-            ).log()
-        else:
-            raw = prediction.raw(answer.place[row, column])
-            log_score = prediction.parameterization.log_score(prediction.process, raw, *tokens_and_noise)
+        log_score = self._transformed(self.answer(where), row, column, self._score_of)
         self.check(where, log_score.amax(-1))
         return log_score
 
@@ -146,6 +166,16 @@ class Reading:
             return index, best[:, 0]
 
         return self._each(where, row, column, draw, torch.long)
+
+    def likeliest(self, where: Bool[Tensor, "b l"]) -> Int[Tensor, " n"]:
+        """The likeliest word at each given position; the first of equal words."""
+        row, column = where.nonzero(as_tuple=True)
+
+        def likeliest(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            best = log_w.max(-1)
+            return best.indices, best.values
+
+        return self._each(where, row, column, likeliest, torch.long)
 
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: the model's probability of the current word."""
@@ -173,6 +203,33 @@ class Reading:
 
         return self._each(where, row, column, each, torch.float32)
 
+    def beliefs(
+        self, where: Bool[Tensor, "b l"], tokens: Int[Tensor, "n k"], most: int
+    ) -> Float[Tensor, "n c"]:
+        """The model's distribution at the given positions in a few float64 numbers each; at least one position.
+
+        Args:
+            where: The positions to read.
+            tokens: Tokens of each position, in the order of `where.nonzero()`; the probability of a mask is 0.
+            most: Number of likeliest words.
+
+        Returns:
+            The probabilities of `tokens`, the entropy in nats, and id and probability of each of the likeliest words.
+        """
+        row, column = where.nonzero(as_tuple=True)
+
+        def summary(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            log_p = log_w.log_softmax(-1)
+            p, own = log_p.double().exp(), tokens[part]
+            is_word = own < p.shape[1]
+            of_own = p.gather(1, own.where(is_word, 0)) * is_word
+            best, index = p.topk(min(most, p.shape[1]), dim=1)
+            likeliest = torch.stack([index.double(), best], 2).flatten(1)
+            entropy = torch.special.entr(p).sum(1, keepdim=True)
+            return torch.cat([of_own, entropy, likeliest], 1), log_p.amax(-1)
+
+        return self._each(where, row, column, summary, torch.float64)
+
     def check(self, where: Bool[Tensor, "b l"], level: Float[Tensor, " n"]) -> None:
         """Raise an error if a row is not a distribution.
 
@@ -198,11 +255,17 @@ class Reading:
         if raw.isfinite().all():
             raise ValueError(
                 f"No word can be drawn at {place}: the network's answer is finite, but after "
-                f"{list(self.transforms) or type(answer.prediction.parameterization).__name__} is not a distribution."
+                f"{self._applied(b) or type(answer.prediction.parameterization).__name__} is not a distribution."
             )
         raise ValueError(
             f"The network's answer at {place} is not finite: {int(raw.isnan().sum())} of {raw.numel()} numbers are "
             f"nan, {int(raw.isinf().sum())} infinite. Check the weights, or use a wider dtype."
+        )
+
+    def _applied(self, row: int) -> list[Transform]:
+        """The transforms of a row."""
+        return list(
+            self.transforms.of_rows[row] if isinstance(self.transforms, RowTransforms) else self.transforms
         )
 
     def _each(self, where: Tensor, row: Tensor, column: Tensor, of: _OfRows, dtype: torch.dtype) -> Tensor:
@@ -218,29 +281,58 @@ class Reading:
 
     def _chunks(self, answer: Answer, row: Tensor, column: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`log p(x_0 | x_t)` over the words, up to a constant per row, a few rows at a time."""
-        prediction = answer.prediction
-        size = max(1, _ENTRIES // (prediction.process.num_words + 1))
+        size = max(1, _ENTRIES // (answer.prediction.process.num_words + 1))
         for begin in range(0, len(row), size):
             part = slice(begin, begin + size)
-            at = row[part], column[part]
-            if self.transforms:
-                yield part, self._log_clean(answer, *at)[:, :-1]
-            else:
-                raw = prediction.raw(answer.place[at])
-                tokens_and_noise = self.tokens[at], self.noise[at]
-                yield (
-                    part,
-                    prediction.parameterization.log_weights(prediction.process, raw, *tokens_and_noise),
-                )
+            yield part, self._transformed(answer, row[part], column[part], self._weights_of)
 
     def _log_clean(self, answer: Answer, row: Tensor, column: Tensor) -> Tensor:
-        prediction = answer.prediction
+        return self._transformed(answer, row, column, self._clean_of)
+
+    def _transformed(self, answer: Answer, row: Tensor, column: Tensor, of: _OfRaw) -> Tensor:
+        """A function of raw outputs, apart for rows with different transforms; the outputs are projected once."""
+        raw = answer.prediction.raw(answer.place[row, column])
+        if not isinstance(self.transforms, RowTransforms):
+            return of(answer.prediction, self.transforms, raw, row, column)
+        values: Tensor | None = None
+        for transforms, here in self.transforms.parts(row):
+            own = of(answer.prediction, transforms, raw[here], row[here], column[here])
+            if len(own) == len(row):
+                return own
+            values = own.new_empty(len(row), own.shape[1]) if values is None else values
+            values[here] = own
+        return raw if values is None else values
+
+    def _weights_of(
+        self, prediction: Prediction, transforms: _Transforms, raw: Tensor, row: Tensor, column: Tensor
+    ) -> Tensor:
+        """`log p(x_0 | x_t)` over the words, up to a constant per row."""
+        if transforms:
+            return self._clean_of(prediction, transforms, raw, row, column)[:, :-1]
         tokens_and_noise = self.tokens[row, column], self.noise[row, column]
-        raw = prediction.raw(answer.place[row, column])
-        log_p = prediction.parameterization.log_clean(prediction.process, raw, *tokens_and_noise)
-        for transform in self.transforms:
+        weights: Tensor = prediction.parameterization.log_weights(prediction.process, raw, *tokens_and_noise)
+        return weights
+
+    def _clean_of(
+        self, prediction: Prediction, transforms: _Transforms, raw: Tensor, row: Tensor, column: Tensor
+    ) -> Tensor:
+        """`log p(x_0 | x_t)`, normalised."""
+        tokens_and_noise = self.tokens[row, column], self.noise[row, column]
+        log_p: Tensor = prediction.parameterization.log_clean(prediction.process, raw, *tokens_and_noise)
+        for transform in transforms:
             log_p = transform(log_p, self.tokens, row)
-        return log_p.log_softmax(-1) if self.transforms else log_p
+        return log_p.log_softmax(-1) if transforms else log_p
+
+    def _score_of(
+        self, prediction: Prediction, transforms: _Transforms, raw: Tensor, row: Tensor, column: Tensor
+    ) -> Tensor:
+        """`log p_u(y) / p_u(x_t)`."""
+        tokens, noise = self.tokens[row, column], self.noise[row, column]
+        if transforms:
+            clean = self._clean_of(prediction, transforms, raw, row, column).to(self.noise.dtype).exp()
+            return prediction.process.score_from_clean(tokens, clean, noise).log()
+        score: Tensor = prediction.parameterization.log_score(prediction.process, raw, tokens, noise)
+        return score
 
 
 @final

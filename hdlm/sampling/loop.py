@@ -6,7 +6,7 @@ loop is the reference for tests of its engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from hdlm.denoiser import ForwardContext as Asked
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
 from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
 
 __all__ = ["PRIOR", "sample_plainly"]
@@ -35,6 +36,7 @@ def sample_plainly(
     seed: int = 0,
     prompt: Prompt | None = None,
     transforms: Sequence[Transform] = (),
+    watch: Callable[[Frame], None] | None = None,
 ) -> Int[Tensor, "n l"]:
     """Generate sequences without a cache, all at one common step; the arguments are those of `sample`."""
     hyperschedule, process, length = regime.hyperschedule, denoiser.process, regime.length
@@ -51,6 +53,7 @@ def sample_plainly(
         begins = given | (prompt is not None and prompt.is_draft)
         x, fixed = torch.where(begins, tokens, x), given.expand_as(x)
 
+    calls = computed = 0
     for n in range(hyperschedule.num_steps):
         now, then = (hyperschedule.levels(torch.tensor(step, device=device)) for step in (n, n + 1))
         moving = (then < now) & ~fixed
@@ -62,10 +65,19 @@ def sample_plainly(
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
 
         def read(x: Tensor, u: Tensor) -> Reading:
+            nonlocal calls, computed
+            calls, computed = calls + 1, computed + len(window)  # noqa: B023
             answer = Answer(denoiser.predict(x[:, window], u[:, window], asked), place)  # noqa: B023
             return Reading(lambda where: answer, x, u, tuple(transforms))
 
+        before, reads = x, Reads(read, t)
         if moving.any():
             begin = noise[hyperschedule.levels(0).to(device)].expand_as(t)
-            x = step(x, Move(process, x, t, s, moving, read, randomness, rows, n, begin=begin))
+            x = step(x, Move(process, x, t, s, moving, reads.ask, randomness, rows, n, begin=begin))
+        if watch is not None:
+            finished = ((then == 0) | fixed).long().cumprod(1).sum(1)
+            costs = (calls,) * len(rows), (computed,) * len(rows)
+            share, everybody = (n + 1) / hyperschedule.num_steps, torch.ones_like(rows, dtype=torch.bool)
+            state = rows, before, x, moving, fixed, finished, *costs, calls, share, reads, everybody
+            watch(Frame(n, hyperschedule.num_steps, *state))
     return x

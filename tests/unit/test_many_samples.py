@@ -90,7 +90,7 @@ def test_draw_samples_resumes_with_other_number_of_processes(checkpoint, wanted,
     found = draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=5, keep=keep)
     assert tokens(found) == wanted
     assert sorted(stored_indices(keep)) == list(range(7))
-    with pytest.raises(ValueError, match="need a file"):
+    with pytest.raises(ValueError, match="collect their samples in a file"):
         draw_samples(checkpoint, SHORT, num=1, processes=Processes(2, 0))
 
 

@@ -315,7 +315,7 @@ FAULTS = [
     (
         "epsilon_hdlm",
         "eval.perplexity=false eval.perplexity_batch_size=3",
-        "`eval.perplexity_batch_size` would not",
+        "`eval.perplexity_batch_size` has no effect",
     ),
     ("epsilon_hdlm", "training.snapshot_sampling=false annealing.sampling_method=NAR", "has no effect"),
     ("epsilon_hdlm", "reset_step_for_finetuning=true", "it is hdlm/finetune.py's"),
@@ -391,7 +391,7 @@ def test_epsilon_config_rejects_noise_conditioning(option: str) -> None:
 
 def test_finetune_config_rejects_other_network_size() -> None:
     config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
-    with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
+    with pytest.raises(ValueError, match=r"model\.hidden_size. is 16, but 8"):
         config.of_checkpoint(SHAPE)
 
 

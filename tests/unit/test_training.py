@@ -47,13 +47,6 @@ from hdlm.training.recipe import OptimizerSettings, RunSettings
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "rhyme.txt"
-    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-    return file
-
-
 def _table(text: Path, **changes: dict[str, Any]) -> dict[str, Any]:
     table: dict[str, Any] = {
         "data": {"corpus": [str(text)], "vocabulary": 270, "context": 16, "validation": 0.1},

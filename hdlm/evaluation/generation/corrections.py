@@ -147,7 +147,7 @@ def fill_in(
     draw[:, 0] = torch.inf
     gaps = draw < share
     gaps[rows, draw.argmin(1)] = True
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    trace = Trace(checkpoint.vocabulary.mask_id, alternatives=None)
 
     def seen(frame: Frame) -> None:
         trace(frame)

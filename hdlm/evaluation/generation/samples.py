@@ -29,7 +29,15 @@ from hdlm.evaluation.records import protocol
 from hdlm.generation import BLANK, Ending, Settings, write
 from hdlm.sampling import ApproximateCache, Frame, Trace
 
-__all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "drawn_with", "num_evaluations", "tokens_per_second"]
+__all__ = [
+    "DRAW_DTYPE",
+    "Sample",
+    "draw_samples",
+    "drawn_with",
+    "num_evaluations",
+    "tokens_per_forward",
+    "tokens_per_second",
+]
 
 DRAW_DTYPE = "float64"
 """The precision in which `hdlm.sampling.draws` always draws."""
@@ -48,6 +56,7 @@ class Sample:
         num_evaluations: Network calls for the batch of the sample, or their mean over batches.
         seconds: Time for the batch, divided by its number of samples.
         revisions: Revised words by kind and step; see `hdlm.evaluation.generation.corrections`.
+        evaluations: Network calls that the sample took part in; 0 if that was not recorded.
     """
 
     text: str
@@ -56,6 +65,7 @@ class Sample:
     num_evaluations: int | float
     seconds: float
     revisions: dict[str, dict[int, int]]
+    evaluations: int = 0
 
     @property
     def written(self) -> list[int]:
@@ -185,6 +195,12 @@ def tokens_per_second(samples: Sequence[Sample]) -> float:
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 
 
+def tokens_per_forward(samples: Sequence[Sample]) -> float | None:
+    """Tokens written for each network call that a sample took part in; None if the calls were not recorded."""
+    calls = [sample.evaluations for sample in samples]
+    return sum(len(sample.written) for sample in samples) / sum(calls) if all(calls) else None
+
+
 def _run_of(left: Sequence[int], most: int) -> range:
     """The first consecutive indices, at most `most`."""
     count = 1
@@ -206,7 +222,7 @@ def _batch(
     watch: Callable[[Frame], None] | None,
     **how: Any,
 ) -> dict[int, Sample]:
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    trace = Trace(checkpoint.vocabulary.mask_id, alternatives=None)
 
     def seen(frame: Frame) -> None:
         trace(frame)
@@ -233,6 +249,7 @@ def _batch(
             passage.num_evaluations,
             seconds,
             revisions(taken_back, index),
+            passage.evaluations,
         )
         for index, passage in zip(indices, passages, strict=True)
     }

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Prediction, joined
-from hdlm.sampling.base import Answer, Reading, Transform
+from hdlm.sampling.base import Answer, Reading, RowTransforms, Transform
 from hdlm.sampling.engine.window import KVWindow
 
 __all__ = ["BatchedQuery", "Member"]
@@ -52,7 +52,10 @@ class BatchedQuery:
     """
 
     def __init__(
-        self, denoiser: AbstractDenoiser, members: Sequence[Member], transforms: tuple[Transform, ...]
+        self,
+        denoiser: AbstractDenoiser,
+        members: Sequence[Member],
+        transforms: tuple[Transform, ...] | RowTransforms,
     ) -> None:
         self.num_evaluations = 0
         self._denoiser, self._members, self._transforms = denoiser, members, transforms

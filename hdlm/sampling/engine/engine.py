@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -23,13 +23,14 @@ from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
-from hdlm.sampling.base import Move, Step, Transform
+from hdlm.sampling.base import Move, RowTransforms, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, Member
 from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
 from hdlm.sampling.engine.window import Execution, KVWindow
+from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import PRIOR
 
-__all__ = ["Engine", "Finished", "Frame", "Stop"]
+__all__ = ["Engine", "EngineRequest", "Finished", "Stop"]
 
 Stop = Callable[[int, Int[Tensor, " p"]], int | None]
 """Function of a sequence's index in the run and its finished beginning: the number of tokens to keep if it ends."""
@@ -38,31 +39,21 @@ _EXACT = Execution()
 
 
 @final
-@dataclass(frozen=True)
-class Frame:
-    """The state after a generation step, for a watcher.
+@dataclass(frozen=True, eq=False)
+class EngineRequest:
+    """What sequences of an engine have in common that were asked for together.
+
+    Requests with different transforms share network calls. The tokens of a request do not depend on other requests.
 
     Attributes:
-        step: Index of the generation step, from 0.
-        num_steps: Number of generation steps.
-        sequence: Index in the run of each sequence in this step.
-        before: Tokens before the step.
-        after: Tokens after the step.
-        moving: Positions that might have changed.
-        settled: How many tokens at the beginning of each sequence are final.
-        num_evaluations: Number of network calls so far.
-        share: Share of the steps of all sequences in the engine that are done, in (0, 1].
+        transforms: Transforms of the distributions, in order, before draws.
+        stop: Where its sequences may end before all their positions are written.
+        watch: Called with a `Frame` of its own sequences after every step of any of them.
     """
 
-    step: int
-    num_steps: int
-    sequence: Int[Tensor, " b"]
-    before: Int[Tensor, "b l"]
-    after: Int[Tensor, "b l"]
-    moving: Bool[Tensor, "b l"]
-    settled: Int[Tensor, " b"]
-    num_evaluations: int
-    share: float
+    transforms: tuple[Transform, ...] = ()
+    stop: Stop | None = None
+    watch: Callable[[Frame], None] | None = None
 
 
 @final
@@ -71,6 +62,7 @@ class Finished:
     """A sequence that has left the engine.
 
     Attributes:
+        request: The request of the sequence.
         sequence: Index of the sequence in the run.
         tokens: Tokens of the sequence.
         length: Number of valid tokens: all, or those before a stop.
@@ -78,6 +70,7 @@ class Finished:
         num_computed: Number of its positions that these calls have computed in total.
     """
 
+    request: EngineRequest
     sequence: int
     tokens: Int[Tensor, " l"]
     length: int
@@ -91,6 +84,7 @@ class SequenceGroup:
     """Sequences that are always at the same step.
 
     Attributes:
+        request: The request of the sequences.
         own: The constant data of the sequences.
         length: Number of positions of a sequence.
         end: The step at which the sequences are finished.
@@ -101,6 +95,7 @@ class SequenceGroup:
         checked: Number of tokens that have been searched for a stop.
     """
 
+    request: EngineRequest
     own: Sequences
     length: int
     end: int
@@ -132,8 +127,9 @@ class SequenceGroup:
 class Engine:
     """Sequences between noise and text.
 
-    The step, the transforms, the regime and the stop of an engine apply to all its sequences, so the sequences can
-    share network calls. Seed, prompt and length belong to a request (`add`).
+    The step and the regime of an engine apply to all its sequences, so the sequences can share network calls. Seed,
+    prompt and length are given to `add`. Transforms, stop and watcher belong to an `EngineRequest`; sequences that are
+    added without a request have those of the engine.
 
     Args:
         denoiser: Model of `p(x_0 | x_t)`.
@@ -171,9 +167,8 @@ class Engine:
         _check_order(denoiser, hyperschedule)
         self.num_evaluations, self.awaited = 0, 0
         self._denoiser, self._hyperschedule, self._step = denoiser, hyperschedule, step
-        self._seed, self._transforms = seed, tuple(transforms)
+        self._seed, self._request = seed, EngineRequest(tuple(transforms), stop, watch)
         self._regime, self._execution = regime, execution
-        self._stop, self._watch = stop, watch
         self._prior = regime.final_noise
         noise = regime.noise_of_levels().to(device)
         self._clock = Clock(hyperschedule, noise, step, denoiser.process)
@@ -199,8 +194,9 @@ class Engine:
         length: int | None = None,
         seed: int | Int[Tensor, " seeds"] | None = None,
         together: bool = False,
+        request: EngineRequest | None = None,
     ) -> None:
-        """Add sequences.
+        """Add sequences, at any time.
 
         Args:
             sequence: Index of each sequence in the run, which its random numbers depend on.
@@ -212,6 +208,7 @@ class Engine:
                 tokens of a sequence depend on its seed and its index, not on other sequences.
             together: Whether the sequences share steps and network calls, as a denoiser requires that does not pack
                 queries; otherwise each sequence advances at its own pace.
+            request: The request of the sequences; by default that of the engine.
 
         Raises:
             ValueError: If the length does not fit the canvas, the number of seeds differs from that of the sequences, a
@@ -256,7 +253,12 @@ class Engine:
                 {},
             )
             kept: list[int | None] = [None] * len(own)
-            self._groups.append(SequenceGroup(same, length, max(ends[place]), window, kept))
+            asked = self._request if request is None else request
+            self._groups.append(SequenceGroup(asked, same, length, max(ends[place]), window, kept))
+
+    def remove(self, request: EngineRequest) -> None:
+        """Remove the sequences of a request, at any time. It changes no token of the others."""
+        self._keep([group for group in self._groups if group.request is not request])
 
     def _check_given(self, held: Bool[Tensor, "b l"]) -> None:
         """Refuse a position that begins at level 0 and is not given: no step would write it."""
@@ -314,22 +316,30 @@ class Engine:
         x = self._x[rows]
         steps = [group.n for group in groups]
         members = [Member(group.window, group.size, group.n) for group in groups]
-        query = BatchedQuery(self._denoiser, members, self._transforms)
+        query = BatchedQuery(self._denoiser, members, self._transforms_of(groups))
         move = self._move(groups, x, query)
+        watched = any(group.request.watch is not None for group in groups)
+        reads = Reads(query.read, move.t) if watched else None
         try:
-            new = self._step(x, move)
+            new = self._step(x, move if reads is None else replace(move, ask=reads.ask))
         finally:
             query.end()
         self.num_evaluations += query.num_evaluations
         self._x = new if isinstance(rows, slice) and len(new) == len(self._x) else self._written(rows, new)
-        if self._watch is not None:
-            self._show(self._watch, groups, steps, x, new)
+        self._show(groups, steps, x, new, reads)
         for group in groups:
             group.n += 1
             own = self._rows_of([group])
             self._locate(group, own)
-            if self._stop is not None:
-                self._check_stop(self._stop, group, own)
+            if group.request.stop is not None:
+                self._check_stop(group.request.stop, group, own)
+
+    def _transforms_of(self, groups: list[SequenceGroup]) -> tuple[Transform, ...] | RowTransforms:
+        """The transforms of some groups, for each row if they differ."""
+        first = groups[0].request.transforms
+        if all(group.request.transforms == first for group in groups):
+            return first
+        return RowTransforms(tuple(group.request.transforms for group in groups for _ in range(group.size)))
 
     def _written(self, rows: slice | Tensor, new: Tensor) -> Tensor:
         """All tokens, with new tokens in some rows; frames keep the old tensor."""
@@ -372,34 +382,48 @@ class Engine:
             group.n = group.segment.end if event is None else event
             if event is not None:
                 break
-        if self._watch is not None:
+        if group.request.watch is not None:
             for n in range(first, group.n):
-                self._show(self._watch, [group], [n], self._x[rows], self._x[rows])
+                self._show([group], [n], self._x[rows], self._x[rows])
 
     def _show(
         self,
-        watch: Callable[[Frame], None],
         groups: list[SequenceGroup],
         steps: list[int],
         before: Tensor,
         after: Tensor,
+        reads: Reads | None = None,
     ) -> None:
-        """Send the watcher a frame for each step that was made."""
-        num_steps = self._hyperschedule.num_steps
+        """Send each watcher a frame for each step that was made."""
         self._steps_done += len(after)
-        n = torch.tensor([n for group, n in zip(groups, steps, strict=True) for _ in range(group.size)])
-        n = n.to(after.device)
+        rows = [(group, n) for group, n in zip(groups, steps, strict=True) for _ in range(group.size)]
+        watched = dict.fromkeys((group.request, n) for group, n in rows if group.request.watch is not None)
+        if not watched:
+            return
+        n = torch.tensor([n for _, n in rows], device=after.device)
         sequence, fixed = (
             torch.cat([getattr(group.own, name) for group in groups]) for name in ("sequence", "fixed")
         )
         now, then = self._hyperschedule.levels(n), self._hyperschedule.levels(n + 1)
         moving, settled = (then < now) & ~fixed, ((then == 0) | fixed).long().cumprod(1).sum(1)
+        for request, step in sorted(watched, key=lambda pair: pair[1]):
+            chosen = [n == step and group.request is request for group, n in rows]
+            own = torch.tensor(chosen, device=after.device)
+            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            windows = [group.window for (group, _), mine in zip(rows, chosen, strict=True) if mine]
+            costs = tuple(w.num_evaluations for w in windows), tuple(w.num_computed for w in windows)
+            whole = step, self._hyperschedule.num_steps
+            frame = Frame(*whole, *seen, *costs, self.num_evaluations, self._share(after), reads, own)
+            if request.watch is not None:
+                request.watch(frame)
+        if reads is not None:
+            reads.end()
+
+    def _share(self, after: Tensor) -> float:
+        """The share of all steps that are done, after a step of some rows."""
         ahead = sum((group.end - group.n) * group.size for group in self._groups) - len(after)
-        share = self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
-        for step in sorted(set(steps)):
-            own = n == step
-            seen = sequence[own], before[own], after[own], moving[own], settled[own]
-            watch(Frame(step, num_steps, *seen, self.num_evaluations, share))
+        num_steps = self._hyperschedule.num_steps
+        return self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
 
     def _check_stop(self, stop: Stop, group: SequenceGroup, rows: slice | Tensor) -> None:
         """Record the stops of sequences whose finished beginning has grown."""
@@ -422,21 +446,25 @@ class Engine:
         for group in gone:
             lengths = [group.length if kept is None else kept for kept in group.kept]
             tokens = self._x[self._rows_of([group])][:, : group.length]
+            costs = group.window.num_evaluations, group.window.num_computed
             counts = self._positions[: group.length] < torch.tensor(lengths, device=tokens.device)[:, None]
             if (counts & (tokens >= self._denoiser.process.num_words)).any():
                 raise RuntimeError(
                     f"{self._step!r} left masks in finished text; a step to s = 0 must replace every mask."
                 )
             done += [
-                Finished(sequence, row, length, group.window.num_evaluations, group.window.num_computed)
+                Finished(group.request, sequence, row, length, *costs)
                 for sequence, row, length in zip(
                     group.own.sequence.tolist(), tokens.unbind(), lengths, strict=True
                 )
             ]
-        staying = [group for group in self._groups if group not in gone]
+        self._keep([group for group in self._groups if group not in gone])
+        return done
+
+    def _keep(self, staying: list[SequenceGroup]) -> None:
+        """Remove all other groups."""
         self._x = self._x[self._rows_of(staying)]
         self._groups = staying
-        return done
 
     def _rows_of(self, groups: list[SequenceGroup]) -> slice | Int[Tensor, " b"]:
         """Row indices of the sequences of some groups, in the order of the groups."""

@@ -1,0 +1,370 @@
+"""Passages of many requests that share network calls: requests join and leave at any step.
+
+A `WriteRequest` describes the passages that one user asks for. A `SharedWriter` generates the passages of all requests.
+Requests whose regime and algorithm are equal share an engine, also if their transforms, lengths, prompts and seeds
+differ. The text of a request does not depend on other requests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import final
+
+import torch
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
+from hdlm.generation.settings import Settings, planned
+from hdlm.generation.text import BLANK, Passage
+from hdlm.generation.write import _given
+from hdlm.regime import Regime
+from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt, algorithm
+from hdlm.sampling.prompt import check_prompt
+
+__all__ = ["SharedWriter", "WriteRequest", "Written"]
+
+
+@final
+@dataclass(eq=False)
+class WriteRequest:
+    """The passages that one user asks for. It is checked when it is made.
+
+    Attributes:
+        checkpoint: Checkpoint of the model.
+        prompt: Text to begin with; if it contains `[MASK]`, a text whose gaps are to be filled in.
+        settings: The settings of generation.
+        num: Number of passages, at least 1.
+        seed: Seed of all random numbers.
+        ending: Where passages may end before the canvas is full.
+        stream: Called with the index of a passage and the next piece of its text, as soon as that is certain.
+        watch: Called with a `Frame` after every step of any passage of the request.
+
+    Raises:
+        ValueError: If a setting is out of range, or the prompt does not fit the canvas or the model.
+    """
+
+    checkpoint: Checkpoint
+    prompt: str
+    settings: Settings = field(default_factory=Settings)
+    num: int = 1
+    seed: int = 0
+    ending: Ending = field(default_factory=Ending)
+    stream: Callable[[int, str], None] | None = None
+    watch: Callable[[Frame], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"`num` must be at least 1; got {self.num}.")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"`seed` must lie in [0, 2^64); got {self.seed}.")
+        tokenizer = self.checkpoint.tokenizer
+        self.given, self.regime = _given(self.checkpoint, tokenizer, self.prompt, self.settings)
+        check_prompt(self.given, self.checkpoint.vocabulary.num_words, self.length, 1)
+        if self.infilling and (self.ending.strings or self.ending.at_end_of_text):
+            raise ValueError(
+                "A text with gaps ends at its own end: leave out stop strings and the end of a text."
+            )
+        self.reader = Reader(tokenizer, self.ending, self.given_ids, self.length)
+        process = self.checkpoint.denoiser.process
+        self.step = algorithm(self.settings.algorithm, process, self.settings.eta)
+        ends = bool(self.ending.strings) or self.ending.at_end_of_text
+        self.streamer = None if self.stream is None else PassageStreamer(self.reader, self.stream)
+        watched = self.watch is not None or self.streamer is not None
+        self.asked = EngineRequest(
+            self.settings.transforms(), self.reader if ends else None, self._after_step if watched else None
+        )
+        self.engine()  # its checks
+
+    @property
+    def infilling(self) -> bool:
+        """Whether gaps of a text are filled in."""
+        return BLANK.search(self.prompt) is not None
+
+    @property
+    def length(self) -> int:
+        """Number of positions on the canvas."""
+        return self.regime.length
+
+    @cached_property
+    def given_ids(self) -> list[int]:
+        """The tokens of the prompt; none for a text with gaps."""
+        row, fixed = self.given.tokens[0], self.given.fixed[0]
+        ids: list[int] = [] if self.infilling else row[fixed].tolist()
+        return ids
+
+    @cached_property
+    def way(self) -> tuple[Hashable, Regime]:
+        """A key that is equal for requests that may share an engine, and the regime of that engine.
+
+        The engine has the canvas of the network if its first positions have the same plan, so that requests of all
+        lengths share it.
+        """
+        settings, own = self.settings, self.regime
+        whole = planned(
+            self.checkpoint,
+            replace(settings, length=self.checkpoint.length),
+            self.checkpoint.length,
+            infilling=self.infilling,
+        )
+        if not _begins_with(whole, own):
+            whole = own
+        plan = whole.hyperschedule
+        key = (
+            settings.algorithm,
+            settings.eta,
+            settings.grid,
+            plan.length,
+            plan.num_levels,
+            *plan.settles.tolist(),
+        )
+        return ((self, *key) if settings.guidance else key), whole
+
+    def engine(self) -> Engine:
+        """A new engine for this request and those that are written in the same way.
+
+        Raises:
+            ValueError: If the model cannot be sampled along the hyperschedule.
+        """
+        regime = self.way[1]
+        denoiser: AbstractDenoiser = self.checkpoint.denoiser
+        if self.settings.guidance:
+            fixed = self.canvas(regime.length).fixed.to(self.checkpoint.device)
+            denoiser = Guided(denoiser, fixed, self.settings.guidance)
+        return Engine(denoiser, regime, self.step)
+
+    def canvas(self, length: int) -> Prompt:
+        """The given tokens on a canvas of at least as many positions."""
+        more = length - self.length
+        tokens, fixed = (
+            torch.nn.functional.pad(values, (0, more)) for values in (self.given.tokens, self.given.fixed)
+        )
+        return Prompt(tokens, fixed)
+
+    def start_of(self, text: str) -> int:
+        """Number of characters at the beginning of a text of this request that belong to the prompt."""
+        return _num_common(text, self.prompt_text)
+
+    @cached_property
+    def prompt_text(self) -> str:
+        """The text of the prompt's tokens."""
+        return text_of(self.given_ids, self.checkpoint.tokenizer)
+
+    @property
+    def gaps(self) -> list[range]:
+        """The runs of positions that are generated, in order."""
+        free = [place for place, given in enumerate(self.given.fixed[0].tolist()) if not given]
+        known = set(free)
+        begins = [place for place in free if place - 1 not in known]
+        ends = [place + 1 for place in free if place + 1 not in known]
+        return [range(begin, end) for begin, end in zip(begins, ends, strict=True)]
+
+    def gap_texts(self, passage: Passage) -> list[str]:
+        """The texts that fill the gaps of a passage."""
+        tokenizer, texts = self.checkpoint.tokenizer, []
+        for gap in self.gaps:
+            before, after = (text_of(passage.tokens[:end], tokenizer) for end in (gap.start, gap.stop))
+            texts.append(after[_num_common(after, before) :])
+        return texts
+
+    def passage(self, done: Finished, num_evaluations: int) -> Passage:
+        """The text of a finished sequence, whose last piece is streamed."""
+        ids = done.tokens[: done.length].tolist()
+        texts = self.reader.texts
+        text = texts[done.sequence] if done.sequence in texts else text_of(ids, self.checkpoint.tokenizer)
+        if self.streamer is not None:
+            self.streamer.finish(done.sequence, text)
+        num_given = int(self.given.fixed.sum())
+        costs = done.num_evaluations, done.num_computed
+        return Passage(text, tuple(ids), num_given, num_evaluations, *costs)
+
+    def _after_step(self, frame: Frame) -> None:
+        if self.watch is not None:
+            self.watch(frame)
+        if self.streamer is None:
+            return
+        for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
+            count = min(int(settled), self.length)
+            self.streamer.read(int(sequence), row[:count].tolist())
+
+
+def _num_common(text: str, other: str) -> int:
+    """Number of characters at the beginning of two texts that are equal."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+
+
+def _begins_with(whole: Regime, own: Regime) -> bool:
+    """Whether the first positions of a regime have the plan of another regime with fewer positions."""
+    wide, narrow = whole.hyperschedule, own.hyperschedule
+    countdowns = wide.has_epochs and narrow.has_epochs and wide.num_levels == narrow.num_levels
+    return countdowns and torch.equal(wide.settles[: narrow.length], narrow.settles)
+
+
+@final
+@dataclass(eq=False)
+class _Work:
+    """A request in progress.
+
+    Attributes:
+        request: The request as it was added.
+        waiting: Indices of the passages that wait for a slot.
+        running: Indices of the passages that are being generated.
+        apart: Whether it has an engine of its own.
+    """
+
+    request: WriteRequest
+    waiting: deque[int]
+    running: set[int] = field(default_factory=set)
+    apart: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """The key of its engine."""
+        return self.request if self.apart else self.request.way[0]
+
+
+@final
+@dataclass(frozen=True)
+class Written:
+    """A passage of a request is finished, or the request has failed.
+
+    Attributes:
+        request: The request of the passage.
+        index: Index of the passage in the request.
+        passage: The passage; None if the request has failed.
+        error: Why the request has failed; None if it has not.
+    """
+
+    request: WriteRequest
+    index: int
+    passage: Passage | None
+    error: ValueError | RuntimeError | None = None
+
+
+@final
+class SharedWriter:
+    """Generates the passages of many requests, which share network calls.
+
+    Sequences wait until one of the slots is free. Requests take turns: each gets one slot before any of them gets the
+    next one, so a request for many passages does not delay a request for one passage.
+
+    If a step fails, the requests of its engine start again, each in an engine of its own. A seed determines their
+    tokens, so only the request that is the cause fails.
+
+    Args:
+        slots: Number of sequences that are generated at a time.
+
+    Attributes:
+        num_evaluations: Number of network calls so far.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.num_evaluations = slots, 0
+        self._engines: dict[Hashable, Engine] = {}
+        self._turns: deque[_Work] = deque()
+        self._work: dict[EngineRequest, _Work] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Number of sequences that are being generated."""
+        return sum(len(work.running) for work in self._work.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of sequences that wait for a slot."""
+        return sum(len(work.waiting) for work in self._work.values())
+
+    def add(self, request: WriteRequest) -> None:
+        """Add a request, at any time."""
+        work = _Work(request, deque(range(request.num)))
+        self._work[request.asked] = work
+        self._turns.append(work)
+
+    def remove(self, request: WriteRequest) -> None:
+        """Stop the work on a request, at any time."""
+        work = self._work.pop(request.asked, None)
+        if work is None:
+            return
+        if work in self._turns:
+            self._turns.remove(work)
+        if work.key in self._engines:
+            self._engines[work.key].remove(request.asked)
+
+    @torch.no_grad()
+    def advance(self) -> list[Written]:
+        """Advance every engine by one step, and return what has finished or failed."""
+        written = self._fill()
+        for key, engine in list(self._engines.items()):
+            before = engine.num_evaluations
+            try:
+                finished = engine.advance()
+            except (ValueError, RuntimeError) as error:
+                written += self._restart(key, error)
+                continue
+            self.num_evaluations += engine.num_evaluations - before
+            written += [self._finish(sequence, engine) for sequence in finished]
+        self._engines = {key: engine for key, engine in self._engines.items() if len(engine)}
+        return written
+
+    def _finish(self, sequence: Finished, engine: Engine) -> Written:
+        """The passage of a finished sequence."""
+        work = self._work[sequence.request]
+        work.running.discard(sequence.sequence)
+        if not work.running and not work.waiting:
+            del self._work[sequence.request]
+        passage = work.request.passage(sequence, engine.num_evaluations)
+        return Written(work.request, sequence.sequence, passage)
+
+    def _restart(self, key: Hashable, error: ValueError | RuntimeError) -> list[Written]:
+        """Let the requests of a failed engine start again, each alone; a request that was alone has failed."""
+        del self._engines[key]
+        failed = []
+        for work in [work for work in self._work.values() if work.running and work.key == key]:
+            if work.apart:
+                self.remove(work.request)
+                failed.append(Written(work.request, min(work.running), None, error))
+                continue
+            work.apart = True
+            work.waiting.extendleft(sorted(work.running, reverse=True))
+            work.running.clear()
+            if work not in self._turns:
+                self._turns.append(work)
+        return failed
+
+    def _fill(self) -> list[Written]:
+        """Give free slots to waiting sequences; requests take turns. Returns requests that the engine refuses."""
+        failed = []
+        room = self.slots - self.num_running
+        while room > 0 and self._turns:
+            work = self._turns.popleft()
+            try:
+                self._begin(work)
+            except ValueError as error:
+                self.remove(work.request)
+                failed.append(Written(work.request, 0, None, error))
+                continue
+            room -= 1
+            if work.waiting:
+                self._turns.append(work)
+        return failed
+
+    def _begin(self, work: _Work) -> None:
+        """Add the next sequence of a request to its engine."""
+        request = work.request
+        if work.key not in self._engines:
+            self._engines[work.key] = request.engine()
+        given, device = request.canvas(request.way[1].length), request.checkpoint.device
+        index = work.waiting.popleft()
+        self._engines[work.key].add(
+            torch.tensor([index], device=device),
+            tokens=given.tokens.to(device),
+            fixed=given.fixed.to(device),
+            length=request.length,
+            seed=request.seed,
+            request=request.asked,
+        )
+        work.running.add(index)

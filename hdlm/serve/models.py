@@ -1,0 +1,101 @@
+"""The models of a server, and the algorithms that each supports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hdlm.checkpoint import Checkpoint
+from hdlm.hyperschedule import flat
+from hdlm.sampling import ALGORITHMS, Prompt, algorithm, sample
+
+__all__ = ["ServedModel", "read_chat_template"]
+
+
+@final
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under its name.
+
+    Attributes:
+        name: Name in requests.
+        checkpoint: The model.
+        chat_template: Jinja template that turns messages into a prompt; None for a model without one.
+        created: Time of its loading, in seconds since 1970.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    chat_template: str | None = None
+    created: int = 0
+
+    @cached_property
+    def unsupported(self) -> Mapping[str, str]:
+        """The algorithms that this model does not support, with the reason.
+
+        Each algorithm generates two tokens. Algorithms refuse a process or a network when they are first used.
+        """
+        reasons = {}
+        for name in ALGORITHMS:
+            try:
+                self._try(name)
+            except ValueError as error:
+                reasons[name] = str(error)
+        return reasons
+
+    @property
+    def supported(self) -> list[str]:
+        """The algorithms that this model supports."""
+        return [name for name in ALGORITHMS if name not in self.unsupported]
+
+    def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt for the messages of a chat.
+
+        Raises:
+            ValueError: If the model has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError(
+                f"The model {self.name!r} has no chat template, so it does not take messages: send a `prompt` to "
+                "/v1/completions."
+            )
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            text = environment.from_string(self.chat_template).render(
+                messages=messages, add_generation_prompt=True, bos_token="", eos_token=""
+            )
+        except TemplateError as error:
+            raise ValueError(f"The chat template of the model refuses the messages: {error}") from error
+        return text
+
+    def _try(self, name: str) -> None:
+        checkpoint = self.checkpoint
+        length = min(3, checkpoint.length)
+        step = algorithm(name, checkpoint.denoiser.process)
+        prompt = Prompt.prefix([0], length) if length > 1 else None
+        with torch.no_grad():
+            sample(checkpoint.denoiser, checkpoint.regime(flat(length, 1)), step, prompt=prompt)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template of a checkpoint folder: `chat_template.jinja`, or the one in `tokenizer_config.json`."""
+    template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        return template.read_text(encoding="utf-8")
+    if not config.is_file():
+        return None
+    found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    return found if isinstance(found, str) else None

@@ -1,0 +1,217 @@
+"""Requests and answers as pydantic models: those of OpenAI, and fields of diffusion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hdlm.generation.settings import FamilyName
+
+__all__ = [
+    "ChatRequest",
+    "CommonRequest",
+    "CompletionRequest",
+    "ErrorAnswer",
+    "InfillRequest",
+    "StreamOptions",
+]
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""A number of things; far above every limit of a server."""
+Text = Annotated[str, Field(max_length=10**7)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, which would otherwise have no effect."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class StreamOptions(_Strict):
+    """Options of a stream."""
+
+    include_usage: bool = Field(False, description="Send a last chunk with the usage.")
+
+
+class CommonRequest(_Strict):
+    """The fields that all requests for text share."""
+
+    model: str = Field(
+        "", max_length=500, description="Name of a model in /v1/models; empty for the first one."
+    )
+    n: Count = Field(1, description="Passages for each prompt.")
+    seed: Seed | None = Field(
+        None,
+        description="Seed of all random numbers; a random one by default. It determines the text exactly.",
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=100, allow_inf_nan=False, description="1 is the model, 0 the likeliest word."
+    )
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="Nucleus sampling.")
+    top_k: Count | None = Field(None, description="Draw from so many of the likeliest words only.")
+    min_p: Share | None = Field(None, description="Least probability relative to that of the likeliest word.")
+    repetition_penalty: float | None = Field(
+        None, ge=1, le=1e6, allow_inf_nan=False, description="Penalty of words that the text already has."
+    )
+    algorithm: str | None = Field(
+        None, max_length=100, description="Sampler; see `hdlm_algorithms` in /v1/models."
+    )
+    eta: Share | None = Field(None, description="Strength of corrections and remasking.")
+    threshold: Share | None = Field(
+        None, description="Write words of at least this probability at once: `algorithm` threshold."
+    )
+    hyperschedule: FamilyName | None = Field(None, description="Order of generation.")
+    steps: Count | None = Field(None, description="Steps that each position takes from noise to word.")
+    max_denoising_steps: Count | None = Field(None, description="Another name of `steps`.")
+    width: Count | None = Field(None, description="Positions that are written together.")
+    block_length: Count | None = Field(None, description="`width`, with the hyperschedule block.")
+    grid: str | None = Field(None, max_length=10_000, description="When the steps are; see docs/sampling.md.")
+    cfg_scale: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Classifier-free guidance by the prompt; 0 is off.",
+    )
+    stream: bool = Field(False, description="Send text as soon as it is settled.")
+    stream_options: StreamOptions | None = None
+    diffusion_frames: bool = Field(
+        False, description="With `stream`: send every step, in `hdlm_frame` of a chunk."
+    )
+    user: str | None = Field(None, max_length=500, description="Has no effect.")
+
+
+class CompletionRequest(CommonRequest):
+    """A request for /v1/completions."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1000)] = Field(
+        "", description="Text to begin with, or several texts."
+    )
+    suffix: Text | None = Field(
+        None, description="Text after the generated part, which has `max_tokens` tokens."
+    )
+    max_tokens: Count | None = Field(
+        16, description="Largest number of tokens to generate; null for all that fit."
+    )
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="Texts before which a passage ends."
+    )
+    ignore_eos: bool = Field(False, description="Do not end at the token that ends a text.")
+    echo: bool = Field(False, description="Return the prompt as well.")
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Log probabilities of the tokens when they were last written, and of so many others.",
+    )
+    best_of: Count | None = Field(None, description="Must equal `n`, if given.")
+    frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
+    presence_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
+    logit_bias: dict[str, float] | None = Field(None, description="Must be empty, if given.")
+
+
+class ChatPart(_Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_Strict):
+    """A message of a chat."""
+
+    role: Annotated[str, Field(min_length=1, max_length=100)]
+    content: Text | list[ChatPart]
+    name: str | None = Field(None, max_length=100)
+
+
+class ChatRequest(CommonRequest):
+    """A request for /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    max_tokens: Count | None = Field(None, description="Largest number of tokens to generate.")
+    max_completion_tokens: Count | None = Field(None, description="Another name of `max_tokens`.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    ignore_eos: bool = False
+    logprobs: bool = Field(False, description="Return log probabilities of the tokens.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="Needs `logprobs`.")
+    frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
+    presence_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
+    logit_bias: dict[str, float] | None = Field(None, description="Must be empty, if given.")
+
+
+class InfillRequest(CommonRequest):
+    """A request for /v1/infill."""
+
+    text: Text = Field(description="Text with gaps: [MASK] is a gap of one token, [MASK:5] one of five.")
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="As in /v1/completions.")
+
+
+class ErrorBody(BaseModel):
+    """What is wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """An error in the format of OpenAI."""
+
+    error: ErrorBody
+
+
+class Usage(BaseModel):
+    """The cost of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    forward_passes: int = Field(description="Network calls that included the passages, in total.")
+    tokens_per_forward: float | None = Field(description="Generated tokens per network call and passage.")
+    steps: int = Field(description="Generation steps of a passage.")
+    time_to_first_block: float | None = Field(description="Seconds until the first text was settled.")
+
+
+class Choice(BaseModel):
+    """A passage."""
+
+    model_config = ConfigDict(extra="allow")
+
+    index: int
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: dict[str, Any] | None = None
+
+
+class TextAnswer(BaseModel):
+    """Passages, their cost, and the seed that was used."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    seed: int
+
+
+class ModelEntry(BaseModel):
+    """A model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "hdlm"
+    max_model_len: int
+    hdlm_algorithms: list[str]
+    hdlm_chat: bool
+
+
+class ModelList(BaseModel):
+    """The models of a server."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]

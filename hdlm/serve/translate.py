@@ -1,0 +1,508 @@
+"""From a request of a client to requests of the writer, and from passages to an answer."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, final
+
+from hdlm.generation.company import WriteRequest
+from hdlm.generation.passages import Ending
+from hdlm.generation.settings import Settings
+from hdlm.generation.text import BLANK, Passage
+from hdlm.generation.write import prompt_ids
+from hdlm.sampling import Change, Trace
+from hdlm.serve.jobs import Event, Job
+from hdlm.serve.models import ServedModel
+from hdlm.serve.options import ServeOptions
+from hdlm.serve.schema import ChatRequest, CommonRequest, CompletionRequest, InfillRequest
+from hdlm.strict_config import OptionError, nearest
+
+__all__ = ["BadRequestError", "Plan", "plan_of"]
+
+Kind = Literal["completion", "chat", "infill"]
+_OBJECTS: dict[tuple[Kind, bool], str] = {
+    ("completion", False): "text_completion",
+    ("completion", True): "text_completion",
+    ("chat", False): "chat.completion",
+    ("chat", True): "chat.completion.chunk",
+    ("infill", False): "infill",
+    ("infill", True): "infill.chunk",
+}
+"""Value of `object` in answers and in chunks."""
+_FIELDS = {"guidance": "cfg_scale", "length": "max_tokens", "num": "n", "num_levels": "steps", "k": "top_k"}
+"""Field of a request for an argument of the library."""
+_LEAST = -9999.0
+"""Log probability that stands for minus infinity, which JSON lacks."""
+_FRAME_ALTERNATIVES = 5
+"""Number of likeliest words of a change in a frame."""
+
+
+@final
+class BadRequestError(Exception):
+    """A request that cannot be answered.
+
+    Attributes:
+        message: What is wrong, and what would work.
+        param: The field of the request.
+        status: Status of the answer.
+        code: Name of the error for programs.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code = message, param, status, code
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What a client asks for.
+
+    Attributes:
+        kind: The route.
+        model: The model.
+        prompts: The prompts, with their gaps.
+        settings: The settings of generation, for each prompt.
+        num: Passages for each prompt.
+        seed: Seed of all random numbers.
+        ending: Where passages end.
+        echo: Whether the answer contains the prompt.
+        logprobs: Number of other words with log probabilities; None for no log probabilities.
+        frames: Whether every step is sent.
+        usage: Whether a stream ends with the usage.
+        created: Time of the request, in seconds since 1970.
+        id: Name of the answer.
+    """
+
+    kind: Kind
+    model: ServedModel
+    prompts: tuple[str, ...]
+    settings: tuple[Settings, ...]
+    num: int
+    seed: int
+    ending: Ending
+    echo: bool = False
+    logprobs: int | None = None
+    frames: bool = False
+    usage: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: f"hdlm-{secrets.token_hex(12)}")
+
+    @property
+    def alternatives(self) -> int | None:
+        """Number of likeliest words that traces keep; None if there are no traces."""
+        if not self.frames:
+            return self.logprobs
+        return max(_FRAME_ALTERNATIVES, self.logprobs or 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether gaps are filled in, so that a passage has no text before it is finished."""
+        return BLANK.search(self.prompts[0]) is not None
+
+    def request(self, place: int, **watchers: Any) -> WriteRequest:
+        """The request to the writer for one prompt.
+
+        Raises:
+            BadRequestError: If it is not valid.
+        """
+        try:
+            return WriteRequest(
+                self.model.checkpoint,
+                settings=self.settings[place],
+                num=self.num,
+                seed=self.seed,
+                ending=self.ending,
+                **watchers,
+            )
+        except ValueError as error:
+            raise _refused(error) from error
+
+    # -- answers --------------------------------------------------------------------------------------------
+
+    def answer(self, job: Job, passages: dict[tuple[int, int], Passage]) -> dict[str, Any]:
+        """The whole answer."""
+        choices = []
+        for place, index in sorted(passages):
+            passage = passages[place, index]
+            text = self._text(job.requests[place], passage)
+            content: dict[str, Any] = {"text": text}
+            if self.kind == "chat":
+                content = {"message": {"role": "assistant", "content": text}}
+            elif self.kind == "infill":
+                content["gaps"] = job.requests[place].gap_texts(passage)
+            choices.append(self._choice(place, index, content, **self._end(job, place, index, passage)))
+        return self._object(False, choices) | {"usage": self.usage_of(job, passages), "seed": self.seed}
+
+    def chunks(self, job: Job, event: Event) -> list[dict[str, Any]]:
+        """The chunks of a stream for an event."""
+        place, index = event.prompt, event.index
+        if event.kind == "frame":
+            return [self._chunk(place, index, "") | {"hdlm_frame": event.value}]
+        if event.kind == "text":
+            return [] if self.whole else [self._chunk(place, index, event.value)]
+        passage: Passage = event.value
+        end = self._end(job, place, index, passage)
+        if not self.whole:
+            return [self._chunk(place, index, "", **end)]
+        chunk = self._chunk(place, index, self._text(job.requests[place], passage), **end)
+        if self.kind == "infill":
+            chunk["choices"][0]["gaps"] = job.requests[place].gap_texts(passage)
+        return [chunk]
+
+    def first_chunks(self, job: Job) -> list[dict[str, Any]]:
+        """The chunks before all text: the role of a chat, or the prompts that are echoed."""
+        pairs = [(place, index) for place in range(len(self.prompts)) for index in range(self.num)]
+        if self.kind == "chat":
+            return [
+                self._object(True, [self._choice(*pair, {"delta": {"role": "assistant", "content": ""}})])
+                for pair in pairs
+            ]
+        return [self._chunk(*pair, job.requests[pair[0]].prompt_text) for pair in pairs if self.echo]
+
+    def usage_chunk(self, job: Job, passages: dict[tuple[int, int], Passage]) -> dict[str, Any]:
+        """The last chunk of a stream."""
+        return self._object(True, []) | {"usage": self.usage_of(job, passages), "seed": self.seed}
+
+    def usage_of(self, job: Job, passages: dict[tuple[int, int], Passage]) -> dict[str, Any]:
+        """The cost of a request."""
+        given = sum(int(request.given.fixed.sum()) for request in job.requests)
+        written = sum(len(passage.tokens) - passage.given for passage in passages.values())
+        calls = sum(passage.evaluations for passage in passages.values())
+        return {
+            "prompt_tokens": given,
+            "completion_tokens": written,
+            "total_tokens": given + written,
+            "forward_passes": calls,
+            "tokens_per_forward": round(written / calls, 4) if calls else None,
+            "steps": max(request.regime.hyperschedule.num_steps for request in job.requests),
+            "time_to_first_block": job.time_to_first_block,
+        }
+
+    def _text(self, request: WriteRequest, passage: Passage) -> str:
+        if self.kind == "infill":
+            return passage.text
+        if self.whole and not self.echo:
+            return request.gap_texts(passage)[0]
+        return passage.text if self.echo else passage.text[request.start_of(passage.text) :]
+
+    def _end(self, job: Job, place: int, index: int, passage: Passage) -> dict[str, Any]:
+        """The last values of a choice."""
+        stopped = index in job.requests[place].reader.texts or self.kind == "infill"
+        end: dict[str, Any] = {"finish_reason": "stop" if stopped else "length"}
+        if self.logprobs is not None:
+            end["logprobs"] = self._logprobs(job.requests[place], job.traces[place], index, passage)
+        return end
+
+    def _chunk(self, place: int, index: int, text: str, **end: Any) -> dict[str, Any]:
+        content: dict[str, Any] = {"text": text}
+        if self.kind == "chat":
+            content = {"delta": {"content": text} if text else {}}
+        return self._object(True, [self._choice(place, index, content, **end)])
+
+    def _choice(self, place: int, index: int, content: dict[str, Any], **end: Any) -> dict[str, Any]:
+        number = place * self.num + index
+        return {"index": number, **content, "logprobs": None, "finish_reason": None} | end
+
+    def _object(self, stream: bool, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": _OBJECTS[self.kind, stream],
+            "created": self.created,
+            "model": self.model.name,
+            "choices": choices,
+        }
+
+    def _logprobs(self, request: WriteRequest, trace: Trace, index: int, passage: Passage) -> dict[str, Any]:
+        """Log probabilities of the tokens when they were last written."""
+        last = {change.position: change for change in trace.changes if change.sequence == index}
+        fixed = request.given.fixed[0].tolist()
+        places = [place for place in range(len(passage.tokens)) if self.echo or not fixed[place]]
+        rows = [_TokenRow.of(request, passage.tokens[place], last.get(place)) for place in places]
+        return _chat_logprobs(rows, self.logprobs or 0) if self.kind == "chat" else _text_logprobs(rows)
+
+
+@final
+@dataclass(frozen=True)
+class _TokenRow:
+    """A token with its log probability, and those of others."""
+
+    text: str
+    logprob: float | None
+    others: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, request: WriteRequest, token: int, change: Change | None) -> _TokenRow:
+        read = request.checkpoint.tokenizer.piece
+        known = () if change is None or change.alternatives is None else change.alternatives
+        others = tuple((read(other), _log(p)) for other, p in known)
+        p = None if change is None else change.p_new
+        return cls(read(token), None if p is None else _log(p), others)
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p > 0 else _LEAST
+
+
+def _text_logprobs(rows: Sequence[_TokenRow]) -> dict[str, Any]:
+    ends = [0]
+    for row in rows:
+        ends.append(ends[-1] + len(row.text))
+    return {
+        "tokens": [row.text for row in rows],
+        "token_logprobs": [row.logprob for row in rows],
+        "top_logprobs": [dict(row.others) or None for row in rows],
+        "text_offset": ends[:-1],
+    }
+
+
+def _chat_logprobs(rows: Sequence[_TokenRow], count: int) -> dict[str, Any]:
+    def entry(text: str, logprob: float | None) -> dict[str, Any]:
+        number = _LEAST if logprob is None else logprob
+        return {"token": text, "logprob": number, "bytes": list(text.encode("utf-8", "replace"))}
+
+    return {
+        "content": [
+            entry(row.text, row.logprob) | {"top_logprobs": [entry(*other) for other in row.others[:count]]}
+            for row in rows
+        ],
+        "refusal": None,
+    }
+
+
+# -- requests ------------------------------------------------------------------------------------------------
+
+
+def plan_of(
+    body: CompletionRequest | ChatRequest | InfillRequest,
+    models: dict[str, ServedModel],
+    options: ServeOptions,
+) -> Plan:
+    """What a client asks for.
+
+    Raises:
+        BadRequestError: If it cannot be done.
+    """
+    model = next(iter(models.values())) if not body.model else models.get(body.model)
+    if model is None:
+        known = ", ".join(models)
+        message = f"There is no model {body.model!r}; there are: {known}."
+        raise BadRequestError(message, "model", 404, "model_not_found")
+    _check_common(body, options)
+    settings = _settings(body, model, options)
+    common = partial(
+        Plan,
+        model=model,
+        num=body.n,
+        seed=secrets.randbits(53) if body.seed is None else body.seed,
+        frames=body.diffusion_frames,
+        usage=body.stream_options is not None and body.stream_options.include_usage,
+    )
+    if isinstance(body, InfillRequest):
+        if not BLANK.search(body.text):
+            raise BadRequestError(
+                "The text has no gap: write [MASK] for one token, [MASK:5] for five.", "text"
+            )
+        return common(
+            "infill", prompts=(body.text,), settings=(settings,), ending=Ending(), logprobs=body.logprobs
+        )
+    _check_unsupported(body)
+    if isinstance(body, ChatRequest):
+        return _chat_plan(body, model, settings, common)
+    return _completion_plan(body, model, settings, common, options)
+
+
+def _completion_plan(
+    body: CompletionRequest,
+    model: ServedModel,
+    settings: Settings,
+    common: partial[Plan],
+    options: ServeOptions,
+) -> Plan:
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if len(prompts) * body.n > options.max_n:
+        raise BadRequestError(
+            f"The request asks for {len(prompts) * body.n} passages; this server writes at most {options.max_n} in a "
+            "request.",
+            "prompt",
+        )
+    if body.suffix is not None:
+        return _suffix_plan(body, prompts, settings, common)
+    count = body.max_tokens
+    capped = "max_tokens" not in body.model_fields_set
+    sized = [_sized(settings, model, prompt, count, "prompt", capped=capped) for prompt in prompts]
+    ending = _ending(body, model)
+    how = {"echo": body.echo, "logprobs": body.logprobs, "ending": ending}
+    return common("completion", prompts=tuple(prompts), settings=tuple(sized), **how)
+
+
+def _suffix_plan(
+    body: CompletionRequest, prompts: list[str], settings: Settings, common: partial[Plan]
+) -> Plan:
+    """A plan to fill in the middle."""
+    if body.stop:
+        raise BadRequestError("`stop` has no effect with `suffix`: leave one of them out.", "stop")
+    if body.max_tokens is None:
+        raise BadRequestError("`suffix` needs `max_tokens`, the number of tokens before it.", "max_tokens")
+    if any(BLANK.search(text) for text in (*prompts, body.suffix or "")):
+        raise BadRequestError("A text with [MASK] and a `suffix`: send it to /v1/infill instead.", "suffix")
+    texts = tuple(f"{prompt}[MASK:{body.max_tokens}]{body.suffix}" for prompt in prompts)
+    how = {"echo": body.echo, "logprobs": body.logprobs, "ending": Ending()}
+    return common("completion", prompts=texts, settings=(settings,) * len(texts), **how)
+
+
+def _chat_plan(body: ChatRequest, model: ServedModel, settings: Settings, common: partial[Plan]) -> Plan:
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    for message in messages:
+        if isinstance(message["content"], list):
+            message["content"] = "".join(part["text"] for part in message["content"])
+    try:
+        prompt = model.prompt_of(messages)
+    except ValueError as error:
+        raise BadRequestError(str(error), "messages") from error
+    if body.top_logprobs is not None and not body.logprobs:
+        raise BadRequestError("`top_logprobs` needs `logprobs`: true.", "top_logprobs")
+    count = _either(body, "max_tokens", "max_completion_tokens")
+    sized = _sized(settings, model, prompt, count, "messages")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return common(
+        "chat", prompts=(prompt,), settings=(sized,), ending=_ending(body, model), logprobs=logprobs
+    )
+
+
+def _sized(
+    settings: Settings,
+    model: ServedModel,
+    prompt: str,
+    count: int | None,
+    where: str,
+    *,
+    capped: bool = False,
+) -> Settings:
+    """Settings with a canvas for a prompt and a number of tokens."""
+    if BLANK.search(prompt):
+        raise BadRequestError("The prompt has gaps, [MASK]: send it to /v1/infill as `text`.", where)
+    given = len(prompt_ids(model.checkpoint.tokenizer, prompt))
+    room = model.checkpoint.length - given
+    if room < 1:
+        raise BadRequestError(
+            f"The prompt has {given} tokens, and the model has a context of {model.checkpoint.length}: shorten it.",
+            where,
+            code="context_length_exceeded",
+        )
+    if count is not None and count > room and not capped:
+        raise BadRequestError(
+            f"`max_tokens` is {count}; at most {room} fit, as the prompt has {given} tokens and the model a context of "
+            f"{model.checkpoint.length}.",
+            "max_tokens",
+            code="context_length_exceeded",
+        )
+    return replace(settings, length=given + min(room, count or room))
+
+
+def _ending(body: CompletionRequest | ChatRequest, model: ServedModel) -> Ending:
+    strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    ends = model.checkpoint.tokenizer.vocabulary.eos is not None and not body.ignore_eos
+    return Ending(ends, strings)
+
+
+def _settings(body: CommonRequest, model: ServedModel, options: ServeOptions) -> Settings:
+    """The settings of generation that the fields of a request describe."""
+    steps, width = _either(body, "steps", "max_denoising_steps"), _either(body, "width", "block_length")
+    if steps is not None and steps > options.max_steps:
+        raise BadRequestError(f"`steps` is {steps}; this server takes at most {options.max_steps}.", "steps")
+    family = body.hyperschedule
+    if body.block_length is not None and family is None:
+        family = "block"
+    usual = Settings()
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": None if body.top_p == 1 else body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "guidance": body.cfg_scale,
+        "grid": body.grid,
+    }
+    algorithm, eta = _algorithm(body, model)
+    return Settings(
+        algorithm=algorithm,
+        eta=usual.eta if eta is None else eta,
+        hyperschedule=family,
+        width=width,
+        steps=steps,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _algorithm(body: CommonRequest, model: ServedModel) -> tuple[str, float | None]:
+    """The name of the algorithm, and its `eta`."""
+    name, eta = body.algorithm, body.eta
+    if body.threshold is not None:
+        if name not in (None, "threshold"):
+            raise BadRequestError(
+                f"`threshold` has no effect with algorithm {name!r}: leave it out.", "threshold"
+            )
+        if eta is not None:
+            raise BadRequestError("`threshold` is 1 - `eta`: give one of them.", "threshold")
+        name, eta = "threshold", 1 - body.threshold
+    supported = model.supported
+    if name is None:
+        usual = Settings().algorithm
+        return (usual if usual in supported or not supported else supported[0]), eta
+    if name in model.unsupported:
+        raise BadRequestError(
+            f"{model.unsupported[name]} Algorithms that work: {', '.join(supported)}.", "algorithm"
+        )
+    if name not in supported:
+        raise BadRequestError(
+            f"Unknown algorithm {name!r}; did you mean {nearest(name, supported)!r}? Known: {', '.join(supported)}.",
+            "algorithm",
+        )
+    return name, eta
+
+
+def _check_common(body: CommonRequest, options: ServeOptions) -> None:
+    if body.n > options.max_n:
+        raise BadRequestError(f"`n` is {body.n}; this server writes at most {options.max_n} passages.", "n")
+    if body.diffusion_frames and not body.stream:
+        raise BadRequestError("`diffusion_frames` needs `stream`: true.", "diffusion_frames")
+    if body.stream_options is not None and not body.stream:
+        raise BadRequestError("`stream_options` needs `stream`: true.", "stream_options")
+
+
+def _check_unsupported(body: CompletionRequest | ChatRequest) -> None:
+    """Refuse fields of OpenAI that would have no effect."""
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(body, name):
+            raise BadRequestError(f"`{name}` is not supported; use `repetition_penalty`.", name)
+    if body.logit_bias:
+        raise BadRequestError("`logit_bias` is not supported: leave it out.", "logit_bias")
+    if isinstance(body, CompletionRequest) and body.best_of not in (None, body.n):
+        raise BadRequestError("`best_of` is not supported beyond `n`: leave it out.", "best_of")
+
+
+def _either(body: CommonRequest, name: str, other: str) -> int | None:
+    """The value of a field that has two names."""
+    first, second = getattr(body, name), getattr(body, other)
+    if first is not None and second is not None and first != second:
+        raise BadRequestError(f"`{name}` and `{other}` are two names of one field: give one of them.", other)
+    value: int | None = second if first is None else first
+    return value
+
+
+def _refused(error: ValueError) -> BadRequestError:
+    """The answer to a request that the library refuses."""
+    quoted, words = re.findall(r"`(\w+)`", str(error)), re.findall(r"\w+", str(error))
+    names = [error.option] if isinstance(error, OptionError) else quoted or words
+    known = {*CompletionRequest.model_fields, *InfillRequest.model_fields}
+    fields = [_FIELDS.get(name, name) for name in names]
+    return BadRequestError(str(error), next((name for name in fields if name in known), None))

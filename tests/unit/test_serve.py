@@ -1,0 +1,397 @@
+"""The server: the interface of OpenAI with its real client, refusals, limits and safety."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from hdlm.generation import Ending, Settings, write
+from hdlm.generation.recording import TraceDocument
+from hdlm.generation.write import prompt_ids
+from hdlm.serve.models import ServedModel, read_chat_template
+from hdlm.serve.options import ServeOptions
+from tests.serving import TEMPLATE, serving, small_model
+
+MODEL = small_model()
+CHAT = ServedModel("chat", MODEL.checkpoint, TEMPLATE)
+PROMPT = "In the beginning"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving([MODEL, CHAT], ServeOptions(slots=4, max_body=200_000)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def alone(num: int = 1, seed: int = 5, count: int = 12, **settings: Any) -> list[str]:
+    """The texts that the library generates."""
+    how = Settings(length=_num_given() + count, **settings)
+    return [p.text for p in write(MODEL.checkpoint, PROMPT, how, num=num, seed=seed, ending=Ending(True))]
+
+
+def _num_given() -> int:
+    return len(prompt_ids(MODEL.checkpoint.tokenizer, PROMPT))
+
+
+def post(address: str, path: str = "/v1/completions", **body: Any) -> httpx.Response:
+    return httpx.post(f"{address}{path}", json=body, timeout=60)
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["small", "chat"]
+    assert client.models.retrieve("chat").model_extra["hdlm_chat"] is True
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.models.retrieve("other")
+
+
+def test_completions_are_the_texts_of_the_library(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="small", prompt=PROMPT, max_tokens=12, n=3, seed=5, echo=True, temperature=0.8
+    )
+    assert [choice.text for choice in answer.choices] == alone(3, temperature=0.8)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == _num_given()
+    assert answer.usage.model_extra["forward_passes"] > 3
+    plain = client.completions.create(
+        model="small", prompt=PROMPT, max_tokens=12, n=3, seed=5, temperature=0.8
+    )
+    assert [PROMPT + choice.text for choice in plain.choices] == [choice.text for choice in answer.choices]
+
+
+def test_streams_of_both_clients_join_to_the_text(client: openai.OpenAI, address: str) -> None:
+    how: dict[str, Any] = {"model": "small", "prompt": PROMPT, "max_tokens": 12, "seed": 5}
+    chunks = list(client.completions.create(**how, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+    assert PROMPT + text == alone()[0]
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+    assert chunks[-1].usage is not None
+    assert len(chunks) > 4
+
+    async def read() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none") as other:
+            stream = await other.completions.create(**how, stream=True)
+            return "".join([chunk.choices[0].text async for chunk in stream])
+
+    assert asyncio.run(read()) == text
+
+
+def test_stop_strings_end_a_text(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="small", prompt=PROMPT, max_tokens=30, seed=7).choices[0].text
+    stop = whole[10:12]
+    cut = client.completions.create(model="small", prompt=PROMPT, max_tokens=30, seed=7, stop=stop).choices[0]
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_logprobs_are_those_of_the_written_tokens(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="small", prompt=PROMPT, max_tokens=6, seed=5, logprobs=2, echo=True
+    )
+    found = answer.choices[0].logprobs
+    assert found is not None
+    assert found.token_logprobs[: _num_given()] == [None] * _num_given()
+    written = found.token_logprobs[_num_given() :]
+    assert len(written) == 6
+    assert all(number is not None and number < 0 for number in written)
+    assert all(len(top) <= 2 for top in found.top_logprobs[_num_given() :])
+    assert "".join(found.tokens).strip() == answer.choices[0].text
+
+
+def test_suffix_and_gaps_are_filled(client: openai.OpenAI, address: str) -> None:
+    choice = client.completions.create(
+        model="small", prompt=PROMPT, suffix=" the word.", max_tokens=4, seed=1
+    )
+    whole = post(address, "/v1/infill", text=f"{PROMPT}[MASK:4] the word.", seed=1).json()["choices"][0]
+    assert whole["gaps"] == [choice.choices[0].text]
+    assert whole["text"] == write(MODEL.checkpoint, f"{PROMPT}[MASK:4] the word.", seed=1)[0].text
+    several = post(
+        address, "/v1/infill", text="[MASK:2] beginning [MASK] the word [MASK:3]", n=2, seed=1
+    ).json()
+    assert [len(choice["gaps"]) for choice in several["choices"]] == [3, 3]
+
+
+def test_chats_need_a_template(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "In the"}]
+    answer = client.chat.completions.create(
+        model="chat", messages=messages, max_tokens=5, seed=2, logprobs=True, top_logprobs=1
+    )
+    text = answer.choices[0].message.content
+    stream = client.chat.completions.create(
+        model="chat", messages=messages, max_tokens=5, seed=2, stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
+    assert answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.content or ()) == 5
+    with pytest.raises(openai.BadRequestError, match="no chat template"):
+        client.chat.completions.create(model="small", messages=messages)
+
+
+def test_frames_are_a_trace(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model="small", prompt=PROMPT, max_tokens=8, seed=5, stream=True, extra_body={"diffusion_frames": True}
+    )
+    frames = [chunk.model_extra["hdlm_frame"] for chunk in stream if "hdlm_frame" in chunk.model_extra]
+    document = TraceDocument.from_dict(frames[0]["document"])
+    assert document.seed == 5
+    tokens = list(document.sequences[0].start)
+    assert len(tokens) == _num_given() + 8
+    for frame in frames:
+        for position, new in zip(frame["changes"]["position"], frame["changes"]["new"], strict=True):
+            tokens[position] = new
+    text = (
+        client.completions.create(model="small", prompt=PROMPT, max_tokens=8, seed=5, echo=True)
+        .choices[0]
+        .text
+    )
+    assert MODEL.checkpoint.tokenizer.decode(tokens).strip().startswith(text)
+
+
+COMPANY: tuple[dict[str, Any], ...] = tuple(
+    {
+        "prompt": prompt,
+        "max_tokens": count,
+        "seed": seed,
+        "n": n,
+        "logprobs": 1,
+        **settings,
+    }
+    for seed, (prompt, count, n, settings) in enumerate(
+        [
+            (PROMPT, 8, 1, {}),
+            ("", 8, 2, {"temperature": 0.5}),
+            ("the word", 9, 1, {"algorithm": "gibbs", "top_p": 0.9}),
+            (PROMPT, 6, 2, {"repetition_penalty": 1.3, "hyperschedule": "flat", "steps": 5}),
+            ("the land", 7, 1, {"threshold": 0.3}),
+            ("people", 4, 1, {"cfg_scale": 0.5}),
+        ]
+    )
+)
+
+
+def test_answers_are_the_same_bytes_alone_and_in_company(address: str) -> None:
+    """Every digit of the log probabilities is compared as well."""
+    single = [post(address, **body).json()["choices"] for body in COMPANY]
+    numbers = random.Random(0)
+    wanted = list(range(len(COMPANY)))
+    numbers.shuffle(wanted)
+
+    def ask(place: int) -> tuple[int, str]:
+        time.sleep(numbers.random() / 20)
+        return place, json.dumps(post(address, **COMPANY[place]).json()["choices"])
+
+    with ThreadPoolExecutor(8) as pool:
+        for place, choices in pool.map(ask, wanted):
+            assert choices == json.dumps(single[place])
+
+
+REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"tempreature": 1}, "tempreature", "Extra inputs"),
+    ({"algorithm": "gibs"}, "algorithm", "did you mean 'gibbs'"),
+    ({"threshold": 0.9, "eta": 0.1}, "threshold", "one of them"),
+    ({"threshold": 0.9, "algorithm": "acs"}, "threshold", "no effect"),
+    ({"max_tokens": 10**6}, "max_tokens", "at most"),
+    ({"temperature": -1}, "temperature", "greater than"),
+    ({"temperature": 1e-40}, "temperature", "float32"),
+    ({"steps": 10**6}, "steps", "at most 1024"),
+    ({"steps": 3, "max_denoising_steps": 4}, "max_denoising_steps", "two names"),
+    ({"hyperschedule": "flat", "width": 3}, "width", "no effect"),
+    ({"width": 1000}, "width", "lie in"),
+    ({"grid": "strange"}, "grid", "grid"),
+    ({"n": 1000}, "n", "at most 32"),
+    ({"seed": 2**70}, "seed", "less than"),
+    ({"stop": ""}, "stop", ""),
+    ({"prompt": "a [MASK]"}, "prompt", "/v1/infill"),
+    ({"prompt": "word " * 500}, "prompt", "context"),
+    ({"prompt": ["a"] * 40}, "prompt", "at most 32"),
+    ({"suffix": "b", "stop": "c"}, "stop", "no effect"),
+    ({"model": "other"}, "model", "there are: small, chat"),
+    ({"best_of": 4}, "best_of", "not supported"),
+    ({"frequency_penalty": 1}, "frequency_penalty", "repetition_penalty"),
+    ({"diffusion_frames": True}, "diffusion_frames", "stream"),
+)
+
+
+@pytest.mark.parametrize(("body", "field", "words"), REFUSED, ids=lambda value: str(value)[:40])
+def test_a_refusal_names_the_field(address: str, body: dict[str, Any], field: str, words: str) -> None:
+    answer = post(address, **({"prompt": "a"} | body))
+    assert answer.status_code in (400, 404)
+    error = answer.json()["error"]
+    assert error["param"] == field, error
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"temperature": NaN}',
+        b'{"temperature": 1e999}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": {"a": 1}}',
+        b"[" * 20_000,
+        b'{"stop": [' + b'"a",' * 30 + b'"b"]}',
+    ],
+    ids=lambda content: str(content[:20]),
+)
+def test_hostile_bodies_are_refused(address: str, content: bytes) -> None:
+    answer = httpx.post(
+        f"{address}/v1/completions", content=content, headers={"content-type": "application/json"}, timeout=30
+    )
+    assert answer.status_code == 400, answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_large_bodies_are_refused_with_and_without_a_length(address: str) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 10_000
+
+    for content in (b"x" * 300_000, parts()):
+        try:
+            answer = httpx.post(f"{address}/v1/completions", content=content)
+        except (httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
+            continue  # the server has closed the connection without reading the rest
+        assert answer.status_code == 413
+
+
+def test_a_body_of_another_type_and_a_foreign_host_are_refused(address: str) -> None:
+    answer = httpx.post(f"{address}/v1/completions", content='{"prompt": "a"}')
+    assert answer.status_code == 400
+    assert "application/json" in answer.json()["error"]["message"]
+    assert httpx.get(f"{address}/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_answers_have_safe_headers_and_request_ids(address: str) -> None:
+    answer = httpx.get(f"{address}/health", headers={"x-request-id": "mine", "origin": "http://evil.example"})
+    assert answer.headers["x-request-id"] == "mine"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "access-control-allow-origin" not in answer.headers
+    assert (
+        httpx.get(f"{address}/health", headers={"x-request-id": "a b\t{}"}).headers["x-request-id"]
+        != "a b\t{}"
+    )
+    assert httpx.get(f"{address}/nothing").json()["error"]["type"] == "not_found_error"
+
+
+def test_metrics_count_requests_and_tokens(address: str) -> None:
+    post(address, prompt=PROMPT, max_tokens=3)
+    text = httpx.get(f"{address}/metrics").text
+    assert 'hdlm_requests_total{route="/v1/completions",status="200"}' in text
+    names = ("generated_tokens_total", "evaluations_total", "tokens_per_forward_sum", "batch_fill_sum")
+    assert all(f"hdlm_{name}" in text for name in names)
+    assert httpx.get(f"{address}/ready").json()["status"] == "ready"
+
+
+def test_a_key_is_needed_where_one_is_set() -> None:
+    with serving([MODEL], ServeOptions(api_key="secret")) as address:
+        assert httpx.get(f"{address}/health").status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
+            assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 401
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
+            assert [model.id for model in client.models.list()] == ["small"]
+
+
+def test_a_server_for_others_needs_a_key() -> None:
+    with pytest.raises(ValueError, match="set `api_key`, or `no_auth`"):
+        ServeOptions(host="0.0.0.0")
+    assert not ServeOptions(host="0.0.0.0", no_auth=True).is_loopback
+    assert ServeOptions(host="::1").is_loopback
+    with pytest.raises(ValueError, match="`slots` must be at least 1"):
+        ServeOptions(slots=0)
+
+
+def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
+    slow = {"prompt": "", "max_tokens": 40, "algorithm": "original", "steps": 1000, "stream": True}
+    with serving([MODEL], ServeOptions(slots=2, queue=2)) as address:
+        with httpx.Client() as one, httpx.Client() as other:
+            body = slow | {"diffusion_frames": True}
+            with (
+                one.stream("POST", f"{address}/v1/completions", json=body) as first,
+                other.stream("POST", f"{address}/v1/completions", json=body) as second,
+            ):
+                next(first.iter_lines())
+                next(second.iter_lines())
+                refused = post(address, prompt="a")
+                assert refused.status_code == 429
+                assert refused.headers["retry-after"] == "1"
+        assert _becomes(address, "hdlm_requests_open 0.0")
+        assert _becomes(address, "hdlm_passages_running 0.0")
+        assert post(address, prompt="a", max_tokens=2).status_code == 200
+
+
+def _becomes(address: str, line: str) -> bool:
+    for _ in range(200):
+        if line in httpx.get(f"{address}/metrics").text:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_long_request_ends_with_408() -> None:
+    with serving([MODEL], ServeOptions(request_timeout=0.2)) as address:
+        answer = post(address, prompt="", max_tokens=40, steps=1000, algorithm="original", n=8)
+        assert answer.status_code == 408
+        assert answer.json()["error"]["code"] == "timeout"
+
+
+def test_small_requests_do_not_wait_for_a_large_one(address: str) -> None:
+    """The large request needs all slots four times."""
+    done: list[str] = []
+
+    def large() -> None:
+        post(address, prompt="", max_tokens=20, n=16)
+        done.append("large")
+
+    thread = threading.Thread(target=large)
+    thread.start()
+    time.sleep(0.1)
+    for _ in range(2):
+        post(address, prompt="a", max_tokens=2)
+        done.append("small")
+    thread.join()
+    assert done == ["small", "small", "large"]
+
+
+def test_a_client_that_vanishes_changes_no_bytes_of_others(address: str) -> None:
+    wanted = post(address, **COMPANY[1]).json()["choices"]
+    host, _, port = address.removeprefix("http://").partition(":")
+    body = json.dumps({"prompt": "", "max_tokens": 40, "stream": True, "steps": 50}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        gone.recv(100)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset
+    assert post(address, **COMPANY[1]).json()["choices"] == wanted
+
+
+def test_a_template_is_read_from_a_folder(tmp_path) -> None:
+    assert read_chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "a"}')
+    assert read_chat_template(tmp_path) == "a"
+    (tmp_path / "chat_template.jinja").write_text("b")
+    assert read_chat_template(tmp_path) == "b"
+    model = ServedModel("x", MODEL.checkpoint, "{{ raise_exception('only users') }}")
+    with pytest.raises(ValueError, match="refuses the messages: only users"):
+        model.prompt_of([{"role": "system", "content": ""}])
