@@ -21,7 +21,7 @@ import torch
 from hdlm.distributed import ALONE, Processes
 from hdlm.evaluation.records.protocol import write_result
 from hdlm.strict_config import require
-from hdlm.study.jobs import FAILURES, Job, StudyStoppedError
+from hdlm.study.jobs import FAILURES, StudyJob, StudyStoppedError
 from hdlm.study.plan import Study
 from hdlm.study.results import study_document
 from hdlm.training.monitor.flops import peak_flops
@@ -79,7 +79,7 @@ class StudyRun:
     def __post_init__(self) -> None:
         require(0 <= self.part.rank < self.part.count, "part", "K/N with K in 1 .. N", self.part)
 
-    def own(self, jobs: list[Job]) -> list[Job]:
+    def own(self, jobs: list[StudyJob]) -> list[StudyJob]:
         """The jobs of this part."""
         return [job for job in jobs if job.group % self.part.count == self.part.rank]
 
@@ -95,7 +95,7 @@ class StudyRun:
             self._perform(job, f"[{place + 1}/{len(own)}] {job.name}")
         return self.results(jobs)
 
-    def _perform(self, job: Job, line: str) -> None:
+    def _perform(self, job: StudyJob, line: str) -> None:
         if job.result(self.output) is not None:
             self._say(f"{line}: done before")
             return
@@ -121,7 +121,7 @@ class StudyRun:
         if self.report is not None:
             self.report(line)
 
-    def results(self, jobs: list[Job] | None = None) -> dict[str, Any]:
+    def results(self, jobs: list[StudyJob] | None = None) -> dict[str, Any]:
         """The document of all results so far; it is written with a report and pictures."""
         document = study_document(self.study, self.study.jobs() if jobs is None else jobs, self.output)
         if self.part.is_main or not self.waits:
@@ -147,7 +147,7 @@ class StudyRun:
             for job in self.own(jobs)
         ]
 
-    def _speed(self, jobs: list[Job]) -> float | None:
+    def _speed(self, jobs: list[StudyJob]) -> float | None:
         """FLOPs per second: of the trainings that are done, or a share of the device's peak."""
         done = [result for job in jobs if job.kind == "train" and (result := job.result(self.output))]
         if done:
@@ -156,7 +156,7 @@ class StudyRun:
         return None if peak is None else _SHARE_OF_PEAK * peak
 
 
-def _state(job: Job, output: Path) -> str:
+def _state(job: StudyJob, output: Path) -> str:
     if job.result(output) is not None:
         return "done"
     return "to do" if job.failure(output) is None else "failed"
