@@ -370,7 +370,7 @@ class Engine:
         share = self._steps_done / (self._steps_done + max(ahead, 0) + self.awaited * num_steps)
         for step in sorted(set(steps)):
             own = n == step
-            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            seen = sequence[own], before[own], after[own], moving[own], fixed, settled[own]
             costs = [
                 (group.window.num_evaluations, group.window.num_computed)
                 for group, own_step in zip(groups, steps, strict=True)
