@@ -98,7 +98,7 @@ class Trace:
         names = frame.sequence.tolist()
         if frame.step == 0:
             self.start.update(zip(names, frame.before.tolist(), strict=True))
-            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed]
+            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed[frame.rows]]
             self.given.update(zip(names, given, strict=True))
         self.num_steps, self.num_evaluations = frame.num_steps, frame.num_evaluations
         self.evaluations.update(zip(names, frame.evaluations, strict=True))

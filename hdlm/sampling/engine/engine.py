@@ -409,7 +409,7 @@ class Engine:
         for request, step in sorted(watched, key=lambda pair: pair[1]):
             chosen = [n == step and group.request is request for group, n in rows]
             own = torch.tensor(chosen, device=after.device)
-            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            seen = sequence[own], before[own], after[own], moving[own], fixed, settled[own]
             windows = [group.window for (group, _), mine in zip(rows, chosen, strict=True) if mine]
             costs = tuple(w.num_evaluations for w in windows), tuple(w.num_computed for w in windows)
             whole = step, self._hyperschedule.num_steps
