@@ -49,11 +49,14 @@ class EngineRequest:
         transforms: Transforms of the distributions, in order, before draws.
         stop: Where its sequences may end before all their positions are written.
         watch: Called with a `Frame` of its own sequences after every step of any of them.
+        every_step: Whether `watch` also gets every step in which nothing can happen; otherwise only the last one of
+            several such steps in a row.
     """
 
     transforms: tuple[Transform, ...] = ()
     stop: Stop | None = None
     watch: Callable[[Frame], None] | None = None
+    every_step: bool = True
 
 
 @final
@@ -383,7 +386,7 @@ class Engine:
             if event is not None:
                 break
         if group.request.watch is not None:
-            for n in range(first, group.n):
+            for n in range(first if group.request.every_step else max(first, group.n - 1), group.n):
                 self._show([group], [n], self._x[rows], self._x[rows])
 
     def _show(
