@@ -24,7 +24,9 @@ demo: $(VENV)/installed-demo ## from text to corrected samples, on a laptop
 test: lint ## lint, types and the fast tests
 	$(PYTEST) -m "not slow"
 
-test-all: lint ## lint, types and every test
+test-all: lint $(VENV)/installed-browser ## lint, types and every test; those of pages need Chromium
+	@command -v chromium > /dev/null || { command -v apt-get > /dev/null && apt-get install --yes chromium; } \
+		|| echo "There is no Chromium here, so the tests of pages are skipped."
 	$(PYTEST)
 
 test-gpu: $(VENV)/installed-dev ## the tests that need a GPU; docs/gpu.md says where to send the output

@@ -35,7 +35,6 @@ from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import Text, tokenize_documents
 from hdlm.package_data import pretrained
 from hdlm.progress import share_bar
-from hdlm.regime import Regime
 from hdlm.sampling import ApproximateCache, Execution, Frame, Move, Prompt
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, RULE, SERIES
@@ -179,9 +178,9 @@ class Bench:
         options: dict[str, Any] = {
             "num_sequences": self.num,
             "seed": self.seed,
-            "prompt": Prompt.prefix([self.checkpoint.tokenizer.vocabulary.bos or 0], self.length),
+            "prompt": Prompt.prefix([self.checkpoint.vocabulary.bos or 0], self.length),
         }
-        plain, regime = Execution(AT_A_TIME), Regime(plan, self.checkpoint.noise_schedule)
+        plain, regime = Execution(AT_A_TIME), self.checkpoint.regime(plan)
         step = algorithm("original", denoiser.process)
         sample(denoiser, regime, step, watch=watch, execution=plain, **options)
         exact, found = Replay(states), []

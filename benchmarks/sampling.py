@@ -2,6 +2,7 @@
 
     python -m benchmarks.sampling                                  the base size of the published networks
     python -m benchmarks.sampling --quick                          a smoke test of a small size
+    python -m benchmarks.sampling --decoder                        the decoder network, beside the loop of transformers
     python -m benchmarks.sampling --overhead                       the time of the sampler without the network
 
 One run uses one network with random weights, in float32. There is a row in bfloat16 if that is faster on the machine.
@@ -28,7 +29,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from benchmarks import overhead
+from benchmarks import decoder, overhead
 from benchmarks.timing import Benchmark
 from hdlm import Absorbing, Block, DDiT, DDiTConfig, Denoiser, EpsilonHybrid, Mean, algorithm, flat, sample
 from hdlm.denoiser import AbstractDenoiser, Prediction
@@ -234,7 +235,17 @@ def main() -> None:
     parser.add_argument(
         "--overhead", action="store_true", help="count the operations of the sampler with the shipped model"
     )
+    parser.add_argument(
+        "--decoder", action="store_true", help="the decoder network, beside the loop of transformers"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="with --decoder: the errors of approximate caches for this model"
+    )
+    parser.add_argument("--mask-id", type=int, metavar="N", help="with --model: row of the mask")
     args = parser.parse_args()
+    if args.decoder:
+        decoder.report(quick=args.quick, model=args.model, mask_id=args.mask_id)
+        return
     if args.overhead:
         overhead.main()
         return

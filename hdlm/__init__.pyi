@@ -8,6 +8,8 @@ from hdlm.evaluation import LikelihoodResult as LikelihoodResult
 from hdlm.evaluation.records.compare import compare as compare
 from hdlm.generation import Passage as Passage
 from hdlm.generation import Settings as Settings
+from hdlm.generation import TraceDocument as TraceDocument
+from hdlm.generation import record as record
 from hdlm.generation import write as write
 from hdlm.hub import load as load
 from hdlm.hyperschedule import AbstractCountdown as AbstractCountdown

@@ -93,6 +93,11 @@ class Visibility:
         return (context | company) & (self.query_document[..., None] == self.key_document[..., None, :])
 
     @property
+    def num_queries(self) -> int:
+        """Number of queries."""
+        return self.query_rank.shape[-1]
+
+    @property
     def is_everything(self) -> bool:
         """Whether every query attends to every key as context, so that no mask is needed."""
         return self.query_document is None and bool(self.key_rank.max() <= self.query_rank.min())

@@ -1,8 +1,8 @@
-"""Measure a model: `hdlm.evaluate.likelihood`, `hdlm.evaluate.generation` and `hdlm.evaluate.frontier`.
+"""Measure a model: `hdlm.evaluate.likelihood`, `generation`, `frontier`, `calibration` and `repair`.
 
 `hdlm.evaluate` is this module; a file of that name would hide the package `evaluate` from the scripts in this folder.
-Each function runs the same code as its command: `hdlm eval likelihood`, `generation`, `frontier`. `hdlm.compare` puts
-the results in their folders side by side.
+Each function runs the same code as its command, such as `hdlm eval likelihood`. `hdlm.compare` puts the results in
+their folders side by side.
 """
 
 from __future__ import annotations
@@ -18,16 +18,29 @@ from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser
+from hdlm.evaluation.calibration import CalibrationOptions, measured_calibration
 from hdlm.evaluation.generation.evaluate import GenerationOptions, GenerationResult, measured_generation
 from hdlm.evaluation.generation.frontier import FrontierOptions, measured_frontier
 from hdlm.evaluation.likelihood.evaluate import LikelihoodOptions, likelihood_document
 from hdlm.evaluation.likelihood.result import LikelihoodResult
+from hdlm.evaluation.repair import RepairOptions, measured_repair
 from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.regime import Regime
 from hdlm.strict_config import read_table
 
-__all__ = ["GenerationOptions", "LikelihoodOptions", "evaluate", "frontier", "generation", "likelihood"]
+__all__ = [
+    "CalibrationOptions",
+    "GenerationOptions",
+    "LikelihoodOptions",
+    "RepairOptions",
+    "calibration",
+    "evaluate",
+    "frontier",
+    "generation",
+    "likelihood",
+    "repair",
+]
 
 
 def likelihood(
@@ -169,6 +182,75 @@ def frontier(
         reference=reference,
     )
     return measured_frontier(models, read_table(Settings, settings), options, Path(output), progress=progress)
+
+
+def calibration(
+    checkpoint: Checkpoint,
+    text: object,
+    *,
+    output: str | Path | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure whether the network's probability that a visible word is wrong is the share of words that are wrong.
+
+    Args:
+        checkpoint: The checkpoint of the model.
+        text: Text that the model was not trained on, as for `likelihood`.
+        output: Folder for `results.json`, a report and a picture.
+        progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+        **options: Fields of `CalibrationOptions`: `num`, `length`, `planted`, `levels` and so on.
+
+    Returns:
+        The document that is written; its `result["metrics"]` has the numbers with their errors.
+
+    Raises:
+        ValueError: If the text cannot be used, or an option is unknown, out of range or does not fit the model.
+    """
+    return measured_calibration(
+        checkpoint,
+        text,
+        read_table(CalibrationOptions, _with_path(options)),
+        model=_name(checkpoint),
+        output=None if output is None else Path(output),
+        progress=progress,
+    )
+
+
+def repair(
+    checkpoint: Checkpoint,
+    text: object,
+    *,
+    output: str | Path | None = None,
+    progress: bool | None = None,
+    measures: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Replace a share of the words of a text, let a sampler correct it, and count what is restored and damaged.
+
+    Args:
+        checkpoint: The checkpoint of the model.
+        text: Text that the model was not trained on, as for `likelihood`.
+        output: Folder for `results.json`, a report and a picture.
+        progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+        measures: Fields of `RepairOptions`: `share`, `noise`, `start`, `num` and so on.
+        **settings: Fields of `hdlm.Settings`, as for `Checkpoint.generate`.
+
+    Returns:
+        The document that is written; its `result` has `metrics` and `controls`.
+
+    Raises:
+        ValueError: If the text cannot be used, or an option is unknown, out of range or does not fit the model.
+    """
+    return measured_repair(
+        checkpoint,
+        text,
+        read_table(Settings, settings),
+        read_table(RepairOptions, _with_path(measures or {})),
+        model=_name(checkpoint),
+        output=None if output is None else Path(output),
+        progress=progress,
+    )
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -58,7 +58,7 @@ class OptionError(ValueError):
 class IdleOptionError(OptionError):
     """An option that has no effect together with the others; `expected` says what to do."""
 
-    form = "`{option}` would not act here: {expected}; got {given!r}."
+    form = "`{option}` has no effect here: {expected}; got {given!r}."
 
 
 @final
@@ -184,10 +184,13 @@ def _convert(value: Any, hint: Any, option: str) -> Any:
 
 
 def _several(value: Any, kind: Any, option: str) -> tuple[Any, ...]:
-    """A list of tables, or of names; a single name needs no list."""
+    """A list of tables, of numbers, or of names; a single name needs no list."""
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, list | tuple), option, f"a list of tables, [[{option}]]", value)
         return tuple(read_table(kind, item, option) for item in value)  # type: ignore[arg-type]
+    if kind in (int, float):
+        require(isinstance(value, list | tuple), option, "a list of numbers", value)
+        return tuple(_convert(item, kind, option) for item in value)
     items = [value] if isinstance(value, str) else value
     names = isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)
     require(names, option, "names", value)

@@ -1,4 +1,4 @@
-"""Train a model from nothing, as a published configuration says: `python hdlm/train.py --config-name epsilon_hdlm`."""
+"""Train a new model, as a published configuration says: `python hdlm/train.py --config-name epsilon_hdlm`."""
 
 from __future__ import annotations
 

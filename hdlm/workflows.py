@@ -27,9 +27,10 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
 from hdlm.parameterization import AbstractParameterization
 from hdlm.process import AbstractNoiseProcess
-from hdlm.training import Recipe, ResumePoint, find_resume_point
+from hdlm.training import Recipe, ResumePoint
+from hdlm.training.conversion import CONVERSION, Target, prepared
 from hdlm.training.finetuning import recipe_of
-from hdlm.training.launch import begin, carry_out, check_vacant, recipe_file
+from hdlm.training.launch import begin, carry_out, recipe_file, run_to_resume
 from hdlm.training.recipe import import_own, with_options
 from hdlm.training.text import Corpora
 
@@ -91,12 +92,14 @@ def train(
             cannot take the run; the message says what to do.
     """
     console, folder = _console(progress=progress), Path(output)
-    found = _found(folder, console, resume=resume)
-    table = _table(recipe) if found is None or recipe != "demo" else found.recipe.to_table()
+    resume_point = run_to_resume(folder, console.print, resume=resume, option="resume=True")
+    table = _table(recipe) if resume_point is None or recipe != "demo" else resume_point.recipe.to_table()
     _put_pieces(table, process, noise_schedule, parameterization, objective, hyperschedule, network)
     corpora = _put_text(table, text)
     _put_run(table, minutes, steps, seed)
-    return _carried_out(Recipe.from_table(table), folder, console, device, found=found, text=corpora)
+    return _carried_out(
+        Recipe.from_table(table), folder, console, device, resume_point=resume_point, text=corpora
+    )
 
 
 def finetune(
@@ -112,6 +115,7 @@ def finetune(
     objective: AbstractObjective | _Table | None = None,
     hyperschedule: AbstractHyperschedule | _Table | None = None,
     recipe: Recipe | _Table | str | Path | None = None,
+    to: Target | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     keep_optimizer: bool = False,
@@ -135,7 +139,8 @@ def finetune(
         objective: As for `train`; by default the recorded one, or one that matches the process and the outputs.
         hyperschedule: As for `train`.
         recipe: Tables that replace options of the checkpoint's, `{"optimizer": {"head_rate": 1e-4}}`; or a complete
-            recipe.
+            recipe. With `to`, a file or a name of a recipe replaces options as well.
+        to: `"diffusion"` to convert a causal model: it gets a mask, and the recipe is `"diffusion"` by default.
         seed: As for `train`.
         device: As for `train`.
         keep_optimizer: Whether to begin with the state of the optimizers; the checkpoint must be the folder of a run.
@@ -153,10 +158,16 @@ def finetune(
             "keep_optimizer=True needs the folder of a run as the checkpoint: a model has no optimizer state."
         )
     console, folder = _console(progress=progress), Path(output)
-    found = _found(folder, console, resume=resume)
+    resume_point = run_to_resume(folder, console.print, resume=resume, option="resume=True")
     start = checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint)
-    if found is not None and recipe is None:
-        table = found.recipe.to_table()
+    if to is not None:
+        start = prepared(
+            start, "a model in memory" if isinstance(checkpoint, Checkpoint) else str(checkpoint)
+        )
+    if resume_point is not None and recipe is None:
+        table = resume_point.recipe.to_table()
+    elif to is not None and not isinstance(recipe, Recipe):
+        table = _conversion(start, recipe)
     elif recipe is None or isinstance(recipe, Mapping):
         import_own(recipe)
         table = with_options(recipe_of(start), recipe or {})
@@ -167,7 +178,19 @@ def finetune(
     _put_run(table, minutes, steps, seed)
     memory = str(checkpoint) if keep_optimizer else None
     full = Recipe.from_table(table)
-    return _carried_out(full, folder, console, device, found=found, text=corpora, start=start, memory=memory)
+    return _carried_out(
+        full, folder, console, device, resume_point=resume_point, text=corpora, start=start, memory=memory
+    )
+
+
+def _conversion(start: Checkpoint, recipe: _Table | str | Path | None) -> dict[str, Any]:
+    """The table of a recipe that converts a model: that of a file, or the default one with other options."""
+    file = recipe_file(recipe if isinstance(recipe, str | Path) else CONVERSION)
+    table = Recipe.load(file, base=recipe_of(start)).to_table()
+    if isinstance(recipe, Mapping):
+        import_own(recipe)
+        table = with_options(table, recipe)
+    return table
 
 
 def _carried_out(
@@ -176,14 +199,16 @@ def _carried_out(
     console: Console,
     device: torch.device | str | None,
     *,
-    found: ResumePoint | None,
+    resume_point: ResumePoint | None,
     text: Corpora | None,
     start: Checkpoint | None = None,
     memory: str | None = None,
 ) -> Checkpoint:
     """Begin or resume a run, carry it out, and load its model."""
     place = device if isinstance(device, torch.device) else find_device(device or "auto")
-    session = begin(recipe, folder, place, console.print, found=found, start=start, text=text, memory=memory)
+    session = begin(
+        recipe, folder, place, console.print, resume_point=resume_point, start=start, text=text, memory=memory
+    )
     carry_out(session, console, (Observer(session.run, session, folder, console.print),))
     return load_checkpoint(folder, place)
 
@@ -191,15 +216,6 @@ def _carried_out(
 def _console(*, progress: bool) -> Console:
     is_main = os.environ.get("RANK", "0") == "0"
     return Console(quiet=not (progress and is_main), highlight=False, soft_wrap=True)
-
-
-def _found(folder: Path, console: Console, *, resume: bool) -> ResumePoint | None:
-    """The run to resume, if any."""
-    if resume:
-        return find_resume_point(folder, console.print)
-    if os.environ.get("RANK", "0") == "0":
-        check_vacant(folder, "resume=True")
-    return None
 
 
 def _table(recipe: Recipe | _Table | str | Path) -> dict[str, Any]:

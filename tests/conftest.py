@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import shape_checks
 from tests.committed_figures import missing_figure, unpack
+
+shape_checks.install()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
 NO_CUDA = "no CUDA here, so CUDA graphs were replayed by a stand-in only"
+NO_BROWSER = "no Chromium or no Playwright here: `apt-get install chromium` and `pip install -e '.[browser]'`"
 HAS_FULL_SET = (GOLDEN_DATA / "golden").is_dir()
 NOT_COMMITTED = "only the committed part of the golden figures is here: set HDLM_SHARED to the full set"
 
@@ -47,6 +51,11 @@ def _skip_what_is_not_committed() -> Generator[None, None, None]:
         pytest.skip(f"{NOT_COMMITTED} ({name} is missing)")
 
 
+def pytest_runtest_logstart() -> None:
+    """Check the shapes of the first calls in the test that starts."""
+    shape_checks.begin_test()
+
+
 pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 
@@ -54,7 +63,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report how many tests did not run because data or devices are missing."""
     reports = terminalreporter.getreports("skipped")
-    for reason in (NOT_COMMITTED, NO_CUDA):
+    for reason in (NOT_COMMITTED, NO_CUDA, NO_BROWSER):
         lost = sum(reason in str(report.longrepr) for report in reports)
         if lost:
             terminalreporter.write_sep("!", f"{lost} tests did not run: {reason}", red=True, bold=True)

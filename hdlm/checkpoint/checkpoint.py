@@ -29,7 +29,8 @@ from hdlm.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from hdlm.data.tokenizer import Tokenizer
     from hdlm.evaluation.likelihood.result import LikelihoodResult
-    from hdlm.generation.text import Passage
+    from hdlm.generation.text import Passages
+    from hdlm.view.page import ReplayPage
 
 __all__ = ["FORMAT", "MODEL_TYPE", "VERBS", "Checkpoint"]
 
@@ -43,6 +44,7 @@ VERBS: Mapping[str, str] = {
     "generate": "hdlm.generation.verbs",
     "infill": "hdlm.generation.verbs",
     "likelihood": "hdlm.measurements",
+    "replay": "hdlm.view.page",
 }
 """The module that implements each verb, as a function of the same name whose first argument is the checkpoint."""
 
@@ -155,7 +157,7 @@ class Checkpoint:
         stream: Callable[[int, str], None] | None = None,
         progress: bool | None = None,
         **settings: Any,
-    ) -> list[Passage]:
+    ) -> Passages:
         """Generate text that continues a prompt.
 
         Args:
@@ -171,12 +173,12 @@ class Checkpoint:
                 the default of `Settings` or of the checkpoint.
 
         Returns:
-            The passages; each has a `text`.
+            The passages; each has a `text`. Their `replay()` shows how they were generated.
 
         Raises:
             ValueError: If a setting is unknown or out of range, the prompt does not fit, or it has gaps: see `infill`.
         """
-        passages: list[Passage] = _implementation("generate")(
+        passages: Passages = _implementation("generate")(
             self,
             prompt,
             num=num,
@@ -199,7 +201,7 @@ class Checkpoint:
         batch_size: int | None = None,
         progress: bool | None = None,
         **settings: Any,
-    ) -> list[Passage]:
+    ) -> Passages:
         """Fill in the gaps of a text.
 
         Args:
@@ -211,15 +213,63 @@ class Checkpoint:
             **settings: Fields of `hdlm.Settings`, as in `generate`.
 
         Returns:
-            The whole text, once for each passage.
+            The whole text, once for each passage. Their `replay()` shows how they were generated.
 
         Raises:
             ValueError: If there is no gap, the text does not fit, or a setting is unknown or out of range.
         """
-        passages: list[Passage] = _implementation("infill")(
+        passages: Passages = _implementation("infill")(
             self, text, num=num, seed=seed, batch_size=batch_size, progress=progress, **settings
         )
         return passages
+
+    def replay(
+        self,
+        prompt: str = "",
+        *,
+        num: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        stop: Sequence[str] = (),
+        stop_at_end: bool = False,
+        alternatives: int = 5,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> ReplayPage:
+        """Generate text with a trace, and return a page that plays the generation; a notebook shows it.
+
+        The text is that of `generate` or, for a text with gaps, of `infill` with equal arguments.
+
+        Args:
+            prompt: Text to begin with, or a text with gaps.
+            num: Number of passages, at least 1.
+            seed: Seed of all random numbers.
+            batch_size: Number of passages that are generated at a time; it changes no passage.
+            stop: Strings that end a passage; it ends before the first of them.
+            stop_at_end: Whether a passage ends at the token that ends a text.
+            alternatives: Number of likeliest words that are kept for each change.
+            progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+            **settings: Fields of `hdlm.Settings`, as in `generate`.
+
+        Returns:
+            The page. `save(path)` writes it, and `traces` are the recorded traces.
+
+        Raises:
+            ValueError: If a setting is unknown or out of range, or the prompt does not fit.
+        """
+        page: ReplayPage = _implementation("replay")(
+            self,
+            prompt,
+            num=num,
+            seed=seed,
+            batch_size=batch_size,
+            stop=stop,
+            stop_at_end=stop_at_end,
+            alternatives=alternatives,
+            progress=progress,
+            **settings,
+        )
+        return page
 
     def likelihood(
         self,

@@ -274,7 +274,8 @@ def _type(module: str, node: ast.expr) -> dict[str, Any]:
     if isinstance(node, ast.Subscript):
         kind = ast.unparse(node.value)
         if kind == "Literal":
-            return {"choices": ast.literal_eval(node.slice)}
+            values = ast.literal_eval(node.slice)
+            return {"choices": values if isinstance(values, tuple) else (values,)}
         if kind == "tuple" and isinstance(node.slice, ast.Tuple):
             return _type(module, node.slice.elts[0]) | {"nargs": "+"}
     if isinstance(node, ast.Name):

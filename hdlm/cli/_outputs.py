@@ -94,5 +94,5 @@ def _outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Itera
         if isinstance(action, argparse._SubParsersAction):
             if value is not None:
                 yield from _outputs(action.choices[value], args)
-        elif isinstance(action.type, Output) and value is not None:
+        elif isinstance(action.type, Output) and isinstance(value, Path):
             yield action.option_strings[-1], action.type, value

@@ -1,8 +1,8 @@
-"""Put results of `hdlm eval` side by side: numbers with errors, differences, and which of them are more than noise.
+"""Compare results of `hdlm eval`: numbers with errors, and which differences are larger than their errors.
 
-A result is a file that `hdlm eval likelihood`, `generation`, `harness` or `frontier` wrote, or the folder in which it
-left its results.json. Differences are to the first; * marks those of more than two standard errors. Frontiers become
-one table and one picture, a curve for each.
+A result is a file that `hdlm eval likelihood`, `generation`, `harness` or `frontier` wrote, or the folder that holds
+its results.json. Each result is compared with the first. A * marks differences of more than two standard errors.
+Frontiers are drawn as curves in one picture, above one table.
 
 Examples:
   hdlm compare results/mdlm results/hdlm
@@ -10,8 +10,8 @@ Examples:
   hdlm compare results/acs results/original --metric entropy "generative perplexity"
   hdlm compare frontiers/mdlm frontiers/hdlm --output both.png
 
-Numbers that were made under different protocols (another text, bound, window, judge, number or length of samples) are
-not compared: one line says what differs, and the exit status is 2. Between tokenizers, bits per byte alone are.
+Results are only compared if they have the same protocol: text, bound, window, judge, number and length of samples.
+Otherwise one line names the difference, and the exit status is 2. Between tokenizers only bits per byte are compared.
 """
 
 from __future__ import annotations

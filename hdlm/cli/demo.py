@@ -1,9 +1,9 @@
-"""The demonstration: a model writes and corrects English; then one is trained from nothing, in minutes.
+"""Show what the package does: a model writes and corrects English; then a new model is trained, in minutes.
 
 Act 1 takes seconds: a small epsilon-hybrid model that ships with hdlm writes the same text with plain ancestral
-sampling and with ACS, which goes back over its words, and fills the gaps of a sentence.
-Act 2 takes less than six minutes on two cores: the same thing from nothing, on the King James Bible (or text of yours):
-tokenizer, training, likelihood before and after beside what counting achieves, samples, and a report with pictures.
+sampling and with ACS, which corrects words that it has written, and fills the gaps of a sentence.
+Act 2 takes less than six minutes on two cores. It trains a tokenizer and a model on the King James Bible (or your own
+text), compares the likelihood before and after with n-gram counts, writes samples, and makes a report with pictures.
 On a slow or busy machine it trains until the model beats the bigram counts, for at most ten minutes in all, unless
 --minutes is given.
 
@@ -11,7 +11,7 @@ Examples:
   hdlm demo
   hdlm demo --act 1 --seed 7
   hdlm demo --act 2 --text my-novel.txt --minutes 2 --output runs/novel
-Ctrl-C ends training after the current step; the model of that step is evaluated and kept all the same.
+Ctrl-C ends training after the current step; the model of that step is evaluated and kept.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
     from hdlm.view.report import table
 
     began = time.perf_counter()
-    console.rule("[bold]Act 2: the same from nothing")
+    console.rule("[bold]Act 2: a new model is trained")
     changes: dict[str, dict[str, object]] = {"run": {"seed": args.seed}}
     if args.text:
         changes["data"] = {"corpus": args.text}
@@ -162,15 +162,13 @@ def _side_by_side(
     device: torch.device,
 ) -> None:
     """Write one text with several settings from one seed; print the settings and the texts."""
-    from hdlm.generation import write
-    from hdlm.sampling import Trace
+    from hdlm.generation.recording import record
     from hdlm.view.replay import play, replay_of
 
     replays, texts = {}, {}
     for name, settings in ways.items():
-        trace = Trace(checkpoint.vocabulary.mask_id)
-        passage = write(checkpoint, prompt, settings, seed=seed, device=device, watch=trace)[0]
-        replays[name] = replay_of(trace, checkpoint.tokenizer)
+        (passage,), trace = record(checkpoint, prompt, settings, seed=seed, device=device)
+        replays[name] = replay_of(trace)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
     play(replays)
@@ -218,7 +216,7 @@ def _write_up(
     recipe = json.dumps(setup.recipe.to_table(), indent=2)
     write_report(
         folder / "report.md",
-        "An epsilon-hybrid model, from nothing",
+        "A new epsilon-hybrid model",
         {
             "Likelihood": f"{table(rows)}\n\nUpper bounds with standard errors, on {len(setup.validation.tokens):,} "
             f"tokens unseen in training; along `{plan!r}`, noise `{process!r}`.",

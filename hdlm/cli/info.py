@@ -1,7 +1,7 @@
-"""Say what a checkpoint is: format, network, noise, hyperschedules, vocabulary and how it was trained.
+"""Describe a checkpoint: format, network, noise, hyperschedules, vocabulary and how it was trained.
 
-Without CHECKPOINT, the models that ship with hdlm. Any format that hdlm reads is shown in the same words, with the keys
-of its config that hdlm does not know.
+Without CHECKPOINT, list the models that ship with hdlm. All formats that hdlm reads are described in the same way. Keys
+of the config that hdlm does not know are listed too.
 
 Examples:
   hdlm info

@@ -1,4 +1,4 @@
-"""Draw the curves of training runs, one over the other, and say in a table where each of them is.
+"""Draw the curves of training runs in one picture, and print a table with the state of each run.
 
 A RUN is the folder of `hdlm train` or of the published trainer, finished or not, or a file of metrics (JSON lines).
 
@@ -7,9 +7,9 @@ Examples:
   hdlm plot runs/block runs/slide runs/wave --output curves.png
   hdlm plot runs/*/ --output curves.svg --over tokens
 
-Drawn are the training loss (smoothed; the raw one is faint), the bound on validation text with two standard errors
-either way, and small the learning rate, gradient norm, speed and measures of samples, as far as a run has them.
-Without --output there is the table alone. The suffix of --output names the format: .png, .svg or .pdf.
+The picture shows the training loss (smoothed, with the raw loss in a faint colour) and the bound on validation text
+with two standard errors. Small pictures show the learning rate, gradient norm, speed and measurements of samples.
+Without --output only the table is printed. The suffix of --output names the format: .png, .svg or .pdf.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Send a checkpoint to the Hugging Face hub, with its model card; the repository is private unless --public.
+"""Send a checkpoint to the Hugging Face hub, with its model card; the repository is private unless --public is given.
 
---dry-run shows the files and the card, and touches no network. The layout hdlm is read by hdlm and by transformers, the
-layout published by hdlm and by the published code of the paper (see `hdlm export`). Log in with `hf auth login`, or set
-HF_TOKEN.
+--dry-run shows the files and the card, and does not use the network. The layout `hdlm` is read by hdlm and
+transformers, the layout `published` by hdlm and the published code of the paper (see `hdlm export`). Log in with `hf
+auth login`, or set HF_TOKEN.
 
 Examples:
   hdlm push runs/book me/my-model --dry-run
@@ -92,7 +92,7 @@ def _results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"--evaluation {path} is no JSON: {error}.") from error
+        raise ValueError(f"--evaluation {path} is not JSON: {error}.") from error
     if not isinstance(results, dict):
         raise ValueError(
             f"--evaluation {path} must hold a table of names and numbers; got {type(results).__name__}."

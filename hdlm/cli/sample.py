@@ -1,4 +1,4 @@
-"""Write text with a model: from nothing, from a prompt, or into the gaps of a text.
+"""Write text with a model: without a prompt, after a prompt, or in the gaps of a text.
 
 CHECKPOINT is a folder that `hdlm train` wrote, the name of a model that ships with hdlm (`hdlm info` lists them), or a
 checkpoint in a published format: a folder, a file, a run or a hub id (see docs/checkpoints.md).
@@ -9,17 +9,22 @@ Examples:
   hdlm sample runs/first --infill "The [MASK] of the [MASK:3] was great."
   hdlm sample runs/first --hyperschedule flat --steps 64 --length 64
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
+  hdlm sample runs/first --prompt "In the beginning" --trace trace.json   for `hdlm view trace.json`
   hdlm sample runs/first --prompt "In the beginning" --stream --stop "."
   hdlm sample runs/first --num 8 --batch-size 4 --explain
-  hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command goes on after a kill
+  hdlm sample runs/first --num 1000 -o samples.jsonl                 the same command resumes after a kill
   accelerate launch --cpu --num_processes 2 -m hdlm sample runs/first --num 1000 -o samples.jsonl --device cpu
   hdlm sample runs/first --hyperschedule flat --steps 8 --grid cosine
   hdlm sample runs/first --hyperschedule flat --steps 64 --approximate-cache all:4 --explain
+  hdlm sample GSAI-ML/LLaDA-8B-Base --gen-length 64 --block-length 32 --steps 64 --remasking low_confidence
   hdlm sample hdlm-group/hdlm-base-epsilon-0.01 --prompt "The future" --tokenizer gpt2
 
-Algorithms: original (ancestral), exact, acs (adaptive correction), gibbs, remask, remask_adhoc_shuffle, remdm,
-remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, entropy.
-The same seed gives the same text, whatever --batch-size; passage k is the same however many are asked for.
+Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle, remdm,
+remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, factor, entropy,
+joint_threshold, entropy_renoising.
+Rules of confidence by their published names: low_confidence, low_confidence_static, low_confidence_dynamic,
+sequential, maskgit_plus, topk_margin, neg_entropy, diffugpt.
+The same seed gives the same text for every --batch-size. Passage k does not depend on --num.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import LOADING, add_checkpoint, open_checkpoint
@@ -38,7 +44,7 @@ from hdlm.cli._options import (
     print_json,
     whole_number,
 )
-from hdlm.cli._outputs import KEPT_FILE
+from hdlm.cli._outputs import FILE, KEPT_FILE
 from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
@@ -46,14 +52,22 @@ if TYPE_CHECKING:
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.generation import Passage, Settings
-    from hdlm.sampling import ApproximateCache, Frame, Trace
+    from hdlm.generation.recording import TraceDocument
+    from hdlm.sampling import ApproximateCache
 
 SETTINGS = Options("hdlm.generation.settings:Settings")
+OTHERS = Options("hdlm.generation.other_names:OtherNames")
 DRAWING = Options(
     "hdlm.generation.write:write",
     only=("prompt", "num", "batch_size", "seed"),
     otherwise="it is an object, which other flags describe",
 )
+RECORDING = Options(
+    "hdlm.generation.recording:record",
+    only=("alternatives", "transformed"),
+    otherwise="it is an object, or other options describe it",
+)
+"""Options of traces."""
 SINGLE = ("infill", "json", "trace", "replay", "stream", "explain")
 """Options that apply only to printed passages."""
 
@@ -74,15 +88,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     DRAWING.add(parser, "batch_size")
     SETTINGS.add(parser.add_argument_group("how to write"))
+    OTHERS.add(parser.add_argument_group("options by the names of other tools"))
     DRAWING.add(parser, "seed")
     add_device(parser)
     add_json(parser)
     _add_fast(parser.add_argument_group("how fast (what is exact is on by default)"))
     parser.add_argument("--stream", action="store_true", help="print text as it settles")
     parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
-    parser.add_argument(
-        "--trace", action="store_true", help="with --json: every change, its step and its reason"
+    _add_trace(parser.add_argument_group("what to keep of the way"))
+
+
+def _add_trace(group: argparse._ActionsContainer) -> None:
+    """Declare the options of traces."""
+    group.add_argument(
+        "--trace",
+        nargs="?",
+        const=True,
+        type=FILE,
+        metavar="FILE",
+        help="write every change with its probabilities to FILE, for `hdlm view`; without FILE it is part of --json",
     )
+    RECORDING.add(group, "alternatives", type=whole_number)
+    RECORDING.add(group, "transformed")
 
 
 def _add_fast(fast: argparse._ActionsContainer) -> None:
@@ -161,8 +188,14 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
         ValueError: If an option applies only to printed passages, or the file holds samples with other settings.
     """
     from hdlm.distributed import Processes
-    from hdlm.evaluation.generation.samples import draw_samples, num_evaluations, tokens_per_second
+    from hdlm.evaluation.generation.samples import (
+        draw_samples,
+        num_evaluations,
+        tokens_per_forward,
+        tokens_per_second,
+    )
     from hdlm.generation import Ending
+    from hdlm.generation.other_names import with_other_names
 
     for name in SINGLE:
         if getattr(args, name):
@@ -170,6 +203,7 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
     processes, own_device = Processes.launched(cpu=args.device == "cpu")
     device = chosen_device(args.device, args.threads) if own_device is None else own_device
     checkpoint = _open(args, device)
+    settings = with_other_names(settings, OTHERS.read(args), checkpoint)
     with share_bar("writing", shown=processes.is_main and sys.stderr.isatty()) as bar:
         samples = draw_samples(
             checkpoint,
@@ -183,8 +217,10 @@ def _keep(args: argparse.Namespace, settings: Settings, approximate: Approximate
             watch=lambda done, share: bar(share, f"writing passage {done + 1} of {args.num}"),
         )
     if processes.is_main:
+        forward = tokens_per_forward(samples)
+        pace = "" if forward is None else f"{forward:.2f} tokens per forward, "
         print(
-            f"{args.output}: {len(samples)} passages; {num_evaluations(samples):.1f} calls of the network a batch, "
+            f"{args.output}: {len(samples)} passages; {pace}{num_evaluations(samples):.1f} calls a batch, "
             f"{tokens_per_second(samples):.0f} tokens a second in each process"
         )
     return 0
@@ -197,45 +233,48 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
         ValueError: If options do not go together.
     """
     from hdlm.generation import BLANK, Ending, write
+    from hdlm.generation.other_names import with_other_names
     from hdlm.generation.progress import steps_bar
-    from hdlm.sampling import Trace
+    from hdlm.generation.recording import record
 
     infilling = args.infill is not None
     if infilling and not BLANK.search(args.infill):
         raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
-    if args.trace and not args.json:
-        raise ValueError("--trace is part of what --json prints: add --json, or look at --replay.")
+    if args.trace is True and not args.json:
+        raise ValueError("--trace without a file is part of what --json prints: add --json, or name a file.")
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
     checkpoint = _open(args, chosen_device(args.device, args.threads))
-    trace = Trace(checkpoint.vocabulary.mask_id)
+    settings = with_other_names(settings, OTHERS.read(args), checkpoint)
+    trace: TraceDocument | None = None
     with steps_bar("writing", shown=not (args.json or args.stream) and sys.stderr.isatty()) as tick:
-
-        def watch(frame: Frame) -> None:
-            if args.replay or args.trace:
-                trace(frame)
-            tick(frame)
-
-        passages = write(
-            checkpoint,
-            settings=settings,
-            **DRAWING.values(args) | ({"prompt": args.infill} if infilling else {}),
-            ending=Ending(args.stop_at_end, tuple(args.stop)),
-            approximate=approximate,
-            watch=watch,
-            stream=_print_piece if args.stream else None,
-        )
+        how = {
+            **DRAWING.values(args),
+            **({"prompt": args.infill} if infilling else {}),
+            "settings": settings,
+            "ending": Ending(args.stop_at_end, tuple(args.stop)),
+            "approximate": approximate,
+            "watch": tick,
+            "stream": _print_piece if args.stream else None,
+        }
+        if args.replay or args.trace:
+            passages, trace = record(checkpoint, **how, **RECORDING.values(args))
+        else:
+            passages = write(checkpoint, **how)
+    if trace is not None and isinstance(args.trace, Path):
+        trace.save(args.trace)
+        print(f"wrote {args.trace}", file=sys.stderr)
     if args.explain:
         from hdlm.generation.explanation import explain
 
-        how = {"infilling": infilling, "in_step": args.batch_size == 1, "compiled": args.compile}
-        print(explain(checkpoint, settings, passages, approximate=approximate, **how), file=sys.stderr)
+        facts = {"infilling": infilling, "in_step": args.batch_size == 1, "compiled": args.compile}
+        print(explain(checkpoint, settings, passages, approximate=approximate, **facts), file=sys.stderr)
     if args.json:
         print_json(_document(args, settings, passages, trace))
     elif args.stream:
         print()
     else:
-        _print_passages(args, checkpoint, passages, trace)
+        _print_passages(args, passages, trace)
     return 0
 
 
@@ -243,14 +282,12 @@ def _print_piece(_: int, piece: str) -> None:
     print(piece, end="", flush=True)
 
 
-def _print_passages(
-    args: argparse.Namespace, checkpoint: Checkpoint, passages: list[Passage], trace: Trace
-) -> None:
+def _print_passages(args: argparse.Namespace, passages: list[Passage], trace: TraceDocument | None) -> None:
     """Print passages, the first one as a replay if requested."""
-    if args.replay:
+    if args.replay and trace is not None:
         from hdlm.view.replay import play, replay_of
 
-        play({f"{args.algorithm}, seed {args.seed}": replay_of(trace, checkpoint.tokenizer)})
+        play({trace.title: replay_of(trace)})
         passages = passages[1:]
     for number, passage in enumerate(passages):
         if number or args.replay:
@@ -259,9 +296,9 @@ def _print_passages(
 
 
 def _document(
-    args: argparse.Namespace, settings: Settings, passages: list[Passage], trace: Trace
+    args: argparse.Namespace, settings: Settings, passages: list[Passage], trace: TraceDocument | None
 ) -> dict[str, Any]:
-    changes = {"changes": [asdict(change) for change in trace.changes]} if args.trace else {}
+    changes = {} if args.trace is None or trace is None else {"changes": list(map(asdict, trace.changes))}
     return {
         "checkpoint": args.checkpoint,
         "seed": args.seed,

@@ -1,4 +1,4 @@
-"""Draw hyperschedules, attention and loss curves, in the terminal or to a file.
+"""Draw hyperschedules, attention, noise and loss curves, in the terminal or to a file.
 
 Examples:
   hdlm show hyperschedule block --width 16 --levels 8 --length 64
@@ -6,6 +6,8 @@ Examples:
   hdlm show hyperschedules --output families.png            all families side by side
   hdlm show attention block --width 8 --levels 4 --length 32 --step 6
   hdlm show attention wave --width 8 --levels 4 --length 24 --two-stream
+  hdlm show process --text "In the beginning God created the heaven"       a sentence at each noise level
+  hdlm show process absorbing epsilon-hybrid --levels 4 --output noise.png
   hdlm show loss runs/first/metrics.jsonl --output loss.png
 
 Without --output a picture is drawn in the terminal.  The suffix of --output names the format: .png, .svg or .pdf.
@@ -17,11 +19,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hdlm.cli._models import open_checkpoint, shipped
 from hdlm.cli._options import Options, add_json, add_seed, choices, print_json
 from hdlm.cli._outputs import PICTURE
 
 WIDTH, LEVELS = 16, 8
 """Default sizes of a hyperschedule that is drawn."""
+NAMES = ("absorbing", "uniform", "epsilon-hybrid", "gamma-hybrid", "gidd")
+"""The processes of `hdlm.view.process.PROCESSES`."""
+NOISE = Options(
+    "hdlm.view.process:noisy_sentences",
+    only=("num_levels", "seed"),
+    otherwise="the text and the tokenizer give it",
+)
 ATTENTION = Options(
     "hdlm.attention:two_stream", hyperschedule="it is the positional FAMILY", n="--step or --seed gives it"
 )
@@ -60,6 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(attention)
     attention.set_defaults(show=_show_attention)
 
+    process = things.add_parser(
+        "process",
+        help="a sentence at each noise level, for each noise process",
+        description="A sentence at each noise level, for each noise process: masks, and wrong words.",
+    )
+    _add_process(process)
+    process.set_defaults(show=_show_process)
+
     loss = things.add_parser("loss", help="loss curves of a run, from its metrics (JSON lines)")
     loss.add_argument("metrics", type=Path, help="file with one JSON object a line")
     loss.add_argument(
@@ -80,6 +98,52 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     when.add_argument("--two-stream", action="store_true", help="a packed training pass: [clean | noisy]")
     ATTENTION.add(parser)
     add_seed(parser)
+
+
+def _add_process(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("processes", nargs="*", metavar="PROCESS", help=f"{', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "--text",
+        default="In the beginning God created the heaven and the earth.",
+        help="the sentence (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="model whose tokenizer reads the sentence (default: a shipped one)",
+    )
+    NOISE.add(parser, "num_levels", flags=("--levels",))
+    NOISE.add(parser, "seed")
+    parser.add_argument("--output", type=PICTURE, help="write a picture (.png) instead of printing")
+    add_json(parser)
+
+
+def _show_process(args: argparse.Namespace) -> None:
+    from hdlm.view.process import draw_processes, noisy_sentences, print_processes
+
+    unknown = [name for name in args.processes if name not in NAMES]
+    if unknown:
+        raise ValueError(f"PROCESS must be one of {', '.join(NAMES)}; got {unknown[0]!r}.")
+    tokenizer = open_checkpoint(args.checkpoint or shipped()[0], {}).tokenizer
+    ids = tokenizer.encode(args.text)
+    if not ids:
+        raise ValueError("--text must hold at least one word.")
+    sentences = noisy_sentences(
+        ids, tokenizer.vocabulary.num_words, args.processes or NAMES, **NOISE.values(args)
+    )
+    if args.json:
+        words = {
+            token for one in sentences for row in one.tokens for token in row if token < one.process.num_words
+        }
+        pieces = {str(token): tokenizer.piece(token) for token in sorted(words)}
+        print_json({"pieces": pieces, "processes": {one.name: one.to_dict() for one in sentences}})
+    elif args.output is not None:
+        draw_processes(sentences, tokenizer.piece, args.output)
+        _wrote(args.output)
+    else:
+        from rich.console import Console
+
+        print_processes(sentences, tokenizer.piece, Console(highlight=False))
 
 
 def _add_hyperschedule(parser: argparse.ArgumentParser) -> None:

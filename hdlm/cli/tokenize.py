@@ -5,8 +5,8 @@ Examples:
   hdlm tokenize 'dump/*.jsonl.gz' -o shards --key body --tokenizer train --vocabulary 8192
   hdlm train --text shards --output runs/big
 
-Whoever is stopped, or killed, goes on with the same command. Documents are set aside for validation by a hash of their
-text: the same ones whatever else there is.
+If it is stopped or killed, the same command resumes it. Documents are chosen for validation by a hash of their text, so
+the choice does not depend on the other documents.
 """
 
 from __future__ import annotations

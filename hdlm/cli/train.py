@@ -1,4 +1,4 @@
-"""Train a model on text of yours.
+"""Train a model on your own text.
 
 Examples:
   hdlm train --text book.txt --output runs/book --minutes 5
@@ -11,11 +11,12 @@ Examples:
   accelerate launch --config-file configs/accelerate/multi2.yaml -m hdlm train --text kjv --output runs/kjv
   hdlm train --config epsilon_tiny data.train=book.txt data.valid=other.txt
 
-A recipe is a TOML file, or the name of one that comes with the program; options given here replace its own. --config is
-the published way to say the same: `hdlm/train.py --config-name`, or hdlm/finetune.py with `hf_model_id`.
-Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume goes on from there, to
-the bit on a CPU if steps limit the run. Exit status: 0 if the run ended, by itself or by Ctrl-C; 75 if SIGTERM or
-SIGUSR1 ended it before its time (start it again with --resume); 2 if it failed, and a line says why.
+A recipe is a TOML file, or the name of one that ships with hdlm. Options of the command line replace those of the
+recipe. --config takes a published configuration, as `hdlm/train.py --config-name` does, or hdlm/finetune.py with
+`hf_model_id`. Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume continues
+from there, and on a CPU gives the same model to the bit if the run is limited by steps. Exit status: 0 if the run
+ended, by itself or by Ctrl-C; 75 if SIGTERM or SIGUSR1 ended it early (start it again with --resume); 2 if it failed,
+with a line that says why.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from hdlm.checkpoint import Checkpoint
     from hdlm.training import Recipe, ResumePoint, Trainer
+    from hdlm.training.conversion import Target
     from hdlm.view.report import Measurement
 
 _RECIPE = "demo"
@@ -68,6 +70,15 @@ _PUBLISHED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the text, the recipe and the output."""
+    add_run(parser)
+    parser.add_argument(
+        "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
+    )
+    _add_configuration(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a run that begins with a recipe, with or without a checkpoint."""
     parser.add_argument(
         "--text",
         nargs="+",
@@ -83,12 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume the run in the folder; if there is none, begin one as --text or --recipe say",
     )
     parser.add_argument(
-        "--from", dest="start", metavar="CHECKPOINT", help=f"begin with the weights of {ANY_MODEL}"
-    )
-    parser.add_argument(
         "--keep-optimizer",
         action="store_true",
-        help="of --from RUN: begin with what its optimizers remember as well; steps begin at 0",
+        help="begin with the state of its optimizers as well, if the checkpoint is a run; steps begin at 0",
     )
     length = parser.add_mutually_exclusive_group()
     RUN.add(length, "minutes")
@@ -104,7 +112,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE.OPTION=VALUE",
         help="other options of the recipe, such as network.hidden_size=512",
     )
-    _add_configuration(parser)
     add_device(parser)
     add_json(parser)
 
@@ -156,15 +163,24 @@ def run(args: argparse.Namespace) -> int:
         return _configured(args)
     if args.overrides or args.cfg or args.multirun or args.config_dir is not None:
         raise ValueError(f"{' '.join(args.overrides) or 'this'} needs --config NAME; recipes are TOML files.")
-    if args.output is None:
-        raise ValueError("--output must say which folder to train into.")
     if args.keep_optimizer and args.start is None:
         raise ValueError("--keep-optimizer needs --from, the folder of the run whose optimizers remember.")
-    return _trained(args)
+    return train_by_recipe(args)
 
 
-def _trained(args: argparse.Namespace) -> int:
-    """Train by a recipe."""
+def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, continues: bool = False) -> int:
+    """Train by a recipe.
+
+    Args:
+        args: The parsed options.
+        to: What the checkpoint to begin with is converted to, if it is.
+        continues: Whether the pieces of that checkpoint hold where the recipe says nothing else, recorded or not.
+
+    Raises:
+        ValueError: If there is no output.
+    """
+    if args.output is None:
+        raise ValueError("--output must say which folder to train into.")
     from rich.console import Console
 
     from hdlm.checkpoint import load_checkpoint
@@ -173,22 +189,26 @@ def _trained(args: argparse.Namespace) -> int:
     from hdlm.hub import load
     from hdlm.threads import is_fixed
     from hdlm.training import PREEMPTED
+    from hdlm.training.conversion import CONVERSION, prepared
     from hdlm.training.launch import begin, carry_out
     from hdlm.view.report import table
 
     is_main = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=args.json, quiet=not is_main, highlight=False, soft_wrap=True)
-    resume_point = _found(args, console, is_main=is_main)
+    resume_point = _run_to_resume(args, console)
     device = chosen_device(
         args.device, args.threads, 0 if resume_point is None else resume_point.state.threads
     )
     start = None if resume_point is not None or args.start is None else load(source_of(args.start))
+    if to is not None and start is not None:
+        start = prepared(start, args.start)
+        args.recipe = args.recipe or CONVERSION
     session = begin(
-        build_recipe(args, resume_point, start),
+        build_recipe(args, resume_point, start, continues=continues),
         args.output,
         device,
         console.print,
-        found=resume_point,
+        resume_point=resume_point,
         start=start,
         memory=args.start if args.keep_optimizer else None,
     )
@@ -212,15 +232,20 @@ def _trained(args: argparse.Namespace) -> int:
 
 
 def build_recipe(
-    args: argparse.Namespace, found: ResumePoint | None = None, start: Checkpoint | None = None
+    args: argparse.Namespace,
+    resume_point: ResumePoint | None = None,
+    start: Checkpoint | None = None,
+    *,
+    continues: bool = False,
 ) -> Recipe:
     """The recipe that `--recipe` names, with the changes of the other options.
 
     Args:
         args: The parsed options.
-        found: The run to resume; its recipe is used if `--recipe` is left out.
+        resume_point: The run to resume; its recipe is used if `--recipe` is left out.
         start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
             says nothing else.
+        continues: Whether they hold even if it records a recipe.
 
     Raises:
         ValueError: If there is no such recipe, or an option does not fit it.
@@ -231,14 +256,17 @@ def build_recipe(
     from hdlm.training.recipe import with_options
 
     changes = _changes(args)
-    if args.recipe is None and found is not None:
-        table = found.recipe.to_table()
+    if args.recipe is None and resume_point is not None:
+        table = resume_point.recipe.to_table()
         return Recipe.from_table(
             table | {name: table.get(name, {}) | given for name, given in changes.items()}
         )
-    if start is None or "recipe" in start.training:
+    if resume_point is not None and continues:
+        base = resume_point.recipe.to_table()
+    elif start is None or ("recipe" in start.training and not continues):
         return Recipe.load(recipe_file(args.recipe or _RECIPE), changes)
-    base = recipe_of(start)
+    else:
+        base = recipe_of(start)
     if args.recipe is None:
         return Recipe.from_table(with_options(base, changes))
     return Recipe.load(recipe_file(args.recipe), changes, base)
@@ -279,20 +307,17 @@ def _toml(text: str) -> Any:
         return text
 
 
-def _found(args: argparse.Namespace, console: Console, *, is_main: bool) -> ResumePoint | None:
+def _run_to_resume(args: argparse.Namespace, console: Console) -> ResumePoint | None:
     """The run to resume; None to start a new run.
 
     Raises:
         ValueError: If the folder cannot hold the run.
     """
-    from hdlm.training import find_resume_point
-    from hdlm.training.launch import check_vacant
+    from hdlm.training.launch import run_to_resume
 
+    resume_point = run_to_resume(args.output, console.print, resume=args.resume, option="--resume")
     if not args.resume:
-        if is_main:
-            check_vacant(args.output, "--resume")
         return None
-    resume_point = find_resume_point(args.output, console.print)
     if resume_point is None:
         _check_meant(args)
         console.print(f"there is no run in {args.output} to resume: a new one begins")

@@ -1,7 +1,7 @@
-"""Learn when the steps of few-step sampling should be, on text that the model was not trained on.
+"""Choose the times of the steps for sampling with few steps, on text that the model was not trained on.
 
-Words that are written in one step do not see each other. How much that costs at each time is measured on half of the
-text, the best grid of each number of steps is computed from it, and the other half says what it saves.
+Words that are written in one step are independent of each other. The cost of this at each time is measured on half of
+the text. The best grid for each number of steps follows from it. The other half of the text measures what it saves.
 
 Examples:
   hdlm tune runs/first --data book.txt --steps 4 8 16 --output grids.json

@@ -1,8 +1,8 @@
-"""Hold the pieces of the package, or one of your own, against their laws.
+"""Test the pieces of the package, or one of your own, against the laws that they must satisfy.
 
-A noise process must be a Markov chain whose closed forms are right, a hyperschedule must settle, an objective must
-be least for the truth, a sampler must reproduce the law it is given: each law is tried in a world so small that
-everything can be summed up, and the table says what was measured.
+A noise process must be a Markov chain with correct closed forms, a hyperschedule must end without noise, an objective
+must be least for the true distribution, a sampler must reproduce the distribution that it is given. Each law is tested
+in a world that is small enough for exact sums. The table shows what was measured.
 
 Examples:
   hdlm verify                                     everything built in
@@ -12,6 +12,8 @@ Examples:
   hdlm verify mypkg.MyStep                        a way to sample, tried on masks
   hdlm verify mypkg.my_denoiser                   a denoiser: does it depend on no more noise than it states?
   hdlm verify --thorough --seed 7 --json
+  hdlm verify samplers --output results/samplers  every sampler against the truth, at equal evaluations: minutes
+  hdlm verify samplers --quick                    a smoke test of it, in seconds
 
 Exit status: 0 if every law held, 1 if one was violated, 2 for a target that cannot be tried.
 """
@@ -21,17 +23,25 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_json, add_seed, print_json
+from hdlm.cli._outputs import Output
+from hdlm.progress import share_bar
 
 if TYPE_CHECKING:
     from hdlm.verification import Verdict
 
 QUICK, THOROUGH = 4_000, 400_000
 """Number of samples for a statistical law."""
+SAMPLERS = "samplers"
+"""The target that compares samplers in place of testing laws."""
+RESULTS = ("samplers.json", "samplers.png", "report.md")
+"""Files of the comparison of samplers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +58,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thorough", action="store_true", help=f"{THOROUGH:,} samples a law instead of {QUICK:,}"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="for `samplers`: a few short samples, in seconds"
+    )
+    parser.add_argument(
+        "--output",
+        type=Output("folder", RESULTS),
+        metavar="FOLDER",
+        help=f"for `{SAMPLERS}`: the folder for {', '.join(RESULTS)}; the command resumes a run that was stopped",
+    )
     add_seed(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the laws and report."""
+    if args.targets == [SAMPLERS]:
+        return _compare_samplers(args)
+    if args.quick or args.output is not None:
+        raise ValueError(f"--quick and --output are for `hdlm verify {SAMPLERS}`.")
     from hdlm.verification import Trial, verify
 
     trial = Trial(seed=args.seed, samples=THOROUGH if args.thorough else QUICK)
@@ -70,6 +93,29 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_table(verdicts)
     return 0 if all(verdict.finding.ok for verdict in verdicts) else 1
+
+
+def _compare_samplers(args: argparse.Namespace) -> int:
+    """Measure every sampler with an exact denoiser, write the files and print the tables."""
+    from hdlm.verification.oracle import QUICK_EFFORT, Effort, oracle_document
+
+    effort = replace(QUICK_EFFORT if args.quick else Effort(), seed=args.seed)
+    output: Path | None = args.output
+    with share_bar("samplers") as bar:
+        document = oracle_document(effort, output and output / RESULTS[0], bar)
+    if output is not None:
+        from hdlm.view.samplers import write_samplers
+
+        write_samplers(output, document)
+    if args.json:
+        print_json(document)
+    else:
+        from hdlm.view.samplers import samplers_table, strengths_table
+
+        for world in dict.fromkeys(point["arm"]["world"] for point in document["points"]):
+            print(f"{world}\n\n{samplers_table(document, world)}\n")
+        print(strengths_table(document))
+    return 0
 
 
 def _keywords(text: str) -> dict[str, Any]:

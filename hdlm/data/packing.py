@@ -16,14 +16,14 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hdlm.data.mapped import MappedTokens, Tokens
 from hdlm.data.order import shuffled
 from hdlm.randomness import Randomness
 
-__all__ = ["AbstractWindows", "Split", "TokenStream", "Windows", "split"]
+__all__ = ["AbstractWindows", "Samples", "Split", "TokenStream", "Windows", "split"]
 
 _SHIFT, _SHUFFLE = 0x81, 0x82
 """Random streams of this module."""
@@ -93,6 +93,20 @@ class TokenStream:
         return self.num_bytes / len(self.tokens)
 
 
+@final
+@dataclass(frozen=True)
+class Samples:
+    """The samples in some windows.
+
+    Attributes:
+        given: Tokens that are never noised and have no loss: prompts and padding.
+        documents: Sample of each token, which attends to no other sample.
+    """
+
+    given: Bool[Tensor, "count l"]
+    documents: Int[Tensor, "count l"]
+
+
 class AbstractWindows(abc.ABC):
     """An endless, ordered sequence of windows of equal length with random access.
 
@@ -116,6 +130,15 @@ class AbstractWindows(abc.ABC):
             first: Number of windows before; `step * batch_size` at a step of training.
             count: Number of windows.
         """
+
+    def samples(self, first: int, count: int) -> Samples | None:
+        """The samples in these windows; None for text, in which every token has a loss.
+
+        Args:
+            first: Number of windows before.
+            count: Number of windows.
+        """
+        return None
 
 
 @final

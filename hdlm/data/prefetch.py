@@ -9,7 +9,7 @@ from typing import TypeAlias, final
 from jaxtyping import Int
 from torch import Tensor
 
-from hdlm.data.packing import AbstractWindows
+from hdlm.data.packing import AbstractWindows, Samples
 
 __all__ = ["Prefetch"]
 
@@ -64,6 +64,9 @@ class Prefetch(AbstractWindows):
             raise ValueError(
                 f"the text of windows {first} to {first + count - 1} cannot be read: {type(error).__name__}: {error}"
             ) from error
+
+    def samples(self, first: int, count: int) -> Samples | None:
+        return self._windows.samples(first, count)
 
     def close(self) -> None:
         """Drop what is expected, and end the thread."""

@@ -10,12 +10,13 @@ All are converted to a `tokenizer.json`, the one format that every version of `t
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hdlm.data.tokenizer import Tokenizer
+from hdlm.hub_access import MissingRepositoryError, cached_file, files_on_hub, hub_errors
 from hdlm.package_data import is_path
-from hdlm.strict_config import one_line
 
 __all__ = ["find_tokenizer"]
 
@@ -31,8 +32,6 @@ _ALIASES = {
 }
 """Current repositories of names that have changed on the hub."""
 _EITHER = "tokenizer.json, or vocab.json and merges.txt"
-_SECONDS = 10.0
-_LONGEST_REASON = 240
 
 
 def find_tokenizer(
@@ -151,24 +150,19 @@ def _gpt2_document(words: dict[str, Any], merges: list[list[str]]) -> str:
 
 def _from_hub(name: str, cache_dir: str | Path | None, token: str | None, offline: bool) -> tuple[Path, ...]:
     """Files of a repository of the hub, from its cache if possible."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ModuleNotFoundError as error:
+    if find_spec("huggingface_hub") is None:
         raise OSError(
             f"there is no tokenizer at {name}; to get it from the hub, install it: pip install 'hdlm[hub]'. Or give a "
             f"folder that holds {_EITHER}."
-        ) from error
+        )
     names = [name, *([_ALIASES[name]] if name in _ALIASES else [])]
-    reason = "the hub was not asked (offline)"
     try:
         for repository in names:
             if files := _from_cache(repository, cache_dir):
                 return files
-        if not (offline or huggingface_hub.constants.HF_HUB_OFFLINE):
-            return _download(names, cache_dir, token)
-    except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-        reason = one_line(error)[:_LONGEST_REASON]
+        return _download(names, cache_dir, token, offline=offline)
+    except OSError as error:
+        reason = str(error)
     raise OSError(
         f"cannot find the tokenizer {name}: there is no file or folder of that name, it is not in the hub's cache, and "
         f"{reason.removesuffix('.')}. There are two ways to supply it: download it where there is a network "
@@ -177,36 +171,34 @@ def _from_hub(name: str, cache_dir: str | Path | None, token: str | None, offlin
     )
 
 
-def _download(names: list[str], cache_dir: str | Path | None, token: str | None) -> tuple[Path, ...]:
+def _download(
+    names: list[str], cache_dir: str | Path | None, token: str | None, *, offline: bool
+) -> tuple[Path, ...]:
     """Files of the first repository that exists."""
     import huggingface_hub
-    from huggingface_hub import errors
 
     for name in names:
         try:
-            info = huggingface_hub.HfApi(token=token).model_info(name, timeout=_SECONDS)
-        except errors.RepositoryNotFoundError:
+            there = files_on_hub(name, token=token, offline=offline)
+        except MissingRepositoryError:
             if name == names[-1]:
                 raise
             continue
-        there = {entry.rfilename for entry in info.siblings or ()}
         for layout in _LAYOUTS:
             if there.issuperset(layout):
-                return tuple(
-                    Path(huggingface_hub.hf_hub_download(name, file, cache_dir=cache_dir, token=token))
-                    for file in layout
-                )
+                with hub_errors():
+                    return tuple(
+                        Path(huggingface_hub.hf_hub_download(name, file, cache_dir=cache_dir, token=token))
+                        for file in layout
+                    )
         break
     raise OSError(f"the repository {name} lacks {_EITHER}")
 
 
 def _from_cache(repository: str, cache_dir: str | Path | None) -> tuple[Path, ...] | None:
     """Files of the hub that are in its cache."""
-    from huggingface_hub import try_to_load_from_cache
-
     for layout in _LAYOUTS:
-        cached = [try_to_load_from_cache(repository, file, cache_dir=cache_dir) for file in layout]
-        paths = tuple(Path(path) for path in cached if isinstance(path, str))
-        if len(paths) == len(layout):
-            return paths
+        paths = [cached_file(repository, file, cache_dir=cache_dir) for file in layout]
+        if all(paths):
+            return tuple(path for path in paths if path)
     return None

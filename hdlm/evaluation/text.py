@@ -109,7 +109,7 @@ def tokenize_documents(tokenizer: Tokenizer, documents: Iterable[str], limit: in
     """
     taken = tuple(documents if limit is None else _first(tokenizer, documents, limit))
     if not taken:
-        raise ValueError("there are no documents to measure.")
+        raise ValueError("the text has no documents, so there is nothing to measure.")
     ids = tokenizer.encode_documents(taken)
     return Text(taken, torch.tensor([id for row in ids for id in row]), tuple(len(row) for row in ids))
 

@@ -6,8 +6,21 @@ for passage in write(checkpoint, "In the beginning", Settings(algorithm="acs", s
 """
 
 from hdlm.generation.passages import Ending
+from hdlm.generation.recording import TraceDocument, record
 from hdlm.generation.settings import Settings, planned
-from hdlm.generation.text import BLANK, Passage, blanks
+from hdlm.generation.text import BLANK, Passage, Passages, blanks
 from hdlm.generation.write import complete, write
 
-__all__ = ["BLANK", "Ending", "Passage", "Settings", "blanks", "complete", "planned", "write"]
+__all__ = [
+    "BLANK",
+    "Ending",
+    "Passage",
+    "Passages",
+    "Settings",
+    "TraceDocument",
+    "blanks",
+    "complete",
+    "planned",
+    "record",
+    "write",
+]

@@ -36,7 +36,7 @@ def explain(
         approximate: The approximate cache, if there was one.
         compiled: Whether the network was compiled.
     """
-    length = len(passages[0].tokens) if infilling else settings.length or checkpoint.length
+    length = len(passages[0].tokens) if infilling else settings.canvas(passages[0].given, checkpoint.length)
     plan = planned(checkpoint, settings, length, infilling=infilling).hyperschedule
     dtype = str(next(checkpoint.network.parameters()).dtype).removeprefix("torch.")
     precision = "exact" if dtype == "float32" else "APPROXIMATE, logits change in the third digit"
@@ -46,6 +46,7 @@ def explain(
     computed = sum(passage.computed for passage in passages) / max(sum(p.evaluations for p in passages), 1)
     law = exactness(settings.algorithm, checkpoint.denoiser.process, settings.eta)
     lines = {
+        "tokens per forward": f"{_tokens_per_forward(passages):.2f}",
         "law": f"{settings.algorithm}, {law}",
         "reads": "vocabulary projection, softmax and draw only where a word may change: exact",
         "weights": f"{dtype}: {precision}{_packed(checkpoint)}",
@@ -60,7 +61,13 @@ def explain(
         "NFE": f"{passages[0].num_evaluations} calls for {len(passages)}; {evaluations:.1f} a sequence, of "
         f"{plan.num_steps} steps",
     }
-    return "\n".join(f"{name:>7}: {text}" for name, text in lines.items())
+    return "\n".join(f"{name:>18}: {text}" for name, text in lines.items())
+
+
+def _tokens_per_forward(passages: Sequence[Passage]) -> float:
+    """Mean number of written tokens for each network call that a passage took part in."""
+    written = sum(len(passage.tokens) - passage.given for passage in passages)
+    return written / max(sum(passage.evaluations for passage in passages), 1)
 
 
 def _answers(checkpoint: Checkpoint) -> str:

@@ -389,5 +389,6 @@ def _changes(columns: Mapping[str, Sequence[Any]]) -> list[Change]:
         for flat in columns["alternatives"]
     ]
     names = (*_NUMBERS, *_TEXTS, *_SHARES)
-    rows = zip(*(columns[name] for name in names), pairs, strict=True)
+    shares = [[None if share is None else float(share) for share in columns[name]] for name in _SHARES]
+    rows = zip(*(columns[name] for name in (*_NUMBERS, *_TEXTS)), *shares, pairs, strict=True)
     return [Change(**dict(zip((*names, "alternatives"), row, strict=True))) for row in rows]

@@ -18,15 +18,19 @@ from hdlm.hyperschedule import (
     flat,
 )
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
+from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
 from hdlm.sampling import (
     MinP,
     RepetitionPenalty,
+    Step,
     Temperature,
     TopK,
     TopP,
     Transform,
+    algorithm,
 )
+from hdlm.sampling.algorithms import WRITES_LIKELIEST
 
 __all__ = ["UNUSED", "FamilyName", "Settings", "planned"]
 
@@ -64,6 +68,9 @@ class Settings:
         min_p: Draw from words only that have at least this probability relative to the likeliest word.
         repetition_penalty: Penalty of words that the text already has; above 1 avoids them, 1 is off.
         guidance: Scale of classifier-free guidance by the prompt; 0 is off.
+        new_tokens: Number of tokens after the prompt, in the place of `length`.
+        sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of
+            each block are written one after the other, by algorithms that order words by confidence.
     """
 
     algorithm: str = "acs"
@@ -79,13 +86,52 @@ class Settings:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     guidance: float = 0.0
+    new_tokens: int | None = None
+    sub_block: int | None = None
+
+    def canvas(self, given: int, context: int) -> int:
+        """Number of positions on the canvas.
+
+        Args:
+            given: Number of tokens of the prompt.
+            context: Context of the network, the default.
+
+        Raises:
+            ValueError: If both a length and a number of new tokens are given.
+        """
+        if self.new_tokens is None:
+            return context if self.length is None else self.length
+        if self.length is not None:
+            raise ValueError(
+                f"`length` ({self.length}) counts the prompt and `new_tokens` ({self.new_tokens}) does not: "
+                "give one of them."
+            )
+        return given + self.new_tokens
+
+    def step(self, process: AbstractNoiseProcess, plan: AbstractHyperschedule) -> Step:
+        """The sampling step.
+
+        Args:
+            process: The denoiser's process.
+            plan: The hyperschedule of generation.
+
+        Raises:
+            ValueError: If the algorithm is unknown, or `eta` or `sub_block` does not fit it.
+        """
+        in_blocks = self.sub_block is not None and plan.opens_together and not plan.is_flat
+        block = plan.window_size if in_blocks else None
+        greedy = self.temperature == 0
+        return algorithm(
+            self.algorithm, process, self.eta, sub_block=self.sub_block, block=block, greedy=greedy
+        )
 
     def transforms(self) -> tuple[Transform, ...]:
         """The changes of the model's distribution, in order: penalty, temperature, then truncation."""
         chosen: list[Transform] = []
         if self.repetition_penalty != 1:
             chosen.append(RepetitionPenalty(self.repetition_penalty))
-        if self.temperature != 1:
+        in_step = self.temperature == 0 and self.algorithm in WRITES_LIKELIEST
+        if self.temperature != 1 and not in_step:
             chosen.append(Temperature(self.temperature))
         if self.top_k is not None:
             chosen.append(TopK(self.top_k))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from hdlm.data.tokenizer import Place, Tokenizer
 
-__all__ = ["BLANK", "Passage", "blanks"]
+__all__ = ["BLANK", "Passage", "Passages", "blanks"]
 
 BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
 """A gap in a text: `[MASK]` for one token, `[MASK:5]` for five."""
@@ -37,6 +38,28 @@ class Passage:
     num_evaluations: int
     evaluations: int
     computed: int
+
+
+@final
+class Passages(list[Passage]):
+    """Generated passages: a list that can also show how they were generated.
+
+    Args:
+        passages: The passages in order.
+        again: Generates them again with a trace, and returns the page that plays it.
+    """
+
+    def __init__(self, passages: Iterable[Passage], again: Callable[[], Any]) -> None:
+        super().__init__(passages)
+        self._again = again
+
+    def replay(self) -> Any:
+        """Generate the passages again from their seed, with a trace: equal text, and a page that plays it.
+
+        Returns:
+            A `hdlm.view.page.ReplayPage`, which a notebook shows, and which `save(path)` writes.
+        """
+        return self._again()
 
 
 def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:

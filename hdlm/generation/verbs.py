@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hdlm.checkpoint import Checkpoint
+from hdlm.generation.other_names import settings_of
 from hdlm.generation.passages import Ending
 from hdlm.generation.progress import steps_bar
-from hdlm.generation.settings import Settings
-from hdlm.generation.text import BLANK, Passage
+from hdlm.generation.text import BLANK, Passages
 from hdlm.generation.write import write
-from hdlm.strict_config import read_table
 
 __all__ = ["generate", "infill"]
 
@@ -28,24 +28,32 @@ def generate(
     stream: Callable[[int, str], None] | None = None,
     progress: bool | None = None,
     **settings: Any,
-) -> list[Passage]:
+) -> Passages:
     """Generate text that continues a prompt; see `Checkpoint.generate`."""
     if BLANK.search(prompt):
         raise ValueError("The prompt has gaps, [MASK]: use `infill` for such a text.")
-    if isinstance(stop, str):
-        stop = (stop,)
+    ending = Ending(stop_at_end, _texts(stop))
+    how: dict[str, Any] = {"num": num, "seed": seed, "batch_size": batch_size}
     with steps_bar("writing", shown=progress) as tick:
-        return write(
+        passages = write(
             checkpoint,
             prompt,
-            read_table(Settings, settings),
-            num=num,
-            batch_size=batch_size,
-            seed=seed,
-            ending=Ending(stop_at_end, tuple(stop)),
+            settings_of(checkpoint, settings),
+            **how,
+            ending=ending,
             watch=tick,
             stream=stream,
         )
+    again = partial(
+        checkpoint.replay,
+        prompt,
+        stop=ending.strings,
+        stop_at_end=stop_at_end,
+        progress=progress,
+        **how,
+        **settings,
+    )
+    return Passages(passages, again)
 
 
 def infill(
@@ -57,17 +65,15 @@ def infill(
     batch_size: int | None = None,
     progress: bool | None = None,
     **settings: Any,
-) -> list[Passage]:
+) -> Passages:
     """Fill in the gaps of a text; see `Checkpoint.infill`."""
     if not BLANK.search(text):
         raise ValueError("The text has no gap: write [MASK] for one token, [MASK:5] for five.")
+    how: dict[str, Any] = {"num": num, "seed": seed, "batch_size": batch_size}
     with steps_bar("filling in", shown=progress) as tick:
-        return write(
-            checkpoint,
-            text,
-            read_table(Settings, settings),
-            num=num,
-            batch_size=batch_size,
-            seed=seed,
-            watch=tick,
-        )
+        passages = write(checkpoint, text, settings_of(checkpoint, settings), **how, watch=tick)
+    return Passages(passages, partial(checkpoint.replay, text, progress=progress, **how, **settings))
+
+
+def _texts(stop: Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -20,7 +20,6 @@ from hdlm.sampling import (
     Generation,
     Prompt,
     Stop,
-    algorithm,
     sample,
 )
 
@@ -145,10 +144,10 @@ def complete(
     return sample(
         denoiser,
         regime,
-        algorithm(settings.algorithm, denoiser.process, settings.eta),
+        settings.step(denoiser.process, regime.hyperschedule),
         num_sequences=num,
         seed=seed,
-        prompt=given if given.fixed.any() else None,
+        prompt=given if given.is_draft or given.fixed.any() else None,
         transforms=settings.transforms(),
         execution=execution,
         stop=stop,
@@ -162,15 +161,16 @@ def _given(
     """The given tokens, and the regime for the others."""
     if BLANK.search(prompt):
         ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
-        if settings.length is not None:
+        if settings.length is not None or settings.new_tokens is not None:
             raise ValueError(
-                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` out."
+                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` and "
+                "`new_tokens` out."
             )
         regime = planned(checkpoint, settings, len(ids), infilling=True)
         return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
-    length = checkpoint.length if settings.length is None else settings.length
-    regime = planned(checkpoint, settings, length, infilling=False)
-    return Prompt.prefix(prompt_ids(tokenizer, prompt), length), regime
+    ids = prompt_ids(tokenizer, prompt)
+    length = settings.canvas(len(ids), checkpoint.length)
+    return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -23,8 +23,8 @@ from typing import final
 
 from hdlm.checkpoint import WeightsName
 from hdlm.hub.stored import PICKLES
+from hdlm.hub_access import cached_file, files_on_hub, hub_errors
 from hdlm.package_data import is_path, pretrained
-from hdlm.strict_config import one_line
 
 __all__ = ["Hub", "Source", "find"]
 
@@ -35,8 +35,6 @@ RAW = "raw.safetensors"
 TOKENIZERS = ("tokenizer.json",)
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
-_SECONDS = 10.0
-_LONGEST_REASON = 240
 _SUFFIXES = (".safetensors", *PICKLES)
 
 
@@ -241,18 +239,14 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
     """A local folder with the needed files of a repository, and whether the hub was reached."""
     try:
         import huggingface_hub
-        from huggingface_hub import constants, errors
+        from huggingface_hub import constants
     except ModuleNotFoundError as error:
         raise OSError(
             f"there is no folder {name}; to read it from the hub, install it: pip install 'hdlm[hub]'."
         ) from error
-    reason = "the hub was not asked (offline)"
-    if not (hub.offline or constants.HF_HUB_OFFLINE):
-        try:
-            info = huggingface_hub.HfApi(token=hub.token).model_info(
-                name, revision=hub.revision, timeout=_SECONDS
-            )
-            there = {entry.rfilename for entry in info.siblings or ()}
+    try:
+        there = files_on_hub(name, revision=hub.revision, token=hub.token, offline=hub.offline)
+        with hub_errors():
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=hub.revision,
@@ -260,15 +254,12 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
                 token=hub.token,
                 allow_patterns=sorted(_needed(there, weights)),
             )
-            return Path(folder), True
-        except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-            reason = one_line(error)[:_LONGEST_REASON]
+        return Path(folder), True
+    except OSError as error:
+        reason = str(error)
     for file in (*CONFIGS, *_WEIGHTS):
-        cached = huggingface_hub.try_to_load_from_cache(
-            name, file, cache_dir=hub.cache_dir, revision=hub.revision
-        )
-        if isinstance(cached, str):
-            return Path(cached).parent, False
+        if cached := cached_file(name, file, revision=hub.revision, cache_dir=hub.cache_dir):
+            return cached.parent, False
     revision = "" if hub.revision is None else f", revision {hub.revision}"
     kept = hub.cache_dir or constants.HF_HUB_CACHE
     raise OSError(

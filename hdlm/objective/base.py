@@ -35,12 +35,20 @@ class AbstractCost(abc.ABC):
 @final
 @dataclass(frozen=True)
 class CleanToken(AbstractCost):
-    """`-log p(x_0 | x_t)`, at most `worst` nats."""
+    """`-log p(x_0 | x_t)`, at most `worst` nats.
+
+    Attributes:
+        worst: Cap on the cost, in nats.
+        every_row: Whether raw outputs are normalised over all rows, that of the mask included, as in the published
+            losses of converted models: this adds `-log(1 - p(mask))`. They must be logits.
+    """
 
     worst: float = torch.inf
+    every_row: bool = False
 
     def __call__(self, prediction: Prediction, canvas: Canvas, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        log_p = prediction.log_clean(at).gather(-1, canvas.x_0.flatten()[at][:, None])[:, 0]
+        logs = prediction.raw(at).float().log_softmax(-1) if self.every_row else prediction.log_clean(at)
+        log_p = logs.gather(-1, canvas.x_0.flatten()[at][:, None])[:, 0]
         return -log_p if self.worst == torch.inf else (-log_p).clamp_max(self.worst)
 
 
@@ -52,10 +60,12 @@ class Term:
     Attributes:
         weight: Weight of each position, at least 0; where it is 0 the cost is not computed.
         cost: The cost that the weight multiplies.
+        clean: Whether it is a cost of the clean stream, in which a token is predicted from those before it.
     """
 
     weight: Float[Tensor, "b l"]
     cost: AbstractCost
+    clean: bool = False
 
 
 class AbstractObjective(abc.ABC):
@@ -74,12 +84,12 @@ class AbstractObjective(abc.ABC):
     def __call__(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, "b l"]:
         """The loss of every position of `canvas.x_t`; differentiable in the denoiser's weights."""
         canvas = canvas.without_lookback_positions(denoiser)
-        prediction = canvas.predict(denoiser)
+        streams = canvas.predict_streams(denoiser)
         losses = []
         for term in self.terms(denoiser.process, canvas):
             weight = term.weight.flatten()
             at = (weight > 0).nonzero()[:, 0]
-            cost = rows.each(_reader(term.cost, canvas), prediction, at)
+            cost = rows.each(_reader(term.cost, canvas), streams[term.clean], at)
             weighed = weight[at].to(cost.dtype) * cost
             losses.append(weighed.new_zeros(weight.shape).index_put((at,), weighed))
         return torch.stack(torch.broadcast_tensors(*losses)).sum(0).view(canvas.x_0.shape)
@@ -104,15 +114,13 @@ class AbstractObjective(abc.ABC):
         for term in self.terms(denoiser.process, canvas):
             weight = term.weight.flatten()
             at = (weight > 0).nonzero()[:, 0]
-            chosen.append((term.cost, at, weight[at] / weight.numel()))
+            chosen.append((term, at, weight[at] / weight.numel()))
         canvas = canvas if device is None else canvas.to(device)
         numbers = moved([tensor for _, at, weight in chosen for tensor in (at, weight)], canvas.x_0.device)
-        prediction = canvas.predict(denoiser)
+        streams = canvas.predict_streams(denoiser)
         totals = [
-            rows.total(
-                _reader(cost, canvas), prediction, at, weight, targets=_targets(cost, prediction, canvas)
-            )
-            for (cost, _, _), at, weight in zip(chosen, numbers[::2], numbers[1::2], strict=True)
+            _total(term.cost, streams[term.clean], canvas, at, weight)
+            for (term, _, _), at, weight in zip(chosen, numbers[::2], numbers[1::2], strict=True)
         ]
         return torch.stack(torch.broadcast_tensors(*totals)).sum()
 
@@ -121,7 +129,11 @@ def _reader(cost: AbstractCost, canvas: Canvas) -> rows.Cost:
     return lambda prediction, at: cost(prediction, canvas, at)
 
 
-def _targets(cost: AbstractCost, prediction: Prediction, canvas: Canvas) -> Int[Tensor, " n"] | None:
-    """Clean tokens, if the cost is the plain cross-entropy of logits with them."""
-    plain = cost == CleanToken() and prediction.parameterization.is_softmax
-    return canvas.x_0.flatten() if plain else None
+def _total(cost: AbstractCost, prediction: Prediction, canvas: Canvas, at: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum of a cost; the plain cross-entropy of logits with clean tokens takes a shorter way."""
+    plain = (
+        isinstance(cost, CleanToken) and cost.worst == torch.inf and prediction.parameterization.is_softmax
+    )
+    targets = canvas.x_0.flatten() if plain else None
+    every_row = isinstance(cost, CleanToken) and cost.every_row
+    return rows.total(_reader(cost, canvas), prediction, at, weight, targets=targets, every_row=every_row)

@@ -8,12 +8,13 @@ position has a loss (the paper's efficient training; BD3-LM, arXiv 2503.09573).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm import attention
@@ -27,10 +28,15 @@ from hdlm.hyperschedule import (
     packing,
 )
 from hdlm.process import AbstractNoiseProcess
+from hdlm.randomness import Randomness
 from hdlm.regime import Regime
+from hdlm.strict_config import require
 from hdlm.transfer import moved
 
-__all__ = ["Canvas", "Corruption", "document_ids", "next_tokens"]
+__all__ = ["Canvas", "Corruption", "CorruptionLayout", "Opening", "document_ids", "next_tokens"]
+
+_OPENING = 0x73
+"""Random stream of this module."""
 
 
 @final
@@ -53,6 +59,7 @@ class Canvas:
         left_to_right: Whether no position becomes noisy (in two streams, also settles) before the position to its left.
         same_noise: Whether in two streams all noisy positions of a sequence have an equal noise fraction, as along a
             flat hyperschedule.
+        documents: Document of each position, if positions of different documents do not attend to one another.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -66,6 +73,7 @@ class Canvas:
     window: Int[Tensor, "b l"] | None = None
     left_to_right: bool = True
     same_noise: bool = True
+    documents: Int[Tensor, "b l"] | None = None
 
     def without_lookback_positions(self, denoiser: AbstractDenoiser) -> Canvas:
         """A copy with weight 0 at the first positions, which a shifted denoiser does not predict."""
@@ -76,9 +84,20 @@ class Canvas:
 
     def to(self, device: torch.device) -> Canvas:
         """A copy on another device; the attention mask stays, since it is already on the network's device."""
-        names = ("x_0", "x_t", "t", "s", "measure", "steps", "window")
+        names = ("x_0", "x_t", "t", "s", "measure", "steps", "window", "documents")
         there: Any = moved([getattr(self, name) for name in names], device)
         return replace(self, **dict(zip(names, there, strict=True)))
+
+    def with_complement(self, mask_id: int) -> Canvas:
+        """A copy whose second half is a copy of the first in which exactly the other noisy positions are masked."""
+        half = len(self.x_0) // 2
+        noisy, tokens, noise = self.measure[:half] > 0, self.x_t[:half], self.t[:half]
+        other = torch.where(tokens == mask_id, self.x_0[:half], mask_id)
+        return replace(
+            self,
+            x_t=torch.cat([tokens, torch.where(noisy, other, tokens)]),
+            t=torch.cat([noise, torch.where(noisy, 1 - noise, noise)]),
+        )
 
     def predict(self, denoiser: AbstractDenoiser) -> Prediction:
         """Call the denoiser on the noisy tokens; the prediction's positions are those of `x_t`.
@@ -92,9 +111,20 @@ class Canvas:
                 one canvas, if the position before may be absent in generation. In two streams, if the denoiser has one
                 noise level per sequence and blocks have different ones.
         """
+        return self.predict_streams(denoiser)[0]
+
+    def predict_streams(self, denoiser: AbstractDenoiser) -> tuple[Prediction, ...]:
+        """The result of `predict`; in two streams also that of the clean stream, from the same call of the network.
+
+        The clean stream predicts each token from the position before it, as a causal model does. Nothing predicts the
+        first one.
+
+        Raises:
+            ValueError: As `predict`.
+        """
         self._check_order(denoiser)
         if not self.num_clean:
-            return denoiser.predict(self.x_t, self.t, ForwardContext(attention=self.attention))
+            return (denoiser.predict(self.x_t, self.t, ForwardContext(attention=self.attention)),)
         self._check_noise(denoiser)
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
@@ -102,12 +132,19 @@ class Canvas:
         both = denoiser.predict(
             tokens, noise, ForwardContext(positions=positions, attention=self.attention, ordered=True)
         )
-        stream = self._stream(denoiser.lookback).flatten()
+        stream, back = self._stream(denoiser.lookback).flatten(), 0 if denoiser.lookback else 1
 
-        def there(at: Tensor) -> Tensor:
+        def noisy(at: Tensor) -> Tensor:
             row, place = at // self.num_clean, at % self.num_clean
             return (2 * row + stream[at]) * self.num_clean + place
 
+        def clean(at: Tensor) -> Tensor:
+            return at + at // self.num_clean * self.num_clean - back
+
+        return self._read(both, noisy), self._read(both, clean)
+
+    def _read(self, both: Prediction, there: Callable[[Tensor], Tensor]) -> Prediction:
+        """The prediction of one of the streams, whose position `at` is `there(at)` in both."""
         projection = both.projection
         if projection is not None:
             of_both = projection.rows
@@ -126,7 +163,7 @@ class Canvas:
             return
         if self.num_clean:
             raise ValueError(
-                "A shifted network in two streams speaks of a position from the clean one before it, but this "
+                "A shifted network in two streams predicts a position from the clean token before it, but this "
                 "hyperschedule does not run from left to right. Use two_stream=False, or an aligned network."
             )
         raise ValueError(
@@ -138,7 +175,7 @@ class Canvas:
         if denoiser.noise_dependence == "sequence" and not self.same_noise:
             raise ValueError(
                 "This network is conditioned on one noise level a sequence, but two streams hold blocks with different "
-                "noise levels in one sequence, which generation never does. Use one canvas (two_stream=false, "
+                "noise levels in one sequence, which never happens in generation. Use one canvas (two_stream=false, "
                 "published as annealing.efficient=false), or a flat hyperschedule."
             )
 
@@ -148,6 +185,55 @@ class Canvas:
         if lookback and self.window is not None:
             noisy[:, lookback:] = (self.window[:, lookback:] == self.window[:, :-lookback]).long()
         return noisy
+
+
+@final
+@dataclass(frozen=True)
+class Opening:
+    """How far attention is open in one step, between causal and that of the regime (DiffuLLaMA, arXiv 2410.17891).
+
+    Each pair of positions that attend to one another in the regime but not in a causal model is open with the
+    probability `share`. One draw serves all sequences of the step, whatever the number of passes and processes.
+
+    Attributes:
+        share: Probability of an open pair: causal at 0, the regime at 1.
+        randomness: Random numbers of the run.
+        step: Number of the optimizer step.
+    """
+
+    share: float
+    randomness: Randomness
+    step: int
+
+    def draw(self, size: int, device: torch.device) -> Bool[Tensor, "size size"]:
+        """Which pairs of positions are open."""
+        at = torch.arange(size, device=device)
+        return self.randomness.uniform(at[:, None], self.step, at[None], stream=_OPENING) < self.share
+
+
+@final
+@dataclass(frozen=True)
+class CorruptionLayout:
+    """What published recipes of conversions do differently.
+
+    Attributes:
+        time: Whether each block of two streams has a time of its own, or all blocks of a sequence have one.
+        complementary: Whether each sequence is there twice, the second time with the other positions masked, so that
+            every position has a loss (Fast-dLLM v2).
+        border: In two streams, where a shifted network reads the first token of a block: at the settled position
+            before it, as in generation, or at the noisy one (Fast-dLLM v2).
+        least_noise: The least noise fraction `e` of a noisy position: `e + (1 - e) u` takes the place of `u`.
+    """
+
+    time: Literal["block", "sequence"] = "block"
+    complementary: bool = False
+    border: Literal["settled", "noisy"] = "settled"
+    least_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("time", ("block", "sequence")), ("border", ("settled", "noisy"))):
+            require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", getattr(self, name))
+        require(0 <= self.least_noise < 1, "least_noise", "in [0, 1)", self.least_noise)
 
 
 @final
@@ -167,6 +253,7 @@ class Corruption:
             may. Positions are counted from the start of the window, since rotary attention depends on distances only. A
             noisy window shows document boundaries that generation has not written yet: use it for short packed
             documents.
+        layout: What published recipes of conversions do differently; see `CorruptionLayout`.
 
     Raises:
         ValueError: If two streams cannot match generation: with `context="full"` clean positions would see later ones,
@@ -179,12 +266,18 @@ class Corruption:
     continuous: bool = True
     num_given: int = 0
     document_end: int | None = None
+    layout: CorruptionLayout = CorruptionLayout()
 
     def __post_init__(self) -> None:
+        if (
+            self.layout.complementary
+            and self.process.weights(torch.tensor(0.5, dtype=torch.float64)).uniform > 0
+        ):
+            raise ValueError(f"complementary masks need a process that only masks; got {self.process!r}.")
         if self.two_stream and self.regime.context == "full" and not self.hyperschedule.settles_together:
             raise ValueError(
                 "Two streams need a context of which settled positions see the past alone; with context='full' the "
-                "clean stream would give away what is asked. Use one canvas (two_stream=false, published as "
+                "clean stream would reveal the tokens to predict. Use one canvas (two_stream=false, published as "
                 "annealing.efficient=false), or the context block_causal or causal."
             )
 
@@ -196,7 +289,7 @@ class Corruption:
     @property
     def num_times(self) -> int:
         """Number of times per sequence that `__call__` needs."""
-        return self._packing.num_epochs if self.two_stream else 1
+        return self._packing.num_epochs if self.two_stream and self.layout.time == "block" else 1
 
     @property
     def num_cells(self) -> tuple[int, ...]:
@@ -209,6 +302,10 @@ class Corruption:
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
         device: torch.device | None = None,
+        *,
+        given: Bool[Tensor, "b l"] | None = None,
+        documents: Int[Tensor, "b l"] | None = None,
+        opening: Opening | None = None,
     ) -> Canvas:
         """Noise a batch.
 
@@ -217,40 +314,56 @@ class Corruption:
             times: `num_times` numbers in [0, 1) for each sequence; see `stratified_times`.
             draw: One uniform number in [0, 1) for each position.
             device: Device of the network, if different; the attention mask is made there.
+            given: Positions that stay clean and have no loss, such as prompts and padding.
+            documents: Document of each position, which attends to no other; by default see `document_end`.
+            opening: How far attention is open; by default as the regime says.
 
         Raises:
             ValueError: If the sequences are not as long as the hyperschedule.
         """
-        schedule = self.hyperschedule
+        schedule, layout = self.hyperschedule, self.layout
         if x_0.shape[1] != schedule.length:
             raise ValueError(
                 f"The hyperschedule is for sequences of {schedule.length} tokens; got {x_0.shape[1]}."
             )
+        if layout.complementary:
+            x_0, times, draw = (value.repeat(2, 1) for value in (x_0, times, draw))
+            given, documents = (None if value is None else value.repeat(2, 1) for value in (given, documents))
+        if documents is None and self.document_end is not None:
+            documents = document_ids(x_0, self.document_end)
+        if self.two_stream and layout.time == "sequence":
+            times = times.expand(-1, self._packing.num_epochs)
         packed = self._packing(times) if self.two_stream else None
         later, now, measure, steps = (
             self._one_canvas_levels(times) if packed is None else self._two_stream_levels(packed)
         )
-        free = torch.arange(schedule.length, device=x_0.device) >= self.num_given
+        free = (torch.arange(schedule.length, device=x_0.device) >= self.num_given).expand(x_0.shape)
+        free = free if given is None else free & ~given
         t, s = (torch.where(free, self._noise(level), 0.0) for level in (now, later))
-        return Canvas(
+        rate = self.regime.noise_schedule.rate(now / schedule.num_levels) * (1 - layout.least_noise)
+        canvas = Canvas(
             x_0=x_0,
             x_t=self.process.corrupt(x_0, t, draw),
             t=t,
             s=s,
-            measure=torch.where(
-                free, measure * self.regime.noise_schedule.rate(now / schedule.num_levels), 0.0
-            ),
+            measure=torch.where(free, measure * rate, 0.0),
             steps=torch.where(free, steps, 0.0),
             num_clean=x_0.shape[1] if self.two_stream else 0,
-            attention=self._visibility(x_0, times, packed).on(x_0.device if device is None else device),
-            window=None if packed is None else packed.steps,
+            attention=self._attention(
+                times, packed, documents, opening, x_0.device if device is None else device
+            ),
+            window=None if packed is None or layout.border == "noisy" else packed.steps,
             left_to_right=self._left_to_right,
-            same_noise=schedule.settles_together,
+            same_noise=schedule.settles_together or layout.time == "sequence",
+            documents=documents,
         )
+        return canvas.with_complement(self.process.mask_id) if layout.complementary else canvas
 
     def _noise(self, level: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Noise fraction at a level: 0 when settled, and above 0 before, for every noise schedule."""
         u = self.regime.noise_schedule.fraction(level / self.hyperschedule.num_levels)
+        if self.layout.least_noise:
+            u = self.layout.least_noise + (1 - self.layout.least_noise) * u
         return torch.where(level > 0, u.clamp_min(torch.finfo(u.dtype).tiny), 0.0)
 
     def _two_stream_levels(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -279,23 +392,49 @@ class Corruption:
     def _packing(self) -> AbstractPacking:
         return packing(self.hyperschedule)
 
-    def _visibility(self, x_0: Tensor, times: Tensor, packed: Packed | None) -> attention.Visibility:
+    def _attention(
+        self,
+        times: Tensor,
+        packed: Packed | None,
+        documents: Tensor | None,
+        opening: Opening | None,
+        device: torch.device,
+    ) -> Any:
+        """The attention mask in the form that the network needs."""
+        seen = self._visibility(self.regime, times, packed, documents)
+        if opening is None or opening.share >= 1:
+            return seen.on(device)
+        closed = replace(self.regime, context="causal", active="causal")
+        causal = self._visibility(closed, times, packed, documents)
+        if opening.share <= 0:
+            return causal.on(device)
+        mask = causal.to(device).dense() | (seen.to(device).dense() & opening.draw(seen.num_queries, device))
+        return mask if mask.ndim > 2 else mask[None]
+
+    def _visibility(
+        self, regime: Regime, times: Tensor, packed: Packed | None, documents: Tensor | None
+    ) -> attention.Visibility:
         """The visibility of positions, shared by all rows unless times or documents matter."""
         schedule = self.hyperschedule
         if packed is not None:
             shared = packed.steps[0] if schedule.opens_together else packed.steps
-            seen = self.regime.two_stream(shared)
+            seen = regime.two_stream(shared)
         else:
             steps = (times[:, 0] * schedule.num_steps).long()
             shared = steps[0] if schedule.is_flat else steps
-            seen = self.regime.generation_attention(shared)
-        if self.document_end is None:
+            seen = regime.generation_attention(shared)
+        if documents is None:
             return seen
-        own = document_ids(x_0, self.document_end)
-        return seen.within(own if packed is None else own.repeat(1, 2))
+        return seen.within(documents if packed is None else documents.repeat(1, 2))
 
 
-def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Canvas:
+def next_tokens(
+    x_0: Int[Tensor, "b l"],
+    document_end: int | None = None,
+    *,
+    given: Bool[Tensor, "b l"] | None = None,
+    documents: Int[Tensor, "b l"] | None = None,
+) -> Canvas:
     """The canvas of next-token prediction: clean text without its last token, whose targets are the tokens that follow.
 
     Position `i` holds token `i`, sees all tokens up to it, and its target `x_0` is token `i + 1`.
@@ -303,19 +442,27 @@ def next_tokens(x_0: Int[Tensor, "b l"], document_end: int | None = None) -> Can
     Args:
         x_0: Clean tokens on the network's device, at least two per row.
         document_end: As in `Corruption`: the token that ends a document.
+        given: As in `Corruption`: tokens that are not predicted.
+        documents: As in `Corruption`: the document of each token, whose first token is not predicted.
     """
     before, after = x_0[:, :-1], x_0[:, 1:]
     schedule = autoregressive(before.shape[1])
     seen = attention.generation_attention(schedule, schedule.num_steps, context="causal")
-    if document_end is not None:
-        seen = seen.to(x_0.device).within(document_ids(before, document_end))
     zeros = torch.zeros(before.shape, dtype=torch.float64, device=x_0.device)
+    measure = torch.ones_like(zeros)
+    if documents is not None:
+        seen = seen.to(x_0.device).within(documents[:, :-1])
+        measure = measure * (documents[:, 1:] == documents[:, :-1])
+    elif document_end is not None:
+        seen = seen.to(x_0.device).within(document_ids(before, document_end))
+    if given is not None:
+        measure = measure * ~given[:, 1:]
     return Canvas(
         x_0=after,
         x_t=before,
         t=zeros,
         s=zeros,
-        measure=torch.ones_like(zeros),
+        measure=measure,
         steps=zeros,
         attention=seen.on(x_0.device),
     )

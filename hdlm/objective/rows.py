@@ -67,6 +67,7 @@ def total(
     at: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     targets: Int[Tensor, " m"] | None = None,
+    every_row: bool = False,
 ) -> Float[Tensor, ""]:
     """`sum_n weight_n cost_n`.
 
@@ -76,6 +77,7 @@ def total(
         at: Flattened positions to compute.
         weight: Weight of each position.
         targets: The word of every position, if the cost is the cross-entropy of the softmax over the words with it.
+        every_row: Whether that softmax is over all rows, that of the mask included.
     """
     if prediction.projection is None:
         unweighted = each(cost, prediction, at)
@@ -83,7 +85,8 @@ def total(
     rows = prediction.projection.rows(at)
     matrix, bias = prediction.projection.parameters()
     if targets is not None:
-        return cross_entropy(rows, matrix, bias, targets[at], weight, prediction.process.num_words)
+        count = len(matrix) if every_row else prediction.process.num_words
+        return cross_entropy(rows, matrix, bias, targets[at], weight, count)
 
     def slope(raw: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -177,7 +180,8 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "The gradient of this loss was given away when it was first asked for: compute the loss again."
+                "The gradient of this loss was moved to the caller of the first backward pass, not copied: "
+                "compute the loss again."
             )
         gradients = [part.mul_(upstream.to(part.dtype)) for part in ctx.gradients]
         ctx.gradients = None

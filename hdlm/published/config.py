@@ -301,7 +301,7 @@ class Config:
                 written, "it is about snapshots' samples: use training.snapshot_sampling=true"
             )
         if not self.eval.perplexity:
-            return dict.fromkeys(judged, "nobody judges the samples: use eval.perplexity=true")
+            return dict.fromkeys(judged, "no perplexity of samples is measured: use eval.perplexity=true")
         return {}
 
     def _idle_of_gamma(self) -> dict[str, str]:
@@ -445,7 +445,8 @@ class Config:
             if required is not None and self._shape(option) is not required:
                 raise ValueError(
                     f"`model.{option}` can only be {str(required).lower()} with model_type={self.model_type}: "
-                    f"gamma-hybrids are told the noise, epsilon-hybrids are not; got {self._shape(option)}."
+                    f"the networks of gamma-hybrids are conditioned on the noise, those of epsilon-hybrids are "
+                    f"not; got {self._shape(option)}."
                 )
         return {
             "hidden_size": self._shape("hidden_size"),
@@ -501,7 +502,7 @@ class Config:
         for option, value in shape.items():
             given = getattr(self.model, option)
             if given is not None and option not in free and given != value:
-                raise ValueError(f"`model.{option}` is {given}, but the checkpoint to finetune has {value}.")
+                raise ValueError(f"`model.{option}` is {given}, but {value} in the checkpoint to finetune.")
             options[option] = value if given is None else given
         return dataclasses.replace(self, model=dataclasses.replace(self.model, **options))
 
@@ -518,7 +519,7 @@ def refuse(idle: Mapping[str, str], asked: Iterable[str]) -> None:
     """
     for option in asked:
         if option in idle:
-            raise ValueError(f"`{option}` would not act here: {idle[option]}.")
+            raise ValueError(f"`{option}` has no effect here: {idle[option]}.")
 
 
 def _or(value: float | None, default: float) -> float:

@@ -79,7 +79,7 @@ def _tokenizer_name(args: argparse.Namespace) -> str | Path:
         args.checkpoint_path, weights=args.weights, config=args.config_path
     ).blueprint.tokenizer
     if named is None:
-        raise ValueError(f"{args.checkpoint_path} does not say which tokenizer it has: give --tokenizer.")
+        raise ValueError(f"{args.checkpoint_path} does not name its tokenizer: give --tokenizer.")
     return named
 
 

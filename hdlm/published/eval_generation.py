@@ -244,7 +244,9 @@ def _references(
             tokens = tokenise(tokenizer, tuple(source.corpus.documents())).tokens
             rows = tokens[: len(tokens) // length * length].view(-1, length)[:num].tolist()
             if not rows:
-                raise ValueError(f"it has {len(tokens)} tokens, no piece as long as a sample, {length}.")
+                raise ValueError(
+                    f"it has {len(tokens)} tokens, which is less than the length of a sample, {length}."
+                )
             references[name] = {"windows": len(rows), **score_tokens(rows)}
         except (ValueError, OSError) as error:
             references[name] = {"failed": " ".join(str(error).split())}

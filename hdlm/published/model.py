@@ -248,7 +248,8 @@ class EpsilonModel(AbstractPublishedModel):
         network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if getattr(meaning, "conditioning", None) not in ("none", "zero"):
             raise ValueError(
-                f"A network that is told its noise ({meaning!r}) cannot be called as `model(ids, positions)`. Use "
+                f"A network that is conditioned on the noise ({meaning!r}) cannot be called as `model(ids, "
+                f"positions)`. Use "
                 "`model.denoiser`, or the samplers."
             )
         noise = meaning.inputs(network.projection()[0].new_zeros(ids.shape))
@@ -271,7 +272,9 @@ class GammaModel(AbstractPublishedModel):
     def __init__(self, checkpoint: Checkpoint, config: Any = None, **choices: bool) -> None:
         super().__init__(checkpoint, config, **choices)
         if not isinstance(checkpoint.denoiser.parameterization.aligned, LogScore):
-            raise ValueError(f"{checkpoint.denoiser.parameterization!r} gives no scores; use `EpsilonModel`.")
+            raise ValueError(
+                f"{checkpoint.denoiser.parameterization!r} does not give scores; use `EpsilonModel`."
+            )
 
     def forward(
         self,
@@ -292,7 +295,7 @@ class GammaModel(AbstractPublishedModel):
         """
         network, meaning = self.checkpoint.network, self.denoiser.parameterization.aligned
         if not isinstance(meaning, LogScore):
-            raise ValueError(f"{meaning!r} gives no scores.")
+            raise ValueError(f"{meaning!r} does not give scores.")
         noise = (sigma[:, None] if sigma.ndim == 1 else sigma).expand(ids.shape)
         raw = network(
             ids,
@@ -361,7 +364,7 @@ class CallableDenoiser(AbstractDenoiser):
         if self.told_sigma:
             sigma = self.parameterization.inputs(noise).condition
             if sigma is None:
-                raise ValueError(f"{self.parameterization!r} tells the network no noise.")
+                raise ValueError(f"{self.parameterization!r} does not condition the network on the noise.")
             answer = self.model(tokens, sigma.float(), positions=positions, **extra)
         else:
             answer = self.model(tokens, positions, **extra)
@@ -371,7 +374,7 @@ class CallableDenoiser(AbstractDenoiser):
         def raw(at: Tensor) -> Tensor:
             chosen = rows[source(at)]
             if chosen.isnan().any():
-                raise ValueError("The model's output holds numbers that are not numbers (NaN).")
+                raise ValueError("The model's output contains NaN.")
             return chosen
 
         return Prediction(self.process, self.parameterization, tokens, noise, raw)

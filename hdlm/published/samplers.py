@@ -277,7 +277,8 @@ class _Asked:
         if how.guidance:
             if self.prompt is None or prompt is None:
                 raise ValueError(
-                    "`cfg_scale` is guidance by the prompt, and there is none: give one, or leave it at 0."
+                    "`cfg_scale` is the strength of guidance by the prompt, but there is no prompt: give one, or "
+                    "leave it at 0."
                 )
             denoiser = Guided(denoiser, prompt.fixed[:1].to(device), how.guidance)
         done = sample(
@@ -391,7 +392,7 @@ def _first(vocabulary: Vocabulary, length: int) -> Prompt:
     first = vocabulary.eos if vocabulary.bos is None else vocabulary.bos
     if first is None:
         raise ValueError(
-            "A shifted model says nothing of the first position, and its vocabulary has no begin-of-sequence token: "
+            "A shifted model does not predict the first position, and its vocabulary has no begin-of-sequence token: "
             "give a `prompt` of at least one token."
         )
     return Prompt.prefix([first], length)

@@ -141,7 +141,7 @@ class _ScoreSampler:
             )
         if not option(self.config, "sampling.noise_removal", True):
             raise ValueError(
-                "`sampling.noise_removal: false` leaves noise in the text, masks among it. Set it to true."
+                "`sampling.noise_removal: false` leaves noise, and so masks, in the text. Set it to true."
             )
         self._plan().time_grid(self.eps)
         self._step(Absorbing(1), 1.0)
@@ -188,7 +188,7 @@ class _ScoreSampler:
         length = option(self.config, "model.length") if given is None else getattr(given, "length", None)
         length = self.batch_dims[1] if len(self.batch_dims) == 2 else length
         if length is None:
-            raise ValueError("Nothing says how many positions: give `batch_dims=(sequences, positions)`.")
+            raise ValueError("The number of positions is unknown: give `batch_dims=(sequences, positions)`.")
         return fitted(given, length) or _plan_of(self.config, length)
 
     def _step(self, process: AbstractNoiseProcess, full: float) -> Step:

@@ -50,7 +50,7 @@ _DEBUG = 1000
 
 def run_training(arguments: Sequence[str]) -> int:
     """Train a model from scratch; returns the exit status."""
-    return _main("hdlm/train.py", arguments, "Train a model from nothing.", finetunes=False)
+    return _main("hdlm/train.py", arguments, "Train a new model.", finetunes=False)
 
 
 def run_finetuning(arguments: Sequence[str]) -> int:
@@ -120,7 +120,7 @@ def _begin(composed: ComposedConfig, *, finetunes: bool | None) -> int:
     config = Config.read(composed.table, composed.asked)
     if finetunes not in (None, config.hf_model_id is not None):
         raise ValueError(
-            "`hf_model_id` must say what to finetune; hdlm/train.py begins with nothing."
+            "`hf_model_id` must name the model to finetune; to train a new one, use hdlm/train.py."
             if finetunes
             else f"`hf_model_id` is {config.hf_model_id!r}: use hdlm/finetune.py to begin with a model."
         )
@@ -151,7 +151,7 @@ def _check_vacant(folder: Path) -> None:
     names = [name for name in ("config.json", ".hydra", "checkpoints") if (folder / name).exists()]
     if names:
         raise ValueError(
-            f"{folder} holds a run already ({', '.join(names)}): go on with it by training.resume=true, choose another "
+            f"{folder} holds a run already ({', '.join(names)}): resume it with training.resume=true, choose another "
             "experiment.name, or remove it."
         )
 
@@ -187,7 +187,7 @@ def _carry_out(config: Config, composed: ComposedConfig, *, is_main: bool) -> in
             composed.folder,
             device,
             console.print,
-            found=resume_point,
+            resume_point=resume_point,
             start=start,
             text=_text(config, recipe),
             memory=config.hf_model_id if keeps else None,

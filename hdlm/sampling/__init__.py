@@ -8,15 +8,19 @@
 | `FirstHitting` | masks fall one at a time | exact |
 | `Analytic`, `Euler` | along the score | exact as steps get small |
 | `AdaptiveCorrection` | chained: ACS, redraws visible words | heuristic |
+| `DoubtCorrection` | chained: redraws words, noises them again | heuristic |
 | `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
 | `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
 | `ByConfidence` | surest words first | heuristic |
-| `ByThreshold`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `ByThreshold`, `ByFactor`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `JointThreshold` | also replaces its own words | heuristic |
+| `EntropyRenoising` | accepts sure words, renoises all others, until they are stable | heuristic |
+| `InParts` | another step, in blocks or sub-blocks | heuristic |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
 
-from hdlm.sampling.algorithms import ALGORITHMS, algorithm, exactness
+from hdlm.sampling.algorithms import ALGORITHMS, RULES, algorithm, exactness
 from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransforms, Step, Transform
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Stop
@@ -25,12 +29,15 @@ from hdlm.sampling.engine.window import ApproximateCache, Execution
 from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.prompt import Prompt
-from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
+from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.doubt import DoubtCorrection
+from hdlm.sampling.steps.editing import EntropyRenoising, JointThreshold
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
+from hdlm.sampling.steps.parts import InParts
 from hdlm.sampling.steps.remasking import (
     AbstractRemaskSchedule,
     Cap,
@@ -42,11 +49,12 @@ from hdlm.sampling.steps.remasking import (
     Rescale,
 )
 from hdlm.sampling.steps.scores import Analytic, Euler
-from hdlm.sampling.trace import Change, Trace
-from hdlm.sampling.transforms import MinP, RepetitionPenalty, Temperature, TopK, TopP
+from hdlm.sampling.trace import Change, Reason, Trace
+from hdlm.sampling.transforms import MinP, RepetitionPenalty, Suppress, Temperature, TopK, TopP
 
 __all__ = [
     "ALGORITHMS",
+    "RULES",
     "AbstractRemaskSchedule",
     "AdaptiveCorrection",
     "Analytic",
@@ -55,13 +63,16 @@ __all__ = [
     "ApproximateCache",
     "ByConfidence",
     "ByEntropy",
+    "ByFactor",
     "ByThreshold",
     "Cap",
     "Chain",
     "Change",
     "Confidence",
+    "DoubtCorrection",
     "Engine",
     "EngineRequest",
+    "EntropyRenoising",
     "Euler",
     "Execution",
     "Finished",
@@ -69,6 +80,8 @@ __all__ = [
     "Frame",
     "Generation",
     "GibbsCorrection",
+    "InParts",
+    "JointThreshold",
     "Loop",
     "MinP",
     "Move",
@@ -77,6 +90,7 @@ __all__ = [
     "ReMDM",
     "Reading",
     "Reads",
+    "Reason",
     "Remask",
     "RemaskShuffle",
     "RepetitionPenalty",
@@ -84,6 +98,7 @@ __all__ = [
     "RowTransforms",
     "Step",
     "Stop",
+    "Suppress",
     "Temperature",
     "TopK",
     "TopP",

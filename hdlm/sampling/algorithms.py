@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from hdlm.process import Absorbing, AbstractNoiseProcess
 from hdlm.sampling.base import Chain, Step
-from hdlm.sampling.steps.adaptive import ByEntropy, ByThreshold
+from hdlm.sampling.steps.adaptive import ByEntropy, ByFactor, ByThreshold
 from hdlm.sampling.steps.ancestral import Ancestral
 from hdlm.sampling.steps.confidence import ByConfidence
 from hdlm.sampling.steps.correction import AdaptiveCorrection
+from hdlm.sampling.steps.doubt import DoubtCorrection
+from hdlm.sampling.steps.editing import EntropyRenoising, JointThreshold
 from hdlm.sampling.steps.first_hitting import FirstHitting
 from hdlm.sampling.steps.gibbs import GibbsCorrection
+from hdlm.sampling.steps.parts import InParts
 from hdlm.sampling.steps.remasking import Cap, Confidence, Loop, Remask, RemaskShuffle, ReMDM, Rescale
 from hdlm.sampling.steps.scores import Analytic, Euler
 from hdlm.strict_config import nearest
 
-__all__ = ["ALGORITHMS", "ANY_STEPS", "SMALL_STEPS", "algorithm", "exactness"]
+__all__ = [
+    "ALGORITHMS",
+    "ANY_STEPS",
+    "RULES",
+    "SMALL_STEPS",
+    "WRITES_LIKELIEST",
+    "algorithm",
+    "exactness",
+]
 
 Builder = Callable[[AbstractNoiseProcess, float], Step]
 
@@ -32,6 +45,7 @@ ALGORITHMS: dict[str, Builder] = {
     "original": lambda process, eta: Ancestral(_walk(process)),
     "exact": lambda process, eta: Ancestral(),
     "acs": lambda process, eta: Chain((Ancestral(_walk(process)), AdaptiveCorrection(eta))),
+    "doubt": lambda process, eta: Chain((Ancestral(), DoubtCorrection(eta))),
     "gibbs": lambda process, eta: Chain((Ancestral(), GibbsCorrection(eta or None))),
     "remask": lambda process, eta: Remask(),
     "remask_adhoc_shuffle": lambda process, eta: RemaskShuffle(eta),
@@ -44,11 +58,29 @@ ALGORITHMS: dict[str, Builder] = {
     "first_hitting": lambda process, eta: FirstHitting(_walk(process)),
     "confidence": lambda process, eta: ByConfidence(),
     "threshold": lambda process, eta: ByThreshold(1 - eta),
+    "factor": lambda process, eta: ByFactor(eta),
     "entropy": lambda process, eta: ByEntropy(eta),
+    "joint_threshold": lambda process, eta: JointThreshold(1 - eta, 1 - eta),
+    "entropy_renoising": lambda process, eta: EntropyRenoising(eta),
 }
 """Name to builder; a builder takes the denoiser's process and `eta`: the strength of corrections, or how unsure a word
 may be that is written."""
-
+RULES: dict[str, Builder] = {
+    "low_confidence": lambda process, eta: ByConfidence(quota="even"),
+    "low_confidence_static": lambda process, eta: ByConfidence(quota="even"),
+    "low_confidence_dynamic": lambda process, eta: ByConfidence(quota="even", threshold=1 - eta),
+    "sequential": lambda process, eta: ByConfidence("position", "even"),
+    "maskgit_plus": lambda process, eta: ByConfidence(quota="truncated"),
+    "topk_margin": lambda process, eta: ByConfidence("margin", "truncated"),
+    "neg_entropy": lambda process, eta: ByConfidence("entropy", "truncated"),
+    "diffugpt": lambda process, eta: ByConfidence(quota="standing"),
+}
+"""Settings of `ByConfidence` by the names of LLaDA and SDAR (the first four), Dream (three) and DiffuGPT; all are
+heuristics, and names of algorithms like those of `ALGORITHMS`."""
+WRITES_LIKELIEST = frozenset(
+    {"confidence", "threshold", "factor", "entropy", "joint_threshold", "entropy_renoising", *RULES}
+)
+"""Algorithms that write the likeliest words at temperature 0, in the order of the model's own probabilities."""
 
 ANY_STEPS = "exact in any number of steps"
 """A claim of `exactness`: an exact denoiser gives the data distribution, for every number of steps."""
@@ -95,23 +127,45 @@ def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> st
     return _HEURISTIC
 
 
-def algorithm(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> Step:
+def algorithm(
+    name: str,
+    process: AbstractNoiseProcess,
+    eta: float = 0.01,
+    *,
+    sub_block: int | None = None,
+    block: int | None = None,
+    greedy: bool = False,
+) -> Step:
     """The step of the algorithm with this name.
 
     Args:
-        name: One of `ALGORITHMS`.
+        name: One of `ALGORITHMS` or of `RULES`.
         process: The denoiser's process.
-        eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any; for `threshold` and
-            `entropy`, 1 minus the threshold, and the bound in nats.
+        eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any; for thresholds, 1 minus the
+            threshold; for `entropy` and `entropy_renoising`, the bound in nats; for `factor`, the factor.
+        sub_block: Number of positions of a sub-block; sub-blocks are written one after the other; see `InParts`.
+        block: Width of blocks whose sub-blocks they are; None for those of a flat canvas.
+        greedy: Whether the likeliest words are written, for an algorithm of `WRITES_LIKELIEST`.
 
     Raises:
-        ValueError: If the name is unknown or `eta` out of range.
+        ValueError: If the name is unknown, `eta` is out of range, or the algorithm has no sub-blocks.
     """
-    if name not in ALGORITHMS:
-        meant = nearest(name, ALGORITHMS)
+    builders = ALGORITHMS | RULES
+    if name not in builders:
+        meant = nearest(name, builders)
         raise ValueError(
-            f"Unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}. Did you mean {meant!r}?"
+            f"Unknown algorithm {name!r}; known are {', '.join(builders)}. Did you mean {meant!r}?"
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
-    return ALGORITHMS[name](process, eta)
+    built: Any = builders[name](process, eta)
+    if sub_block is not None and name not in WRITES_LIKELIEST:
+        raise ValueError(
+            f"The algorithm {name!r} does not write in sub-blocks; {', '.join(sorted(WRITES_LIKELIEST))} do."
+        )
+    step: Step = replace(built, greedy=True) if greedy and name in WRITES_LIKELIEST else built
+    if sub_block is None:
+        return step
+    if isinstance(step, ByConfidence) and block is None:
+        return replace(step, block=sub_block)
+    return InParts(step, sub_block, block)

@@ -167,6 +167,16 @@ class Reading:
 
         return self._each(where, row, column, draw, torch.long)
 
+    def likeliest(self, where: Bool[Tensor, "b l"]) -> Int[Tensor, " n"]:
+        """The likeliest word at each given position; the first of equal words."""
+        row, column = where.nonzero(as_tuple=True)
+
+        def likeliest(log_w: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            best = log_w.max(-1)
+            return best.indices, best.values
+
+        return self._each(where, row, column, likeliest, torch.long)
+
     def own(self, where: Bool[Tensor, "b l"]) -> Float[Tensor, " n"]:
         """`p(x_0 = x_t | x_t)`: the model's probability of the current word."""
         row, column = where.nonzero(as_tuple=True)
@@ -244,8 +254,8 @@ class Reading:
         place = f"position {i} of sequence {sequence}{when}"
         if raw.isfinite().all():
             raise ValueError(
-                f"No word can be drawn at {place}: the network's answer is finite, but what is left of it after "
-                f"{self._applied(b) or type(answer.prediction.parameterization).__name__} is no distribution."
+                f"No word can be drawn at {place}: the network's answer is finite, but after "
+                f"{self._applied(b) or type(answer.prediction.parameterization).__name__} is not a distribution."
             )
         raise ValueError(
             f"The network's answer at {place} is not finite: {int(raw.isnan().sum())} of {raw.numel()} numbers are "
@@ -546,6 +556,6 @@ def require_masks(process: AbstractNoiseProcess, what: str) -> None:
     """
     if not process.ends_in_masks:
         raise ValueError(
-            f"{what} writes words where masks stand, and in the pure noise of {process!r} their share is "
+            f"{what} writes words only in place of masks, but the share of masks in pure noise of {process!r} is "
             f"{process.final_mask_share}. Use the ancestral or the analytic step."
         )

@@ -50,7 +50,8 @@ def sample_plainly(
     fixed = torch.zeros_like(x, dtype=torch.bool)
     tokens, given = prompt_rows(prompt, rows)
     if tokens is not None and given is not None:
-        x, fixed = torch.where(given, tokens, x), given.expand_as(x)
+        begins = given | (prompt is not None and prompt.is_draft)
+        x, fixed = torch.where(begins, tokens, x), given.expand_as(x)
 
     calls = computed = 0
     for n in range(hyperschedule.num_steps):

@@ -1,7 +1,8 @@
-"""The user's prompt: tokens that generation keeps, at the beginning or anywhere else."""
+"""The user's prompt: tokens that generation keeps, at the beginning or anywhere else, or a draft that it corrects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -18,17 +19,25 @@ class Prompt:
     """Tokens, and which of them are fixed; the others are to be written.
 
     Attributes:
-        tokens: One row for all sequences, or one row for each. Tokens at free positions are ignored.
+        tokens: One row for all sequences, or one row for each. Tokens at free positions are ignored, except in a draft.
         fixed: Which positions are given.
+        lengths: Number of positions of each sequence; None if each has the length of the canvas.
+        is_draft: Whether generation begins with `tokens` at free positions, too, and not with noise.
 
     Raises:
-        ValueError: If the two have different shapes.
+        ValueError: If the shapes do not fit together.
     """
 
     tokens: Int[Tensor, "#b l"]
     fixed: Bool[Tensor, "#b l"]
+    lengths: Int[Tensor, " b"] | None = None
+    is_draft: bool = False
 
     def __post_init__(self) -> None:
+        if self.lengths is not None and len(self.lengths) != len(self.tokens):
+            raise ValueError(
+                f"`lengths` of a prompt needs a number for each row; got {len(self.lengths)} for {len(self.tokens)}."
+            )
         if self.tokens.shape != self.fixed.shape:
             raise ValueError(
                 f"`tokens` and `fixed` of a prompt must have one shape; got {tuple(self.tokens.shape)} "
@@ -51,6 +60,26 @@ class Prompt:
         tokens = torch.zeros(1, length, dtype=torch.long)
         tokens[0, : len(given)] = given
         return Prompt(tokens, torch.arange(length)[None] < len(given))
+
+    @staticmethod
+    def ragged(prompts: Sequence[Sequence[int]], new: int) -> Prompt:
+        """Prompts of different lengths, each followed by `new` free positions.
+
+        Each sequence is computed without padding, so it gets the tokens that it gets alone.
+
+        Raises:
+            ValueError: If there is no prompt, or nothing is left to write.
+        """
+        if not prompts or new < 1:
+            raise ValueError(
+                f"A ragged prompt needs at least one prompt and one new token; got {len(prompts)} and {new}."
+            )
+        given = torch.tensor([len(prompt) for prompt in prompts])
+        columns = torch.arange(int(given.max()) + new)[None]
+        fixed = columns < given[:, None]
+        tokens = torch.zeros(fixed.shape, dtype=torch.long)
+        tokens[fixed] = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.long)
+        return Prompt(tokens, fixed, given + new)
 
     @staticmethod
     def infill(ids: list[int] | Int[Tensor, " l"], blank: int) -> Prompt:
@@ -89,3 +118,5 @@ def check_prompt(prompt: Prompt | None, num_words: int, length: int, num_sequenc
                 f"Tokens of the prompt must be words, in [0, {num_words}); got {int(given.min())} to "
                 f"{int(given.max())}. Was it encoded with the checkpoint's tokenizer?"
             )
+        if prompt.is_draft and not 0 <= int(prompt.tokens.min()) <= int(prompt.tokens.max()) <= num_words:
+            raise ValueError(f"Tokens of a draft must be words or the mask, in [0, {num_words}].")

@@ -97,7 +97,7 @@ class Trace:
         """Record the changes of a step, and return them."""
         names = frame.sequence.tolist()
         if not self.start.keys() >= set(names):
-            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed]
+            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed[frame.rows]]
             self.start = dict(zip(names, frame.before.tolist(), strict=True)) | self.start
             self.given = dict(zip(names, given, strict=True)) | self.given
         self.num_steps, self.num_evaluations = frame.num_steps, frame.num_evaluations

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["MinP", "RepetitionPenalty", "Temperature", "TopK", "TopP"]
+__all__ = ["MinP", "RepetitionPenalty", "Suppress", "Temperature", "TopK", "TopP"]
 
 _MOST_PENALTY = 1e6
 """Factor of log probabilities beyond which the product may overflow float32."""
@@ -140,3 +140,22 @@ class RepetitionPenalty:
         seen = torch.zeros(len(tokens), log_p.shape[-1], dtype=torch.bool, device=log_p.device)
         seen = seen.scatter(1, tokens, True)[row]
         return torch.where(seen, log_p.log_softmax(-1) * self.penalty, log_p.log_softmax(-1))
+
+
+@final
+@dataclass(frozen=True)
+class Suppress:
+    """Never writes some words, for example the end-of-text token (`suppress_tokens`, `logits_eos_inf`).
+
+    Attributes:
+        words: Ids of the words.
+    """
+
+    words: tuple[int, ...]
+
+    def __call__(
+        self, log_p: Float[Tensor, "n v"], tokens: Int[Tensor, "b l"], row: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        return log_p.index_fill(
+            -1, torch.tensor(self.words, dtype=torch.long, device=log_p.device), -torch.inf
+        )

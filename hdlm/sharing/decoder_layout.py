@@ -2,8 +2,9 @@
 
 A checkpoint that was read from one of the formats of `hdlm.hub.cards` gets the configuration, the names and the order
 of rows of that format. Any other decoder gets those of the family of its switches: Qwen3 with QK-norm, Qwen2 with
-biases of queries, keys and values, GPT-2 with LayerNorm, else Llama. The row of the mask stays the last one, and
-`mask_token_id` of the config names it.
+biases of queries, keys and values, GPT-2 with LayerNorm, else Llama. `mask_token_id` of the config names the row of the
+mask, and its table `hdlm` has the process, the parameterization, the hyperschedules and the attention, so that
+`hdlm.load` reads the export as what it is. `transformers` reads it as a causal model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hdlm.checkpoint.weights import Stored
 from hdlm.data import _tokenizer_json as tokenizer_json
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
+from hdlm.hub.cards._decoder import PIECES
 from hdlm.network import DecoderConfig, RotaryScaling
 
 __all__ = ["DecoderFiles", "decoder_layout"]
@@ -56,12 +58,12 @@ def decoder_layout(checkpoint: Checkpoint) -> DecoderFiles:
     card = next((card for card in CARDS if card.name == checkpoint.training.get("format")), None)
     if card is not None and isinstance(recorded, Mapping):
         config = {name: value for name, value in recorded.items() if name not in ("mask_id", "num_words")}
+        config |= _pieces(checkpoint) if PIECES in recorded else {}
         blueprint = _blueprint(checkpoint, card, recorded)
     else:
-        config = _family(checkpoint)
-        card = next(card for card in CARDS if card.name == "causal")
+        config = _family(checkpoint) | _pieces(checkpoint)
+        card = next(card for card in CARDS if card.name == "converted")
         blueprint = _blueprint(checkpoint, card, config)
-        blueprint = _with_last_mask(blueprint)
     prefix = _prefix(card.name, str(config["model_type"]))
     tensors: dict[str, Tensor] = {}
     rows = checkpoint.network.token_rows
@@ -83,9 +85,11 @@ def _blueprint(checkpoint: Checkpoint, card: AbstractCard, config: Mapping[str, 
     return card.blueprint(Evidence(config, {embedding: ()}, "this checkpoint", mask))
 
 
-def _with_last_mask(blueprint: Blueprint) -> Blueprint:
-    """A blueprint of a causal model whose file has a row for the mask, the last one."""
-    return dataclasses.replace(blueprint, adds_mask=False, mask_row=None)
+def _pieces(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `hdlm` knows of a model and a config of `transformers` does not, as a table of that config."""
+    names = ("process", "parameterization", "noise_schedule", "hyperschedules", "context", "active")
+    config = checkpoint.config()
+    return {PIECES: {name: config[name] for name in names}}
 
 
 def _prefix(card: str, model_type: str) -> str:
@@ -130,11 +134,16 @@ def _family(checkpoint: Checkpoint) -> dict[str, Any]:
     shape = checkpoint.network.config
     assert isinstance(shape, DecoderConfig)
     words = checkpoint.vocabulary
+    row = checkpoint.training.get("origin", {}).get("mask_row", words.mask_id)
+
+    def there(token: int | None) -> int | None:
+        return None if token is None else token + (token >= row)
+
     common = {
         "vocab_size": shape.vocab_size,
-        "mask_token_id": words.mask_id,
-        "bos_token_id": words.bos,
-        "eos_token_id": words.eos,
+        "mask_token_id": row,
+        "bos_token_id": there(words.bos),
+        "eos_token_id": there(words.eos),
     }
     if shape.norm == "layer":
         return _checked(shape, _gpt2(shape) | common)

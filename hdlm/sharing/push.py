@@ -15,9 +15,9 @@ from typing import Any, final
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint, save_checkpoint
+from hdlm.hub_access import hub_errors
 from hdlm.sharing.export import export
 from hdlm.sharing.model_card import LICENCE, Layout, model_card
-from hdlm.strict_config import one_line
 
 __all__ = ["Shared", "push_to_hub", "save_pretrained", "tokenizer_files"]
 
@@ -155,26 +155,24 @@ def push_to_hub(
 def _send(folder: Path, repo_id: str, private: bool, token: str | None, revision: str | None) -> str:
     """Make the repository and the branch if they do not exist, and commit the folder."""
     import huggingface_hub
-    from huggingface_hub import errors
 
-    # Failed connections are OSErrors in versions up to 0.x, and errors of an HTTP library in later ones.
-    http_error: type[Exception] = vars(errors)["HTTPError"]
     api = huggingface_hub.HfApi(token=token)
     try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and api.repo_info(repo_id).private is not True:
-            raise ValueError(
-                f"{repo_id} exists and is public, but this model was to be private: choose another name, make the "
-                "repository private, or allow a public one (`private=False`, `--public`)."
+        with hub_errors():
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and api.repo_info(repo_id).private is not True:
+                raise ValueError(
+                    f"{repo_id} exists and is public, but this model was to be private: choose another name, make the "
+                    "repository private, or allow a public one (`private=False`, `--public`)."
+                )
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Model by hdlm"
             )
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Model by hdlm"
-        )
-    except (OSError, http_error) as error:
+    except OSError as error:
         raise OSError(
-            f"{repo_id} was not sent to the hub ({one_line(error)}). Check that there is a network, that you are "
+            f"{repo_id} was not sent to the hub ({error}). Check that there is a network, that you are "
             "logged in (`hf auth login`, or a token), and that you may write there. To share without the hub, write a "
             "folder: `save_pretrained`, or `hdlm export`."
         ) from error

@@ -6,6 +6,7 @@ carry_out    the remaining steps, their measurements, what follows the last step
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,11 +25,11 @@ from hdlm.training.monitor.throughput import ThreadSwitch
 from hdlm.training.monitor.trackers import check_trackers, tracking
 from hdlm.training.monitor.watchers import progress_bar
 from hdlm.training.recipe import Recipe
-from hdlm.training.session import ResumePoint, Session
+from hdlm.training.session import ResumePoint, Session, find_resume_point
 from hdlm.training.setup import build_setup
 from hdlm.training.text import Corpora, refuse_idle
 
-__all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file"]
+__all__ = ["Observing", "begin", "carry_out", "check_vacant", "recipe_file", "run_to_resume"]
 
 
 @runtime_checkable
@@ -74,13 +75,34 @@ def check_vacant(folder: Path, again: str) -> None:
         raise ValueError(f"{folder} already holds a checkpoint; choose another folder, or remove it.")
 
 
+def run_to_resume(
+    folder: Path, report: Callable[[str], None], *, resume: bool, option: str
+) -> ResumePoint | None:
+    """The run in a folder that shall be resumed; None if a new run shall begin.
+
+    Args:
+        folder: The folder of the run.
+        report: Called with a line if a damaged checkpoint is passed over.
+        resume: Whether a run in the folder shall be resumed.
+        option: How the user asks for that, for the error message.
+
+    Raises:
+        ValueError: If a new run shall begin, and the folder holds a run, a model or is a file.
+    """
+    if resume:
+        return find_resume_point(folder, report)
+    if os.environ.get("RANK", "0") == "0":
+        check_vacant(folder, option)
+    return None
+
+
 def begin(
     recipe: Recipe,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
     *,
-    found: ResumePoint | None = None,
+    resume_point: ResumePoint | None = None,
     start: Checkpoint | None = None,
     text: Corpora | None = None,
     memory: str | None = None,
@@ -94,7 +116,7 @@ def begin(
         folder: The folder of the run.
         device: Device of the training.
         say: Called with a line for each finished piece of work.
-        found: The run to resume; its checkpoint is the initial one.
+        resume_point: The run to resume; its checkpoint is the initial one.
         start: The initial checkpoint, if no run is resumed.
         text: Corpora in place of those that the recipe names.
         memory: Folder of a run whose optimizer state is used as well.
@@ -105,11 +127,11 @@ def begin(
         ValueError: If the recipe cannot be followed.
     """
     check_trackers(recipe.watch.trackers)
-    if found is None:
+    if resume_point is None:
         refuse_idle(recipe.data, text, start if strict else None)
-    run = build_setup(recipe, device, say, start if found is None else found.checkpoint, text)
-    session = Session(run, folder, found)
-    if found is not None:
+    run = build_setup(recipe, device, say, start if resume_point is None else resume_point.checkpoint, text)
+    session = Session(run, folder, resume_point)
+    if resume_point is not None:
         return session
     for line in () if start is None else describe_changes(start, run.checkpoint()):
         say(f"  {line}")

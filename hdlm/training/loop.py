@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hdlm.data import AbstractWindows
+from hdlm.data.packing import Samples
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
 from hdlm.network import AbstractTransformer, build_network, has_compiler
@@ -38,6 +39,7 @@ from hdlm.training.checkpoints.state import (
 from hdlm.training.distributed.accelerator import agreed_precision, make_engine
 from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 from hdlm.training.interrupt import StopRequest
+from hdlm.training.lora import adapters_of, merged
 from hdlm.training.mixture import Mixture
 from hdlm.training.optim.ema import ExponentialMovingAverage
 from hdlm.training.optim.optimizers import make_optimizers, set_rates
@@ -123,12 +125,14 @@ class _Batch:
         times: Stratified numbers in [0, 1).
         draw: A uniform number in [0, 1) for each position.
         seed: Seed of dropout.
+        samples: The samples in each window, if they are packed or have prompts.
     """
 
     x_0: Int[Tensor, "b l"]
     times: Float[Tensor, "b e"]
     draw: Float[Tensor, "b l"]
     seed: int
+    samples: Samples | None = None
 
 
 @final
@@ -167,7 +171,7 @@ class _Loss(nn.Module):
     def forward(self, part: AbstractPart, batch: _Batch) -> Float[Tensor, ""]:
         """Mean over all positions with a target; noise is drawn on the host, so nothing waits for the device."""
         with torch.autocast(self.denoiser.device.type, torch.bfloat16, enabled=self.bf16):
-            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw)
+            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw, batch.samples)
 
 
 @final
@@ -301,7 +305,10 @@ class Trainer:
     def state(self) -> TrainingState:
         """Everything that `restore` needs; all processes must call this."""
         self.settle()
-        weights = {**self._network.state_dict(), **named_parameters(self._network)}
+        parameters = {**self._network.state_dict(), **named_parameters(self._network)}
+        weights = {name: full_tensor(value).cpu() for name, value in parameters.items()}
+        average = {name: value.cpu() for name, value in self.average.state_dict().items()}
+        both = {"weights": adapters_of(weights), "average": adapters_of(average)}
         return TrainingState(
             step=self.step,
             sequences=self.sequences,
@@ -310,11 +317,12 @@ class Trainer:
             precision=self.precision,
             device=self._accelerator.device.type,
             processes=self._accelerator.num_processes,
-            weights={name: full_tensor(value).cpu() for name, value in weights.items()},
-            average={name: value.cpu() for name, value in self.average.state_dict().items()},
+            weights=merged(self._network, weights),
+            average=merged(self._network, average),
             optimizers=gather_optimizers(self._network, self._memories),
             text=self._windows.fingerprint,
             threads=torch.get_num_threads(),
+            adapters={f"{kind}/{name}": v for kind, own in both.items() for name, v in own.items()},
         )
 
     @torch.no_grad()
@@ -392,9 +400,20 @@ class Trainer:
 
     def _load(self, state: TrainingState) -> None:
         """Copy weights, average and optimizer state."""
+        weights, average = (
+            {
+                **tensors,
+                **{key.removeprefix(kind): v for key, v in state.adapters.items() if key.startswith(kind)},
+            }
+            for kind, tensors in (("weights/", state.weights), ("average/", state.average))
+        )
         for name, parameter in named_parameters(self._network).items():
-            parameter.copy_(spread_like(state.weights[name], parameter))
-        self.average.restore(state.average, state.ticks)
+            if name not in weights:
+                raise ValueError(
+                    f"the state has no {name}: it is of a run with other adapters, or without them."
+                )
+            parameter.copy_(spread_like(weights[name], parameter))
+        self.average.restore(average, state.ticks)
         spread_optimizers(self._network, self._memories, state.optimizers)
 
     @property
@@ -411,7 +430,7 @@ class Trainer:
         if not self.is_main:
             return None
         network = build_network(self._network.config)
-        network.load_state_dict(weights)
+        network.load_state_dict(merged(self._network, weights))
         copy = Denoiser(network, self._denoiser.process, self._denoiser.parameterization)
         return copy.to(self._accelerator.device).eval()
 
@@ -494,6 +513,7 @@ class Trainer:
                 times[start : start + size],
                 self._randomness.uniform(row[:, None], self.step, position, stream=_CORRUPTION),
                 int(2**53 * self._randomness.uniform(row[0], self.step, row[0] * 0, stream=_DROPOUT)),
+                windows.samples(self.sequences + start, size),
             )
 
     def _expect(self, part: AbstractPart, windows: Prefetch) -> None:

@@ -1,7 +1,10 @@
 """The choice of what each optimizer step trains on: a warm start, then the parts of a mixture by their shares.
 
 Part `k` owns an interval of [0, 1) as long as its share, and step `n` trains the part whose interval contains
-`n / golden ratio mod 1`. These points are spread evenly, so the shares hold over every few steps.
+`n / golden ratio mod 1`. These points are spread evenly, so the shares hold over every few steps. A part may be limited
+to an interval of the run, and its attention may open during the run: so blocks grow, and a causal model becomes one
+that attends to both sides. What a step trains is a function of the seed, the step and the share of the run that is
+done.
 """
 
 from __future__ import annotations
@@ -10,12 +13,19 @@ import bisect
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.objective import NELBO, Corruption
+from hdlm.objective import (
+    NELBO,
+    AbstractObjective,
+    CleanStream,
+    Combination,
+    Corruption,
+    CorruptionLayout,
+)
 from hdlm.process import AbstractNoiseProcess
+from hdlm.randomness import Randomness
 from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.parts import AbstractPart, NextToken, Noisy
@@ -35,11 +45,13 @@ class Mixture:
         parts: The noisy parts.
         warm_start: Next-token prediction before them, if any.
         warm_share: Share of the run that the warm start takes, in [0, 1).
+        seed: Seed of the random numbers that a step needs.
     """
 
     parts: tuple[Noisy, ...]
     warm_start: NextToken | None = None
     warm_share: float = 0.0
+    seed: int = 0
 
     @classmethod
     def of(cls, recipe: Recipe, process: AbstractNoiseProcess, document_end: int | None = None) -> Mixture:
@@ -64,6 +76,19 @@ class Mixture:
                 "false with objective.type=NELBO, which is a sum over the hyperschedule's own steps",
                 part.continuous,
             )
+            require(
+                not (part.complementary and isinstance(objective, NELBO)),
+                "mixture.complementary",
+                "false with objective.type=NELBO, which needs the noise after the next step",
+                part.complementary,
+            )
+            require(
+                not _reads_clean_stream(objective)
+                or (part.two_stream and recipe.network.context == "causal"),
+                "network.context",
+                "causal, with two streams, so that the clean stream does not contain what CleanStream predicts",
+                recipe.network.context,
+            )
             corruption = Corruption(
                 process,
                 Regime(
@@ -76,11 +101,22 @@ class Mixture:
                 continuous=part.continuous,
                 num_given=lookback,
                 document_end=document_end,
+                layout=CorruptionLayout(part.time, part.complementary, part.border, part.least_noise),
             )
-            parts.append(Noisy(corruption, objective, batch_size * part.batch_scale, part.share))
+            size = batch_size * part.batch_scale
+            parts.append(Noisy(corruption, objective, size, part.share, part.begins, part.ends, part.opens))
         warm = recipe.warm_start
         first = NextToken(batch_size * warm.batch_scale, document_end) if warm.share else None
-        return cls(tuple(parts), first, warm.share)
+        mixture = cls(tuple(parts), first, warm.share, recipe.run.seed)
+        for begins in sorted({warm.share, *(part.ends for part in parts)} - {1.0}):
+            require(
+                begins < warm.share or bool(mixture._active(begins)),
+                "mixture.ends",
+                f"such that a part is trained when {begins:g} of the run is done; see also {{}}",
+                [part.ends for part in parts],
+                "mixture.begins",
+            )
+        return mixture
 
     @property
     def hyperschedules(self) -> tuple[AbstractHyperschedule, ...]:
@@ -96,10 +132,25 @@ class Mixture:
         """
         if self.warm_start is not None and progress < self.warm_share:
             return self.warm_start
-        return self.parts[bisect.bisect_right(self._bounds, step * _GOLDEN % 1)]
+        active = self._active(progress)
+        part = active[bisect.bisect_right(_bounds(active), step * _GOLDEN % 1)]
+        return part.at(step, progress, Randomness(self.seed))
 
-    @cached_property
-    def _bounds(self) -> list[float]:
-        """The end of each part's interval, except the last."""
-        ends = list(itertools.accumulate(part.share for part in self.parts))
-        return [end / ends[-1] for end in ends[:-1]]
+    def _active(self, progress: float) -> tuple[Noisy, ...]:
+        """The parts that are trained when this share of the run is done."""
+        return tuple(
+            part for part in self.parts if part.begins <= progress < part.ends or progress >= part.ends == 1
+        )
+
+
+def _reads_clean_stream(objective: AbstractObjective) -> bool:
+    """Whether an objective has a loss on the clean stream."""
+    if isinstance(objective, Combination):
+        return any(_reads_clean_stream(part) for _, part in objective.parts)
+    return isinstance(objective, CleanStream)
+
+
+def _bounds(parts: tuple[Noisy, ...]) -> list[float]:
+    """The end of each part's interval, except the last."""
+    ends = list(itertools.accumulate(part.share for part in parts))
+    return [end / ends[-1] for end in ends[:-1]]

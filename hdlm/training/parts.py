@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hdlm.data.packing import Samples
 from hdlm.denoiser import Denoiser
-from hdlm.objective import AbstractObjective, Corruption, CrossEntropy
+from hdlm.objective import AbstractObjective, Corruption, CrossEntropy, Opening
 from hdlm.objective.canvas import next_tokens
 from hdlm.parameterization import AbstractParameterization, Mean, NetworkInputs, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
+from hdlm.randomness import Randomness
 from hdlm.transfer import moved
 
 __all__ = ["AbstractPart", "NextToken", "Noisy"]
@@ -29,6 +31,16 @@ class AbstractPart(abc.ABC):
 
     batch_size: int
 
+    def at(self, step: int, progress: float, randomness: Randomness) -> AbstractPart:
+        """The part as it is trained in one step.
+
+        Args:
+            step: Number of the optimizer step.
+            progress: Share of the run that is done before it, in [0, 1].
+            randomness: Random numbers of the run.
+        """
+        return self
+
     @property
     def num_times(self) -> int:
         """Number of times drawn for each sequence."""
@@ -41,6 +53,7 @@ class AbstractPart(abc.ABC):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
+        samples: Samples | None = None,
     ) -> Float[Tensor, ""]:
         """Mean loss per position, in nats.
 
@@ -51,6 +64,7 @@ class AbstractPart(abc.ABC):
             x_0: Ids of clean tokens.
             times: `num_times` stratified numbers in [0, 1) for each sequence.
             draw: A uniform number in [0, 1) for each position.
+            samples: The samples in each window, if they are packed or have prompts.
         """
 
 
@@ -64,12 +78,25 @@ class Noisy(AbstractPart):
         objective: Loss on that canvas.
         batch_size: Sequences in an optimizer step.
         share: Share of the steps, relative to the other parts.
+        begins: Share of the run that is done when it begins.
+        ends: Share of the run that is done when it ends.
+        opens: Share of the run in which its attention opens.
+        opening: How far attention is open in the current step; None if it is as the regime says.
     """
 
     corruption: Corruption
     objective: AbstractObjective
     batch_size: int
     share: float
+    begins: float = 0.0
+    ends: float = 1.0
+    opens: float = 0.0
+    opening: Opening | None = None
+
+    def at(self, step: int, progress: float, randomness: Randomness) -> Noisy:
+        if progress >= self.opens:
+            return self
+        return replace(self, opening=Opening(progress / self.opens, randomness, step))
 
     @property
     def num_times(self) -> int:
@@ -81,9 +108,14 @@ class Noisy(AbstractPart):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
+        samples: Samples | None = None,
     ) -> Float[Tensor, ""]:
         device = denoiser.device
-        return self.objective.mean(denoiser, self.corruption(x_0, times, draw, device), device)
+        given, documents = (None, None) if samples is None else (samples.given, samples.documents)
+        canvas = self.corruption(
+            x_0, times, draw, device, given=given, documents=documents, opening=self.opening
+        )
+        return self.objective.mean(denoiser, canvas, device)
 
 
 @final
@@ -108,9 +140,11 @@ class NextToken(AbstractPart):
         x_0: Int[Tensor, "b l"],
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
+        samples: Samples | None = None,
     ) -> Float[Tensor, ""]:
-        (x_0,) = moved([x_0], denoiser.device)
-        canvas = next_tokens(x_0, self.document_end)
+        given, documents = (None, None) if samples is None else (samples.given, samples.documents)
+        (x_0,), (given, documents) = moved([x_0], denoiser.device), moved([given, documents], denoiser.device)
+        canvas = next_tokens(x_0, self.document_end, given=given, documents=documents)
         reading = _NextTokenLogits(denoiser.parameterization)
         return _NEXT_TOKEN.mean(Denoiser(denoiser.backbone, denoiser.process, reading), canvas)
 

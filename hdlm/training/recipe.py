@@ -36,6 +36,7 @@ from hdlm import parameterization as parameterizations
 from hdlm import process as processes
 from hdlm.attention import Active, Context
 from hdlm.checkpoint import build, describe, piece_class
+from hdlm.data.conversations import Fill
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.network import DDiTConfig, DecoderConfig
 from hdlm.network.recomputation import Recomputation
@@ -49,6 +50,7 @@ from hdlm.training.short_form import in_full
 __all__ = [
     "DataSettings",
     "IdleOptionError",
+    "LoraSettings",
     "MixturePart",
     "NetworkSettings",
     "OptimizerSettings",
@@ -97,6 +99,11 @@ class DataSettings:
         key: Field that holds the text in JSON lines and Parquet.
         cache: Folder where long text is tokenised once, into memory-mapped shards; short text stays in memory.
         streaming: Whether text is read and tokenised each time it is trained on, and never stored.
+        format: `"text"`, or `"messages"`: each line of JSON has a list of messages, and only the answers of the
+            assistant are noised and have a loss.
+        chat_template: File or folder with the chat template of messages; ChatML by default.
+        fill: How windows with messages are filled: with samples that share a window and `"padding"`, or each sample up
+            to the end of its window with the token that ends a document (`"end"`), which the model learns to write.
     """
 
     corpus: tuple[str, ...] = ("kjv",)
@@ -108,8 +115,18 @@ class DataSettings:
     key: str = "text"
     cache: str | None = field(default=None, metadata=MAY_CHANGE)
     streaming: bool = False
+    format: Literal["text", "messages"] = "text"
+    chat_template: str = ""
+    fill: Fill = "padding"
 
     def __post_init__(self) -> None:
+        for name in ("streaming", "cache"):
+            wrong = self.format == "messages" and getattr(self, name)
+            require(not wrong, f"data.{name}", "left out with data.format=messages", getattr(self, name))
+        for name, default in (("chat_template", ""), ("fill", "padding")):
+            value = getattr(self, name)
+            if self.format == "text" and value != default:
+                raise IdleOptionError(f"data.{name}", value, "only data.format=messages has it")
         for name in ("corpus", "validation_corpus"):
             require(all(getattr(self, name)), f"data.{name}", "names that are not empty", getattr(self, name))
         require(bool(self.corpus), "data.corpus", "at least one name", self.corpus)
@@ -166,11 +183,22 @@ class MixturePart:
     """One kind of noise on a batch.
 
     Attributes:
-        hyperschedule: `type`, a class of `hdlm.hyperschedule`, and its fields except `length`, which is the context.
+        hyperschedule: `type`, a class of `hdlm.hyperschedule`, and its fields except `length`, which is the context. A
+            `Block` without `width` is one block over the whole context.
         share: Share of the optimizer steps, relative to the other parts.
         two_stream: Whether clean and noisy tokens are packed into one pass.
         continuous: Whether noise levels are drawn between the levels of the hyperschedule, or on them.
         batch_scale: Sequences in its batches, relative to `run.batch_size`: one canvas costs half of two streams.
+        begins: Share of the run that is done when it begins to be trained, in [0, 1).
+        ends: Share of the run that is done when it is trained no more, in (0, 1].
+        opens: Share of the run in which its attention opens from causal to that of `[network]`, pair by pair; 0 for
+            attention that is open from the first step on.
+        time: Whether each block of two streams has a time of its own (`"block"`), or all blocks of a sequence have one
+            (`"sequence"`).
+        complementary: Whether each sequence is there twice, the second time with the other positions masked.
+        border: In two streams, where shifted outputs read the first token of a block: at the `"settled"` position
+            before it, as in generation, or at the `"noisy"` one.
+        least_noise: The least noise fraction `e` of a noisy position: `e + (1 - e) u` takes the place of `u`.
     """
 
     hyperschedule: Mapping[str, Any]
@@ -178,10 +206,32 @@ class MixturePart:
     two_stream: bool = True
     continuous: bool = False
     batch_scale: int = 1
+    begins: float = 0.0
+    ends: float = 1.0
+    opens: float = 0.0
+    time: Literal["block", "sequence"] = "block"
+    complementary: bool = False
+    border: Literal["settled", "noisy"] = "settled"
+    least_noise: float = 0.0
 
     def __post_init__(self) -> None:
         require(0 < self.share < math.inf, "mixture.share", "positive and finite", self.share)
         require(self.batch_scale > 0, "mixture.batch_scale", "positive", self.batch_scale)
+        require(0 <= self.begins < 1, "mixture.begins", "in [0, 1)", self.begins)
+        require(
+            self.begins < self.ends <= 1,
+            "mixture.ends",
+            "after {} and at most 1",
+            self.ends,
+            "mixture.begins",
+        )
+        require(0 <= self.opens <= 1, "mixture.opens", "in [0, 1]", self.opens)
+        require(0 <= self.least_noise < 1, "mixture.least_noise", "in [0, 1)", self.least_noise)
+        for name, default in (("time", "block"), ("border", "settled")):
+            if not self.two_stream and getattr(self, name) != default:
+                raise IdleOptionError(
+                    f"mixture.{name}", getattr(self, name), "set two_stream, or leave it out"
+                )
         require(
             "type" in self.hyperschedule, "mixture.hyperschedule", "a table with a `type`", self.hyperschedule
         )
@@ -204,6 +254,8 @@ class MixturePart:
         kind = piece_class(hyperschedules, str(self.hyperschedule["type"]))
         sized = any(option.name == "length" for option in dataclasses.fields(kind))
         table = {**self.hyperschedule, "length": length} if sized else self.hyperschedule
+        if kind is hyperschedules.Block:
+            table = {"width": length, **table}
         made: AbstractHyperschedule = build(hyperschedules, table)
         expected = f"one for data.context={length} positions"
         require(
@@ -228,6 +280,35 @@ class WarmStartSettings:
     def __post_init__(self) -> None:
         require(0 <= self.share < 1, "warm_start.share", "in [0, 1)", self.share)
         require(self.batch_scale > 0, "warm_start.batch_scale", "positive", self.batch_scale)
+
+
+@final
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, which are trained in place of the weights; see `hdlm.training.lora`.
+
+    Attributes:
+        rank: Rank of the adapters; 0 for none, so that all weights are trained.
+        alpha: Numerator of the scale of the adapters, `alpha / rank`.
+        dropout: Share of the inputs of an adapter that are dropped in training.
+        layers: Names of the layers of a block that get an adapter, such as `qkv`; empty for all.
+        embeddings: Whether embedding and output layer are trained as well, so that a new mask can be learned.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    layers: tuple[str, ...] = ()
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "lora.rank", "at least 0", self.rank)
+        require(self.alpha > 0, "lora.alpha", "positive", self.alpha)
+        require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+        for name, default in (("alpha", 16), ("dropout", 0.0), ("layers", ()), ("embeddings", False)):
+            value = getattr(self, name)
+            if not self.rank and value != default:
+                raise IdleOptionError(f"lora.{name}", value, "set {}, or leave it out", "lora.rank")
 
 
 @final
@@ -416,6 +497,7 @@ class Recipe:
     optimizer: OptimizerSettings
     run: RunSettings
     watch: WatchSettings = WatchSettings()
+    lora: LoraSettings = LoraSettings()
     process: Mapping[str, Any] = field(kw_only=True)
     noise_schedule: Mapping[str, Any] = field(default_factory=lambda: {"type": "Linear"}, kw_only=True)
     parameterization: Mapping[str, Any] = field(kw_only=True)

@@ -111,7 +111,7 @@ class Session:
     Args:
         run: The recipe, the text and the model.
         folder: The folder of the run; it is made if it does not exist.
-        found: The run to resume; None for a new run.
+        resume_point: The run to resume; None for a new run.
 
     Attributes:
         run: Setup of the run.
@@ -124,19 +124,19 @@ class Session:
         ValueError: If the run cannot be resumed.
     """
 
-    def __init__(self, run: TrainingSetup, folder: Path, found: ResumePoint | None = None) -> None:
+    def __init__(self, run: TrainingSetup, folder: Path, resume_point: ResumePoint | None = None) -> None:
         self.run, self.folder, self._settings = run, folder, run.recipe.run
         self._store = CheckpointStore(folder, self._settings.keep)
         self.trainer = run.trainer()
         self._saved: int | None = None
         self._saved_at = 0.0
         self._offer: tuple[int, float | None] | None = None
-        self._kept = () if found is None else found.kept
-        agree(None if found is None else found.state.step, "the checkpoint to resume from")
-        if found is not None:
-            found.check(run.recipe)
-            self.trainer.restore(found.state)
-            self._saved, self._saved_at = found.state.step, found.state.seconds
+        self._kept = () if resume_point is None else resume_point.kept
+        agree(None if resume_point is None else resume_point.state.step, "the checkpoint to resume from")
+        if resume_point is not None:
+            resume_point.check(run.recipe)
+            self.trainer.restore(resume_point.state)
+            self._saved, self._saved_at = resume_point.state.step, resume_point.state.seconds
         network, precision = run.denoiser.backbone.config, self.trainer.precision
         self.gauge = Gauge.of(run.recipe, network, run.mixture, run.device, precision)
         self.log = MetricsLog(folder / _METRICS, run.recipe.watch.log_every, gauge=self.gauge)

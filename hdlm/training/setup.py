@@ -5,8 +5,9 @@ recipe -> documents -> tokenizer -> streams -> denoiser and mixture -> trainer
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -19,7 +20,9 @@ from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
 from hdlm.strict_config import require
+from hdlm.training.conversion import origin_of
 from hdlm.training.loop import Trainer
+from hdlm.training.lora import add_adapters
 from hdlm.training.mixture import Mixture
 from hdlm.training.recipe import Recipe
 from hdlm.training.text import Corpora, TrainingText, read_training_text
@@ -42,6 +45,7 @@ class TrainingSetup:
         denoiser: The model; training changes it in place.
         mixture: Determines what each step trains on.
         device: Device of the training.
+        origin: Record of what the weights began as; empty for random weights.
     """
 
     recipe: Recipe
@@ -49,16 +53,18 @@ class TrainingSetup:
     denoiser: Denoiser
     mixture: Mixture
     device: torch.device
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
         """The model as it is now, with `training` added to the record of its recipe."""
+        origin = {"origin": dict(self.origin)} if self.origin else {}
         return Checkpoint(
             self.denoiser,
             self.tokenizer.vocabulary,
             self.noise_schedule,
             self.mixture.hyperschedules,
             self.tokenizer.to_json(),
-            {"recipe": self.recipe.to_table(), **(training or {})},
+            {"recipe": self.recipe.to_table(), **origin, **(training or {})},
             self.recipe.network.context,
             self.recipe.network.active,
         )
@@ -91,7 +97,8 @@ class TrainingSetup:
     def trainer(self) -> Trainer:
         """A trainer of the denoiser, before its first step."""
         recipe = self.recipe
-        windows = self.text.windows(recipe.data.context, recipe.run.seed)
+        widths = [plan.window_size for plan in self.mixture.hyperschedules if not plan.settles_together]
+        windows = self.text.windows(recipe.data.context, recipe.run.seed, math.lcm(*widths))
         return Trainer(self.denoiser, self.mixture, windows, recipe.optimizer, recipe.run, self.device)
 
 
@@ -132,10 +139,16 @@ def build_setup(
     network.checkpoint_activations = recipe.network.checkpoint_activations
     if start is not None:
         _load_weights(network, start)
+    if recipe.lora.rank:
+        add_adapters(network, recipe.lora)
     network.to(device)
-    say(f"network: {sum(weight.numel() for weight in network.parameters()):,} parameters")
+    sizes = [(weight.numel(), weight.requires_grad) for weight in network.parameters()]
+    trained = sum(size for size, moves in sizes if moves)
+    some = "" if all(moves for _, moves in sizes) else f", of which {trained:,} are trained"
+    say(f"network: {sum(size for size, _ in sizes):,} parameters{some}")
     denoiser = Denoiser(network, process, recipe.build_parameterization())
-    return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device)
+    origin = {} if start is None else origin_of(start)
+    return TrainingSetup(recipe, read, denoiser, Mixture.of(recipe, process, document_end), device, origin)
 
 
 def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoint | None) -> int:

@@ -28,6 +28,13 @@ from hdlm.data import (
     tokenise,
     train_tokenizer,
 )
+from hdlm.data.conversations import (
+    ConversationWindows,
+    EncodedConversation,
+    Fill,
+    chat_template,
+    encode_conversation,
+)
 from hdlm.data.corpora import First, JSONLines, Parquet
 from hdlm.data.encoding import SAMPLE, first_tokens, sample_of
 from hdlm.data.mapped import Tokens
@@ -87,19 +94,30 @@ class TrainingText:
         train: Training tokens; the first ones of long text.
         validation: Tokens that training never uses; the first ones of long text.
         source: Source of the windows.
+        fill: How windows with samples are filled.
     """
 
     tokenizer: Tokenizer
     train: TokenStream
     validation: TokenStream
-    source: Tokens | StreamedText
+    source: Tokens | StreamedText | tuple[EncodedConversation, ...]
+    fill: Fill = "padding"
 
-    def windows(self, length: int, seed: int) -> AbstractWindows:
+    def windows(self, length: int, seed: int, width: int = 1) -> AbstractWindows:
         """The training windows in the order of a run.
+
+        Args:
+            length: Tokens in a window.
+            seed: Seed of the order.
+            width: Packed samples begin at multiples of this number.
 
         Raises:
             ValueError: If the text is shorter than one window.
         """
+        if isinstance(self.source, tuple):
+            end = self.tokenizer.vocabulary.eos
+            assert end is not None  # every tokenizer has a token for the end of a document
+            return ConversationWindows.pack(self.source, length, end, seed, width=width, fill=self.fill)
         if isinstance(self.source, StreamedText):
             return StreamedWindows(self.source, length, seed)
         return Windows(self.source, length, seed)
@@ -123,7 +141,7 @@ def read_training_text(
         ValueError: If the text or the tokenizer cannot be read; the message names the option.
     """
     read = _read(recipe.data, say, start, text)
-    tokens = "a stream of" if isinstance(read.source, StreamedText) else f"{len(read.source):,}"
+    tokens = "a stream of" if isinstance(read.source, StreamedText) else f"{_count(read.source):,}"
     say(
         f"text: {tokens} training tokens, {len(read.validation.tokens):,} validation tokens; "
         f"{read.tokenizer.vocabulary.num_words} words of {read.train.bytes_per_token:.2f} bytes"
@@ -131,7 +149,14 @@ def read_training_text(
     return read
 
 
+def _count(source: Tokens | tuple[EncodedConversation, ...]) -> int:
+    """Number of tokens of a text or of some samples."""
+    return sum(len(sample.tokens) for sample in source) if isinstance(source, tuple) else len(source)
+
+
 def _read(data: DataSettings, say: Say, start: Checkpoint | None, text: Corpora | None) -> TrainingText:
+    if data.format == "messages":
+        return _of_conversations(data, start, text)
     if text is None and len(data.corpus) == 1 and Shards.are_in(data.corpus[0]):
         require(not data.streaming, "data.streaming", f"false with the shards in {data.corpus[0]}", True)
         return _of_shards(data, Shards.open(Path(data.corpus[0])), start)
@@ -177,7 +202,7 @@ def _conditional(
         sources = (named.train, named.validation)
     inner = [source.corpus if isinstance(source, First) else source for source in sources]
     keyed = any(isinstance(source, JSONLines | Parquet) for source in inner)
-    yield "key", keyed, "only JSON lines and Parquet have it"
+    yield "key", keyed or data.format == "messages", "only JSON lines and Parquet have it"
     if start is not None and start.tokenizer_json is not None:
         words = start.vocabulary.num_words
         own = f"the checkpoint to begin with brings its tokenizer of {words} words"
@@ -197,6 +222,27 @@ def _in_memory(data: DataSettings, named: Corpora, start: Checkpoint | None) -> 
     tokenizer = _tokenizer(data, parts.train, start)
     train, validation = tokenise(tokenizer, parts.train), tokenise(tokenizer, parts.validation)
     return TrainingText(tokenizer, train, validation, train.tokens)
+
+
+def _of_conversations(data: DataSettings, start: Checkpoint | None, text: Corpora | None) -> TrainingText:
+    """Samples of conversations, and their text for validation and counts."""
+    require(text is None, "data.format", "text, unless the corpus is named by its files", data.format)
+    template = chat_template(data.chat_template)
+    key = "messages" if data.key == DataSettings.key else data.key
+    train = tuple(JSONLines(data.corpus, key).conversations())
+    aside = tuple(JSONLines(data.validation_corpus, key).conversations()) if data.validation_corpus else ()
+    if not aside:
+        every = max(2, round(1 / data.validation))
+        aside = train[every // 2 :: every]
+        train = tuple(messages for index, messages in enumerate(train) if index % every != every // 2)
+    if not train or not aside:
+        raise ValueError("there are too few conversations to set one aside for validation: give more.")
+    tokenizer = _tokenizer(data, (template(messages, False) for messages in train), start)
+    shown, measured = (
+        tokenise(tokenizer, [template(messages, False) for messages in part]) for part in (train, aside)
+    )
+    samples = tuple(encode_conversation(tokenizer, messages, template) for messages in train)
+    return TrainingText(tokenizer, shown, measured, samples, data.fill)
 
 
 def _of_shards(data: DataSettings, shards: Shards, start: Checkpoint | None) -> TrainingText:

@@ -11,21 +11,33 @@ reproduce, and closed forms with direct computation.
 `hdlm verify` does this for all built-in pieces, `hdlm verify mypkg.MyProcess --kwargs num_words=3` for one of yours.
 """
 
-from hdlm.verification.chain import Board, ancestral_law, chain, corrected_law, text_law
+from hdlm.verification.chain import (
+    Board,
+    ancestral_law,
+    chain,
+    corrected_law,
+    doubted_law,
+    position_law,
+    remasked_law,
+    text_law,
+)
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.expectation import every_canvas, expected_loss, nelbo_by_hand, quadrature
 from hdlm.verification.finding import Finding, Trial, Verdict
+from hdlm.verification.hidden_markov import HiddenMarkov, phrases
 from hdlm.verification.laws import Sampler
 from hdlm.verification.statistics import FAILURE_RATE, chi_square, mean_p_value
 from hdlm.verification.suite import GROUPS, built_in, laws_of, subject_of, verify
-from hdlm.verification.world import World, agreeing_world, random_world
+from hdlm.verification.world import AbstractWorld, World, agreeing_world, mirrored_world, random_world
 
 __all__ = [
     "FAILURE_RATE",
     "GROUPS",
+    "AbstractWorld",
     "Board",
     "ExactDenoiser",
     "Finding",
+    "HiddenMarkov",
     "Sampler",
     "Trial",
     "Verdict",
@@ -36,13 +48,18 @@ __all__ = [
     "chain",
     "chi_square",
     "corrected_law",
+    "doubted_law",
     "every_canvas",
     "expected_loss",
     "laws_of",
     "mean_p_value",
+    "mirrored_world",
     "nelbo_by_hand",
+    "phrases",
+    "position_law",
     "quadrature",
     "random_world",
+    "remasked_law",
     "subject_of",
     "text_law",
     "verify",

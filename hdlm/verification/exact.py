@@ -1,4 +1,4 @@
-"""The exact denoiser of an enumerable world: `p(x_0 | what a position sees)`, by a sum over all sequences.
+"""The exact denoiser of a world with a known law: `p(x_0 | what a position sees)`.
 
 It takes the place of a network: it respects positions, attention and cache, so a sampler or an objective works with it
 unchanged. Tokens that a query may not attend to are summed over. A query always knows its own token, as a network does
@@ -18,15 +18,13 @@ from torch import Tensor
 from hdlm.denoiser import AbstractDenoiser, ForwardContext, Prediction
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
-from hdlm.verification.world import World
+from hdlm.verification.world import AbstractWorld
 
 __all__ = ["ExactDenoiser", "Memory", "OutputKind"]
 
 OutputKind = Literal["mean", "score"]
 
 _SCORE = LogScore(scale_by_sigma=False, floor=1e-6)
-_IMPOSSIBLE = -1e30
-"""Stands for the logarithm of zero in sums over keys, where minus infinity times zero would be undefined."""
 
 
 @final
@@ -87,7 +85,7 @@ class ExactDenoiser(AbstractDenoiser):
     """The exact denoiser of a world.
 
     Attributes:
-        world: The joint distribution of clean sequences.
+        world: The law of clean sequences.
         process: The noise process.
         reading: Kind of its raw outputs: log probabilities of the clean token (`"mean"`), or log ratios
             `p_u(y) / p_u(x_t)` (`"score"`; noise fractions are clamped to values just inside (0, 1), because ratios are
@@ -96,7 +94,7 @@ class ExactDenoiser(AbstractDenoiser):
             denoiser that is wrong on purpose.
     """
 
-    world: World
+    world: AbstractWorld
     process: AbstractNoiseProcess
     reading: OutputKind = "mean"
     sharpness: float = 1.0
@@ -156,18 +154,8 @@ class ExactDenoiser(AbstractDenoiser):
 
     def _cavity(self, keys: _Keys, visible: Bool[Tensor, "b q k"]) -> Float[Tensor, "b q n"]:
         """`p(x_0 | everything that a query sees except its own token)`, over the words."""
-        sequences, log_law = self.world.sequences, self.world.law.log()
-        num_queries = visible.shape[1]
-        start = keys.tokens.shape[1] - num_queries
-        others = visible.clone()
-        others[:, :, start:] &= ~torch.eye(num_queries, dtype=torch.bool)
-        log_q = self._likelihood(keys.tokens, keys.noise).log().clamp_min(_IMPOSSIBLE)
-        at_key = sequences.T[keys.positions]  # [b k s]: the word of each sequence at the position of each key
-        evidence = torch.einsum("bqk,bks->bqs", others.double(), log_q.gather(-1, at_key))
-        posterior = torch.softmax(log_law + evidence, -1)
-        at_query = sequences.T[keys.positions[:, start:]]
-        cavity = posterior.new_zeros(*posterior.shape[:2], self.world.num_words)
-        return cavity.scatter_add(-1, at_query, posterior)
+        log_q = self._likelihood(keys.tokens, keys.noise).log()
+        return self.world.cavity(log_q, keys.positions, visible)
 
 
 def _current(tokens: Tensor, noise: Tensor, context: ForwardContext) -> _Keys:

@@ -171,7 +171,7 @@ def _samplers() -> Iterator[tuple[str, str, laws.Sampler]]:
     for name in ALGORITHMS:
         process = Absorbing(3) if name == "euler" else masks
         yield "sampling", f"{name} on {process!r}", laws.Sampler(algorithm(name, process, 0.1), process)
-    for name in ("exact", "acs", "gibbs", "analytic"):
+    for name in ("exact", "acs", "doubt", "gibbs", "analytic"):
         yield "sampling", f"{name} on {words!r}", laws.Sampler(algorithm(name, words, 0.1), words)
 
 

@@ -6,18 +6,60 @@ samples of a sampler can be counted and compared with their law.
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["World", "agreeing_world", "all_sequences", "random_world"]
+__all__ = ["AbstractWorld", "World", "agreeing_world", "all_sequences", "mirrored_world", "random_world"]
 
 LARGEST = 4096
 """Largest number of sequences in a world."""
+_IMPOSSIBLE = -1e30
+"""Stands for the logarithm of zero in sums over keys, where minus infinity times zero would be undefined."""
+
+
+class AbstractWorld(abc.ABC):
+    """A known law of sequences of words, whose conditional distributions are computed exactly."""
+
+    @property
+    @abc.abstractmethod
+    def num_words(self) -> int:
+        """Number of words `N`."""
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """Number of positions `l`."""
+
+    @abc.abstractmethod
+    def cavity(
+        self, log_q: Float[Tensor, "b k n"], positions: Int[Tensor, "b k"], visible: Bool[Tensor, "#b q k"]
+    ) -> Float[Tensor, "b q n"]:
+        """`p(x_0 | everything that a query sees except its own token)`, over the words.
+
+        Args:
+            log_q: Log likelihood of the token of each key, for every clean word.
+            positions: Position of each key. The last `q` keys are those of the queries.
+            visible: The keys that each query sees.
+        """
+
+    @abc.abstractmethod
+    def log_probability(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:
+        """Log probability of each sequence of words."""
+
+    @abc.abstractmethod
+    def draw(self, count: int, seed: int) -> Int[Tensor, "b l"]:
+        """Independent sequences.
+
+        Args:
+            count: Number of sequences.
+            seed: Seed of the draws.
+        """
 
 
 def all_sequences(num_symbols: int, length: int) -> Int[Tensor, "s l"]:
@@ -28,7 +70,7 @@ def all_sequences(num_symbols: int, length: int) -> Int[Tensor, "s l"]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class World:
+class World(AbstractWorld):
     """A joint distribution over the sequences of `l` words.
 
     Attributes:
@@ -78,6 +120,28 @@ class World:
         """Entropy of a sequence, in nats."""
         return -float(torch.xlogy(self.law, self.law).sum())
 
+    def cavity(
+        self, log_q: Float[Tensor, "b k n"], positions: Int[Tensor, "b k"], visible: Bool[Tensor, "#b q k"]
+    ) -> Float[Tensor, "b q n"]:
+        num_queries = visible.shape[1]
+        start = positions.shape[1] - num_queries
+        others = visible.clone()
+        others[:, :, start:] &= ~torch.eye(num_queries, dtype=torch.bool)
+        at_key = self.sequences.T[positions]  # [b k s]: the word of each sequence at the position of each key
+        evidence = torch.einsum(
+            "bqk,bks->bqs", others.double(), log_q.clamp_min(_IMPOSSIBLE).gather(-1, at_key)
+        )
+        posterior = torch.softmax(self.law.log() + evidence, -1)
+        cavity = posterior.new_zeros(*posterior.shape[:2], self.num_words)
+        return cavity.scatter_add(-1, at_key[:, start:], posterior)
+
+    def log_probability(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:
+        return self.law[self.index(tokens)].log()
+
+    def draw(self, count: int, seed: int) -> Int[Tensor, "b l"]:
+        generator = torch.Generator().manual_seed(seed)
+        return self.sequences[torch.multinomial(self.law, count, replacement=True, generator=generator)]
+
     def index(self, tokens: Int[Tensor, "*b l"]) -> Int[Tensor, "*b"]:
         """The index of each sequence of words in `sequences`."""
         place = self.num_words ** torch.arange(self.length - 1, -1, -1, device=tokens.device)
@@ -121,4 +185,19 @@ def agreeing_world(num_words: int = 3, length: int = 3, strength: float = 1.5) -
     sequences = all_sequences(num_words, length)
     agreements = (sequences[:, 1:] == sequences[:, :-1]).sum(-1)
     energies = strength * agreements.double() - 0.2 * sequences.sum(-1).double()
+    return World(torch.softmax(energies, 0).view([num_words] * length))
+
+
+def mirrored_world(num_words: int = 3, length: int = 4, strength: float = 3.0) -> World:
+    """A world with long-range structure: positions `i` and `length - 1 - i` tend to be equal.
+
+    Args:
+        num_words: Number of words.
+        length: Number of positions.
+        strength: Log odds by which two equal partners are preferred; a third of it for the first two positions.
+    """
+    sequences = all_sequences(num_words, length)
+    pairs = (sequences == sequences.flip(-1))[:, : length // 2].sum(-1).double()
+    first = (sequences[:, 0] == sequences[:, 1]).double()
+    energies = strength * pairs + strength / 3 * first - 0.2 * sequences.sum(-1).double()
     return World(torch.softmax(energies, 0).view([num_words] * length))

@@ -110,10 +110,12 @@ def _split(name: str) -> list[str]:
 
 def _speed(document: Mapping[str, Any]) -> str:
     result = document["result"]
+    forward = result.get("tokens_per_forward")
+    pace = "" if forward is None else f"{forward:.3g} tokens per forward, "
     return (
         f"{result['num_samples']} samples of {result['length']} tokens by {document['model']}, "
         f"{result['settings']['algorithm']} (eta {result['settings']['eta']}), seed {document['seed']}: "
-        f"{result['num_evaluations']:g} network evaluations, {result['tokens_per_second']:.0f} tokens a second, "
+        f"{result['num_evaluations']:g} network evaluations, {pace}{result['tokens_per_second']:.0f} tokens a second, "
         f"drawn in {result['draw_dtype']}"
     )
 

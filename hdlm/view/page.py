@@ -10,15 +10,17 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
+from hdlm.generation.other_names import settings_of
+from hdlm.generation.passages import Ending
+from hdlm.generation.progress import steps_bar
 from hdlm.generation.recording import TraceDocument, record
-from hdlm.generation.settings import Settings
-from hdlm.strict_config import read_table
 
 __all__ = ["ReplayPage", "replay", "static_files"]
 
@@ -39,18 +41,21 @@ class ReplayPage:
     Attributes:
         traces: The traces, one or two.
         title: Title of the page.
+        sequence: Place of the sequence that is shown first, in the list of each trace.
         autoplay: Whether the page plays at once, for readers who do not prefer reduced motion.
     """
 
     traces: tuple[TraceDocument, ...]
     title: str = "hdlm replay"
+    sequence: int = 0
     autoplay: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.traces) <= _MOST:
             raise ValueError(f"a replay shows one or two traces; got {len(self.traces)}.")
-        if any(not trace.sequences for trace in self.traces):
-            raise ValueError("a replay needs a trace with a sequence; got one without.")
+        fewest = min(len(trace.sequences) for trace in self.traces)
+        if not 0 <= self.sequence < fewest:
+            raise ValueError(f"a replay shows sequence {self.sequence}, but a trace has only {fewest}.")
 
     def html(self) -> str:
         """The page as text."""
@@ -60,7 +65,7 @@ class ReplayPage:
         data = _inert(
             json.dumps([trace.to_dict() for trace in self.traces], ensure_ascii=False, separators=(",", ":"))
         )
-        options = html.escape(json.dumps({"autoplay": self.autoplay}))
+        options = html.escape(json.dumps({"autoplay": self.autoplay, "sequence": self.sequence}))
         title = html.escape(self.title)
         policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'"
         return (
@@ -93,15 +98,27 @@ def replay(
     *,
     num: int = 1,
     seed: int = 0,
+    batch_size: int | None = None,
+    stop: Sequence[str] = (),
+    stop_at_end: bool = False,
     alternatives: int = 5,
-    settings: Settings | None = None,
-    title: str = "hdlm replay",
-    **options: object,
+    progress: bool | None = None,
+    **settings: Any,
 ) -> ReplayPage:
-    """Generate text, and show how it came to be; see `Checkpoint.replay`."""
-    chosen = read_table(Settings, options) if settings is None else settings
-    _, document = record(checkpoint, prompt, chosen, num=num, seed=seed, alternatives=alternatives)
-    return ReplayPage((document,), title)
+    """Generate text with a trace, and return a page that plays it; see `Checkpoint.replay`."""
+    with steps_bar("writing", shown=progress) as tick:
+        _, document = record(
+            checkpoint,
+            prompt,
+            settings_of(checkpoint, settings),
+            num=num,
+            seed=seed,
+            batch_size=batch_size,
+            ending=Ending(stop_at_end, (stop,) if isinstance(stop, str) else tuple(stop)),
+            alternatives=alternatives,
+            watch=tick,
+        )
+    return ReplayPage((document,))
 
 
 def _hash(text: str) -> str:

@@ -6,12 +6,9 @@ In a terminal the frames play in place, in colour; elsewhere a few of them are p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,11 +16,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from hdlm.generation.recording import TraceDocument
+from hdlm.view.moments import TracedRun, aligned
 from hdlm.view.palette import CORRECTED, FRESH, MUTED, REMASKED
-
-if TYPE_CHECKING:
-    from hdlm.data import Tokenizer
-    from hdlm.sampling import Trace
 
 TextFrame = Sequence[str | None]
 """The text of each token; None for a mask."""
@@ -62,26 +57,6 @@ def token_changes(before: TextFrame, after: TextFrame) -> list[TokenChange]:
     return [_change(old, new) for old, new in zip(before, after, strict=True)]
 
 
-def frames(
-    start: Sequence[int], edits: Iterable[tuple[int, int, int]], read: Callable[[int], str | None]
-) -> list[list[str | None]]:
-    """The frames of a sequence: its start, and one frame for each step that changes something.
-
-    Args:
-        start: Token ids at the start.
-        edits: Triples (step, position, new token id), in the order of steps.
-        read: Returns the text of a token id, or None for the mask.
-    """
-    shown = [read(token) for token in start]
-    result = [shown]
-    for _, group in groupby(edits, key=itemgetter(0)):
-        shown = list(shown)
-        for _, position, token in group:
-            shown[position] = read(token)
-        result.append(shown)
-    return result
-
-
 def _masked(end: str | None) -> str:
     """The characters of a mask whose final token is `end`, with its leading space."""
     word = (end or MASK).removeprefix(" ")
@@ -101,11 +76,16 @@ def _change(old: str | None, new: str | None) -> TokenChange:
 class Replay:
     """The frames of one sequence, first to last.
 
+    Attributes:
+        frames: The frames of one length.
+        captions: A line for each frame; by default its number.
+
     Raises:
         ValueError: If there are no frames, or they differ in length.
     """
 
     frames: Sequence[TextFrame]
+    captions: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -127,25 +107,38 @@ class Replay:
             text.append(_masked(end) if token is None else token, STYLES[change] or resting_style)
         return text
 
+    def caption(self, number: int) -> str:
+        """The line of frame `number`, or of the last one."""
+        number = min(number, len(self.frames) - 1)
+        return self.captions[number] if self.captions else f"step {number}/{len(self.frames) - 1}"
+
     def count(self, change: TokenChange) -> int:
         """The number of times that `change` happened over all frames."""
         pairs = zip(self.frames[:-1], self.frames[1:], strict=True)
         return sum(token_changes(before, after).count(change) for before, after in pairs)
 
 
-def replay_of(trace: Trace, tokenizer: Tokenizer, sequence: int = 0) -> Replay:
-    """The replay of a sequence whose generation a trace has watched.
+def replay_of(document: TraceDocument, sequence: int = 0) -> Replay:
+    """The replay of a traced sequence.
 
     Args:
-        trace: The trace.
-        tokenizer: Tokenizer of the model.
-        sequence: Index of the sequence in the run.
+        document: The trace.
+        sequence: Place of the sequence in the list of the trace.
     """
+    (replay,) = replays_of([TracedRun(document, sequence)])
+    return replay
 
-    def read(token: int) -> str | None:
-        return None if token == trace.mask_id else tokenizer.piece(token)
 
-    return Replay(frames(trace.start[sequence], trace.edits(sequence), read))
+def replays_of(runs: Sequence[TracedRun]) -> list[Replay]:
+    """The replays of several runs, aligned by their evaluations."""
+    rows = zip(*aligned(runs)[:-1], strict=True)  # the player itself rests at the end
+    return [
+        Replay(
+            [[run.piece(token) for token in run.tokens(moment)] for moment in row],
+            [run.caption(moment) for moment in row],
+        )
+        for run, row in zip(runs, rows, strict=True)
+    ]
 
 
 def play(replays: Mapping[str, Replay], *, console: Console | None = None, seconds: float = 6.0) -> None:
@@ -175,7 +168,7 @@ def _screen(replays: Mapping[str, Replay], number: int, console: Console) -> Gro
         Panel(
             replay.text(number),
             title=f"[bold]{title}[/]",
-            subtitle=f"[{MUTED}]step {min(number, len(replay) - 1)}/{len(replay) - 1}[/]",
+            subtitle=f"[{MUTED}]{replay.caption(number)}[/]",
             border_style=MUTED,
             padding=(1, 2),
         )

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "vocabulary",
             "noise_schedule",
             "randomness",
+            "hub_access",
             "package_data",
             "progress",
             "network",
@@ -39,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"training", "view", "verification", "hub"}),
     frozenset({"evaluation", "sharing"}),
     frozenset({"published", "integrations", "workflows", "measurements"}),
-    frozenset({"serve"}),
+    frozenset({"serve", "study"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),
@@ -53,7 +54,7 @@ HAS_VERBS = "hdlm.checkpoint.checkpoint"
 # The packages that the layers up to `sampling` may import, so that they run on a bare GPU image.
 CORE_DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "jaxtyping"})
 LAST_CORE_RANK = RANK["sampling"]
-NEEDS_AN_EXTRA = frozenset({"data", "distributed", "progress"})
+NEEDS_AN_EXTRA = frozenset({"data", "distributed", "hub_access", "progress"})
 ABOVE_BUT_LIGHT = frozenset({"verification"})
 
 

@@ -64,7 +64,7 @@ class RecordingDenoiser(AbstractDenoiser):
         raw = prediction.raw(prediction.everywhere()).view(*tokens.shape, -1)
         readable = range(
             self.lookback, tokens.shape[1]
-        )  # a shifted window says nothing of its first position
+        )  # a shifted window does not predict its first position
         places = context.positions[0].tolist()
         self.answers.append(
             {places[i]: raw[:, i] for i in readable if places[i] - places[i - self.lookback] == self.lookback}

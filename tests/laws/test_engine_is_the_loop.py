@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -32,6 +31,7 @@ from hdlm.sampling import (
     algorithm,
 )
 from tests.along import sample_along, sample_plainly_along
+from tests.covering import Factors, assert_covers, setting_of
 from tests.laws.test_every_way_of_writing import LENGTH, SCHEDULES, WORDS, fits, prompt_of
 from tests.tiny import tiny_denoiser
 
@@ -43,6 +43,16 @@ PROCESSES: tuple[AbstractNoiseProcess, ...] = (
 )
 CONTEXTS: tuple[Context, ...] = ("block_causal", "causal", "full")
 ACTIVES: tuple[Active, ...] = ("full", "causal")
+FACTORS: Factors = {
+    "context": CONTEXTS,
+    "active": ACTIVES,
+    "kind": ("none", "prefix", "infill"),
+    "transforms": ((), (Temperature(0.7),)),
+    "noise_schedule": (LINEAR, Cosine()),
+    "sampling_eps": (None, 1e-3),
+    "execution": ({}, {"batch_size": 2}, {"together": True}, {"use_cache": False}),
+}
+"""What else a run of an algorithm along a hyperschedule can vary."""
 
 
 def random_rewriting(x: Tensor, move: Move) -> Tensor:
@@ -88,54 +98,46 @@ def assert_engine_equals_loop(
     step: Step,
     process: AbstractNoiseProcess,
     schedule: AbstractHyperschedule,
-    seed: int,
+    number: int,
     parameterization: AbstractParameterization | None = None,
-    *,
-    every: bool = False,
 ) -> None:
-    """Compare engine and loop. The seed selects context, prompt, transforms and noise schedule."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def one_of(things: Any) -> Any:
-        return things[int(torch.randint(len(things), (), generator=generator))]
-
-    told = isinstance(parameterization, LogScore)
-    denoiser = tiny_denoiser(process, parameterization, conditioned=told, seed=seed % 5)
-    prompt = prompt_of(one_of(("none", "prefix", "infill")), schedule, generator)
-    if denoiser.lookback:
-        prompt = Prompt.prefix([1, 2], LENGTH)
-    how = {
-        "seed": seed,
-        "prompt": prompt,
-        "transforms": one_of(((), (Temperature(0.7),))),
-        "noise_schedule": one_of((LINEAR, Cosine())),
-        "sampling_eps": one_of((None, 1e-3)),
-        "context": one_of(CONTEXTS),
-        "active": one_of(ACTIVES),
-    }
-    reference = Trace(process.mask_id, alternatives=2)
+    """Compare tokens and traces of engine and loop, for all sequences and for the last one alone."""
+    how = setting_of(FACTORS, number) | {"seed": number}
+    kind, execution = how.pop("kind"), how.pop("execution")
+    conditioned = isinstance(parameterization, LogScore)
+    denoiser = tiny_denoiser(process, parameterization, conditioned=conditioned, seed=number % 5)
+    prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(number))
+    how["prompt"] = Prompt.prefix([1, 2], LENGTH) if denoiser.lookback else prompt
+    reference, trace, own = (Trace(process.mask_id, alternatives=2) for _ in range(3))
     expected = sample_plainly_along(denoiser, schedule, step, num_sequences=3, watch=reference, **how)
-    ways: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"together": True}, {"use_cache": False}]
-    for options in ways if every else [ways[seed % 4]]:
-        trace = Trace(process.mask_id, alternatives=2)
-        found = sample_along(denoiser, schedule, step, num_sequences=3, watch=trace, **how, **options).tokens
-        assert torch.equal(found, expected), (options, how, seed)
-        assert_same_changes(trace.changes, reference.changes)
-    trace = Trace(process.mask_id, alternatives=2)
-    alone = sample_along(denoiser, schedule, step, first_sequence=2, watch=trace, **how).tokens
-    assert torch.equal(alone[0], expected[2])
-    assert_same_changes(trace.changes, [change for change in reference.changes if change.sequence == 2])
+    tokens = sample_along(denoiser, schedule, step, num_sequences=3, watch=trace, **how, **execution).tokens
+    assert torch.equal(tokens, expected), (execution, how)
+    assert_same_changes(trace.changes, reference.changes)
+    alone = sample_along(denoiser, schedule, step, first_sequence=2, watch=own, **how).tokens
+    assert torch.equal(alone[0], expected[2]), how
+    assert_same_changes(own.changes, [change for change in reference.changes if change.sequence == 2])
 
 
 PAIRS = [(name, process) for name in ALGORITHMS for process in PROCESSES if fits(name, process)]
 
 
+def number_of(pair: int, schedule: int) -> int:
+    """The number of the setting for a pair of algorithm and process and a hyperschedule, by their places."""
+    return 9 * pair + schedule
+
+
+def test_settings_cover_every_pair_of_values() -> None:
+    """Each pair of algorithm and process, and each hyperschedule, also has every value of every factor."""
+    assert_covers(
+        FACTORS, [[number_of(pair, at) for at in range(len(SCHEDULES))] for pair in range(len(PAIRS))]
+    )
+
+
 @pytest.mark.parametrize(("name", "process"), PAIRS[::2], ids=str)
 def test_engine_equals_plain_loop(name: str, process: AbstractNoiseProcess) -> None:
-    place = PAIRS.index((name, process))
-    assert_engine_equals_loop(
-        algorithm(name, process, 0.3), process, SCHEDULES[place % len(SCHEDULES)], place
-    )
+    pair = PAIRS.index((name, process))
+    at = pair % len(SCHEDULES)
+    assert_engine_equals_loop(algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at))
 
 
 @pytest.mark.parametrize("place", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
@@ -144,7 +146,8 @@ def test_engine_equals_plain_loop(name: str, process: AbstractNoiseProcess) -> N
 def test_engine_equals_plain_loop_with_compound_and_user_steps(
     name: str, process: AbstractNoiseProcess, place: int
 ) -> None:
-    assert_engine_equals_loop(OWN_STEPS[name], process, SCHEDULES[place], place)
+    number = number_of(2 * list(OWN_STEPS).index(name) + PROCESSES.index(process), place)
+    assert_engine_equals_loop(OWN_STEPS[name], process, SCHEDULES[place], number)
 
 
 @pytest.mark.parametrize("parameterization", [Shifted(Mean()), LogScore()], ids=str)
@@ -152,17 +155,17 @@ def test_engine_equals_plain_loop_with_compound_and_user_steps(
 def test_engine_equals_plain_loop_with_shifted_and_score_networks(
     name: str, parameterization: AbstractParameterization
 ) -> None:
-    for schedule in (SCHEDULES[1], SCHEDULES[6]):
+    pair, process = PAIRS.index((name, PROCESSES[1])), PROCESSES[1]
+    for at in (1, 6):
         assert_engine_equals_loop(
-            algorithm(name, PROCESSES[1], 0.3), PROCESSES[1], schedule, 5, parameterization
+            algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at), parameterization
         )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize(("name", "process"), PAIRS, ids=str)
-def test_engine_equals_plain_loop_with_many_seeds(
-    name: str, process: AbstractNoiseProcess, schedule: AbstractHyperschedule
-) -> None:
-    for seed in range(100, 104):
-        assert_engine_equals_loop(algorithm(name, process, 0.3), process, schedule, seed, every=True)
+def test_engine_equals_plain_loop_along_every_hyperschedule(name: str, process: AbstractNoiseProcess) -> None:
+    """The product of algorithms, processes and hyperschedules is full; the other factors are a covering design."""
+    pair, step = PAIRS.index((name, process)), algorithm(name, process, 0.3)
+    for at, schedule in enumerate(SCHEDULES):
+        assert_engine_equals_loop(step, process, schedule, number_of(pair, at))

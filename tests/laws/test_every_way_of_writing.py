@@ -33,6 +33,7 @@ from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, G
 from hdlm.regime import Regime
 from hdlm.sampling import (
     ALGORITHMS,
+    RULES,
     Cap,
     Confidence,
     Execution,
@@ -44,7 +45,9 @@ from hdlm.sampling import (
     algorithm,
     sample,
 )
+from hdlm.sampling.algorithms import WRITES_LIKELIEST
 from tests.along import sample_along
+from tests.covering import Factors, assert_covers, setting_of
 from tests.laws.test_hyperschedules import ANY
 from tests.tiny import tiny_denoiser
 
@@ -93,7 +96,7 @@ def fits(name: str, process: AbstractNoiseProcess) -> bool:
     if name == "first_hitting":
         return process.words_stay
     masks_alone = float(process.weights(torch.ones(1, dtype=torch.float64)).mask) == 1
-    lifts_masks = name.startswith("rem") or name in ("confidence", "threshold", "entropy")
+    lifts_masks = name.startswith("rem") or (name in WRITES_LIKELIEST and name != "entropy_renoising")
     return masks_alone or not lifts_masks
 
 
@@ -131,41 +134,81 @@ def assert_writes_words(
 
 
 ALL = [(name, key) for name in ALGORITHMS for key, process in PROCESSES.items() if fits(name, process)]
+FACTORS: Factors = {
+    "kind": ("none", "prefix", "infill"),
+    "reading": READINGS,
+    "noise_schedule": NOISES,
+    "eta": (0.0, 0.05, 0.5, 1.0),
+    "sampling_eps": (None, 1e-3),
+}
+"""What else a run of an algorithm along a hyperschedule can vary."""
+
+
+def number_of(pair: int, schedule: int) -> int:
+    """The number of the setting for a pair of algorithm and process and a hyperschedule, by their places."""
+    return 9 * pair + schedule
+
+
+def test_settings_cover_every_pair_of_values() -> None:
+    """Each pair of algorithm and process, and each hyperschedule, also has every value of every factor."""
+    assert_covers(
+        FACTORS, [[number_of(pair, at) for at in range(len(SCHEDULES))] for pair in range(len(ALL))]
+    )
 
 
 @pytest.mark.parametrize(("name", "key"), ALL)
 def test_every_algorithm_and_process_writes_words_only(name: str, key: str) -> None:
-    """One draw of schedule, prompt, reading and noise a pair; the next test has many."""
-    choice = torch.Generator().manual_seed(len(name) * 100 + len(key))
-    _check_random_settings(name, PROCESSES[key], choice)
+    """One hyperschedule and setting per pair; the next test has every hyperschedule."""
+    pair = ALL.index((name, key))
+    assert_setting_writes_words(name, key, pair % len(SCHEDULES))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("name", "key"), ALL)
-def test_every_algorithm_and_process_writes_words_only_with_many_seeds(
-    name: str, key: str, seed: int
-) -> None:
-    _check_random_settings(name, PROCESSES[key], torch.Generator().manual_seed(1000 + seed))
+def test_every_algorithm_and_process_writes_words_only_along_every_hyperschedule(name: str, key: str) -> None:
+    """The product of algorithms, processes and hyperschedules is full; the other factors are a covering design."""
+    for at in range(len(SCHEDULES)):
+        assert_setting_writes_words(name, key, at)
 
 
-def _check_random_settings(name: str, process: AbstractNoiseProcess, choice: torch.Generator) -> None:
-    def one_of(things: Any) -> Any:
-        return things[int(torch.randint(len(things), (), generator=choice))]
-
-    schedule, seed = one_of(SCHEDULES), int(torch.randint(1000, (), generator=choice))
-    reading = one_of(READINGS)
-    denoiser = tiny_denoiser(process, reading, conditioned=isinstance(reading, LogScore), seed=seed).eval()
+def assert_setting_writes_words(name: str, key: str, at: int) -> None:
+    """Assert it for an algorithm, a process and the place of a hyperschedule, which select the setting."""
+    process, schedule, number = PROCESSES[key], SCHEDULES[at], number_of(ALL.index((name, key)), at)
+    setting = setting_of(FACTORS, number)
+    reading = setting["reading"]
+    denoiser = tiny_denoiser(process, reading, conditioned=isinstance(reading, LogScore), seed=number).eval()
     assert_writes_words(
         denoiser,
         schedule,
-        algorithm(name, process, one_of((0.0, 0.05, 0.5, 1.0))),
-        prompt_of(one_of(("none", "prefix", "infill")), schedule, choice),
+        algorithm(name, process, setting["eta"]),
+        prompt_of(setting["kind"], schedule, torch.Generator().manual_seed(number)),
         num_sequences=16,
-        seed=seed,
-        noise_schedule=one_of(NOISES),
-        sampling_eps=one_of((None, None, 1e-3)),
+        seed=number,
+        noise_schedule=setting["noise_schedule"],
+        sampling_eps=setting["sampling_eps"],
     )
+
+
+@pytest.mark.parametrize("part", [None, 2])
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("name", sorted(WRITES_LIKELIEST))
+def test_every_published_rule_writes_words_only(name: str, greedy: bool, part: int | None) -> None:
+    """Likeliest words and parts of the canvas included."""
+    process = Absorbing(WORDS)
+    choice = torch.Generator().manual_seed(len(name))
+    assert_writes_words(
+        tiny_denoiser(process, seed=len(name)).eval(),
+        flat(LENGTH, 3),
+        algorithm(name, process, 0.3, sub_block=part, greedy=greedy),
+        prompt_of("infill", flat(LENGTH, 3), choice),
+        num_sequences=8,
+    )
+
+
+def test_likeliest_words_are_a_choice_of_the_same_algorithms() -> None:
+    process = Absorbing(WORDS)
+    greedy = {name for name in ALGORITHMS | RULES if hasattr(algorithm(name, process), "greedy")}
+    assert greedy == WRITES_LIKELIEST
 
 
 REMASKING = {

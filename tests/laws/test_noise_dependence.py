@@ -229,7 +229,7 @@ def test_flat_sampling_of_conditioned_peer_calls_network_at_every_step(
 
 @pytest.mark.parametrize(
     ("num", "plan"),
-    [pytest.param(24, Block(16, 4, 8), marks=pytest.mark.slow), (2, Block(12, 4, 4))],
+    [pytest.param(8, Block(16, 4, 8), marks=pytest.mark.slow), (2, Block(12, 4, 4))],
     ids=repr,
 )
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_leftward_table_is_refused_with_shifted_network() -> None:
 
 def test_an_engine_wants_the_first_token_of_a_shifted_network() -> None:
     engine = Engine(SHIFTED, Regime(flat(4, 2)), Ancestral())
-    with pytest.raises(ValueError, match="says nothing of the first 1"):
+    with pytest.raises(ValueError, match="does not predict the first 1"):
         engine.add(torch.tensor([0]))
     engine.add(
         torch.tensor([0]),

@@ -267,7 +267,7 @@ def test_two_stream_with_full_context_is_refused_unless_flat(x_0):
     """With a full context the clean stream would leak the target, so two streams are refused unless flat."""
     Corruption(Absorbing(WORDS), Regime(flat(LENGTH, 3), context="full"))
     for hyperschedule in PACKED[:-1]:
-        with pytest.raises(ValueError, match="give away what is asked"):
+        with pytest.raises(ValueError, match="reveal the tokens to predict"):
             Corruption(Absorbing(WORDS), Regime(hyperschedule, context="full"))
 
 

@@ -14,7 +14,19 @@ from hdlm.hyperschedule import flat
 from hdlm.parameterization import Mean
 from hdlm.process import Absorbing
 from hdlm.regime import Regime
-from hdlm.sampling import ByConfidence, ByEntropy, ByThreshold, Execution, Frame, Step, sample
+from hdlm.sampling import (
+    ByConfidence,
+    ByEntropy,
+    ByFactor,
+    ByThreshold,
+    EntropyRenoising,
+    Execution,
+    Frame,
+    InParts,
+    JointThreshold,
+    Step,
+    sample,
+)
 from hdlm.sampling.ties import ROUNDING, ascending, least
 from tests.tiny import FixedAnswer, tiny_denoiser
 
@@ -24,6 +36,10 @@ STEPS: list[Step] = [
     ByThreshold(1.0),
     ByEntropy(0.0),
     ByEntropy(0.5),
+    ByFactor(0.5),
+    JointThreshold(0.5, 0.5, passes=3),
+    EntropyRenoising(0.5, passes=3),
+    InParts(ByThreshold(0.9), 2),
     ByConfidence("probability"),
     ByConfidence("margin"),
     ByConfidence("entropy"),
@@ -80,14 +96,16 @@ def test_ties_do_not_depend_on_rounding(step: Step) -> None:
 
 def test_tied_positions_are_first_equally_often() -> None:
     """With equal predictions each position is written first about equally often."""
-    first = torch.zeros(4)
-    denoiser = FixedAnswer(Absorbing(5), Mean(), torch.zeros(4, 6, dtype=torch.float64))
-    for seed in range(200):
-        frames: list[Frame] = []
-        sample(denoiser, Regime(flat(4, 4)), ByConfidence("entropy"), seed=seed, watch=frames.append)
-        written = next(frame.after for frame in frames if (frame.after < 5).any())
-        first += (written[0] < 5).float() / (written < 5).sum()
-    assert (first > 25).all()
+    denoiser = FixedAnswer(Absorbing(5), Mean(), torch.zeros(4, 6, dtype=torch.float64).repeat(200, 1))
+    frames: list[Frame] = []
+    together = Execution(together=True)
+    step = ByConfidence("entropy")
+    sample(denoiser, Regime(flat(4, 4)), step, num_sequences=200, watch=frames.append, execution=together)
+    written = torch.stack([frame.after < 5 for frame in frames])
+    assert written.shape[1:] == (200, 4)
+    first = written[written.any(-1).int().argmax(0), torch.arange(200)]
+    share = (first / first.sum(-1, keepdim=True)).sum(0)
+    assert (share > 25).all()
 
 
 def test_ascending_sorts_by_value_and_breaks_ties() -> None:

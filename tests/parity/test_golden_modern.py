@@ -25,12 +25,15 @@ from hdlm.evaluation.likelihood.estimator import Likelihood
 from hdlm.evaluation.likelihood.windows import Window
 from hdlm.hub.card import Blueprint
 from hdlm.noise_schedule import Interpolated
+from hdlm.objective import Corruption, MaskedCrossEntropy
 from hdlm.regime import Regime
 from hdlm.sampling import Execution, Prompt, Step, algorithm, sample
 from hdlm.sampling.base import Transform
 from hdlm.sampling.frame import Frame
 from hdlm.sampling.steps.confidence import ByConfidence, Measure
+from hdlm.sharing.decoder_layout import decoder_layout
 from hdlm.sharing.export import export
+from hdlm.training import NextToken
 
 Transforms = Sequence[Transform]
 inspect = import_module("hdlm.hub.load").inspect
@@ -241,6 +244,41 @@ def test_likelihood_of_causal_model_is_that_of_transformers(shared: Path, name: 
     torch.testing.assert_close(-nats, torch.from_numpy(arrays["logprob_sum"]), atol=0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("part", ["two streams", "next token"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_gradients_of_causal_model_are_those_of_transformers(shared: Path, name: str, part: str) -> None:
+    """Step 0 of a conversion moves every weight as the causal model's own loss does, and not the mask."""
+    folder = shared / "golden" / "modern" / "causal" / name
+    model, arrays = hdlm.load(folder), np.load(folder / "io.npz")
+    ids = torch.from_numpy(arrays["ids"]).long()
+    rows, length = ids.shape
+    if part == "next token":
+        loss = NextToken(rows).loss(model.denoiser, ids, torch.zeros(rows, 1), torch.zeros(ids.shape))
+    else:
+        regime = model.regime(hdlm.autoregressive(length))
+        corruption = Corruption(model.denoiser.process, regime, continuous=False, num_given=1)
+        canvas = corruption(
+            ids, torch.zeros(rows, corruption.num_times).double(), torch.zeros(ids.shape).double()
+        )
+        loss = MaskedCrossEntropy("inverse", "tokens").mean(model.denoiser, canvas)
+    torch.testing.assert_close(
+        loss.detach().double(), torch.tensor(arrays["loss"]).double(), atol=0, rtol=1e-5
+    )
+    loss.backward()
+    for row_table in model.network.token_rows:
+        parameter = dict(model.network.named_parameters()).get(row_table)
+        assert parameter is None or not parameter.grad[-1].any()
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.copy_(parameter.grad)
+    gradients = decoder_layout(model).tensors  # under the names of the file
+    order = json.loads((folder / "facts.json").read_text())["notes"]["grad_norms order"]
+    norms = torch.stack(
+        [gradients[key.removeprefix("transformer.") if key not in gradients else key].norm() for key in order]
+    )
+    torch.testing.assert_close(norms.double(), torch.from_numpy(arrays["grad_norms"]), atol=0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "llama"])
 def test_causal_model_is_finetuned_into_block_diffusion_model(
     shared: Path, tmp_path: Path, name: str
@@ -360,6 +398,15 @@ def test_converted_model_is_exported_to_transformers(shared: Path, tmp_path: Pat
         expected = model.network(ids, attention=torch.ones(1, 14, 14, dtype=torch.bool).tril())
         torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=0)
     assert loaded.config.mask_token_id == model.vocabulary.mask_id == loaded.config.vocab_size - 1
+    again = hdlm.load(tmp_path / "exported")
+    assert again.regime() == model.regime()
+    assert again.vocabulary == model.vocabulary
+    assert again.denoiser.process == model.denoiser.process
+    assert again.denoiser.parameterization == model.denoiser.parameterization
+    assert again.hyperschedules == model.hyperschedules == (hdlm.Block(16, 4, 4),)
+    export(again, tmp_path / "twice")
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "exported" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("name", ["causal/qwen3", "dream"])

@@ -80,7 +80,7 @@ def test_random_estimators_have_mean_of_exact_likelihood(model: Checkpoint, text
 def masked_diffusion_loss(model: Checkpoint, window: Tensor, draws: int) -> Tensor:
     """As MDLM estimates it (arXiv:2406.07524, equation 11), in so many words: draw t, mask, cross-entropy over t.
 
-    The network is shifted, so it says nothing of the first token: that is given, and counts `log N`.
+    The network is shifted, so it does not predict the first token: that is given, and counts `log N`.
     """
     network, words = model.network, model.vocabulary.num_words
     generator = torch.Generator().manual_seed(7)

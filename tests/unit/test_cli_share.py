@@ -164,7 +164,7 @@ def test_push_evaluation_results_appear_in_card(hdlm, folder: Path, tmp_path: Pa
         ((NAME, "--hyperschedule", "1"), "--hyperschedule is for --layout published"),
         ((NAME, "--evaluation", "absent.json"), "absent.json: No such file or directory"),
         ((NAME, "--evaluation", "list.json"), "must hold a table of names and numbers; got list"),
-        ((NAME, "--evaluation", "broken.json"), "broken.json is no JSON"),
+        ((NAME, "--evaluation", "broken.json"), "broken.json is not JSON"),
         ((NAME, "--dry-run", "--license", "a b"), "identifier of the hub"),
         ((NAME,), "was not sent to the hub"),
     ],

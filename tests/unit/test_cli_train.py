@@ -28,13 +28,6 @@ precision = "no"
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "rhyme.txt"
-    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-    return file
-
-
-@pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.toml"
     file.write_text(RECIPE)
@@ -84,7 +77,7 @@ def test_train_from_checkpoint_rejects_tokenizer_options(
         other.write_text("\n".join(lines).replace("[data]", f"[data]\n{option}"))
         assert _train(text, other, tmp_path / "second", *begin) == 2
         printed = capsys.readouterr().err
-        assert f"`data.{option.split()[0]}` would not act here" in printed
+        assert f"`data.{option.split()[0]}` has no effect here" in printed
         assert "brings its tokenizer" in printed
 
 
@@ -119,7 +112,7 @@ MISTAKES = {
     "a list of tables": (["--set", "mixture.share=2"], "--set cannot change the mixture"),
     "a word that sets nothing": (["--set", "network"], "--set takes TABLE.OPTION=VALUE"),
     "a misspelt option": (["--set", "network.hiden_size=3"], "did you mean `network.hidden_size`"),
-    "too large a seed": (["--seed", "-1"], "seed"),
+    "negative seed": (["--seed", "-1"], "seed"),
 }
 
 

@@ -96,12 +96,12 @@ def test_conditional_bound_of_exact_model_is_at_least_exact_nats(
 ) -> None:
     """The bound of the exact model is at least the exact value. For absorbing noise it equals the exact value.
 
-    Single tokens under a stratified bound are weighed by up to 1/u: one window's mean is off by 0.1 after 4000.
+    Single tokens under a stratified bound are weighed by up to 1/u: one window's mean is off by 0.15 after 2000.
     """
     measure = Likelihood(ExactDenoiser(WORLD, process), Regime(schedule), bound=bound)
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
     true = torch.tensor([truth(window.tokens) for window in windows])
-    gap = float((measure.nats(windows, 4000, batch_size=4096) - true).mean())
+    gap = float((measure.nats(windows, 2000, batch_size=4096) - true).mean())
     assert gap > -0.25
     if isinstance(process, Absorbing):
         assert gap < (0.03 if measure.measured_by == "count" else 0.25)
@@ -147,9 +147,9 @@ def test_conditional_nats_do_not_depend_on_batch() -> None:
 def test_conditional_rejects_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="`replicates` must be at least 1; got 0"):
         Likelihood(tiny_denoiser(Absorbing(3)), Regime(flat(4, 2))).nats([Window((1, 2), 1)], 0)
-    with pytest.raises(ValueError, match="something to measure of 2 tokens; got 2"):
+    with pytest.raises(ValueError, match=r"less than 2.*got 2"):
         Window((1, 2), 2)
-    with pytest.raises(ValueError, match="`length` is 1"):
+    with pytest.raises(ValueError, match=r"`length` is 1"):
         split_text([1], 0, 1)
 
 

@@ -28,9 +28,21 @@ def written(length: int, steps: int, step: ByConfidence) -> list[list[int]]:
     return [(frame.before != frame.after)[0].nonzero().flatten().tolist() for frame in frames]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 12, 20])
-@pytest.mark.parametrize("block", [1, 3, 4, 5, 12, 30])
-@pytest.mark.parametrize("quota", ["random", "even", "truncated", "nearest"])
+NUM_STEPS, WIDTHS, QUOTAS = (
+    (1, 2, 3, 4, 5, 8, 12, 20),
+    (1, 3, 4, 5, 12, 30),
+    ("random", "even", "truncated", "nearest"),
+)
+DESIGN = [
+    (steps, block, QUOTAS[(row + column + half) % 4])
+    for row, steps in enumerate(NUM_STEPS)
+    for column, block in enumerate(WIDTHS)
+    for half in (0, 2)
+]
+"""Each number of steps with each width, and two of the four quotas, so that every pair of two factors occurs."""
+
+
+@pytest.mark.parametrize(("steps", "block", "quota"), DESIGN)
 def test_every_number_of_steps_writes_every_block_once_and_in_order(
     steps: int, block: int, quota: str
 ) -> None:

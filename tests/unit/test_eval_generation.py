@@ -157,7 +157,7 @@ def test_judges_of_selects_kind_of_judge_by_name(judge, monkeypatch, tmp_path) -
     found = judges_of([MODEL, str(pretrained() / MODEL), judge, "nobody/nothing"], torch.device("cpu"))
     kinds = [type(one) for one in found.values()]
     assert kinds == [CheckpointJudge, CheckpointJudge, TransformersJudge, str]
-    assert "cannot be had" in str(found["nobody/nothing"])
+    assert "cannot be loaded" in str(found["nobody/nothing"])
 
 
 # --- MAUVE
@@ -212,7 +212,7 @@ def test_draw_samples_resumes_file_and_equals_write(checkpoint, tmp_path) -> Non
     assert draw_samples(checkpoint, SHORT, num=3, seed=3, keep=keep) == again[:3]
     assert num_evaluations(again) > 0
     assert tokens_per_second(again) > 0
-    with pytest.raises(ValueError, match=r"made otherwise \(settings, seed differ\)"):
+    with pytest.raises(ValueError, match=r"made with other settings \(settings, seed differ\)"):
         draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
     keep.write_text("no samples")
     with pytest.raises(ValueError, match="no file of samples"):
@@ -390,7 +390,7 @@ def test_eval_generation_reports_failures_and_keeps_other_results(monkeypatch, t
     words = ["eval", "generation", *WORDS, "--num", "2", "--judge", "nobody/x", "--reference", str(short)]
     assert main([*words, "--controls", "unigram", "--mauve", "--output", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
-    assert "not measured: the judge 'nobody/x' cannot be had" in printed
+    assert "not measured: the judge 'nobody/x' cannot be loaded" in printed
     result = json.loads((tmp_path / "out" / "results.json").read_text())["result"]
     assert result["metrics"]["entropy"]["value"] > 0
     assert "failed" in result["metrics"]["MAUVE"]
@@ -412,9 +412,9 @@ def test_eval_generation_of_one_sample_has_no_errors(capsys) -> None:
         (["--controls", "repeat"], "controls needs real text"),
         (["--infill", "0.5"], "infill needs real text"),
         (["--mauve", "--reference", "x", "--judge", "none"], "mauve needs the features"),
-        (["--judge", "none", "--judge", "gpt2"], "--judge none is for no judge"),
+        (["--judge", "none", "--judge", "gpt2"], "--judge none means that there is no judge"),
         (["--save-samples"], "needs --output"),
-        (["--algorithm", "original", "--eta-sweep", "0.1"], "eta means nothing to the sampler 'original'"),
+        (["--algorithm", "original", "--eta-sweep", "0.1"], "eta has no effect on the sampler 'original'"),
         (["--eta-sweep", "0.1", "2"], "`eta` must lie in [0, 1]; got 2.0"),
         (["--infill", "2", "--reference", "x"], "a share in"),
     ],

@@ -349,7 +349,7 @@ def test_protocol_differences_and_result_round_trip(checkpoint: Checkpoint, tmp_
     assert protocol.read_result(tmp_path / "one.json") == one
     with pytest.raises(ValueError, match="JSON compliant"):
         protocol.write_result(tmp_path / "two.json", one | {"wall_seconds": math.inf})
-    with pytest.raises(ValueError, match="no result of"):
+    with pytest.raises(ValueError, match="not a result of"):
         protocol.fingerprint({"kind": "cake"})
     moved = dataclasses.replace(
         checkpoint,

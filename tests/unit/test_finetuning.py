@@ -21,13 +21,6 @@ CPU = torch.device("cpu")
 NEXT_WORDS = {"type": "Block", "width": 1, "num_levels": 1}
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "rhyme.txt"
-    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-    return file
-
-
 def _recipe(text: Path, hyperschedule: dict[str, Any], **tables: dict[str, Any]) -> Recipe:
     table: dict[str, Any] = {
         "data": {"corpus": [str(text)], "vocabulary": 270, "context": 16, "validation": 0.1},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,36 +225,51 @@ def test_grid_text_reads_file_of_grids(tmp_path):
     assert main(["sample", MODEL, "--grid", str(tmp_path / "none.json")]) == 2
 
 
-def test_tune_learns_grid_that_sample_uses(tmp_path, capsys):
-    text, file = tmp_path / "text.txt", tmp_path / "grids.json"
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory) -> list[str]:
+    """The words of a command that learns grids; the last one is the file that it has written."""
+    folder = tmp_path_factory.mktemp("grids")
+    text, file = folder / "text.txt", folder / "grids.json"
     text.write_text(
         "And the LORD said unto Moses, Speak unto the children of Israel, and say unto them. " * 9
     )
-    tune = ["tune", MODEL, "--data", str(text), "--length", "16", "--steps", "2", "4", "-o", str(file)]
-    assert main(tune) == 0
-    assert "learned" in capsys.readouterr().out
-    document = json.loads(file.read_text())
+    words = ["tune", MODEL, "--data", str(text), "--length", "16", "--steps", "2", "4", "-o", str(file)]
+    assert main(words) == 0
+    return words
+
+
+def sample_with_grid(steps: int, file: str) -> int:
+    plan = ["--hyperschedule", "flat", "--length", "16", "--steps", str(steps), "--grid", file]
+    return main(["sample", MODEL, *plan, "--json", "--algorithm", "original"])
+
+
+def test_tune_writes_grid_of_each_number_of_steps(tune):
+    document = json.loads(Path(tune[-1]).read_text())
     assert [len(document["grids"][steps]) for steps in ("2", "4")] == [2, 4]
     assert len(document["profile"]) == 15
     assert set(document["gaps"]["4"]) == {"uniform", "cosine", "learned"}
-    again = [
-        "sample",
-        MODEL,
-        "--hyperschedule",
-        "flat",
-        "--length",
-        "16",
-        "--json",
-        "--algorithm",
-        "original",
-    ]
-    assert main([*again, "--steps", "4", "--grid", str(file)]) == 0
+
+
+def test_sample_uses_learned_grid(tune, capsys):
+    assert sample_with_grid(4, tune[-1]) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
-    assert settings["grid"] == ",".join(map(str, document["grids"]["4"]))
-    assert main([*again, "--steps", "3", "--grid", str(file)]) == 2
+    assert settings["grid"] == ",".join(map(str, json.loads(Path(tune[-1]).read_text())["grids"]["4"]))
+
+
+def test_sample_refuses_number_of_steps_without_learned_grid(tune, capsys):
+    assert sample_with_grid(3, tune[-1]) == 2
     assert "grids of 2, 4 steps" in capsys.readouterr().err
+
+
+def test_tune_refuses_more_positions_or_steps_than_it_can_learn(tune, capsys):
     assert main([*tune, "--length", "400"]) == 2
     assert main([*tune, "--steps", "4", "300"]) == 2
     assert "between 1 and 256 steps; got 300" in capsys.readouterr().err
-    assert main([*tune, "--steps", "2", "--width", "4"]) == 0
-    assert "--hyperschedule block --width 4 --steps N" in capsys.readouterr().out
+
+
+def test_tune_of_width_says_how_to_sample(tune, tmp_path, capsys):
+    file = str(tmp_path / "blocks.json")
+    assert main([*tune, "--steps", "2", "--width", "4", "-o", file]) == 0
+    out = capsys.readouterr().out
+    assert "learned" in out
+    assert "--hyperschedule block --width 4 --steps N" in out

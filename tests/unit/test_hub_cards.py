@@ -112,6 +112,7 @@ def test_each_peer_format_is_recognised_by_one_card(name):
 @pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"type": []}, [{"type": "absorb"}]], ids=repr)
 @pytest.mark.parametrize("key", ["model_type", "graph", "tokens", "model"])
 def test_peer_cards_do_not_raise_on_odd_config_values(key, value):
+    """`recognised_card` also asserts that two cards never recognise one checkpoint."""
     for config, shapes in FORMATS.values():
         recognised_card({**config, key: value}, shapes)
         recognised_card({**config, key: value}, dict.fromkeys(shapes, ()))
@@ -140,22 +141,34 @@ def test_peer_blueprint_has_published_network_config(name):
     assert len(plan.tensors) == 12 * 10 + 10
 
 
-def test_peer_blueprint_has_process_and_parameterization_of_format():
+def test_mdlm_blueprint_has_process_and_parameterization():
     plan = blueprint("MDLM")
     assert (plan.process, plan.noise_schedule) == (Absorbing(50257), LogLinear())
     assert (plan.parameterization, plan.vocabulary) == (LeaveOneOut("zero", shared=True), GPT2)
     assert blueprint("MDLM", time_conditioning=True).parameterization == LeaveOneOut("sigma", shared=True)
+
+
+def test_duo_blueprint_has_process_and_parameterization():
     plan = blueprint("Duo")
     assert (plan.process, plan.parameterization) == (Uniform(50258), LeaveOneOut("sigma", shared=True))
     assert plan.vocabulary == Vocabulary(50258, bos=50256, eos=50256, pad=50257)
+
+
+def test_gidd_blueprint_has_process_and_parameterization():
     plan = blueprint("GIDD")
     assert (plan.process, plan.parameterization) == (GIDD(50258, 0.2), LeaveOneOut("fraction", shared=True))
     assert plan.vocabulary == Vocabulary(50258, bos=50256, eos=50256, pad=50257)
+
+
+def test_bd3lm_blueprint_has_process_and_hyperschedules():
     plan = blueprint("BD3-LM")
     assert (plan.process, plan.noise_schedule) == (Absorbing(50257), LINEAR)
     assert plan.hyperschedules == (Block(1024, 8, 8),)
     assert blueprint("BD3-LM", block_size=1024).hyperschedules == (flat(1024, 128),)
     assert {"sampling_eps_min", "sampling_eps_max"} < set(plan.ignored)
+
+
+def test_sedd_blueprint_has_process_and_parameterization():
     plan = blueprint("SEDD")
     assert (plan.process, plan.hyperschedules) == (Absorbing(50257), (flat(1024, 64),))
     assert plan.parameterization == LogScore(floor=1e-9, shared=True)

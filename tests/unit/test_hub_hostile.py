@@ -599,7 +599,7 @@ def test_load_refuses_truncated_weights(tmp_path, share, name):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_load_of_flipped_bytes_gives_weights_or_value_error(tmp_path, name):
-    """Damaged bytes give a ValueError or changed numbers, and never a crash."""
+    """Damaged bytes give weights or a ValueError that names the file, and no other error."""
     whole = folder(tmp_path, EPSILON)
     torch.save(tensors(EPSILON), whole / "pytorch_model.bin")
     path = whole / name

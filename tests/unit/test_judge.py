@@ -161,12 +161,12 @@ def test_bidirectional_judge_is_refused(folder, tmp_path):
     config = BertConfig(vocab_size=50257, initializer_range=1.0, **small)
     BertForMaskedLM(config).save_pretrained(tmp_path)
     (found,) = judges_of([str(tmp_path)], torch.device("cpu")).values()
-    assert "sees what follows a token" in found
+    assert "attends to later tokens" in found
 
 
 def test_unavailable_judge_raises(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         TransformersJudge("nobody/nothing")
 
 

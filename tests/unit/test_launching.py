@@ -120,6 +120,7 @@ def test_slurm_script_of_guide_requeues_and_resumes(tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not metrics.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
+        assert metrics.exists()
         job.send_signal(signal.SIGUSR1)
         job.wait(60)
     finally:
@@ -141,6 +142,8 @@ def test_make_engine_refuses_model_parallelism(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_agreed_precision_is_that_of_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[str]] = []
     monkeypatch.setattr(engine, "choose_precision", lambda asked, device: "no")
-    monkeypatch.setattr(engine, "broadcast_object_list", lambda found: ["bf16"])
+    monkeypatch.setattr(engine, "broadcast_object_list", lambda found: sent.append(found) or ["bf16"])
     assert engine.agreed_precision("auto", CPU) == "bf16"
+    assert sent == [["no"]]

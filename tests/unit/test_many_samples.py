@@ -90,7 +90,7 @@ def test_draw_samples_resumes_with_other_number_of_processes(checkpoint, wanted,
     found = draw_samples(checkpoint, SHORT, num=7, seed=3, batch_size=5, keep=keep)
     assert tokens(found) == wanted
     assert sorted(stored_indices(keep)) == list(range(7))
-    with pytest.raises(ValueError, match="need a file"):
+    with pytest.raises(ValueError, match="collect their samples in a file"):
         draw_samples(checkpoint, SHORT, num=1, processes=Processes(2, 0))
 
 
@@ -99,9 +99,11 @@ def test_sample_output_refuses_file_of_other_settings(checkpoint, tmp_path, caps
     command = ["sample", MODEL, *OPTIONS, "--num-sequences", "2", "--device", "cpu", "-o", str(keep)]
     assert main(command) == 0
     assert f"{keep}: 2 passages" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"made otherwise \(settings, seed differ\)"):
+    with pytest.raises(ValueError, match=r"made with other settings \(settings, seed differ\)"):
         draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
-    with pytest.raises(ValueError, match=r"made otherwise \(noise_schedule, tokenizer_sha256 differ\)"):
+    with pytest.raises(
+        ValueError, match=r"made with other settings \(noise_schedule, tokenizer_sha256 differ\)"
+    ):
         draw_samples(
             replace(checkpoint, noise_schedule=Cosine(), tokenizer_json=f"{checkpoint.tokenizer_json} "),
             SHORT,
@@ -111,9 +113,9 @@ def test_sample_output_refuses_file_of_other_settings(checkpoint, tmp_path, caps
         )
     assert main([*command, "--prompt", "And"]) == 2
     assert main([*command, "--stop", "."]) == 2
-    assert "made otherwise (ending differ)" in capsys.readouterr().err
+    assert "made with other settings (ending differ)" in capsys.readouterr().err
     assert main([*command, "--approximate-cache", "all:2"]) == 2
-    assert "made otherwise (approximate differ)" in capsys.readouterr().err
+    assert "made with other settings (approximate differ)" in capsys.readouterr().err
     assert main([*command, "--explain"]) == 2
     assert "leave --output out" in capsys.readouterr().err
     keep.write_text("my diary")

@@ -36,19 +36,24 @@ def test_distinct_counts_ngrams_over_all_samples():
     assert diversity([range(20)] * 4)["distinct-2"].value == pytest.approx(1 / 4)
 
 
-def test_diversity_omits_metrics_for_short_samples_and_gives_reason():
-    """A metric that cannot be measured has no value but a reason."""
+def test_diversity_omits_metrics_for_short_samples():
     one_token = diversity([[1], [2]])
     assert list(one_token) == ["entropy", "distinct-1"]
     assert one_token["distinct-1"].value == 1
     assert list(diversity([[1], []])) == ["distinct-1"]
     assert diversity([[1, 2], [3]])["distinct-2"].error is None
-    for samples in ([[1]], [[1], []], [[1, 2, 3], [4]], [[], []]):
-        found = score_tokens(samples)
-        assert list(found) == [*DIVERSITY, "self-BLEU"]
-        measured = {name for name, one in found.items() if "value" in one}
-        assert measured - {"self-BLEU"} == set(diversity(samples))
-        assert all(("failed" in one) != ("value" in one) for one in found.values())
+
+
+@pytest.mark.parametrize("samples", [[[1]], [[1], []], [[1, 2, 3], [4]], [[], []]], ids=str)
+def test_score_tokens_gives_a_value_or_a_reason(samples):
+    found = score_tokens(samples)
+    assert list(found) == [*DIVERSITY, "self-BLEU"]
+    measured = {name for name, one in found.items() if "value" in one}
+    assert measured - {"self-BLEU"} == set(diversity(samples))
+    assert all(("failed" in one) != ("value" in one) for one in found.values())
+
+
+def test_score_tokens_reason_names_the_short_sample():
     reason = score_tokens([[1], [2]])["distinct-2"]["failed"]
     assert (
         reason
@@ -56,7 +61,10 @@ def test_diversity_omits_metrics_for_short_samples_and_gives_reason():
     )
     reason = score_tokens([[1, 2, 3, 4], []])["repetition-4"]["failed"]
     assert reason == "sample 1 is too short for repetition-4, which needs 4 tokens in each sample; it has 0."
-    with pytest.raises(ValueError, match="nothing to take the mean of"):
+
+
+def test_metrics_of_no_samples_are_refused():
+    with pytest.raises(ValueError, match="a mean needs at least one number"):
         mean([])
     with pytest.raises(ValueError, match="at least one"):
         diversity([])

@@ -69,6 +69,8 @@ PIECES: dict[str, tuple[ModuleType, list[dict[str, Any]]]] = {
             {"type": "ScoreEntropy", "floor": 1e-3},
             {"type": "NELBO"},
             {"type": "Combination", "parts": PARTS},
+            {"type": "MaskedCrossEntropy", "weight": "context", "divisor": "tokens", "every_row": True},
+            {"type": "CleanStream", "divisor": "masked"},
         ],
     ),
     "hyperschedule": (
@@ -86,6 +88,7 @@ PIECES: dict[str, tuple[ModuleType, list[dict[str, Any]]]] = {
 """For each table of a recipe: the package that offers its classes, and one description of each class."""
 BESIDE: dict[str, dict[str, Any]] = {
     "ScoreEntropy": {"parameterization": {"type": "LogScore"}},
+    "CleanStream": {"network": {"context": "causal"}},
     "LeaveOneOut": {"hyperschedule": {"type": "Block", "width": 16, "num_levels": 4}},  # one noise a sequence
 }
 """What a class needs beside it."""
@@ -336,9 +339,9 @@ FAULTS = [
     ({"objective": {"type": "Hope"}}, "no objective 'Hope'; known: .*NELBO"),
     (
         {"parameterization": {"type": "LeaveOneOut"}, "network": {"shifted": True}},
-        r"network\.shifted. would not act",
+        r"network\.shifted. has no effect",
     ),
-    ({"network": {"condition_output": True}}, r"network\.condition_output. would not act.*parameterization"),
+    ({"network": {"condition_output": True}}, r"network\.condition_output. has no effect.*parameterization"),
     ({"network": {"type": "GPT"}}, r"network\.type.*DDiT"),
     (
         {"process": {"type": "hdlm.process.GIDD2", "p_uniform": 0.1}},

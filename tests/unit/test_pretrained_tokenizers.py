@@ -101,7 +101,7 @@ def _fake_hub_requests(
         def __init__(self, token: str | None) -> None:
             assert token == "secret"
 
-        def model_info(self, name: str, timeout: float) -> SimpleNamespace:
+        def model_info(self, name: str, *, revision: None, timeout: float) -> SimpleNamespace:
             assert timeout <= 10
             asked.append(name)
             return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in answer(name)])

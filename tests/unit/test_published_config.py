@@ -311,13 +311,13 @@ FAULTS = [
     ("epsilon_hdlm", "tokenizer.tokens=0", "`tokenizer.tokens` must be positive"),
     ("epsilon_hdlm", "ngpus=0", "`ngpus` must be positive"),
     ("epsilon_hdlm", "model.name=gamma_hdlm", "`model.name` must be epsilon_hdlm"),
-    ("epsilon_hdlm", "model.cond_dim=4", "`model.cond_dim` would not act"),
+    ("epsilon_hdlm", "model.cond_dim=4", "`model.cond_dim` has no effect"),
     (
         "epsilon_hdlm",
         "eval.perplexity=false eval.perplexity_batch_size=3",
-        "`eval.perplexity_batch_size` would not",
+        "`eval.perplexity_batch_size` has no effect",
     ),
-    ("epsilon_hdlm", "training.snapshot_sampling=false annealing.sampling_method=NAR", "would not act"),
+    ("epsilon_hdlm", "training.snapshot_sampling=false annealing.sampling_method=NAR", "has no effect"),
     ("epsilon_hdlm", "reset_step_for_finetuning=true", "it is hdlm/finetune.py's"),
     ("epsilon_hdlm", "recipe.run.complie=true", "did you mean `recipe.run.compile`"),
     ("epsilon_hdlm", "+recipe.run.complie=true", "`recipe.run.complie`; did you mean `recipe.run.compile`"),
@@ -325,8 +325,8 @@ FAULTS = [
     ("epsilon_hdlm", "+recipe.mixture=[]", "use `annealing`"),
     ("epsilon_hdlm", "+recipe.data.context=8", "use `model.length`"),
     ("epsilon_hdlm", "recipe.run.compile=3", "`recipe.run.compile` must be bool"),
-    ("epsilon_hdlm", "optim={warmup:3}", "`optim.warmup` would not act"),
-    ("epsilon_hdlm", "model={cond_dim:64}", "`model.cond_dim` would not act"),
+    ("epsilon_hdlm", "optim={warmup:3}", "`optim.warmup` has no effect"),
+    ("epsilon_hdlm", "model={cond_dim:64}", "`model.cond_dim` has no effect"),
     ("epsilon_hdlm", "training={n_itesr:3}", "did you mean `training.n_iters`"),
     ("epsilon_hdlm", "recipe.run.stepz=3", "did you mean `recipe.run.steps`"),
     ("epsilon_hdlm", "recipe.run.steps=3", "use `training.n_iters`"),
@@ -342,14 +342,14 @@ FAULTS = [
     (
         "epsilon_hdlm",
         "recipe.data.streaming=true data.train=a.txt data.valid=b.txt data.cache_dir=c",
-        "`data.cache_dir` would not act",
+        "`data.cache_dir` has no effect",
     ),
-    ("gamma_hdlm", "annealing.diffusion_loss_weight=0 annealing.sampling_eps=0.01", "would not act"),
+    ("gamma_hdlm", "annealing.diffusion_loss_weight=0 annealing.sampling_eps=0.01", "has no effect"),
     ("epsilon_hdlm", "experiment.name=''", "`experiment.name` must be a name"),
     ("epsilon_hdlm", "optim.lr=inf", "`optim.lr` must be positive and finite"),
     ("gamma_hdlm", "graph.gamma=2", "`graph.gamma` must be in"),
     ("gamma_hdlm", "noise.type=geometric noise.sigma_min=11", "`noise.sigma_min`"),
-    ("gamma_hdlm", "training.snapshot_sampling=false sampling.predictor=euler", "would not act"),
+    ("gamma_hdlm", "training.snapshot_sampling=false sampling.predictor=euler", "has no effect"),
 ]
 
 
@@ -391,7 +391,7 @@ def test_epsilon_config_rejects_noise_conditioning(option: str) -> None:
 
 def test_finetune_config_rejects_other_network_size() -> None:
     config = _config("-cn", "gamma_finetune_from_hf", "model.hidden_size=16")
-    with pytest.raises(ValueError, match=r"model\.hidden_size. is 16.*has 8"):
+    with pytest.raises(ValueError, match=r"model\.hidden_size. is 16, but 8"):
         config.of_checkpoint(SHAPE)
 
 
@@ -620,7 +620,7 @@ def test_published_finetuning_starts_from_checkpoint(work_folder: Path) -> None:
     common = ["-cn", "epsilon_finetune_from_hf.yaml", f"hf_model_id={run}", *_words(**changes)]
     for option in ("model=train", "tokens=300"):
         with pytest.raises(
-            ValueError, match=r"`tokenizer\.\w+` would not act here: .* brings its tokenizer of 277"
+            ValueError, match=r"`tokenizer\.\w+` has no effect here: .* brings its tokenizer of 277"
         ):
             run_finetuning([*common, f"tokenizer.{option}"])
     assert run_finetuning([*common, "training.lr=1e-12", "experiment.name=still"]) == 0

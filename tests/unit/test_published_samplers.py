@@ -412,16 +412,11 @@ def test_published_sampler_cache_keeps_tokens(epsilon, sampler):
 
 def test_full_diff_accepts_loaded_metaschedule_and_annealing(epsilon):
     model, cfg, device, _, metaschedule = epsilon
-    tokens = full_diff(
-        model,
-        metaschedule=metaschedule,
-        annealing=cfg.annealing,
-        context_length=20,
-        alg="acs",
-        device=device,
-        seed=1,
-    )
+    options = {"metaschedule": metaschedule, "context_length": 20, "alg": "acs", "device": device, "seed": 1}
+    tokens = full_diff(model, annealing=cfg.annealing, **options)
     assert tokens.shape == (1, 20)
+    assert tokens.max() < cfg.tokenizer.tokens
+    assert torch.equal(full_diff(model, annealing=cfg.annealing, **options), tokens)
 
 
 def test_full_diff_rejects_dim_of_other_vocabulary(epsilon):

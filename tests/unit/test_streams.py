@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shlex
@@ -314,9 +315,15 @@ STATES = {
 }
 
 
+VERBS = [f"-m hdlm {verb} --help" for verb in _registry.verbs()]
+ROTATION = [
+    (name, list(STATES)[(at + step) % len(STATES)]) for at, name in enumerate(PUBLISHED) for step in (0, 2)
+]
+"""Two states for each published command, which takes seconds to start. Each state occurs."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("command", [*(f"-m hdlm {verb} --help" for verb in _registry.verbs()), *PUBLISHED])
+@pytest.mark.parametrize(("command", "state"), [*itertools.product(VERBS, STATES), *ROTATION])
 def test_every_command_in_every_stream_state_exits_silently(
     tmp_path: Path, repository: Path, command: str, state: str
 ) -> None:

@@ -26,7 +26,7 @@ def test_option_error_holds_option_value_and_others() -> None:
 
 ERRORS = {
     "must": (OptionError("a", 1, "be {}", "b", advice=" Use 2."), "`A` must be `B`; got 1. Use 2."),
-    "idle": (IdleOptionError("a", 1, "set {}", "b"), "`A` would not act here: set `B`; got 1."),
+    "idle": (IdleOptionError("a", 1, "set {}", "b"), "`A` has no effect here: set `B`; got 1."),
     "unknown": (UnknownOptionError("a", 1, "{}", "b"), "unknown option `A`; did you mean `B`?"),
     "braces": (OptionError("a", {}, "be {}"), "`A` must be {}; got {}."),
 }

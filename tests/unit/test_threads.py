@@ -21,29 +21,7 @@ from hdlm.training.checkpoints.state import FORMAT, TrainingState, _read_table
 from hdlm.training.mixture import Mixture
 from hdlm.training.monitor.throughput import Gauge, ThreadSwitch
 from hdlm.training.parts import NextToken
-
-RECIPE = """
-[data]
-vocabulary = 270
-context = 16
-validation = 0.1
-[network]
-hidden_size = 16
-num_blocks = 1
-num_heads = 2
-[[mixture]]
-hyperschedule = { type = "Block", width = 4, num_levels = 4 }
-[run]
-steps = 2
-precision = "no"
-"""
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "rhyme.txt"
-    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-    return file
+from tests.unit.test_cli_train import RECIPE
 
 
 class SimulatedMachine:
@@ -247,7 +225,7 @@ def test_run_records_threads_and_resumes_with_them(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, output = tmp_path / "tiny.toml", tmp_path / "run"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE.replace("steps = 40", "steps = 2"))
     words = [
         "train",
         "--output",

@@ -39,13 +39,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    file = tmp_path_factory.mktemp("text") / "rhyme.txt"
-    file.write_text("the cat sat on the mat and the dog sat on the log . " * 60)
-
+def run_of(text: Path) -> Any:
     def make(**watch: Any) -> TrainingSetup:
         table = {
-            "data": {"corpus": [str(file)], "vocabulary": 270, "context": 16, "validation": 0.1},
+            "data": {"corpus": [str(text)], "vocabulary": 270, "context": 16, "validation": 0.1},
             "network": {"hidden_size": 16, "num_blocks": 1, "num_heads": 2, "dropout": 0.1},
             "mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}],
             "run": {"steps": 6, "batch_size": 2, "precision": "no"},

@@ -5,6 +5,8 @@ Examples:
   hdlm eval likelihood runs/first --data book.txt --bound hybrid --stride 64 --output results/book
   hdlm eval generation runs/first --num 200 --algorithm acs --judge models/gpt2 --controls repeat unigram
   hdlm eval frontier runs/first --algorithm original acs --temperature 0.6 0.8 1.0 --judge models/gpt2
+  hdlm eval calibration runs/first --data book.txt --output results/calibration
+  hdlm eval repair runs/first --data book.txt --share 0.05 --algorithm acs --eta 0.5 --output results/repair
   hdlm eval harness runs/first --tasks tasks/mine.yaml
 
 Every number has its standard error and the protocol it was made under; `hdlm compare` puts results side by side.

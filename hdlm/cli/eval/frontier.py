@@ -1,16 +1,17 @@
-"""Quality against variety: generative perplexity over entropy, for samplers and models, over temperature or top-p.
+"""Compare quality and variety: generative perplexity over entropy, for samplers and models, over temperature or top-p.
 
-Generative perplexity alone can be had by saying little; so can entropy by saying anything. Their frontier cannot: a
-sampler is better than another where its curve is lower at the same entropy.
+Repetitive text has a good generative perplexity, and random text has a high entropy, so neither number is enough alone.
+A sampler is better than another where its curve of both numbers is lower at the same entropy.
 
 Examples:
   hdlm eval frontier runs/first --algorithm original acs --temperature 0.6 0.8 1.0 --judge models/gpt2 --output f
   hdlm eval frontier runs/a runs/b --top-p 0.8 0.9 0.95 1 --judge gpt2-large --reference wikitext2 --output ab
   hdlm eval frontier runs/first --temperature 0.7 1 --judge kjv-epsilon-4m --num 20 --length 64 --output quick
 
-The folder gets results.json, report.md and frontier.png; every point is kept in points/ when it is done, so the same
-command goes on after a kill, and one with more points measures only those. All points have as many samples of the same
-length, and one judge. What cannot be measured is in the result with the reason, and the exit status is 1.
+The folder gets results.json, report.md and frontier.png; every point is kept in points/ when it is measured, so the
+same command resumes after a kill, and a command with more points measures only the new ones. All points have as many
+samples of the same length, and one judge. If a measurement fails, the result holds the reason, and the exit status is
+1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Measure what a model writes: variety, repetition, perplexity under judges, MAUVE, and what correction did.
+"""Measure the text of a model: variety, repetition, perplexity under judges, MAUVE, and the effect of correction.
 
-CHECKPOINT is whatever `hdlm sample` takes, and so are the options of writing. Entropy stands beside every perplexity: a
-writer that repeats itself has a good perplexity. Controls are writers that know nothing, for comparison.
+CHECKPOINT and the options of sampling are those of `hdlm sample`. Entropy is printed beside every perplexity, because
+repetitive text has a good perplexity. Controls are trivial writers, for comparison.
 
 Examples:
   hdlm eval generation runs/first --num 100 --algorithm acs --eta 0.1 --output results/acs     judged by gpt2-large
@@ -10,8 +10,9 @@ Examples:
   hdlm eval generation runs/first --num 1000 --judge models/gpt2 --mauve --reference book.txt --output results/mauve
   hdlm eval generation runs/first --reference book.txt --infill 0.5 --eta-sweep 0 0.01 0.05 0.1 0.3
 
-With --output the folder gets results.json, report.md, metrics.png and samples.jsonl. Samples are kept as they come: the
-same command goes on after a kill. What cannot be measured is in the result with the reason, and the exit status is 1.
+With --output the folder gets results.json, report.md, metrics.png and samples.jsonl. Samples are kept as they are
+written, so the same command resumes after a kill. If a measurement fails, the result holds the reason, and the exit
+status is 1.
 """
 
 from __future__ import annotations

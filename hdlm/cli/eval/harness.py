@@ -1,4 +1,4 @@
-"""How a model does on the tasks of others: those of lm_eval, the language model evaluation harness.
+"""Measure a model on the tasks of lm_eval, the language model evaluation harness.
 
 Examples:
   hdlm eval harness runs/first --tasks tasks/mine.yaml --limit 50

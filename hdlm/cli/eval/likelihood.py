@@ -1,4 +1,4 @@
-"""How well a model predicts text: a bound on -log p with its standard error.
+"""Measure how well a model predicts text: a bound on -log p with its standard error.
 
 Examples:
   hdlm eval likelihood runs/first --data wikitext2 --data-dir data --target-stderr 0.01
@@ -6,9 +6,9 @@ Examples:
   hdlm eval likelihood runs/first --data book.txt --hyperschedule autoregressive      exact: no error
   hdlm eval likelihood runs/first --data ptb lambada --part validation --limit 20000  a quick look
 
-All tokens are counted. With --output, results.json, report.md and replicates.png are written after every piece of
-replicates (several data sets: a folder each), and the same command goes on where it was stopped.
-Under `accelerate launch` the replicates are shared out among the processes.
+All tokens are counted. With --output, results.json, report.md and replicates.png are written after every part of
+the replicates (with several data sets, in a folder for each), and the same command resumes a stopped measurement.
+Under `accelerate launch` the replicates are divided among the processes.
 """
 
 from __future__ import annotations

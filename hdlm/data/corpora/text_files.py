@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TextIO, cast, final
+from typing import Any, TextIO, cast, final
 
 from hdlm.data.corpora.base import AbstractCorpus, Piece, pieces_of
 
@@ -80,11 +80,25 @@ class JSONLines(AbstractCorpus):
     key: str = "text"
 
     def documents(self) -> Iterator[str]:
-        for path in self.files():
-            with _reading(path) as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield self._text(line, f"{path}, line {number}")
+        for value, where in self._values():
+            if not isinstance(value, str):
+                raise ValueError(f"{where} has no text under {self.key!r}, but {type(value).__name__}.")
+            if _LONE.search(value):
+                raise ValueError(
+                    f"{where} has half of a surrogate pair under {self.key!r}: correct or remove this line."
+                )
+            yield value
+
+    def conversations(self) -> Iterator[list[dict[str, Any]]]:
+        """The messages of each line, in the place of text.
+
+        Raises:
+            ValueError: If a line has no list of tables under the key.
+        """
+        for value, where in self._values():
+            if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+                raise ValueError(f"{where} has no list of messages under {self.key!r}, but {value!r}.")
+            yield value
 
     def files(self) -> tuple[Path, ...]:
         return files_of(self.sources, _LINES)
@@ -92,7 +106,16 @@ class JSONLines(AbstractCorpus):
     def parts(self) -> Sequence[AbstractCorpus]:
         return [replace(self, sources=(str(path),)) for path in self.files()]
 
-    def _text(self, line: str, where: str) -> str:
+    def _values(self) -> Iterator[tuple[object, str]]:
+        """The value of the key in each line, and the place of the line."""
+        for path in self.files():
+            with _reading(path) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        where = f"{path}, line {number}"
+                        yield self._value(line, where), where
+
+    def _value(self, line: str, where: str) -> object:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -100,14 +123,7 @@ class JSONLines(AbstractCorpus):
         if not isinstance(row, dict) or self.key not in row:
             present = f"the keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{where} has no text under {self.key!r}, but {present}.")
-        text = row[self.key]
-        if not isinstance(text, str):
-            raise ValueError(f"{where} has no text under {self.key!r}, but {type(text).__name__}.")
-        if _LONE.search(text):
-            raise ValueError(
-                f"{where} has half of a surrogate pair under {self.key!r}: correct or remove this line."
-            )
-        return text
+        return row[self.key]
 
 
 @final

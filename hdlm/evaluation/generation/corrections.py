@@ -9,12 +9,16 @@ text shows whether that helps: a share of its words is removed, and the sampler 
 
 Also reported is the share of gaps with the right word, when they were first filled and at the end. Words that differ
 from the text may be good as well, so these shares compare samplers and do not grade them.
+
+A sampler can also correct a finished text (`correct`): it begins with the words of the text instead of noise, at a
+chosen noise fraction, and takes its usual steps down to 0.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,14 +28,15 @@ from torch import Tensor
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.metrics import Estimate, mean
 from hdlm.generation import Settings, complete, planned
+from hdlm.noise_schedule import LogLinear
 from hdlm.randomness import Randomness
-from hdlm.sampling import Change, Execution, Frame, Prompt, Trace
+from hdlm.sampling import Change, Execution, Frame, Generation, Prompt, Trace
 
-__all__ = ["REVISIONS", "fates", "fill_in", "per_step", "revisions"]
+__all__ = ["REVISIONS", "correct", "fates", "fill_in", "per_step", "revisions"]
 
 REVISIONS = ("corrected", "remasked")
-_HOLES = 0xB1
-"""Random stream for choosing the gaps."""
+_HOLES, _MASKS = 0xB1, 0xB2
+"""Random streams for choosing the gaps, and the words of a draft that become masks."""
 
 Steps = Mapping[str, Mapping[int, int]]
 
@@ -133,7 +138,8 @@ def fill_in(
     """
     if not 0 < share <= 1 or text.shape[1] < 2:
         raise ValueError(
-            f"the share of words to take away must lie in (0, 1], of at least two words; got {share} of "
+            f"the share of words to remove must lie in (0, 1], and the text must have at least two words; got "
+            f"{share} of "
             f"{text.shape[1]}."
         )
     rows, columns = torch.arange(len(text)), torch.arange(text.shape[1])
@@ -159,3 +165,56 @@ def fill_in(
         watch=seen,
     )
     return fates(trace.changes, text, gaps, done.tokens.cpu())
+
+
+def correct(
+    checkpoint: Checkpoint,
+    text: Int[Tensor, "n l"],
+    settings: Settings,
+    *,
+    noise: float,
+    masks: bool = False,
+    batch_size: int = 16,
+    seed: int = 0,
+    watch: Callable[[Frame], None] | None = None,
+) -> Generation:
+    """Let a sampler correct a finished text: it begins at a noise fraction with the words of the text.
+
+    The steps are those of generation along the hyperschedule of the settings; by default all positions take them
+    together. The noise falls from `noise` to 0 in proportion to the levels.
+
+    Args:
+        checkpoint: The checkpoint of the model.
+        text: Pieces of text. The first word of each is kept.
+        settings: Settings of the sampler; their length is the length of the text.
+        noise: Noise fraction at which every position begins, in (0, 1].
+        masks: Whether words become masks first, as often as the process of the model masks at this noise.
+        batch_size: Pieces per batch; it does not change the result.
+        seed: Seed of all randomness.
+        watch: Called after every generation step.
+
+    Raises:
+        ValueError: If the noise or a setting is out of range, or the text does not fit.
+    """
+    if not 0 < noise <= 1:
+        raise ValueError(f"a text is corrected from a noise fraction in (0, 1]; got {noise}.")
+    fixed = torch.zeros_like(text, dtype=torch.bool)
+    fixed[:, 0] = True
+    draft = text
+    if masks:
+        rows, columns = torch.arange(len(text)), torch.arange(text.shape[1])
+        draw = Randomness(seed).uniform(rows[:, None], 0, columns[None], _MASKS)
+        share = checkpoint.denoiser.process.weights(torch.tensor(noise, dtype=torch.float64)).mask
+        draft = torch.where((draw < share) & ~fixed, checkpoint.vocabulary.mask_id, text)
+    regime = planned(checkpoint, settings, text.shape[1], infilling=True)
+    falling = settings.noise(LogLinear(floor=1 - noise))
+    return complete(
+        checkpoint,
+        Prompt(draft, fixed, is_draft=True),
+        replace(regime, noise_schedule=falling, sampling_eps=None),
+        settings,
+        num=len(text),
+        seed=seed,
+        execution=Execution(batch_size),
+        watch=watch,
+    )

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.samples import DRAW_DTYPE, Sample, num_evaluations, tokens_per_second
+from hdlm.evaluation.generation.samples import (
+    DRAW_DTYPE,
+    Sample,
+    num_evaluations,
+    tokens_per_forward,
+    tokens_per_second,
+)
 from hdlm.evaluation.generation.scoring import DEFINITIONS, Scores
 from hdlm.evaluation.records.protocol import describe_protocol
 
@@ -25,6 +31,7 @@ def price_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "length": len(samples[0].tokens),
         "num_given": samples[0].given,
         "num_evaluations": num_evaluations(samples),
+        "tokens_per_forward": tokens_per_forward(samples),
         "tokens_per_second": tokens_per_second(samples),
     }
 

@@ -27,6 +27,7 @@ from hdlm.evaluation.generation.metrics import Estimate
 from hdlm.evaluation.generation.samples import Sample, draw_samples
 from hdlm.evaluation.generation.scoring import (
     PERPLEXITY,
+    canvases,
     pieces,
     score,
     score_mauve,
@@ -97,7 +98,7 @@ class GenerationOptions:
             raise ValueError(f"controls are {', '.join(CONTROLS)}; got {', '.join(unknown)}.")
         if isinstance(self.reference, str | Path) and Path(self.reference).name in ("model", *CONTROLS):
             raise ValueError(
-                f"the reference {self.reference}: results have something else of this name; rename it."
+                f"the reference {self.reference}: a result has another field of this name; rename the reference."
             )
         if self.mauve and not self.judges:
             raise ValueError("mauve needs the features of a judge in the format of transformers.")
@@ -187,7 +188,7 @@ def _check_sweep(name: str, etas: tuple[float, ...], process: AbstractNoiseProce
     ]
     if name not in with_eta:
         raise ValueError(
-            f"eta_sweep: eta means nothing to the sampler {name!r}; it does to {', '.join(with_eta)}."
+            f"eta_sweep: eta has no effect on the sampler {name!r}; it has one on {', '.join(with_eta)}."
         )
 
 
@@ -362,10 +363,7 @@ class _Evaluation:
         words, size, bos = text, len(samples[0].tokens), self.checkpoint.tokenizer.vocabulary.bos
 
         def measure() -> dict[str, Estimate]:
-            begin = 0 if bos is None else 1
-            rows = pieces(words, len(samples), size - begin, self.options.seed)
-            if bos is not None:
-                rows = torch.cat([torch.full((len(rows), 1), bos), rows], 1)
+            rows = canvases(words, len(samples), size, self.options.seed, bos)
             with share_bar("filling in", shown=self.progress) as bar:
                 return fill_in(
                     self.checkpoint,

@@ -31,6 +31,7 @@ from hdlm.denoiser import resolve_device
 from hdlm.evaluation.generation.metrics import Estimate, jackknife, mean
 from hdlm.evaluation.likelihood.bounds import AbsorbingBound
 from hdlm.evaluation.records.protocol import weights_sha256
+from hdlm.hub_access import cached_file, files_on_hub
 from hdlm.hyperschedule import autoregressive
 from hdlm.package_data import is_path
 
@@ -102,7 +103,8 @@ class TransformersJudge(AbstractJudge):
         self._model = model.to(self._device).eval()
         if _looks_ahead(self._model, self._device):
             raise ValueError(
-                f"the judge {source!r} sees what follows a token, and so cannot say how likely it is. Give a causal "
+                f"the judge {source!r} attends to later tokens, so it does not give the likelihood of a text. "
+                f"Give a causal "
                 "language model."
             )
         self.sha256 = weights_sha256(model)
@@ -122,7 +124,7 @@ class TransformersJudge(AbstractJudge):
         """
         rows = [row[: self._limit] for row in self._rows(texts)]
         if not rows or not all(rows):
-            raise ValueError(f"{self.name} has no features of nothing: give texts, none of them empty.")
+            raise ValueError(f"{self.name} needs at least one text, and no text may be empty.")
         features: list[Tensor] = []
         for some in _chunks(rows, self._batch_size):
             last = torch.tensor([len(row) - 1 for row in some])
@@ -273,7 +275,7 @@ def generative_perplexity(
             watch(len(judgements))
     empty = [index for index, judgement in enumerate(judgements) if not judgement.num_tokens]
     if empty:
-        raise ValueError(f"sample {empty[0]} has no token that {judge.name} could judge: it is too short.")
+        raise ValueError(f"sample {empty[0]} has no token that {judge.name} can judge: it is too short.")
     nats = math.fsum(judgement.nats for judgement in judgements)
     count = sum(judgement.num_tokens for judgement in judgements)
     without = [
@@ -299,7 +301,7 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
 
     if is_path(source) and not Path(source).exists():
         raise ValueError(
-            f"the judge {source!r} cannot be had: there is no such file or folder. Give the folder of a causal "
+            f"the judge {source!r} cannot be loaded: there is no such file or folder. Give the folder of a causal "
             "language model, a checkpoint of hdlm, or a name of the hub, such as gpt2."
         )
     try:
@@ -310,7 +312,8 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
         )
     except OSError as error:
         raise ValueError(
-            f"the judge {source!r} cannot be had: neither a folder here, nor in the hub's cache, nor on a hub that "
+            f"the judge {source!r} cannot be loaded: it is not a local folder, not in the hub's cache, and not on "
+            f"a hub that "
             f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
             "that is here."
         ) from error
@@ -321,8 +324,8 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"the judge {source!r} lacks {len(missing)} of its weights, {missing[0]} among them: it is not whole, or "
-            "no language model."
+            f"the judge {source!r} lacks {len(missing)} of its weights, {missing[0]} among them: it is incomplete, or "
+            "it is not a language model."
         )
     return tokenizer, model
 
@@ -341,25 +344,13 @@ def _is_here(source: str, *, offline: bool) -> bool:
     Raises:
         OSError: If the hub does not answer.
     """
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    if Path(source).is_dir() or isinstance(
-        huggingface_hub.try_to_load_from_cache(source, "config.json"), str
-    ):
+    if Path(source).is_dir() or cached_file(source, "config.json"):
         return True
-    if offline or constants.HF_HUB_OFFLINE:
-        raise OSError("the hub was not asked (offline)")
-    try:
-        huggingface_hub.HfApi().model_info(source, timeout=_SECONDS)
-    except (errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
-        raise OSError(str(error)) from error
+    files_on_hub(source, offline=offline)
     return False
 
 
 _NOISE = 1e-2
 """Difference that rounding may cause between equal numbers, in standard deviations."""
-_SECONDS = 10.0
-"""Seconds that the hub may take to answer."""
 _CHUNK = 32
 """Samples between two reports of progress."""

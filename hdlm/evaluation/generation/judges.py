@@ -30,7 +30,9 @@ def named_judges(words: Sequence[str] | None) -> tuple[str, ...]:
         ValueError: If `NO_JUDGE` is combined with a judge.
     """
     if words is not None and NO_JUDGE in words and list(words) != [NO_JUDGE]:
-        raise ValueError(f"--judge {NO_JUDGE} is for no judge at all; got {', '.join(words)}.")
+        raise ValueError(
+            f"--judge {NO_JUDGE} means that there is no judge, so give it alone; got {', '.join(words)}."
+        )
     return tuple(word for word in words or [USUAL_JUDGE] if word != NO_JUDGE)
 
 

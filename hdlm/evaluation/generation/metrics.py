@@ -27,7 +27,7 @@ from typing import final
 
 import numpy as np
 
-__all__ = ["DIVERSITY", "Estimate", "diversity", "entropy", "jackknife", "mean", "token_entropy"]
+__all__ = ["DIVERSITY", "Estimate", "diversity", "entropy", "jackknife", "mean", "share", "token_entropy"]
 
 Gram = tuple[int, ...]
 
@@ -164,9 +164,29 @@ def mean(values: Sequence[float]) -> Estimate:
         ValueError: If there is no number.
     """
     if not values:
-        raise ValueError("there is nothing to take the mean of; give at least one number.")
+        raise ValueError("a mean needs at least one number.")
     total, n = math.fsum(values), len(values)
     return jackknife(total / n, [(total - value) / (n - 1) for value in values] if n > 1 else [total])
+
+
+def share(parts: Sequence[float], wholes: Sequence[float]) -> Estimate:
+    """The sum of `parts` over the sum of `wholes`, with the jackknife error over samples.
+
+    Args:
+        parts: A number for each sample, such as its words that were restored.
+        wholes: The number that it is a part of, such as its words that were damaged.
+
+    Raises:
+        ValueError: If the sum of `wholes`, or the sum without one of the samples, is 0.
+    """
+    part, whole = math.fsum(parts), math.fsum(wholes)
+    least = min((whole - own for own in wholes), default=0.0) if len(wholes) > 1 else whole
+    if least <= 0:
+        raise ValueError("a share needs something to be a share of, in at least two samples.")
+    if len(wholes) == 1:
+        return Estimate(part / whole, None)
+    without = [(part - own) / (whole - of) for own, of in zip(parts, wholes, strict=True)]
+    return jackknife(part / whole, without)
 
 
 def _grams(tokens: Sequence[int], n: int) -> list[Gram]:

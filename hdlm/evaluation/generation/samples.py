@@ -29,7 +29,15 @@ from hdlm.evaluation.records import protocol
 from hdlm.generation import BLANK, Ending, Settings, write
 from hdlm.sampling import ApproximateCache, Frame, Trace
 
-__all__ = ["DRAW_DTYPE", "Sample", "draw_samples", "drawn_with", "num_evaluations", "tokens_per_second"]
+__all__ = [
+    "DRAW_DTYPE",
+    "Sample",
+    "draw_samples",
+    "drawn_with",
+    "num_evaluations",
+    "tokens_per_forward",
+    "tokens_per_second",
+]
 
 DRAW_DTYPE = "float64"
 """The precision in which `hdlm.sampling.draws` always draws."""
@@ -48,6 +56,7 @@ class Sample:
         num_evaluations: Network calls for the batch of the sample, or their mean over batches.
         seconds: Time for the batch, divided by its number of samples.
         revisions: Revised words by kind and step; see `hdlm.evaluation.generation.corrections`.
+        evaluations: Network calls that the sample took part in; 0 if that was not recorded.
     """
 
     text: str
@@ -56,6 +65,7 @@ class Sample:
     num_evaluations: int | float
     seconds: float
     revisions: dict[str, dict[int, int]]
+    evaluations: int = 0
 
     @property
     def written(self) -> list[int]:
@@ -108,13 +118,14 @@ def draw_samples(
     """
     if approximate is not None and settings.guidance:
         raise ValueError(
-            "With guidance a batch goes in step, and an approximate cache would make samples depend on one another: "
+            "With guidance all sequences of a batch take the same steps, and with an approximate cache samples "
+            "would depend on one another: "
             "leave one of them out."
         )
     if BLANK.search(prompt):
         raise ValueError("samples to be scored continue a prompt: it must have no [MASK].")
     if keep is None and processes.count > 1:
-        raise ValueError("several processes need a file to put their samples together: give `keep`.")
+        raise ValueError("several processes collect their samples in a file: give `keep`.")
     made_with = drawn_with(checkpoint, settings, prompt, seed, ending, approximate)
     kept = None if keep is None else _Kept(keep, made_with, processes.rank)
     samples = {} if kept is None else kept.read()
@@ -184,6 +195,12 @@ def tokens_per_second(samples: Sequence[Sample]) -> float:
     return sum(len(sample.written) for sample in samples) / sum(sample.seconds for sample in samples)
 
 
+def tokens_per_forward(samples: Sequence[Sample]) -> float | None:
+    """Tokens written for each network call that a sample took part in; None if the calls were not recorded."""
+    calls = [sample.evaluations for sample in samples]
+    return sum(len(sample.written) for sample in samples) / sum(calls) if all(calls) else None
+
+
 def _run_of(left: Sequence[int], most: int) -> range:
     """The first consecutive indices, at most `most`."""
     count = 1
@@ -232,6 +249,7 @@ def _batch(
             passage.num_evaluations,
             seconds,
             revisions(taken_back, index),
+            passage.evaluations,
         )
         for index, passage in zip(indices, passages, strict=True)
     }
@@ -313,7 +331,7 @@ class _Kept:
             samples = {int(entry["index"]): Sample.from_dict(entry) for entry in rest}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{path} is no file of samples ({error}): remove it, or choose another place."
+                f"{path} is not a file of samples ({error}): remove it, or choose another place."
             ) from error
         if first != self.made_with:
             apart = [
@@ -322,7 +340,8 @@ class _Kept:
                 if not isinstance(first, dict) or first.get(name) != value
             ]
             raise ValueError(
-                f"{path} has samples that were made otherwise ({', '.join(apart)} differ): remove it, or choose "
+                f"{path} has samples that were made with other settings ({', '.join(apart)} differ): remove it, "
+                f"or choose "
                 "another place."
             )
         return samples

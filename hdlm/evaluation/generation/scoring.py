@@ -21,6 +21,7 @@ from hdlm.generation.passages import text_of
 __all__ = [
     "DEFINITIONS",
     "PERPLEXITY",
+    "canvases",
     "pieces",
     "score",
     "score_mauve",
@@ -154,3 +155,24 @@ def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int
         )
     chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:num]
     return text[: there * length].view(there, length)[chosen]
+
+
+def canvases(
+    text: Int[Tensor, " n"], num: int, length: int, seed: int, begin: int | None
+) -> Int[Tensor, "num length"]:
+    """Random pieces of a text on whole canvases, each after the token that begins a text.
+
+    Args:
+        text: Tokens of the text.
+        num: Number of pieces.
+        length: Positions of a canvas.
+        seed: Seed of the choice.
+        begin: The token that begins a text; None if there is none.
+
+    Raises:
+        ValueError: If the text is too short.
+    """
+    if begin is None:
+        return pieces(text, num, length, seed)
+    rows = pieces(text, num, length - 1, seed)
+    return torch.cat([torch.full((num, 1), begin), rows], 1)

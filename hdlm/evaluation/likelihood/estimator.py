@@ -127,7 +127,7 @@ class Likelihood:
             )
         if isinstance(self.denoiser, nn.Module) and self.denoiser.training:
             raise ValueError(
-                "the network is in training mode, where dropout is part of it; call `denoiser.eval()` first."
+                "the network is in training mode, in which dropout is active; call `denoiser.eval()` first."
             )
         _check_words(text.tokens, self.denoiser.process.num_words)
         return LikelihoodResult(

@@ -233,7 +233,7 @@ def grid_text(text: str, steps: int | None) -> str:
         times_by_steps = {str(len(document)): document} if isinstance(document, list) else document["grids"]
         grids = {count: [float(time) for time in times] for count, times in times_by_steps.items()}
         if not grids or not all(grids.values()):
-            raise ValueError("nothing is listed")
+            raise ValueError("the list is empty")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} has no grids: give a list of times that rise to 1, or a file of `hdlm tune`."

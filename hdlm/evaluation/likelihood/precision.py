@@ -55,7 +55,7 @@ def until_precise(
         if have >= most:
             raise ValueError(
                 f"after {have} replicates the standard error is {error:.2g} bits per token, not {target:.2g}: about "
-                f"{_wanted(have, error or math.inf, target)} would do. Allow more, or ask for less."
+                f"{_wanted(have, error or math.inf, target)} would be enough. Allow more replicates, or a larger error."
             )
         wanted = _FIRST if error is None or have < _FIRST else _wanted(have, error, target)
         count = min(max(wanted, have + max(have // 2, 1)), most) - have

@@ -136,7 +136,7 @@ class LikelihoodResult:
         except OverflowError as error:
             raise ValueError(
                 f"the bound is {self.nats_per_token:.0f} nats a token, and there is no float for the exponential of "
-                "that: the model knows less than nothing of this text."
+                "that: the model is worse than a uniform guess by far."
             ) from error
 
     @property
@@ -188,7 +188,7 @@ class LikelihoodResult:
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
-            raise ValueError(f"this is no likelihood result: it lacks {', '.join(missing)}.")
+            raise ValueError(f"this is not a likelihood result: it lacks {', '.join(missing)}.")
         return cls(**{name: values[name] for name in names} | {"estimates": tuple(values["estimates"])})
 
     def to_dict(self) -> dict[str, Any]:

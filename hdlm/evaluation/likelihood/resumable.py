@@ -232,7 +232,7 @@ class Measuring:
         """Measure a number of replicates in pieces."""
         if replicates < 1:
             raise ValueError(
-                f"say how many replicates, at least 1, or which error to reach; got {replicates}."
+                f"give a number of replicates, at least 1, or an error to reach; got {replicates}."
             )
         outline = self.outline
         wanted = 1 if outline.estimator == "exact" else replicates

@@ -146,7 +146,8 @@ class Window:
     def __post_init__(self) -> None:
         if not 0 <= self.given < len(self.tokens):
             raise ValueError(
-                f"`given` must leave something to measure of {len(self.tokens)} tokens; got {self.given}."
+                f"`given` must be less than {len(self.tokens)}, the number of tokens, so that something is "
+                f"measured; got {self.given}."
             )
 
 
@@ -164,7 +165,7 @@ def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = 
     """
     if length < 2:
         raise ValueError(
-            f"a text is measured behind something, which takes 2 positions; `length` is {length}."
+            f"a text is measured after at least one given token, so a window needs 2 positions; `length` is {length}."
         )
     if not 0 <= given <= len(tokens):
         raise ValueError(f"`given` must lie in [0, {len(tokens)}], the tokens there are; got {given}.")

@@ -13,6 +13,7 @@ from hdlm.evaluation.records.comparison import (
     field_of,
     protocol_differences,
 )
+from hdlm.evaluation.records.correction import compare_corrections
 from hdlm.evaluation.records.generation import compare_generations
 from hdlm.evaluation.records.likelihood import compare_likelihoods
 from hdlm.evaluation.records.protocol import read_result, with_descriptions
@@ -27,6 +28,8 @@ RESULTS = "results.json"
 _KINDS: Mapping[str, Callable[[Mapping[str, ResultDocument], tuple[str, ...]], Comparison]] = {
     "likelihood": compare_likelihoods,
     "generation": compare_generations,
+    "calibration": compare_corrections,
+    "repair": compare_corrections,
     "harness": compare_tasks,
 }
 
@@ -54,7 +57,9 @@ def compare(
     kinds = {name: field_of(document, "kind", name) for name, document in documents.items()}
     for name, kind in kinds.items():
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise ValueError(f"{name} is of kind {kind!r}; what can be compared is {' or '.join(_KINDS)}.")
+            raise ValueError(
+                f"{name} is of kind {kind!r}; only these kinds can be compared: {' or '.join(_KINDS)}."
+            )
     check_protocol(protocol_differences({name: {"kind": kind} for name, kind in kinds.items()}))
     return _KINDS[next(iter(kinds.values()))](documents, metrics)
 
@@ -91,7 +96,7 @@ def _document(path: Path, part: str) -> dict[str, Any]:
     chosen = part or (next(iter(parts)) if len(parts) == 1 else "")
     if not isinstance(parts.get(chosen), dict):
         raise ValueError(
-            f"{path} holds several data sets: write {path}:NAME, with NAME of {', '.join(parts)}."
+            f"{path} holds several data sets: write {path}:NAME, where NAME is one of {', '.join(parts)}."
         )
     chosen_document: dict[str, Any] = parts[chosen]
     if "failed" in chosen_document:

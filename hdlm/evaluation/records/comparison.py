@@ -86,7 +86,7 @@ class Comparison:
     """Results with one protocol, side by side.
 
     Attributes:
-        kind: `"likelihood"`, `"generation"` or `"harness"`.
+        kind: Kind of all results, such as `"likelihood"`; see `hdlm.evaluation.records.protocol`.
         names: Names of the results; the others are compared with the first.
         cells: Cells by metric, one for each result.
         protocol: The fields that all results share.
@@ -135,7 +135,7 @@ def check_protocol(apart: list[str]) -> None:
         IncomparableError: If there is any difference.
     """
     if apart:
-        raise IncomparableError(f"made under different protocols, so not compared: {'; '.join(apart)}.")
+        raise IncomparableError(f"the protocols differ, so the results are not compared: {'; '.join(apart)}.")
 
 
 def _said(value: object) -> str:
@@ -255,7 +255,7 @@ def field_of(values: ResultDocument, key: str, place: str) -> Any:
         ValueError: If the field is missing.
     """
     if key not in values:
-        raise ValueError(f"{place} is no result document of `hdlm eval`: it lacks {key!r}.")
+        raise ValueError(f"{place} is not a result document of `hdlm eval`: it lacks {key!r}.")
     return values[key]
 
 

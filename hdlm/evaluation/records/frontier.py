@@ -92,7 +92,7 @@ def _swept(document: ResultDocument, name: str) -> dict[str, Any]:
             for measure in ("entropy", "generative perplexity"):
                 measured_cell(point[measure], f"{name}: {measure}")
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{name} is no frontier of `hdlm eval`: a point of it lacks {error}.") from error
+        raise ValueError(f"{name} is not a frontier of `hdlm eval`: a point of it lacks {error}.") from error
     return fields | {
         "judge": document.get("judge_sha256", document.get("judge")),
         "tokens written": _joined(written),

@@ -2,7 +2,7 @@
 
 Its keys, all plain JSON:
 
-    kind                 "likelihood", "generation" or "harness"
+    kind                 "likelihood", "generation", "calibration", "repair" or "harness"
     model                name of the model; `weights`: "averaged", "raw", or "only" where there is only one kind
     weights_sha256       hash of all tensors: name, type, shape and bytes, by name
     process              result of `describe`, also for `parameterization` and the hyperschedule of a result
@@ -51,7 +51,7 @@ __all__ = [
     "write_result",
 ]
 
-ResultKind = Literal["likelihood", "generation", "harness"]
+ResultKind = Literal["likelihood", "generation", "calibration", "repair", "harness"]
 
 _MODEL = ("weights", "weights_sha256", "process", "parameterization", "dtype", "seed", "tokenizer_sha256")
 _DATA = ("part", "sha256", "documents", "bytes", "detokenizer")
@@ -69,7 +69,12 @@ _LIKELIHOOD = (
 )
 _GENERATION = ("settings", "num_samples", "length", "draw_dtype")
 _PIECES = frozenset({"process", "parameterization", "hyperschedule", "noise_schedule"})
-_OWN: Mapping[str, tuple[str, ...]] = {"likelihood": _LIKELIHOOD, "generation": _GENERATION}
+_OWN: Mapping[str, tuple[str, ...]] = {
+    "likelihood": _LIKELIHOOD,
+    "generation": _GENERATION,
+    "calibration": ("protocol", "hyperschedule"),
+    "repair": ("protocol", "settings"),
+}
 
 
 def describe_protocol(
@@ -191,7 +196,7 @@ def fingerprint(document: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(document.get("kind"))
     if kind not in _OWN or not isinstance(document.get("result"), Mapping):
         raise ValueError(
-            f"this is no result of `hdlm eval`: its `kind` is {kind!r}, and it needs a `result`."
+            f"this is not a result of `hdlm eval`: its `kind` is {kind!r}, and it needs a `result`."
         )
     data = document.get("data") or {}
     return {
@@ -233,7 +238,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds no result: it is a {type(document).__name__}, not a table.")
     upgraded: dict[str, Any] = with_descriptions(document)

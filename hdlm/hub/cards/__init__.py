@@ -6,6 +6,7 @@ from hdlm.hub.card import AbstractCard
 from hdlm.hub.cards.adapted import ADAPTED
 from hdlm.hub.cards.bd3lm import BD3LMCard
 from hdlm.hub.cards.causal import CausalCard
+from hdlm.hub.cards.converted import ConvertedCard
 from hdlm.hub.cards.duo import DuoCard
 from hdlm.hub.cards.gidd import GIDDCard
 from hdlm.hub.cards.llada import LLaDACard
@@ -26,5 +27,6 @@ CARDS: tuple[AbstractCard, ...] = (
     LLaDACard(),
     *ADAPTED,
     CausalCard(),
+    ConvertedCard(),
 )
 """Every format that hdlm reads; exactly one of them may recognise a set of files."""

@@ -19,10 +19,29 @@ from hdlm.network import DecoderConfig, RotaryScaling
 from hdlm.network.build import build_network
 from hdlm.vocabulary import Vocabulary
 
-__all__ = ["CANVAS", "DecoderLayout", "MaskedRows", "bare", "gpt2", "llama", "masked_rows", "special_tokens"]
+__all__ = [
+    "CANVAS",
+    "LLAMA_FAMILY",
+    "PIECES",
+    "DecoderLayout",
+    "MaskedRows",
+    "bare",
+    "causal_family",
+    "gpt2",
+    "gpt2_embedding",
+    "llama",
+    "masked_rows",
+    "special_tokens",
+]
 
 CANVAS = 1024
 """Positions of the default hyperschedules: the networks read many thousands, few of which a generation needs."""
+
+LLAMA_FAMILY = ("llama", "qwen2", "qwen3")
+"""The `model_type` of the families of `transformers` that are named as Llama is."""
+
+PIECES = "hdlm"
+"""Key of the table that an export adds to a config of `transformers`: the pieces of a diffusion model."""
 
 _SCALINGS: Mapping[str, Literal["linear", "llama3", "yarn"]] = {
     "linear": "linear",
@@ -46,6 +65,7 @@ _SILENT = frozenset(
         "is_llama_config",
         "rope_interleaved",
         "sliding_window",
+        PIECES,
     }
 )
 """Keys that say nothing about the numbers of a network, or that are checked here."""
@@ -312,6 +332,29 @@ _GPT2_KEYS = frozenset(
         "vocab_size",
     }
 )
+
+
+def gpt2_embedding(evidence: Evidence) -> str | None:
+    """Name of the embedding of a GPT-2, without its last part."""
+    return next((name for name in ("wte", "transformer.wte") if f"{name}.weight" in evidence.shapes), None)
+
+
+def causal_family(evidence: Evidence, rows: int) -> DecoderLayout:
+    """A network in the layout of the causal model of `transformers` that the config names.
+
+    Args:
+        evidence: Its config and its tensors.
+        rows: Rows of the network: those of the file, and one more if a mask is added.
+
+    Raises:
+        ValueError: If it is of another family, or a size is missing or wrong.
+    """
+    known = frozenset({"mask_token_id"})
+    kind = Fields(evidence.config, evidence.origin).choice("model_type", (*LLAMA_FAMILY, "gpt2"))
+    if kind == "gpt2":
+        embedding = gpt2_embedding(evidence) or "wte"
+        return gpt2(evidence, rows, known, embedding.removesuffix("wte"), embedding)
+    return llama(evidence, rows, known, qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3")
 
 
 def key_table(

@@ -19,7 +19,7 @@ from typing import Literal, final
 
 from hdlm.attention import Context
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
-from hdlm.hub.cards._decoder import CANVAS, DecoderLayout, gpt2, llama, masked_rows, special_tokens
+from hdlm.hub.cards._decoder import CANVAS, PIECES, DecoderLayout, gpt2, llama, masked_rows, special_tokens
 from hdlm.hub.cards._field import STEPS
 from hdlm.hub.fields import Fields
 from hdlm.hyperschedule import AbstractHyperschedule, Block, flat
@@ -53,10 +53,8 @@ class AdaptedCard(AbstractCard):
     keys: frozenset[str] = frozenset()
 
     def recognises(self, evidence: Evidence) -> bool:
-        if (
-            evidence.config.get("model_type") != self.model_type
-            or "embed_tokens.weight" not in evidence.shapes
-        ):
+        named = evidence.config.get("model_type") == self.model_type and PIECES not in evidence.config
+        if not named or "embed_tokens.weight" not in evidence.shapes:
             return False
         return self.model_type != "llama" or evidence.config.get("mask_id") is not None
 

@@ -193,6 +193,7 @@ class Engine:
         *,
         tokens: Int[Tensor, "#b l"] | None = None,
         fixed: Bool[Tensor, "#b l"] | None = None,
+        is_draft: bool = False,
         length: int | None = None,
         seed: int | Int[Tensor, " seeds"] | None = None,
         together: bool = False,
@@ -204,6 +205,7 @@ class Engine:
             sequence: Index of each sequence in the run, which its random numbers depend on.
             tokens: Given tokens of the sequences.
             fixed: Where tokens are given; they are kept.
+            is_draft: Whether the sequences begin with `tokens` at the other positions, too, and not with noise.
             length: Number of positions to write; all of the hyperschedule by default.
             seed: Seed of the sequences' random numbers, one for all or one for each; by default that of the engine. The
                 tokens of a sequence depend on its seed and its index, not on other sequences.
@@ -227,7 +229,8 @@ class Engine:
         x = self._denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
         held = torch.zeros_like(x, dtype=torch.bool)
         if tokens is not None and fixed is not None:
-            x, held = torch.where(fixed, tokens, x), fixed.expand_as(x).clone()
+            begins = torch.ones_like(fixed) if is_draft else fixed
+            x, held = torch.where(begins, tokens, x), fixed.expand_as(x).clone()
         held[:, length:] = True
         if self._any_never:
             self._check_given(held)
@@ -409,7 +412,7 @@ class Engine:
         for request, step in sorted(watched, key=lambda pair: pair[1]):
             chosen = [n == step and group.request is request for group, n in rows]
             own = torch.tensor(chosen, device=after.device)
-            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            seen = sequence[own], before[own], after[own], moving[own], fixed, settled[own]
             windows = [group.window for (group, _), mine in zip(rows, chosen, strict=True) if mine]
             costs = tuple(w.num_evaluations for w in windows), tuple(w.num_computed for w in windows)
             whole = step, self._hyperschedule.num_steps
@@ -450,7 +453,7 @@ class Engine:
             counts = self._positions[: group.length] < torch.tensor(lengths, device=tokens.device)[:, None]
             if (counts & (tokens >= self._denoiser.process.num_words)).any():
                 raise RuntimeError(
-                    f"{self._step!r} left masks in finished text; a step must lift every mask on its way to s = 0."
+                    f"{self._step!r} left masks in finished text; a step to s = 0 must replace every mask."
                 )
             done += [
                 Finished(group.request, sequence, row, length, *costs)
@@ -493,6 +496,6 @@ def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None)
     lookback = denoiser.lookback
     if lookback and (fixed is None or not bool(fixed[:, :lookback].all())):
         raise ValueError(
-            f"A shifted network says nothing of the first {lookback} position(s): give a prompt that begins with the "
+            f"A shifted network does not predict the first {lookback} position(s): give a prompt that begins with the "
             "begin-of-sequence token."
         )

@@ -141,7 +141,7 @@ class Segment:
 
 def _refuse(x: Tensor, u: Tensor) -> Reading:
     raise RuntimeError(
-        "A plan of events may not read the network's answer; leave `events` out for such a step."
+        "A plan of events must not read the network's answer; leave `events` out for such a step."
     )
 
 

@@ -64,7 +64,7 @@ def sample(
         step: The sampling step; see `hdlm.sampling` for the choice.
         num_sequences: Number of sequences, at least 1.
         seed: Seed of all random numbers.
-        prompt: Given tokens, which do not change.
+        prompt: Given tokens, which do not change, or a draft.
         transforms: Temperature and similar changes of the distribution, in order, before draws.
         execution: Number of sequences that are computed at a time, and the cache.
         stop: Where sequences may end before the canvas is full.
@@ -104,18 +104,33 @@ def _drive(
         room = (0 if len(engine) else size) if together else size - len(engine)
         batch, rows = rows[:room], rows[room:]
         if len(batch):
-            tokens, fixed = prompt_rows(prompt, batch)
-            engine.add(batch + first, tokens=tokens, fixed=fixed, together=together)
+            _add(engine, batch, first, prompt, together)
             engine.awaited = len(rows)
         done += engine.advance()
     return done
+
+
+def _add(engine: Engine, batch: Int[Tensor, " b"], first: int, prompt: Prompt | None, together: bool) -> None:
+    """Add sequences; those of different lengths go one by one."""
+    lengths = None if prompt is None else prompt.lengths
+    for rows in [batch] if lengths is None else batch.split(1):
+        tokens, fixed = prompt_rows(prompt, rows)
+        length = None if lengths is None else int(lengths[rows if len(lengths) > 1 else 0])
+        engine.add(
+            rows + first,
+            tokens=tokens,
+            fixed=fixed,
+            is_draft=prompt is not None and prompt.is_draft,
+            length=length,
+            together=together,
+        )
 
 
 def _in_order(done: list[Finished], num_evaluations: int) -> Generation:
     """Finished sequences by their index."""
     done = sorted(done, key=lambda finished: finished.sequence)
     lengths = torch.tensor([finished.length for finished in done])
-    tokens = torch.stack([finished.tokens for finished in done])
+    tokens = torch.nn.utils.rnn.pad_sequence([finished.tokens for finished in done], batch_first=True)
     last = torch.minimum(torch.arange(tokens.shape[1]), lengths[:, None] - 1).clamp_min(0)
     return Generation(
         tokens.gather(1, last.to(tokens.device)),

@@ -95,7 +95,9 @@ class Execution:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
         if self.approximate is not None and not self.use_cache:
-            raise ValueError("An approximate cache is a cache: leave `use_cache` on, or `approximate` out.")
+            raise ValueError(
+                "An approximate cache needs `use_cache=True`: leave `use_cache` on, or leave `approximate` out."
+            )
 
     def check_cache(self, regime: Regime, dependence: NoiseDependence) -> None:
         """Refuse an approximate cache of settled positions where an exact cache is possible.

@@ -40,7 +40,7 @@ class FirstHitting:
         waiting = replace(move, s=nearly)
         if not process.words_stay:
             raise ValueError(
-                f"First-hitting needs a process whose words wait while masks fall; got {process!r}. "
+                f"First-hitting needs a process that changes no word while masks are replaced; got {process!r}. "
                 "Use the ancestral or the analytic step."
             )
         falls = torch.where(move.masked, move.uniform(_WHEN), -1.0)

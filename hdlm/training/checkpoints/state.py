@@ -1,6 +1,7 @@
 """The training state of a run, in a folder that is also a checkpoint of its model.
 
     model.safetensors, raw.safetensors, config.json, tokenizer.json    the checkpoint: average, weights, recipe
+    adapters.safetensors     low-rank adapters and the weights below them, if the run trains some
     optimizer.safetensors    the state of the optimizers, each tensor as "OPTIMIZER/KEY/PARAMETER"
     state.json               step, sequences (the place in the text), seconds, ticks of the average, versions of
                              software, and size and SHA-256 of every other file; written last
@@ -18,7 +19,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -37,8 +38,8 @@ __all__ = ["TrainingState", "gather_optimizers", "group_names", "spread_optimize
 FORMAT = 1
 """Version of the layout of `state.json`."""
 
-_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
-STATE_FILES = frozenset({_STATE, _OPTIMIZER})
+_STATE, _OPTIMIZER, _ADAPTERS = "state.json", "optimizer.safetensors", "adapters.safetensors"
+STATE_FILES = frozenset({_STATE, _OPTIMIZER, _ADAPTERS})
 """Files of such a folder that do not belong to the checkpoint of the model."""
 _SOFTWARE = ("torch", "accelerate", "safetensors")
 
@@ -61,6 +62,8 @@ class TrainingState:
         optimizers: State tensors of the optimizers, by `"OPTIMIZER/KEY/PARAMETER"`.
         text: Fingerprint of the training text.
         threads: Number of CPU threads in the last step; 0 if it was not recorded.
+        adapters: Low-rank adapters and the weights below them, by `"weights/NAME"` and `"average/NAME"`; `weights` and
+            `average` then have the sums of both.
     """
 
     step: int
@@ -75,11 +78,15 @@ class TrainingState:
     optimizers: Mapping[str, Tensor]
     text: str = ""
     threads: int = 0
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Add the state to a folder that holds the checkpoint of the model."""
         with replacing(folder / _OPTIMIZER) as aside:
             aside.write_bytes(save_tensors({name: v.contiguous() for name, v in self.optimizers.items()}))
+        if self.adapters:
+            with replacing(folder / _ADAPTERS) as aside:
+                aside.write_bytes(save_tensors({name: v.contiguous() for name, v in self.adapters.items()}))
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _STATE)
         table = {
             "format": FORMAT,
@@ -112,11 +119,12 @@ class TrainingState:
                 raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_STATE}.")
         plain: dict[str, Any] = {name: table[name] for name in _PLAIN}
         tensors = {name: load_file(folder / file) for name, file in _TENSORS.items()}
-        return cls(**plain, **tensors)  # type: ignore[arg-type]
+        adapters = load_file(folder / _ADAPTERS) if (folder / _ADAPTERS).is_file() else {}
+        return cls(**plain, **tensors, adapters=adapters)  # type: ignore[arg-type]
 
 
 _TENSORS = {"weights": "raw.safetensors", "average": "model.safetensors", "optimizers": _OPTIMIZER}
-_PLAIN = tuple(name for name in TrainingState.__dataclass_fields__ if name not in _TENSORS)
+_PLAIN = tuple(name for name in TrainingState.__dataclass_fields__ if name not in (*_TENSORS, "adapters"))
 
 
 def gather_optimizers(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -26,10 +26,10 @@ _PEAK = "peak"
 
 def make_optimizers(network: AbstractTransformer, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     """One or two optimizers that together move each weight of a network once."""
-    matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]
-    embedding = list(network.vocab_embed.parameters())
+    matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2 and weight.requires_grad]
+    embedding = [weight for weight in network.vocab_embed.parameters() if weight.requires_grad]
     taken = {id(weight) for weight in (*matrices, *embedding)}
-    others = [weight for weight in network.parameters() if id(weight) not in taken]
+    others = [weight for weight in network.parameters() if id(weight) not in taken and weight.requires_grad]
     wide, narrow = ([w for w in others if (w.ndim == 2) is matrix] for matrix in (True, False))
     decay, everything = settings.weight_decay, settings.decay == "all"
     blocks = {"params": matrices, "lr": settings.matrix_rate, "weight_decay": decay}
@@ -39,7 +39,9 @@ def make_optimizers(network: AbstractTransformer, settings: OptimizerSettings) -
         {"params": narrow, "lr": settings.head_rate, "weight_decay": decay if everything else 0.0},
     ]
     if settings.name == "muon":
-        made = [_muon(blocks, settings), _adamw(groups, settings)]
+        made = [_muon(blocks, settings)]
+        if any(group["params"] for group in groups):
+            made.append(_adamw(groups, settings))
     else:
         made = [_adamw([blocks, *groups], settings)]
     for optimizer in made:

@@ -12,7 +12,22 @@ from hdlm.hyperschedule import AbstractHyperschedule, Wave, autoregressive, flat
 from hdlm.noise_schedule import Cosine
 from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
-from hdlm.sampling import Ancestral, ByEntropy, ByThreshold, Execution, Frame, Loop, Prompt, Step, sample
+from hdlm.sampling import (
+    Ancestral,
+    ByConfidence,
+    ByEntropy,
+    ByFactor,
+    ByThreshold,
+    EntropyRenoising,
+    Execution,
+    Frame,
+    InParts,
+    JointThreshold,
+    Loop,
+    Prompt,
+    Step,
+    sample,
+)
 from hdlm.verification.chain import chain, text_law
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.finding import Finding, Law, Trial, error, p_value
@@ -106,8 +121,8 @@ def masks_follow_the_schedule(sampler: Sampler, trial: Trial) -> Finding | None:
     schedule, shares = flat(LENGTH, 4), []
     if sampler.process.final_mask_share == 0:
         return None
-    if isinstance(sampler.step, ByEntropy | ByThreshold):
-        return None  # a move replaces all its masks, however small it is
+    if _at_its_own_pace(sampler.step):
+        return None
     sample(
         _denoiser(sampler),
         Regime(schedule),
@@ -164,6 +179,13 @@ PROCESS_SAMPLING_LAWS: tuple[Law, ...] = (
     one_position_is_exact_in_any_number_of_steps,
     ancestral_sampling_is_its_own_chain,
 )
+
+
+def _at_its_own_pace(step: Step) -> bool:
+    """Whether a move replaces all its masks, however small it is, or rounds their number."""
+    if isinstance(step, ByConfidence):
+        return step.quota != "random" or step.threshold is not None
+    return isinstance(step, ByEntropy | ByFactor | ByThreshold | InParts | JointThreshold | EntropyRenoising)
 
 
 def _hyperschedules() -> tuple[AbstractHyperschedule, ...]:

@@ -191,7 +191,7 @@
       return [
         of("Masked", "", (m) => run().masks[m] / run().length, "area"),
         of("Corrections", "", (m) => run().moments[m].changes.filter((c) => c.reason === "corrected").length, "bars"),
-        of("Entropy of the changed words", " nats", (m) => run().entropy(m), "points"),
+        of("Entropy", " nats", (m) => run().entropy(m), "points"),
         of("Evaluations", "", (m) => run().moments[m].evaluations, "line"),
       ];
     }
@@ -207,7 +207,8 @@
       this.spans = Array.from({ length: run.length }, (_, i) =>
         make("span", { class: "token", role: "option", tabIndex: i ? -1 : 0, "aria-selected": "false" }));
       this.spans.forEach((span, i) => { span.dataset.position = i; });
-      this.text.replaceChildren(...this.spans);
+      this.spaces = this.spans.map(() => document.createTextNode("")); // a mark does not cover the space before a word
+      this.text.replaceChildren(...this.spans.flatMap((span, i) => [this.spaces[i], span]));
       this.focused = 0;
       this.background = null;
     }
@@ -288,9 +289,10 @@
         const state = this.state(i, now.steps, fresh.get(i), moment), text = this.shape(i, state), key = state + "\0" + text;
         if (this.keys[i] === key) continue;
         this.keys[i] = key;
-        const span = this.spans[i], piece = run.piece(run.tokens[i]);
+        const span = this.spans[i], piece = run.piece(run.tokens[i]), space = /^ +(?=[^ ])/.exec(text)?.[0] ?? "";
         span.className = "token " + state;
-        span.textContent = text;
+        span.textContent = text.slice(space.length);
+        this.spaces[i].data = space;
         span.hidden = run.given.has(i) && (text === "" || (i === 0 && text.trim() === "↵"));
         span.setAttribute("aria-label", `${i}: ${piece === null ? "mask" : piece.trim() || "space"}, ${describe(state)}`);
       }

@@ -1,0 +1,244 @@
+"""The results of a study: one report with tables, and pictures.
+
+quality.png    nats per token by each judge over the evaluations of the network, with controls as lines
+frontier.png   nats per token by each judge over entropy, with controls as stars
+
+All are made from the document that `hdlm study` writes as results.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from hdlm.view.figures import figure, only_ticks
+from hdlm.view.palette import INK, MUTED, RULE, SERIES
+from hdlm.view.report import markdown_table, number, write_report
+
+__all__ = ["study_sections", "write_study"]
+
+NATS = "nats per token, "
+_MARKERS = "osD^vPX*"
+_STYLES = ("-", "--", ":", "-.")
+_TITLES = {
+    "train": "What was trained",
+    "likelihood": "Likelihood of held-out text",
+    "generation": "Samples",
+    "calibration": "Calibration",
+    "repair": "Repair of planted errors",
+}
+_SHOWN = {
+    "generation": (NATS, "entropy", "distinct-2", "repetition-4", "MAUVE", "network evaluations"),
+    "calibration": ("calibration error", "bias", "area under the curve"),
+}
+"""Beginnings of the names of metrics in the tables; all metrics by default. results.json has all."""
+
+
+def write_study(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write report.md, and the pictures if there are samples.
+
+    Args:
+        folder: The folder to write to.
+        document: The document of the study.
+    """
+    generations = [row for row in document["rows"] if row["kind"] == "generation" and _judges(row)]
+    sections = study_sections(document)
+    if generations:
+        judges = _judges(generations[0])
+        draw = {"quality.png": _draw_quality, "frontier.png": _draw_frontier}
+        for name, axes_of in draw.items():
+            with figure(6.4, 4.2 * len(judges) + 0.9, folder / name) as drawing:
+                panels = drawing.subplots(len(judges), 1, squeeze=False)[:, 0]
+                for axes, judge in zip(panels, judges, strict=True):
+                    axes_of(axes, judge, generations, document["controls"])
+                    axes.set_ylabel(f"{NATS}{judge}")
+                    axes.grid(color=RULE, linewidth=0.6)
+                    axes.set_axisbelow(True)
+                    only_ticks(axes)
+                panels[-1].legend(
+                    loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, labelcolor=MUTED
+                )
+        sections |= {"Pictures": "![quality over evaluations](quality.png)\n\n![frontier](frontier.png)"}
+    write_report(folder / "report.md", document["title"], sections)
+
+
+def study_sections(document: Mapping[str, Any]) -> dict[str, str]:
+    """The sections of the report, each a table in Markdown."""
+    sections = {"Question": document["description"].strip()} if document["description"] else {}
+    for kind, title in _TITLES.items():
+        rows = [row for row in document["rows"] if row["kind"] == kind]
+        if rows:
+            sections[title] = _trained(rows) if kind == "train" else _measured(kind, rows)
+    if document["controls"]:
+        sections["Controls"] = _controls(document["controls"])
+    sections["Errors"] = (
+        f"Means over {len(document['seeds'])} seed(s). After ± stands the standard error between seeds (standard "
+        "deviation over the root of their number), and in parentheses the error within seeds, of other samples or "
+        "other noise with the same models. With one seed there is no error between seeds. Bars in the pictures are "
+        "two of the larger error."
+    )
+    if document["failed"]:
+        sections["Failed"] = "\n".join(f"- {entry['job']}: {entry['reason']}" for entry in document["failed"])
+    if document["missing"]:
+        sections["Not done yet"] = "\n".join(f"- {name}" for name in document["missing"])
+    return sections
+
+
+def _labels(row: Mapping[str, Any]) -> dict[str, str]:
+    names = ("judge", "arm", "budget", "text", "sampler", "evaluations")
+    return {name: str(row[name]) for name in names if name in row}
+
+
+def _trained(rows: Sequence[Mapping[str, Any]]) -> str:
+    table: list[Sequence[str]] = [("model", "budget", "parameters", "steps", "tokens", "FLOPs", "seconds")]
+    for row in rows:
+        name = row.get("arm", f"judge: {row.get('judge')}")
+        counts = (f"{row[key]:,.0f}" for key in ("parameters", "steps", "tokens"))
+        table.append((name, row.get("budget", ""), *counts, f"{row['flops']:.3g}", f"{row['seconds']:,.0f}"))
+    return markdown_table(table)
+
+
+def _measured(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each row, with a column for each metric."""
+    labels = list(dict.fromkeys(name for row in rows for name in _labels(row)))
+    known = dict.fromkeys(metric for row in rows for metric in row["metrics"])
+    metrics = [metric for metric in known if metric.startswith(_SHOWN.get(kind, ("",)))]
+    table = [[*labels, *metrics]]
+    for row in rows:
+        own = _labels(row)
+        table.append(
+            [*(own.get(name, "") for name in labels), *(_cell(row["metrics"].get(name)) for name in metrics)]
+        )
+    return markdown_table(table)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    """Mean, error between seeds, and error within seeds."""
+    if entry is None or "failed" in entry:
+        return "-"
+    between, within = entry["between"], entry["within"]
+    shown = number(entry["mean"], between or within)
+    if between is None and within:
+        return f"{shown.partition(' ')[0]} ({within:.2g})"
+    return f"{shown} ({within:.2g})" if within else shown
+
+
+def _controls(controls: Mapping[str, Any]) -> str:
+    metrics = [
+        metric
+        for metric in dict.fromkeys(name for scores in controls.values() for name in scores)
+        if metric.startswith(_SHOWN["generation"])
+    ]
+    table = [["", *metrics]]
+    for name, scores in controls.items():
+        cells = []
+        for metric in metrics:
+            entry = scores.get(metric)
+            absent = entry is None or "failed" in entry
+            cells.append("-" if absent else number(entry["value"], entry["error"]))
+        table.append([name, *cells])
+    return markdown_table(table)
+
+
+def _judges(row: Mapping[str, Any]) -> list[str]:
+    """Names of the judges with a number."""
+    return [
+        metric.removeprefix(NATS)
+        for metric, entry in row["metrics"].items()
+        if metric.startswith(NATS) and "failed" not in entry
+    ]
+
+
+def _curves(
+    rows: Sequence[Mapping[str, Any]], judge: str, across: str
+) -> Iterator[tuple[str, dict[str, Any], list[tuple[Any, Any]]]]:
+    """For each arm, budget and sampler: name, style, and the pairs of numbers of its points.
+
+    The colour stands for the arm, or for the sampler if there is one arm only; the marker for the other.
+    """
+    arms = list(dict.fromkeys((row["arm"], row["budget"]) for row in rows))
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    for a, (arm, budget) in enumerate(arms):
+        for s, sampler in enumerate(samplers):
+            points = [
+                (row["metrics"][across], row["metrics"][NATS + judge])
+                for row in rows
+                if (row["arm"], row["budget"], row["sampler"]) == (arm, budget, sampler)
+                and not any(
+                    "failed" in row["metrics"].get(name, {"failed": ""}) for name in (across, NATS + judge)
+                )
+            ]
+            colour, other, others = (s, a, 1) if len(arms) == 1 else (a, s, len(samplers))
+            style = {
+                "color": SERIES[colour % len(SERIES)],
+                "marker": _MARKERS[(other + others * (colour // len(SERIES))) % len(_MARKERS)],
+                "linestyle": _STYLES[other % len(_STYLES)],
+            }
+            if points:
+                yield f"{arm}, {budget}, {sampler}", style, points
+
+
+def _error(entry: Mapping[str, Any]) -> float:
+    """Two of the larger error."""
+    return 2 * max(entry["between"] or 0.0, entry["within"] or 0.0)
+
+
+def _draw_curves(
+    axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], across: str, *, bars: bool
+) -> None:
+    for name, style, points in _curves(rows, judge, across):
+        axes.errorbar(
+            [x["mean"] for x, _ in points],
+            [y["mean"] for _, y in points],
+            xerr=[_error(x) for x, _ in points] if bars else None,
+            yerr=[_error(y) for _, y in points],
+            label=name,
+            markersize=4.0,
+            linewidth=1.1,
+            elinewidth=0.7,
+            alpha=0.85,
+            **style,
+        )
+
+
+def _measured_controls(controls: Mapping[str, Any], *metrics: str) -> Iterator[tuple[str, list[float]]]:
+    for name, scores in controls.items():
+        entries = [scores.get(metric, {"failed": ""}) for metric in metrics]
+        if not any("failed" in entry for entry in entries):
+            yield name, [entry["value"] for entry in entries]
+
+
+def _draw_quality(
+    axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
+) -> None:
+    _draw_curves(axes, judge, rows, "network evaluations", bars=False)
+    for name, (value,) in _measured_controls(controls, NATS + judge):
+        axes.axhline(value, color=INK if name == "data" else MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
+        axes.annotate(
+            name,
+            (1, value),
+            (0, 1.5),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=7,
+            color=MUTED,
+            ha="right",
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("evaluations of the network for a batch of samples")
+    axes.set_title("Quality over cost; lower is likelier, and `repeat` shows how to cheat", fontsize=9.5)
+
+
+def _draw_frontier(
+    axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
+) -> None:
+    _draw_curves(axes, judge, rows, "entropy", bars=True)
+    for name, (entropy, nats) in _measured_controls(controls, "entropy", NATS + judge):
+        axes.plot(entropy, nats, "*", color=INK if name == "data" else MUTED, markersize=9)
+        axes.annotate(name, (entropy, nats), (5, 4), textcoords="offset points", fontsize=7, color=MUTED)
+    axes.set_xlabel("entropy of a sample in nats: more varied →")
+    axes.set_title("Quality against variety: better is lower at the same entropy", fontsize=9.5)
