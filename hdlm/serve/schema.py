@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Text = Annotated[str, Field(max_length=10**7)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -145,7 +146,10 @@ class ChatRequest(CommonRequest):
 class InfillRequest(CommonRequest):
     """A request for /v1/infill."""
 
-    text: Text = Field(description="Text with gaps: [MASK] is a gap of one token, [MASK:5] one of five.")
+    text: Text | Annotated[list[TokenId | None], Field(min_length=1, max_length=10**6)] = Field(
+        description="Text with gaps: [MASK] is a gap of one token, [MASK:5] one of five. Or the token ids of the whole "
+        "text, null for a gap of one token."
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="As in /v1/completions.")
 
 
@@ -207,6 +211,7 @@ class ModelEntry(BaseModel):
     owned_by: str = "hdlm"
     max_model_len: int
     hdlm_algorithms: list[str]
+    hdlm_hyperschedules: list[str] = list(get_args(FamilyName))
     hdlm_chat: bool
 
 
