@@ -62,6 +62,7 @@ from hdlm.sampling import (
     Temperature,
     TopK,
     TopP,
+    Trace,
     algorithm,
 )
 from hdlm.training import Recipe, Session, StopRequest, build_setup
@@ -110,10 +111,20 @@ def samples(
         if options.get("watch"):
             options["watch"] = lambda frame: frames.append(frame.after.cpu())
         settings = {"prompt": GIVEN, **options}
+        trace = Trace(own.process.mask_id, alternatives=2) if settings.pop("trace", False) else None
+        if trace is not None:
+            settings["watch"] = trace
         done = sample_along(own, plan, step, num_sequences=2, device=device, **settings)
-        return Found([done.tokens, done.lengths, *frames], done.num_evaluations)
+        recorded = [] if trace is None else [numbers_of_changes(trace)]
+        return Found([done.tokens, done.lengths, *frames, *recorded], done.num_evaluations)
 
     return scenario
+
+
+def numbers_of_changes(trace: Trace) -> Tensor:
+    """The entropy at each change, and the probability of the likeliest word; -1 without a reading."""
+    rows = [(change.entropy, change.alternatives) for change in trace.changes]
+    return torch.tensor([[-1.0, -1.0] if h is None or not best else [h, best[0][1]] for h, best in rows])
 
 
 def plain(process: Any = EPSILON, parameterization: Any = None, **options: Any) -> Callable[[], Denoiser]:
@@ -153,6 +164,7 @@ def list_samplers() -> None:
         "one after the other": {"batch_size": 1},
         "a stop": {"stop": lambda sequence, tokens: 4 if len(tokens) > 3 else None},
         "a watcher": {"watch": True},
+        "a trace": {"trace": True},
         "no prompt": {"prompt": None},
     }
     for name, options in variants.items():

@@ -26,6 +26,8 @@ FREQUENCIES = "rotary_emb.inv_freq"
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_NAMES = 8
+_MOST_NUMBERS = 2**25
+"""Numbers of a tensor that are read at a time."""
 
 
 class AbstractTensors(abc.ABC):
@@ -38,6 +40,11 @@ class AbstractTensors(abc.ABC):
 
     origin: str
     shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def copies(self) -> bool:
+        """Whether each tensor is read into memory of its own, which the caller may change."""
+        return False
 
     @abc.abstractmethod
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -119,15 +126,26 @@ class Safetensors(AbstractTensors):
             self._places |= places
         self.shapes = {name: place.shape for name, place in self._places.items()}
 
+    @property
+    def copies(self) -> bool:
+        return True
+
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         place = self._places[name]
         if place.kind not in _FLOATS:
             raise ValueError(
                 f"{place.path}: {name} is of type {place.kind}; weights are floating-point numbers."
             )
-        with _opened(place.path) as file:
-            value: Tensor = file.get_tensor(name)
-            return value.to(dtype, copy=True)
+        value = torch.empty(place.shape, dtype=dtype)
+        if not place.shape:
+            with _opened(place.path) as file:
+                return value.copy_(file.get_tensor(name))
+        rows = max(1, _MOST_NUMBERS * place.shape[0] // max(value.numel(), 1))
+        for begin in range(0, place.shape[0], rows):
+            # pages of a mapped file count as memory until the file is closed
+            with _opened(place.path) as file:
+                value[begin : begin + rows] = file.get_slice(name)[begin : begin + rows]
+        return value
 
 
 def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractTransformer:
@@ -197,7 +215,8 @@ def fill(
         if padding:
             state[name] = state[name][: len(parameter)].clone()
         if mask_row is not None:
-            state[name] = _moved_last(state[name], mask_row, f"{tensors.origin}: {sources[name].names[0]}")
+            own = state[name] if tensors.copies else state[name].clone()
+            state[name] = _moved_last(own, mask_row, f"{tensors.origin}: {sources[name].names[0]}")
         if adds_mask:
             state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True)])
     network.load_state_dict(state, assign=True)
@@ -237,11 +256,15 @@ def _finite(tensors: AbstractTensors, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _moved_last(rows: Tensor, row: int, what: str) -> Tensor:
-    """A copy of rows with one of them moved to the end."""
+    """The rows with one of them moved to the end, in place and a few at a time."""
     if not 0 <= row < len(rows):
         raise ValueError(f"{what} has {len(rows)} rows, so none of them is the mask's, {row}.")
-    order = torch.cat([torch.arange(row), torch.arange(row + 1, len(rows)), torch.tensor([row])])
-    return rows[order]
+    moved, size = rows[row].clone(), max(1, _MOST_NUMBERS * len(rows) // rows.numel())
+    for begin in range(row, len(rows) - 1, size):
+        end = min(begin + size, len(rows) - 1)
+        rows[begin:end] = rows[begin + 1 : end + 1].clone()
+    rows[-1] = moved
+    return rows
 
 
 @contextmanager

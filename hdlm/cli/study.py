@@ -5,6 +5,7 @@ Examples:
   hdlm study mine.toml --output studies/mine --dry-run            jobs, states and estimated costs
   hdlm study mine.toml --output studies/mine --part 1/4           a quarter of the models, in a shared folder
   accelerate launch --num-processes 8 -m hdlm study mine.toml --output studies/mine
+  hdlm study study/noise --output studies/noise --jobs studies/jobs    judges are trained once for several studies
   hdlm study mine.toml --output studies/mine --report             the table of what is there, without further work
 
 FILE is a TOML file, or the name of a study that ships with hdlm (study/noise, study/objective, study/order,
@@ -20,6 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._options import add_device, add_json, chosen_device, print_json
+from hdlm.cli._outputs import FOLDER as PLAIN_FOLDER
 from hdlm.cli._outputs import Output
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=FOLDER, metavar="FOLDER", required=True, help="for jobs and results")
     parser.add_argument(
         "--part", type=_part, metavar="K/N", help="do part K of N, divided by model (default: all jobs)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=PLAIN_FOLDER,
+        metavar="FOLDER",
+        help="for the jobs, if several studies share some, such as judges (default: --output)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the jobs with estimates of their cost")
@@ -66,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
         device = chosen_device(f"{device.type}:{local}", args.threads)
     planned = StudyRun(
         Study.load(recipe_file(args.file)),
-        args.output,
+        args.output if args.jobs is None else args.jobs,
         device,
         part,
+        folder=args.output,
         waits=local is not None,
         progress=False if args.json or local is not None else None,
         report=lambda line: print(line, file=sys.stderr, flush=True),

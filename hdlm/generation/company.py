@@ -43,7 +43,7 @@ class WriteRequest:
         seed: Seed of all random numbers.
         ending: Where passages may end before the canvas is full.
         stream: Called with the index of a passage and the next piece of its text, as soon as that is certain.
-        watch: Called with a `Frame` after every step of any passage of the request.
+        watch: Called with a `Frame` after every step in which a passage of the request may change.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas or the model.
@@ -77,8 +77,12 @@ class WriteRequest:
         self.streamer = None if self.stream is None else PassageStreamer(self.reader, self.stream)
         watched = self.watch is not None or self.streamer is not None
         self.asked = EngineRequest(
-            self.settings.transforms(), self.reader if ends else None, self._after_step if watched else None
+            self.settings.transforms(),
+            self.reader if ends else None,
+            self._after_step if watched else None,
+            every_step=False,
         )
+        self._num_read: dict[int, int] = {}
         self.engine()  # its checks
 
     @property
@@ -189,8 +193,10 @@ class WriteRequest:
         if self.streamer is None:
             return
         for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
-            count = min(int(settled), self.length)
-            self.streamer.read(int(sequence), row[:count].tolist())
+            index, count = int(sequence), min(int(settled), self.length)
+            if count > self._num_read.get(index, 0):
+                self._num_read[index] = count
+                self.streamer.read(index, row[:count].tolist())
 
 
 def _num_common(text: str, other: str) -> int:

@@ -38,9 +38,9 @@ class OtherNames:
     Attributes:
         gen_length: Number of tokens after the prompt (LLaDA, SDAR): `new_tokens`.
         max_new_tokens: Number of tokens after the prompt (Dream, dllm, transformers): `new_tokens`.
-        block_length: Positions of a block (LLaDA, SDAR): `part` along a flat hyperschedule, else `width`.
+        block_length: Positions of a block (LLaDA, SDAR): `sub_block` along a flat hyperschedule, else `width`.
         block_size: Positions of a block (Fast-dLLM, dllm), like `block_length`.
-        small_block_size: Positions of a sub-block (Fast-dLLM v2): `part`.
+        small_block_size: Positions of a sub-block (Fast-dLLM v2): `sub_block`.
         denoising_steps: Number of steps of a block (SDAR): `steps`.
         diffusion_steps: Number of steps (DiffuLLaMA): `steps`.
         max_denoising_steps: Number of steps of a canvas (DiffusionGemma): `steps`.
@@ -79,7 +79,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "max_new_tokens": "new_tokens",
     "block_length": "block",
     "block_size": "block",
-    "small_block_size": "part",
+    "small_block_size": "sub_block",
     "denoising_steps": "steps",
     "diffusion_steps": "steps",
     "max_denoising_steps": "steps",
@@ -93,7 +93,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "cfg_scale": "guidance",
     "cfg": "guidance",
 }
-"""The field of `Settings` for each name; `block` is `part` or `width`, which depends on the hyperschedule."""
+"""The field of `Settings` for each name; `block` is `sub_block` or `width`, which depends on the hyperschedule."""
 
 
 def settings_of(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
@@ -131,7 +131,7 @@ def with_other_names(settings: Settings, other: OtherNames, checkpoint: Checkpoi
     default, values, names = Settings(), dict[str, Any](), dict[str, str]()
     for name, value in given.items():
         field, meant = OTHER_NAMES[name], _meaning(name, value)
-        field = ("part" if flat else "width") if field == "block" else field
+        field = ("sub_block" if flat else "width") if field == "block" else field
         own = getattr(settings, field)
         if own != getattr(default, field) and field not in values:
             values[field], names[field] = own, field

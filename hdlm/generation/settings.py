@@ -69,8 +69,8 @@ class Settings:
         repetition_penalty: Penalty of words that the text already has; above 1 avoids them, 1 is off.
         guidance: Scale of classifier-free guidance by the prompt; 0 is off.
         new_tokens: Number of tokens after the prompt, in the place of `length`.
-        part: Number of positions that are written one part after the other: parts of a flat canvas, from the end of the
-            prompt on, or sub-blocks of blocks; for algorithms that order words by confidence.
+        sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of
+            each block are written one after the other, by algorithms that order words by confidence.
     """
 
     algorithm: str = "acs"
@@ -87,7 +87,7 @@ class Settings:
     repetition_penalty: float = 1.0
     guidance: float = 0.0
     new_tokens: int | None = None
-    part: int | None = None
+    sub_block: int | None = None
 
     def canvas(self, given: int, context: int) -> int:
         """Number of positions on the canvas.
@@ -116,12 +116,14 @@ class Settings:
             plan: The hyperschedule of generation.
 
         Raises:
-            ValueError: If the algorithm is unknown, or `eta` or `part` does not fit it.
+            ValueError: If the algorithm is unknown, or `eta` or `sub_block` does not fit it.
         """
-        in_blocks = self.part is not None and plan.opens_together and not plan.is_flat
+        in_blocks = self.sub_block is not None and plan.opens_together and not plan.is_flat
         block = plan.window_size if in_blocks else None
         greedy = self.temperature == 0
-        return algorithm(self.algorithm, process, self.eta, part=self.part, block=block, greedy=greedy)
+        return algorithm(
+            self.algorithm, process, self.eta, sub_block=self.sub_block, block=block, greedy=greedy
+        )
 
     def transforms(self) -> tuple[Transform, ...]:
         """The changes of the model's distribution, in order: penalty, temperature, then truncation."""

@@ -115,6 +115,10 @@ class Unwrapped(AbstractTensors):
             self._stored[bare] = stored
         self.shapes = {bare: tensors.shapes[stored] for bare, stored in self._stored.items()}
 
+    @property
+    def copies(self) -> bool:
+        return self._tensors.copies
+
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         return self._tensors.read(self._stored[name], dtype)
 

@@ -60,7 +60,7 @@ def in_blocks(product: _Product, rows: Float[Tensor, "*n i"], largest: int) -> F
 
     Args:
         product: The product of the matrix with some rows.
-        rows: The rows.
+        rows: The rows to multiply.
         largest: Largest number of rows in a block; see `block_rows`.
     """
     flat = rows.reshape(-1, rows.shape[-1])

@@ -11,7 +11,9 @@ by, and in the rows that `p` is normalised over:
 | SDAR, A2D | `inverse` | tokens | arXiv 2510.06303 |
 | Fast-dLLM v2 | `flat` | masked tokens | arXiv 2509.26328 |
 
-With `inverse` and `positions` it is the bound of masked diffusion, as `WeightedCrossEntropy` with `unmasked = 0`.
+With `inverse` and `positions` it is the bound of masked diffusion, as `WeightedCrossEntropy` with `unmasked = 0`, on a
+flat canvas and in two streams with linear noise. For other hyperschedules and noise schedules use the latter, whose
+weights have the frequency of each noise level as well.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def algorithm(
     process: AbstractNoiseProcess,
     eta: float = 0.01,
     *,
-    part: int | None = None,
+    sub_block: int | None = None,
     block: int | None = None,
     greedy: bool = False,
 ) -> Step:
@@ -143,12 +143,12 @@ def algorithm(
         process: The denoiser's process.
         eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any; for thresholds, 1 minus the
             threshold; for `entropy` and `entropy_renoising`, the bound in nats; for `factor`, the factor.
-        part: Number of positions that are written one part after the other; see `InParts`.
-        block: Width of blocks whose sub-blocks the parts are; None for parts of a flat canvas.
+        sub_block: Number of positions of a sub-block; sub-blocks are written one after the other; see `InParts`.
+        block: Width of blocks whose sub-blocks they are; None for those of a flat canvas.
         greedy: Whether the likeliest words are written, for an algorithm of `WRITES_LIKELIEST`.
 
     Raises:
-        ValueError: If the name is unknown, `eta` is out of range, or the algorithm has no parts.
+        ValueError: If the name is unknown, `eta` is out of range, or the algorithm has no sub-blocks.
     """
     builders = ALGORITHMS | RULES
     if name not in builders:
@@ -159,13 +159,13 @@ def algorithm(
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
     built: Any = builders[name](process, eta)
-    if part is not None and name not in WRITES_LIKELIEST:
+    if sub_block is not None and name not in WRITES_LIKELIEST:
         raise ValueError(
-            f"The algorithm {name!r} does not write in parts; {', '.join(sorted(WRITES_LIKELIEST))} do."
+            f"The algorithm {name!r} does not write in sub-blocks; {', '.join(sorted(WRITES_LIKELIEST))} do."
         )
     step: Step = replace(built, greedy=True) if greedy and name in WRITES_LIKELIEST else built
-    if part is None:
+    if sub_block is None:
         return step
     if isinstance(step, ByConfidence) and block is None:
-        return replace(step, block=part)
-    return InParts(step, part, block)
+        return replace(step, block=sub_block)
+    return InParts(step, sub_block, block)

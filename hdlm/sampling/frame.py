@@ -35,8 +35,9 @@ class Reads:
         reading = self._ask(x, u)
 
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
-            self._done.append((reading, where))
-            return reading.answer(where)
+            known = reading.answer(where)
+            self._done.append((replace(reading, answer=lambda _: known), where))
+            return known
 
         return replace(reading, answer=answer)
 
@@ -69,14 +70,14 @@ class Frame:
         before: Tokens before the step.
         after: Tokens after the step.
         moving: Positions that might have changed.
-        fixed: Positions that are given.
+        fixed: Positions that are given, of all sequences in the step; `rows` selects those of this frame.
         settled: How many tokens at the beginning of each sequence are final.
         evaluations: Number of network calls so far that included each sequence.
         computed: Number of positions of each sequence that these calls have computed in total.
         num_evaluations: Number of network calls so far, for all sequences.
         share: Share of the steps of all sequences in the engine that are done, in (0, 1].
         reads: The outputs that the step has read; None if nothing could happen in it.
-        rows: Which sequences of `reads` are those of this frame.
+        rows: Which sequences of `reads` and of `fixed` are those of this frame.
     """
 
     step: int
@@ -85,7 +86,7 @@ class Frame:
     before: Int[Tensor, "b l"]
     after: Int[Tensor, "b l"]
     moving: Bool[Tensor, "b l"]
-    fixed: Bool[Tensor, "b l"]
+    fixed: Bool[Tensor, "n l"]
     settled: Int[Tensor, " b"]
     evaluations: tuple[int, ...]
     computed: tuple[int, ...]

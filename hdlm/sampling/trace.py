@@ -96,10 +96,10 @@ class Trace:
     def record(self, frame: Frame) -> list[Change]:
         """Record the changes of a step, and return them."""
         names = frame.sequence.tolist()
-        if frame.step == 0:
-            self.start.update(zip(names, frame.before.tolist(), strict=True))
-            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed]
-            self.given.update(zip(names, given, strict=True))
+        if not self.start.keys() >= set(names):
+            given = [row.nonzero()[:, 0].tolist() for row in frame.fixed[frame.rows]]
+            self.start = dict(zip(names, frame.before.tolist(), strict=True)) | self.start
+            self.given = dict(zip(names, given, strict=True)) | self.given
         self.num_steps, self.num_evaluations = frame.num_steps, frame.num_evaluations
         self.evaluations.update(zip(names, frame.evaluations, strict=True))
         self.computed.update(zip(names, frame.computed, strict=True))

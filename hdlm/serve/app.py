@@ -25,7 +25,7 @@ from hdlm.generation.recording import document_of, frame_of
 from hdlm.generation.text import Passage
 from hdlm.sampling import Frame, Trace
 from hdlm.serve.guard import Guard, allowed_hosts, error_answer, log_event
-from hdlm.serve.jobs import Event, Job, QueueFullError, Worker, job_of
+from hdlm.serve.jobs import Job, JobEvent, QueueFullError, Worker, job_of
 from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
@@ -38,7 +38,7 @@ from hdlm.serve.schema import (
     ModelList,
     TextAnswer,
 )
-from hdlm.serve.translate import BadRequestError, Plan, plan_of
+from hdlm.serve.translate import BadRequestError, Plan, client_plan
 from hdlm.view.page import static_files
 
 __all__ = ["create_app"]
@@ -204,7 +204,7 @@ async def _write(app: FastAPI, body: _TextBody, request: Request) -> Response:
     options: ServeOptions = app.state.options
     if worker.num_open >= options.queue:
         return _busy()
-    plan = await asyncio.to_thread(plan_of, body, app.state.models, options)
+    plan = await asyncio.to_thread(client_plan, body, app.state.models, options)
     if options.log_prompts:
         log_event("prompt", id=request.state.request_id, prompts=plan.prompts)
     job = await asyncio.to_thread(_job, worker, plan)
@@ -278,7 +278,7 @@ def _release(app: FastAPI, job: Job) -> None:
     app.state.metrics.latency.observe(time.monotonic() - job.begin)
 
 
-async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Event]:
+async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[JobEvent]:
     """The events of a job until all passages are finished.
 
     Raises:
@@ -286,6 +286,7 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Eve
     """
     left = sum(part.num for part in job.requests)
     gone = asyncio.ensure_future(_disconnected(request))
+    event: asyncio.Future[JobEvent] | None = None
     end = job.begin + app.state.options.request_timeout
     try:
         while left:
@@ -294,7 +295,6 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Eve
                 {event, gone}, timeout=max(end - time.monotonic(), 0), return_when=asyncio.FIRST_COMPLETED
             )
             if not event.done():
-                event.cancel()
                 if gone.done():
                     raise BadRequestError("The client has closed the connection.", status=499)
                 seconds = app.state.options.request_timeout
@@ -310,6 +310,8 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Eve
             yield happened
     finally:
         gone.cancel()
+        if event is not None:
+            event.cancel()
 
 
 def _failure(error: ValueError | RuntimeError) -> BadRequestError:

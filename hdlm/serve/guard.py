@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
@@ -69,9 +70,9 @@ class Guard:
     """Checks every request, and adds headers to every answer.
 
     Args:
-        app: The application.
+        app: The application behind it.
         options: Key, and limit of the body.
-        metrics: Counts requests.
+        metrics: Counts requests by route.
     """
 
     def __init__(self, app: ASGIApp, options: ServeOptions, metrics: ServerMetrics) -> None:
@@ -115,25 +116,27 @@ class Guard:
             await refusal(scope, receive, send)
             return
         size, begun = 0, False
+        limit = self._options.max_body
 
         async def limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._options.max_body:
+            if size > limit:
                 raise _BodyTooLargeError
             return message
 
         async def noted(message: Message) -> None:
             nonlocal begun
+            if size > limit and not begun:
+                return  # the application's own answer to a body that it could not read
             begun = True
             await send(message)
 
-        try:
+        with contextlib.suppress(_BodyTooLargeError):
             await self._app(scope, limited, noted)
-        except _BodyTooLargeError:
-            if not begun:
-                await self._too_large()(scope, receive, send)
+        if size > limit and not begun:
+            await self._too_large()(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         """The answer to a request without the key or with too large a body."""

@@ -19,7 +19,7 @@ from hdlm.generation.text import Passage
 from hdlm.sampling import Frame, Trace
 from hdlm.serve.metrics import ServerMetrics
 
-__all__ = ["Event", "Job", "QueueFullError", "Worker"]
+__all__ = ["Job", "JobEvent", "QueueFullError", "Worker"]
 
 _IDLE = 0.5
 """Seconds that an idle worker waits for a job before it checks whether it should end."""
@@ -31,7 +31,7 @@ class QueueFullError(Exception):
 
 @final
 @dataclass(frozen=True)
-class Event:
+class JobEvent:
     """Something that happened to a job.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
 
     requests: list[WriteRequest]
     traces: list[Trace]
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[JobEvent] = field(default_factory=asyncio.Queue)
     begin: float = field(default_factory=time.monotonic)
     first_text: float | None = None
     num_left: int = 0
@@ -94,7 +94,7 @@ class Worker:
         )
         self._open: set[Job] = set()
         self._owner: dict[WriteRequest, tuple[Job, int]] = {}
-        self._thread = threading.Thread(target=self._run, name="hdlm-worker", daemon=True)
+        self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alive = False
 
@@ -111,12 +111,14 @@ class Worker:
     def start(self) -> None:
         """Start the thread; called from the event loop."""
         self._loop, self._alive = asyncio.get_running_loop(), True
+        self._thread = threading.Thread(target=self._run, name="hdlm-worker", daemon=True)
         self._thread.start()
 
     async def end(self) -> None:
         """Cancel all jobs and wait for the end of the thread."""
         self._inbox.put(("end", None))
-        await asyncio.to_thread(self._thread.join)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -148,7 +150,7 @@ class Worker:
         finally:
             self._alive = False
             for job in list(self._open):
-                self.send(job, Event("closed"))
+                self.send(job, JobEvent("closed"))
 
     def _receive(self) -> bool:
         """Take everything from the inbox, and wait for it if there is no work; False at the end."""
@@ -172,6 +174,12 @@ class Worker:
         for request in job.requests:
             self._owner.pop(request, None)
             self._writer.remove(request)
+        self._show_load()
+
+    def _show_load(self) -> None:
+        """Update the metrics of running and waiting passages."""
+        self._metrics.passages_running.set(self._writer.num_running)
+        self._metrics.passages_waiting.set(self._writer.num_waiting)
 
     def _advance(self) -> None:
         """One step of everything."""
@@ -180,19 +188,18 @@ class Worker:
         written = writer.advance()
         metrics.evaluations.inc(writer.num_evaluations - before)
         metrics.batch_fill.observe((writer.num_running + len(written)) / writer.slots)
-        metrics.passages_running.set(writer.num_running)
-        metrics.passages_waiting.set(writer.num_waiting)
+        self._show_load()
         for one in written:
             if one.request not in self._owner:
                 continue
             job, place = self._owner[one.request]
             if one.passage is None:
                 self._remove(job)
-                self.send(job, Event("failed", place, one.index, one.error))
+                self.send(job, JobEvent("failed", place, one.index, one.error))
                 continue
             self._count(one.passage)
             job.num_left -= 1
-            self.send(job, Event("passage", place, one.index, one.passage))
+            self.send(job, JobEvent("passage", place, one.index, one.passage))
             if not job.num_left:
                 self._remove(job)
 
@@ -202,7 +209,7 @@ class Worker:
         if passage.evaluations:
             self._metrics.tokens_per_forward.observe(count / passage.evaluations)
 
-    def send(self, job: Job, event: Event) -> None:
+    def send(self, job: Job, event: JobEvent) -> None:
         """Send an event from the thread to the event loop."""
         if event.kind == "text" and job.first_text is None:
             job.first_text = time.monotonic()
@@ -255,7 +262,7 @@ def _request(
         text = texts[index] = texts.get(index, "") + piece
         written = text[max(request.start_of(text), len(text) - len(piece)) :]
         if written:
-            worker.send(job, Event("text", place, index, written))
+            worker.send(job, JobEvent("text", place, index, written))
 
     def watch(seen: Frame) -> None:
         trace = job.traces[place]
@@ -263,7 +270,7 @@ def _request(
             trace(seen)
         else:
             worker.send(
-                job, Event("frame", place, int(seen.sequence[0]), frame(trace, seen, job.requests[place]))
+                job, JobEvent("frame", place, int(seen.sequence[0]), frame(trace, seen, job.requests[place]))
             )
 
     request = build(prompt=prompt, stream=stream, watch=None if alternatives is None else watch)

@@ -27,7 +27,7 @@ class ServedModel:
 
     Attributes:
         name: Name in requests.
-        checkpoint: The model.
+        checkpoint: The model itself.
         chat_template: Jinja template that turns messages into a prompt; None for a model without one.
         created: Time of its loading, in seconds since 1970.
     """

@@ -17,13 +17,13 @@ from hdlm.generation.settings import Settings
 from hdlm.generation.text import BLANK, Passage, has_gaps
 from hdlm.generation.write import prompt_ids
 from hdlm.sampling import Change, Trace
-from hdlm.serve.jobs import Event, Job
+from hdlm.serve.jobs import Job, JobEvent
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
 from hdlm.serve.schema import ChatRequest, CommonRequest, CompletionRequest, InfillRequest
 from hdlm.strict_config import OptionError, nearest
 
-__all__ = ["BadRequestError", "Plan", "plan_of"]
+__all__ = ["BadRequestError", "Plan", "client_plan"]
 
 Kind = Literal["completion", "chat", "infill"]
 _OBJECTS: dict[tuple[Kind, bool], str] = {
@@ -67,8 +67,8 @@ class Plan:
     """What a client asks for.
 
     Attributes:
-        kind: The route.
-        model: The model.
+        kind: Kind of the answer.
+        model: Model of the request.
         prompts: The prompts, with their gaps; token ids where the client sent them.
         settings: The settings of generation, for each prompt.
         num: Passages for each prompt.
@@ -142,7 +142,7 @@ class Plan:
             choices.append(self._choice(place, index, content, **self._end(job, place, index, passage)))
         return self._object(False, choices) | {"usage": self.usage_of(job, passages), "seed": self.seed}
 
-    def chunks(self, job: Job, event: Event) -> list[dict[str, Any]]:
+    def chunks(self, job: Job, event: JobEvent) -> list[dict[str, Any]]:
         """The chunks of a stream for an event."""
         place, index = event.prompt, event.index
         if event.kind == "frame":
@@ -281,7 +281,7 @@ def _chat_logprobs(rows: Sequence[_TokenRow], count: int) -> dict[str, Any]:
 # -- requests ------------------------------------------------------------------------------------------------
 
 
-def plan_of(
+def client_plan(
     body: CompletionRequest | ChatRequest | InfillRequest,
     models: dict[str, ServedModel],
     options: ServeOptions,

@@ -36,7 +36,7 @@ from hdlm.training import Recipe
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.text import Corpora
 
-__all__ = ["FAILURES", "VALIDATION", "Job", "StudyStoppedError"]
+__all__ = ["FAILURES", "VALIDATION", "StudyJob", "StudyStoppedError"]
 
 FAILURES = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError, ModuleNotFoundError)
 """Errors that make a job fail; the others of the study continue."""
@@ -54,7 +54,7 @@ class StudyStoppedError(Exception):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Job:
+class StudyJob:
     """One job.
 
     Attributes:
@@ -70,7 +70,7 @@ class Job:
     kind: str
     name: str
     spec: Mapping[str, Any]
-    needs: tuple[Job, ...]
+    needs: tuple[StudyJob, ...]
     group: int
     labels: Mapping[str, Any]
     cost: Spent
@@ -140,7 +140,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _train(job: Job, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
+def _train(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     folder = job.folder(output) / _RUN
     model = workflows.train(
         recipe=job.spec["recipe"], output=folder, device=device, resume=True, progress=progress is not False
@@ -157,7 +157,7 @@ def _train(job: Job, output: Path, device: torch.device, progress: bool | None) 
     }
 
 
-def _likelihood(job: Job, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
+def _likelihood(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     document = likelihood_document(
         job.model(output, device),
         job.text(job.spec["text"]),
@@ -178,7 +178,7 @@ def _likelihood(job: Job, output: Path, device: torch.device, progress: bool | N
     }
 
 
-def _calibration(job: Job, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
+def _calibration(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     document = measured_calibration(
         job.model(output, device),
         job.text(job.spec["text"]),
@@ -190,7 +190,7 @@ def _calibration(job: Job, output: Path, device: torch.device, progress: bool | 
     return {"numbers": document["result"]["metrics"]}
 
 
-def settings_at(checkpoint: Checkpoint, job: Job) -> Settings:
+def settings_at(checkpoint: Checkpoint, job: StudyJob) -> Settings:
     """The settings of a sampler with the largest number of steps whose hyperschedule is not longer than wanted.
 
     Raises:
@@ -210,7 +210,7 @@ def settings_at(checkpoint: Checkpoint, job: Job) -> Settings:
     return replace(settings, steps=fits[-1])
 
 
-def _generation(job: Job, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
+def _generation(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     checkpoint = job.model(output, device)
     trained = {need.labels["judge"]: str(need.folder(output) / _RUN) for need in job.needs[1:]}
     places = {name: source or trained[name] for name, source in job.spec["judges"].items()}
@@ -262,7 +262,7 @@ def _judged(scores: Mapping[str, Any], names: Mapping[str, str]) -> Numbers:
     return numbers
 
 
-def _repair(job: Job, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
+def _repair(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     checkpoint = job.model(output, device)
     document = measured_repair(
         checkpoint,
@@ -282,7 +282,7 @@ def _repair(job: Job, output: Path, device: torch.device, progress: bool | None)
     return {"numbers": {**result["metrics"], **controls}}
 
 
-_WORK: dict[str, Callable[[Job, Path, torch.device, bool | None], dict[str, Any]]] = {
+_WORK: dict[str, Callable[[StudyJob, Path, torch.device, bool | None], dict[str, Any]]] = {
     "train": _train,
     "likelihood": _likelihood,
     "calibration": _calibration,

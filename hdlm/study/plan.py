@@ -40,11 +40,11 @@ from hdlm.evaluation.repair import RepairOptions
 from hdlm.generation import Settings
 from hdlm.strict_config import read_table, require
 from hdlm.study.budget import Spent, evaluation_flops, spent, steps_for
-from hdlm.study.jobs import Job
+from hdlm.study.jobs import StudyJob
 from hdlm.training import Recipe
 from hdlm.training.recipe import import_own, with_options
 
-__all__ = ["Arm", "Judge", "Measure", "Sampler", "Study"]
+__all__ = ["Arm", "Judge", "Measure", "Study", "StudySampler"]
 
 _UNSET = re.compile(r"\$(\w+|\{\w+\})")
 _BYTES_PER_TOKEN = 4
@@ -89,7 +89,7 @@ class Judge:
 
 @final
 @dataclass(frozen=True)
-class Sampler:
+class StudySampler:
     """A sampler at several numbers of steps.
 
     Attributes:
@@ -171,7 +171,7 @@ class Study:
     tokens: tuple[float, ...] = ()
     flops: tuple[float, ...] = ()
     judges: tuple[Judge, ...] = ()
-    samplers: tuple[Sampler, ...] = ()
+    samplers: tuple[StudySampler, ...] = ()
     measure: Measure = field(default_factory=Measure)
     description: str = ""
 
@@ -202,7 +202,7 @@ class Study:
         for kind, rest, own in (
             ("arms", "recipe", Arm),
             ("judges", "recipe", Judge),
-            ("samplers", "settings", Sampler),
+            ("samplers", "settings", StudySampler),
         ):
             parts = table.get(kind, [])
             require(isinstance(parts, list), kind, f"a list of tables, [[{kind}]]", parts)
@@ -223,9 +223,9 @@ class Study:
             raise ValueError(f"{part.name}: {error}") from error
         return replace(recipe, run=replace(recipe.run, steps=steps_for(recipe, budget, unit)))
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[StudyJob]:
         """All jobs, each after those that it needs."""
-        judging: dict[str, Job] = {}
+        judging: dict[str, StudyJob] = {}
         for judge in self.judges:
             if judge.tokens is not None:
                 recipe = self.recipe_of(judge, 0, judge.tokens, "tokens")
@@ -252,19 +252,19 @@ class Study:
         return [job for job in jobs if job.kind == "train"] + [job for job in jobs if job.kind != "train"]
 
     def _measurements(
-        self, training: Job, recipe: Recipe, judging: Mapping[str, Job], *, controls: bool
-    ) -> Iterator[Job]:
+        self, training: StudyJob, recipe: Recipe, judging: Mapping[str, StudyJob], *, controls: bool
+    ) -> Iterator[StudyJob]:
         """The measurements of one model."""
         measure, name = self.measure, training.name.removeprefix("train/")
         length = measure.length or recipe.data.context
 
         def job(
-            kind: str, what: str, spec: dict[str, Any], passes: float, needs: tuple[Job, ...] = ()
-        ) -> Job:
+            kind: str, what: str, spec: dict[str, Any], passes: float, needs: tuple[StudyJob, ...] = ()
+        ) -> StudyJob:
             flops = evaluation_flops(recipe, passes, length)
             labels = training.labels | spec.pop("labels", {})
             spec = {"text": measure.text[0], "recipe": recipe.to_table(), **spec}
-            return Job(
+            return StudyJob(
                 kind,
                 f"{kind}/{name}{what}",
                 spec,
@@ -313,9 +313,9 @@ class Study:
                     yield job("repair", what, own, 2.0 * num * evaluations)
 
 
-def _training(name: str, recipe: Recipe, group: int, labels: dict[str, Any]) -> Job:
+def _training(name: str, recipe: Recipe, group: int, labels: dict[str, Any]) -> StudyJob:
     assert recipe.run.steps is not None
-    return Job(
+    return StudyJob(
         "train", name, {"recipe": recipe.to_table()}, (), group, labels, spent(recipe, recipe.run.steps)
     )
 

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from hdlm.evaluation.records.protocol import versions
-from hdlm.study.jobs import Job
+from hdlm.study.jobs import StudyJob
 
 if TYPE_CHECKING:
     from hdlm.study.plan import Study
@@ -52,7 +52,7 @@ def over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def study_document(study: Study, jobs: Sequence[Job], output: Path) -> dict[str, Any]:
+def study_document(study: Study, jobs: Sequence[StudyJob], output: Path) -> dict[str, Any]:
     """The document of all results so far.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from hdlm.distributed import ALONE, Processes
 from hdlm.evaluation.records.protocol import write_result
 from hdlm.strict_config import require
-from hdlm.study.jobs import FAILURES, Job, StudyStoppedError
+from hdlm.study.jobs import FAILURES, StudyJob, StudyStoppedError
 from hdlm.study.plan import Study
 from hdlm.study.results import study_document
 from hdlm.training.monitor.flops import peak_flops
@@ -58,26 +58,28 @@ class StudyRun:
 
     Attributes:
         study: The study to carry out.
-        output: Folder of the jobs and the results.
+        output: Folder of the jobs; several studies may share it.
         device: Device of trainings and measurements.
         part: The part of the jobs that this process does.
+        folder: Folder of the results; by default that of the jobs.
         waits: Whether to wait for results of other parts, which run at the same time.
         progress: Whether progress is shown; by default in a terminal and in a notebook.
-        report: Called with a line for each job.
+        report: Called with a line for each job, if it is given.
     """
 
     study: Study
     output: Path
     device: torch.device
     part: Processes = ALONE
+    folder: Path | None = None
     waits: bool = False
     progress: bool | None = None
-    report: Callable[[str], object] = lambda line: None
+    report: Callable[[str], object] | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.part.rank < self.part.count, "part", "K/N with K in 1 .. N", self.part)
 
-    def own(self, jobs: list[Job]) -> list[Job]:
+    def own(self, jobs: list[StudyJob]) -> list[StudyJob]:
         """The jobs of this part."""
         return [job for job in jobs if job.group % self.part.count == self.part.rank]
 
@@ -93,34 +95,40 @@ class StudyRun:
             self._perform(job, f"[{place + 1}/{len(own)}] {job.name}")
         return self.results(jobs)
 
-    def _perform(self, job: Job, line: str) -> None:
+    def _perform(self, job: StudyJob, line: str) -> None:
         if job.result(self.output) is not None:
-            self.report(f"{line}: done before")
+            self._say(f"{line}: done before")
             return
         while missing := [need for need in job.needs if need.result(self.output) is None]:
             failed = [need for need in missing if need.failure(self.output) is not None]
             if failed:
                 job.fail(self.output, f"{failed[0].name} has failed, and this job needs it")
-                self.report(f"{line}: failed, because {failed[0].name} has failed")
+                self._say(f"{line}: failed, because {failed[0].name} has failed")
                 return
             if not self.waits:
-                self.report(f"{line}: waits for {missing[0].name}, which another part makes")
+                self._say(f"{line}: waits for {missing[0].name}, which another part makes")
                 return
             time.sleep(_PAUSE)
-        self.report(line)
+        self._say(line)
         try:
             job.perform(self.output, self.device, self.progress)
         except FAILURES as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             job.fail(self.output, reason)
-            self.report(f"{line}: failed: {reason}")
+            self._say(f"{line}: failed: {reason}")
 
-    def results(self, jobs: list[Job] | None = None) -> dict[str, Any]:
+    def _say(self, line: str) -> None:
+        if self.report is not None:
+            self.report(line)
+
+    def results(self, jobs: list[StudyJob] | None = None) -> dict[str, Any]:
         """The document of all results so far; it is written with a report and pictures."""
         document = study_document(self.study, self.study.jobs() if jobs is None else jobs, self.output)
         if self.part.is_main or not self.waits:
-            write_result(self.output / "results.json", document)
-            write_study(self.output, document)
+            folder = self.output if self.folder is None else self.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            write_result(folder / "results.json", document)
+            write_study(folder, document)
         return document
 
     def estimates(self) -> list[Mapping[str, Any]]:
@@ -139,7 +147,7 @@ class StudyRun:
             for job in self.own(jobs)
         ]
 
-    def _speed(self, jobs: list[Job]) -> float | None:
+    def _speed(self, jobs: list[StudyJob]) -> float | None:
         """FLOPs per second: of the trainings that are done, or a share of the device's peak."""
         done = [result for job in jobs if job.kind == "train" and (result := job.result(self.output))]
         if done:
@@ -148,7 +156,7 @@ class StudyRun:
         return None if peak is None else _SHARE_OF_PEAK * peak
 
 
-def _state(job: Job, output: Path) -> str:
+def _state(job: StudyJob, output: Path) -> str:
     if job.result(output) is not None:
         return "done"
     return "to do" if job.failure(output) is None else "failed"

@@ -99,7 +99,7 @@ class Effort:
     seed: int = 0
 
 
-QUICK_EFFORT = Effort(steps=(2, 4), draws=200, long_draws=20, length=8)
+QUICK_EFFORT = Effort(steps=(4,), draws=200, long_draws=20, length=8)
 
 
 @final

@@ -67,7 +67,7 @@ def write_study(folder: Path, document: Mapping[str, Any]) -> None:
 
 def study_sections(document: Mapping[str, Any]) -> dict[str, str]:
     """The sections of the report, each a table in Markdown."""
-    sections = {"Question": document["description"]} if document["description"] else {}
+    sections = {"Question": document["description"].strip()} if document["description"] else {}
     for kind, title in _TITLES.items():
         rows = [row for row in document["rows"] if row["kind"] == kind]
         if rows:
@@ -171,10 +171,10 @@ def _curves(
                     "failed" in row["metrics"].get(name, {"failed": ""}) for name in (across, NATS + judge)
                 )
             ]
-            colour, other = (s, a) if len(arms) == 1 else (a, s)
+            colour, other, others = (s, a, 1) if len(arms) == 1 else (a, s, len(samplers))
             style = {
                 "color": SERIES[colour % len(SERIES)],
-                "marker": _MARKERS[(other + colour // len(SERIES)) % len(_MARKERS)],
+                "marker": _MARKERS[(other + others * (colour // len(SERIES))) % len(_MARKERS)],
                 "linestyle": _STYLES[other % len(_STYLES)],
             }
             if points:

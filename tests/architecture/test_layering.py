@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"training", "view", "verification", "hub"}),
     frozenset({"evaluation", "sharing"}),
     frozenset({"published", "integrations", "workflows", "measurements"}),
-    frozenset({"serve"}),
+    frozenset({"serve", "study"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
     frozenset({"train", "finetune", "eval_generation", "eval_modeling"}),

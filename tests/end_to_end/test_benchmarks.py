@@ -75,3 +75,13 @@ def test_training_benchmark_measures_same_loss_for_each_variant(repository: Path
     assert all(result["taught"] == 32 for result in results)
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
     assert results[2]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_decoder_benchmark_compares_with_transformers(repository: Path) -> None:
+    pytest.importorskip("transformers")
+    command = [sys.executable, "-m", "benchmarks.sampling", "--decoder", "--quick"]
+    measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert measured.returncode == 0, measured.stderr
+    for row in ("blocks of 4,", "blocks of 32,", "no cache", "refreshed every 4 calls", "never refreshed"):
+        assert row in measured.stdout

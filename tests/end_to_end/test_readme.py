@@ -16,7 +16,7 @@ from hdlm.cli._registry import verbs
 from tests.conftest import REPOSITORY
 
 PAGES = ("README.md", "CONTRIBUTING.md")
-GUIDES = ("docs/evaluation.md", "docs/sampling.md", "docs/trace.md")
+GUIDES = ("docs/evaluation.md", "docs/sampling.md", "docs/study.md", "docs/trace.md")
 """Pages whose Python is run, too."""
 
 

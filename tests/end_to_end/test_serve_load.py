@@ -31,6 +31,8 @@ MODELS = [ServedModel("small", small_checkpoint(), TEMPLATE)]
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(MODELS, FUZZED))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @SCHEMA.parametrize()
 @settings(
     max_examples=10,
@@ -39,17 +41,10 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(MODELS, FUZZ
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )
-def _fuzz(case: schemathesis.Case) -> None:
+def test_no_request_is_answered_by_a_fault(case: schemathesis.Case) -> None:
+    """Requests that schemathesis makes from the server's own description."""
     response = case.call()
     assert response.status_code < 500, response.text
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-class TestFuzz:
-    """Requests that schemathesis makes from the server's own description."""
-
-    test_no_request_is_answered_by_a_fault = staticmethod(_fuzz)
 
 
 @pytest.fixture

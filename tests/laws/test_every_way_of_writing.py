@@ -199,7 +199,7 @@ def test_every_published_rule_writes_words_only(name: str, greedy: bool, part: i
     assert_writes_words(
         tiny_denoiser(process, seed=len(name)).eval(),
         flat(LENGTH, 3),
-        algorithm(name, process, 0.3, part=part, greedy=greedy),
+        algorithm(name, process, 0.3, sub_block=part, greedy=greedy),
         prompt_of("infill", flat(LENGTH, 3), choice),
         num_sequences=8,
     )

@@ -149,7 +149,7 @@ def test_conditional_rejects_arguments_out_of_range() -> None:
         Likelihood(tiny_denoiser(Absorbing(3)), Regime(flat(4, 2))).nats([Window((1, 2), 1)], 0)
     with pytest.raises(ValueError, match=r"less than 2.*got 2"):
         Window((1, 2), 2)
-    with pytest.raises(ValueError, match="`length` is 1"):
+    with pytest.raises(ValueError, match=r"`length` is 1"):
         split_text([1], 0, 1)
 
 

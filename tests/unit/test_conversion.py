@@ -208,8 +208,22 @@ def test_curriculum_resumes_to_the_bit(
             through.values(), _trained(table, tmp_path / "interrupted", pause=2).values(), strict=True
         )
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mixture", "context"), [(STAGES, "causal"), (OPENED, "full")], ids=["grown", "opened"]
+)
+def test_one_mask_serves_all_passes_of_a_step(
+    mixture: list[dict[str, Any]], context: str, text: Path, tmp_path: Path
+) -> None:
+    table = _table(text, network={"context": context}) | {
+        "mixture": mixture,
+        "process": {"type": "Absorbing"},
+    }
+    through = _trained(table, tmp_path / "through")
     table["run"] |= {"accumulation": 2}
-    passes = _trained(table, tmp_path / "passes")  # one mask serves all passes of a step
+    passes = _trained(table, tmp_path / "passes")
     for name, value in through.items():
         torch.testing.assert_close(passes[name], value, rtol=1e-3, atol=1e-4)
 

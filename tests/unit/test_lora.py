@@ -67,7 +67,7 @@ def test_only_adapters_are_trained() -> None:
         add_adapters(Decoder(CONFIG), LoraSettings(2, layers=("nothing",)))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_run_with_adapters_resumes_to_the_bit(optimizer: str, text: Path, tmp_path: Path) -> None:
     embeddings = {"embeddings": True}  # the output layer of this network begins at 0
     changes: dict[str, Any] = {"lora": LORA | embeddings, "optimizer": {"name": optimizer}}

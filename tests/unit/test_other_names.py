@@ -33,7 +33,7 @@ def test_table_has_every_name() -> None:
         ({"gen_length": 32}, {"new_tokens": 32}),
         ({"max_new_tokens": 32, "gen_length": 32}, {"new_tokens": 32}),
         ({"block_length": 8}, {"width": 8}),
-        ({"small_block_size": 4}, {"part": 4}),
+        ({"small_block_size": 4}, {"sub_block": 4}),
         ({"max_denoising_steps": 12}, {"steps": 12}),
         ({"remasking": "low_confidence"}, {"algorithm": "low_confidence"}),
         ({"remasking": "random"}, {"algorithm": "original"}),
@@ -55,9 +55,9 @@ def test_other_names_mean_settings(model: Any, other: dict[str, Any], own: dict[
     assert read(model, **other) == Settings(**own)
 
 
-def test_block_of_flat_canvas_is_a_part(model: Any) -> None:
+def test_block_of_flat_canvas_is_a_sub_block(model: Any) -> None:
     settings = read(model, Settings(hyperschedule="flat"), block_length=8)
-    assert (settings.part, settings.width) == (8, None)
+    assert (settings.sub_block, settings.width) == (8, None)
 
 
 @pytest.mark.parametrize(

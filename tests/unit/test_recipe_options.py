@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from hdlm.evaluation.during_training import Observer
 from hdlm.package_data import recipes
 from hdlm.strict_config import options_of
 from hdlm.training import Recipe, Session, StopRequest, build_setup
+from hdlm.training.recipe import MixturePart
 from hdlm.training.short_form import SHORT_OPTIONS
 from hdlm.training.text import refuse_idle
 
@@ -26,6 +28,9 @@ GAMMA = {"process.type": "GammaHybrid", "process.gamma": 0.1}
 WATCHED = {"watch.validate_every": 2, "watch.sample_every": 2}
 MANY = {"data.corpus": ["rows.jsonl"]}
 BLOCK = {"type": "Block", "width": 4, "num_levels": 4}
+CHAT = {"data.corpus": ["rows.jsonl"], "data.context": 96}
+ADAPTERS = {"network.type": "Decoder", "lora.rank": 2}
+TWO_PARTS = {"mixture.1.hyperschedule": BLOCK | {"width": 8}}
 
 ACTS: dict[str, tuple[object, dict[str, Any]]] = {
     "data.corpus": (["other.txt"], {}),
@@ -37,6 +42,9 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
     "data.key": ("body", {"data.corpus": ["rows.jsonl"]}),
     "data.cache": ("cache", MANY),
     "data.streaming": (True, MANY),
+    "data.format": ("messages", CHAT),
+    "data.chat_template": ("chat.jinja", CHAT | {"data.format": "messages"}),
+    "data.fill": ("end", CHAT | {"data.format": "messages"}),
     "network.hidden_size": (8, {}),
     "network.num_blocks": (2, {}),
     "network.num_heads": (1, {}),
@@ -66,10 +74,22 @@ ACTS: dict[str, tuple[object, dict[str, Any]]] = {
     "objective.diffusion": (0.0, SCORES),
     "objective.cross_entropy": (0.5, SCORES),
     "mixture.0.hyperschedule": (BLOCK | {"num_levels": 2}, {}),
-    "mixture.0.share": (9.0, {"mixture.1.hyperschedule": BLOCK | {"width": 8}}),
+    "mixture.0.share": (9.0, TWO_PARTS),
     "mixture.0.two_stream": (False, {}),
     "mixture.0.continuous": (True, {}),
     "mixture.0.batch_scale": (2, {}),
+    "mixture.0.begins": (0.5, TWO_PARTS),
+    "mixture.0.ends": (0.5, TWO_PARTS),
+    "mixture.0.opens": (1.0, {}),
+    "mixture.0.time": ("sequence", {}),
+    "mixture.0.complementary": (True, {"process.epsilon": 0.0}),
+    "mixture.0.border": ("noisy", {"network.shifted": True}),
+    "mixture.0.least_noise": (0.5, {}),
+    "lora.rank": (2, {"network.type": "Decoder"}),
+    "lora.alpha": (4, ADAPTERS),
+    "lora.dropout": (0.5, ADAPTERS),
+    "lora.layers": (["qkv"], ADAPTERS),
+    "lora.embeddings": (True, ADAPTERS),
     "warm_start.share": (0.5, {}),
     "warm_start.batch_scale": (1, {"warm_start.share": 0.5}),
     "optimizer.name": ("adamw", {}),
@@ -119,9 +139,7 @@ ELSEWHERE = {
 
 def _option_names() -> set[str]:
     tables = {name.partition(".")[0] for name in options_of(Recipe) if "." in name}
-    mixture = {
-        f"mixture.0.{name}" for name in ("hyperschedule", "share", "two_stream", "continuous", "batch_scale")
-    }
+    mixture = {f"mixture.0.{option.name}" for option in dataclasses.fields(MixturePart)}
     pieces = {"mixture", "process", "noise_schedule", "parameterization", "objective"}
     return {name for name in options_of(Recipe) if name not in tables | pieces} | mixture | set(SHORT_OPTIONS)
 
@@ -195,9 +213,12 @@ def test_recipe_option_changes_the_run(option: str, tmp_path: Path, monkeypatch:
     text = "the cat sat on the mat and the dog sat on the log . "
     Path("text.txt").write_text(text * 60)
     Path("other.txt").write_text("a bird flew by and sang of the sea and the sky . " * 60)
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on the mat"}]
     rows = [
-        {"text": f"{text * 2}{number}", "body": f"and row {number} was read . " * 3} for number in range(40)
+        {"text": f"{text * 2}{number}", "body": f"and row {number} was read . " * 3, "messages": chat}
+        for number in range(40)
     ]
+    Path("chat.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     value, beside = ACTS[option]
     if option == "data.tokenizer":

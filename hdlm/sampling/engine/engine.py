@@ -49,11 +49,14 @@ class EngineRequest:
         transforms: Transforms of the distributions, in order, before draws.
         stop: Where its sequences may end before all their positions are written.
         watch: Called with a `Frame` of its own sequences after every step of any of them.
+        every_step: Whether `watch` also gets every step in which nothing can happen; otherwise only the last one of
+            several such steps in a row.
     """
 
     transforms: tuple[Transform, ...] = ()
     stop: Stop | None = None
     watch: Callable[[Frame], None] | None = None
+    every_step: bool = True
 
 
 @final
@@ -383,7 +386,7 @@ class Engine:
             if event is not None:
                 break
         if group.request.watch is not None:
-            for n in range(first, group.n):
+            for n in range(first if group.request.every_step else max(first, group.n - 1), group.n):
                 self._show([group], [n], self._x[rows], self._x[rows])
 
     def _show(
@@ -409,7 +412,7 @@ class Engine:
         for request, step in sorted(watched, key=lambda pair: pair[1]):
             chosen = [n == step and group.request is request for group, n in rows]
             own = torch.tensor(chosen, device=after.device)
-            seen = sequence[own], before[own], after[own], moving[own], fixed[own], settled[own]
+            seen = sequence[own], before[own], after[own], moving[own], fixed, settled[own]
             windows = [group.window for (group, _), mine in zip(rows, chosen, strict=True) if mine]
             costs = tuple(w.num_evaluations for w in windows), tuple(w.num_computed for w in windows)
             whole = step, self._hyperschedule.num_steps
