@@ -130,6 +130,7 @@ def test_typing_and_generating_shows_tokens_that_change(open_page: Any, address:
     assert tab.locator(".text .token.mask").count() == 0
 
 
+@pytest.mark.slow
 def test_replay_of_a_finished_generation_goes_back(open_page: Any) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=8&seed=3")
     press(tab, "Generate")
@@ -141,6 +142,7 @@ def test_replay_of_a_finished_generation_goes_back(open_page: Any) -> None:
     assert words(tab) == end
 
 
+@pytest.mark.slow
 def test_two_settings_share_a_seed(open_page: Any, address: str) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=12&seed=3&algorithm=original")
     tab.get_by_label("Compare two settings on one seed").check()
@@ -155,6 +157,7 @@ def test_two_settings_share_a_seed(open_page: Any, address: str) -> None:
     assert tab.get_by_role("heading", name="acs, eta 0.9").is_visible()
 
 
+@pytest.mark.slow
 def test_gaps_are_filled(open_page: Any) -> None:
     tab = open_page("seed=3&max_tokens=9")
     tab.get_by_label("Prompt").fill("In the ")
@@ -214,6 +217,7 @@ def test_words_are_chosen_fixed_masked_and_written_again(open_page: Any) -> None
     assert tab.evaluate("document.activeElement.id") == "result-title"
 
 
+@pytest.mark.slow
 def test_stopping_keeps_what_is_written_and_ends_the_work(open_page: Any, address: str) -> None:
     tab = open_page(LONG)
     press(tab, "Generate")
@@ -242,6 +246,7 @@ def _wait_for_no_request(tab: Any, address: str) -> None:
     pytest.fail("the server still works on a request")
 
 
+@pytest.mark.slow
 def test_reload_in_the_middle_ends_the_work_and_keeps_the_settings(open_page: Any, address: str) -> None:
     tab = open_page(LONG)
     press(tab, "Generate")
@@ -255,6 +260,7 @@ def test_reload_in_the_middle_ends_the_work_and_keeps_the_settings(open_page: An
     assert finish(tab).startswith("Finished")
 
 
+@pytest.mark.slow
 def test_two_tabs_generate_at_once(open_page: Any, address: str) -> None:
     tabs = [open_page(f"prompt=In the beginning&max_tokens=12&seed={seed}") for seed in (3, 4)]
     for tab in tabs:
@@ -286,6 +292,7 @@ def test_refusals_are_shown_at_the_field(open_page: Any) -> None:
     assert tab.locator(".run").count() == 1
 
 
+@pytest.mark.slow
 def test_a_busy_server_and_one_that_is_away_are_told_apart(open_page: Any) -> None:
     with serving([small_model()], ServeOptions(queue=1)) as address:
         first, second = open_page(LONG, address), open_page(LONG, address)
@@ -301,6 +308,7 @@ def test_a_busy_server_and_one_that_is_away_are_told_apart(open_page: Any) -> No
     expect(second.get_by_role("alert")).to_contain_text("The server does not answer.")
 
 
+@pytest.mark.slow
 def test_failures_in_the_middle_are_reported(open_page: Any, address: str) -> None:
     with serving([small_model()], ServeOptions(request_timeout=1.0)) as slow:
         tab = open_page(LONG, slow)
@@ -340,6 +348,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(open_page: Any) -> None:
         expect(field).to_be_focused()
 
 
+@pytest.mark.slow
 def test_link_restores_the_settings(open_page: Any) -> None:
     tab = open_page()
     press(tab, "With and without correction")
@@ -356,6 +365,7 @@ def test_link_restores_the_settings(open_page: Any) -> None:
     assert other.get_by_role("group", name="Second settings").is_visible()
 
 
+@pytest.mark.slow
 def test_text_is_shown_where_it_cannot_be_copied(open_page: Any) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=2&seed=3")
     tab.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
@@ -367,6 +377,7 @@ def test_text_is_shown_where_it_cannot_be_copied(open_page: Any) -> None:
     assert not tab.get_by_role("dialog").is_visible()
 
 
+@pytest.mark.slow
 def test_download_is_a_trace(open_page: Any, tmp_path: Path) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=8&seed=3")
     press(tab, "Generate")
@@ -444,6 +455,7 @@ def test_page_has_no_inline_code_and_a_strict_policy(address: str) -> None:
         assert httpx.get(f"{address}{outside}").status_code == 404
 
 
+@pytest.mark.slow
 def test_reduced_motion_gives_few_pictures(open_page: Any) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=12&seed=3", reduced_motion="reduce")
     tab.evaluate(
@@ -456,6 +468,7 @@ def test_reduced_motion_gives_few_pictures(open_page: Any) -> None:
     assert tab.evaluate("count") <= seconds + 2
 
 
+@pytest.mark.slow
 def test_keyboard_alone_is_enough(open_page: Any) -> None:
     """Tab follows the order of the page, and nothing traps it."""
     tab = open_page("prompt=In the beginning&max_tokens=8&seed=3")
@@ -523,6 +536,7 @@ def test_axe_finds_no_violation(open_page: Any, width: int, scheme: str) -> None
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 def test_axe_finds_no_violation_in_the_form_for_the_key(open_page: Any) -> None:
     with serving([small_model()], ServeOptions(api_key="sesame")) as address:
         tab = open_page("", address, bypass_csp=True)

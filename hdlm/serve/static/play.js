@@ -377,7 +377,7 @@
       if (own && masked.has(i)) span.dataset.edit = "masked";
       else if (added) span.dataset.edit = "fixed";
       if (own && words.has(i)) span.dataset.word = words.get(i).piece.trim() || "↵";
-      const piece = visible(run.piece(run.tokens[i])), where = `position ${i}`;
+      const piece = visible(run.piece(run.tokens[i])), where = `Position ${i}`;
       if (own && masked.has(i)) rows.push(`${where}: ${piece} is masked`);
       else if (own && words.has(i)) rows.push(`${where}: ${piece} becomes ${visible(words.get(i).piece)}`);
       else if (added) rows.push(`${where}: ${piece} is fixed`);
@@ -386,7 +386,7 @@
     byId("edits").hidden = !rows.length;
     byId("edits").querySelector("ul").replaceChildren(...rows.map((row) => make("li", {}, row)));
     byId("rewrite").setAttribute("aria-disabled", String(!canvas().includes(null)));
-    if (rows.length) say(`${plural(rows.length, "change")}: ${rows[rows.length - 1]}.`);
+    if (rows.length) say(`${plural(rows.length, "change")}. ${rows[rows.length - 1]}.`);
   }
   function canvas() { // the tokens on the stage with the changes; null is a gap
     const { slot, masked, words } = shown.edits, run = shown.replay.runs[slot], mask = run.trace.mask_id;
@@ -486,6 +486,10 @@
     say("The changes are undone.");
   });
   for (const node of document.querySelectorAll("[data-copy]")) node.addEventListener("click", () => copy(node.dataset.copy));
-  addEventListener("hashchange", () => { if (!form.hidden) restore(location.hash.slice(1)); });
+  addEventListener("hashchange", () => {
+    if (form.hidden) return;
+    field("model").selectedIndex = 0;
+    restore(location.hash.slice(1));
+  });
   loadModels();
 })();
