@@ -19,6 +19,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
+import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +83,18 @@ def run(args: argparse.Namespace) -> int:
         act_one(console, args.seed, device)
     if args.act != "1":
         act_two(console, args, device)
+    served = "" if args.act == "1" else f" {shlex.quote(str(args.output))}"
+    console.print("\nWatch it write and correct itself in the browser, at http://127.0.0.1:8000:")
+    console.print(f"  {_program()} serve{served}", markup=False, soft_wrap=True)
     return 0
+
+
+def _program() -> str:
+    """The word or the path by which a shell finds this program."""
+    if shutil.which("hdlm"):
+        return "hdlm"
+    called = Path(sys.argv[0])
+    return shlex.quote(str(called)) if called.name == "hdlm" else f"{shlex.quote(sys.executable)} -m hdlm"
 
 
 def _vacant(folder: Path) -> Path:
@@ -142,7 +156,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
         carry_out(session, console, goals, stop=stop, last=report, adapts=adapts, ends_early=True)
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
     console.print(
-        f'  hdlm sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
+        f'  {_program()} sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
     )
     console.print(f"[dim]act 2 took {(time.perf_counter() - began) / 60:.1f} minutes[/]")
 

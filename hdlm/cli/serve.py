@@ -1,6 +1,7 @@
 """Serve models with the interface of OpenAI: completions, chats and texts with gaps.
 
-Without CHECKPOINT the model that ships with hdlm is served. See docs/serving.md.
+Without CHECKPOINT the model that ships with hdlm is served. In a browser, the address is a playground that shows texts
+while they are written. See docs/serving.md.
 
 Examples:
   hdlm serve                                        the shipped model, on http://127.0.0.1:8000

@@ -8,7 +8,7 @@ differ. The text of a request does not depend on other requests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
@@ -20,7 +20,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
-from hdlm.generation.text import BLANK, Passage
+from hdlm.generation.text import Passage, has_gaps
 from hdlm.generation.write import _given
 from hdlm.regime import Regime
 from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt, algorithm
@@ -36,7 +36,8 @@ class WriteRequest:
 
     Attributes:
         checkpoint: Checkpoint of the model.
-        prompt: Text to begin with; if it contains `[MASK]`, a text whose gaps are to be filled in.
+        prompt: Text to begin with; if it contains `[MASK]`, a text whose gaps are to be filled in. Or the token ids of
+            a whole canvas, None for a gap of one token.
         settings: The settings of generation.
         num: Number of passages, at least 1.
         seed: Seed of all random numbers.
@@ -49,7 +50,7 @@ class WriteRequest:
     """
 
     checkpoint: Checkpoint
-    prompt: str
+    prompt: str | Sequence[int | None]
     settings: Settings = field(default_factory=Settings)
     num: int = 1
     seed: int = 0
@@ -87,7 +88,7 @@ class WriteRequest:
     @property
     def infilling(self) -> bool:
         """Whether gaps of a text are filled in."""
-        return BLANK.search(self.prompt) is not None
+        return has_gaps(self.prompt)
 
     @property
     def length(self) -> int:

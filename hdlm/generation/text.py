@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from hdlm.data.tokenizer import Place, Tokenizer
 
-__all__ = ["BLANK", "Passage", "Passages", "blanks"]
+__all__ = ["BLANK", "Passage", "Passages", "blanks", "has_gaps"]
 
 BLANK = re.compile(r"\[MASK(?::([0-9]+))?\]")
 """A gap in a text: `[MASK]` for one token, `[MASK:5]` for five."""
@@ -60,6 +60,11 @@ class Passages(list[Passage]):
             A `hdlm.view.page.ReplayPage`, which a notebook shows, and which `save(path)` writes.
         """
         return self._again()
+
+
+def has_gaps(prompt: str | Sequence[int | None]) -> bool:
+    """Whether a prompt is a whole canvas with gaps: a text with `[MASK]`, or token ids."""
+    return not isinstance(prompt, str) or BLANK.search(prompt) is not None
 
 
 def blanks(text: str, tokenizer: Tokenizer, mask_id: int, most: int | None = None) -> list[int]:

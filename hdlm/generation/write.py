@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from hdlm.data.tokenizer import Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
-from hdlm.generation.text import BLANK, Passage, _piece, blanks
+from hdlm.generation.text import Passage, _piece, blanks, has_gaps
 from hdlm.regime import Regime
 from hdlm.sampling import (
     ApproximateCache,
@@ -66,7 +66,7 @@ def write(
     tokenizer = checkpoint.tokenizer
     given, regime = _given(checkpoint, tokenizer, prompt, settings)
     num_given = int(given.fixed.sum())
-    gaps = BLANK.search(prompt) is not None
+    gaps = has_gaps(prompt)
     ends = ending.at_end_of_text or bool(ending.strings)
     if ends and gaps:
         raise ValueError(
@@ -156,18 +156,23 @@ def complete(
 
 
 def _given(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, settings: Settings
+    checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str | Sequence[int | None], settings: Settings
 ) -> tuple[Prompt, Regime]:
     """The given tokens, and the regime for the others."""
-    if BLANK.search(prompt):
-        ids = blanks(prompt, tokenizer, checkpoint.vocabulary.mask_id, checkpoint.length)
+    mask_id = checkpoint.vocabulary.mask_id
+    if has_gaps(prompt):
+        if isinstance(prompt, str):
+            ids = blanks(prompt, tokenizer, mask_id, checkpoint.length)
+        else:
+            ids = [mask_id if token is None else token for token in prompt]
         if settings.length is not None or settings.new_tokens is not None:
             raise ValueError(
                 f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` and "
                 "`new_tokens` out."
             )
         regime = planned(checkpoint, settings, len(ids), infilling=True)
-        return Prompt.infill(ids, checkpoint.vocabulary.mask_id), regime
+        return Prompt.infill(ids, mask_id), regime
+    assert isinstance(prompt, str)
     ids = prompt_ids(tokenizer, prompt)
     length = settings.canvas(len(ids), checkpoint.length)
     return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)

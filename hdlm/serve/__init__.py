@@ -12,5 +12,5 @@
 | `app` | the routes |
 | `run` | uvicorn |
 
-The files of a page for the browser belong into `hdlm/serve/static`; the route `/` returns its `index.html`.
+The route `/` returns the playground, `static/index.html`. It shows generations with the player of `hdlm/view/static`.
 """

@@ -39,6 +39,7 @@ from hdlm.serve.schema import (
     TextAnswer,
 )
 from hdlm.serve.translate import BadRequestError, Plan, client_plan
+from hdlm.view.page import static_files
 
 __all__ = ["create_app"]
 
@@ -158,17 +159,12 @@ def _add_plain_routes(app: FastAPI) -> None:
             raise BadRequestError(f"There is no model {name!r}.", "model", 404, "model_not_found")
         return _entry(app.state.models[name])
 
-    if (_STATIC / "index.html").is_file():
-        app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.mount("/static/replay", StaticFiles(directory=static_files()), name="replay")
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        index = _STATIC / "index.html"
-        return (
-            FileResponse(index)
-            if index.is_file()
-            else JSONResponse({"name": "hdlm", "openapi": "/openapi.json"})
-        )
+        return FileResponse(_STATIC / "index.html")
 
 
 def _add_text_routes(app: FastAPI) -> None:

@@ -221,7 +221,7 @@ class Worker:
 def job_of(
     worker: Worker,
     build: Callable[..., WriteRequest],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int | None]],
     *,
     alternatives: int | None,
     frame: Callable[[Trace, Frame, WriteRequest], Any] | None,
@@ -249,7 +249,7 @@ def _request(
     worker: Worker,
     job: Job,
     place: int,
-    prompt: str,
+    prompt: str | Sequence[int | None],
     build: Callable[..., WriteRequest],
     alternatives: int | None,
     frame: Callable[[Trace, Frame, WriteRequest], Any] | None,

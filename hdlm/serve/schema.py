@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Text = Annotated[str, Field(max_length=10**7)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -153,7 +154,10 @@ class ChatRequest(AbstractRequest):
 class InfillRequest(AbstractRequest):
     """A request for /v1/infill."""
 
-    text: Text = Field(description="Text with gaps: [MASK] is a gap of one token, [MASK:5] one of five.")
+    text: Text | Annotated[list[TokenId | None], Field(min_length=1, max_length=10**6)] = Field(
+        description="Text with gaps: [MASK] is a gap of one token, [MASK:5] one of five. Or the token ids of the whole "
+        "text, null for a gap of one token."
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="As in /v1/completions.")
 
     @property
@@ -219,6 +223,7 @@ class ModelEntry(BaseModel):
     owned_by: str = "hdlm"
     max_model_len: int
     hdlm_algorithms: list[str]
+    hdlm_hyperschedules: list[str] = list(get_args(FamilyName))
     hdlm_chat: bool
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 from hdlm.generation.company import WriteRequest
 from hdlm.generation.passages import Ending
 from hdlm.generation.settings import Settings
-from hdlm.generation.text import BLANK, Passage
+from hdlm.generation.text import BLANK, Passage, has_gaps
 from hdlm.generation.write import prompt_ids
 from hdlm.sampling import Change, Trace
 from hdlm.serve.jobs import Job, JobEvent
@@ -69,7 +69,7 @@ class Plan:
     Attributes:
         kind: Kind of the answer.
         model: Model of the request.
-        prompts: The prompts, with their gaps.
+        prompts: The prompts, with their gaps; token ids where the client sent them.
         settings: The settings of generation, for each prompt.
         num: Passages for each prompt.
         seed: Seed of all random numbers.
@@ -84,7 +84,7 @@ class Plan:
 
     kind: Kind
     model: ServedModel
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Sequence[int | None], ...]
     settings: tuple[Settings, ...]
     num: int
     seed: int
@@ -106,7 +106,7 @@ class Plan:
     @property
     def whole(self) -> bool:
         """Whether gaps are filled in, so that a passage has no text before it is finished."""
-        return BLANK.search(self.prompts[0]) is not None
+        return has_gaps(self.prompts[0])
 
     def request(self, place: int, **watchers: Any) -> WriteRequest:
         """The request to the writer for one prompt.
@@ -307,9 +307,10 @@ def client_plan(
         usage=body.stream_options is not None and body.stream_options.include_usage,
     )
     if isinstance(body, InfillRequest):
-        if not BLANK.search(body.text):
+        if None not in body.text if isinstance(body.text, list) else not has_gaps(body.text):
             raise BadRequestError(
-                "The text has no gap: write [MASK] for one token, [MASK:5] for five.", "text"
+                "The text has no gap: write [MASK] for one token, [MASK:5] for five, null in a list of token ids.",
+                "text",
             )
         return common(
             "infill", prompts=(body.text,), settings=(settings,), ending=Ending(), logprobs=body.logprobs

@@ -279,10 +279,11 @@ def test_train_after_ctrl_c_leaves_usable_checkpoint(hdlm, home, tmp_path):
 def test_demo_act_2_writes_run_folder_and_report(hdlm, tmp_path):
     text, output = tmp_path / "text.txt", tmp_path / "demo"
     text.write_text(" ".join(random.Random(1).choices(WORDS, k=8000)))
-    status, _, err = hdlm(
+    status, out, err = hdlm(
         "demo", "--act", 2, "--minutes", 0.05, "--text", text, "--output", output, "--device", "cpu"
     )
     assert (status, err) == (0, "")
+    assert out.rstrip().endswith(f" serve {output}")
     assert {path.name for path in output.iterdir()} >= {
         "model.safetensors",
         "config.json",

@@ -6,8 +6,6 @@ Needs Chromium (`CHROMIUM` names another one than /usr/bin/chromium) and the dep
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -21,12 +19,9 @@ from hdlm.generation import TraceDocument, record
 from hdlm.generation.recording import change_columns
 from hdlm.sampling import Change
 from hdlm.view.page import ReplayPage, static_files
-from tests.conftest import NO_BROWSER
+from tests.browsing import NEEDS_CHROMIUM, check_accessibility, chromium, wait_until
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NO_BROWSER)
-pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=NO_BROWSER)
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +36,8 @@ def traces() -> dict[str, TraceDocument]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -73,14 +66,6 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 def value(tab: Any, name: str) -> Any:
     return tab.evaluate(f"hdlmReplay.page.{name}")
-
-
-def wait_until(tab: Any, condition: str) -> None:
-    """Wait for an expression; the policy of the page forbids Playwright to do so inside it."""
-    end = time.monotonic() + 30
-    while not tab.evaluate(condition):
-        assert time.monotonic() < end, condition
-        tab.wait_for_timeout(20)
 
 
 def words(tab: Any, run: int = 0) -> str:
@@ -307,8 +292,7 @@ def test_axe_finds_no_violation(open_page: Any, traces: Any, width: int, scheme:
         for position in (0, 8, value(tab, "length") - 1):
             tab.evaluate(f"hdlmReplay.page.seek({position})")
             tab.locator(".text .token").nth(9).hover()
-            found = axe.Axe().run(tab)
-            assert not found.response["violations"], found.generate_report()
+            check_accessibility(tab)
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

@@ -163,6 +163,30 @@ def test_frames_are_a_trace(client: openai.OpenAI) -> None:
     assert MODEL.checkpoint.tokenizer.decode(tokens).strip().startswith(text)
 
 
+def test_token_ids_with_gaps_are_filled_in(address: str) -> None:
+    """The canvas is the list: given tokens stay where they are, also where their text has other tokens."""
+    ids = [*prompt_ids(MODEL.checkpoint.tokenizer, PROMPT), None, 7, None]
+    body = {"text": ids, "seed": 2, "stream": True, "diffusion_frames": True}
+    lines = [
+        line[6:] for line in post(address, "/v1/infill", **body).text.splitlines() if "hdlm_frame" in line
+    ]
+    frames = [json.loads(line)["hdlm_frame"] for line in lines]
+    mask_id = MODEL.checkpoint.vocabulary.mask_id
+    (sequence,) = frames[0]["document"]["sequences"]
+    assert sequence["start"] == [mask_id if token is None else token for token in ids]
+    assert {place for frame in frames for place in frame["changes"]["position"]} == {
+        len(ids) - 3,
+        len(ids) - 1,
+    }
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [], [None, 10**6], [None] * 100, [-1, None], [None, "a"]])
+def test_token_ids_that_do_not_fit_are_refused(address: str, ids: list[Any]) -> None:
+    answer = post(address, "/v1/infill", text=ids)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
 COMPANY: tuple[dict[str, Any], ...] = tuple(
     {
         "prompt": prompt,
@@ -324,9 +348,9 @@ def test_a_server_for_others_needs_a_key() -> None:
 
 def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
     slow = {"prompt": "", "max_tokens": 40, "hyperschedule": "autoregressive", "stream": True}
-    with serving([MODEL], ServeOptions(slots=2, queue=2)) as address:
+    with serving([MODEL], ServeOptions(slots=2, queue=2, max_n=500)) as address:
         with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as other:
-            body = slow | {"diffusion_frames": True, "n": 16}
+            body = slow | {"diffusion_frames": True, "n": 500}
             with (
                 one.stream("POST", f"{address}/v1/completions", json=body) as first,
                 other.stream("POST", f"{address}/v1/completions", json=body) as second,

@@ -31,6 +31,7 @@
   "use strict";
 
   const MASK = "░", NOISE = "·", SPEEDS = [0.25, 0.5, 1, 2, 4, 8];
+  const QUIET = 3000; // milliseconds between announcements while a run is being written
   const FRESH = { unmasked: "written", corrected: "corrected", remasked: "masked" };
   const STATES = [
     ["settled", "settled: final"],
@@ -227,7 +228,8 @@
         this.spans[this.focused].tabIndex = -1;
         this.spans[i].tabIndex = 0;
         this.focused = i;
-        this.player.inspect(this.number, i, true);
+        // A press of the mouse changes nothing above the text: otherwise the token moves away before the click.
+        this.player.inspect(this.number, i, this.spans[i].matches(":focus-visible"));
       });
       this.text.addEventListener("click", (event) => {
         const i = place(event);
@@ -402,6 +404,7 @@
       this.element = element;
       this.traces = traces;
       this.live = Boolean(options.live);
+      this.said = performance.now(); // when the live region last changed
       this.id = `hdlm-replay-${++mounted}`;
       this.places = traces.map((trace) => Math.min(options.sequence ?? 0, trace.sequences.length - 1));
       this.speed = SPEEDS.includes(options.speed) ? options.speed : 1;
@@ -572,6 +575,7 @@
       }).join(". ");
     }
     rest() { // what a screen reader hears when nothing plays
+      this.said = performance.now();
       this.status.textContent = this.summary();
       for (const view of this.views) view.speak();
     }
@@ -617,17 +621,18 @@
       last.evaluations = Math.max(last.evaluations, frame.evaluations ?? 0);
       last.computed = Math.max(last.computed, frame.computed ?? 0);
       this.extended(follow);
+      if (follow && performance.now() - this.said > QUIET) this.rest();
     }
     finish(number = 0) {
       const follow = this.position === this.length - 1 && !this.timer;
       this.runs[number].finish(0, 0);
       this.extended(follow);
+      if (follow) this.rest();
     }
     extended(follow) {
       this.align();
       if (follow) this.position = this.length - 1;
       this.show();
-      if (follow) this.rest();
     }
     destroy() {
       clearTimeout(this.timer);
