@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from hdlm.generation.settings import FamilyName
 
 __all__ = [
+    "AbstractRequest",
     "ChatRequest",
-    "CommonRequest",
     "CompletionRequest",
     "ErrorAnswer",
     "InfillRequest",
@@ -26,20 +27,14 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _Strict(BaseModel):
-    """Refuses unknown fields, which would otherwise have no effect."""
-
-    model_config = ConfigDict(extra="forbid", strict=False)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(BaseModel, extra="forbid"):
     """Options of a stream."""
 
     include_usage: bool = Field(False, description="Send a last chunk with the usage.")
 
 
-class CommonRequest(_Strict):
-    """The fields that all requests for text share."""
+class AbstractRequest(BaseModel, abc.ABC, extra="forbid"):
+    """The fields that all requests for text share; unknown fields are refused, because they would have no effect."""
 
     model: str = Field(
         "", max_length=500, description="Name of a model in /v1/models; empty for the first one."
@@ -85,8 +80,13 @@ class CommonRequest(_Strict):
     )
     user: str | None = Field(None, max_length=500, description="Has no effect.")
 
+    @property
+    @abc.abstractmethod
+    def num_passages(self) -> int:
+        """Number of passages that the request asks for."""
 
-class CompletionRequest(CommonRequest):
+
+class CompletionRequest(AbstractRequest):
     """A request for /v1/completions."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1000)] = Field(
@@ -112,15 +112,19 @@ class CompletionRequest(CommonRequest):
     presence_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
     logit_bias: dict[str, float] | None = Field(None, description="Must be empty, if given.")
 
+    @property
+    def num_passages(self) -> int:
+        return self.n * (1 if isinstance(self.prompt, str) else len(self.prompt))
 
-class ChatPart(_Strict):
+
+class ChatPart(BaseModel, extra="forbid"):
     """A part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(_Strict):
+class ChatMessage(BaseModel, extra="forbid"):
     """A message of a chat."""
 
     role: Annotated[str, Field(min_length=1, max_length=100)]
@@ -128,7 +132,7 @@ class ChatMessage(_Strict):
     name: str | None = Field(None, max_length=100)
 
 
-class ChatRequest(CommonRequest):
+class ChatRequest(AbstractRequest):
     """A request for /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
@@ -142,8 +146,12 @@ class ChatRequest(CommonRequest):
     presence_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
     logit_bias: dict[str, float] | None = Field(None, description="Must be empty, if given.")
 
+    @property
+    def num_passages(self) -> int:
+        return self.n
 
-class InfillRequest(CommonRequest):
+
+class InfillRequest(AbstractRequest):
     """A request for /v1/infill."""
 
     text: Text | Annotated[list[TokenId | None], Field(min_length=1, max_length=10**6)] = Field(
@@ -151,6 +159,10 @@ class InfillRequest(CommonRequest):
         "text, null for a gap of one token."
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="As in /v1/completions.")
+
+    @property
+    def num_passages(self) -> int:
+        return self.n
 
 
 class ErrorBody(BaseModel):

@@ -20,7 +20,7 @@ from hdlm.sampling import Change, Trace
 from hdlm.serve.jobs import Job, JobEvent
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
-from hdlm.serve.schema import ChatRequest, CommonRequest, CompletionRequest, InfillRequest
+from hdlm.serve.schema import AbstractRequest, ChatRequest, CompletionRequest, InfillRequest
 from hdlm.strict_config import OptionError, nearest
 
 __all__ = ["BadRequestError", "Plan", "client_plan"]
@@ -318,7 +318,7 @@ def client_plan(
     _check_unsupported(body)
     if isinstance(body, ChatRequest):
         return _chat_plan(body, model, settings, common)
-    return _completion_plan(body, model, settings, common, options)
+    return _completion_plan(body, model, settings, common)
 
 
 def _completion_plan(
@@ -326,15 +326,8 @@ def _completion_plan(
     model: ServedModel,
     settings: Settings,
     common: partial[Plan],
-    options: ServeOptions,
 ) -> Plan:
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if len(prompts) * body.n > options.max_n:
-        raise BadRequestError(
-            f"The request asks for {len(prompts) * body.n} passages; this server writes at most {options.max_n} in a "
-            "request.",
-            "prompt",
-        )
     if body.suffix is not None:
         return _suffix_plan(body, prompts, settings, common)
     count = body.max_tokens
@@ -415,7 +408,7 @@ def _ending(body: CompletionRequest | ChatRequest, model: ServedModel) -> Ending
     return Ending(ends, strings)
 
 
-def _settings(body: CommonRequest, model: ServedModel, options: ServeOptions) -> Settings:
+def _settings(body: AbstractRequest, model: ServedModel, options: ServeOptions) -> Settings:
     """The settings of generation that the fields of a request describe."""
     steps, width = _either(body, "steps", "max_denoising_steps"), _either(body, "width", "block_length")
     if steps is not None and steps > options.max_steps:
@@ -444,7 +437,7 @@ def _settings(body: CommonRequest, model: ServedModel, options: ServeOptions) ->
     )
 
 
-def _algorithm(body: CommonRequest, model: ServedModel) -> tuple[str, float | None]:
+def _algorithm(body: AbstractRequest, model: ServedModel) -> tuple[str, float | None]:
     """The name of the algorithm, and its `eta`."""
     name, eta = body.algorithm, body.eta
     if body.threshold is not None:
@@ -471,9 +464,15 @@ def _algorithm(body: CommonRequest, model: ServedModel) -> tuple[str, float | No
     return name, eta
 
 
-def _check_common(body: CommonRequest, options: ServeOptions) -> None:
+def _check_common(body: AbstractRequest, options: ServeOptions) -> None:
     if body.n > options.max_n:
         raise BadRequestError(f"`n` is {body.n}; this server writes at most {options.max_n} passages.", "n")
+    if body.num_passages > options.max_n:
+        raise BadRequestError(
+            f"The request asks for {body.num_passages} passages; this server writes at most {options.max_n} in a "
+            "request.",
+            "prompt",
+        )
     if body.diffusion_frames and not body.stream:
         raise BadRequestError("`diffusion_frames` needs `stream`: true.", "diffusion_frames")
     if body.stream_options is not None and not body.stream:
@@ -491,7 +490,7 @@ def _check_unsupported(body: CompletionRequest | ChatRequest) -> None:
         raise BadRequestError("`best_of` is not supported beyond `n`: leave it out.", "best_of")
 
 
-def _either(body: CommonRequest, name: str, other: str) -> int | None:
+def _either(body: AbstractRequest, name: str, other: str) -> int | None:
     """The value of a field that has two names."""
     first, second = getattr(body, name), getattr(body, other)
     if first is not None and second is not None and first != second:

@@ -14,7 +14,14 @@ import torch
 from hdlm.cli import main
 from hdlm.hyperschedule import AbstractCountdown, AbstractHyperschedule, Block
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
-from hdlm.objective import NELBO, AbstractObjective, ScoreEntropy, WeightedCrossEntropy
+from hdlm.objective import (
+    NELBO,
+    AbstractObjective,
+    CleanStream,
+    MaskedCrossEntropy,
+    ScoreEntropy,
+    WeightedCrossEntropy,
+)
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean, NetworkInputs
 from hdlm.process import AbstractNoiseProcess, GammaHybrid, Kernel, Weights
 from hdlm.sampling import Ancestral
@@ -26,6 +33,14 @@ QUICK = Trial(seed=1, samples=4000)
 def violated_laws(subject, trial=QUICK):
     """Names of the laws that a subject breaks."""
     return {verdict.law.replace(" ", "_") for verdict in verify(subject, trial) if not verdict.finding.ok}
+
+
+PUBLISHED_LOSSES = {CleanStream, MaskedCrossEntropy}
+"""Losses of published recipes that are not the same on one canvas and in two streams, which is a law of the others.
+
+`CleanStream` has no terms on one canvas, and the weights of `MaskedCrossEntropy` do not depend on the hyperschedule.
+`tests/parity/test_golden_recipes.py` and `tests/unit/test_conversion.py` test them.
+"""
 
 
 # --- what is built in --------------------------------------------------------------------------------------------
@@ -42,7 +57,7 @@ def test_built_in_subjects_cover_every_public_piece():
         module = import_module(f"hdlm.{group}")
         exported = [getattr(module, name) for name in module.__all__]
         classes = {item for item in exported if inspect.isclass(item) and issubclass(item, kinds)}
-        assert {item for item in classes if not inspect.isabstract(item)} <= tried
+        assert {item for item in classes if not inspect.isabstract(item)} <= tried | PUBLISHED_LOSSES
     assert {name.split(":")[0] for name in built_in()} == set(GROUPS)
 
 

@@ -310,10 +310,12 @@ INPUTS = {
     "config",
     "config_dir",
     "cache_dir",
+    "chat_template",
     "data_dir",
     "include_path",
     "evaluation",
     "runs",
+    "traces",
     "metrics",
 }
 """Options of type `Path` that are read."""
@@ -381,12 +383,16 @@ def test_output_checks_cover_every_writing_verb() -> None:
         "demo",
         "eval",
         "export",
+        "finetune",
         "plot",
         "sample",
         "show",
+        "study",
         "tokenize",
         "train",
         "tune",
+        "verify",
+        "view",
     }
 
 

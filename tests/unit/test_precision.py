@@ -53,7 +53,7 @@ def test_until_precise_resumes_from_known_result() -> None:
 
 
 def test_until_precise_estimates_replicates_for_unreached_target() -> None:
-    with pytest.raises(ValueError, match=r"after 8 replicates .* about \d+ would do"):
+    with pytest.raises(ValueError, match=r"after 8 replicates .* about \d+ would be enough"):
         until_precise(measure, 1e-3, most=8)
     with pytest.raises(ValueError, match="positive"):
         until_precise(measure, 0.0)

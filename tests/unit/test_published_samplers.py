@@ -436,7 +436,7 @@ def test_published_samplers_accept_peer_models(shared, peer):
         tokens = sampling.get_sa_sampling_fn(cfg, meta_schedule=Block(LENGTH, 4, 2), batch_dims=(2,))(model)
         assert tokens.shape == (2, LENGTH)
     elif peer in ("duo", "gidd"):
-        with pytest.raises(ValueError, match="told its noise"):
+        with pytest.raises(ValueError, match="conditioned on the noise"):
             model(tokens, None)
     else:
         assert model(tokens, torch.arange(LENGTH)).shape == (1, LENGTH, words + 1)

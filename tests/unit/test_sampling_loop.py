@@ -119,7 +119,7 @@ def test_first_hitting_makes_at_most_one_call_per_token() -> None:
 
 def test_first_hitting_rejects_process_that_changes_words() -> None:
     model = denoiser(GammaHybrid(WORDS, 0.2), LogScore())
-    with pytest.raises(ValueError, match="words wait"):
+    with pytest.raises(ValueError, match="changes no word"):
         sample(model, Regime(flat(LENGTH, 2)), FirstHitting())
 
 

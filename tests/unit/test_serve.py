@@ -348,9 +348,9 @@ def test_a_server_for_others_needs_a_key() -> None:
 
 def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
     slow = {"prompt": "", "max_tokens": 40, "hyperschedule": "autoregressive", "stream": True}
-    with serving([MODEL], ServeOptions(slots=2, queue=2)) as address:
+    with serving([MODEL], ServeOptions(slots=2, queue=2, max_n=500)) as address:
         with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as other:
-            body = slow | {"diffusion_frames": True, "n": 16}
+            body = slow | {"diffusion_frames": True, "n": 500}
             with (
                 one.stream("POST", f"{address}/v1/completions", json=body) as first,
                 other.stream("POST", f"{address}/v1/completions", json=body) as second,

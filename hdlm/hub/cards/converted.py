@@ -28,7 +28,8 @@ class ConvertedCard(AbstractCard):
     name: ClassVar[str] = "converted"
 
     def recognises(self, evidence: Evidence) -> bool:
-        return isinstance(evidence.config.get(PIECES), Mapping)
+        table = evidence.config.get(PIECES)  # exports in the published layout have another table of this name
+        return isinstance(table, Mapping) and "parameterization" in table
 
     def blueprint(self, evidence: Evidence) -> Blueprint:
         fields = Fields(evidence.config, evidence.origin)

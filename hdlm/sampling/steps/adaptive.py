@@ -116,7 +116,7 @@ class ByEntropy:
     ) -> Bool[Tensor, "b l"]:
         entropy = torch.full(masked.shape, torch.inf, dtype=torch.float64, device=masked.device)
         entropies = reading.each(masked, lambda log_p: torch.special.entr(log_p.exp()).sum(-1))
-        entropy[masked] = entropies.double()
+        entropy = entropy.masked_scatter(masked, entropies.double())
         order = ascending(entropy, tie)
         ordered = entropy.gather(1, order)
         before = (ordered.cumsum(1) - ordered).nan_to_num(torch.inf)
@@ -127,8 +127,7 @@ class ByEntropy:
 def _confidence(reading: Reading, masked: Bool[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     """The largest log probability at each mask; minus infinity at other positions."""
     best = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=masked.device)
-    best[masked] = reading.each(masked, lambda log_p: log_p.amax(-1)).double()
-    return best
+    return best.masked_scatter(masked, reading.each(masked, lambda log_p: log_p.amax(-1)).double())
 
 
 def _write(x: Int[Tensor, "b l"], move: Move, sure: _Sure, *, greedy: bool) -> Int[Tensor, "b l"]:

@@ -66,7 +66,8 @@ class DoubtCorrection:
         drawn = redraw & ~noised
         new = torch.where(noised, draw_word(move.process.num_words, move.uniform(_WORD)), x)
         if drawn.any():
-            new[drawn] = draw_index(self._weights(move, drawn), move.uniform(_MODEL)[drawn])
+            words = draw_index(self._weights(move, drawn), move.uniform(_MODEL)[drawn])
+            new = new.masked_scatter(drawn, words)
         return new
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
