@@ -287,7 +287,7 @@
     shown = run;
     showEdits();
     if (stacked.matches) byId("result").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
-    byId("keep").hidden = false;
+    byId("keep").hidden = byId("hint").hidden = false;
     byId("downloads").replaceChildren(...jobs.map((job, slot) => {
       const node = make("button", { type: "button" }, jobs.length > 1 ? `Download trace ${slot + 1}` : "Download the trace");
       node.addEventListener("click", () => download(job, slot));
