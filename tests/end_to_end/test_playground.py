@@ -261,6 +261,30 @@ def test_reload_in_the_middle_ends_the_work_and_keeps_the_settings(open_page: An
 
 
 @pytest.mark.slow
+def test_a_new_generation_ends_the_one_before(open_page: Any, address: str) -> None:
+    tab = open_page(LONG)
+    press(tab, "Generate")
+    begin(tab)
+    number(tab, "Steps of a token").fill("3")
+    press(tab, "Generate")
+    assert finish(tab).startswith("Finished")
+    assert "step 3 of 3" in tab.locator(".counter").text_content()
+    _wait_for_no_request(tab, address)
+
+
+@pytest.mark.slow
+def test_another_model_can_be_chosen(open_page: Any) -> None:
+    with serving([small_model("one"), small_model("two")]) as address:
+        tab = open_page("prompt=In the beginning&max_tokens=2&seed=3", address)
+        tab.get_by_role("combobox", name="Model").select_option("two")
+        press(tab, "Generate")
+        finish(tab)
+        assert tab.get_by_role("heading", name="two").is_visible()
+        other = open_page(tab.url.partition("#")[2], address)
+        expect(other.get_by_role("combobox", name="Model")).to_have_value("two")
+
+
+@pytest.mark.slow
 def test_two_tabs_generate_at_once(open_page: Any, address: str) -> None:
     tabs = [open_page(f"prompt=In the beginning&max_tokens=12&seed={seed}") for seed in (3, 4)]
     for tab in tabs:
@@ -456,7 +480,7 @@ def test_page_has_no_inline_code_and_a_strict_policy(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_reduced_motion_gives_few_pictures(open_page: Any) -> None:
+def test_reduced_motion_gives_few_pictures(open_page: Any, address: str) -> None:
     tab = open_page("prompt=In the beginning&max_tokens=12&seed=3", reduced_motion="reduce")
     tab.evaluate(
         "() => { window.count = 0; const mount = hdlmReplay.mountReplay; hdlmReplay.mountReplay = (...given) => {"
@@ -466,6 +490,7 @@ def test_reduced_motion_gives_few_pictures(open_page: Any) -> None:
     press(tab, "Generate")
     seconds = float(re.search(r"after ([\d.]+) seconds", finish(tab))[1])
     assert tab.evaluate("count") <= seconds + 2
+    assert words(tab) == written(address)
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@
     shown = run;
     showEdits();
     if (stacked.matches) byId("result").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
-    byId("keep").hidden = false;
+    byId("keep").hidden = byId("hint").hidden = false;
     byId("downloads").replaceChildren(...jobs.map((job, slot) => {
       const node = make("button", { type: "button" }, jobs.length > 1 ? `Download trace ${slot + 1}` : "Download the trace");
       node.addEventListener("click", () => download(job, slot));
@@ -296,10 +296,10 @@
   }
   function advance(run, job, ended) { // append frames; more of them at a time if many wait
     const count = still.matches || document.hidden ? job.queue.length : Math.ceil(job.queue.length / 20);
-    for (const frame of job.queue.splice(0, count)) {
-      run.replay.appendFrame(frame, job.slot);
+    job.queue.splice(0, count).forEach((frame, i, frames) => {
+      run.replay.appendFrame(frame, job.slot, i === frames.length - 1);
       Object.assign(job.trace.sequences[0], { evaluations: frame.evaluations, computed: frame.computed });
-    }
+    });
     if (job.queue.length || !ended || job.closed || !job.trace) return;
     job.closed = true;
     if (job.state !== "done") return;

@@ -14,12 +14,13 @@
  *                 speed: x        One of 0.25, 0.5, 1, 2, 4, 8. Default 1.
  *                 sequence: k     The sequence of each trace to show first, by its place in the list. Default 0.
  *
- *   replay.appendFrame(frame, run = 0)
+ *   replay.appendFrame(frame, run = 0, draw = true)
  *       frame     {step, evaluations, computed, changes, pieces}: the changes of one step, in the columns of
  *                 `trace.changes`, and the texts of tokens that the trace does not have yet. `evaluations` and
  *                 `computed` are the numbers so far of the sequence. `changes` may be empty columns.
  *                 `hdlm.generation.recording.frame_of` makes such frames.
  *       run       Which of the traces it belongs to.
+ *       draw      Whether the player draws it; false if another frame follows at once.
  *   replay.finish(run = 0)                   The run has ended: show the text at rest.
  *   replay.play()  .pause()  .seek(position) Control the player; `replay.position` and `replay.length` are numbers.
  *   replay.destroy()                         Stop, and empty the element.
@@ -609,7 +610,7 @@
       nodes.push(historyTable(run, changes, moment));
       return nodes;
     }
-    appendFrame(frame, number = 0) {
+    appendFrame(frame, number = 0, draw = true) {
       const follow = this.position === this.length - 1 && !this.timer, run = this.runs[number], trace = this.traces[number];
       for (const [token, text] of Object.entries(frame.pieces ?? {})) {
         trace.pieces[token] = text;
@@ -620,6 +621,7 @@
       const last = run.moments[run.moments.length - 1];
       last.evaluations = Math.max(last.evaluations, frame.evaluations ?? 0);
       last.computed = Math.max(last.computed, frame.computed ?? 0);
+      if (!draw) return;
       this.extended(follow);
       if (follow && performance.now() - this.said > QUIET) this.rest();
     }
