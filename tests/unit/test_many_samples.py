@@ -94,6 +94,17 @@ def test_draw_samples_resumes_with_other_number_of_processes(checkpoint, wanted,
         draw_samples(checkpoint, SHORT, num=1, processes=Processes(2, 0))
 
 
+def test_samples_recorded_before_a_setting_existed_are_resumed(checkpoint, tmp_path):
+    keep = tmp_path / "samples.jsonl"
+    draw_samples(checkpoint, SHORT, num=1, seed=3, keep=keep)
+    first, *rest = keep.read_text().splitlines()
+    made_with = json.loads(first)
+    del made_with["settings"]["sub_block"], made_with["settings"]["new_tokens"]
+    keep.write_text("\n".join([json.dumps(made_with), *rest, ""]))
+    draw_samples(checkpoint, SHORT, num=2, seed=3, keep=keep)
+    assert sorted(stored_indices(keep)) == [0, 1]
+
+
 def test_sample_output_refuses_file_of_other_settings(checkpoint, tmp_path, capsys):
     keep = tmp_path / "samples.jsonl"
     command = ["sample", MODEL, *OPTIONS, "--num-sequences", "2", "--device", "cpu", "-o", str(keep)]

@@ -333,6 +333,7 @@ class _Kept:
             raise ValueError(
                 f"{path} is not a file of samples ({error}): remove it, or choose another place."
             ) from error
+        first = _with_new_settings(first)
         if first != self.made_with:
             apart = [
                 name
@@ -341,11 +342,17 @@ class _Kept:
             ]
             raise ValueError(
                 f"{path} has samples that were made with other settings ({', '.join(apart)} differ): remove it, "
-                f"or choose "
-                "another place."
+                "or choose another place."
             )
         return samples
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+def _with_new_settings(made_with: Any) -> Any:
+    """The recorded settings, with the defaults of settings that did not exist when they were recorded."""
+    if not (isinstance(made_with, dict) and isinstance(made_with.get("settings"), dict)):
+        return made_with
+    return made_with | {"settings": asdict(Settings()) | made_with["settings"]}
