@@ -357,6 +357,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(open_page: Any) -> None:
         field = tab.get_by_label("API key of this server")
         expect(field).to_be_focused()
         assert not tab.get_by_role("button", name="Generate").is_visible()
+        expect(tab.get_by_role("alert")).to_have_text("This server needs a key.")
         field.fill("wrong")
         field.press("Enter")
         expect(tab.get_by_role("alert")).to_have_text("The server does not accept this key.")
@@ -511,9 +512,9 @@ def test_keyboard_alone_is_enough(open_page: Any) -> None:
         "prompt",
         "Insert a gap",
         "Generate",
-        "Stop",
         "seed",
         "eta",
+        "Stop",
         "Play",
         "Copy as link",
     ]

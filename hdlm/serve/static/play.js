@@ -178,8 +178,12 @@
     const first = form.hidden;
     fill(field("model"), null, models.map((model) => model.id));
     form.hidden = false;
-    if (first) restore(location.hash.slice(1) || Object.values(PRESETS)[0]);
-    else fitModel();
+    if (first) {
+      restore(location.hash.slice(1) || Object.values(PRESETS)[0]);
+      say("Press Generate to watch a text being written.");
+    } else {
+      fitModel();
+    }
   }
 
   // --- errors -------------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@
       if (failure?.param) mark(failure.param, jobs[place]?.place ?? 0);
     });
     if (!failures.some((failure) => failure?.status === 401)) return;
-    if (key !== null) byId("error").textContent = "The server does not accept this key.";
+    byId("error").textContent = key === null ? "This server needs a key." : "The server does not accept this key.";
     byId("key-form").hidden = false;
     byId("key").focus();
   }
@@ -238,6 +242,7 @@
     current = run;
     report([]);
     say("Writing…");
+    if (stacked.matches) byId("result").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
     byId("stop").setAttribute("aria-disabled", "false");
     for (const job of run.jobs) {
       follow(job, run.abort.signal).then(
@@ -286,7 +291,6 @@
     run.edits = { slot: 0, fixed: new Set(run.fixed), masked: new Set(), words: new Map() };
     shown = run;
     showEdits();
-    if (stacked.matches) byId("result").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
     byId("keep").hidden = byId("hint").hidden = false;
     byId("downloads").replaceChildren(...jobs.map((job, slot) => {
       const node = make("button", { type: "button" }, jobs.length > 1 ? `Download trace ${slot + 1}` : "Download the trace");
