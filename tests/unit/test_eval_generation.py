@@ -215,7 +215,7 @@ def test_draw_samples_resumes_file_and_equals_write(checkpoint, tmp_path) -> Non
     with pytest.raises(ValueError, match=r"made with other settings \(settings, seed differ\)"):
         draw_samples(checkpoint, replace(SHORT, eta=0.1), num=1, seed=4, keep=keep)
     keep.write_text("no samples")
-    with pytest.raises(ValueError, match="no file of samples"):
+    with pytest.raises(ValueError, match="not a file of samples"):
         draw_samples(checkpoint, SHORT, num=1, keep=keep)
     with pytest.raises(ValueError, match=r"no \[MASK\]"):
         draw_samples(checkpoint, SHORT, prompt="And [MASK] said", num=1)

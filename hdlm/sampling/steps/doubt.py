@@ -71,7 +71,12 @@ class DoubtCorrection:
         return new
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
-        """Where words are redrawn, if there are words that earlier steps of the chain have not changed."""
+        """Where words are redrawn, if there are words that earlier steps of the chain have not changed.
+
+        Nowhere if the noise makes no wrong words.
+        """
+        if move.process.only_masks:
+            return torch.zeros_like(move.moving)
         share = (self.rate * (move.t - move.s)).clamp_max(1) * move.s
         return move.moving & (move.uniform(_CHOICE) * move.t < share)
 
