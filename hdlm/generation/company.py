@@ -23,7 +23,7 @@ from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, has_gaps
 from hdlm.generation.write import _given
 from hdlm.regime import Regime
-from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt, algorithm
+from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt
 from hdlm.sampling.prompt import check_prompt
 
 __all__ = ["SharedWriter", "WriteRequest", "Written"]
@@ -72,7 +72,7 @@ class WriteRequest:
             )
         self.reader = Reader(tokenizer, self.ending, self.given_ids, self.length)
         process = self.checkpoint.denoiser.process
-        self.step = algorithm(self.settings.algorithm, process, self.settings.eta)
+        self.step = self.settings.step(process, self.regime.hyperschedule)
         ends = bool(self.ending.strings) or self.ending.at_end_of_text
         self.streamer = None if self.stream is None else PassageStreamer(self.reader, self.stream)
         watched = self.watch is not None or self.streamer is not None
@@ -119,14 +119,7 @@ class WriteRequest:
         if not _begins_with(whole, own):
             whole = own
         plan = whole.hyperschedule
-        key = (
-            settings.algorithm,
-            settings.eta,
-            settings.grid,
-            plan.length,
-            plan.num_levels,
-            *plan.settles.tolist(),
-        )
+        key = (self.step, settings.grid, plan.length, plan.num_levels, *plan.settles.tolist())
         return ((self, *key) if settings.guidance else key), whole
 
     def engine(self) -> Engine:

@@ -59,7 +59,8 @@ def merged(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         network: The network, which has the scale of each adapter.
         tensors: Its tensors by name, for example averaged ones.
     """
-    result = {name: value for name, value in tensors.items() if name not in adapters_of(tensors)}
+    adapters = adapters_of(tensors)
+    result = {name: value for name, value in tensors.items() if name not in adapters}
     scales = {
         name: module.scaling["default"]
         for name, module in network.named_modules()
