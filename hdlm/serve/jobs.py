@@ -159,11 +159,15 @@ class Worker:
             order, job = self._inbox.get(block=not busy, timeout=None if busy else _IDLE)
         except queue.Empty:
             return True
-        if order == "end":
-            return False
-        if job is not None:
-            (self._add if order == "add" else self._remove)(job)
-        return self._inbox.empty() or self._receive()
+        while True:
+            if order == "end":
+                return False
+            if job is not None:
+                (self._add if order == "add" else self._remove)(job)
+            try:
+                order, job = self._inbox.get_nowait()
+            except queue.Empty:
+                return True
 
     def _add(self, job: Job) -> None:
         for place, request in enumerate(job.requests):

@@ -19,6 +19,8 @@ import pytest
 from hdlm.generation import Ending, Settings, write
 from hdlm.generation.recording import TraceDocument
 from hdlm.generation.write import prompt_ids
+from hdlm.serve.jobs import Job, Worker
+from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel, read_chat_template
 from hdlm.serve.options import ServeOptions
 from tests.serving import TEMPLATE, serving, small_model
@@ -364,6 +366,21 @@ def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
         assert _becomes(address, "hdlm_requests_open 0.0")
         assert _becomes(address, "hdlm_passages_running 0.0")
         assert post(address, prompt="a", max_tokens=2).status_code == 200
+
+
+def test_a_worker_takes_any_number_of_waiting_orders() -> None:
+    """Thousands of clients may come and go during one step of a large model."""
+    worker = Worker(1, 1, ServerMetrics(1))
+    gone = Job([], [])
+    gone.num_left = 1
+    for _ in range(3000):
+        worker.release(gone)
+
+    async def run() -> None:
+        worker.start()
+        await worker.end()
+
+    asyncio.run(run())  # an error in the thread would be a warning, which is an error here
 
 
 def _becomes(address: str, line: str) -> bool:
