@@ -241,6 +241,10 @@ def measured_repair(
     from hdlm.view.repair import write_repair
 
     begin = time.perf_counter()
+    if settings.new_tokens is not None:
+        raise ValueError(
+            "`new_tokens` has no effect on a repair: give `length`, the tokens of a piece of text."
+        )
     if output is not None:
         check_folder(output, *FILES)
     source = find_text(text, options.part, options.data_dir)

@@ -158,3 +158,8 @@ def test_command_writes_document_report_and_picture(tmp_path, capsys) -> None:
 def test_options_out_of_range_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RepairOptions(**wrong)
+
+
+def test_a_number_of_new_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="`new_tokens` has no effect on a repair"):
+        hdlm.evaluate.repair(hdlm.load(MODEL), [BOOK], new_tokens=8)
