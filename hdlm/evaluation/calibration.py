@@ -13,8 +13,6 @@ separates replaced words from others.
 from __future__ import annotations
 
 import itertools
-import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +23,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.evaluation.generation.metrics import Estimate
@@ -33,7 +30,9 @@ from hdlm.evaluation.generation.scoring import pieces
 from hdlm.evaluation.likelihood.bounds import HybridBound
 from hdlm.evaluation.likelihood.defaults import plan_of
 from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import find_text, tokenize_documents
+from hdlm.evaluation.text import Text
+from hdlm.evaluation.text_document import document_of_text
+from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.objective import Canvas, stratified_times
 from hdlm.progress import share_bar
 from hdlm.randomness import Randomness
@@ -323,14 +322,31 @@ def measured_calibration(
     """
     from hdlm.view.calibration import write_calibration
 
-    begin = time.perf_counter()
-    if output is not None:
-        check_folder(output, *FILES)
     names = ("hyperschedule", "width", "steps")
     plan = plan_of(checkpoint, options.length, **{name: getattr(options, name) for name in names})
-    source = find_text(text, options.part, options.data_dir)
-    read = tokenize_documents(checkpoint.tokenizer, source.corpus.documents())
-    rows = pieces(read.tokens, options.num, plan.length, options.seed)
+    return document_of_text(
+        checkpoint,
+        text,
+        options,
+        lambda read: _calibrated(checkpoint, read, plan, options, progress),
+        kind="calibration",
+        model=model,
+        weights=weights,
+        output=output,
+        files=FILES,
+        write=write_calibration,
+    )
+
+
+def _calibrated(
+    checkpoint: Checkpoint,
+    text: Text,
+    plan: AbstractHyperschedule,
+    options: CalibrationOptions,
+    progress: bool | None,
+) -> dict[str, Any]:
+    """The result of a calibration: the numbers of each condition and each range of noise."""
+    rows = pieces(text.tokens, options.num, plan.length, options.seed)
     with share_bar("noising", shown=progress) as bar:
         measured = doubts(
             checkpoint.denoiser,
@@ -346,7 +362,7 @@ def measured_calibration(
         name: _levels(words, options, len(rows)) | {"all": reliability(words, len(rows), options.resamples)}
         for name, words in measured.items()
     }
-    result = {
+    return {
         "protocol": {
             **{name: getattr(options, name) for name in ("num", "replicates", "planted", "resamples")},
             "length": plan.length,
@@ -360,21 +376,6 @@ def measured_calibration(
         "conditions": conditions,
         "definitions": dict(DEFINITIONS),
     }
-    document = protocol.describe_protocol(
-        checkpoint,
-        model,
-        kind="calibration",
-        result=result,
-        seed=options.seed,
-        weights=weights,
-        data=source.describe(read),
-        wall_seconds=time.perf_counter() - begin,
-    )
-    if output is not None:
-        with keeping(lambda: json.dumps(document)):
-            protocol.write_result(output / FILES[0], document)
-            write_calibration(output, document)
-    return document
 
 
 def _levels(words: Doubts, options: CalibrationOptions, num_pieces: int) -> dict[str, Any]:

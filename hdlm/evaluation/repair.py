@@ -12,8 +12,6 @@ A sampler that restores no more than `plain` does not find errors; it only write
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,13 +22,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hdlm.atomic import check_folder, keeping
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.corrections import correct
 from hdlm.evaluation.generation.metrics import Estimate, share
 from hdlm.evaluation.generation.scoring import Scores, canvases, score_or_failure, text_of
-from hdlm.evaluation.records import protocol
-from hdlm.evaluation.text import find_text, tokenize_documents
+from hdlm.evaluation.text import Text
+from hdlm.evaluation.text_document import document_of_text
 from hdlm.generation import Settings, complete, planned
 from hdlm.process import AbstractNoiseProcess
 from hdlm.progress import share_bar
@@ -240,18 +237,31 @@ def measured_repair(
     """
     from hdlm.view.repair import write_repair
 
-    begin = time.perf_counter()
     if settings.new_tokens is not None:
         raise ValueError(
             "`new_tokens` has no effect on a repair: give `length`, the tokens of a piece of text."
         )
-    if output is not None:
-        check_folder(output, *FILES)
-    source = find_text(text, options.part, options.data_dir)
-    read = tokenize_documents(checkpoint.tokenizer, source.corpus.documents())
+    return document_of_text(
+        checkpoint,
+        text,
+        options,
+        lambda read: _repaired(checkpoint, read, settings, options, progress),
+        kind="repair",
+        model=model,
+        weights=weights,
+        output=output,
+        files=FILES,
+        write=write_repair,
+    )
+
+
+def _repaired(
+    checkpoint: Checkpoint, text: Text, settings: Settings, options: RepairOptions, progress: bool | None
+) -> dict[str, Any]:
+    """The result of a repair: damage, correction, controls, and their numbers."""
     process, seed = checkpoint.denoiser.process, options.seed
     length = checkpoint.length if settings.length is None else settings.length
-    rows = canvases(read.tokens, options.num, length, seed, checkpoint.tokenizer.vocabulary.bos)
+    rows = canvases(text.tokens, options.num, length, seed, checkpoint.tokenizer.vocabulary.bos)
     damaged, where = plant(rows, options.share, process.num_words, seed)
     noise = matching_noise(process, options.share) if options.noise is None else options.noise
     with share_bar("correcting", shown=progress) as bar:
@@ -266,9 +276,9 @@ def measured_repair(
             watch=lambda frame: bar(frame.share, "correcting"),
         )
     end = done.tokens.cpu()
-    controls = _controls(checkpoint, damaged, end, read.tokens, settings, seed, options.batch_size)
+    controls = _controls(checkpoint, damaged, end, text.tokens, settings, seed, options.batch_size)
     examples = zip(rows[:_EXAMPLES], damaged, end, strict=False)
-    result = {
+    return {
         "protocol": {"num": options.num, "length": length, "share": options.share},
         "settings": asdict(settings),
         "noise": noise,
@@ -279,18 +289,3 @@ def measured_repair(
         "examples": [[text_of(row.tolist(), checkpoint.tokenizer) for row in stages] for stages in examples],
         "definitions": dict(DEFINITIONS),
     }
-    document = protocol.describe_protocol(
-        checkpoint,
-        model,
-        kind="repair",
-        result=result,
-        seed=seed,
-        weights=weights,
-        data=source.describe(read),
-        wall_seconds=time.perf_counter() - begin,
-    )
-    if output is not None:
-        with keeping(lambda: json.dumps(document)):
-            protocol.write_result(output / FILES[0], document)
-            write_repair(output, document)
-    return document
