@@ -21,7 +21,7 @@ from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, has_gaps
-from hdlm.generation.write import _given
+from hdlm.generation.write import canvas_of
 from hdlm.regime import Regime
 from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt
 from hdlm.sampling.prompt import check_prompt
@@ -64,7 +64,7 @@ class WriteRequest:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"`seed` must lie in [0, 2^64); got {self.seed}.")
         tokenizer = self.checkpoint.tokenizer
-        self.given, self.regime = _given(self.checkpoint, tokenizer, self.prompt, self.settings)
+        self.given, self.regime = canvas_of(self.checkpoint, self.prompt, self.settings)
         check_prompt(self.given, self.checkpoint.vocabulary.num_words, self.length, 1)
         if self.infilling and (self.ending.strings or self.ending.at_end_of_text):
             raise ValueError(
