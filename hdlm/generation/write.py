@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
@@ -40,7 +38,6 @@ def write(
     first_sequence: int = 0,
     ending: Ending = _FULL_CANVAS,
     approximate: ApproximateCache | None = None,
-    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
     stream: Callable[[int, str], None] | None = None,
     noise: float | None = None,
@@ -57,7 +54,6 @@ def write(
         first_sequence: Index of the first passage: with 5, it is the sixth passage of a longer run.
         ending: Where passages may end before the canvas is full.
         approximate: Approximate cache; see `hdlm.sampling.ApproximateCache`.
-        device: The device of the model; no other is accepted.
         watch: Called after every generation step; for example a `Trace`.
         stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
             certain. The pieces of a passage, joined, are its text.
@@ -94,7 +90,7 @@ def write(
         settings,
         num=num,
         seed=seed,
-        execution=Execution(batch_size, first_sequence, approximate=approximate, device=device),
+        execution=Execution(batch_size, first_sequence, approximate=approximate),
         stop=reader if ends else None,
         watch=None if watch is None and streaming is None else after_step,
     )
