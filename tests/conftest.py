@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
 NO_CUDA = "no CUDA here, so CUDA graphs were replayed by a stand-in only"
 NO_BROWSER = "no Chromium or no Playwright here: `apt-get install chromium` and `pip install -e '.[browser]'`"
+NO_RAY = "no Ray here: `pip install -e '.[ray]'`"
 HAS_FULL_SET = (GOLDEN_DATA / "golden").is_dir()
 NOT_COMMITTED = "only the committed part of the golden figures is here: set HDLM_SHARED to the full set"
 
@@ -63,7 +64,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_what_is_not_committed)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report how many tests did not run because data or devices are missing."""
     reports = terminalreporter.getreports("skipped")
-    for reason in (NOT_COMMITTED, NO_CUDA, NO_BROWSER):
+    for reason in (NOT_COMMITTED, NO_CUDA, NO_BROWSER, NO_RAY):
         lost = sum(reason in str(report.longrepr) for report in reports)
         if lost:
             terminalreporter.write_sep("!", f"{lost} tests did not run: {reason}", red=True, bold=True)

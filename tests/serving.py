@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -49,8 +50,13 @@ def small_model(name: str = "small", chat_template: str | None = None) -> Served
 
 
 @contextmanager
-def serving(models: Sequence[ServedModel], options: ServeOptions = ServeOptions()) -> Iterator[str]:  # noqa: B008
-    """The address of a running server."""
+def serving(
+    models: Sequence[ServedModel],
+    options: ServeOptions = ServeOptions(),  # noqa: B008
+    *,
+    send_buffer: int | None = None,
+) -> Iterator[str]:
+    """The address of a running server; with `send_buffer`, the size of the socket buffer of each connection."""
     config = uvicorn.Config(
         create_app(models, options), port=0, http="h11", ws="none", log_level="critical", access_log=False
     )
@@ -61,8 +67,10 @@ def serving(models: Sequence[ServedModel], options: ServeOptions = ServeOptions(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        listening = server.servers[0].sockets[0]
+        if send_buffer is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

@@ -14,8 +14,9 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TextIO, runtime_checkable
 
@@ -66,6 +67,16 @@ def say(line: str) -> None:
     """Print a line on standard error, if it can be printed there."""
     with suppress(*_CANNOT_SAY):
         print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_as_lines(program: str) -> Iterator[None]:
+    """Print the warnings of the library to its users as lines on standard error, without a place in the source."""
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in noted:
+        say(f"{program}: {warning.message}")
 
 
 def print_result(content: str) -> None:

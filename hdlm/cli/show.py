@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hdlm.cli._models import open_checkpoint, shipped
 from hdlm.cli._options import Options, add_json, add_seed, choices, print_json
 from hdlm.cli._outputs import PICTURE
+from hdlm.cli._streams import warnings_as_lines
 
 WIDTH, LEVELS = 16, 8
 """Default sizes of a hyperschedule that is drawn."""
@@ -138,7 +139,8 @@ def _show_process(args: argparse.Namespace) -> None:
         pieces = {str(token): tokenizer.piece(token) for token in sorted(words)}
         print_json({"pieces": pieces, "processes": {one.name: one.to_dict() for one in sentences}})
     elif args.output is not None:
-        draw_processes(sentences, tokenizer.piece, args.output)
+        with warnings_as_lines("hdlm show"):
+            draw_processes(sentences, tokenizer.piece, args.output)
         _wrote(args.output)
     else:
         from rich.console import Console

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hdlm.cli._models import ANY_MODEL, LOADING, add_loading, open_checkpoint
 from hdlm.cli._options import Options, add_device, at_least_one, chosen_device, whole_number
 from hdlm.cli._outputs import FILE
+from hdlm.cli._streams import warnings_as_lines
 
 if TYPE_CHECKING:
     from hdlm.generation import Settings, TraceDocument
@@ -178,4 +179,5 @@ def _show(args: argparse.Namespace, documents: list[TraceDocument]) -> None:
     else:
         from hdlm.view.animation import draw_replay
 
-        draw_replay(documents, args.output, sequence=place, **PICTURE.values(args))
+        with warnings_as_lines("hdlm view"):
+            draw_replay(documents, args.output, sequence=place, **PICTURE.values(args))

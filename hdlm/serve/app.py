@@ -6,12 +6,12 @@ import asyncio
 import json
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from hdlm import __version__
 from hdlm.generation.company import WriteRequest
@@ -219,7 +220,7 @@ async def _write(app: FastAPI, body: _TextBody, request: Request) -> Response:
         return _busy()
     if body.stream:
         stream = _stream(app, plan, job, request)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        return _EventStream(stream, partial(_release, app, job))
     passages: dict[tuple[int, int], Passage] = {}
     try:
         async for event in _events(app, job, request):
@@ -341,7 +342,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _stream(app: FastAPI, plan: Plan, job: Job, request: Request) -> AsyncIterator[str]:
+async def _stream(app: FastAPI, plan: Plan, job: Job, request: Request) -> AsyncGenerator[str, None]:
     """The chunks of an answer as server-sent events."""
     passages: dict[tuple[int, int], Passage] = {}
     try:
@@ -358,8 +359,28 @@ async def _stream(app: FastAPI, plan: Plan, job: Job, request: Request) -> Async
     except BadRequestError as error:
         body: Any = error_answer(error.status, error.message, param=error.param, code=error.code).body
         yield f"data: {bytes(body).decode()}\n\n"
-    finally:
-        _release(app, job)
+
+
+@final
+class _EventStream(StreamingResponse):
+    """Server-sent events of a job, which ends with the response: also if the client has gone or does not read.
+
+    Args:
+        events: The events in order.
+        release: Ends the job, in whatever state it is.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None], release: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        self._events, self._release = events, release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+            await self._events.aclose()
 
 
 def _line(chunk: dict[str, Any]) -> str:

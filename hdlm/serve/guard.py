@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import json
@@ -100,7 +101,14 @@ class Guard:
             await send(message)
 
         try:
-            await self._checked(scope, headers, receive, answer)
+            async with asyncio.timeout(2 * self._options.request_timeout):
+                await self._checked(scope, headers, receive, answer)
+        except TimeoutError:  # the client sends no request, or does not read its answer
+            log_event("stalled", id=name)
+            if not status:
+                await error_answer(408, "The request did not arrive in time.", code="timeout")(
+                    scope, receive, answer
+                )
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status or 499)).inc()

@@ -25,7 +25,8 @@ class ServeOptions:
         max_body: Largest size of a request in bytes.
         max_n: Largest number of passages in a request, over all its prompts.
         max_steps: Largest number of steps of a position.
-        request_timeout: Seconds after which a request is cancelled.
+        request_timeout: Seconds after which a request is cancelled; after twice that time, the server closes the
+            connection of a client that has not sent its request or not read its answer.
         shutdown_timeout: Seconds in which running requests may finish after SIGTERM.
         log_prompts: Whether the log contains prompts.
 

@@ -14,7 +14,7 @@ from hdlm.atomic import replacing
 from hdlm.generation.recording import TraceDocument
 from hdlm.view.moments import TracedRun, aligned
 from hdlm.view.palette import MUTED, RULE, level_colours
-from hdlm.view.tokens import PAPER, Piece, TokenPainter, key_of_marks
+from hdlm.view.tokens import PAPER, Piece, TokenPainter, key_of_marks, warn_of_missing
 
 __all__ = ["draw_replay"]
 
@@ -34,6 +34,8 @@ def draw_replay(
     frames: int | None = None,
 ) -> None:
     """Write the replay of a trace, or of several, one below the other and aligned by evaluations.
+
+    It warns of characters that no installed font has.
 
     Args:
         documents: The traces to show.
@@ -69,6 +71,7 @@ def draw_replay(
             _save_gif(drawn, path, seconds)
         else:
             sheet.stacked(drawn).save(path, optimize=True)
+    warn_of_missing([sheet.painter, sheet.small])
 
 
 def _spread(count: int, most: int) -> list[int]:

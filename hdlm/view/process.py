@@ -17,7 +17,7 @@ from hdlm.process import GIDD, Absorbing, AbstractNoiseProcess, EpsilonHybrid, G
 from hdlm.randomness import Randomness
 from hdlm.view.palette import CORRECTED, MUTED
 from hdlm.view.replay import MASK
-from hdlm.view.tokens import PAPER, Piece, TokenPainter
+from hdlm.view.tokens import PAPER, Piece, TokenPainter, warn_of_missing
 
 __all__ = ["PROCESSES", "NoisySentence", "draw_processes", "noisy_sentences", "print_processes"]
 
@@ -120,7 +120,7 @@ def print_processes(sentences: Sequence[NoisySentence], read: Callable[[int], st
 def draw_processes(
     sentences: Sequence[NoisySentence], read: Callable[[int], str], output: Path, *, width: int = 1400
 ) -> None:
-    """Write the sentences as a picture.
+    """Write the sentences as a picture. It warns of characters that no installed font has.
 
     Args:
         sentences: The sentences to draw.
@@ -155,6 +155,7 @@ def draw_processes(
         painter.draw(image, pieces, left, above, width if left == margin else room)
     with replacing(output) as path:
         image.save(path, optimize=True)
+    warn_of_missing([painter])
 
 
 def _piece(token: int, clean: int, sentence: NoisySentence, read: Callable[[int], str]) -> Piece:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from pathlib import Path
 from typing import final
 
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from hdlm.view.palette import INK, MUTED
 
-__all__ = ["TokenMark", "TokenPainter", "key_of_marks"]
+__all__ = ["TokenMark", "TokenPainter", "key_of_marks", "warn_of_missing"]
 
 PAPER = "#ffffff"
 MASK_FILL, MASK_INK = "#e3dcf5", "#4f3585"
@@ -84,12 +88,20 @@ def _sample(kind: str, name: str) -> Iterator[Piece]:
 class TokenPainter:
     """Draws tokens as lines of text.
 
+    A character that the font of matplotlib lacks is drawn with an installed font that has it.
+
     Args:
         size: Size of the font in pixels.
+
+    Attributes:
+        size: Size of the font in pixels.
+        line: Distance of lines in pixels.
+        missing: Characters that no installed font has; boxes are drawn in their place.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.missing: set[str] = set()
         self.line = round(_LINE * size)
         self._thin = max(1, size // 12)
 
@@ -136,10 +148,27 @@ class TokenPainter:
             canvas.rectangle((left - 1, above, right, below), fill=mark.fill)
         if mark.frame:
             canvas.rectangle((left - 1, above, right, below), outline=mark.ink, width=self._thin)
-        canvas.text(
-            (left, top + round(0.25 * self.size)), word, fill=mark.ink, font=_font(self.size, mark.bold)
-        )
+        self._draw_text(canvas, word, mark, left, top + round(0.25 * self.size))
         self._underline(canvas, mark, left, right, top + round(1.36 * self.size))
+
+    def _draw_text(
+        self, canvas: ImageDraw.ImageDraw, text: str, mark: TokenMark, left: int, top: int
+    ) -> None:
+        """Draw a text in parts with one font each, on one base line."""
+        base, _ = _font(_usual(mark.bold), self.size).getmetrics()
+        x = float(left)
+        for part, font in self._parts(text, bold=mark.bold):
+            canvas.text((x, top + base), part, fill=mark.ink, font=font, anchor="ls")
+            x += font.getlength(part)
+
+    def _parts(self, text: str, *, bold: bool) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
+        """The parts of a text, each with its font."""
+        usual = _usual(bold)
+        for path, characters in groupby(text, lambda character: _font_with(character, usual)):
+            part = "".join(characters)
+            if path is None:
+                self.missing.update(filter(str.isprintable, part))
+            yield part, _font(path or usual, self.size)
 
     def _draw_mask(self, canvas: ImageDraw.ImageDraw, kind: str, box: tuple[int, int, int, int]) -> None:
         left, above, right, below = box
@@ -176,11 +205,47 @@ class TokenPainter:
                 canvas.line(points, fill=mark.ink, width=thin)
 
     def _width(self, text: str, *, bold: bool) -> int:
-        return round(_font(self.size, bold).getlength(text)) if text else 0
+        return round(sum(font.getlength(part) for part, font in self._parts(text, bold=bold)))
+
+
+def warn_of_missing(painters: Iterable[TokenPainter]) -> None:
+    """Warn of characters that were drawn as boxes, if there are any."""
+    missing = sorted(set().union(*(painter.missing for painter in painters)))
+    if not missing:
+        return
+    shown = " ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+    warnings.warn(
+        f"No installed font has {len(missing)} characters of the text, and the picture has boxes in their place: "
+        f"{shown}. Install a font that has them; for Chinese, Japanese and Korean, Noto Sans CJK (in Debian: "
+        "fonts-noto-cjk).",
+        stacklevel=3,
+    )
 
 
 @cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def _usual(bold: bool) -> str:
     """The sans-serif font that matplotlib ships."""
-    path = findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+    return findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+
+
+@cache
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """The characters of a font; none if the file cannot be read."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@cache
+def _font_with(character: str, usual: str) -> str | None:
+    """The usual font if it has a character, else an installed font that has it; None if there is none."""
+    if ord(character) in _characters(usual):
+        return usual
+    fonts = sorted(findSystemFonts(), key=lambda path: ("Regular" not in Path(path).stem, path))
+    return next((path for path in fonts if ord(character) in _characters(path)), None)

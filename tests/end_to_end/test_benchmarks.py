@@ -61,6 +61,20 @@ def test_sampling_benchmark_measures_each_optimisation(repository: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_serving_benchmark_compares_batching_with_none_and_with_plain_generation(repository: Path) -> None:
+    size = ["--hidden", "64", "--blocks", "1", "--tokens", "4", "--requests", "1", "--clients", "1", "3"]
+    command = [sys.executable, "-m", "benchmarks.serving", "--plain", *size, "--algorithm", "acs", "exact"]
+    measured = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert measured.returncode == 0, measured.stderr
+    table = [line for line in measured.stdout.splitlines() if line.startswith("|")]
+    heading, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[:2] for row in rows] == [["plain", ""], ["1", "1"], ["3", "1"], ["3", "3"]]
+    last = dict(zip(heading, rows[-1], strict=True))
+    assert all(float(cell) > 0 for cell in last.values())
+    assert float(last["p50 s"]) <= float(last["p95 s"]) <= float(last["p99 s"])
+
+
+@pytest.mark.slow
 def test_training_benchmark_measures_same_loss_for_each_variant(repository: Path, tmp_path: Path) -> None:
     """All variants have equal trained positions and equal losses."""
     numbers = tmp_path / "numbers.json"

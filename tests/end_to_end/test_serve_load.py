@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 
 import httpx
 import pytest
@@ -47,14 +49,48 @@ def test_no_request_is_answered_by_a_fault(case: schemathesis.Case) -> None:
     assert response.status_code < 500, response.text
 
 
+@final
+@dataclass(frozen=True)
+class Running:
+    """The command itself, in a process of its own."""
+
+    address: str
+    process: int
+    log: Path
+
+    def metric(self, name: str) -> float:
+        lines = httpx.get(f"{self.address}/metrics", timeout=60).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    @property
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        lines = Path(f"/proc/{self.process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+
+    @property
+    def open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.process}/fd").iterdir()))
+
+    def rests(self) -> bool:
+        """Whether the server forgets all requests within a minute."""
+        names = ("hdlm_requests_open", "hdlm_passages_running", "hdlm_passages_waiting")
+        for _ in range(300):
+            if not any(self.metric(name) for name in names):
+                return True
+            time.sleep(0.2)
+        return False
+
+
 @pytest.fixture
-def server() -> Iterator[tuple[str, int]]:
-    """The command itself, in a process of its own, with its process id."""
+def server(tmp_path: Path) -> Iterator[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "hdlm", "serve", "--port", str(port), "--queue", "200", "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -63,65 +99,76 @@ def server() -> Iterator[tuple[str, int]]:
                     break
             except httpx.TransportError:
                 time.sleep(0.2)
-        yield address, process.pid
+        yield Running(address, process.pid, log)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGTERM)
 
 
-@pytest.mark.slow
-def test_soak_with_clients_that_come_and_go(server: tuple[str, int]) -> None:
-    """Some clients close their streams early, read slowly, or are killed; the others get the same bytes every time."""
-    address, process = server
-    seconds, clients = float(os.environ.get("HDLM_SOAK_SECONDS", "60")), 64
-    wanted = {seed: _choices(address, seed) for seed in range(4)}
-    outcomes: Counter[str] = Counter()
-    end = time.monotonic() + seconds
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"algorithm": "original", "steps": 3, "temperature": 0.7},
+    {"hyperschedule": "flat", "steps": 8, "algorithm": "exact"},
+    {"alg": "topk_margin", "temperature": 0.0},
+)
+"""Clients use several ways of writing, which share network calls."""
 
-    def client(number: int) -> None:
-        numbers = random.Random(number)
+
+@pytest.mark.slow
+def test_soak_with_clients_that_come_and_go(server: Running) -> None:
+    """Some clients leave early, cancel, or read slowly; the others get the same bytes every time, and nothing grows."""
+    seconds, clients = float(os.environ.get("HDLM_SOAK_SECONDS", "60")), 64
+    wanted = [_choices(server.address, number) for number in range(len(WAYS))]
+    files, end = server.open_files, time.monotonic() + seconds
+
+    def client(number: int) -> Counter[str]:
+        numbers, outcomes = random.Random(number), Counter[str]()
         while time.monotonic() < end:
-            seed = numbers.randrange(4)
-            kind = numbers.choice(("plain", "plain", "early", "slow", "reset"))
+            way = numbers.randrange(len(WAYS))
+            kind = numbers.choice(("plain", "plain", "early", "slow", "reset", "cancel"))
             outcomes[kind] += 1
             if kind == "plain":
-                assert _choices(address, seed) == wanted[seed]
-                outcomes["equal"] += 1
+                assert _choices(server.address, way) == wanted[way]
+            elif kind == "cancel":
+                with contextlib.suppress(httpx.ReadTimeout):
+                    _choices(server.address, way, timeout=numbers.random())
             else:
-                _leave(address, kind, numbers)
+                _stream(server.address, way, kind, numbers)
+        return outcomes
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds / 2)
-    half = _memory(process)
-    for thread in threads:
-        thread.join()
-    assert outcomes["equal"] == outcomes["plain"] > 0, outcomes
-    for _ in range(100):
-        if "hdlm_requests_open 0.0" in httpx.get(f"{address}/metrics").text:
-            break
-        time.sleep(0.2)
-    text = httpx.get(f"{address}/metrics").text
-    assert "hdlm_requests_open 0.0" in text
-    assert 'status="500"' not in text
-    assert _memory(process) < 1.1 * half + 2**20 * 16
-    assert len(list(Path(f"/proc/{process}/fd").iterdir())) < 64
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client, number) for number in range(clients)]
+        time.sleep(seconds / 2)
+        half = server.memory
+        outcomes = sum((done.result() for done in running), Counter[str]())
+    assert min(outcomes[kind] for kind in ("plain", "early", "slow", "reset", "cancel")) > 0, outcomes
+    assert server.rests()
+    assert server.memory < 1.1 * half + 2**24
+    assert server.open_files <= files + 8
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
+    assert not {"fault", "failed", "stalled"} & set(events)
+    assert 'status="5' not in httpx.get(f"{server.address}/metrics", timeout=60).text
+    assert [_choices(server.address, number) for number in range(len(WAYS))] == wanted
     print(dict(outcomes))
 
 
-def _choices(address: str, seed: int) -> str:
-    body = {"prompt": "In the beginning", "max_tokens": 6 + seed, "seed": seed, "logprobs": 1}
-    answer = httpx.post(f"{address}/v1/completions", json=body, timeout=600)
+def _choices(address: str, way: int, timeout: float = 600) -> str:
+    body = {"prompt": "In the beginning", "max_tokens": 6 + way, "seed": way, "logprobs": 1, **WAYS[way]}
+    answer = httpx.post(f"{address}/v1/completions", json=body, timeout=httpx.Timeout(600, read=timeout))
     assert answer.status_code == 200, answer.text
     return json.dumps(answer.json()["choices"])
 
 
-def _leave(address: str, kind: str, numbers: random.Random) -> None:
-    """A client that does not read its stream to the end, or reads it slowly."""
-    body = {"prompt": "", "max_tokens": 20, "stream": True, "diffusion_frames": True}
+def _stream(address: str, way: int, kind: str, numbers: random.Random) -> None:
+    """A client that reads its stream slowly to its end, or leaves before that, without a word or by a reset."""
+    body = {"prompt": "", "max_tokens": 20, "stream": True, "diffusion_frames": True, **WAYS[way]}
+    read = b""
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=600) as stream:
-        for count, _ in enumerate(stream.iter_raw(500)):
+        assert stream.status_code == 200
+        for count, part in enumerate(stream.iter_raw(500)):
+            read += part
             if kind == "slow":
                 time.sleep(0.02)
             elif count >= numbers.randrange(5):
@@ -129,22 +176,16 @@ def _leave(address: str, kind: str, numbers: random.Random) -> None:
                     network = stream.extensions["network_stream"].get_extra_info("socket")
                     network.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 return
-
-
-def _memory(process: int) -> int:
-    """Resident memory in bytes."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+    assert read.endswith(b"data: [DONE]\n\n"), read[-500:]
 
 
 @pytest.mark.slow
-def test_sigterm_ends_streams_and_the_process(server: tuple[str, int]) -> None:
-    address, process = server
+def test_sigterm_ends_streams_and_the_process(server: Running) -> None:
     body = {"prompt": "", "max_tokens": 120, "stream": True, "algorithm": "original", "steps": 1000}
-    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as stream:
+    with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
-        os.kill(process, signal.SIGTERM)
+        os.kill(server.process, signal.SIGTERM)
         begin = time.monotonic()
         with contextlib.suppress(httpx.TransportError):
             list(lines)

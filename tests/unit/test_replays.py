@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from hdlm.generation import Passages, TraceDocument
 from hdlm.generation.recording import LevelCurves, TracedSequence
 from hdlm.hyperschedule import Block
 from hdlm.sampling import Change
+from hdlm.view import tokens
 from hdlm.view.animation import draw_replay
 from hdlm.view.moments import TracedRun, aligned
 from hdlm.view.page import ReplayPage
@@ -114,6 +117,44 @@ def test_marks_differ_without_colour(tmp_path: Path) -> None:
     for i, kind in enumerate(kinds):
         for other in kinds[:i]:
             assert (shapes[kind] != shapes[other]).sum() > 30, (kind, other)
+
+
+@pytest.fixture
+def fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The installed fonts that a picture may use, at first none."""
+    paths: list[str] = []
+    monkeypatch.setattr(tokens, "findSystemFonts", lambda: paths)
+    tokens._font_with.cache_clear()
+    yield paths
+    tokens._font_with.cache_clear()
+
+
+def test_characters_without_a_font_are_named_in_a_warning(
+    fonts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = replace(SHORT, pieces={**PIECES, 2: "\u592a\u521d"})
+    with pytest.warns(UserWarning, match="No installed font has 2 characters of the text.*\u521d \u592a"):
+        draw_replay([document], tmp_path / "a.png", frames=2)
+    document.save(tmp_path / "trace.json")
+    assert main(["view", str(tmp_path / "trace.json"), "-o", str(tmp_path / "b.gif")]) == 0
+    assert "hdlm view: No installed font has 2 characters" in capsys.readouterr().err
+
+
+def test_characters_that_the_usual_font_lacks_are_drawn_with_another_one(fonts: list[str]) -> None:
+    other = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
+    lacked = min(tokens._characters(other) - tokens._characters(tokens._usual(False)) - {0})
+    text, boxes, painter = chr(lacked), TokenPainter(32), TokenPainter(32)
+
+    def drawn(by: TokenPainter) -> np.ndarray:
+        image = Image.new("RGB", (200, 80), "white")
+        by.draw(image, [(f"a {text} b", "settled", "")], 4, 4, 190)
+        return np.asarray(image)
+
+    before = drawn(boxes)
+    fonts.append(other)
+    tokens._font_with.cache_clear()
+    assert (drawn(painter) != before).any()
+    assert (boxes.missing, painter.missing) == ({text}, set())
 
 
 def test_png_stacks_frames_and_long_runs_are_thinned(tmp_path: Path) -> None:

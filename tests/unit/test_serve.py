@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -448,16 +452,124 @@ def test_small_requests_do_not_wait_for_a_large_one(address: str) -> None:
     assert done == ["small", "small", "large"]
 
 
-def test_a_client_that_vanishes_changes_no_bytes_of_others(address: str) -> None:
-    wanted = post(address, **COMPANY[1]).json()["choices"]
+LARGE: dict[str, Any] = {
+    "prompt": "",
+    "max_tokens": 40,
+    "ignore_eos": True,
+    "n": 4,
+    "hyperschedule": "flat",
+    "steps": 6,
+    "logprobs": 20,
+    "stream": True,
+    "diffusion_frames": True,
+}
+"""A request for a stream of more than a hundred kilobytes."""
+LONG = LARGE | {"n": 32, "hyperschedule": "autoregressive", "steps": None}
+"""A request that takes more than a second."""
+READER = """
+import json, sys, urllib.request
+address, body = sys.argv[1], sys.argv[2].encode()
+asked = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+for line in urllib.request.urlopen(asked):
+    print(len(line), flush=True)
+"""
+
+
+def test_a_killed_client_changes_no_bytes_and_ends_its_work(address: str) -> None:
+    """The client is another process, which ends in the middle of a stream, without a word (kill -9)."""
+    other = COMPANY[1] | {"n": 4}
+    wanted = post(address, **other).json()["choices"]
+    command = [sys.executable, "-c", READER, f"{address}/v1/completions", json.dumps(LONG)]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client,
+    ):
+        assert client.stdout is not None
+        for _ in range(5):
+            assert int(client.stdout.readline()) > 0
+        answer = pool.submit(post, address, **other)
+        client.kill()
+        assert client.wait() == -signal.SIGKILL
+        assert answer.result().json()["choices"] == wanted
+    assert _becomes(address, "hdlm_requests_open 0.0")
+    calls = _metric(address, "hdlm_evaluations_total")
+    assert _becomes(address, "hdlm_passages_running 0.0")
+    assert _metric(address, "hdlm_evaluations_total") <= calls + 1
+
+
+def _metric(address: str, name: str) -> float:
+    lines = httpx.get(f"{address}/metrics", timeout=60).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+@contextmanager
+def _stalled(address: str) -> Iterator[socket.socket]:
+    """A client that has asked for a large stream and reads nothing of it."""
     host, _, port = address.removeprefix("http://").partition(":")
-    body = json.dumps({"prompt": "", "max_tokens": 40, "stream": True, "steps": 50}).encode()
+    body = json.dumps(LARGE)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, int(port))) as gone:
-        gone.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        gone.recv(100)
-        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset
-    assert post(address, **COMPANY[1]).json()["choices"] == wanted
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        yield client
+
+
+def test_a_slow_reader_gets_its_stream_and_delays_nobody() -> None:
+    with serving([MODEL], ServeOptions(slots=4), send_buffer=4096) as address:
+        wanted = post(address, **COMPANY[1]).json()["choices"]
+        with _stalled(address) as client:
+            assert _becomes(address, "hdlm_requests_open 1.0")
+            assert post(address, **COMPANY[1]).json()["choices"] == wanted
+            assert _becomes(address, "hdlm_passages_running 0.0")
+            assert _metric(address, "hdlm_requests_open") == 1
+            parts = []
+            while part := client.recv(4096):
+                parts.append(part)
+        assert b"data: [DONE]" in b"".join(parts)
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_loses_its_place() -> None:
+    """Its job is released although the answer cannot be sent; such clients must not fill the queue for ever."""
+    server, waiting = app.create_app([MODEL], ServeOptions(request_timeout=2.0)), [json.dumps(LARGE).encode()]
+    sent: list[str] = []
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": headers,
+    }
+
+    async def receive() -> dict[str, Any]:
+        if not waiting:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": waiting.pop()}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        async with server.router.lifespan_context(server):
+            await asyncio.wait_for(server(scope, receive, send), 60)
+            assert server.state.worker.num_open == 0
+
+    asyncio.run(run())
+    assert sent == ["http.response.start", "http.response.body"]
+
+
+def test_a_client_that_sends_no_body_is_answered_408() -> None:
+    with serving([MODEL], ServeOptions(request_timeout=0.2)) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            client.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\n".encode()
+            )
+            assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("place", ["step", "watcher"])
