@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint co
 # With this variable, each of the hundred programs that the tests start would compile the Python files of torch.
 unexport PYTHONDONTWRITEBYTECODE
 # Each worker has one thread, because the workers run in parallel.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=40 --durations-min=2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-gpu lint docs bench bench-gpu
