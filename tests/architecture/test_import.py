@@ -90,5 +90,11 @@ def test_the_core_imports_without_any_extra() -> None:
     assert _python(IMPORT_WITHOUT.format(absent=_extras_only(), names=names)).split() == names
 
 
+def test_package_is_pickled_by_its_name() -> None:
+    """Functions that use `hdlm` are sent to the processes of Ray, which pickles what they refer to."""
+    code = "import pickle, hdlm; print(pickle.loads(pickle.dumps(hdlm)) is hdlm)"
+    assert _python(code) == "True\n"
+
+
 def test_package_has_py_typed_marker() -> None:
     assert Path(REPOSITORY, "hdlm", "py.typed").is_file()
