@@ -37,7 +37,8 @@ def explain(
         compiled: Whether the network was compiled.
     """
     length = len(passages[0].tokens) if infilling else settings.canvas(passages[0].given, checkpoint.length)
-    plan = planned(checkpoint, settings, length, infilling=infilling).hyperschedule
+    given = passages[0].given
+    plan = planned(checkpoint, settings, length, infilling=infilling, given=given).hyperschedule
     dtype = str(next(checkpoint.network.parameters()).dtype).removeprefix("torch.")
     precision = "exact" if dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"

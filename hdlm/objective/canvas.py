@@ -129,9 +129,9 @@ class Canvas:
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
-        both = denoiser.predict(
-            tokens, noise, ForwardContext(positions=positions, attention=self.attention, ordered=True)
-        )
+        settled = torch.arange(tokens.shape[1], device=tokens.device) < self.num_clean
+        context = ForwardContext(positions, self.attention, ordered=True, settled=settled)
+        both = denoiser.predict(tokens, noise, context)
         stream, back = self._stream(denoiser.lookback).flatten(), 0 if denoiser.lookback else 1
 
         def noisy(at: Tensor) -> Tensor:

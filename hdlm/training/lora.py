@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from hdlm.network import AbstractTransformer
+from hdlm.network import AbstractNetwork
 from hdlm.training.recipe import LoraSettings
 
 __all__ = ["adapters_of", "add_adapters", "merged"]
@@ -18,7 +18,7 @@ __all__ = ["adapters_of", "add_adapters", "merged"]
 _BASE, _ADAPTERS = ".base_layer.", (".lora_A.default.weight", ".lora_B.default.weight")
 
 
-def add_adapters(network: AbstractTransformer, settings: LoraSettings) -> None:
+def add_adapters(network: AbstractNetwork, settings: LoraSettings) -> None:
     """Add adapters to the layers of the blocks, in place; the other weights are no longer trained.
 
     The second matrix of an adapter is 0, so the outputs of the network do not change.

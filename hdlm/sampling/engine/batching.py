@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Prediction, joined
+from hdlm.network import Previous
 from hdlm.sampling.base import Answer, Reading, RowTransforms, Transform
 from hdlm.sampling.engine.window import KVWindow
 
@@ -60,12 +61,15 @@ class BatchedQuery:
         self.num_evaluations = 0
         self._denoiser, self._members, self._transforms = denoiser, members, transforms
         self._sizes = [member.size for member in members]
-        self._last: tuple[Tensor, Tensor, Reading] | None = None
+        self._last: tuple[Tensor, Tensor, Previous | None, Reading] | None = None
 
-    def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
-        """The answer for tokens at noise fractions; the network is called once for the same two tensors."""
-        if self._last is not None and self._last[0] is x and self._last[1] is u:
-            return self._last[2]
+    def read(
+        self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"], previous: Previous | None = None, /
+    ) -> Reading:
+        """The answer for tokens at noise fractions; the network is called once for the same tensors."""
+        last = self._last
+        if last is not None and last[0] is x and last[1] is u and last[2] is previous:
+            return last[3]
         pairs = zip(self._members, self._split(x), strict=True)
         cached = enumerate(member.window.cached_answer(member.step, tokens) for member, tokens in pairs)
         answers = {place: answer for place, answer in cached if answer is not None}
@@ -74,11 +78,11 @@ class BatchedQuery:
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
             missing = self._missing(where, answers)
             if missing:
-                self._call(x, u, where, expected, answers, missing)
+                self._call(x, u, previous, where, expected, answers, missing)
             return self._together(answers, where)
 
         reading = Reading(answer, x, u, self._transforms, expected)
-        self._last = (x, u, reading)
+        self._last = (x, u, previous, reading)
         return reading
 
     def end(self) -> None:
@@ -98,6 +102,7 @@ class BatchedQuery:
         self,
         x: Tensor,
         u: Tensor,
+        previous: Previous | None,
         where: Tensor,
         expected: list[Callable[[], Tensor]],
         answers: dict[int, Answer],
@@ -108,11 +113,14 @@ class BatchedQuery:
             for also in expected:
                 where = where | also()
         tokens, noise, wanted = self._split(x), self._split(u), self._split(where)
+        places = None if previous is None else self._split(previous.place)
         questions = []
         for place in missing:
             member, read = self._members[place], wanted[place]
             read = read | (answers[place].place >= 0) if place in answers else read
-            questions.append(member.window.build_query(member.step, tokens[place], noise[place], read))
+            own = None if places is None or previous is None else previous._replace(place=places[place])
+            query = member.window.build_query(member.step, tokens[place], noise[place], read, own)
+            questions.append(query)
         prediction = self._denoiser.predict_many(questions)
         self.num_evaluations += 1
         begin = 0
