@@ -75,6 +75,8 @@ def _answers(checkpoint: Checkpoint) -> str:
     """Whether an answer of the network is used again while the tokens stay the same."""
     if checkpoint.denoiser.noise_dependence == "none":
         return "used again while the tokens stay the same: exact, as no noise is an input of the network"
+    if checkpoint.denoiser.self_conditioned:
+        return "computed in every step that reads, as the distributions of the call before may be an input"
     return "computed in every step that reads, as the noise is an input of the network"
 
 

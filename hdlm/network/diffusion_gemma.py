@@ -312,7 +312,8 @@ class DiffusionGemma(AbstractNetwork):
             table, scale = self.vocab_embed.weight, self.vocab_embed.embed_scale.to(x.dtype)
             p = previous.log_p[:, : len(table)].softmax(-1, dtype=torch.float32).to(table.dtype)
             place = previous.place[:, canvas]
-            signal[place >= 0] = (p @ table * scale)[place[place >= 0]]
+            soft = (p @ table).to(x.dtype) * scale
+            signal[place >= 0] = soft[place[place >= 0]]
         conditioned: Tensor = self.self_conditioning(x, signal)
         return conditioned
 
@@ -341,7 +342,7 @@ class _Seen:
         mask: The mask of the caller, over cached keys followed by current ones; None if all attend to all.
         query: The position of each query.
         key: The position of each key.
-        cached: Number of cached keys.
+        cached: How many of the keys are cached.
     """
 
     mask: Bool[Tensor, "#b q k"] | None

@@ -64,7 +64,7 @@ def merged(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     scales = {
         name: module.scaling["default"]
         for name, module in network.named_modules()
-        if hasattr(module, "scaling")
+        if hasattr(module, "lora_A")
     }
     for layer, scale in scales.items():
         first, second = (tensors[layer + end] for end in _ADAPTERS)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hdlm
 from hdlm.checkpoint import Checkpoint
+from hdlm.data import Tokenizer
 from hdlm.denoiser import ForwardContext
 from hdlm.generation import Ending, complete, planned
 from hdlm.hyperschedule import PromptedBlock
@@ -27,6 +29,9 @@ from hdlm.process import Uniform
 from hdlm.sampling import Ancestral, EntropyRenoising, Execution, Generation, Prompt, algorithm, sample
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.steps import editing
+from hdlm.sharing.export import export
+
+transformers = pytest.importorskip("transformers", minversion="5.23")
 
 CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 0}
 WIDTH = 8
@@ -39,7 +44,6 @@ def folder(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Checkpoint:
-    pytest.importorskip("transformers", minversion="5.23")
     return hdlm.load(folder)
 
 
@@ -335,3 +339,22 @@ def test_configs_that_cannot_be_read_are_refused(folder, tmp_path, change, messa
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         hdlm.load(tmp_path)
+
+
+def test_export_is_read_by_the_published_class(model, folder, golden, tmp_path):
+    export(model, tmp_path)
+    published, report = transformers.DiffusionGemmaForBlockDiffusion.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    with torch.no_grad():
+        logits = published(input_ids=golden("ids"), decoder_input_ids=golden("canvas")).logits
+    torch.testing.assert_close(logits, golden("logits"), **CLOSE)
+    before, after = (load_file(where / "model.safetensors") for where in (folder, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = hdlm.load(tmp_path)
+    assert again.config() == model.config()
+    assert again.tokenizer.encode("the king") == model.tokenizer.encode("the king")
+    tokens = [Tokenizer.load(where / "tokenizer.json").vocabulary for where in (folder, tmp_path)]
+    assert tokens[0] == tokens[1]  # without the words that stand for spare rows

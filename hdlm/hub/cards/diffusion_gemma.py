@@ -21,7 +21,7 @@ from hdlm.network.build import build_network
 from hdlm.parameterization import Mean
 from hdlm.process import Uniform
 
-__all__ = ["DiffusionGemmaCard"]
+__all__ = ["DiffusionGemmaCard", "stored_name"]
 
 _STEPS = 48
 """Calls of the network for a canvas, where a generation names no other number; as published."""
