@@ -237,8 +237,10 @@ class DiffusionGemma(AbstractNetwork):
             previous: Distributions of the call before, for self-conditioning; by default there are none.
 
         Raises:
-            ValueError: If the network gets a noise level, or is to store positions of a canvas.
+            ValueError: If the network is in float64, gets a noise level, or is to store positions of a canvas.
         """
+        if self.vocab_embed.weight.dtype == torch.float64:
+            raise ValueError("The experts of DiffusionGemma do not compute in float64: load it in float32.")
         if condition is not None or blend is not None:
             raise ValueError("DiffusionGemma gets no noise level: use `Mean()` or `LeaveOneOut()`.")
         cached = 0 if cache is None else len(cache)
@@ -408,7 +410,7 @@ def _published(config: DiffusionGemmaConfig) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             "DiffusionGemma needs transformers 5.23 or newer, whose modules are its network: "
-            f"pip install 'transformers>=5.23' ({error})."
+            f"pip install 'hdlm[gemma]' ({error})."
         ) from error
     return model(settings.from_dict(copy.deepcopy(dict(config.table))))
 

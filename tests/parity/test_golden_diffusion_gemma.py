@@ -25,6 +25,7 @@ from hdlm.cli import main
 from hdlm.data import Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Prediction
 from hdlm.generation import Ending, complete, planned
+from hdlm.generation.company import SharedWriter, WriteRequest
 from hdlm.hyperschedule import PromptedBlock
 from hdlm.network import DiffusionGemma, Previous
 from hdlm.objective import Canvas, CleanStream, Combination, Corruption, CrossEntropy
@@ -318,7 +319,7 @@ def test_text_ends_at_the_token_that_ends_texts(model):
 @pytest.mark.parametrize("there", [None, ModuleType("transformers")])
 def test_missing_or_old_transformers_is_an_error_that_says_what_to_install(folder, monkeypatch, there):
     monkeypatch.setitem(sys.modules, "transformers", there)
-    with pytest.raises(ValueError, match=r"diffusion_gemma.*pip install 'transformers>=5\.23'"):
+    with pytest.raises(ValueError, match=r"diffusion_gemma.*5\.23 or newer.*pip install 'hdlm\[gemma\]'"):
         hdlm.load(folder)
 
 
@@ -459,6 +460,7 @@ def test_gradients_reach_every_weight_of_the_text_model(folder, trained):
     assert all(name.startswith(("vision", "embed_vision")) or "scalar" in name for name in frozen)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_checkpoint_and_is_exported(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"The king said to the queen number {n} that he would go.\n" for n in range(99)))
@@ -513,3 +515,28 @@ def test_command_line_describes_and_samples(folder, capsys):
     assert passage["num_evaluations"] == 3
     assert main([*command, "--compile"]) == 2
     assert "neither compiled" in capsys.readouterr().err
+
+
+def test_requests_of_a_server_get_what_they_get_alone(model):
+    """Prompts of other lengths have canvases at other places, so they are written by engines of their own."""
+    settings = hdlm.Settings("diffusion_gemma", eta=1.0, steps=3, new_tokens=WIDTH)
+    requests = [
+        WriteRequest(model, prompt, settings, seed=seed) for seed, prompt in enumerate(("He", "The king"))
+    ]
+    writer, written = SharedWriter(2), {}
+    for request in requests:
+        writer.add(request)
+    while writer.num_running or writer.num_waiting:
+        written |= {done.request.seed: done.passage for done in writer.advance()}
+    for request in requests:
+        (alone,) = hdlm.write(model, request.prompt, settings, seed=request.seed)
+        assert written[request.seed].tokens == alone.tokens
+
+
+def test_given_words_of_a_text_with_gaps_are_part_of_the_canvas(model):
+    settings = hdlm.Settings("diffusion_gemma", eta=1.0, steps=3)
+    (passage,) = hdlm.write(model, "The [MASK:3] king", settings)
+    given, free = passage.tokens[:3], passage.tokens[3:6]
+    assert model.tokenizer.decode(given[1:]) == "The"
+    assert len(free) == 3
+    assert passage.evaluations == 3
