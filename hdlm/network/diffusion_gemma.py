@@ -179,7 +179,7 @@ class DiffusionGemma(AbstractNetwork):
     """The network of a DiffusionGemma, with the modules of `transformers`.
 
     Args:
-        config: The configuration.
+        config: Sizes and switches, as published.
 
     Raises:
         ValueError: If `transformers` is missing or too old, or refuses the configuration.
