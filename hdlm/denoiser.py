@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hdlm.network import Pass
+from hdlm.network import Pass, Previous
 from hdlm.parameterization import AbstractParameterization, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 
@@ -50,6 +50,8 @@ class ForwardContext:
         store: Indices of the current positions that enter the cache.
         ordered: Whether the caller has made sure that the position before each one that will be read is directly before
             it in the window, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
+        settled: Which positions are settled, for networks that encode them; by default those whose noise is 0.
+        previous: Distributions of the call before, for self-conditioned networks; None for none.
     """
 
     positions: Int[Tensor, "#b q"] | None = None
@@ -57,6 +59,8 @@ class ForwardContext:
     cache: Any = None
     store: Int[Tensor, " n"] | None = None
     ordered: bool = False
+    settled: Bool[Tensor, " q"] | None = None
+    previous: Previous | None = None
 
 
 @final
@@ -217,6 +221,23 @@ def _missing(question: Question, lookback: int) -> Bool[Tensor, "b q"]:
     return (here >= lookback) & ((columns < lookback) | (before != here - lookback))
 
 
+def _settled(question: Question) -> Bool[Tensor, " q"]:
+    """The settled positions of a window.
+
+    Raises:
+        ValueError: If they are not known, and sequences differ in the positions without noise.
+    """
+    if question.context.settled is not None:
+        return question.context.settled
+    settled = question.noise == 0
+    if bool((settled != settled[:1]).any()):
+        raise ValueError(
+            "This network encodes settled positions, and the sequences of a pass must have them at the same places. "
+            "Use two streams (two_stream=true), or one sequence at a time."
+        )
+    return settled[0]
+
+
 def resolve_device(denoiser: AbstractDenoiser, device: torch.device | str | None) -> torch.device:
     """The device for the tokens of a denoiser: by default its own, and the CPU if it has none.
 
@@ -265,8 +286,8 @@ class Backbone(Protocol):
         """The vocabulary projection, row by row."""
         ...
 
-    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None]:
-        """The matrix and the bias of `head`."""
+    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None] | None:
+        """The matrix and the bias of `head`; None if `head` is not a linear layer."""
         ...
 
     def new_cache(self) -> Any:
@@ -291,6 +312,11 @@ class AbstractDenoiser(abc.ABC):
     @property
     def packs(self) -> bool:
         """Whether `predict_many` costs less than separate calls of `predict`."""
+        return False
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the outputs also depend on `ForwardContext.previous`."""
         return False
 
     @property
@@ -365,9 +391,9 @@ class Denoiser(nn.Module, AbstractDenoiser):
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
-        question = self._pass(Question(tokens, noise, context))
-        rest = question._asdict()
-        hidden = self.backbone.features(rest.pop("tokens"), **rest)
+        arguments = self._pass(Question(tokens, noise, context))._asdict()
+        given = {name: value for name, value in arguments.items() if value is not None}
+        hidden = self.backbone.features(given.pop("tokens"), **given)
         return self._read([Question(tokens, noise, context)], [hidden])
 
     @property
@@ -375,8 +401,14 @@ class Denoiser(nn.Module, AbstractDenoiser):
         return True
 
     @property
+    def self_conditioned(self) -> bool:
+        return bool(getattr(self.backbone, "self_conditioned", False))
+
+    @property
     def noise_dependence(self) -> NoiseDependence:
-        return self.parameterization.noise_dependence
+        alone = self.parameterization.noise_dependence
+        # A result must not be used again for equal tokens if the distributions of the call before are an input, too.
+        return "position" if self.self_conditioned and alone == "none" else alone
 
     def predict_many(self, questions: Sequence[Question]) -> Prediction:
         if len(questions) == 1:
@@ -389,7 +421,7 @@ class Denoiser(nn.Module, AbstractDenoiser):
         """The arguments of the network."""
         inputs, context = self.parameterization.inputs(question.noise), question.context
         dtype = next(self.parameters()).dtype
-        return Pass(
+        arguments = Pass(
             question.tokens,
             context.positions,
             None if inputs.condition is None else inputs.condition.to(dtype),
@@ -398,6 +430,9 @@ class Denoiser(nn.Module, AbstractDenoiser):
             context.cache,
             context.store,
         )
+        if not self.self_conditioned:
+            return arguments
+        return arguments._replace(settled=_settled(question), previous=context.previous)
 
     def _read(self, questions: Sequence[Question], hidden: Sequence[Tensor]) -> Prediction:
         """A prediction from hidden vectors, which are projected where it is read."""
@@ -414,7 +449,8 @@ class Denoiser(nn.Module, AbstractDenoiser):
         shape = questions[0].tokens.shape if len(questions) == 1 else (1, -1)
         tokens = _end_to_end([question.tokens.flatten() for question in questions]).view(shape)
         noise = _end_to_end([question.noise.flatten() for question in questions]).view(shape)
-        projection = Projection(of, self.backbone.projection)
+        linear = self.backbone.projection() is not None
+        projection = Projection(of, self.backbone.projection) if linear else None
         return Prediction(self.process, self.parameterization, tokens, noise, raw, projection)
 
     def forward(

@@ -21,7 +21,7 @@ from hdlm.attention import Active, Context, check_views
 from hdlm.checkpoint.pieces import describe
 from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import AbstractTransformer
+from hdlm.network import AbstractNetwork
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear
 from hdlm.regime import Regime
 from hdlm.vocabulary import Vocabulary
@@ -56,7 +56,7 @@ class Checkpoint:
     """A model and its description.
 
     Attributes:
-        denoiser: Network, process and parameterization; the network is a `DDiT` or a `Decoder`.
+        denoiser: Network, process and parameterization; the network is one of `hdlm.network`.
         vocabulary: Meaning of its tokens.
         noise_schedule: Noise as a function of time in training.
         hyperschedules: Hyperschedules of its training, the best one for generation first.
@@ -87,11 +87,11 @@ class Checkpoint:
         check_views(self.context, self.active)
 
     @property
-    def network(self) -> AbstractTransformer:
+    def network(self) -> AbstractNetwork:
         """The network inside the denoiser."""
         backbone = self.denoiser.backbone
-        if not isinstance(backbone, AbstractTransformer):
-            raise ValueError(f"a checkpoint holds a transformer of hdlm; got {type(backbone).__name__}.")
+        if not isinstance(backbone, AbstractNetwork):
+            raise ValueError(f"a checkpoint holds a network of hdlm; got {type(backbone).__name__}.")
         return backbone
 
     @property

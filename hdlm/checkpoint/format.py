@@ -20,7 +20,7 @@ from hdlm.checkpoint.checkpoint import FORMAT, Checkpoint
 from hdlm.checkpoint.pieces import build
 from hdlm.checkpoint.weights import Safetensors, fill, skeleton
 from hdlm.denoiser import Denoiser
-from hdlm.network import AbstractTransformer, read_network_config
+from hdlm.network import AbstractNetwork, read_network_config
 from hdlm.vocabulary import Vocabulary
 
 __all__ = ["WeightsName", "assemble", "load_checkpoint", "save_checkpoint"]
@@ -99,9 +99,7 @@ def load_checkpoint(
     return checkpoint
 
 
-def assemble(
-    config: Mapping[str, Any], network: AbstractTransformer, tokenizer: str | None = None
-) -> Checkpoint:
+def assemble(config: Mapping[str, Any], network: AbstractNetwork, tokenizer: str | None = None) -> Checkpoint:
     """Build the checkpoint that `Checkpoint.config` described, around a network.
 
     Args:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hdlm.network import AbstractTransformer, NetworkShape, build_network
+from hdlm.network import AbstractNetwork, NetworkShape, build_network
 
 __all__ = ["AbstractTensors", "Safetensors", "Stored", "fill", "skeleton", "stored_names"]
 
@@ -148,7 +148,7 @@ class Safetensors(AbstractTensors):
         return value
 
 
-def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractTransformer:
+def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractNetwork:
     """A network without memory, for `fill`.
 
     Raises:
@@ -164,7 +164,7 @@ def skeleton(config: NetworkShape, tensors: AbstractTensors) -> AbstractTransfor
 
 
 def fill(
-    network: AbstractTransformer,
+    network: AbstractNetwork,
     tensors: AbstractTensors,
     names: Mapping[str, str | Stored] | None = None,
     *,
@@ -206,8 +206,7 @@ def fill(
                 f"{tensors.origin}: {_listed(sources[name].names)} has shape {list(shape)}, but the config needs "
                 f"{list(expected)}."
             )
-    frequencies = _frequencies(network, tensors, ignored)
-    state: dict[str, Tensor] = {FREQUENCIES: frequencies}
+    state = _frequencies(network, tensors, ignored)
     for name, parameter in parameters.items():
         state[name] = sources[name].read(tensors, dtype)
         if name not in network.token_rows:
@@ -220,6 +219,7 @@ def fill(
         if adds_mask:
             state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True)])
     network.load_state_dict(state, assign=True)
+    network.compute_buffers()
 
 
 def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Collection[str]) -> None:
@@ -232,10 +232,15 @@ def _check_names(tensors: AbstractTensors, needed: Iterable[str], ignored: Colle
         )
 
 
-def _frequencies(network: AbstractTransformer, tensors: AbstractTensors, ignored: Collection[str]) -> Tensor:
-    """The frequencies of rotary positions, those of the file must be equal up to rounding."""
+def _frequencies(
+    network: AbstractNetwork, tensors: AbstractTensors, ignored: Collection[str]
+) -> dict[str, Tensor]:
+    """The frequencies of rotary positions, if files have them; those of the file must be equal up to rounding."""
     with torch.device("cpu"):
-        computed = network.new_rotary().inv_freq
+        rotary = network.new_rotary()
+    if rotary is None:
+        return {}
+    computed = rotary.inv_freq
     for name in tensors.shapes:
         if name not in ignored or not name.endswith(FREQUENCIES):
             continue
@@ -245,7 +250,7 @@ def _frequencies(network: AbstractTransformer, tensors: AbstractTensors, ignored
                 f"{tensors.origin}: {name} holds other frequencies than those of rotary positions that the config "
                 f"asks for, with {network.config.num_heads} heads; hdlm cannot read such a network."
             )
-    return computed
+    return {FREQUENCIES: computed}
 
 
 def _finite(tensors: AbstractTensors, name: str, dtype: torch.dtype) -> Tensor:

@@ -38,6 +38,7 @@ _BEGINNINGS = {
     "<|end_of_text|>": "<|begin_of_text|>",
     "[SEP]": "[CLS]",
     "</s>": "<s>",
+    "<eos>": "<bos>",
 }
 """Tokens that may end a document, and the token that begins it then."""
 _PADS = ("[PAD]", "<pad>")
@@ -64,8 +65,8 @@ class Tokenizer:
         origin: Name of the tokenizer in messages.
 
     Attributes:
-        vocabulary: Meaning of the ids. Documents end with `eos`: `<|endoftext|>`, `[SEP]` or `</s>`, the first of these
-            that the tokenizer has.
+        vocabulary: Meaning of the ids. Documents end with `eos`: `<|endoftext|>`, `[SEP]`, `</s>` or `<eos>`, the first
+            of these that the tokenizer has.
 
     Raises:
         ValueError: If it is of another kind, has no token to end documents with, or its ids are not `0 .. N-1`.

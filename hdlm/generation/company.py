@@ -120,6 +120,7 @@ class WriteRequest:
             replace(settings, length=self.checkpoint.length),
             self.checkpoint.length,
             infilling=self.infilling,
+            given=len(self.given_ids),
         )
         if not _begins_with(whole, own):
             whole = own

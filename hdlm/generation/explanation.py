@@ -37,7 +37,8 @@ def explain(
         compiled: Whether the network was compiled.
     """
     length = len(passages[0].tokens) if infilling else settings.canvas(passages[0].given, checkpoint.length)
-    plan = planned(checkpoint, settings, length, infilling=infilling).hyperschedule
+    given = passages[0].given
+    plan = planned(checkpoint, settings, length, infilling=infilling, given=given).hyperschedule
     dtype = str(next(checkpoint.network.parameters()).dtype).removeprefix("torch.")
     precision = "exact" if dtype == "float32" else "APPROXIMATE, logits change in the third digit"
     pace = "each sequence goes at its own pace, all share calls of the network: exact"
@@ -74,6 +75,8 @@ def _answers(checkpoint: Checkpoint) -> str:
     """Whether an answer of the network is used again while the tokens stay the same."""
     if checkpoint.denoiser.noise_dependence == "none":
         return "used again while the tokens stay the same: exact, as no noise is an input of the network"
+    if checkpoint.denoiser.self_conditioned:
+        return "computed in every step that reads, as the distributions of the call before may be an input"
     return "computed in every step that reads, as the noise is an input of the network"
 
 

@@ -50,7 +50,8 @@ class OtherNames:
         threshold: Probability from which words are written at once (Fast-dLLM): 1 - `eta` of such an algorithm.
         confidence_threshold: Probability from which words are written at once (SDAR), like `threshold`.
         factor: Factor of the confidence (Fast-dLLM): `eta` of the algorithm factor.
-        entropy_bound: Bound of the accepted entropies in nats (DiffusionGemma): `eta` of entropy_renoising.
+        entropy_bound: Bound of the accepted entropies in nats (DiffusionGemma): `eta` of entropy_renoising and
+            diffusion_gemma.
         cfg_scale: Scale of guidance (LLaDA, dllm): `guidance`.
         cfg: Scale of guidance (evaluation of Dream), where 1 is off: `guidance` + 1.
     """
@@ -171,7 +172,7 @@ def _algorithm(algorithm: str, by: str | None, *, usual: bool) -> str:
     if by in ("threshold", "confidence_threshold"):
         known = _BY_THRESHOLD
     elif by in ("factor", "entropy_bound"):
-        names = ("factor",) if by == "factor" else ("entropy_renoising", "entropy")
+        names = ("factor",) if by == "factor" else ("entropy_renoising", "diffusion_gemma", "entropy")
         known = dict(zip(names, names, strict=True))
         if by == "factor":
             known |= {"low_confidence": "factor"}

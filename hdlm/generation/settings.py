@@ -121,8 +121,15 @@ class Settings:
         in_blocks = self.sub_block is not None and plan.opens_together and not plan.is_flat
         block = plan.window_size if in_blocks else None
         greedy = self.temperature == 0
+        passes = plan.num_levels
         return algorithm(
-            self.algorithm, process, self.eta, sub_block=self.sub_block, block=block, greedy=greedy
+            self.algorithm,
+            process,
+            self.eta,
+            sub_block=self.sub_block,
+            block=block,
+            greedy=greedy,
+            passes=passes,
         )
 
     def transforms(self) -> tuple[Transform, ...]:
@@ -183,7 +190,9 @@ class Settings:
         return _WINDOWS[self.hyperschedule](length, width, steps)
 
 
-def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool) -> Regime:
+def planned(
+    checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool, given: int = 0
+) -> Regime:
     """The regime for settings and a checkpoint.
 
     Args:
@@ -192,6 +201,7 @@ def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infillin
         length: Positions on the canvas.
         infilling: Whether there are gaps between given words: then all positions are generated together unless
             `settings` say something else.
+        given: Number of tokens of the prompt, behind which some models begin their first block.
 
     Raises:
         ValueError: If the canvas does not fit the network, or the settings do not fit the checkpoint.
@@ -199,7 +209,7 @@ def planned(checkpoint: Checkpoint, settings: Settings, length: int, *, infillin
     trained = checkpoint.hyperschedules
     _check_length("text with its gaps" if infilling else "canvas", length, checkpoint.length)
     if not infilling:
-        return _regime(checkpoint, settings, settings.plan(trained, length))
+        return _regime(checkpoint, settings, settings.plan(trained, length).behind(given))
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
     plan = (replace(settings, width=length) if whole else settings).plan(widest, length)

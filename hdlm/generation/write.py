@@ -11,6 +11,7 @@ from hdlm.generation.correction import correction_regime, draft_of
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, _piece, blanks, has_gaps
+from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.regime import Regime
 from hdlm.sampling import (
     ApproximateCache,
@@ -135,6 +136,7 @@ def complete(
     Raises:
         ValueError: If a setting is out of range, or the given tokens do not fit.
     """
+    _check_prompts(regime.hyperschedule, given)
     denoiser: AbstractDenoiser = checkpoint.denoiser
     device = resolve_device(denoiser, execution.device)
     if settings.guidance:
@@ -153,6 +155,19 @@ def complete(
         stop=stop,
         watch=watch,
     )
+
+
+def _check_prompts(plan: AbstractHyperschedule, given: Prompt) -> None:
+    """Refuse prompts at whose end no block begins, along a hyperschedule whose blocks begin behind the prompt."""
+    leading = given.fixed.long().cumprod(1).sum(1)
+    if not bool((leading == given.fixed.sum(1)).all()):
+        return  # a text with gaps
+    lengths = leading.unique().tolist()
+    if any(plan.behind(length) != plan for length in lengths):
+        raise ValueError(
+            f"The blocks of {plan!r} begin behind the prompt, and the prompts have {lengths} tokens. Give prompts of "
+            "one length in a call, and the regime for it: `planned(..., given=LENGTH)`."
+        )
 
 
 def canvas_of(
@@ -181,7 +196,8 @@ def canvas_of(
     assert isinstance(prompt, str)
     ids = prompt_ids(tokenizer, prompt)
     length = settings.canvas(len(ids), checkpoint.length)
-    return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)
+    prompt_and_room = Prompt.prefix(ids, length)
+    return prompt_and_room, planned(checkpoint, settings, length, infilling=False, given=len(ids))
 
 
 def _refuse_length(settings: Settings, reason: str) -> None:

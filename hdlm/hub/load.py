@@ -42,13 +42,6 @@ OWN = "hdlm"
 _TOKENIZER_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """A tokenizer that a config may name: a name of the hub, never a local path."""
 
-_GEMMA = (
-    "Two things are missing: a network with its mixture of experts and its two kinds of attention, and an input of "
-    "denoisers for self-conditioning, the logits of the call before. Use the class of transformers 5.23, "
-    "DiffusionGemmaForBlockDiffusion. Its sampler is here, for any other model: `entropy_renoising`."
-)
-"""Why a model of this type is refused, and what a user can do."""
-
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -190,8 +183,6 @@ def recognise(evidence: Evidence, cards: tuple[AbstractCard, ...] = CARDS) -> Ab
         f"{len(evidence.shapes)} tensors begin with {names}"
     )
     known = ", ".join(card.name for card in cards)
-    if evidence.config.get("model_type") == "diffusion_gemma":
-        raise ValueError(f"{evidence.origin} is a DiffusionGemma, which hdlm does not read. {_GEMMA}")
     if not fitting:
         raise ValueError(f"{evidence.origin} is in no format that hdlm reads ({known}): {seen}.")
     raise ValueError(f"{evidence.origin} could be any of {', '.join(card.name for card in fitting)}: {seen}.")

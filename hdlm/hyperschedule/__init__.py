@@ -5,6 +5,7 @@
 | GPT | `autoregressive(l)` | `i` | 1 |
 | MDLM, SEDD | `flat(l, T)` | `0` | T |
 | BD3-LM | `Block(l, w, T)` | `(i // w) T` | T |
+| DiffusionGemma | `PromptedBlock(l, w, T)` | `(i // w) T`, behind the prompt | T |
 | sliding window | `Slide(l, w, T)` | `i T // w` | T |
 | wave inside blocks | `Wave(l, w, T)` | `(i // w)(T + w - 1) + i mod w` | T |
 
@@ -17,6 +18,7 @@ from hdlm.hyperschedule.base import AbstractHyperschedule, Regions
 from hdlm.hyperschedule.block import Block, autoregressive, flat
 from hdlm.hyperschedule.countdown import AbstractCountdown
 from hdlm.hyperschedule.packing import AbstractPacking, Packed, opens_left_to_right, packing
+from hdlm.hyperschedule.prompted import PromptedBlock
 from hdlm.hyperschedule.published import PublishedSlide, PublishedWave
 from hdlm.hyperschedule.slide import Slide
 from hdlm.hyperschedule.table import Table
@@ -28,6 +30,7 @@ __all__ = [
     "AbstractPacking",
     "Block",
     "Packed",
+    "PromptedBlock",
     "PublishedSlide",
     "PublishedWave",
     "Regions",

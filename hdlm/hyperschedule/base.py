@@ -128,6 +128,10 @@ class AbstractHyperschedule(abc.ABC):
         """The nearest hyperschedule that begins in pure noise, for a bound on the likelihood."""
         return self
 
+    def behind(self, given: int) -> AbstractHyperschedule:
+        """The hyperschedule for a prompt of `given` tokens; most hyperschedules do not depend on the prompt."""
+        return self
+
     @final
     def first_positions(self, length: int) -> AbstractHyperschedule:
         """The hyperschedule of the first positions alone, at the same steps.

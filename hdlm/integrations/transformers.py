@@ -259,7 +259,7 @@ class HDLMForDiffusionLM(PreTrainedModel):
         length = chosen.length
         if length is None:
             length = prompts.shape[1] if gaps.any() else checkpoint.length
-        regime = planned(checkpoint, chosen, length, infilling=bool(gaps.any()))
+        regime = planned(checkpoint, chosen, length, infilling=bool(gaps.any()), given=prompts.shape[1])
         given = _canvas(prompts, gaps, length, num_return_sequences)
         written = complete(
             checkpoint,

@@ -7,20 +7,25 @@ from hdlm.network.cache import KVCache
 from hdlm.network.config import DDiTConfig, NetworkShape
 from hdlm.network.ddit import DDiT
 from hdlm.network.decoder import Decoder, DecoderConfig
-from hdlm.network.passes import Pass
+from hdlm.network.diffusion_gemma import DiffusionGemma, DiffusionGemmaConfig
+from hdlm.network.passes import Pass, Previous
 from hdlm.network.rotary import RotaryScaling
 from hdlm.network.static import StaticBatch
-from hdlm.network.transformer import AbstractTransformer, has_compiler
+from hdlm.network.transformer import AbstractNetwork, AbstractTransformer, has_compiler
 
 __all__ = [
+    "AbstractNetwork",
     "AbstractTransformer",
     "DDiT",
     "DDiTConfig",
     "Decoder",
     "DecoderConfig",
+    "DiffusionGemma",
+    "DiffusionGemmaConfig",
     "KVCache",
     "NetworkShape",
     "Pass",
+    "Previous",
     "RotaryScaling",
     "StaticBatch",
     "build_network",

@@ -8,15 +8,20 @@ from typing import Any
 from hdlm.network.config import DDiTConfig, NetworkShape
 from hdlm.network.ddit import DDiT
 from hdlm.network.decoder import Decoder, DecoderConfig
-from hdlm.network.transformer import AbstractTransformer
+from hdlm.network.diffusion_gemma import DiffusionGemma, DiffusionGemmaConfig
+from hdlm.network.transformer import AbstractNetwork
 from hdlm.strict_config import OptionError
 
 __all__ = ["build_network", "read_network_config"]
 
-_CONFIGS: Mapping[str, type[DDiTConfig | DecoderConfig]] = {"DDiT": DDiTConfig, "Decoder": DecoderConfig}
+_CONFIGS: Mapping[str, type[DDiTConfig | DecoderConfig | DiffusionGemmaConfig]] = {
+    "DDiT": DDiTConfig,
+    "Decoder": DecoderConfig,
+    "DiffusionGemma": DiffusionGemmaConfig,
+}
 
 
-def read_network_config(table: Mapping[str, Any]) -> DDiTConfig | DecoderConfig:
+def read_network_config(table: Mapping[str, Any]) -> DDiTConfig | DecoderConfig | DiffusionGemmaConfig:
     """Read the configuration of a network.
 
     Args:
@@ -31,7 +36,7 @@ def read_network_config(table: Mapping[str, Any]) -> DDiTConfig | DecoderConfig:
     return _CONFIGS[kind].from_dict({name: value for name, value in table.items() if name != "type"})
 
 
-def build_network(config: NetworkShape) -> AbstractTransformer:
+def build_network(config: NetworkShape) -> AbstractNetwork:
     """A network with new weights.
 
     Raises:
@@ -41,4 +46,8 @@ def build_network(config: NetworkShape) -> AbstractTransformer:
         return DDiT(config)
     if isinstance(config, DecoderConfig):
         return Decoder(config)
-    raise ValueError(f"a network needs a DDiTConfig or a DecoderConfig; got {type(config).__name__}.")
+    if isinstance(config, DiffusionGemmaConfig):
+        return DiffusionGemma(config)
+    raise ValueError(
+        f"a network needs one of {', '.join(_CONFIGS)} as its type; got {type(config).__name__}."
+    )

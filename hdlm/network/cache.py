@@ -33,6 +33,11 @@ class KVCache:
         return self._length
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers that have written."""
+        return len(self._layers)
+
+    @property
     def num_rows(self) -> int | None:
         """Sequences of the batch; None before the first pass."""
         return self._layers[0][0].shape[0] if self._layers else None
@@ -87,6 +92,11 @@ class KVCache:
         keys[:, :, self._length : end] = key
         values[:, :, self._length : end] = value
         return keys[:, :, :end], values[:, :, :end]
+
+    def read(self, layer: int) -> tuple[Float[Tensor, "b heads c d"], Float[Tensor, "b heads c d"]]:
+        """The stored keys and values of a layer."""
+        keys, values = self._layers[layer]
+        return keys[:, :, : self._length], values[:, :, : self._length]
 
     def keep(self, store: Int[Tensor, " n"], num_current: int) -> None:
         """Keep positions of the last pass, in the given order; the others are dropped.

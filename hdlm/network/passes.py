@@ -5,18 +5,35 @@ from __future__ import annotations
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.network.attention import Attention
 from hdlm.network.cache import KVCache
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "Previous"]
+
+
+@final
+class Previous(NamedTuple):
+    """The distributions of the call before, which self-conditioned networks read.
+
+    Attributes:
+        log_p: Log probabilities of the words, up to a constant per row.
+        place: Row of `log_p` of each position; -1 for a position without one.
+    """
+
+    log_p: Float[Tensor, "n v"]
+    place: Int[Tensor, "b q"]
 
 
 @final
 class Pass(NamedTuple):
-    """The arguments of `DDiT.features`; see there."""
+    """The arguments of `DDiT.features`; see there.
+
+    The last two are for self-conditioned networks: whether each position is settled, and the distributions of the call
+    before.
+    """
 
     tokens: Int[Tensor, "b q"]
     positions: Int[Tensor, "#b q"] | None = None
@@ -25,6 +42,8 @@ class Pass(NamedTuple):
     attention: Attention = None
     cache: KVCache | None = None
     store: Int[Tensor, " n"] | None = None
+    settled: Bool[Tensor, " q"] | None = None
+    previous: Previous | None = None
 
     @property
     def num_kept(self) -> int:

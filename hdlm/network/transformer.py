@@ -28,33 +28,84 @@ from hdlm.network.recomputation import Recomputation
 from hdlm.network.rotary import Rotary, Rotation
 from hdlm.network.static import StaticBatch
 
-__all__ = ["AbstractTransformer", "has_compiler"]
+__all__ = ["AbstractNetwork", "AbstractTransformer", "has_compiler"]
 
 
-class AbstractTransformer(nn.Module, abc.ABC):
-    """A transformer that sees both ways, or as `attention` says.
+class AbstractNetwork(nn.Module, abc.ABC):
+    """A network over tokens: hidden states, and their projection onto the vocabulary.
 
     Attributes:
         config: Sizes and switches.
-        checkpoint_activations: What the backward pass computes again instead of keeping it; see
-            `hdlm.network.recomputation`.
-        static: What makes the passes that fit into static buffers, if `speed_up` reserved some.
-        batch_invariant: Whether no digit of a sequence depends on other sequences; see `speed_up`.
-        rotary_emb: Positions to rotations.
+        token_rows: Names of the parameters with one row for each token.
         vocab_embed: Tokens to vectors.
         blocks: The blocks, in order.
-        token_rows: Names of the parameters with one row for each token.
+        checkpoint_activations: What the backward pass computes again instead of keeping it; see
+            `hdlm.network.recomputation`.
+        self_conditioned: Whether a pass reads the distributions of the call before; see `Pass.previous`.
+        static: What makes the passes that fit into static buffers, if `speed_up` reserved some.
     """
 
     config: NetworkShape
-    checkpoint_activations: Recomputation
-    rotary_emb: Rotary
+    token_rows: ClassVar[tuple[str, ...]]
     vocab_embed: nn.Module
     blocks: nn.ModuleList
+    checkpoint_activations: Recomputation = "none"
+    self_conditioned: ClassVar[bool] = False
     static: StaticBatch | None = None
+
+    @abc.abstractmethod
+    def features(
+        self,
+        tokens: Int[Tensor, "b q"],
+        *,
+        positions: Int[Tensor, "#b q"] | None = None,
+        condition: Float[Tensor, "#b #q"] | None = None,
+        blend: Float[Tensor, "#b #q"] | None = None,
+        attention: Attention = None,
+        cache: Any = None,
+        store: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "b q h"]:
+        """The hidden states before the vocabulary projection; see `AbstractTransformer.features`."""
+
+    @abc.abstractmethod
+    def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """The result of `features` for each of several independent passes."""
+
+    @abc.abstractmethod
+    def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
+        """Project hidden states, of any selection of positions, onto the vocabulary."""
+
+    @abc.abstractmethod
+    def projection(self) -> tuple[Float[Tensor, "v h"], Float[Tensor, " v"] | None] | None:
+        """The matrix and the bias of `head`, or None if `head` is not a linear layer."""
+
+    @abc.abstractmethod
+    def speed_up(self, *, compiled: bool = False, slots: int = 0, batch_invariant: bool = False) -> None:
+        """Prepare the network for generation; see `AbstractTransformer.speed_up`."""
+
+    @abc.abstractmethod
+    def new_cache(self) -> Any:
+        """An empty cache for `features`."""
+
+    def new_rotary(self) -> Rotary | None:
+        """The rotary positions of the config, whose frequencies a file may hold; None if no file holds them."""
+        return None
+
+    def compute_buffers(self) -> None:
+        """Compute buffers that no file holds, in a network that was made without memory and now has its weights."""
+
+
+class AbstractTransformer(AbstractNetwork):
+    """A transformer that sees both ways, or as `attention` says.
+
+    Attributes:
+        batch_invariant: Whether no digit of a sequence depends on other sequences; see `speed_up`.
+        rotary_emb: Positions to rotations.
+    """
+
+    rotary_emb: Rotary
     batch_invariant: bool = False
     _largest: int | None = None
-    token_rows: ClassVar[tuple[str, ...]]
 
     def forward(
         self,

@@ -27,6 +27,7 @@ from hdlm.hyperschedule import (
     opens_left_to_right,
     packing,
 )
+from hdlm.network import Previous
 from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
@@ -60,6 +61,8 @@ class Canvas:
         same_noise: Whether in two streams all noisy positions of a sequence have an equal noise fraction, as along a
             flat hyperschedule.
         documents: Document of each position, if positions of different documents do not attend to one another.
+        conditioned: For which sequences a self-conditioned network gets the distributions of a first call; None for
+            none.
     """
 
     x_0: Int[Tensor, "b l"]
@@ -74,6 +77,7 @@ class Canvas:
     left_to_right: bool = True
     same_noise: bool = True
     documents: Int[Tensor, "b l"] | None = None
+    conditioned: Bool[Tensor, " b"] | None = None
 
     def without_lookback_positions(self, denoiser: AbstractDenoiser) -> Canvas:
         """A copy with weight 0 at the first positions, which a shifted denoiser does not predict."""
@@ -84,7 +88,7 @@ class Canvas:
 
     def to(self, device: torch.device) -> Canvas:
         """A copy on another device; the attention mask stays, since it is already on the network's device."""
-        names = ("x_0", "x_t", "t", "s", "measure", "steps", "window", "documents")
+        names = ("x_0", "x_t", "t", "s", "measure", "steps", "window", "documents", "conditioned")
         there: Any = moved([getattr(self, name) for name in names], device)
         return replace(self, **dict(zip(names, there, strict=True)))
 
@@ -124,14 +128,14 @@ class Canvas:
         """
         self._check_order(denoiser)
         if not self.num_clean:
-            return (denoiser.predict(self.x_t, self.t, ForwardContext(attention=self.attention)),)
+            return (self._ask(denoiser, self.x_t, self.t, ForwardContext(attention=self.attention)),)
         self._check_noise(denoiser)
         tokens = torch.cat([self.x_0, self.x_t], 1)
         noise = torch.cat([torch.zeros_like(self.t), self.t], 1)
         positions = torch.arange(self.num_clean, device=tokens.device).repeat(2)[None]
-        both = denoiser.predict(
-            tokens, noise, ForwardContext(positions=positions, attention=self.attention, ordered=True)
-        )
+        settled = torch.arange(tokens.shape[1], device=tokens.device) < self.num_clean
+        context = ForwardContext(positions, self.attention, ordered=True, settled=settled)
+        both = self._ask(denoiser, tokens, noise, context)
         stream, back = self._stream(denoiser.lookback).flatten(), 0 if denoiser.lookback else 1
 
         def noisy(at: Tensor) -> Tensor:
@@ -142,6 +146,19 @@ class Canvas:
             return at + at // self.num_clean * self.num_clean - back
 
         return self._read(both, noisy), self._read(both, clean)
+
+    def _ask(
+        self, denoiser: AbstractDenoiser, tokens: Tensor, noise: Tensor, context: ForwardContext
+    ) -> Prediction:
+        """The prediction of the denoiser, self-conditioned on that of a first call for some sequences."""
+        if self.conditioned is None or not denoiser.self_conditioned:
+            return denoiser.predict(tokens, noise, context)
+        noisy = (noise > 0) & self.conditioned[:, None]
+        with torch.no_grad():
+            first = denoiser.predict(tokens, noise, context).raw(noisy.flatten().nonzero()[:, 0])
+        place = torch.full_like(tokens, -1)
+        place[noisy] = torch.arange(len(first), device=place.device)
+        return denoiser.predict(tokens, noise, replace(context, previous=Previous(first, place)))
 
     def _read(self, both: Prediction, there: Callable[[Tensor], Tensor]) -> Prediction:
         """The prediction of one of the streams, whose position `at` is `there(at)` in both."""

@@ -29,7 +29,7 @@ from hdlm.evaluation.records import protocol
 from hdlm.evaluation.text import find_text
 from hdlm.generation import Settings
 from hdlm.hyperschedule import AbstractHyperschedule, flat
-from hdlm.network import AbstractTransformer
+from hdlm.network import AbstractNetwork
 from hdlm.progress import share_bar
 from hdlm.published import samplers
 from hdlm.published.eval_common import check_counts, parser, with_tokenizer, write_json
@@ -102,7 +102,7 @@ def _write(args: argparse.Namespace, document: dict[str, Any], samples: list[Sam
             aside.write_text(text + "\n", encoding="utf-8")
 
 
-def _count_calls(network: AbstractTransformer) -> list[None]:
+def _count_calls(network: AbstractNetwork) -> list[None]:
     """A list that grows by one with every network call, for any sequences."""
     calls: list[None] = []
     network.blocks[0].register_forward_hook(lambda *_: calls.append(None))

@@ -252,7 +252,7 @@ class EpsilonModel(AbstractPublishedModel):
                 f"positions)`. Use "
                 "`model.denoiser`, or the samplers."
             )
-        noise = meaning.inputs(network.projection()[0].new_zeros(ids.shape))
+        noise = meaning.inputs(next(network.parameters()).new_zeros(ids.shape))
         logits = network(
             ids, positions=_rows(positions), condition=noise.condition, attention=_may_attend(attn_mask)
         )

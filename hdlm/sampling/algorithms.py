@@ -74,9 +74,10 @@ RULES: dict[str, Builder] = {
     "topk_margin": lambda process, eta: ByConfidence("margin", "truncated"),
     "neg_entropy": lambda process, eta: ByConfidence("entropy", "truncated"),
     "diffugpt": lambda process, eta: ByConfidence(quota="standing"),
+    "diffusion_gemma": lambda process, eta: EntropyRenoising(eta, hot=0.8, cold=0.4, greedy=True),
 }
-"""Settings of `ByConfidence` by the names of LLaDA and SDAR (the first four), Dream (three) and DiffuGPT; all are
-heuristics, and names of algorithms like those of `ALGORITHMS`."""
+"""Settings of `ByConfidence` by the names of LLaDA and SDAR (the first four), Dream (three) and DiffuGPT, and of
+`EntropyRenoising` by that of DiffusionGemma; all are heuristics, and names of algorithms like those of `ALGORITHMS`."""
 WRITES_LIKELIEST = frozenset(
     {"confidence", "threshold", "factor", "entropy", "joint_threshold", "entropy_renoising", *RULES}
 )
@@ -135,6 +136,7 @@ def algorithm(
     sub_block: int | None = None,
     block: int | None = None,
     greedy: bool = False,
+    passes: int | None = None,
 ) -> Step:
     """The step of the algorithm with this name.
 
@@ -142,10 +144,12 @@ def algorithm(
         name: One of `ALGORITHMS` or of `RULES`.
         process: The denoiser's process.
         eta: Strength of corrections and remasking, in [0, 1], where the algorithm has any; for thresholds, 1 minus the
-            threshold; for `entropy` and `entropy_renoising`, the bound in nats; for `factor`, the factor.
+            threshold; for `entropy`, `entropy_renoising` and `diffusion_gemma`, the bound in nats; for `factor`, the
+            factor.
         sub_block: Number of positions of a sub-block; sub-blocks are written one after the other; see `InParts`.
         block: Width of blocks whose sub-blocks they are; None for those of a flat canvas.
         greedy: Whether the likeliest words are written, for an algorithm of `WRITES_LIKELIEST`.
+        passes: Largest number of calls of the network for a block, for `diffusion_gemma`; by default 48.
 
     Raises:
         ValueError: If the name is unknown, `eta` is out of range, or the algorithm has no sub-blocks.
@@ -159,6 +163,8 @@ def algorithm(
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
     built: Any = builders[name](process, eta)
+    if name == "diffusion_gemma" and passes is not None:
+        built = replace(built, passes=passes)
     if sub_block is not None and name not in WRITES_LIKELIEST:
         raise ValueError(
             f"The algorithm {name!r} does not write in sub-blocks; {', '.join(sorted(WRITES_LIKELIEST))} do."

@@ -23,12 +23,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import Prediction
+from hdlm.network import Previous
 from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
 from hdlm.sampling.draws import draw_checked
 
 __all__ = [
     "Answer",
+    "Ask",
     "Chain",
     "Move",
     "Numbers",
@@ -335,6 +337,11 @@ class Reading:
         return score
 
 
+Ask: TypeAlias = Callable[[Tensor, Tensor, Previous | None], Reading]
+"""Calls the network on tokens at noise fractions, and a self-conditioned network on the distributions of the call
+before; only once for the same three values."""
+
+
 @final
 @dataclass(frozen=True)
 class Move:
@@ -346,7 +353,7 @@ class Move:
         t: Current noise fraction of each position.
         s: Noise fraction after the step, `s <= t`.
         moving: Positions that may change: their level drops in this step, and they are not given by the user.
-        ask: Calls the network on tokens at noise fractions; only once for the same two tensors.
+        ask: Calls the network; see `Ask`.
         randomness: The run's random numbers.
         sequence: Index of each sequence in the run.
         step: Index of the generation step; one for all sequences, or one for each sequence, `[b 1]`.
@@ -355,6 +362,9 @@ class Move:
         begin: Noise fraction at which the noise of each position begins to fall; None for `t`.
         remasked: Whether another step of the chain may replace words by masks.
         numbers: Returns random numbers of `randomness` that were computed before.
+        self_conditioned: Whether the network reads the distributions of the call before. A step that calls it several
+            times in one move hands them on as `previous`.
+        previous: Distributions of the call before, for `reading`; None for none.
     """
 
     process: AbstractNoiseProcess
@@ -362,7 +372,7 @@ class Move:
     t: Float[Tensor, "b l"]
     s: Float[Tensor, "b l"]
     moving: Bool[Tensor, "b l"]
-    ask: Callable[[Tensor, Tensor], Reading]
+    ask: Ask
     randomness: Randomness
     sequence: Int[Tensor, " b"]
     step: int | Int[Tensor, "b 1"]
@@ -371,6 +381,8 @@ class Move:
     begin: Float[Tensor, "b l"] | None = None
     remasked: bool = False
     numbers: Numbers | None = None
+    self_conditioned: bool = False
+    previous: Previous | None = None
 
     @property
     def reading(self) -> Reading:
@@ -379,7 +391,7 @@ class Move:
 
     def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
         """The network's answer for tokens at noise fractions, with the names of sequences and steps for errors."""
-        return replace(self.ask(x, u), sequence=self.sequence, step=self.step)
+        return replace(self.ask(x, u, self.previous), sequence=self.sequence, step=self.step)
 
     @property
     def masked(self) -> Bool[Tensor, "b l"]:

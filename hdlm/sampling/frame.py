@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.sampling.base import Answer, Reading
+from hdlm.network import Previous
+from hdlm.sampling.base import Answer, Ask, Reading
 
 __all__ = ["Frame", "Reads"]
 
@@ -26,14 +27,16 @@ class Reads:
         noise: Noise fraction of each position before the step.
     """
 
-    def __init__(self, ask: Callable[[Tensor, Tensor], Reading], noise: Float[Tensor, "b l"]) -> None:
+    def __init__(self, ask: Ask, noise: Float[Tensor, "b l"]) -> None:
         self.noise = noise
         self._ask = ask
         self._done: list[tuple[Reading, Tensor]] = []
 
-    def ask(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
+    def ask(
+        self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"], previous: Previous | None = None, /
+    ) -> Reading:
         """The reading of the same question, which records the positions that are read."""
-        reading = self._ask(x, u)
+        reading = self._ask(x, u, previous)
 
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
             known = reading.answer(where)

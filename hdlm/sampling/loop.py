@@ -7,6 +7,7 @@ loop is the reference for tests of its engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.denoiser import ForwardContext as Asked
+from hdlm.network import Previous
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
 from hdlm.sampling.base import Answer, Move, Reading, Step, Transform
@@ -58,22 +60,28 @@ def sample_plainly(
         now, then = (hyperschedule.levels(torch.tensor(step, device=device)) for step in (n, n + 1))
         moving = (then < now) & ~fixed
         t, s = (noise[level].masked_fill(fixed, 0.0) for level in (now, then))
-        window = (~hyperschedule.regions(torch.tensor(n, device=device)).worthless).nonzero()[:, 0]
+        regions = hyperschedule.regions(torch.tensor(n, device=device))
+        window = (~regions.worthless).nonzero()[:, 0]
         seen = regime.generation_attention(torch.tensor(n, device=device))
-        asked = Asked(window[None], seen.select(window, window).on(device), ordered=True)
+        attention = seen.select(window, window).on(device)
+        asked = Asked(window[None], attention, ordered=True, settled=regions.settled[window])
         place = torch.full_like(x, -1)
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
 
-        def read(x: Tensor, u: Tensor) -> Reading:
+        def read(x: Tensor, u: Tensor, previous: Previous | None = None, /) -> Reading:
             nonlocal calls, computed
             calls, computed = calls + 1, computed + len(window)  # noqa: B023
-            answer = Answer(denoiser.predict(x[:, window], u[:, window], asked), place)  # noqa: B023
+            before = None if previous is None else previous._replace(place=previous.place[:, window])  # noqa: B023
+            asking = replace(asked, previous=before)  # noqa: B023
+            answer = Answer(denoiser.predict(x[:, window], u[:, window], asking), place)  # noqa: B023
             return Reading(lambda where: answer, x, u, tuple(transforms))
 
         before, reads = x, Reads(read, t)
         if moving.any():
             begin = noise[hyperschedule.levels(0).to(device)].expand_as(t)
-            x = step(x, Move(process, x, t, s, moving, reads.ask, randomness, rows, n, begin=begin))
+            conditioned = denoiser.self_conditioned
+            move = Move(process, x, t, s, moving, reads.ask, randomness, rows, n, begin=begin)
+            x = step(x, replace(move, self_conditioned=conditioned))
         if watch is not None:
             finished = ((then == 0) | fixed).long().cumprod(1).sum(1)
             costs = (calls,) * len(rows), (computed,) * len(rows)

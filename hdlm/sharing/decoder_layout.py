@@ -4,7 +4,8 @@ A checkpoint that was read from one of the formats of `hdlm.hub.cards` gets the 
 of rows of that format. Any other decoder gets those of the family of its switches: Qwen3 with QK-norm, Qwen2 with
 biases of queries, keys and values, GPT-2 with LayerNorm, else Llama. `mask_token_id` of the config names the row of the
 mask, and its table `hdlm` has the process, the parameterization, the hyperschedules and the attention, so that
-`hdlm.load` reads the export as what it is. `transformers` reads it as a causal model.
+`hdlm.load` reads the export as what it is. `transformers` reads it as a causal model. A DiffusionGemma gets its own
+configuration, and the names of the class of `transformers`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from hdlm.data import _tokenizer_json as tokenizer_json
 from hdlm.hub.card import AbstractCard, Blueprint, Evidence
 from hdlm.hub.cards import CARDS
 from hdlm.hub.cards._decoder import PIECES
-from hdlm.network import DecoderConfig, RotaryScaling
+from hdlm.hub.cards.diffusion_gemma import stored_name
+from hdlm.network import DecoderConfig, DiffusionGemmaConfig, RotaryScaling
 
 __all__ = ["DecoderFiles", "decoder_layout"]
 
@@ -49,11 +51,13 @@ class DecoderFiles(NamedTuple):
 
 
 def decoder_layout(checkpoint: Checkpoint) -> DecoderFiles:
-    """The files of a checkpoint whose network is a `Decoder`.
+    """The files of a checkpoint whose network is a `Decoder` or a `DiffusionGemma`.
 
     Raises:
         ValueError: If the network has switches that no family has.
     """
+    if isinstance(checkpoint.network.config, DiffusionGemmaConfig):
+        return _diffusion_gemma(checkpoint, checkpoint.network.config)
     recorded = checkpoint.training.get("config")
     card = next((card for card in CARDS if card.name == checkpoint.training.get("format")), None)
     if card is not None and isinstance(recorded, Mapping):
@@ -74,6 +78,19 @@ def decoder_layout(checkpoint: Checkpoint) -> DecoderFiles:
         for stored, part in _parts(blueprint.tensors[name], value, checkpoint):
             tensors[stored if stored.startswith("lm_head.") else prefix + stored] = part.contiguous()
     return DecoderFiles(config, tensors, _tokenizer(checkpoint, blueprint))
+
+
+def _diffusion_gemma(checkpoint: Checkpoint, shape: DiffusionGemmaConfig) -> DecoderFiles:
+    """The files of a DiffusionGemma; those of `transformers` have one name for the weights of both stacks."""
+    config = {name: value for name, value in shape.table.items() if name not in ("mask_id", "num_words")}
+    tensors = {
+        f"model.{stored_name(name)}": parameter.detach().cpu().contiguous()
+        for name, parameter in checkpoint.network.named_parameters()
+    }
+    document = checkpoint.tokenizer_json
+    if document is not None:
+        document = json.dumps(tokenizer_json.without_unused(json.loads(document)), ensure_ascii=False)
+    return DecoderFiles(config, tensors, document)
 
 
 def _blueprint(checkpoint: Checkpoint, card: AbstractCard, config: Mapping[str, Any]) -> Blueprint:

@@ -28,7 +28,7 @@ from torch import Tensor
 from hdlm.atomic import replacing
 from hdlm.checkpoint import Checkpoint
 from hdlm.hub.cards.published import PublishedEpsilonCard, PublishedGammaCard
-from hdlm.network import DDiTConfig, DecoderConfig
+from hdlm.network import DDiTConfig, DecoderConfig, DiffusionGemmaConfig
 from hdlm.noise_schedule import AbstractNoiseSchedule, Linear, LogLinear
 from hdlm.parameterization import AbstractParameterization, LogScore, Mean
 from hdlm.process import Absorbing, EpsilonHybrid, GammaHybrid
@@ -62,7 +62,7 @@ def export(
     licence: str = LICENCE,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint in the published layout; a `Decoder` in the layout of its format or family.
+    """Write a checkpoint in the published layout; any network but a `DDiT` in that of its format or family.
 
     Args:
         checkpoint: The model.
@@ -80,7 +80,7 @@ def export(
     import yaml
 
     folder = Path(folder)
-    if isinstance(checkpoint.network.config, DecoderConfig):
+    if isinstance(checkpoint.network.config, DecoderConfig | DiffusionGemmaConfig):
         _write_decoder(checkpoint, folder, pickled, source, licence, evaluation)
         return
     config = published_config(checkpoint, hyperschedule)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from hdlm.checkpoint import Checkpoint, describe, description_text
-from hdlm.network import Decoder
+from hdlm.network import Decoder, DiffusionGemma
 
 __all__ = ["LICENCE", "Layout", "model_card"]
 
@@ -100,7 +100,7 @@ def _summary(checkpoint: Checkpoint) -> str:
         "hybrid diffusion language model ([Unifying Autoregressive and Diffusion-Based Sequence Generation]"
         "(https://arxiv.org/abs/2504.06416))"
     )
-    if isinstance(checkpoint.network, Decoder):
+    if isinstance(checkpoint.network, Decoder | DiffusionGemma):
         kind = "language model" + (f" in the format of {origin}," if isinstance(origin, str) else "")
     return (
         f"A {kind} of {_size(checkpoint)} parameters: noise process "

@@ -18,7 +18,7 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer
 from hdlm.denoiser import Denoiser
-from hdlm.network import AbstractTransformer, build_network, read_network_config
+from hdlm.network import AbstractNetwork, build_network, read_network_config
 from hdlm.process import Absorbing
 from hdlm.vocabulary import MASK_TOKENS, Vocabulary
 
@@ -103,7 +103,7 @@ def _with_mask_in(checkpoint: Checkpoint, row: int) -> Checkpoint:
     )
 
 
-def _rearranged(network: AbstractTransformer, row: int, words: int) -> AbstractTransformer:
+def _rearranged(network: AbstractNetwork, row: int, words: int) -> AbstractNetwork:
     """The network with a row moved to the end of the words, and without the rows after them."""
     order = torch.cat([torch.arange(row), torch.arange(row + 1, words), torch.tensor([row])])
     state = {

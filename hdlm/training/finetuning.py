@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from hdlm.checkpoint import Checkpoint, describe
+from hdlm.denoiser import Denoiser
 from hdlm.hyperschedule import AbstractHyperschedule, packing
 from hdlm.network import DDiTConfig, NetworkShape
-from hdlm.objective import NELBO, ScoreEntropy, WeightedCrossEntropy
+from hdlm.objective import NELBO, CleanStream, Combination, CrossEntropy, ScoreEntropy, WeightedCrossEntropy
 from hdlm.parameterization import AbstractParameterization, LogScore
 from hdlm.process import AbstractNoiseProcess
 from hdlm.training.checkpoints.state import TrainingState
@@ -68,7 +69,7 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
     if "recipe" in checkpoint.training:
         recorded = Recipe.recorded(checkpoint.training["recipe"])
         return table | {"objective": recorded.objective, "mixture": recorded.to_table()["mixture"]}
-    objective = _objective(denoiser.process, denoiser.parameterization)
+    objective = _objective(denoiser)
     continuous = objective["type"] != "NELBO"
     parts = [_part(checkpoint, plan, continuous=continuous) for plan in checkpoint.hyperschedules]
     return table | {"objective": objective, "mixture": parts}
@@ -78,6 +79,13 @@ def _network(shape: NetworkShape) -> dict[str, Any]:
     """The network as a table of a recipe."""
     table = shape.to_dict()
     kind = table.pop("type", "DDiT")
+    if kind == "DiffusionGemma":
+        sizes = {
+            "hidden_size": shape.hidden_size,
+            "num_blocks": shape.num_blocks,
+            "num_heads": shape.num_heads,
+        }
+        return {"type": kind, **sizes, "decoder": table}
     del table["vocab_size"]
     if kind == "Decoder":
         shared = {name: table.pop(name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
@@ -91,8 +99,12 @@ _RATES = {"matrix_rate": 0.002, "embedding_rate": 0.0005, "head_rate": 0.0005}
 """A tenth of the default rates of the optimizer."""
 
 
-def _objective(process: AbstractNoiseProcess, parameterization: AbstractParameterization) -> dict[str, Any]:
-    """The bound that matches a process and a parameterization."""
+def _objective(denoiser: Denoiser) -> dict[str, Any]:
+    """The bound that matches a process and a parameterization, or the published loss of a self-conditioned network."""
+    process, parameterization = denoiser.process, denoiser.parameterization
+    if denoiser.self_conditioned:
+        parts = ((1.0, CrossEntropy(worst=torch.inf)), (1.0, CleanStream("tokens")))
+        return describe(Combination(parts))
     if isinstance(parameterization.aligned, LogScore):
         return describe(ScoreEntropy())
     half = process.weights(torch.tensor(0.5, dtype=torch.float64))

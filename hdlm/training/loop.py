@@ -26,7 +26,7 @@ from hdlm.data import AbstractWindows
 from hdlm.data.packing import Samples
 from hdlm.data.prefetch import Prefetch
 from hdlm.denoiser import Denoiser
-from hdlm.network import AbstractTransformer, build_network, has_compiler
+from hdlm.network import AbstractNetwork, build_network, has_compiler
 from hdlm.objective import stratified_times
 from hdlm.randomness import Randomness
 from hdlm.training.checkpoints.state import (
@@ -207,7 +207,7 @@ class Trainer:
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
         self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
-        self._network: AbstractTransformer = denoiser.backbone.to(self._accelerator.device)
+        self._network: AbstractNetwork = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
         self._votes = 0.0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from hdlm.network import AbstractTransformer
+from hdlm.network import AbstractNetwork
 from hdlm.training.recipe import LoraSettings
 
 __all__ = ["adapters_of", "add_adapters", "merged"]
@@ -18,7 +18,7 @@ __all__ = ["adapters_of", "add_adapters", "merged"]
 _BASE, _ADAPTERS = ".base_layer.", (".lora_A.default.weight", ".lora_B.default.weight")
 
 
-def add_adapters(network: AbstractTransformer, settings: LoraSettings) -> None:
+def add_adapters(network: AbstractNetwork, settings: LoraSettings) -> None:
     """Add adapters to the layers of the blocks, in place; the other weights are no longer trained.
 
     The second matrix of an adapter is 0, so the outputs of the network do not change.
@@ -64,7 +64,7 @@ def merged(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     scales = {
         name: module.scaling["default"]
         for name, module in network.named_modules()
-        if hasattr(module, "scaling")
+        if hasattr(module, "lora_A")
     }
     for layer, scale in scales.items():
         first, second = (tensors[layer + end] for end in _ADAPTERS)

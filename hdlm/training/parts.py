@@ -115,6 +115,8 @@ class Noisy(AbstractPart):
         canvas = self.corruption(
             x_0, times, draw, device, given=given, documents=documents, opening=self.opening
         )
+        if denoiser.self_conditioned:  # half of the sequences; the last bit of a number decides nothing else
+            canvas = replace(canvas, conditioned=(draw[:, 0] * 2.0**53).long() % 2 == 1)
         return self.objective.mean(denoiser, canvas, device)
 
 

@@ -38,7 +38,7 @@ from hdlm.attention import Active, Context
 from hdlm.checkpoint import build, describe, piece_class
 from hdlm.data.conversations import Fill
 from hdlm.hyperschedule import AbstractHyperschedule
-from hdlm.network import DDiTConfig, DecoderConfig
+from hdlm.network import DDiTConfig, DecoderConfig, DiffusionGemmaConfig
 from hdlm.network.recomputation import Recomputation
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.objective import AbstractObjective
@@ -147,12 +147,14 @@ class NetworkSettings:
     """The network; its vocabulary and length follow from the data.
 
     Attributes:
-        type: Class of the network, a name out of `hdlm.network`: `"DDiT"` or `"Decoder"`.
+        type: Class of the network, a name out of `hdlm.network`: `"DDiT"`, `"Decoder"` or, to train one further,
+            `"DiffusionGemma"`.
         hidden_size: Width of a position.
         num_blocks: Number of transformer blocks.
         num_heads: Heads of attention.
         mlp_ratio: Hidden width of the feed-forward part, in units of `hidden_size`.
         decoder: Other options of a `Decoder`, fields of `hdlm.network.DecoderConfig`; by default the network of Llama.
+            For a `DiffusionGemma`, its whole configuration, as `table`.
         dropout: Share of activations that are dropped in training.
         condition_blocks: Whether the noise modulates every block, if the parameterization gives it to the network.
         condition_output: Whether the noise modulates the final norm as well, as in MDLM, SEDD, BD3-LM, GIDD and Duo.
@@ -165,7 +167,7 @@ class NetworkSettings:
             changes no number.
     """
 
-    type: Literal["DDiT", "Decoder"] = "DDiT"
+    type: Literal["DDiT", "Decoder", "DiffusionGemma"] = "DDiT"
     hidden_size: int = 256
     num_blocks: int = 2
     num_heads: int = 4
@@ -556,9 +558,11 @@ class Recipe:
         objective: AbstractObjective = build(objectives, self.objective)
         return objective
 
-    def network_config(self, rows: int) -> DDiTConfig | DecoderConfig:
+    def network_config(self, rows: int) -> DDiTConfig | DecoderConfig | DiffusionGemmaConfig:
         """The configuration of a network with `rows` rows: one for each word and, if there is one, for the mask."""
         shape, conditioned = self.network, self.is_conditioned
+        if shape.type == "DiffusionGemma":
+            return DiffusionGemmaConfig.from_dict(shape.decoder or {})
         if shape.type == "Decoder":
             sizes = {
                 "vocab_size": rows,
@@ -597,8 +601,11 @@ class Recipe:
             "data.validation_corpus",
         )
         yield "data.cache", not data.streaming, "{} keeps nothing", "data.streaming"
+        gemma = self.network.type == "DiffusionGemma"
         decoder = self.network.type == "Decoder"
-        yield "network.decoder", decoder, "choose network.type=Decoder, or leave it out"
+        yield "network.decoder", decoder or gemma, "choose network.type=Decoder, or leave it out"
+        for name in ("dropout", "mlp_ratio", "checkpoint_activations"):
+            yield f"network.{name}", not gemma, "leave it out with network.type=DiffusionGemma"
         yield (
             "network.mlp_ratio",
             "intermediate_size" not in (self.network.decoder or {}),

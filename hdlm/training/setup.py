@@ -15,7 +15,7 @@ import torch
 from hdlm.checkpoint import Checkpoint
 from hdlm.data import Tokenizer, TokenStream
 from hdlm.denoiser import Denoiser
-from hdlm.network import AbstractTransformer, build_network
+from hdlm.network import AbstractNetwork, build_network
 from hdlm.noise_schedule import AbstractNoiseSchedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
@@ -158,7 +158,7 @@ def _rows(process: AbstractNoiseProcess, vocabulary: Vocabulary, start: Checkpoi
     return vocabulary.size
 
 
-def _load_weights(network: AbstractTransformer, start: Checkpoint) -> None:
+def _load_weights(network: AbstractNetwork, start: Checkpoint) -> None:
     """Copy the weights of a checkpoint of the same shape; options that no weight depends on may differ."""
     want, has = network.config, start.network.config.to_dict()
     free = _FREE if want.timestep_embedding else _FREE | {"cond_dim"}

@@ -12,7 +12,9 @@ from tests.architecture.source import Module, modules
 # These modules translate to and from the configurations of others, whose words stand for classes.
 TRANSLATORS = ("hdlm.published_names", "hdlm.hub.cards", "hdlm.sharing.export")
 
-HYPERSCHEDULES = frozenset({"Block", "PublishedSlide", "PublishedWave", "Slide", "Table", "Wave", "Windowed"})
+HYPERSCHEDULES = frozenset(
+    {"Block", "PromptedBlock", "PublishedSlide", "PublishedWave", "Slide", "Table", "Wave", "Windowed"}
+)
 PROCESSES = frozenset({"Absorbing", "EpsilonHybrid", "GIDD", "GammaHybrid", "Uniform"})
 CLASSES = HYPERSCHEDULES | PROCESSES | {"Shifted"}
 

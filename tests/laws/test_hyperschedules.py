@@ -17,6 +17,7 @@ from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
     Packed,
+    PromptedBlock,
     PublishedSlide,
     PublishedWave,
     Slide,
@@ -49,12 +50,19 @@ def tables(draw):
     return Table(torch.cat([levels, torch.zeros(1, length, dtype=torch.long)]))
 
 
+@st.composite
+def prompted(draw):
+    blocks = draw(windowed(PromptedBlock))
+    return blocks.behind(draw(st.integers(0, blocks.length)))
+
+
 EXAMPLES = {
     Block: windowed(Block),
     Slide: windowed(Slide),
     Wave: windowed(Wave),
     PublishedSlide: windowed(PublishedSlide, widths_from=2),
     PublishedWave: windowed(PublishedWave, levels_from=2),
+    PromptedBlock: prompted(),
     Table: tables(),
     autoregressive: st.builds(autoregressive, LENGTHS),
     flat: st.builds(flat, LENGTHS, LEVELS),

@@ -403,11 +403,6 @@ def test_accepted_positions_of_diffusion_gemma(shared: Path) -> None:
     )
 
 
-def test_diffusion_gemma_is_refused_with_a_reason(shared: Path) -> None:
-    with pytest.raises(ValueError, match=r"self-conditioning.*DiffusionGemmaForBlockDiffusion"):
-        hdlm.load(shared / "golden" / "modern" / "diffusion_gemma")
-
-
 # --- random orders ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class WithTimes:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext
 from hdlm.hyperschedule import AbstractHyperschedule, Block, PublishedSlide, flat
+from hdlm.network import Previous
 from hdlm.noise_schedule import LogLinear
 from hdlm.parameterization import LogScore, Mean
 from hdlm.process import EpsilonHybrid, GammaHybrid
@@ -197,7 +198,7 @@ def move_of(step: Recorded, denoiser: AbstractDenoiser) -> Move:
     """The recorded step as ours: everybody sees everybody, prompts are without noise."""
     place = torch.arange(step.x.numel()).view(step.x.shape)
 
-    def ask(x: Tensor, u: Tensor) -> Reading:
+    def ask(x: Tensor, u: Tensor, previous: Previous | None = None, /) -> Reading:
         answer = Answer(denoiser.predict(x, u, ForwardContext()), place)
         return Reading(lambda where: answer, x, u, ())
 

@@ -314,7 +314,7 @@ def move_at(denoiser, x, u, seed=0):
     """A move at noise `u` with all positions active."""
     noise = torch.full(x.shape, u, dtype=torch.float64)
 
-    def ask(tokens, at):
+    def ask(tokens, at, previous=None):
         answer = Answer(denoiser.predict(tokens, at, ForwardContext()), torch.arange(x.numel()).view(x.shape))
         return Reading(lambda where: answer, tokens, at, ())
 

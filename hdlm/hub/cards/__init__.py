@@ -7,6 +7,7 @@ from hdlm.hub.cards.adapted import ADAPTED
 from hdlm.hub.cards.bd3lm import BD3LMCard
 from hdlm.hub.cards.causal import CausalCard
 from hdlm.hub.cards.converted import ConvertedCard
+from hdlm.hub.cards.diffusion_gemma import DiffusionGemmaCard
 from hdlm.hub.cards.duo import DuoCard
 from hdlm.hub.cards.gidd import GIDDCard
 from hdlm.hub.cards.llada import LLaDACard
@@ -25,6 +26,7 @@ CARDS: tuple[AbstractCard, ...] = (
     GIDDCard(),
     DuoCard(),
     LLaDACard(),
+    DiffusionGemmaCard(),
     *ADAPTED,
     CausalCard(),
     ConvertedCard(),

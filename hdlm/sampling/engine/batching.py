@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question, joined
+from hdlm.network import Previous
 from hdlm.sampling.base import Answer, Reading, RowTransforms, Transform
 from hdlm.sampling.engine.window import KVWindow
 
@@ -71,27 +72,30 @@ class BatchedQuery:
         self.num_evaluations = 0
         self._denoiser, self._members, self._transforms = denoiser, members, transforms
         self._sizes = [member.size for member in members]
-        self._last: tuple[Tensor, Tensor, Reading] | None = None
+        self._last: tuple[Tensor, Tensor, Previous | None, Reading] | None = None
         self.defers = False
         self.questions: list[Question] = []
         self._past: list[tuple[Tensor, Tensor, dict[int, Answer]]] = []
         self._waiting: list[int] = []
 
-    def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
-        """The answer for tokens at noise fractions; the network is called once for the same two tensors."""
-        if self._last is not None and self._last[0] is x and self._last[1] is u:
-            return self._last[2]
+    def read(
+        self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"], previous: Previous | None = None, /
+    ) -> Reading:
+        """The answer for tokens at noise fractions; the network is called once for the same tensors."""
+        last = self._last
+        if last is not None and last[0] is x and last[1] is u and last[2] is previous:
+            return last[3]
         answers = self._known(x, u)
         expected: list[Callable[[], Tensor]] = []
 
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
             missing = self._missing(where, answers)
             if missing:
-                self._call(x, u, where, expected, answers, missing)
+                self._call(x, u, previous, where, expected, answers, missing)
             return self._together(answers, where)
 
         reading = Reading(answer, x, u, self._transforms, expected)
-        self._last = (x, u, reading)
+        self._last = (x, u, previous, reading)
         return reading
 
     def answer(self, prediction: Prediction, begin: int) -> None:
@@ -135,6 +139,7 @@ class BatchedQuery:
         self,
         x: Tensor,
         u: Tensor,
+        previous: Previous | None,
         where: Tensor,
         expected: list[Callable[[], Tensor]],
         answers: dict[int, Answer],
@@ -145,11 +150,14 @@ class BatchedQuery:
             for also in expected:
                 where = where | also()
         tokens, noise, wanted = self._split(x), self._split(u), self._split(where)
+        places = None if previous is None else self._split(previous.place)
         questions = []
         for place in missing:
             member, read = self._members[place], wanted[place]
             read = read | (answers[place].place >= 0) if place in answers else read
-            questions.append(member.window.build_query(member.step, tokens[place], noise[place], read))
+            own = None if places is None or previous is None else previous._replace(place=places[place])
+            query = member.window.build_query(member.step, tokens[place], noise[place], read, own)
+            questions.append(query)
         self.questions = questions
         if self.defers:
             self._last, self._waiting = None, missing

@@ -448,6 +448,7 @@ class Engine:
             concatenated([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
             begin=concatenated([group.own.begin for group in groups]),
             numbers=numbers,
+            self_conditioned=self.denoiser.self_conditioned,
         )
 
     def _locate(self, group: SequenceGroup, rows: slice | Tensor) -> None:

@@ -139,7 +139,7 @@ class Segment:
         return step.events(move).view_as(self.moving) & self.moving
 
 
-def _refuse(x: Tensor, u: Tensor) -> Reading:
+def _refuse(x: Tensor, u: Tensor, previous: object = None, /) -> Reading:
     raise RuntimeError(
         "A plan of events must not read the network's answer; leave `events` out for such a step."
     )

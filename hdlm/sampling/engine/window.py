@@ -25,6 +25,7 @@ from torch import Tensor
 from hdlm.attention import DENSE_LIMIT, NOBODY, Visibility
 from hdlm.denoiser import AbstractDenoiser, Prediction, Question
 from hdlm.denoiser import ForwardContext as Asked
+from hdlm.network import Previous
 from hdlm.parameterization import NoiseDependence
 from hdlm.regime import Regime, settled_lasts
 from hdlm.sampling.base import Answer
@@ -135,6 +136,7 @@ class _Window:
         attention: Attention mask of the window.
         store: Places in the window of the positions that enter the cache.
         place: Place of each position in the answer, -1 for none.
+        settled: Which of the computed positions are settled.
     """
 
     chosen: Bool[Tensor, " l"]
@@ -142,6 +144,7 @@ class _Window:
     attention: Any
     store: Int[Tensor, " n"]
     place: Int[Tensor, "g l"]
+    settled: Bool[Tensor, " q"]
 
 
 @final
@@ -202,7 +205,12 @@ class KVWindow:
         return self._answer if torch.equal(x, self._tokens) else None
 
     def build_query(
-        self, n: int, x: Int[Tensor, "g l"], u: Float[Tensor, "g l"], read: Bool[Tensor, "g l"]
+        self,
+        n: int,
+        x: Int[Tensor, "g l"],
+        u: Float[Tensor, "g l"],
+        read: Bool[Tensor, "g l"],
+        previous: Previous | None = None,
     ) -> Question:
         """The window to compute. `record` turns the prediction for it into an answer that covers the read positions.
 
@@ -214,6 +222,7 @@ class KVWindow:
             x: Tokens of the sequences.
             u: Noise fractions of the positions.
             read: The positions that will be read.
+            previous: Distributions of the call before, for a self-conditioned network.
         """
         counts = self._counts_at(n)
         read = self._with_those_before(read[0] if len(read) == 1 else read.any(0))
@@ -228,7 +237,8 @@ class KVWindow:
         self.num_computed += len(last.window)
         # Positions whose predecessor is not in the window have no place, so the window counts as ordered.
         store = last.store if self._remembers else None
-        asked = Asked(last.window[None], last.attention, self._cache, store, ordered=True)
+        before = None if previous is None else previous._replace(place=previous.place[:, last.window])
+        asked = Asked(last.window[None], last.attention, self._cache, store, True, last.settled, before)
         return Question(x[:, last.window], u[:, last.window], asked)
 
     def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
@@ -248,7 +258,8 @@ class KVWindow:
         window = chosen.nonzero()[:, 0]
         attention = self._attention(row, window, torch.cat([self._order, window]))
         store = self._keep(window, chosen, settled) if self._remembers else window[:0]
-        return _Window(chosen, window, attention, store, self._places(x.shape[0], window, chosen))
+        places = self._places(x.shape[0], window, chosen)
+        return _Window(chosen, window, attention, store, places, settled[window])
 
     def record(self, prediction: Prediction, begin: int) -> Answer:
         """The answer to the last query; its rows start at index `begin` of the prediction."""

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hdlm.network import Previous
 from hdlm.sampling.base import Move, require_masks
 from hdlm.sampling.draws import draw_index
 from hdlm.sampling.ties import ROUNDING, ascending, least
@@ -99,7 +100,8 @@ class EntropyRenoising:
     `stable` calls and their mean entropy is below `entropy`, or after `passes` calls. A position is written in the
     first move in which its noise falls.
 
-    The temperature falls evenly from `hot` towards `cold`. DiffusionGemma uses .8 and .4.
+    The temperature falls evenly from `hot` towards `cold`. DiffusionGemma uses .8 and .4. A self-conditioned network
+    gets the distributions of the call before, at its temperature; the first call of a move gets none.
 
     Attributes:
         bound: Bound of the accepted entropies in nats, at least 0.
@@ -142,13 +144,13 @@ class EntropyRenoising:
             where = own & active
             if not where.any():
                 break
-            drawn, best, entropy = self._read(asked, where, number)
+            drawn, best, entropy, previous = self._read(asked, where, number)
             unchanged = (best == likeliest).logical_or(~where).all(1, keepdim=True)
             streak, likeliest = torch.where(unchanged, streak + 1, 0), best
             result = torch.where(where, best if self.greedy else drawn, result)
             sure = entropy.sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp_min(1)
             active = active & ~((streak >= self.stable) & (sure < self.entropy))
-            asked = self._renoised(asked, move, where, drawn, entropy, number)
+            asked = replace(self._renoised(asked, move, where, drawn, entropy, number), previous=previous)
         return result
 
     def accepted(
@@ -168,8 +170,8 @@ class EntropyRenoising:
 
     def _read(
         self, asked: Move, where: Bool[Tensor, "b l"], number: int
-    ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Float[Tensor, "b l"]]:
-        """A drawn word, the likeliest word, and the entropy at each position."""
+    ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Float[Tensor, "b l"], Previous | None]:
+        """A drawn word, the likeliest word and the entropy at each position, and what the next call is to get."""
         at = where.nonzero(as_tuple=True)
         log_p = (asked.reading.log_clean(where) / self.temperature(number)).log_softmax(1)
         drawn, best = asked.x.clone(), torch.full_like(asked.x, -1)
@@ -177,7 +179,11 @@ class EntropyRenoising:
         drawn[at] = draw_index(log_p.exp(), _numbered(asked, number).uniform(_MODEL)[at])
         best[at] = log_p.argmax(1)
         entropy[at] = torch.special.entr(log_p.exp()).sum(1).to(entropy.dtype)
-        return drawn, best, entropy
+        if not asked.self_conditioned:
+            return drawn, best, entropy, None
+        place = torch.full_like(asked.x, -1)
+        place[at] = torch.arange(len(log_p), device=place.device)
+        return drawn, best, entropy, Previous(log_p, place)
 
     def _renoised(
         self, asked: Move, move: Move, where: Tensor, drawn: Tensor, entropy: Tensor, number: int

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hdlm.network import Previous
 from hdlm.sampling.base import Move, Reading, Step
 
 __all__ = ["InParts"]
@@ -68,9 +69,18 @@ class InParts:
         first = torch.where(moving, place, moving.shape[1]).amin(1, keepdim=True)
         return (place - first).div(self.width, rounding_mode="floor")
 
-    def _ask(self, move: Move, number: int, before: Tensor, x: Tensor, u: Tensor) -> Reading:
+    def _ask(
+        self,
+        move: Move,
+        number: int,
+        before: Tensor,
+        x: Tensor,
+        u: Tensor,
+        previous: Previous | None = None,
+        /,
+    ) -> Reading:
         """A reading for which a call with an approximate cache computes a whole block or sub-block."""
-        reading = move.ask(x, u)
+        reading = move.ask(x, u, previous)
         if self.block is not None and number % 2:
             first, end = number // 2 * self.width, (number // 2 + 1) * self.width
             if x is before or bool((x[:, first] == move.process.mask_id).any()):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hdlm.network import AbstractTransformer
+from hdlm.network import AbstractNetwork
 from hdlm.training.optim.muon import Muon
 from hdlm.training.recipe import OptimizerSettings
 
@@ -24,7 +24,7 @@ __all__ = ["make_optimizers", "set_rates"]
 _PEAK = "peak"
 
 
-def make_optimizers(network: AbstractTransformer, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: AbstractNetwork, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     """One or two optimizers that together move each weight of a network once."""
     matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2 and weight.requires_grad]
     embedding = [weight for weight in network.vocab_embed.parameters() if weight.requires_grad]
