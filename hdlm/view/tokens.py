@@ -84,6 +84,23 @@ def _sample(kind: str, name: str) -> Iterator[Piece]:
         yield f"   {name}", kind, ""
 
 
+def _shown(piece: Piece) -> str:
+    """The text whose width a piece has."""
+    text, _, end = piece
+    return end if text is None else text
+
+
+def _words(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that are not separated by a space or a line break."""
+    word: list[Piece] = []
+    for piece in pieces:
+        if word and (_shown(piece).startswith(" ") or _shown(word[-1]).endswith("\n")):
+            yield word
+            word = []
+        word.append(piece)
+    yield word
+
+
 @final
 class TokenPainter:
     """Draws tokens as lines of text.
@@ -106,23 +123,25 @@ class TokenPainter:
         self._thin = max(1, size // 12)
 
     def place(self, pieces: Iterable[Piece], width: int) -> list[tuple[int, int, Piece]]:
-        """Left edge and line of each piece, in lines of at most `width` pixels."""
+        """Left edge and line of each piece, in lines of at most `width` pixels; lines do not end inside a word."""
         x, line, placed = 0, 0, []
-        for text, mark, end in pieces:
-            if not x:  # a line does not begin with a space
-                text, end = text if text is None else text.lstrip(" "), end.lstrip(" ")
-            shown = end if text is None else text
-            room = self._width(shown.removesuffix("\n"), bold=MARKS[mark].bold)
-            if x and x + room > width:
-                x, line = 0, line + 1
-                room = self._width(shown.strip(), bold=MARKS[mark].bold)
-                text = text if text is None else text.lstrip(" ")
-                end = end.lstrip(" ")
-            placed.append((x, line, (text, mark, end)))
-            x += room
-            if shown.endswith("\n"):
-                x, line = 0, line + 1
+        for word in _words(pieces):
+            room = sum(self._room(piece) for piece in word)
+            breaks = x > 0 and x + room > width
+            for text, mark, end in word:
+                if breaks or x + self._room((text, mark, end)) > width:
+                    x, line, breaks = 0, line + (x > 0), False
+                if not x:  # a line does not begin with a space
+                    text, end = text if text is None else text.lstrip(" "), end.lstrip(" ")
+                placed.append((x, line, (text, mark, end)))
+                x += self._room((text, mark, end))
+                if _shown((text, mark, end)).endswith("\n"):
+                    x, line = 0, line + 1
         return placed
+
+    def _room(self, piece: Piece) -> int:
+        """Width of a piece in pixels."""
+        return self._width(_shown(piece).removesuffix("\n"), bold=MARKS[piece[1]].bold)
 
     def height(self, pieces: Iterable[Piece], width: int) -> int:
         """Height in pixels of some pieces."""

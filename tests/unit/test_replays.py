@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -100,6 +101,24 @@ def test_gif_has_a_frame_for_each_moment_and_rests_at_the_end(documents: Any, tm
     assert len(pixels) == moments
     assert durations == [10 * round(200 / moments)] * (moments - 1) + [3000]
     assert all((one != other).any() for one, other in pairwise(pixels))
+
+
+def test_lines_of_a_picture_do_not_end_inside_a_word() -> None:
+    painter, text = TokenPainter(32), "The LORD is my shepherd; I shall not want. He maketh me to lie down"
+    for parts in (list(text), re.findall(r" ?\w{1,3}|\W", text)):
+        pieces = [(token, "settled", "") for token in parts]
+        lines: dict[int, str] = {}
+        for _, line, (token, _, _) in painter.place(pieces, 300):
+            lines[line] = lines.get(line, "") + str(token)
+        assert len(lines) > 3
+        assert [word for line in lines.values() for word in line.split()] == text.split()
+
+
+def test_a_word_that_is_wider_than_the_picture_is_broken() -> None:
+    painter = TokenPainter(32)
+    places = painter.place([(sign, "settled", "") for sign in "a" * 40], 300)
+    assert {line for _, line, _ in places} == {0, 1, 2}
+    assert max(x for x, _, _ in places) < 300
 
 
 def test_marks_differ_without_colour(tmp_path: Path) -> None:
