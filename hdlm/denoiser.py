@@ -470,8 +470,9 @@ class Guided(AbstractDenoiser):
     def device(self) -> torch.device | None:
         return self.inner.device
 
-    def new_cache(self) -> tuple[Any, Any]:
-        return self.inner.new_cache(), self.inner.new_cache()
+    def new_cache(self) -> tuple[Any, Any] | None:
+        caches = self.inner.new_cache(), self.inner.new_cache()
+        return None if caches[0] is None else caches
 
     def retain(self, cache: tuple[Any, Any], places: Int[Tensor, " n"]) -> None:
         for inner_cache in cache:

@@ -144,7 +144,7 @@ def complete(
     return sample(
         denoiser,
         regime,
-        settings.step(denoiser.process, regime.hyperschedule),
+        settings.step(checkpoint, regime.hyperschedule),
         num_sequences=num,
         seed=seed,
         prompt=given if given.is_draft or given.fixed.any() else None,
