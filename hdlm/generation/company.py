@@ -127,7 +127,7 @@ class WriteRequest:
             whole = own
         plan = whole.hyperschedule
         key = (self.step, settings.grid, plan.length, plan.num_levels, *plan.settles.tolist())
-        return ((self, *key) if settings.guidance else key), whole
+        return (settings.guidance, *key), whole
 
     def engine(self) -> Engine | SpeculativeEngine:
         """A new engine for this request and those that are written in the same way.
@@ -138,8 +138,7 @@ class WriteRequest:
         regime = self.way[1]
         denoiser: AbstractDenoiser = self.checkpoint.denoiser
         if self.settings.guidance:
-            fixed = self.canvas(regime.length).fixed.to(self.checkpoint.device)
-            denoiser = Guided(denoiser, fixed, self.settings.guidance)
+            denoiser = Guided(denoiser, None, self.settings.guidance)
         return new_engine(denoiser, regime, self.step)
 
     def canvas(self, length: int) -> Prompt:

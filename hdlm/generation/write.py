@@ -8,7 +8,7 @@ import torch
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
-from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
+from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, _piece, blanks, has_gaps
@@ -136,11 +136,8 @@ def complete(
         ValueError: If a setting is out of range, or the given tokens do not fit.
     """
     denoiser: AbstractDenoiser = checkpoint.denoiser
-    device = resolve_device(denoiser, execution.device)
     if settings.guidance:
-        if (given.fixed != given.fixed[:1]).any():
-            raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")
-        denoiser = Guided(denoiser, given.fixed[:1].to(device), settings.guidance)
+        denoiser = Guided(denoiser, None, settings.guidance)
     return sample(
         denoiser,
         regime,

@@ -60,7 +60,8 @@ def sample_plainly(
         t, s = (noise[level].masked_fill(fixed, 0.0) for level in (now, then))
         window = (~hyperschedule.regions(torch.tensor(n, device=device)).worthless).nonzero()[:, 0]
         seen = regime.generation_attention(torch.tensor(n, device=device))
-        asked = Asked(window[None], seen.select(window, window).on(device), ordered=True)
+        attention = seen.select(window, window).on(device)
+        asked = Asked(window[None], attention, ordered=True, given=fixed[:, window])
         place = torch.full_like(x, -1)
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
 

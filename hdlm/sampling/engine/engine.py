@@ -239,7 +239,7 @@ class Engine:
                 self._denoiser,
                 self._regime,
                 self._execution,
-                size=len(own),
+                fixed=held[place],
                 length=length,
                 device=x.device,
             )

@@ -311,7 +311,8 @@ class SpeculativeEngine:
         store = None if sequence.cache is None else torch.arange(num_words, device=self._device)
         tokens = sequence.with_drafts()[window]
         noise = self._noise(tokens)[None]
-        context = ForwardContext(window[None], seen[None], sequence.cache, store, ordered=True)
+        given = sequence.fixed[None, window]
+        context = ForwardContext(window[None], seen[None], sequence.cache, store, ordered=True, given=given)
         return Question(tokens[None], noise, context)
 
     def _noise(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
