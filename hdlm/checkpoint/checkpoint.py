@@ -41,6 +41,7 @@ MODEL_TYPE = "hdlm"
 """The `model_type` of these models in `transformers`: see `hdlm.integrations.transformers`."""
 
 VERBS: Mapping[str, str] = {
+    "correct": "hdlm.generation.verbs",
     "generate": "hdlm.generation.verbs",
     "infill": "hdlm.generation.verbs",
     "likelihood": "hdlm.measurements",
@@ -223,6 +224,49 @@ class Checkpoint:
         )
         return passages
 
+    def correct(
+        self,
+        text: str,
+        *,
+        noise: float | None = None,
+        num: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> Passages:
+        """Correct a finished text: its words are a draft, and the sampler replaces those that do not fit.
+
+        Algorithms that correct are `doubt`, `acs`, `gibbs` and, by masking words again, `remdm`. The first token stays.
+
+        Args:
+            text: The text, without gaps.
+            noise: Noise fraction in (0, 1] at which the draft begins. By default the smallest one at which the process
+                of the model has five wrong words in a hundred; 0.5 if it never or always has.
+            num: Number of passages, at least 1.
+            seed: Seed of all random numbers.
+            batch_size: Number of passages that are corrected at a time; it changes no passage.
+            progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
+            **settings: Fields of `hdlm.Settings`, as in `generate`.
+
+        Returns:
+            The whole text, once for each passage. Their `replay()` shows how they were corrected.
+
+        Raises:
+            ValueError: If the text has gaps or does not fit, or a setting is unknown or out of range.
+        """
+        passages: Passages = _implementation("correct")(
+            self,
+            text,
+            noise=noise,
+            num=num,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            **settings,
+        )
+        return passages
+
     def replay(
         self,
         prompt: str = "",
@@ -233,21 +277,23 @@ class Checkpoint:
         stop: Sequence[str] = (),
         stop_at_end: bool = False,
         alternatives: int = 5,
+        noise: float | None = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> ReplayPage:
         """Generate text with a trace, and return a page that plays the generation; a notebook shows it.
 
-        The text is that of `generate` or, for a text with gaps, of `infill` with equal arguments.
+        The text is that of `generate`; for a text with gaps, of `infill`; with a `noise`, of `correct`.
 
         Args:
-            prompt: Text to begin with, or a text with gaps.
+            prompt: Text to begin with, a text with gaps, or a text to correct.
             num: Number of passages, at least 1.
             seed: Seed of all random numbers.
             batch_size: Number of passages that are generated at a time; it changes no passage.
             stop: Strings that end a passage; it ends before the first of them.
             stop_at_end: Whether a passage ends at the token that ends a text.
             alternatives: Number of likeliest words that are kept for each change.
+            noise: Noise fraction at which a text to correct begins; None if the prompt is not corrected.
             progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
             **settings: Fields of `hdlm.Settings`, as in `generate`.
 
@@ -266,6 +312,7 @@ class Checkpoint:
             stop=stop,
             stop_at_end=stop_at_end,
             alternatives=alternatives,
+            noise=noise,
             progress=progress,
             **settings,
         )

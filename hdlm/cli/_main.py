@@ -54,7 +54,7 @@ def _help(words: Sequence[str]) -> int:
 
 
 def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
-    """The parser of `hdlm`, and the parser of each verb, still without its arguments."""
+    """The parser of `hdlm`, and the parser of each known verb, still without its arguments."""
     parser = Parser(
         prog="hdlm",
         description="Hybrid diffusion language models: train, evaluate and sample from text models\n"
@@ -72,9 +72,9 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
 
 def _run(name: str, words: Sequence[str]) -> int:
     """Run a verb."""
-    known = verbs()
-    parser, parsers = _parsers(known)
-    module, subparser = known[name].load(), parsers[name]
+    verb = verbs()[name]
+    parser, parsers = _parsers({name: verb})
+    module, subparser = verb.load(), parsers[name]
     module.add_arguments(subparser)
     args, unknown = parser.parse_known_args(words)
     if unknown:

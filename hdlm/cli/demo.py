@@ -115,10 +115,10 @@ def act_one(console: Console, seed: int, device: torch.device) -> None:
     console.print(f"{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}\n")
     calm = Settings(eta=ETA, temperature=0.6, top_p=0.9, length=min(64, checkpoint.length))
     ways = {name: replace(calm, algorithm=name) for name in ("original", "acs")}
-    _side_by_side(console, checkpoint, ways, PROMPTS[0], seed, device)
+    _side_by_side(console, checkpoint, ways, PROMPTS[0], seed)
     console.print("\n[bold]Filling in[/], with context on both sides:")
     console.print(GAPS, markup=False)
-    _side_by_side(console, checkpoint, {"filled in": replace(calm, length=None)}, GAPS, seed, device)
+    _side_by_side(console, checkpoint, {"filled in": replace(calm, length=None)}, GAPS, seed)
 
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
@@ -145,7 +145,7 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
         name = f"network, after {trainer.step} steps"
         rows.append(measured(console, session.run, name, replicates=goal.replicates))
         console.print(f"\n{table(rows)}")
-        samples = _samples(console, session.run.checkpoint(), args.seed, device)
+        samples = _samples(console, session.run.checkpoint(), args.seed)
         _write_up(args.output, session.run, rows, samples, time.perf_counter() - began)
 
     with listening() as stop:
@@ -173,7 +173,6 @@ def _side_by_side(
     ways: dict[str, Settings],
     prompt: str,
     seed: int,
-    device: torch.device,
 ) -> None:
     """Write one text with several settings from one seed; print the settings and the texts."""
     from hdlm.generation.recording import record
@@ -181,7 +180,7 @@ def _side_by_side(
 
     replays, texts = {}, {}
     for name, settings in ways.items():
-        (passage,), trace = record(checkpoint, prompt, settings, seed=seed, device=device)
+        (passage,), trace = record(checkpoint, prompt, settings, seed=seed)
         replays[name] = replay_of(trace)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
         texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
@@ -196,7 +195,7 @@ def _plan(setup: TrainingSetup) -> AbstractHyperschedule:
     return setup.mixture.hyperschedules[0]
 
 
-def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.device) -> dict[str, str]:
+def _samples(console: Console, checkpoint: Checkpoint, seed: int) -> dict[str, str]:
     """The continuations of a few prompts by the trained model."""
     from hdlm.generation import Settings, write
 
@@ -206,7 +205,7 @@ def _samples(console: Console, checkpoint: Checkpoint, seed: int, device: torch.
     texts = {}
     console.print("\n[bold]It writes[/]")
     for prompt in PROMPTS:
-        texts[prompt] = write(checkpoint, prompt, settings, seed=seed, device=device)[0].text
+        texts[prompt] = write(checkpoint, prompt, settings, seed=seed)[0].text
         console.print(f"  {texts[prompt]}\n", markup=False, soft_wrap=True)
     return texts
 

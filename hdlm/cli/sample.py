@@ -1,4 +1,4 @@
-"""Write text with a model: without a prompt, after a prompt, or in the gaps of a text.
+"""Write text with a model: without a prompt, after a prompt, or in the gaps of a text; or correct a text.
 
 CHECKPOINT is a folder that `hdlm train` wrote, the name of a model that ships with hdlm (`hdlm info` lists them), or a
 checkpoint in a published format: a folder, a file, a run or a hub id (see docs/checkpoints.md).
@@ -7,6 +7,7 @@ Examples:
   hdlm sample runs/first --prompt "And the LORD said" --algorithm acs --eta 0.1
   hdlm sample runs/first --num 8 --temperature 0.8 --top-p 0.9 --seed 3 --json
   hdlm sample runs/first --infill "The [MASK] of the [MASK:3] was great."
+  hdlm sample runs/first --correct "In the beginning Bod created the heaven." --algorithm doubt --replay
   hdlm sample runs/first --hyperschedule flat --steps 64 --length 64
   hdlm sample runs/first --prompt "In the beginning" --replay        watch it being written
   hdlm sample runs/first --prompt "In the beginning" --trace trace.json   for `hdlm view trace.json`
@@ -68,7 +69,7 @@ RECORDING = Options(
     otherwise="it is an object, or other options describe it",
 )
 """Options of traces."""
-SINGLE = ("infill", "json", "trace", "replay", "stream", "explain")
+SINGLE = ("infill", "correct", "json", "trace", "replay", "stream", "explain")
 """Options that apply only to printed passages."""
 
 
@@ -78,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     DRAWING.add(text, "prompt", help="text to begin with")
     text.add_argument("--infill", help="text with gaps: [MASK] is one token, [MASK:5] five")
+    text.add_argument("--correct", metavar="TEXT", help="text whose wrong words are to be replaced")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        help="noise fraction at which --correct begins (default: 0.5, or where the model expects 5%% wrong words)",
+    )
     DRAWING.add(parser, "num", flags=("--num", "--num-sequences"))
     parser.add_argument(
         "-o",
@@ -233,25 +240,32 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
         ValueError: If options do not go together.
     """
     from hdlm.generation import BLANK, Ending, write
+    from hdlm.generation.correction import matching_noise
     from hdlm.generation.other_names import with_other_names
     from hdlm.generation.progress import steps_bar
     from hdlm.generation.recording import record
 
     infilling = args.infill is not None
+    whole = args.infill if infilling else args.correct
     if infilling and not BLANK.search(args.infill):
         raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
+    if args.noise is not None and args.correct is None:
+        raise ValueError("--noise is for a text to correct: add --correct TEXT, or leave --noise out.")
     if args.trace is True and not args.json:
         raise ValueError("--trace without a file is part of what --json prints: add --json, or name a file.")
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
     checkpoint = _open(args, chosen_device(args.device, args.threads))
     settings = with_other_names(settings, OTHERS.read(args), checkpoint)
+    if args.correct is not None and args.noise is None:
+        args.noise = matching_noise(checkpoint.denoiser.process)
     trace: TraceDocument | None = None
     with steps_bar("writing", shown=not (args.json or args.stream) and sys.stderr.isatty()) as tick:
         how = {
             **DRAWING.values(args),
-            **({"prompt": args.infill} if infilling else {}),
+            **({} if whole is None else {"prompt": whole}),
             "settings": settings,
+            "noise": args.noise,
             "ending": Ending(args.stop_at_end, tuple(args.stop)),
             "approximate": approximate,
             "watch": tick,
@@ -267,7 +281,7 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
     if args.explain:
         from hdlm.generation.explanation import explain
 
-        facts = {"infilling": infilling, "in_step": args.batch_size == 1, "compiled": args.compile}
+        facts = {"infilling": whole is not None, "in_step": args.batch_size == 1, "compiled": args.compile}
         print(explain(checkpoint, settings, passages, approximate=approximate, **facts), file=sys.stderr)
     if args.json:
         print_json(_document(args, settings, passages, trace))

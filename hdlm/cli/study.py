@@ -8,9 +8,10 @@ Examples:
   hdlm study study/noise --output studies/noise --jobs studies/jobs    judges are trained once for several studies
   hdlm study mine.toml --output studies/mine --report             the table of what is there, without further work
 
-FILE is a TOML file, or the name of a study that ships with hdlm (study/noise, study/objective, study/order,
-study/samplers, study/tiny). A finished job is not repeated, so the same command resumes after a kill. A job that fails
-is in the table with its reason. The folder gets results.json, report.md, quality.png and frontier.png.
+FILE is a TOML file, or the name of a study that ships with hdlm (study/conversion, study/noise, study/objective,
+study/order, study/samplers, study/tiny). A finished job is not repeated, so the same command resumes after a kill. A
+job that fails is in the table with its reason. The folder gets results.json, report.md, likelihood.png if an arm has
+several budgets, and quality.png and frontier.png if there are samplers.
 Exit status: 0 if all jobs of this part are done; 1 if some failed or wait for other parts; 75 if a signal stopped it.
 """
 
@@ -27,7 +28,7 @@ from hdlm.cli._outputs import Output
 if TYPE_CHECKING:
     from hdlm.study import StudyRun
 
-FOLDER = Output("folder", ("results.json", "report.md", "quality.png", "frontier.png"))
+FOLDER = Output("folder", ("results.json", "report.md", "likelihood.png", "quality.png", "frontier.png"))
 
 
 def _part(text: str) -> tuple[int, int]:

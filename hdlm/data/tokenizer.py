@@ -42,6 +42,8 @@ _BEGINNINGS = {
 """Tokens that may end a document, and the token that begins it then."""
 _PADS = ("[PAD]", "<pad>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
+_SPACE = "\u0120"
+"""The space in the vocabulary of a byte-pair encoding on bytes."""
 _RUN = re.compile(r"(\S{1024})(?=\S)")
 """Longer runs without white space are cut before a tokenizer is trained, whose time grows with their square."""
 _INCOMPLETE = "\ufffd"
@@ -323,21 +325,19 @@ def _backend(document: tokenizer_json.TokenizerDocument) -> tokenizers.Tokenizer
     return tokenizer_json.open_tokenizer_json(json.dumps(document), "this tokenizer")
 
 
-def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], size: int, *, merges: bool = True) -> Tokenizer:
     """Train a byte-pair encoding.
 
     Args:
         documents: Documents to train on.
         size: Number of tokens wanted, all bytes and end-of-text included; a short text gives fewer.
+        merges: Whether bytes are merged to words. Without merges each byte is a token, which is a character of English,
+            and the tokens are the bytes of the text alone. A byte that the text does not have then becomes "?", or a
+            space if the text has no "?".
 
     Raises:
         ValueError: If `size` has no room for the bytes, or there is no text.
     """
-    least = len(_BYTES) + 1
-    if size < least:
-        raise ValueError(
-            f"`vocabulary` must have room for all bytes and end-of-text, at least {least}; got {size}."
-        )
     texts = [_RUN.sub(r"\1 ", document) for document in documents if document.strip()]
     if not texts:
         raise ValueError("there is no text to train a tokenizer on: every document is empty.")
@@ -345,7 +345,17 @@ def train_tokenizer(documents: Iterable[str], size: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=_BYTES, show_progress=False
+        vocab_size=size if merges else 0,
+        initial_alphabet=_BYTES if merges else [],
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() > size:
+        raise ValueError(
+            f"`vocabulary` must have room for all bytes and end-of-text, at least {backend.get_vocab_size()}; "
+            f"got {size}."
+        )
+    if not merges:
+        backend.model.unk_token = "?" if backend.token_to_id("?") is not None else _SPACE
     return Tokenizer(backend)

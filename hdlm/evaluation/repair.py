@@ -23,18 +23,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.evaluation.generation.corrections import correct
+from hdlm.evaluation.generation.corrections import correct_tokens
 from hdlm.evaluation.generation.metrics import Estimate, share
 from hdlm.evaluation.generation.scoring import Scores, canvases, score_or_failure, text_of
 from hdlm.evaluation.text import Text
 from hdlm.evaluation.text_document import document_of_text
 from hdlm.generation import Settings, complete, planned
-from hdlm.process import AbstractNoiseProcess
+from hdlm.generation.correction import matching_noise
 from hdlm.progress import share_bar
 from hdlm.randomness import Randomness
 from hdlm.sampling import Execution, Prompt
 
-__all__ = ["RepairOptions", "matching_noise", "measured_repair", "outcomes", "plant"]
+__all__ = ["RepairOptions", "measured_repair", "outcomes", "plant"]
 
 Start = Literal["words", "masks"]
 DEFINITIONS: Mapping[str, str] = {
@@ -49,8 +49,6 @@ FILES = ("results.json", "report.md", "repair.png")
 _WHERE, _WORD, _REDRAWN, _CHANCE = 0xB3, 0xB4, 0xB5, 0xB6
 """Random streams: places and words of planted errors, places of the controls, and words of the control `random`."""
 _EXAMPLES = 3
-_MIDDLE = 0.5
-"""Noise fraction for a process that has an equal share of wrong words at every noise."""
 
 
 @final
@@ -91,22 +89,6 @@ class RepairOptions:
             raise ValueError(f"`share` must lie in (0, 1); got {self.share}.")
         if self.noise is not None and not 0 < self.noise <= 1:
             raise ValueError(f"`noise` must lie in (0, 1]; got {self.noise}.")
-
-
-def matching_noise(process: AbstractNoiseProcess, wrong: float) -> float:
-    """The smallest noise fraction at which this share of the visible words is wrong.
-
-    Args:
-        process: The noise process.
-        wrong: Share of uniform words among the visible words.
-
-    Returns:
-        The fraction; 0.5 for a process that has fewer wrong words at every noise (absorbing) or more (epsilon-hybrid).
-    """
-    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1]
-    w = process.weights(u)
-    enough = (w.uniform / (w.uniform + w.clean) >= wrong).nonzero()[:, 0]
-    return _MIDDLE if not len(enough) or int(enough[0]) == 0 else float(u[enough[0]])
 
 
 def plant(
@@ -265,7 +247,7 @@ def _repaired(
     damaged, where = plant(rows, options.share, process.num_words, seed)
     noise = matching_noise(process, options.share) if options.noise is None else options.noise
     with share_bar("correcting", shown=progress) as bar:
-        done = correct(
+        done = correct_tokens(
             checkpoint,
             damaged,
             settings,

@@ -1,8 +1,8 @@
 """Passages of many requests that share network calls: requests join and leave at any step.
 
 A `WriteRequest` describes the passages that one user asks for. A `SharedWriter` generates the passages of all requests.
-Requests whose regime and algorithm are equal share an engine, also if their transforms, lengths, prompts and seeds
-differ. The text of a request does not depend on other requests.
+Requests whose model, regime and algorithm are equal share an engine, also if their transforms, lengths, prompts and
+seeds differ. Engines of one model share network calls. The text of a request does not depend on other requests.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
-from typing import final
+from typing import TypeVar, final
 
 import torch
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.denoiser import AbstractDenoiser, Guided, Question
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, has_gaps
-from hdlm.generation.write import _given
+from hdlm.generation.write import canvas_of
 from hdlm.regime import Regime
 from hdlm.sampling import (
     Engine,
@@ -35,6 +35,8 @@ from hdlm.sampling import (
 from hdlm.sampling.prompt import check_prompt
 
 __all__ = ["SharedWriter", "WriteRequest", "Written"]
+
+_T = TypeVar("_T")
 
 
 @final
@@ -51,7 +53,9 @@ class WriteRequest:
         seed: Seed of all random numbers.
         ending: Where passages may end before the canvas is full.
         stream: Called with the index of a passage and the next piece of its text, as soon as that is certain.
-        watch: Called with a `Frame` after every step in which a passage of the request may change.
+        watch: Called with a `Frame` of one passage after every step in which it may change.
+
+    An error of `stream` or `watch` ends this request, and no other; it is kept in the attribute `failure`.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas or the model.
@@ -72,7 +76,7 @@ class WriteRequest:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"`seed` must lie in [0, 2^64); got {self.seed}.")
         tokenizer = self.checkpoint.tokenizer
-        self.given, self.regime = _given(self.checkpoint, tokenizer, self.prompt, self.settings)
+        self.given, self.regime = canvas_of(self.checkpoint, self.prompt, self.settings)
         check_prompt(self.given, self.checkpoint.vocabulary.num_words, self.length, 1)
         if self.infilling and (self.ending.strings or self.ending.at_end_of_text):
             raise ValueError(
@@ -89,7 +93,8 @@ class WriteRequest:
             self._after_step if watched else None,
             every_step=False,
         )
-        self._num_read: dict[int, int] = {}
+        self.failure: Exception | None = None
+        self._num_read, self._num_steps = dict[int, int](), dict[int, int]()
         self.engine()  # its checks
 
     @property
@@ -126,7 +131,8 @@ class WriteRequest:
         if not _begins_with(whole, own):
             whole = own
         plan = whole.hyperschedule
-        key = (self.step, settings.grid, plan.length, plan.num_levels, *plan.settles.tolist())
+        rhythm = (plan.num_levels, *plan.settles.tolist()) if plan.has_epochs else plan
+        key = (id(self.checkpoint), self.step, settings.grid, plan.length, rhythm)
         return (settings.guidance, *key), whole
 
     def engine(self) -> Engine | SpeculativeEngine:
@@ -187,15 +193,35 @@ class WriteRequest:
         return Passage(text, tuple(ids), num_given, num_evaluations, *costs)
 
     def _after_step(self, frame: Frame) -> None:
+        """Show a step to the watchers, unless one of them has failed."""
+        if self.failure is None:
+            self.failure = _attempt(lambda: self._show(frame))
+
+    def _show(self, frame: Frame) -> None:
+        """Show a step of each passage."""
+        for own in frame.of_each():
+            self._show_passage(own)
+
+    def _show_passage(self, frame: Frame) -> None:
+        """Show a step of one passage. A passage may start again; then steps that have been shown are left out."""
+        index = int(frame.sequence)
+        if frame.step < self._num_steps.get(index, 0):
+            return
+        self._num_steps[index] = frame.step + 1
         if self.watch is not None:
             self.watch(frame)
-        if self.streamer is None:
-            return
-        for sequence, row, settled in zip(frame.sequence, frame.after, frame.settled, strict=True):
-            index, count = int(sequence), min(int(settled), self.length)
-            if count > self._num_read.get(index, 0):
-                self._num_read[index] = count
-                self.streamer.read(index, row[:count].tolist())
+        count = min(int(frame.settled), self.length)
+        if self.streamer is not None and count > self._num_read.get(index, 0):
+            self._num_read[index] = count
+            self.streamer.read(index, frame.after[0, :count].tolist())
+
+
+def _attempt(work: Callable[[], _T]) -> _T | Exception:
+    """The result of some work, or its error, which ends the request that is the cause, and no other request."""
+    try:
+        return work()
+    except Exception as error:
+        return error
 
 
 def _num_common(text: str, other: str) -> int:
@@ -248,7 +274,7 @@ class Written:
     request: WriteRequest
     index: int
     passage: Passage | None
-    error: ValueError | RuntimeError | None = None
+    error: Exception | None = None
 
 
 @final
@@ -258,14 +284,14 @@ class SharedWriter:
     Sequences wait until one of the slots is free. Requests take turns: each gets one slot before any of them gets the
     next one, so a request for many passages does not delay a request for one passage.
 
-    If a step fails, the requests of its engine start again, each in an engine of its own. A seed determines their
-    tokens, so only the request that is the cause fails.
+    If a step or a network call fails, the requests that took part in it start again, each in an engine of its own that
+    shares no call. A seed determines their tokens, so only the request that is the cause fails.
 
     Args:
         slots: Number of sequences that are generated at a time.
 
     Attributes:
-        num_evaluations: Number of network calls so far.
+        num_evaluations: Number of network calls so far; a shared call counts once.
     """
 
     def __init__(self, slots: int) -> None:
@@ -302,37 +328,82 @@ class SharedWriter:
 
     @torch.no_grad()
     def advance(self) -> list[Written]:
-        """Advance every engine by one step, and return what has finished or failed."""
+        """Advance every engine by at least one step, and return what has finished or failed."""
         written = self._fill()
-        for key, engine in list(self._engines.items()):
-            before = engine.num_evaluations
-            try:
-                finished = engine.advance()
-            except (ValueError, RuntimeError) as error:
-                written += self._restart(key, error)
-                continue
-            self.num_evaluations += engine.num_evaluations - before
-            written += [self._finish(sequence, engine) for sequence in finished]
-        self._engines = {key: engine for key, engine in self._engines.items() if len(engine)}
+        groups: dict[Hashable, list[Hashable]] = {}
+        for key, engine in self._engines.items():
+            apart = isinstance(key, WriteRequest)
+            groups.setdefault(key if apart else id(engine.denoiser), []).append(key)
+        for keys in groups.values():
+            written += self._advance(*keys) if len(keys) == 1 else self._advance_together(keys)
         return written
+
+    def _advance_together(self, keys: list[Hashable]) -> list[Written]:
+        """Advance engines of one denoiser: by steps that need no network call, then by a step with a shared call."""
+        written: list[Written] = []
+        asked: dict[Hashable, list[Question]] = {}
+        for key in keys:
+            while key in self._engines and key not in asked:
+                questions = _attempt(self._engines[key].prepare)
+                if isinstance(questions, Exception):
+                    written += self._restart(key, questions)
+                elif questions:
+                    asked[key] = questions
+                else:
+                    written += self._advance(key)
+        if not asked:
+            return written
+        denoiser = self._engines[next(iter(asked))].denoiser
+        every = [question for own in asked.values() for question in own]
+        prediction = _attempt(lambda: denoiser.predict_many(every))
+        if isinstance(prediction, Exception):
+            return written + [failed for key in asked for failed in self._restart(key, prediction)]
+        self.num_evaluations += 1
+        begin = 0
+        for key, own in asked.items():
+            self._engines[key].answer(prediction, begin)
+            begin += sum(question.tokens.numel() for question in own)
+            written += self._advance(key)
+        return written
+
+    def _advance(self, key: Hashable) -> list[Written]:
+        """Advance an engine by one step."""
+        engine = self._engines[key]
+        before = engine.num_evaluations
+        finished = _attempt(engine.advance)
+        if isinstance(finished, Exception):
+            return self._restart(key, finished)
+        self.num_evaluations += engine.num_evaluations - before
+        failed = [work.request for work in self._work.values() if work.key == key and work.request.failure]
+        written = [self._fail(request, 0, request.failure) for request in failed]
+        if not len(engine):
+            del self._engines[key]
+        done = [sequence for sequence in finished if sequence.request in self._work]
+        return written + [self._finish(sequence, engine) for sequence in done]
+
+    def _fail(self, request: WriteRequest, index: int, error: Exception | None) -> Written:
+        """End a request whose passage `index` has failed."""
+        self.remove(request)
+        return Written(request, index, None, error)
 
     def _finish(self, sequence: Finished, engine: Engine | SpeculativeEngine) -> Written:
         """The passage of a finished sequence."""
         work = self._work[sequence.request]
+        passage = _attempt(lambda: work.request.passage(sequence, engine.num_evaluations))
+        if isinstance(passage, Exception):
+            return self._fail(work.request, sequence.sequence, passage)
         work.running.discard(sequence.sequence)
         if not work.running and not work.waiting:
             del self._work[sequence.request]
-        passage = work.request.passage(sequence, engine.num_evaluations)
         return Written(work.request, sequence.sequence, passage)
 
-    def _restart(self, key: Hashable, error: ValueError | RuntimeError) -> list[Written]:
+    def _restart(self, key: Hashable, error: Exception) -> list[Written]:
         """Let the requests of a failed engine start again, each alone; a request that was alone has failed."""
         del self._engines[key]
         failed = []
         for work in [work for work in self._work.values() if work.running and work.key == key]:
             if work.apart:
-                self.remove(work.request)
-                failed.append(Written(work.request, min(work.running), None, error))
+                failed.append(self._fail(work.request, min(work.running), error))
                 continue
             work.apart = True
             work.waiting.extendleft(sorted(work.running, reverse=True))
@@ -347,11 +418,9 @@ class SharedWriter:
         room = self.slots - self.num_running
         while room > 0 and self._turns:
             work = self._turns.popleft()
-            try:
-                self._begin(work)
-            except ValueError as error:
-                self.remove(work.request)
-                failed.append(Written(work.request, 0, None, error))
+            error = _attempt(lambda: self._begin(work))  # noqa: B023
+            if error is not None:
+                failed.append(self._fail(work.request, 0, error))
                 continue
             room -= 1
             if work.waiting:

@@ -108,16 +108,20 @@ def settings_of(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
     """
     other = {name: value for name, value in given.items() if name in OTHER_NAMES}
     own = read_table(Settings, {name: value for name, value in given.items() if name not in other})
-    return with_other_names(own, read_table(OtherNames, other), checkpoint)
+    names = read_table(OtherNames, other)
+    return with_other_names(own, names, checkpoint, by_default="algorithm" not in given)
 
 
-def with_other_names(settings: Settings, other: OtherNames, checkpoint: Checkpoint) -> Settings:
+def with_other_names(
+    settings: Settings, other: OtherNames, checkpoint: Checkpoint, *, by_default: bool | None = None
+) -> Settings:
     """The settings, with the options that were given by other names.
 
     Args:
         settings: The settings by their names here.
         other: The options by other names.
         checkpoint: The model, whose hyperschedule determines what a block is.
+        by_default: Whether the algorithm of the settings is not the choice of the user; None if it is the usual one.
 
     Raises:
         ValueError: If two names of one field have different values, or an option does not fit the algorithm.
@@ -143,7 +147,9 @@ def with_other_names(settings: Settings, other: OtherNames, checkpoint: Checkpoi
             )
         values[field], names[field] = meant, name
     algorithm = values.get("algorithm", settings.algorithm)
-    usual = algorithm == default.algorithm
+    usual = "algorithm" not in values and (
+        algorithm == default.algorithm if by_default is None else by_default
+    )
     return replace(settings, **values | {"algorithm": _algorithm(algorithm, names.get("eta"), usual=usual)})
 
 

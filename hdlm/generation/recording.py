@@ -18,7 +18,7 @@ from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.generation.settings import Settings
 from hdlm.generation.text import Passage
-from hdlm.generation.write import _given, write
+from hdlm.generation.write import canvas_of, write
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.sampling import Change, Frame, Trace
 
@@ -288,19 +288,21 @@ def record(
     alternatives: int = 5,
     transformed: bool = False,
     watch: Callable[[Frame], None] | None = None,
+    noise: float | None = None,
     **how: Any,
 ) -> tuple[list[Passage], TraceDocument]:
     """Generate passages, as `write` does, with their trace.
 
     Args:
         checkpoint: Checkpoint of the model.
-        prompt: Text to begin with, or a text with gaps.
+        prompt: Text to begin with, a text with gaps, or a text to correct.
         settings: The settings of generation.
         seed: Seed of all random numbers.
         title: Name of the run for people; by default the algorithm and the seed.
         alternatives: Number of likeliest words to keep for each change.
         transformed: Whether probabilities are those after temperature and the other transforms.
         watch: Called after every generation step.
+        noise: Noise fraction at which a text to correct begins, as in `write`.
         **how: Other arguments of `write`.
 
     Raises:
@@ -313,8 +315,8 @@ def record(
         if watch is not None:
             watch(frame)
 
-    _, regime = _given(checkpoint, checkpoint.tokenizer, prompt, settings)
-    passages = write(checkpoint, prompt, settings, seed=seed, watch=seen, **how)
+    _, regime = canvas_of(checkpoint, prompt, settings, noise)
+    passages = write(checkpoint, prompt, settings, seed=seed, watch=seen, noise=noise, **how)
     name = f"{settings.algorithm}, seed {seed}" if title is None else title
     document = document_of(
         trace, regime.hyperschedule, checkpoint.tokenizer, title=name, seed=seed, settings=asdict(settings)

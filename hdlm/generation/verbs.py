@@ -1,4 +1,4 @@
-"""The implementation of `Checkpoint.generate` and `Checkpoint.infill`, where the arguments are documented."""
+"""The implementation of `Checkpoint.generate`, `infill` and `correct`, where the arguments are documented."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from hdlm.checkpoint import Checkpoint
+from hdlm.generation.correction import matching_noise
 from hdlm.generation.other_names import settings_of
 from hdlm.generation.passages import Ending
 from hdlm.generation.progress import steps_bar
 from hdlm.generation.text import BLANK, Passages
 from hdlm.generation.write import write
 
-__all__ = ["generate", "infill"]
+__all__ = ["correct", "generate", "infill"]
 
 
 def generate(
@@ -71,6 +72,25 @@ def infill(
         raise ValueError("The text has no gap: write [MASK] for one token, [MASK:5] for five.")
     how: dict[str, Any] = {"num": num, "seed": seed, "batch_size": batch_size}
     with steps_bar("filling in", shown=progress) as tick:
+        passages = write(checkpoint, text, settings_of(checkpoint, settings), **how, watch=tick)
+    return Passages(passages, partial(checkpoint.replay, text, progress=progress, **how, **settings))
+
+
+def correct(
+    checkpoint: Checkpoint,
+    text: str,
+    *,
+    noise: float | None = None,
+    num: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Passages:
+    """Correct a finished text; see `Checkpoint.correct`."""
+    how: dict[str, Any] = {"num": num, "seed": seed, "batch_size": batch_size}
+    how["noise"] = matching_noise(checkpoint.denoiser.process) if noise is None else noise
+    with steps_bar("correcting", shown=progress) as tick:
         passages = write(checkpoint, text, settings_of(checkpoint, settings), **how, watch=tick)
     return Passages(passages, partial(checkpoint.replay, text, progress=progress, **how, **settings))
 

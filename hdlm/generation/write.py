@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
 from hdlm.denoiser import AbstractDenoiser, Guided
+from hdlm.generation.correction import correction_regime, draft_of
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, _piece, blanks, has_gaps
@@ -23,7 +22,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["complete", "prompt_ids", "write"]
+__all__ = ["canvas_of", "complete", "prompt_ids", "write"]
 
 _FULL_CANVAS, _EXACT = Ending(), Execution()
 
@@ -39,11 +38,11 @@ def write(
     first_sequence: int = 0,
     ending: Ending = _FULL_CANVAS,
     approximate: ApproximateCache | None = None,
-    device: torch.device | str | None = None,
     watch: Callable[[Frame], None] | None = None,
     stream: Callable[[int, str], None] | None = None,
+    noise: float | None = None,
 ) -> list[Passage]:
-    """Continue a prompt, or fill in its gaps.
+    """Continue a prompt, fill in its gaps, or correct it.
 
     Args:
         checkpoint: Checkpoint of the model.
@@ -55,22 +54,23 @@ def write(
         first_sequence: Index of the first passage: with 5, it is the sixth passage of a longer run.
         ending: Where passages may end before the canvas is full.
         approximate: Approximate cache; see `hdlm.sampling.ApproximateCache`.
-        device: The device of the model; no other is accepted.
         watch: Called after every generation step; for example a `Trace`.
         stream: Called with the index of a passage in the run and the next piece of its text, as soon as that is
             certain. The pieces of a passage, joined, are its text.
+        noise: With a noise fraction in (0, 1], the prompt is a whole text that is corrected: a draft at this noise.
 
     Raises:
         ValueError: If a setting is out of range, or the prompt does not fit the canvas.
     """
     tokenizer = checkpoint.tokenizer
-    given, regime = _given(checkpoint, tokenizer, prompt, settings)
+    given, regime = canvas_of(checkpoint, prompt, settings, noise)
     num_given = int(given.fixed.sum())
-    gaps = has_gaps(prompt)
+    gaps = noise is not None or has_gaps(prompt)
     ends = ending.at_end_of_text or bool(ending.strings)
     if ends and gaps:
         raise ValueError(
-            "A text with gaps ends at its own end: leave out stop strings and the end of a text."
+            "A text with gaps, or one that is corrected, ends at its own end: leave out stop strings and the end of a "
+            "text."
         )
     start = [] if gaps else given.tokens[0, :num_given].tolist()
     reader = Reader(tokenizer, ending, start, regime.length)
@@ -90,7 +90,7 @@ def write(
         settings,
         num=num,
         seed=seed,
-        execution=Execution(batch_size, first_sequence, approximate=approximate, device=device),
+        execution=Execution(batch_size, first_sequence, approximate=approximate),
         stop=reader if ends else None,
         watch=None if watch is None and streaming is None else after_step,
     )
@@ -152,27 +152,38 @@ def complete(
     )
 
 
-def _given(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str | Sequence[int | None], settings: Settings
+def canvas_of(
+    checkpoint: Checkpoint,
+    prompt: str | Sequence[int | None],
+    settings: Settings,
+    noise: float | None = None,
 ) -> tuple[Prompt, Regime]:
-    """The given tokens, and the regime for the others."""
-    mask_id = checkpoint.vocabulary.mask_id
+    """The given tokens, and the regime for the others; the arguments are those of `write`."""
+    tokenizer, mask_id = checkpoint.tokenizer, checkpoint.vocabulary.mask_id
+    if noise is not None:
+        if has_gaps(prompt):
+            raise ValueError("A text that is corrected has no gaps: replace each [MASK] by a word.")
+        assert isinstance(prompt, str)
+        ids = prompt_ids(tokenizer, prompt)
+        _refuse_length(settings, f"a text that is corrected is the text, {len(ids)} tokens")
+        return draft_of(ids), correction_regime(checkpoint, settings, len(ids), noise)
     if has_gaps(prompt):
         if isinstance(prompt, str):
             ids = blanks(prompt, tokenizer, mask_id, checkpoint.length)
         else:
             ids = [mask_id if token is None else token for token in prompt]
-        if settings.length is not None or settings.new_tokens is not None:
-            raise ValueError(
-                f"The canvas of a text with gaps is the text, {len(ids)} tokens: leave `length` and "
-                "`new_tokens` out."
-            )
+        _refuse_length(settings, f"a text with gaps is the text, {len(ids)} tokens")
         regime = planned(checkpoint, settings, len(ids), infilling=True)
         return Prompt.infill(ids, mask_id), regime
     assert isinstance(prompt, str)
     ids = prompt_ids(tokenizer, prompt)
     length = settings.canvas(len(ids), checkpoint.length)
     return Prompt.prefix(ids, length), planned(checkpoint, settings, length, infilling=False)
+
+
+def _refuse_length(settings: Settings, reason: str) -> None:
+    if settings.length is not None or settings.new_tokens is not None:
+        raise ValueError(f"The canvas of {reason}: leave `length` and `new_tokens` out.")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

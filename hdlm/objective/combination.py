@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
+
 from hdlm.objective.base import AbstractObjective, CleanToken, Term
 from hdlm.objective.canvas import Canvas
 from hdlm.process import AbstractNoiseProcess
@@ -21,14 +23,26 @@ __all__ = ["Combination", "CrossEntropy"]
 class CrossEntropy(AbstractObjective):
     """`measure * -log p(x_0 | x_t)`: a loss on every active position, masked or not, with equal weight at every noise.
 
+    With `kept = 0` there is no loss at words that noise has not replaced (arXiv 2510.22926). Nothing then teaches the
+    network that a visible word may be right, so it does not learn how likely it is wrong.
+
     Attributes:
         worst: Cap on `-log p`, in nats: scores that belong to no distribution give some words the probability 0.
+        kept: Weight of visible words that are the clean token, at least 0, relative to masks and replaced words.
     """
 
     worst: float = 30.0
+    kept: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kept < math.inf:
+            raise ValueError(f"`kept` must be a finite number of at least 0; got {self.kept}.")
 
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
-        return (Term(canvas.measure, CleanToken(self.worst)),)
+        weight = canvas.measure
+        if self.kept != 1:
+            weight = torch.where(canvas.x_t == canvas.x_0, self.kept * weight, weight)
+        return (Term(weight, CleanToken(self.worst)),)
 
 
 @final

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -94,3 +95,11 @@ class Frame:
     share: float
     reads: Reads | None
     rows: Bool[Tensor, " n"]
+
+    def of_each(self) -> Iterator[Frame]:
+        """A frame for each of its sequences."""
+        for index, place in enumerate(self.rows.nonzero()[:, 0].tolist()):
+            own, row = slice(index, index + 1), torch.zeros_like(self.rows)
+            row[place] = True
+            names = ("sequence", "before", "after", "moving", "settled", "evaluations", "computed")
+            yield replace(self, **{name: getattr(self, name)[own] for name in names}, rows=row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
@@ -51,6 +52,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The key is missing or wrong."},
     404: {"model": ErrorAnswer, "description": "There is no such model."},
     408: {"model": ErrorAnswer, "description": "The request took longer than the server allows."},
+    422: {
+        "model": ErrorAnswer,
+        "description": "The computation of this request failed; others are unaffected.",
+    },
     413: {"model": ErrorAnswer, "description": "The request is too large."},
     429: {"model": ErrorAnswer, "description": "The server has too many requests; see Retry-After."},
 }
@@ -303,7 +308,7 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Job
                 )
             happened = event.result()
             if happened.kind == "failed":
-                raise _failure(happened.value)
+                raise _failure(happened.value, request.state.request_id)
             if happened.kind == "closed":
                 raise BadRequestError("The server is shutting down.", status=503, code="shutting_down")
             left -= happened.kind == "passage"
@@ -314,12 +319,20 @@ async def _events(app: FastAPI, job: Job, request: Request) -> AsyncIterator[Job
             event.cancel()
 
 
-def _failure(error: ValueError | RuntimeError) -> BadRequestError:
-    """The answer to a request that failed while it was computed."""
-    log_event("failed", error=repr(error))
+def _failure(error: Exception, request_id: str) -> BadRequestError:
+    """The answer to a request that failed while it was computed.
+
+    Its seed determines the computation, so that the same request would fail again: it has no status for a retry.
+    """
     if isinstance(error, ValueError):
+        log_event("failed", id=request_id, error=repr(error))
         return BadRequestError(str(error))
-    return BadRequestError("The computation failed; the log of the server has the reason.", status=500)
+    trace = "".join(traceback.format_exception(error))
+    log_event("failed", id=request_id, error=repr(error), trace=trace)
+    message = (
+        f"The computation of this request failed; the log has the reason under the request id {request_id}."
+    )
+    return BadRequestError(message, status=422, code="computation_failed")
 
 
 async def _disconnected(request: Request) -> None:

@@ -15,8 +15,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.generation.settings import Settings, planned
-from hdlm.sampling import ALGORITHMS, Prompt, sample
+from hdlm.sampling import ALGORITHMS, RULES, Prompt, sample
 from hdlm.sampling.algorithms import SPECULATIVE
+from hdlm.strict_config import nearest
 
 __all__ = ["ServedModel", "read_chat_template"]
 
@@ -56,8 +57,25 @@ class ServedModel:
 
     @property
     def supported(self) -> list[str]:
-        """The algorithms that this model supports."""
+        """The algorithms of `ALGORITHMS`, and speculative sampling, if this model supports them."""
         return [name for name in _NAMES if name not in self.unsupported]
+
+    def check_algorithm(self, name: str) -> None:
+        """Refuse an algorithm; the rules of other tools (`RULES`) are settings of the algorithm confidence.
+
+        Raises:
+            ValueError: If it is unknown, or this model does not support it.
+        """
+        builder = "confidence" if name in RULES else name
+        if builder in self.supported:
+            return
+        known = ", ".join(self.supported)
+        if builder in self.unsupported:
+            raise ValueError(f"{self.unsupported[builder]} Algorithms that work: {known}.")
+        meant = nearest(name, [*self.supported, *RULES])
+        raise ValueError(
+            f"Unknown algorithm {name!r}; did you mean {meant!r}? Known: {known}, and the rules {', '.join(RULES)}."
+        )
 
     def prompt_of(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt for the messages of a chat.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from hdlm.generation.other_names import OTHER_NAMES
 from hdlm.generation.settings import FamilyName
 
 __all__ = [
@@ -25,6 +26,36 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(max_length=100)]
+Scale = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+_KINDS: dict[str, Any] = {"algorithm": Name, "eta": Share, "guidance": Scale}
+"""Type of an option of another tool by the setting that it stands for; the others are counts."""
+
+
+class _AbstractBody(BaseModel, abc.ABC, extra="forbid"):
+    """The body of a request for passages; unknown fields are refused, because they would have no effect."""
+
+    @property
+    @abc.abstractmethod
+    def num_passages(self) -> int:
+        """Number of passages that the request asks for."""
+
+
+if TYPE_CHECKING:
+    _OtherOptions = _AbstractBody
+else:
+    _OtherOptions = create_model(
+        "_OtherOptions",
+        __base__=_AbstractBody,
+        **{
+            name: (
+                _KINDS.get(setting, Count) | None,
+                Field(None, description=f"Another name of `{setting}`."),
+            )
+            for name, setting in OTHER_NAMES.items()
+        },
+    )
+    """The options of other tools, each with the limits of the setting that it stands for."""
 
 
 class StreamOptions(BaseModel, extra="forbid"):
@@ -33,8 +64,8 @@ class StreamOptions(BaseModel, extra="forbid"):
     include_usage: bool = Field(False, description="Send a last chunk with the usage.")
 
 
-class AbstractRequest(BaseModel, abc.ABC, extra="forbid"):
-    """The fields that all requests for text share; unknown fields are refused, because they would have no effect."""
+class AbstractRequest(_OtherOptions, abc.ABC):
+    """The fields that all requests for text share, and the options of other tools (`hdlm.generation.other_names`)."""
 
     model: str = Field(
         "", max_length=500, description="Name of a model in /v1/models; empty for the first one."
@@ -53,37 +84,24 @@ class AbstractRequest(BaseModel, abc.ABC, extra="forbid"):
     repetition_penalty: float | None = Field(
         None, ge=1, le=1e6, allow_inf_nan=False, description="Penalty of words that the text already has."
     )
-    algorithm: str | None = Field(
-        None, max_length=100, description="Sampler; see `hdlm_algorithms` in /v1/models."
+    algorithm: Name | None = Field(
+        None, description="Sampler: of `hdlm_algorithms` in /v1/models, or a rule of LLaDA, SDAR or Dream."
     )
     eta: Share | None = Field(None, description="Strength of corrections and remasking.")
-    threshold: Share | None = Field(
-        None, description="Write words of at least this probability at once: `algorithm` threshold."
-    )
     hyperschedule: FamilyName | None = Field(None, description="Order of generation.")
     steps: Count | None = Field(None, description="Steps that each position takes from noise to word.")
-    max_denoising_steps: Count | None = Field(None, description="Another name of `steps`.")
     width: Count | None = Field(None, description="Positions that are written together.")
-    block_length: Count | None = Field(None, description="`width`, with the hyperschedule block.")
-    grid: str | None = Field(None, max_length=10_000, description="When the steps are; see docs/sampling.md.")
-    cfg_scale: float | None = Field(
-        None,
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        description="Classifier-free guidance by the prompt; 0 is off.",
+    sub_block: Count | None = Field(
+        None, description="Positions of a sub-block; sub-blocks are written in turn."
     )
+    grid: str | None = Field(None, max_length=10_000, description="When the steps are; see docs/sampling.md.")
+    guidance: Scale | None = Field(None, description="Classifier-free guidance by the prompt; 0 is off.")
     stream: bool = Field(False, description="Send text as soon as it is settled.")
     stream_options: StreamOptions | None = None
     diffusion_frames: bool = Field(
         False, description="With `stream`: send every step, in `hdlm_frame` of a chunk."
     )
     user: str | None = Field(None, max_length=500, description="Has no effect.")
-
-    @property
-    @abc.abstractmethod
-    def num_passages(self) -> int:
-        """Number of passages that the request asks for."""
 
 
 class CompletionRequest(AbstractRequest):

@@ -6,12 +6,13 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, final
 
 from hdlm.generation.company import WriteRequest
+from hdlm.generation.other_names import OTHER_NAMES, settings_of
 from hdlm.generation.passages import Ending
 from hdlm.generation.settings import Settings
 from hdlm.generation.text import BLANK, Passage, has_gaps
@@ -21,7 +22,7 @@ from hdlm.serve.jobs import Job, JobEvent
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
 from hdlm.serve.schema import AbstractRequest, ChatRequest, CompletionRequest, InfillRequest
-from hdlm.strict_config import OptionError, nearest
+from hdlm.strict_config import OptionError
 
 __all__ = ["BadRequestError", "Plan", "client_plan"]
 
@@ -35,8 +36,10 @@ _OBJECTS: dict[tuple[Kind, bool], str] = {
     ("infill", True): "infill.chunk",
 }
 """Value of `object` in answers and in chunks."""
-_FIELDS = {"guidance": "cfg_scale", "length": "max_tokens", "num": "n", "num_levels": "steps", "k": "top_k"}
+_FIELDS = {"length": "max_tokens", "num": "n", "num_levels": "steps", "k": "top_k"}
 """Field of a request for an argument of the library."""
+_SETTINGS = AbstractRequest.model_fields.keys() & {*OTHER_NAMES, *(own.name for own in fields(Settings))}
+"""Fields of a request that are settings, by their names here or by those of other tools."""
 _LEAST = -9999.0
 """Log probability that stands for minus infinity, which JSON lacks."""
 _FRAME_ALTERNATIVES = 5
@@ -78,6 +81,7 @@ class Plan:
         logprobs: Number of other words with log probabilities; None for no log probabilities.
         frames: Whether every step is sent.
         usage: Whether a stream ends with the usage.
+        sent: Names of the fields that the client has sent.
         created: Time of the request, in seconds since 1970.
         id: Name of the answer.
     """
@@ -93,6 +97,7 @@ class Plan:
     logprobs: int | None = None
     frames: bool = False
     usage: bool = False
+    sent: Collection[str] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: f"hdlm-{secrets.token_hex(12)}")
 
@@ -124,7 +129,7 @@ class Plan:
                 **watchers,
             )
         except ValueError as error:
-            raise _refused(error) from error
+            raise _refused(error, self.sent) from error
 
     # -- answers --------------------------------------------------------------------------------------------
 
@@ -305,6 +310,7 @@ def client_plan(
         seed=secrets.randbits(53) if body.seed is None else body.seed,
         frames=body.diffusion_frames,
         usage=body.stream_options is not None and body.stream_options.include_usage,
+        sent=body.model_fields_set,
     )
     if isinstance(body, InfillRequest):
         if None not in body.text if isinstance(body.text, list) else not has_gaps(body.text):
@@ -330,9 +336,7 @@ def _completion_plan(
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if body.suffix is not None:
         return _suffix_plan(body, prompts, settings, common)
-    count = body.max_tokens
-    capped = "max_tokens" not in body.model_fields_set
-    sized = [_sized(settings, model, prompt, count, "prompt", capped=capped) for prompt in prompts]
+    sized = [_sized(settings, model, prompt, body, "prompt") for prompt in prompts]
     ending = _ending(body, model)
     how = {"echo": body.echo, "logprobs": body.logprobs, "ending": ending}
     return common("completion", prompts=tuple(prompts), settings=tuple(sized), **how)
@@ -344,13 +348,16 @@ def _suffix_plan(
     """A plan to fill in the middle."""
     if body.stop:
         raise BadRequestError("`stop` has no effect with `suffix`: leave one of them out.", "stop")
-    if body.max_tokens is None:
+    count, _ = _num_tokens(body)
+    if count is None:
         raise BadRequestError("`suffix` needs `max_tokens`, the number of tokens before it.", "max_tokens")
     if any(BLANK.search(text) for text in (*prompts, body.suffix or "")):
         raise BadRequestError("A text with [MASK] and a `suffix`: send it to /v1/infill instead.", "suffix")
-    texts = tuple(f"{prompt}[MASK:{body.max_tokens}]{body.suffix}" for prompt in prompts)
+    texts = tuple(f"{prompt}[MASK:{count}]{body.suffix}" for prompt in prompts)
     how = {"echo": body.echo, "logprobs": body.logprobs, "ending": Ending()}
-    return common("completion", prompts=texts, settings=(settings,) * len(texts), **how)
+    return common(
+        "completion", prompts=texts, settings=(replace(settings, new_tokens=None),) * len(texts), **how
+    )
 
 
 def _chat_plan(body: ChatRequest, model: ServedModel, settings: Settings, common: partial[Plan]) -> Plan:
@@ -364,8 +371,7 @@ def _chat_plan(body: ChatRequest, model: ServedModel, settings: Settings, common
         raise BadRequestError(str(error), "messages") from error
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequestError("`top_logprobs` needs `logprobs`: true.", "top_logprobs")
-    count = _either(body, "max_tokens", "max_completion_tokens")
-    sized = _sized(settings, model, prompt, count, "messages")
+    sized = _sized(settings, model, prompt, body, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return common(
         "chat", prompts=(prompt,), settings=(sized,), ending=_ending(body, model), logprobs=logprobs
@@ -376,12 +382,10 @@ def _sized(
     settings: Settings,
     model: ServedModel,
     prompt: str,
-    count: int | None,
+    body: CompletionRequest | ChatRequest,
     where: str,
-    *,
-    capped: bool = False,
 ) -> Settings:
-    """Settings with a canvas for a prompt and a number of tokens."""
+    """Settings with a canvas for a prompt, the field `where`, and the number of tokens that the client asks for."""
     if BLANK.search(prompt):
         raise BadRequestError("The prompt has gaps, [MASK]: send it to /v1/infill as `text`.", where)
     given = len(prompt_ids(model.checkpoint.tokenizer, prompt))
@@ -392,14 +396,15 @@ def _sized(
             where,
             code="context_length_exceeded",
         )
-    if count is not None and count > room and not capped:
+    count, name = _num_tokens(body)
+    if count is not None and count > room and name in body.model_fields_set:
         raise BadRequestError(
-            f"`max_tokens` is {count}; at most {room} fit, as the prompt has {given} tokens and the model a context of "
+            f"`{name}` is {count}; at most {room} fit, as the prompt has {given} tokens and the model a context of "
             f"{model.checkpoint.length}.",
-            "max_tokens",
+            name,
             code="context_length_exceeded",
         )
-    return replace(settings, length=given + min(room, count or room))
+    return replace(settings, length=given + min(room, count or room), new_tokens=None)
 
 
 def _ending(body: CompletionRequest | ChatRequest, model: ServedModel) -> Ending:
@@ -409,59 +414,31 @@ def _ending(body: CompletionRequest | ChatRequest, model: ServedModel) -> Ending
 
 
 def _settings(body: AbstractRequest, model: ServedModel, options: ServeOptions) -> Settings:
-    """The settings of generation that the fields of a request describe."""
-    steps, width = _either(body, "steps", "max_denoising_steps"), _either(body, "width", "block_length")
-    if steps is not None and steps > options.max_steps:
-        raise BadRequestError(f"`steps` is {steps}; this server takes at most {options.max_steps}.", "steps")
-    family = body.hyperschedule
-    if body.block_length is not None and family is None:
-        family = "block"
-    usual = Settings()
-    given: dict[str, Any] = {
-        "temperature": body.temperature,
-        "top_p": None if body.top_p == 1 else body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
-        "guidance": body.cfg_scale,
-        "grid": body.grid,
+    """The settings of generation that the fields of a request describe, by any of their names."""
+    given = {
+        name: value
+        for name in _SETTINGS & body.model_fields_set
+        if (value := getattr(body, name)) is not None and (name, value) != ("top_p", 1)
     }
-    algorithm, eta = _algorithm(body, model)
-    return Settings(
-        algorithm=algorithm,
-        eta=usual.eta if eta is None else eta,
-        hyperschedule=family,
-        width=width,
-        steps=steps,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    try:
+        settings = settings_of(model.checkpoint, given)
+        chosen = settings.algorithm != Settings().algorithm or "algorithm" in map(_setting_of, given)
+        if not chosen and model.supported and settings.algorithm not in model.supported:
+            settings = replace(settings, algorithm=model.supported[0])
+        model.check_algorithm(settings.algorithm)
+    except ValueError as error:
+        raise _refused(error, body.model_fields_set) from error
+    if settings.steps is not None and settings.steps > options.max_steps:
+        (name, *_) = (name for name in given if _setting_of(name) == "steps")
+        raise BadRequestError(
+            f"`{name}` is {settings.steps}; this server takes at most {options.max_steps}.", name
+        )
+    return settings
 
 
-def _algorithm(body: AbstractRequest, model: ServedModel) -> tuple[str, float | None]:
-    """The name of the algorithm, and its `eta`."""
-    name, eta = body.algorithm, body.eta
-    if body.threshold is not None:
-        if name not in (None, "threshold"):
-            raise BadRequestError(
-                f"`threshold` has no effect with algorithm {name!r}: leave it out.", "threshold"
-            )
-        if eta is not None:
-            raise BadRequestError("`threshold` is 1 - `eta`: give one of them.", "threshold")
-        name, eta = "threshold", 1 - body.threshold
-    supported = model.supported
-    if name is None:
-        usual = Settings().algorithm
-        return (usual if usual in supported or not supported else supported[0]), eta
-    if name in model.unsupported:
-        raise BadRequestError(
-            f"{model.unsupported[name]} Algorithms that work: {', '.join(supported)}.", "algorithm"
-        )
-    if name not in supported:
-        raise BadRequestError(
-            f"Unknown algorithm {name!r}; did you mean {nearest(name, supported)!r}? Known: {', '.join(supported)}.",
-            "algorithm",
-        )
-    return name, eta
+def _setting_of(field: str) -> str:
+    """The field of `Settings` for a field of a request."""
+    return OTHER_NAMES.get(field, field)
 
 
 def _check_common(body: AbstractRequest, options: ServeOptions) -> None:
@@ -490,19 +467,28 @@ def _check_unsupported(body: CompletionRequest | ChatRequest) -> None:
         raise BadRequestError("`best_of` is not supported beyond `n`: leave it out.", "best_of")
 
 
-def _either(body: AbstractRequest, name: str, other: str) -> int | None:
-    """The value of a field that has two names."""
-    first, second = getattr(body, name), getattr(body, other)
-    if first is not None and second is not None and first != second:
-        raise BadRequestError(f"`{name}` and `{other}` are two names of one field: give one of them.", other)
-    value: int | None = second if first is None else first
-    return value
+def _num_tokens(body: CompletionRequest | ChatRequest) -> tuple[int | None, str]:
+    """The number of tokens that the client asks for, None for all that fit, and the field that it has used."""
+    names = ["max_tokens", "max_completion_tokens"]
+    names += [name for name, setting in OTHER_NAMES.items() if setting == "new_tokens"]
+    given = {name: getattr(body, name) for name in names if name in body.model_fields_set}
+    numbers = {name: number for name, number in given.items() if number is not None}
+    if len(set(numbers.values())) > 1:
+        first, second, *_ = numbers
+        raise BadRequestError(
+            f"`{first}` and `{second}` are two names of one field: give one of them.", second
+        )
+    name = next(iter(numbers), "max_tokens")
+    return getattr(body, name), name
 
 
-def _refused(error: ValueError) -> BadRequestError:
-    """The answer to a request that the library refuses."""
+def _refused(error: ValueError, sent: Collection[str]) -> BadRequestError:
+    """The answer to a request that the library refuses; it names a field that the client has sent, if there is one."""
     quoted, words = re.findall(r"`(\w+)`", str(error)), re.findall(r"\w+", str(error))
     names = [error.option] if isinstance(error, OptionError) else quoted or words
     known = {*CompletionRequest.model_fields, *InfillRequest.model_fields}
     fields = [_FIELDS.get(name, name) for name in names]
-    return BadRequestError(str(error), next((name for name in fields if name in known), None))
+    named = next((name for name in fields if name in known), None)
+    block = "block" if named in ("width", "sub_block") else named
+    others = [name for name in sent if named is not None and _setting_of(name) in (named, block)]
+    return BadRequestError(str(error), named if named in sent or not others else others[0])

@@ -61,7 +61,8 @@ class StudyJob:
         kind: `"train"`, `"likelihood"`, `"calibration"`, `"generation"` or `"repair"`.
         name: Name of the job, in words.
         spec: Everything that the job depends on, except for other jobs.
-        needs: Jobs whose results it needs; the first one of a measurement trains its model.
+        needs: Jobs whose results it needs. The first one of a measurement trains its model, and that of a training
+            trains the model to begin with.
         group: Jobs of one group belong to one model, and one process does them.
         labels: Where its numbers belong in the tables.
         cost: An estimate of its cost.
@@ -142,9 +143,17 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 def _train(job: StudyJob, output: Path, device: torch.device, progress: bool | None) -> dict[str, Any]:
     folder = job.folder(output) / _RUN
-    model = workflows.train(
-        recipe=job.spec["recipe"], output=folder, device=device, resume=True, progress=progress is not False
-    )
+    how: dict[str, Any] = {
+        "output": folder,
+        "device": device,
+        "resume": True,
+        "progress": progress is not False,
+    }
+    if job.needs:
+        start, recipe = job.needs[0].folder(output) / _RUN, Recipe.from_table(job.spec["recipe"])
+        model = workflows.finetune(start, recipe=recipe, **how)
+    else:
+        model = workflows.train(recipe=job.spec["recipe"], **how)
     steps = job.spec["recipe"]["run"]["steps"]
     done = CheckpointStore(folder).steps()
     if not done or done[-1] < steps:

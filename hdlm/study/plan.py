@@ -11,6 +11,15 @@ corpus = ["kjv"]
 name = "absorbing"
 process = { type = "Absorbing" }
 
+[[arms]]                   # with a budget of its own, in place of those of the study
+name = "causal"
+tokens = 4e6
+mixture = [{ hyperschedule = { type = "Block", width = 1, num_levels = 1 } }]
+
+[[arms]]                   # the model of another arm, trained further
+name = "converted"
+start = "causal"
+
 [[judges]]                 # autoregressive models that judge samples, with budgets of their own
 name = "judge a"
 tokens = 4e6
@@ -26,6 +35,7 @@ text = "validation"
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tomllib
@@ -56,11 +66,17 @@ class Arm:
     """One arm of a study.
 
     Attributes:
-        name: Name of the arm in tables and pictures.
+        name: Name of the arm in tables and pictures. Arms whose names differ in one part between commas are compared
+            with each other.
+        start: Name of an arm whose model of the same seed is trained further, with `tokens` of its own; random
+            weights by default. The budgets of an arm do not include those of its start.
+        tokens: Training tokens, in place of the budgets of the study.
         recipe: Tables of the recipe that differ from those of the study.
     """
 
     name: str
+    start: str = ""
+    tokens: float | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -182,6 +198,11 @@ class Study:
         for kind in ("arms", "judges", "samplers"):
             names = [part.name for part in getattr(self, kind)]
             require(len(set(names)) == len(names), kind, "names that differ", names)
+        starts = [""]
+        for arm in self.arms:
+            expected = "the name of an earlier arm with `tokens` of its own"
+            require(arm.start in starts, "arms.start", expected, arm.start)
+            starts += [arm.name] if arm.tokens is not None else []
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -233,16 +254,17 @@ class Study:
                     f"judge/{judge.name}", recipe, len(judging), {"judge": judge.name}
                 )
         jobs, group = list(judging.values()), len(judging)
-        models = []
-        for unit, budgets in (("tokens", self.tokens), ("flops", self.flops)):
-            for budget in budgets:
-                for arm in self.arms:
-                    for seed in self.seeds:
-                        recipe = self.recipe_of(arm, seed, budget, unit)
-                        labels = {"arm": arm.name, "budget": f"{budget:g} {unit}", "seed": seed}
-                        name = f"{arm.name}/{budget:g} {unit}/seed {seed}"
-                        models.append((_training(f"train/{name}", recipe, group, labels), recipe))
-                        group += 1
+        models, starts = [], dict[tuple[str, int], StudyJob]()
+        for (arm, budget, unit), seed in itertools.product(self._runs(), self.seeds):
+            recipe = self.recipe_of(arm, seed, budget, unit)
+            labels = {"arm": arm.name, "budget": f"{budget:g} {unit}", "seed": seed}
+            name = f"train/{arm.name}/{budget:g} {unit}/seed {seed}"
+            needs = (starts[arm.start, seed],) if arm.start else ()
+            training = _training(name, recipe, group, labels, needs)
+            models.append((training, recipe))
+            if arm.tokens is not None:
+                starts[arm.name, seed] = training
+            group += 1
         first = True
         for training, recipe in models:
             jobs.append(training)
@@ -250,6 +272,19 @@ class Study:
                 first = first and job.kind != "generation"
                 jobs.append(job)
         return [job for job in jobs if job.kind == "train"] + [job for job in jobs if job.kind != "train"]
+
+    def _runs(self) -> Iterator[tuple[Arm, float, str]]:
+        """Arm, budget and unit of all trainings; arms with a budget of their own come first."""
+        for arm in self.arms:
+            if arm.tokens is not None:
+                yield arm, arm.tokens, "tokens"
+        budgets = [(budget, "tokens") for budget in self.tokens] + [
+            (budget, "flops") for budget in self.flops
+        ]
+        for budget, unit in budgets:
+            for arm in self.arms:
+                if arm.tokens is None:
+                    yield arm, budget, unit
 
     def _measurements(
         self, training: StudyJob, recipe: Recipe, judging: Mapping[str, StudyJob], *, controls: bool
@@ -313,10 +348,12 @@ class Study:
                     yield job("repair", what, own, 2.0 * num * evaluations)
 
 
-def _training(name: str, recipe: Recipe, group: int, labels: dict[str, Any]) -> StudyJob:
+def _training(
+    name: str, recipe: Recipe, group: int, labels: dict[str, Any], needs: tuple[StudyJob, ...] = ()
+) -> StudyJob:
     assert recipe.run.steps is not None
     return StudyJob(
-        "train", name, {"recipe": recipe.to_table()}, (), group, labels, spent(recipe, recipe.run.steps)
+        "train", name, {"recipe": recipe.to_table()}, needs, group, labels, spent(recipe, recipe.run.steps)
     )
 
 

@@ -82,6 +82,8 @@ _PIECES: Mapping[str, tuple[ModuleType, type]] = {
 """Tables of a recipe that describe a piece: the package of its classes, and their base class."""
 TRAINED_HERE = "train"
 """Value of `data.tokenizer` if a tokenizer is to be trained on the text."""
+CHARACTERS = "characters"
+"""Value of `data.tokenizer` if the tokens are to be the characters (the bytes) of the text."""
 
 
 @final
@@ -91,10 +93,12 @@ class DataSettings:
 
     Attributes:
         corpus: A name that `hdlm.data.corpus` knows, or files, folders and globs, or a folder of `hdlm tokenize`.
-        vocabulary: Size of the tokenizer to train, or the number of words that a given one must have.
+        vocabulary: Size of the tokenizer to train, or the number of words that a given one must have; the largest
+            number of `"characters"`.
         validation: Share of the text that is set aside for validation, if there is no `validation_corpus`.
         context: Number of tokens in a window.
-        tokenizer: `"train"` for one trained on the text, or a source that `hdlm.data.find_tokenizer` accepts.
+        tokenizer: `"train"` for one trained on the text, `"characters"` for its characters (its bytes), or a source
+            that `hdlm.data.find_tokenizer` accepts.
         validation_corpus: Text for validation, named as `corpus` is; empty for a share of the training text.
         key: Field that holds the text in JSON lines and Parquet.
         cache: Folder where long text is tokenised once, into memory-mapped shards; short text stays in memory.

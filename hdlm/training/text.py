@@ -41,7 +41,7 @@ from hdlm.data.mapped import Tokens
 from hdlm.data.shards import Shards, write_shards
 from hdlm.data.streaming import StreamedText, StreamedWindows
 from hdlm.strict_config import IdleOptionError, require
-from hdlm.training.recipe import TRAINED_HERE, DataSettings, Recipe
+from hdlm.training.recipe import CHARACTERS, TRAINED_HERE, DataSettings, Recipe
 
 __all__ = ["Corpora", "TrainingText", "read_training_text", "refuse_idle"]
 
@@ -291,10 +291,10 @@ def _tokenizer(data: DataSettings, documents: Iterable[str], start: Checkpoint |
         return Tokenizer.from_json(
             start.tokenizer_json, "the tokenizer.json to begin with", start.vocabulary.num_words
         )
-    if data.tokenizer != TRAINED_HERE:
+    if data.tokenizer not in (TRAINED_HERE, CHARACTERS):
         return find_tokenizer(data.tokenizer, num_words=data.vocabulary)
     if start is not None:
         raise ValueError(
             "the checkpoint to begin with has no tokenizer.json, so the meaning of its token ids is unknown."
         )
-    return train_tokenizer(documents, data.vocabulary)
+    return train_tokenizer(documents, data.vocabulary, merges=data.tokenizer != CHARACTERS)

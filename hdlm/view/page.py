@@ -102,6 +102,7 @@ def replay(
     stop: Sequence[str] = (),
     stop_at_end: bool = False,
     alternatives: int = 5,
+    noise: float | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> ReplayPage:
@@ -116,6 +117,7 @@ def replay(
             batch_size=batch_size,
             ending=Ending(stop_at_end, (stop,) if isinstance(stop, str) else tuple(stop)),
             alternatives=alternatives,
+            noise=noise,
             watch=tick,
         )
     return ReplayPage((document,))

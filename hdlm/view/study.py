@@ -1,7 +1,8 @@
 """The results of a study: one report with tables, and pictures.
 
-quality.png    nats per token by each judge over the evaluations of the network, with controls as lines
-frontier.png   nats per token by each judge over entropy, with controls as stars
+likelihood.png    bits per byte of held-out text over training tokens, with a panel for each text
+quality.png       nats per token by each judge over the evaluations of the network, with controls as lines
+frontier.png      nats per token by each judge over entropy, with controls as stars
 
 All are made from the document that `hdlm study` writes as results.json.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hdlm.view.figures import figure, only_ticks
 from hdlm.view.palette import INK, MUTED, RULE, SERIES
@@ -21,6 +23,7 @@ from hdlm.view.report import markdown_table, number, write_report
 __all__ = ["study_sections", "write_study"]
 
 NATS = "nats per token, "
+BITS = "bits per byte"
 _MARKERS = "osD^vPX*"
 _STYLES = ("-", "--", ":", "-.")
 _TITLES = {
@@ -38,14 +41,19 @@ _SHOWN = {
 
 
 def write_study(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write report.md, and the pictures if there are samples.
+    """Write report.md, and the pictures for which there are numbers.
 
     Args:
         folder: The folder to write to.
         document: The document of the study.
     """
-    generations = [row for row in document["rows"] if row["kind"] == "generation" and _judges(row)]
     sections = study_sections(document)
+    pictures = []
+    if curves := _likelihood_curves(document["rows"]):
+        with figure(6.4, 4.6 * len(curves) + 0.9, folder / "likelihood.png") as drawing:
+            _draw_likelihood(drawing, curves)
+        pictures.append("![likelihood over tokens](likelihood.png)")
+    generations = [row for row in document["rows"] if row["kind"] == "generation" and _judges(row)]
     if generations:
         judges = _judges(generations[0])
         draw = {"quality.png": _draw_quality, "frontier.png": _draw_frontier}
@@ -61,7 +69,9 @@ def write_study(folder: Path, document: Mapping[str, Any]) -> None:
                 panels[-1].legend(
                     loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, labelcolor=MUTED
                 )
-        sections |= {"Pictures": "![quality over evaluations](quality.png)\n\n![frontier](frontier.png)"}
+        pictures += ["![quality over evaluations](quality.png)", "![frontier](frontier.png)"]
+    if pictures:
+        sections["Pictures"] = "\n\n".join(pictures)
     write_report(folder / "report.md", document["title"], sections)
 
 
@@ -72,6 +82,8 @@ def study_sections(document: Mapping[str, Any]) -> dict[str, str]:
         rows = [row for row in document["rows"] if row["kind"] == kind]
         if rows:
             sections[title] = _trained(rows) if kind == "train" else _measured(kind, rows)
+    if document["differences"]:
+        sections["Differences of the likelihood"] = _differences(document["differences"])
     if document["controls"]:
         sections["Controls"] = _controls(document["controls"])
     sections["Errors"] = (
@@ -115,6 +127,17 @@ def _measured(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(table)
 
 
+def _differences(entries: Sequence[Mapping[str, Any]]) -> str:
+    table = [["budget", "text", "difference", BITS, "least and most of the pairs"]]
+    for entry in entries:
+        if entry["metric"].startswith(BITS):
+            mean = number(entry["mean"], entry["between"], sign=True)
+            pairs = f"{entry['least']:+.3f} .. {entry['most']:+.3f}, {entry['pairs']} pairs"
+            what = f"{entry['of']} - {entry['minus']}"
+            table.append([entry["budget"], entry["text"], what, mean, pairs])
+    return markdown_table(table)
+
+
 def _cell(entry: Mapping[str, Any] | None) -> str:
     """Mean, error between seeds, and error within seeds."""
     if entry is None or "failed" in entry:
@@ -141,6 +164,58 @@ def _controls(controls: Mapping[str, Any]) -> str:
             cells.append("-" if absent else number(entry["value"], entry["error"]))
         table.append([name, *cells])
     return markdown_table(table)
+
+
+_Curves = dict[str, dict[str, list[tuple[float, Mapping[str, Any]]]]]
+"""The points of each arm by text: training tokens, and a number over seeds."""
+
+
+def _likelihood_curves(rows: Sequence[Mapping[str, Any]]) -> _Curves:
+    """The points of each arm in bits per byte by text; empty if no arm has two budgets."""
+    tokens = {
+        (row["arm"], row["budget"]): row["tokens"] for row in rows if row["kind"] == "train" and "arm" in row
+    }
+    curves: _Curves = {}
+    for row in rows:
+        for metric, entry in row["metrics"].items() if row["kind"] == "likelihood" else ():
+            if metric.startswith(BITS) and "failed" not in entry:
+                points = curves.setdefault(row["text"], {}).setdefault(row["arm"], [])
+                points.append((tokens[row["arm"], row["budget"]], entry))
+    return curves if any(len(points) > 1 for arms in curves.values() for points in arms.values()) else {}
+
+
+def _draw_likelihood(drawing: Figure, curves: _Curves) -> None:
+    """Draw a panel for each text: lines of arms, and a level for an arm that has one budget only."""
+    panels = drawing.subplots(len(curves), 1, squeeze=False)[:, 0]
+    for axes, (text, arms) in zip(panels, curves.items(), strict=True):
+        named = {name: name.partition(", ")[::2] for name, points in arms.items() if len(points) > 1}
+        firsts, rests = (list(dict.fromkeys(parts)) for parts in zip(*named.values(), strict=True))
+        for name, (first, rest) in named.items():
+            points = sorted(arms[name], key=lambda point: point[0])
+            kind, colour = firsts.index(first), rests.index(rest)
+            aside = 1.015 ** (list(named).index(name) - len(named) / 2)  # bars would cover each other
+            axes.errorbar(
+                [x * aside for x, _ in points],
+                [y["mean"] for _, y in points],
+                yerr=[_error(y) for _, y in points],
+                label=name,
+                color=SERIES[colour % len(SERIES)],
+                linestyle=_STYLES[kind % len(_STYLES)],
+                marker=_MARKERS[kind % len(_MARKERS)],
+                markersize=4.0,
+                linewidth=1.1,
+                elinewidth=0.7,
+                capsize=2.0,
+            )
+        _draw_levels(axes, {name: points[0][1]["mean"] for name, points in arms.items() if name not in named})
+        axes.set_xscale("log")
+        axes.set_xlabel("training tokens of the arm")
+        axes.set_ylabel(BITS)
+        axes.set_title(f"Likelihood of {text}; bars are two standard errors", fontsize=9.5)
+        axes.grid(color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        only_ticks(axes)
+    panels[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=7, labelcolor=MUTED)
 
 
 def _judges(row: Mapping[str, Any]) -> list[str]:
@@ -211,11 +286,9 @@ def _measured_controls(controls: Mapping[str, Any], *metrics: str) -> Iterator[t
             yield name, [entry["value"] for entry in entries]
 
 
-def _draw_quality(
-    axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
-) -> None:
-    _draw_curves(axes, judge, rows, "network evaluations", bars=False)
-    for name, (value,) in _measured_controls(controls, NATS + judge):
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Draw a horizontal line with a name for each level."""
+    for name, value in levels.items():
         axes.axhline(value, color=INK if name == "data" else MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
         axes.annotate(
             name,
@@ -227,6 +300,13 @@ def _draw_quality(
             color=MUTED,
             ha="right",
         )
+
+
+def _draw_quality(
+    axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
+) -> None:
+    _draw_curves(axes, judge, rows, "network evaluations", bars=False)
+    _draw_levels(axes, {name: value for name, (value,) in _measured_controls(controls, NATS + judge)})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("evaluations of the network for a batch of samples")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdlm import load, write
+from hdlm import load
 from hdlm.denoiser import AbstractDenoiser, Denoiser, Guided, resolve_device
 from hdlm.evaluation import estimate_likelihood
 from hdlm.evaluation.generation.corrections import fill_in
@@ -85,7 +85,6 @@ def test_public_functions_reject_device_other_than_that_of_model(checkpoint) -> 
         "Engine": lambda device: Engine(
             denoiser, Regime(flat(8, 2)), Ancestral(), execution=Execution(device=device)
         ),
-        "write": lambda device: write(checkpoint, "a", Settings(length=8), device=device),
         "complete": lambda device: complete(
             checkpoint, given, Regime(flat(8, 2)), Settings(), execution=Execution(device=device)
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ CASES = [
     (WeightedCrossEntropy(max_weight=5.0), (1 / 0.9, 0.8 * 5, 0.2 * 5)),
     (WeightedCrossEntropy(max_weight=1.1), (1.1, 0.8 * 1.1, 0.2 * 1.1)),
     (CrossEntropy(), (1.0, 1.0, 1.0)),
+    (CrossEntropy(kept=0.0), (1.0, 1.0, 0.0)),
+    (CrossEntropy(kept=0.25), (1.0, 1.0, 0.25)),
 ]
 
 
@@ -70,6 +73,12 @@ def test_objective_weights_mask_wrong_word_and_right_word(
 
 def test_a_cross_entropy_is_capped_before_it_is_weighed() -> None:
     assert _loss(CrossEntropy(worst=1.0), [PROCESS.mask_id]).item() == pytest.approx(MEASURE)
+
+
+def test_a_weight_of_kept_words_is_finite_and_not_negative() -> None:
+    for kept in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="`kept` must be a finite number of at least 0"):
+            CrossEntropy(kept=kept)
 
 
 def test_a_combination_is_the_weighted_sum() -> None:

@@ -9,10 +9,11 @@ import torch
 
 import hdlm
 from hdlm.cli import main
-from hdlm.evaluation.generation.corrections import correct
+from hdlm.evaluation.generation.corrections import correct_tokens
 from hdlm.evaluation.generation.metrics import Estimate, share
-from hdlm.evaluation.repair import RepairOptions, matching_noise, outcomes, plant
+from hdlm.evaluation.repair import RepairOptions, outcomes, plant
 from hdlm.generation import Settings
+from hdlm.generation.correction import matching_noise
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import LogLinear
 from hdlm.process import GIDD, Absorbing, EpsilonHybrid, Uniform
@@ -85,15 +86,15 @@ def test_without_corrections_a_text_stays_as_it_is() -> None:
     text = torch.tensor([checkpoint.tokenizer.encode(BOOK)[:12]])
     for eta, changed in ((0.0, False), (1.0, True)):
         settings = Settings("acs", eta=eta, hyperschedule="flat", steps=4)
-        end = correct(checkpoint, text, settings, noise=0.5).tokens
+        end = correct_tokens(checkpoint, text, settings, noise=0.5).tokens
         assert torch.equal(end, text) != changed
         assert torch.equal(end[:, 0], text[:, 0])
-    masked = correct(
+    masked = correct_tokens(
         checkpoint, text, Settings("original", hyperschedule="flat", steps=4), noise=0.9, masks=True
     )
     assert not torch.equal(masked.tokens, text)
     with pytest.raises(ValueError, match="noise fraction in"):
-        correct(checkpoint, text, Settings(), noise=0.0)
+        correct_tokens(checkpoint, text, Settings(), noise=0.0)
 
 
 def test_planted_errors_are_other_words_at_the_wanted_share() -> None:

@@ -19,10 +19,13 @@ import pytest
 from hdlm.generation import Ending, Settings, write
 from hdlm.generation.recording import TraceDocument
 from hdlm.generation.write import prompt_ids
+from hdlm.sampling import ALGORITHMS
+from hdlm.serve import app
 from hdlm.serve.jobs import Job, Worker
 from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel, read_chat_template
 from hdlm.serve.options import ServeOptions
+from hdlm.serve.translate import Plan
 from tests.serving import TEMPLATE, serving, small_model
 
 MODEL = small_model()
@@ -182,6 +185,27 @@ def test_token_ids_with_gaps_are_filled_in(address: str) -> None:
     }
 
 
+OTHER_NAMED: tuple[dict[str, Any], ...] = (
+    {"gen_length": 8, "remasking": "low_confidence", "block_length": 4, "temperature": 0.0},
+    {"max_new_tokens": 8, "alg": "entropy", "diffusion_steps": 2},
+    {"new_tokens": 8, "algorithm": "topk_margin"},
+    {"gen_length": 8, "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.3},
+    {"gen_length": 8, "factor": 0.5, "hyperschedule": "flat", "small_block_size": 4, "denoising_steps": 1},
+    {"gen_length": 8, "cfg": 1.5, "max_denoising_steps": 2},
+    {"gen_length": 8, "entropy_bound": 0.2, "temperature": 0.0},
+)
+
+
+@pytest.mark.parametrize("options", OTHER_NAMED, ids=str)
+def test_options_of_other_tools_mean_what_they_mean_in_the_library(
+    address: str, options: dict[str, Any]
+) -> None:
+    (passage,) = MODEL.checkpoint.generate(PROMPT, seed=5, progress=False, **options)
+    sent = {"max_tokens" if name == "new_tokens" else name: value for name, value in options.items()}
+    answer = post(address, prompt=PROMPT, seed=5, echo=True, ignore_eos=True, **sent)
+    assert answer.json()["choices"][0]["text"] == passage.text
+
+
 @pytest.mark.parametrize("ids", [[1, 2], [], [None, 10**6], [None] * 100, [-1, None], [None, "a"]])
 def test_token_ids_that_do_not_fit_are_refused(address: str, ids: list[Any]) -> None:
     answer = post(address, "/v1/infill", text=ids)
@@ -230,7 +254,15 @@ def test_answers_are_the_same_bytes_alone_and_in_company(address: str) -> None:
 REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"tempreature": 1}, "tempreature", "Extra inputs"),
     ({"algorithm": "gibs"}, "algorithm", "did you mean 'gibbs'"),
-    ({"threshold": 0.9, "eta": 0.1}, "threshold", "one of them"),
+    ({"threshold": 0.9, "eta": 0.3}, "threshold", "two names"),
+    ({"remasking": "random", "threshold": 0.9}, "threshold", "no effect"),
+    ({"remasking": "surest"}, "remasking", "low_confidence"),
+    ({"remasking": "random", "algorithm": "acs", "alg": "entropy"}, "alg", "two names"),
+    ({"gen_length": 8, "max_tokens": 9}, "gen_length", "two names"),
+    ({"gen_length": 10**6}, "gen_length", "at most"),
+    ({"diffusion_steps": 10**6}, "diffusion_steps", "at most 1024"),
+    ({"block_size": 1000}, "block_size", "lie in"),
+    ({"suffix": "b", "max_tokens": None}, "max_tokens", "needs"),
     ({"threshold": 0.9, "algorithm": "acs"}, "threshold", "no effect"),
     ({"max_tokens": 10**6}, "max_tokens", "at most"),
     ({"temperature": -1}, "temperature", "greater than"),
@@ -426,6 +458,64 @@ def test_a_client_that_vanishes_changes_no_bytes_of_others(address: str) -> None
         gone.recv(100)
         gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset
     assert post(address, **COMPANY[1]).json()["choices"] == wanted
+
+
+@pytest.mark.parametrize("place", ["step", "watcher"])
+def test_an_error_in_one_request_ends_no_other(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others share its network calls, and keep their bytes; their streams have every frame once."""
+
+    def fail(*_: object) -> None:
+        raise KeyError("injected")
+
+    def frame(plan: Plan, *rest: Any) -> Any:
+        return fail() if plan.seed == 13 else frame_of_plan(plan, *rest)
+
+    frame_of_plan = app._frame
+    monkeypatch.setattr(app, "_frame", frame if place == "watcher" else frame_of_plan)
+    monkeypatch.setitem(ALGORITHMS, "remask", (lambda *_: fail) if place == "step" else ALGORITHMS["remask"])
+    bad: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, "seed": 13, "algorithm": "remask"}
+    streamed = {"stream": True, "diffusion_frames": True}
+    with serving([MODEL], ServeOptions(slots=8)) as address:
+        good = {"prompt": PROMPT, "max_tokens": 8, "seed": 5, "n": 2, **streamed}
+        wanted = _frames_and_text(post(address, **good).text)
+        plain = post(address, **COMPANY[0]).json()["choices"]
+        with ThreadPoolExecutor(4) as pool:
+            stream = pool.submit(post, address, **good)
+            ended = pool.submit(post, address, **bad, **streamed)
+            alone = pool.submit(post, address, **bad)
+            other = pool.submit(post, address, **COMPANY[0])
+            assert _frames_and_text(stream.result().text) == wanted
+            assert other.result().json()["choices"] == plain
+        *_, last = ended.result().text.strip().splitlines()
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert error["code"] == "computation_failed"
+        assert "injected" not in error["message"]
+        assert alone.result().status_code == (422 if place == "step" else 200)
+        assert httpx.get(f"{address}/ready").status_code == 200
+
+
+def _frames_and_text(stream: str) -> list[Any]:
+    """For each passage its text and the steps and changes of its frames, in order."""
+    passages: dict[int, list[Any]] = {}
+    for line in stream.splitlines():
+        if line.startswith("data: {"):
+            chunk = json.loads(line[6:])
+            (choice,) = chunk["choices"]
+            frame = chunk.get("hdlm_frame", {})
+            entry = choice["text"] or (frame.get("step"), frame.get("changes"), choice["finish_reason"])
+            passages.setdefault(choice["index"], []).append(entry)
+    return [passages[index] for index in sorted(passages)]
+
+
+def test_frames_of_several_passages_belong_to_their_choices(address: str) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 8, "seed": 5, "stream": True, "diffusion_frames": True}
+    both = _frames_and_text(post(address, **body, n=2).text)
+    assert len(both) == 2
+    for index, passage in enumerate(both):
+        frames = [entry for entry in passage if not isinstance(entry, str) and entry[1]]
+        assert len(frames) > 2
+        assert {sequence for _, changes, _ in frames for sequence in changes["sequence"]} == {index}
+    assert both[0] == _frames_and_text(post(address, **body).text)[0]
 
 
 def test_a_template_is_read_from_a_folder(tmp_path) -> None:

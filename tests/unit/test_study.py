@@ -14,17 +14,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hdlm.checkpoint import load_checkpoint
 from hdlm.cli import main
 from hdlm.distributed import Processes
 from hdlm.package_data import recipes
 from hdlm.study import Study, StudyRun
 from hdlm.study import jobs as study_jobs
 from hdlm.study.budget import spent, steps_for
-from hdlm.study.results import over_seeds, study_document
+from hdlm.study.results import arm_differences, over_seeds, study_document
 from hdlm.study.run import launched_part
 from hdlm.training import Recipe
 from hdlm.training.launch import recipe_file
-from hdlm.view.study import study_sections
+from hdlm.view.study import study_sections, write_study
 
 TINY = recipes() / "study" / "tiny.toml"
 CPU = torch.device("cpu")
@@ -72,6 +73,144 @@ def test_parts_share_all_jobs_and_keep_those_of_a_model_together(study, tmp_path
     for part in parts:
         here = {job.name for job in part}
         assert all(job.needs[0].name in here for job in part if job.needs)
+
+
+CONTINUED = """
+title = "A causal model, converted in two ways"
+seeds = [0, 1]
+tokens = [128, 256]
+
+[recipe]
+process = { type = "Absorbing" }
+objective = { type = "MaskedCrossEntropy" }
+mixture = [{ hyperschedule = { type = "Block" , num_levels = 16 }, two_stream = false, continuous = true }]
+data = { corpus = ["TEXT"], vocabulary = 290, context = 16, validation = 0.1 }
+network = { hidden_size = 16, num_blocks = 1, num_heads = 2 }
+optimizer = { matrix_rate = 1e-9, embedding_rate = 1e-9, head_rate = 1e-9, ema = 0.0 }
+run = { batch_size = 8, precision = "no" }
+
+[[arms]]
+name = "causal"
+tokens = 512
+parameterization = { type = "Shifted", inner = { type = "Mean" } }
+mixture = [{ hyperschedule = { type = "Block", width = 1, num_levels = 1 } }]
+optimizer = { matrix_rate = 0.02, embedding_rate = 0.005, head_rate = 0.005 }
+
+[[arms]]
+name = "shifted, flat"
+start = "causal"
+parameterization = { type = "Shifted", inner = { type = "Mean" } }
+
+[[arms]]
+name = "aligned, flat"
+start = "causal"
+parameterization = { type = "Mean" }
+
+[measure]
+likelihood = { replicates = 2, limit = 64 }
+"""
+
+
+@pytest.fixture
+def continued(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{n} bottles of beer on the wall, {n} bottles of beer." for n in range(99)))
+    path = tmp_path / "continued.toml"
+    path.write_text(CONTINUED.replace("TEXT", str(text)))
+    return Study.load(path)
+
+
+def test_an_arm_that_continues_another_one_needs_its_training_of_the_same_seed(continued) -> None:
+    trainings = [job for job in continued.jobs() if job.kind == "train"]
+    own = {job.labels["seed"]: job for job in trainings if job.labels["arm"] == "causal"}
+    assert [job.labels["budget"] for job in own.values()] == ["512 tokens"] * 2
+    later = [job for job in trainings if job.labels["arm"] != "causal"]
+    assert [job.labels["budget"] for job in later] == ["128 tokens"] * 4 + ["256 tokens"] * 4
+    assert all(job.needs == (own[job.labels["seed"]],) for job in later)
+    causal = replace(continued.arms[0], tokens=1024.0)
+    other = replace(continued, arms=(causal, *continued.arms[1:])).jobs()
+    assert {job.key for job in other}.isdisjoint(job.key for job in continued.jobs())
+
+
+def test_an_arm_that_continues_another_one_begins_with_its_weights(continued, tmp_path) -> None:
+    causal, later = [job for job in continued.jobs() if job.labels["seed"] == 0][:2]
+    for job in (causal, later):
+        job.perform(tmp_path, CPU, progress=False)
+    before, after = [load_checkpoint(job.folder(tmp_path) / "run", CPU) for job in (causal, later)]
+    assert before.hyperschedules[0].is_autoregressive
+    assert not after.hyperschedules[0].is_autoregressive
+    weights = after.network.state_dict()
+    for name, value in before.network.state_dict().items():  # the second learning rate changes nothing
+        torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0.0)
+
+
+def likelihoods(*budgets):
+    """Rows of four arms with two parts and of one arm with another name."""
+    values = {
+        "aligned, opened": [2.0, 3.0],
+        "shifted, opened": [1.5, 2.4],
+        "aligned, growing": [2.2, 3.3],
+        "shifted, growing": [1.9, 3.0],
+        "scratch": [9.0, 9.0],
+    }
+    return [
+        {
+            "kind": "likelihood",
+            "arm": arm,
+            "budget": budget,
+            "text": "validation",
+            "metrics": {
+                "bits per byte": {
+                    **over_seeds([{"value": value, "error": 0.1} for value in own]),
+                    "values": dict(zip("01", own, strict=True)),
+                }
+            },
+        }
+        for budget in budgets
+        for arm, own in values.items()
+    ]
+
+
+def test_differences_average_over_all_other_parts_and_compare_seed_by_seed() -> None:
+    by_parts = {(entry["of"], entry["minus"]): entry for entry in arm_differences(likelihoods("1 tokens"))}
+    assert set(by_parts) == {("shifted", "aligned"), ("opened", "growing")}
+    shifted = by_parts["shifted", "aligned"]
+    assert shifted["values"] == {"0": pytest.approx(-0.4), "1": pytest.approx(-0.45)}
+    assert shifted["mean"] == pytest.approx(-0.425)
+    assert shifted["between"] == pytest.approx(0.025)
+    assert (shifted["least"], shifted["most"]) == (pytest.approx(-0.55), pytest.approx(-0.3))
+    assert (shifted["pairs"], shifted["budget"]) == (2, "1 tokens")
+
+
+def test_arms_at_different_budgets_are_not_compared() -> None:
+    rows = likelihoods("1 tokens", "2 tokens")
+    assert arm_differences(rows[:1] + rows[6:7]) == []
+    assert arm_differences(rows) == arm_differences(rows[:5]) + arm_differences(rows[5:])
+
+
+@pytest.mark.parametrize("budgets", [("1 tokens", "2 tokens"), ("1 tokens",)])
+def test_likelihoods_over_several_budgets_have_a_picture(budgets, tmp_path) -> None:
+    rows = likelihoods(*budgets)
+    numbers = {"parameters": 1, "steps": 1, "tokens": 64.0, "flops": 1.0, "seconds": 1.0}
+    trained = [
+        {"kind": "train", "arm": row["arm"], "budget": row["budget"], **numbers}
+        | {"tokens": 64.0 * int(row["budget"][0])}
+        for row in rows
+    ]
+    document = {
+        "title": "Two parts",
+        "description": "",
+        "seeds": [0, 1],
+        "rows": trained + rows,
+        "differences": arm_differences(rows),
+        "controls": {},
+        "failed": [],
+        "missing": [],
+    }
+    write_study(tmp_path, document)
+    report = (tmp_path / "report.md").read_text()
+    assert "| shifted - aligned | -0.425 ± 0.025" in report
+    assert ("(likelihood.png)" in report) == (len(budgets) > 1) == (tmp_path / "likelihood.png").is_file()
 
 
 def recipe_with(two_stream, warm):
@@ -132,6 +271,11 @@ def test_mean_and_both_errors_over_seeds() -> None:
         ("share = 0.2", "part_ = 1", "measure.repair"),
         ('corpus = ["pydoc_topics"]', 'corpus = ["$NOT_SET_HERE/book.txt"]', "NOT_SET_HERE"),
         ("tokens = 2048\n", "", "either tokens or a source"),
+        (
+            'name = "epsilon 0.1"',
+            'name = "later"\nstart = "absorbing"',
+            "earlier arm with `tokens` of its own",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path, old, new, message) -> None:
@@ -144,8 +288,14 @@ def test_studies_that_ship_can_be_planned(name, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HDLM_SHARED", str(tmp_path))
     study = Study.load(recipe_file(f"study/{name}"))
     assert len(study.seeds) >= 2
-    jobs = study.jobs()
-    assert {"train", "generation"} <= {job.kind for job in jobs}
+    jobs = replace(study, seeds=study.seeds[:1]).jobs()
+    kinds = {job.kind for job in jobs}
+    if name == "conversion":  # it measures likelihoods only
+        assert kinds == {"train", "likelihood"}
+        begun = {job.labels["arm"] for job in jobs if job.kind == "train" and not job.needs}
+        assert begun == {"causal", "scratch"}
+        return
+    assert {"train", "generation"} <= kinds
     if name != "tiny":
         assert len(study.judges) == 2
 

@@ -391,3 +391,23 @@ def test_write_encodes_prompt_with_tokenizer_of_checkpoint(
     gap = write(load_checkpoint(tmp_path), "the [MASK] sat", replace(settings, length=None))[0]
     assert len(gap.tokens) == 5
     assert gap.tokens[3:] == (*tokenizer.encode("sat", "spaced"), words.eos)
+
+
+def test_without_merges_the_tokens_are_the_characters_of_the_text() -> None:
+    tokenizer = train_tokenizer(["Who am I?", "Not he."], 64, merges=False)
+    characters = set(" Who am I?Not he.")
+    assert tokenizer.vocabulary.num_words == len(characters) + 1
+    assert tokenizer.decode(tokenizer.encode("Who am I?")) == "Who am I?"
+    assert len(tokenizer.encode("Who", "glued")) == 3
+    assert tokenizer.decode(tokenizer.encode("Who x am é?")) == "Who ? am ???"
+    assert Tokenizer.from_json(tokenizer.to_json()).encode("z é") == tokenizer.encode("z é")
+
+
+def test_a_character_that_the_text_lacks_becomes_a_space_if_there_is_no_question_mark() -> None:
+    tokenizer = train_tokenizer(["ab"], 64, merges=False)
+    assert tokenizer.decode(tokenizer.encode("abzab")) == "ab ab"
+
+
+def test_characters_need_room() -> None:
+    with pytest.raises(ValueError, match="at least 5; got 4"):
+        train_tokenizer(["abc"], 4, merges=False)

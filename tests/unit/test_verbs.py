@@ -13,11 +13,13 @@ import torch
 import hdlm
 from hdlm.cli import main
 from hdlm.evaluation.generation.controls import CONTROLS, ControlName
+from hdlm.evaluation.generation.corrections import correct_tokens
 from hdlm.evaluation.generation.evaluate import has_failed
 from hdlm.evaluation.likelihood.defaults import bound_of, plan_of
 from hdlm.evaluation.likelihood.windows import WindowedText
 from hdlm.evaluation.text import tokenize_documents
 from hdlm.generation import Ending
+from hdlm.generation.write import prompt_ids
 from hdlm.regime import Regime
 from hdlm.sampling import Frame
 
@@ -61,6 +63,52 @@ def test_stream_gives_the_text_in_pieces(model: hdlm.Checkpoint) -> None:
 def test_infill_equals_write(model: hdlm.Checkpoint) -> None:
     text = "And the [MASK:2] said unto the people."
     assert model.infill(text, seed=1) == hdlm.write(model, text, seed=1)
+
+
+def test_correct_equals_the_correction_of_tokens(model: hdlm.Checkpoint) -> None:
+    text, how = (
+        "In the beginning God created the ewer and the earth.",
+        {"algorithm": "acs", "eta": 1.0, "steps": 4},
+    )
+    (passage,) = model.correct(text, seed=1, **how)
+    ids = torch.tensor([prompt_ids(model.tokenizer, text)])
+    tokens = correct_tokens(model, ids, hdlm.Settings(**how), noise=0.5, seed=1).tokens
+    assert passage.tokens == tuple(tokens[0].tolist())
+    assert passage.text != text
+    assert model.correct(text, seed=1, noise=0.5, **how) == [passage]
+
+
+def test_correct_without_corrections_gives_the_text(model: hdlm.Checkpoint) -> None:
+    text = "In the beginning God created the heaven and the earth."
+    (passage,) = model.correct(text, algorithm="original", steps=4)
+    assert passage.text == text
+
+
+def test_correct_has_a_replay(model: hdlm.Checkpoint) -> None:
+    (trace,) = model.correct("And the earth was", algorithm="acs", eta=1.0, steps=2).replay().traces
+    mask = model.vocabulary.mask_id
+    assert mask not in trace.sequences[0].start
+    assert {change.reason for change in trace.changes} == {"corrected"}
+
+
+def test_correct_refuses_what_it_cannot_read(model: hdlm.Checkpoint) -> None:
+    for text, options, message in (
+        ("And the [MASK] was", {}, "has no gaps"),
+        ("And the earth", {"noise": 0.0}, "noise fraction in"),
+        ("And the earth", {"length": 20}, "leave `length`"),
+        ("And the earth " * 100, {}, "between 1 and 128 positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.correct(text, **options)
+
+
+def test_command_corrects_a_text(model: hdlm.Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    text, flags = "And the earth was without form.", ["--algorithm", "acs", "--eta", "1", "--steps", "2"]
+    assert main(["sample", MODEL, "--correct", text, *flags]) == 0
+    (passage,) = model.correct(text, algorithm="acs", eta=1.0, steps=2)
+    assert capsys.readouterr().out.strip() == passage.text.strip()
+    assert main(["sample", MODEL, "--prompt", text, "--noise", "0.3"]) == 2
+    assert "add --correct TEXT" in capsys.readouterr().err
 
 
 def test_every_setting_is_an_option_of_generate(model: hdlm.Checkpoint) -> None:

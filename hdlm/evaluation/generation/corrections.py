@@ -10,15 +10,14 @@ text shows whether that helps: a share of its words is removed, and the sampler 
 Also reported is the share of gaps with the right word, when they were first filled and at the end. Words that differ
 from the text may be good as well, so these shares compare samplers and do not grade them.
 
-A sampler can also correct a finished text (`correct`): it begins with the words of the text instead of noise, at a
-chosen noise fraction, and takes its usual steps down to 0.
+A sampler can also correct a finished text (`correct_tokens`): it begins with the words of the text instead of noise, at
+a chosen noise fraction, and takes its usual steps down to 0.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,11 +27,11 @@ from torch import Tensor
 from hdlm.checkpoint import Checkpoint
 from hdlm.evaluation.generation.metrics import Estimate, mean
 from hdlm.generation import Settings, complete, planned
-from hdlm.noise_schedule import LogLinear
+from hdlm.generation.correction import correction_regime
 from hdlm.randomness import Randomness
 from hdlm.sampling import Change, Execution, Frame, Generation, Prompt, Trace
 
-__all__ = ["REVISIONS", "correct", "fates", "fill_in", "per_step", "revisions"]
+__all__ = ["REVISIONS", "correct_tokens", "fates", "fill_in", "per_step", "revisions"]
 
 REVISIONS = ("corrected", "remasked")
 _HOLES, _MASKS = 0xB1, 0xB2
@@ -167,7 +166,7 @@ def fill_in(
     return fates(trace.changes, text, gaps, done.tokens.cpu())
 
 
-def correct(
+def correct_tokens(
     checkpoint: Checkpoint,
     text: Int[Tensor, "n l"],
     settings: Settings,
@@ -196,8 +195,7 @@ def correct(
     Raises:
         ValueError: If the noise or a setting is out of range, or the text does not fit.
     """
-    if not 0 < noise <= 1:
-        raise ValueError(f"a text is corrected from a noise fraction in (0, 1]; got {noise}.")
+    regime = correction_regime(checkpoint, settings, text.shape[1], noise)
     fixed = torch.zeros_like(text, dtype=torch.bool)
     fixed[:, 0] = True
     draft = text
@@ -206,12 +204,10 @@ def correct(
         draw = Randomness(seed).uniform(rows[:, None], 0, columns[None], _MASKS)
         share = checkpoint.denoiser.process.weights(torch.tensor(noise, dtype=torch.float64)).mask
         draft = torch.where((draw < share) & ~fixed, checkpoint.vocabulary.mask_id, text)
-    regime = planned(checkpoint, settings, text.shape[1], infilling=True)
-    falling = settings.noise(LogLinear(floor=1 - noise))
     return complete(
         checkpoint,
         Prompt(draft, fixed, is_draft=True),
-        replace(regime, noise_schedule=falling, sampling_eps=None),
+        regime,
         settings,
         num=len(text),
         seed=seed,

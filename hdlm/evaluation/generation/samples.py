@@ -133,7 +133,7 @@ def draw_samples(
     unit = size = batch_size or (16 if device.type == "cpu" else 64)
     turn = processes.count, processes.rank
     left = [index for index in range(num) if index not in samples and index // unit % turn[0] == turn[1]]
-    how = {"ending": ending, "approximate": approximate, "device": device}
+    how = {"ending": ending, "approximate": approximate}
     while left:
         some = _run_of(left, size)
         tell = None if watch is None else partial(_tell, watch, num - len(left), len(some), num)

@@ -2,6 +2,10 @@
 
 A step calls the network when it first reads, and only for the sequences that it reads. The sequences of a batch share
 the call. A sequence whose last answer is still valid takes no part in it.
+
+Several engines can share a call as well. Then the first call of each step is deferred: the step ends there with
+`CallNeeded`, all questions are answered together, and the step is called again. A step is a pure function, so it reads
+the same positions again. Later calls of the step are not shared.
 """
 
 from __future__ import annotations
@@ -15,11 +19,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, Prediction, joined
+from hdlm.denoiser import AbstractDenoiser, Prediction, Question, joined
 from hdlm.sampling.base import Answer, Reading, RowTransforms, Transform
 from hdlm.sampling.engine.window import KVWindow
 
-__all__ = ["BatchedQuery", "Member"]
+__all__ = ["BatchedQuery", "CallNeeded", "Member"]
+
+
+@final
+class CallNeeded(BaseException):
+    """A step needs a network call that engines share. It is not an `Exception`, so that no step catches it."""
 
 
 @final
@@ -48,7 +57,9 @@ class BatchedQuery:
         transforms: Transforms of the distributions that are read.
 
     Attributes:
-        num_evaluations: Number of network calls so far.
+        num_evaluations: Number of network calls so far, without one that other queries shared.
+        defers: Whether a read that needs a call raises `CallNeeded`; then the call is made with other queries.
+        questions: The questions of the call that is needed.
     """
 
     def __init__(
@@ -61,14 +72,16 @@ class BatchedQuery:
         self._denoiser, self._members, self._transforms = denoiser, members, transforms
         self._sizes = [member.size for member in members]
         self._last: tuple[Tensor, Tensor, Reading] | None = None
+        self.defers = False
+        self.questions: list[Question] = []
+        self._past: list[tuple[Tensor, Tensor, dict[int, Answer]]] = []
+        self._waiting: list[int] = []
 
     def read(self, x: Int[Tensor, "b l"], u: Float[Tensor, "b l"]) -> Reading:
         """The answer for tokens at noise fractions; the network is called once for the same two tensors."""
         if self._last is not None and self._last[0] is x and self._last[1] is u:
             return self._last[2]
-        pairs = zip(self._members, self._split(x), strict=True)
-        cached = enumerate(member.window.cached_answer(member.step, tokens) for member, tokens in pairs)
-        answers = {place: answer for place, answer in cached if answer is not None}
+        answers = self._known(x, u)
         expected: list[Callable[[], Tensor]] = []
 
         def answer(where: Bool[Tensor, "b l"]) -> Answer:
@@ -81,9 +94,33 @@ class BatchedQuery:
         self._last = (x, u, reading)
         return reading
 
+    def answer(self, prediction: Prediction, begin: int) -> None:
+        """Take the answer to `questions`; its rows start at index `begin` of the prediction.
+
+        The step is called again from its beginning, and gets the answers of its first call.
+        """
+        self._record(prediction, begin, self._past[-1][2], self._waiting)
+        self.questions, self.defers = [], False
+
     def end(self) -> None:
         """Drop the last reading, which refers to this query: the cycle would keep caches until garbage collection."""
         self._last = None
+
+    def _known(self, x: Tensor, u: Tensor) -> dict[int, Answer]:
+        """The answers by member that need no call: those of an earlier call of the step, or the last ones if valid."""
+        if self._past and not self.defers:
+            tokens, noise, answers = self._past.pop(0)
+            if not (torch.equal(x, tokens) and torch.equal(u, noise)):
+                raise RuntimeError(
+                    "A step must be a pure function, but its second call has read other tokens."
+                )
+            return answers
+        pairs = zip(self._members, self._split(x), strict=True)
+        cached = enumerate(member.window.cached_answer(member.step, tokens) for member, tokens in pairs)
+        answers = {place: answer for place, answer in cached if answer is not None}
+        if self.defers:
+            self._past.append((x, u, answers))
+        return answers
 
     def _missing(self, where: Tensor, answers: dict[int, Answer]) -> list[int]:
         """Indices of members that are read and have no answer for some of the positions."""
@@ -113,10 +150,18 @@ class BatchedQuery:
             member, read = self._members[place], wanted[place]
             read = read | (answers[place].place >= 0) if place in answers else read
             questions.append(member.window.build_query(member.step, tokens[place], noise[place], read))
-        prediction = self._denoiser.predict_many(questions)
+        self.questions = questions
+        if self.defers:
+            self._last, self._waiting = None, missing
+            raise CallNeeded
         self.num_evaluations += 1
-        begin = 0
-        for place, question in zip(missing, questions, strict=True):
+        self._record(self._denoiser.predict_many(questions), 0, answers, missing)
+
+    def _record(
+        self, prediction: Prediction, begin: int, answers: dict[int, Answer], missing: list[int]
+    ) -> None:
+        """Keep the answers to `questions`, those of some members; the rows start at `begin` of the prediction."""
+        for place, question in zip(missing, self.questions, strict=True):
             answers[place] = self._members[place].window.record(prediction, begin)
             begin += question.tokens.numel()
 

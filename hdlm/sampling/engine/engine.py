@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hdlm.denoiser import AbstractDenoiser, resolve_device
+from hdlm.denoiser import AbstractDenoiser, Prediction, Question, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
 from hdlm.sampling.base import Move, RowTransforms, Step, Transform
-from hdlm.sampling.engine.batching import BatchedQuery, Member
+from hdlm.sampling.engine.batching import BatchedQuery, CallNeeded, Member
 from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
 from hdlm.sampling.engine.window import Execution, KVWindow
 from hdlm.sampling.frame import Frame, Reads
@@ -127,6 +127,28 @@ class SequenceGroup:
 
 
 @final
+@dataclass(eq=False)
+class EngineTurn:
+    """One step of some groups, which may have been prepared up to its first network call.
+
+    Attributes:
+        groups: The groups that make the step.
+        x: Their tokens before it.
+        query: The network calls of the step.
+        move: The inputs of the step.
+        reads: Outputs that the step has read, if somebody watches.
+        new: Their tokens after it, if it needed no call.
+    """
+
+    groups: list[SequenceGroup]
+    x: Int[Tensor, "b l"]
+    query: BatchedQuery
+    move: Move
+    reads: Reads | None
+    new: Int[Tensor, "b l"] | None = None
+
+
+@final
 class Engine:
     """Sequences between noise and text.
 
@@ -145,6 +167,7 @@ class Engine:
         watch: Called with a `Frame` after every step of any sequences.
 
     Attributes:
+        denoiser: Model of `p(x_0 | x_t)`; engines with one denoiser can share network calls.
         num_evaluations: Number of network calls so far.
         awaited: Number of sequences that will still be added, for the `share` of frames.
 
@@ -169,7 +192,7 @@ class Engine:
         execution.check_cache(regime, denoiser.noise_dependence)
         _check_order(denoiser, hyperschedule)
         self.num_evaluations, self.awaited = 0, 0
-        self._denoiser, self._hyperschedule, self._step = denoiser, hyperschedule, step
+        self.denoiser, self._hyperschedule, self._step = denoiser, hyperschedule, step
         self._seed, self._request = seed, EngineRequest(tuple(transforms), stop, watch)
         self._regime, self._execution = regime, execution
         self._prior = regime.final_noise
@@ -180,6 +203,7 @@ class Engine:
         self._any_never = bool(hyperschedule.never_written.any())
         self._positions = torch.arange(hyperschedule.length, device=device)
         self._groups: list[SequenceGroup] = []
+        self._turn: EngineTurn | None = None
         self._steps_done = 0
         self._x = self._positions[:0].view(0, hyperschedule.length)
 
@@ -217,11 +241,12 @@ class Engine:
             ValueError: If the length does not fit the canvas, the number of seeds differs from that of the sequences, a
                 shifted network gets no first tokens, or a position that begins at level 0 is not given.
         """
+        self._check_idle()
         length = check_length(length, self._hyperschedule.length)
-        check_first(self._denoiser, fixed)
+        check_first(self.denoiser, fixed)
         seeds = seeds_of(seed, self._seed, len(sequence))
         start = Randomness.of_rows(seeds).uniform(sequence[:, None], 0, self._positions[None], PRIOR)
-        x = self._denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
+        x = self.denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
         held = torch.zeros_like(x, dtype=torch.bool)
         if tokens is not None and fixed is not None:
             begins = torch.ones_like(fixed) if is_draft else fixed
@@ -236,7 +261,7 @@ class Engine:
         for own in rows:
             place = slice(own.start, own.stop)
             window = KVWindow(
-                self._denoiser,
+                self.denoiser,
                 self._regime,
                 self._execution,
                 fixed=held[place],
@@ -256,7 +281,17 @@ class Engine:
 
     def remove(self, request: EngineRequest) -> None:
         """Remove the sequences of a request, at any time. It changes no token of the others."""
+        self._check_idle()
         self._keep([group for group in self._groups if group.request is not request])
+
+    def _check_idle(self) -> None:
+        """Refuse a change of the sequences while a step is prepared.
+
+        Raises:
+            RuntimeError: If a step is prepared.
+        """
+        if self._turn is not None:
+            raise RuntimeError("A step is prepared: call `advance` before sequences are added or removed.")
 
     def _check_given(self, held: Bool[Tensor, "b l"]) -> None:
         """Refuse a position that begins at level 0 and is not given: no step would write it."""
@@ -268,6 +303,37 @@ class Engine:
                 "begin at a level above 0."
             )
 
+    def prepare(self) -> list[Question]:
+        """Run the next step up to its first network call, which several engines may share.
+
+        If there are questions, `answer` gets the prediction for them. Then `advance` completes the step. Sequences
+        cannot be added or removed before that.
+
+        Returns:
+            The questions of that call; none if the step needs no call.
+        """
+        self._check_idle()
+        self._turn = turn = self._next_turn()
+        if turn is None:
+            return []
+        turn.query.defers = True
+        try:
+            turn.new = self._step(turn.x, turn.move)
+        except CallNeeded:
+            return turn.query.questions
+        return []
+
+    def answer(self, prediction: Prediction, begin: int) -> None:
+        """Give the answer to the questions of `prepare`; its rows start at index `begin` of the prediction.
+
+        Raises:
+            RuntimeError: If no step is prepared.
+        """
+        if self._turn is None:
+            raise RuntimeError("No step is prepared: call `prepare` first.")
+        self._turn.query.answer(prediction, begin)
+        self.num_evaluations += 1
+
     def advance(self) -> list[Finished]:
         """Make one step of at least one sequence, in which something may happen, with at most a few network calls.
 
@@ -277,12 +343,9 @@ class Engine:
         Raises:
             RuntimeError: If the step leaves a mask in a finished sequence.
         """
-        for group in self._groups:
-            if group.segment is None:
-                self._locate(group, self._rows_of([group]))
-        waiting = [group for group in self._groups if group.n < group.end and None in group.kept]
-        if waiting:
-            self._step_of(self._first(waiting))
+        turn, self._turn = self._next_turn() if self._turn is None else self._turn, None
+        if turn is not None:
+            self._complete(turn)
         return self._leave()
 
     # -- one step -------------------------------------------------------------------------------------------
@@ -298,23 +361,35 @@ class Engine:
         ]
         return ready or groups
 
-    def _step_of(self, groups: list[SequenceGroup]) -> None:
-        """One step of some groups."""
-        rows = self._rows_of(groups)
-        x = self._x[rows]
-        steps = [group.n for group in groups]
+    def _next_turn(self) -> EngineTurn | None:
+        """The next step of the sequences that can advance; None if all of them are finished."""
+        for group in self._groups:
+            if group.segment is None:
+                self._locate(group, self._rows_of([group]))
+        waiting = [group for group in self._groups if group.n < group.end and None in group.kept]
+        if not waiting:
+            return None
+        groups = self._first(waiting)
+        x = self._x[self._rows_of(groups)]
         members = [Member(group.window, group.size, group.n) for group in groups]
-        query = BatchedQuery(self._denoiser, members, self._transforms_of(groups))
+        query = BatchedQuery(self.denoiser, members, self._transforms_of(groups))
         move = self._move(groups, x, query)
-        watched = any(group.request.watch is not None for group in groups)
-        reads = Reads(query.read, move.t) if watched else None
+        if all(group.request.watch is None for group in groups):
+            return EngineTurn(groups, x, query, move, None)
+        reads = Reads(query.read, move.t)
+        return EngineTurn(groups, x, query, replace(move, ask=reads.ask), reads)
+
+    def _complete(self, turn: EngineTurn) -> None:
+        """Make a step, which may have been prepared."""
+        groups, x, steps = turn.groups, turn.x, [group.n for group in turn.groups]
         try:
-            new = self._step(x, move if reads is None else replace(move, ask=reads.ask))
+            new = self._step(x, turn.move) if turn.new is None else turn.new
         finally:
-            query.end()
-        self.num_evaluations += query.num_evaluations
+            turn.query.end()
+        self.num_evaluations += turn.query.num_evaluations
+        rows = self._rows_of(groups)
         self._x = new if isinstance(rows, slice) and len(new) == len(self._x) else self._written(rows, new)
-        self._show(groups, steps, x, new, reads)
+        self._show(groups, steps, x, new, turn.reads)
         for group in groups:
             group.n += 1
             own = self._rows_of([group])
@@ -347,7 +422,7 @@ class Engine:
 
         seeds = [seed for group in groups for seed in group.own.randomness.seeds_of(group.size)]
         return Move(
-            self._denoiser.process,
+            self.denoiser.process,
             x,
             concatenated([plan.t[row] for plan, row in plans]),
             concatenated([plan.s[row] for plan, row in plans]),
@@ -436,7 +511,7 @@ class Engine:
             tokens = self._x[self._rows_of([group])][:, : group.length]
             costs = group.window.num_evaluations, group.window.num_computed
             counts = self._positions[: group.length] < torch.tensor(lengths, device=tokens.device)[:, None]
-            if (counts & (tokens >= self._denoiser.process.num_words)).any():
+            if (counts & (tokens >= self.denoiser.process.num_words)).any():
                 raise RuntimeError(
                     f"{self._step!r} left masks in finished text; a step to s = 0 must replace every mask."
                 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import Any, final
 
 import torch
@@ -144,6 +144,24 @@ class _Sequence:
 
 
 @final
+@dataclass(eq=False)
+class _Turn:
+    """A call of the network.
+
+    Attributes:
+        sequences: The sequences that take part in it.
+        questions: The question of each of them.
+        begins: For each sequence, the place that position 0 would have in the prediction.
+        prediction: The answer; None before the call.
+    """
+
+    sequences: list[_Sequence]
+    questions: list[Question]
+    begins: list[int] = field(default_factory=list)
+    prediction: Prediction | None = None
+
+
+@final
 class SpeculativeEngine:
     """Sequences that are written by speculative sampling; it is used like `Engine`.
 
@@ -159,6 +177,7 @@ class SpeculativeEngine:
             that writes the last settled word.
 
     Attributes:
+        denoiser: The denoiser.
         num_evaluations: Number of network calls so far.
         awaited: Number of sequences that will still be added, for the `share` of frames.
 
@@ -183,11 +202,12 @@ class SpeculativeEngine:
         if execution.approximate is not None:
             raise ValueError("Speculative sampling has an exact cache: leave the approximate cache out.")
         self.num_evaluations, self.awaited = 0, 0
-        self._denoiser, self._regime, self._width = denoiser, regime, sampler.width
+        self.denoiser, self._regime, self._width = denoiser, regime, sampler.width
         self._seed, self._request = seed, EngineRequest(tuple(transforms), stop, watch)
         self._use_cache = execution.use_cache
         self._sequences: list[_Sequence] = []
         self._num_written = 0
+        self._turn: _Turn | None = None
 
     def __len__(self) -> int:
         """Number of unfinished sequences."""
@@ -212,26 +232,49 @@ class SpeculativeEngine:
         """
         canvas = self._regime.length
         length = check_length(length, canvas)
-        check_first(self._denoiser, fixed)
+        check_first(self.denoiser, fixed)
         if is_draft or tokens is None or fixed is None:
             raise ValueError(
                 "Speculative sampling writes from left to right after a prompt and corrects no draft: use another "
                 "algorithm, such as acs."
             )
         given = fixed.expand(len(sequence), -1).to(self._device)
-        x = torch.where(given, tokens.to(self._device), self._denoiser.process.mask_id)
+        x = torch.where(given, tokens.to(self._device), self.denoiser.process.mask_id)
         positions = torch.arange(canvas, device=self._device)
         given = given | (positions >= length)
         draw = Randomness.of_rows(seeds_of(seed, self._seed, len(sequence))).uniform
         numbers = torch.stack([draw(sequence[:, None], _STEP, positions, s) for s in range(_NUM_STREAMS)], 1)
         asked = self._request if request is None else request
         for row, index in enumerate(sequence.tolist()):
-            cache = self._denoiser.new_cache() if self._use_cache else None
+            cache = self.denoiser.new_cache() if self._use_cache else None
             self._sequences.append(_Sequence(asked, index, x[row], given[row], length, numbers[row], cache))
 
     def remove(self, request: EngineRequest) -> None:
         """Remove the sequences of a request, at any time. It changes no token of the others."""
         self._sequences = [sequence for sequence in self._sequences if sequence.request is not request]
+
+    def prepare(self) -> list[Question]:
+        """The questions of the next network call, which several engines may share; see `Engine.prepare`."""
+        waiting = [sequence for sequence in self._sequences if not sequence.is_over]
+        self._turn = _Turn(waiting, [self._question(sequence) for sequence in waiting])
+        return self._turn.questions
+
+    def answer(self, prediction: Prediction, begin: int) -> None:
+        """Give the answer to the questions of `prepare`; its rows start at index `begin` of the prediction.
+
+        Raises:
+            RuntimeError: If no call is prepared.
+        """
+        if self._turn is None:
+            raise RuntimeError("No call is prepared: call `prepare` first.")
+        self.num_evaluations += 1
+        self._turn.prediction = prediction
+        for sequence, question in zip(self._turn.sequences, self._turn.questions, strict=True):
+            size = question.tokens.numel()
+            self._turn.begins.append(begin - sequence.cached)
+            begin += size
+            sequence.num_evaluations += 1
+            sequence.num_computed += size
 
     def advance(self) -> list[Finished]:
         """Settle at least one word of each sequence, in one call of the network.
@@ -239,16 +282,19 @@ class SpeculativeEngine:
         Returns:
             The finished sequences, which are removed from the engine.
         """
-        waiting = [sequence for sequence in self._sequences if not sequence.is_over]
-        if waiting:
-            self._call(waiting)
+        if self._turn is None:
+            questions = self.prepare()
+            if questions:
+                self.answer(self.denoiser.predict_many(questions), 0)
+        turn, self._turn = self._turn, None
+        if turn is not None and turn.prediction is not None:
+            self._read(turn.sequences, turn.prediction, turn.begins)
         done = [sequence for sequence in self._sequences if sequence.is_over]
         self._sequences = [sequence for sequence in self._sequences if not sequence.is_over]
         return [_finished(sequence) for sequence in done]
 
-    def _call(self, sequences: list[_Sequence]) -> None:
+    def _read(self, sequences: list[_Sequence], prediction: Prediction, begins: list[int]) -> None:
         """Verify the drafts of some sequences; draft again where all were accepted."""
-        prediction, begins = self._ask(sequences)
         columns = [sequence.verified for sequence in sequences]
         p = self._laws(prediction, sequences, begins, columns)
         counts = _num_accepted(sequences, p)
@@ -270,7 +316,7 @@ class SpeculativeEngine:
             return
         sequence.cached = sequence.settled + count
         if count < len(sequence.drafts):
-            self._denoiser.retain(sequence.cache, torch.arange(sequence.cached, device=self._device))
+            self.denoiser.retain(sequence.cache, torch.arange(sequence.cached, device=self._device))
 
     def _settle(self, sequence: _Sequence, words: Tensor, prediction: Prediction, begin: int) -> None:
         """Settle words of a sequence, call its watcher, and ask whether it stops."""
@@ -285,19 +331,6 @@ class SpeculativeEngine:
             self._show(sequence, shown, dict(zip(columns, before[: len(words)], strict=False)), answer)
         if request.stop is not None:
             sequence.kept = request.stop(sequence.index, sequence.x[: sequence.settled])
-
-    def _ask(self, sequences: list[_Sequence]) -> tuple[Prediction, list[int]]:
-        """The prediction for some sequences, and the place in it of position 0 of each, if it had one."""
-        questions = [self._question(sequence) for sequence in sequences]
-        prediction = self._denoiser.predict_many(questions)
-        self.num_evaluations += 1
-        sizes = [question.tokens.numel() for question in questions]
-        begins = []
-        for sequence, begin, size in zip(sequences, accumulate(sizes, initial=0), sizes, strict=False):
-            begins.append(begin - sequence.cached)
-            sequence.num_evaluations += 1
-            sequence.num_computed += size
-        return prediction, begins
 
     def _question(self, sequence: _Sequence) -> Question:
         """The words that are not cached, the drafts, and masks to draft from."""
@@ -317,7 +350,7 @@ class SpeculativeEngine:
 
     def _noise(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """The noise fraction of tokens: words are settled, and masks are pure noise."""
-        is_mask = tokens == self._denoiser.process.mask_id
+        is_mask = tokens == self.denoiser.process.mask_id
         return is_mask * torch.tensor(self._regime.final_noise, dtype=torch.float64, device=self._device)
 
     def _laws(
