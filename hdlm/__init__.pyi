@@ -68,6 +68,7 @@ from hdlm.sampling import Remask as Remask
 from hdlm.sampling import RemaskShuffle as RemaskShuffle
 from hdlm.sampling import ReMDM as ReMDM
 from hdlm.sampling import RepetitionPenalty as RepetitionPenalty
+from hdlm.sampling import Speculative as Speculative
 from hdlm.sampling import Step as Step
 from hdlm.sampling import Temperature as Temperature
 from hdlm.sampling import TopK as TopK

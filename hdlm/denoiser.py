@@ -52,6 +52,7 @@ class ForwardContext:
             it in the window, as shifted networks need. Otherwise reading checks it, which makes an accelerator wait.
         settled: Which positions are settled, for networks that encode them; by default those whose noise is 0.
         previous: Distributions of the call before, for self-conditioned networks; None for none.
+        given: Which tokens the user has given, for guidance by the prompt of each sequence; None if that is unknown.
     """
 
     positions: Int[Tensor, "#b q"] | None = None
@@ -61,6 +62,7 @@ class ForwardContext:
     ordered: bool = False
     settled: Bool[Tensor, " q"] | None = None
     previous: Previous | None = None
+    given: Bool[Tensor, "#b q"] | None = None
 
 
 @final
@@ -475,15 +477,21 @@ class Guided(AbstractDenoiser):
 
     Attributes:
         inner: The denoiser to guide.
-        prompt: Positions whose tokens are the condition, over the whole canvas.
+        prompt: Positions whose tokens are the condition in all sequences, over the whole canvas; None for the tokens
+            that are given in each sequence, which may differ.
         scale: Strength in [0, 1e6]; 0 disables it.
     """
 
     inner: AbstractDenoiser
-    prompt: Bool[Tensor, "#b l"]
+    prompt: Bool[Tensor, "#b l"] | None
     scale: float
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and len(self.prompt) > 1:
+            raise ValueError(
+                f"`prompt` of guidance must have one row for all sequences; got {len(self.prompt)}. With None, the "
+                "tokens that are given in each sequence are its condition."
+            )
         if not 0 <= self.scale <= _MOST_GUIDANCE:
             raise ValueError(f"`scale` of guidance must lie in [0, {_MOST_GUIDANCE:g}]; got {self.scale}.")
         if not self.process.final_mask_share:
@@ -506,8 +514,9 @@ class Guided(AbstractDenoiser):
     def device(self) -> torch.device | None:
         return self.inner.device
 
-    def new_cache(self) -> tuple[Any, Any]:
-        return self.inner.new_cache(), self.inner.new_cache()
+    def new_cache(self) -> tuple[Any, Any] | None:
+        caches = self.inner.new_cache(), self.inner.new_cache()
+        return None if caches[0] is None else caches
 
     def retain(self, cache: tuple[Any, Any], places: Int[Tensor, " n"]) -> None:
         for inner_cache in cache:
@@ -516,10 +525,7 @@ class Guided(AbstractDenoiser):
     def predict(
         self, tokens: Int[Tensor, "b q"], noise: Float[Tensor, "b q"], context: ForwardContext
     ) -> Prediction:
-        caches = context.cache or (None, None)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        positions = positions if context.positions is None else context.positions
-        prompt = self.prompt.expand(positions.shape[0], -1).gather(1, positions)
+        caches, prompt = context.cache or (None, None), self._condition(tokens, context)
         blank = torch.where(prompt, self.process.mask_id, tokens)
 
         def of(cache: Any) -> ForwardContext:
@@ -532,3 +538,15 @@ class Guided(AbstractDenoiser):
             return (1 + self.scale) * informed.raw(at) - self.scale * blind.raw(at)
 
         return Prediction(self.process, informed.parameterization, tokens, noise, raw)
+
+    def _condition(self, tokens: Int[Tensor, "b q"], context: ForwardContext) -> Bool[Tensor, "#b q"]:
+        """Which tokens of a window are the condition."""
+        if self.prompt is None:
+            if context.given is None:
+                raise ValueError(
+                    "Guidance without `prompt` needs to know which tokens are given: `context.given`."
+                )
+            return context.given
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        positions = positions if context.positions is None else context.positions
+        return self.prompt.expand(positions.shape[0], -1).gather(1, positions)

@@ -22,7 +22,7 @@ Examples:
 
 Algorithms: original (ancestral), exact, acs (adaptive correction), doubt, gibbs, remask, remask_adhoc_shuffle, remdm,
 remdm_rescale, remdm_confidence, remdm_loop, analytic, euler, first_hitting, confidence, threshold, factor, entropy,
-joint_threshold, entropy_renoising.
+joint_threshold, entropy_renoising, speculative (drafts words in parallel and verifies them causally).
 Rules by their published names: low_confidence, low_confidence_static, low_confidence_dynamic, sequential,
 maskgit_plus, topk_margin, neg_entropy, diffugpt, diffusion_gemma.
 The same seed gives the same text for every --batch-size. Passage k does not depend on --num.

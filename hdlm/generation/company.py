@@ -23,7 +23,15 @@ from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, has_gaps
 from hdlm.generation.write import canvas_of
 from hdlm.regime import Regime
-from hdlm.sampling import Engine, EngineRequest, Finished, Frame, Prompt
+from hdlm.sampling import (
+    Engine,
+    EngineRequest,
+    Finished,
+    Frame,
+    Prompt,
+    SpeculativeEngine,
+    new_engine,
+)
 from hdlm.sampling.prompt import check_prompt
 
 __all__ = ["SharedWriter", "WriteRequest", "Written"]
@@ -75,8 +83,7 @@ class WriteRequest:
                 "A text with gaps ends at its own end: leave out stop strings and the end of a text."
             )
         self.reader = Reader(tokenizer, self.ending, self.given_ids, self.length)
-        process = self.checkpoint.denoiser.process
-        self.step = self.settings.step(process, self.regime.hyperschedule)
+        self.step = self.settings.step(self.checkpoint, self.regime.hyperschedule)
         ends = bool(self.ending.strings) or self.ending.at_end_of_text
         self.streamer = None if self.stream is None else PassageStreamer(self.reader, self.stream)
         watched = self.watch is not None or self.streamer is not None
@@ -127,9 +134,9 @@ class WriteRequest:
         plan = whole.hyperschedule
         rhythm = (plan.num_levels, *plan.settles.tolist()) if plan.has_epochs else plan
         key = (id(self.checkpoint), self.step, settings.grid, plan.length, rhythm)
-        return ((self, *key) if settings.guidance else key), whole
+        return (settings.guidance, *key), whole
 
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | SpeculativeEngine:
         """A new engine for this request and those that are written in the same way.
 
         Raises:
@@ -138,9 +145,8 @@ class WriteRequest:
         regime = self.way[1]
         denoiser: AbstractDenoiser = self.checkpoint.denoiser
         if self.settings.guidance:
-            fixed = self.canvas(regime.length).fixed.to(self.checkpoint.device)
-            denoiser = Guided(denoiser, fixed, self.settings.guidance)
-        return Engine(denoiser, regime, self.step)
+            denoiser = Guided(denoiser, None, self.settings.guidance)
+        return new_engine(denoiser, regime, self.step)
 
     def canvas(self, length: int) -> Prompt:
         """The given tokens on a canvas of at least as many positions."""
@@ -291,7 +297,7 @@ class SharedWriter:
 
     def __init__(self, slots: int) -> None:
         self.slots, self.num_evaluations = slots, 0
-        self._engines: dict[Hashable, Engine] = {}
+        self._engines: dict[Hashable, Engine | SpeculativeEngine] = {}
         self._turns: deque[_Work] = deque()
         self._work: dict[EngineRequest, _Work] = {}
 
@@ -381,7 +387,7 @@ class SharedWriter:
         self.remove(request)
         return Written(request, index, None, error)
 
-    def _finish(self, sequence: Finished, engine: Engine) -> Written:
+    def _finish(self, sequence: Finished, engine: Engine | SpeculativeEngine) -> Written:
         """The passage of a finished sequence."""
         work = self._work[sequence.request]
         passage = _attempt(lambda: work.request.passage(sequence, engine.num_evaluations))

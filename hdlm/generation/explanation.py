@@ -11,6 +11,7 @@ from hdlm.generation.text import Passage
 from hdlm.network.packed import PackedLinear
 from hdlm.regime import settled_lasts
 from hdlm.sampling import ApproximateCache, exactness
+from hdlm.sampling.algorithms import SPECULATIVE
 
 __all__ = ["explain"]
 
@@ -62,6 +63,12 @@ def explain(
         "NFE": f"{passages[0].num_evaluations} calls for {len(passages)}; {evaluations:.1f} a sequence, of "
         f"{plan.num_steps} steps",
     }
+    if settings.algorithm == SPECULATIVE:
+        del lines["skips"], lines["answers"]
+        lines["drafts"] = (
+            f"{settings.step(checkpoint, plan)}: a call verifies the drafts, settles those that are accepted and one "
+            "more word, and drafts again: exact"
+        )
     return "\n".join(f"{name:>18}: {text}" for name, text in lines.items())
 
 

@@ -18,11 +18,11 @@ from hdlm.hyperschedule import (
     flat,
 )
 from hdlm.noise_schedule import AbstractNoiseSchedule, Composed, Interpolated, time_grid
-from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
 from hdlm.sampling import (
     MinP,
     RepetitionPenalty,
+    Speculative,
     Step,
     Temperature,
     TopK,
@@ -30,7 +30,7 @@ from hdlm.sampling import (
     Transform,
     algorithm,
 )
-from hdlm.sampling.algorithms import WRITES_LIKELIEST
+from hdlm.sampling.algorithms import SPECULATIVE, WRITES_LIKELIEST
 
 __all__ = ["UNUSED", "FamilyName", "Settings", "planned"]
 
@@ -53,11 +53,13 @@ class Settings:
     """The settings of generation. None means the default of the checkpoint.
 
     Attributes:
-        algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`; `hdlm sample --help` lists them.
+        algorithm: Name of the sampler, a key of `hdlm.sampling.ALGORITHMS`, or `"speculative"`; `hdlm sample --help`
+            lists them.
         eta: Strength of corrections and of remasking, in [0, 1].
         hyperschedule: The family to write along: autoregressive, flat, block, slide, wave, published-slide or
             published-wave; by default the one that the checkpoint lists first, or the widest one for infilling.
-        width: Number of positions that are written together; by default as in training.
+        width: Number of positions that are written together (drafted together, if the algorithm is `"speculative"`);
+            by default as in training.
         steps: Number of steps that each position takes from noise to word; by default as many as the grid lists.
         grid: When the steps are: `"uniform"`, `"cosine"`, `"power:P"` or times as in `"0.2,0.6,1"`; see
             `hdlm.noise_schedule.time_grid`. Evenly spread by default.
@@ -108,20 +110,23 @@ class Settings:
             )
         return given + self.new_tokens
 
-    def step(self, process: AbstractNoiseProcess, plan: AbstractHyperschedule) -> Step:
-        """The sampling step.
+    def step(self, checkpoint: Checkpoint, plan: AbstractHyperschedule) -> Step | Speculative:
+        """The sampling step, or what takes its place.
 
         Args:
-            process: The denoiser's process.
+            checkpoint: Checkpoint of the model.
             plan: The hyperschedule of generation.
 
         Raises:
             ValueError: If the algorithm is unknown, or `eta` or `sub_block` does not fit it.
         """
+        if self.algorithm == SPECULATIVE:
+            return Speculative(min(self.width or _block_width(checkpoint), plan.length))
         in_blocks = self.sub_block is not None and plan.opens_together and not plan.is_flat
         block = plan.window_size if in_blocks else None
         greedy = self.temperature == 0
         passes = plan.num_levels
+        process = checkpoint.denoiser.process
         return algorithm(
             self.algorithm,
             process,
@@ -148,6 +153,21 @@ class Settings:
             chosen.append(MinP(self.min_p))
         return tuple(chosen)
 
+    def _check_speculative(self) -> None:
+        """Refuse settings that have no effect on speculative sampling.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if self.hyperschedule not in (None, "autoregressive"):
+            raise ValueError(
+                f"`hyperschedule` is {self.hyperschedule!r}, but the algorithm 'speculative' writes along "
+                "'autoregressive': leave it out."
+            )
+        for name in ("steps", "grid", "sub_block"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` has no effect on the algorithm 'speculative'; leave it out.")
+
     def noise(self, trained: AbstractNoiseSchedule) -> AbstractNoiseSchedule:
         """The noise schedule of generation: the trained one, at the times of the grid."""
         return trained if self.grid is None else Composed(trained, time_grid(self.grid))
@@ -158,6 +178,9 @@ class Settings:
         Raises:
             ValueError: If the name is unknown, or a width or a number of steps is out of range.
         """
+        if self.algorithm == SPECULATIVE:
+            self._check_speculative()
+            return autoregressive(length)
         for name in UNUSED.get(self.hyperschedule or "", ()):
             if getattr(self, name) is not None:
                 raise ValueError(
@@ -190,6 +213,12 @@ class Settings:
         return _WINDOWS[self.hyperschedule](length, width, steps)
 
 
+def _block_width(checkpoint: Checkpoint) -> int:
+    """The width of the first blocks that the model was trained with; 1 for an autoregressive model."""
+    trained = checkpoint.hyperschedules
+    return trained[0].window_size if trained else 1
+
+
 def planned(
     checkpoint: Checkpoint, settings: Settings, length: int, *, infilling: bool, given: int = 0
 ) -> Regime:
@@ -208,12 +237,29 @@ def planned(
     """
     trained = checkpoint.hyperschedules
     _check_length("text with its gaps" if infilling else "canvas", length, checkpoint.length)
+    if settings.algorithm == SPECULATIVE:
+        _check_causal_training(checkpoint)
     if not infilling:
         return _regime(checkpoint, settings, settings.plan(trained, length).behind(given))
     widest = tuple(sorted(trained, key=lambda schedule: -getattr(schedule, "width", 0)))
     whole = settings.hyperschedule is None and settings.width is None
     plan = (replace(settings, width=length) if whole else settings).plan(widest, length)
     return _regime(checkpoint, settings, plan)
+
+
+def _check_causal_training(checkpoint: Checkpoint) -> None:
+    """Refuse a model that was never read causally in training, although its attention allows it.
+
+    Raises:
+        ValueError: If settled words of a block attended to later ones.
+    """
+    blocks = [plan for plan in checkpoint.hyperschedules if not plan.is_autoregressive]
+    if checkpoint.context == "block_causal" and len(blocks) == len(checkpoint.hyperschedules):
+        raise ValueError(
+            "`algorithm` is 'speculative', which verifies drafts causally, but with context='block_causal' the words "
+            f"of a block attended to later ones in training ({blocks[:1]}). Use a model with context='causal', such "
+            "as one of `hdlm finetune MODEL --to diffusion`, or another algorithm."
+        )
 
 
 def _regime(checkpoint: Checkpoint, settings: Settings, plan: AbstractHyperschedule) -> Regime:

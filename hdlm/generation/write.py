@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.data.tokenizer import Tokenizer
-from hdlm.denoiser import AbstractDenoiser, Guided, resolve_device
+from hdlm.denoiser import AbstractDenoiser, Guided
 from hdlm.generation.correction import correction_regime, draft_of
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
@@ -138,15 +138,12 @@ def complete(
     """
     _check_prompts(regime.hyperschedule, given)
     denoiser: AbstractDenoiser = checkpoint.denoiser
-    device = resolve_device(denoiser, execution.device)
     if settings.guidance:
-        if (given.fixed != given.fixed[:1]).any():
-            raise ValueError("Guidance needs the same given positions in every row; got rows that differ.")
-        denoiser = Guided(denoiser, given.fixed[:1].to(device), settings.guidance)
+        denoiser = Guided(denoiser, None, settings.guidance)
     return sample(
         denoiser,
         regime,
-        settings.step(denoiser.process, regime.hyperschedule),
+        settings.step(checkpoint, regime.hyperschedule),
         num_sequences=num,
         seed=seed,
         prompt=given if given.is_draft or given.fixed.any() else None,

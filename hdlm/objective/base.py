@@ -8,6 +8,7 @@ vocabulary of every position, forward or backward.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -61,15 +62,23 @@ class Term:
         weight: Weight of each position, at least 0; where it is 0 the cost is not computed.
         cost: The cost that the weight multiplies.
         clean: Whether it is a cost of the clean stream, in which a token is predicted from those before it.
+        count: Number of tokens of this canvas that the sum is divided by; None if it is divided by the number of all
+            positions, or of the tokens of each sequence.
     """
 
     weight: Float[Tensor, "b l"]
     cost: AbstractCost
     clean: bool = False
+    count: Int[Tensor, ""] | None = None
 
 
 class AbstractObjective(abc.ABC):
     """A loss per position, in nats, weighted so that the sum over a sequence estimates the objective."""
+
+    @property
+    def divides_by_tokens(self) -> bool:
+        """Whether a sum is divided by a number of tokens, which may differ between the passes of an optimizer step."""
+        return False
 
     @abc.abstractmethod
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
@@ -95,8 +104,19 @@ class AbstractObjective(abc.ABC):
         return torch.stack(torch.broadcast_tensors(*losses)).sum(0).view(canvas.x_0.shape)
 
     @final
+    def counts(self, denoiser: AbstractDenoiser, canvas: Canvas) -> Float[Tensor, " terms"]:
+        """The number of tokens that the sum of each term is divided by; 0 for a term without such a number."""
+        terms = self.terms(denoiser.process, canvas.without_lookback_positions(denoiser))
+        numbers = [canvas.x_0.new_zeros(()) if term.count is None else term.count for term in terms]
+        return torch.stack(numbers).double()
+
+    @final
     def mean(
-        self, denoiser: AbstractDenoiser, canvas: Canvas, device: torch.device | None = None
+        self,
+        denoiser: AbstractDenoiser,
+        canvas: Canvas,
+        device: torch.device | None = None,
+        counts: Sequence[float] | None = None,
     ) -> Float[Tensor, ""]:
         """The mean of the loss over all positions, including positions of weight 0.
 
@@ -108,13 +128,18 @@ class AbstractObjective(abc.ABC):
             canvas: A noised batch.
             device: Device of the denoiser, if it differs from that of the canvas. The rows of a canvas on the host are
                 chosen there, so that nothing waits for the device.
+            counts: For each term, the mean of `counts` over the passes of an optimizer step, by which its sum is
+                divided in the place of that of this canvas. Then the mean over the passes is the loss of one batch.
         """
         canvas = canvas.without_lookback_positions(denoiser)
         chosen = []
-        for term in self.terms(denoiser.process, canvas):
+        for number, term in enumerate(self.terms(denoiser.process, canvas)):
             weight = term.weight.flatten()
             at = (weight > 0).nonzero()[:, 0]
-            chosen.append((term, at, weight[at] / weight.numel()))
+            share = weight[at] / weight.numel()
+            if counts is not None and term.count is not None:
+                share = share * (term.count / max(counts[number], 1e-9))
+            chosen.append((term, at, share))
         canvas = canvas if device is None else canvas.to(device)
         numbers = moved([tensor for _, at, weight in chosen for tensor in (at, weight)], canvas.x_0.device)
         streams = canvas.predict_streams(denoiser)

@@ -66,6 +66,10 @@ class Combination(AbstractObjective):
                 f"`parts` needs at least one, each with a weight above 0; got weights {weights}."
             )
 
+    @property
+    def divides_by_tokens(self) -> bool:
+        return any(objective.divides_by_tokens for _, objective in self.parts)
+
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
         return tuple(
             replace(term, weight=weight * term.weight)

@@ -18,7 +18,7 @@ weights have the frequency of each noise level as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final, get_args
 
 import torch
@@ -34,6 +34,8 @@ __all__ = ["CleanStream", "MaskedCrossEntropy"]
 
 MaskWeight = Literal["inverse", "flat", "context"]
 Divisor = Literal["positions", "tokens", "masked", "sequences"]
+_COUNTING = ("tokens", "masked")
+"""Divisors that are a number of tokens of the batch."""
 
 
 @final
@@ -41,8 +43,8 @@ Divisor = Literal["positions", "tokens", "masked", "sequences"]
 class MaskedCrossEntropy(AbstractObjective):
     """The cross-entropy of masked tokens.
 
-    A sum that is divided by a number of tokens is divided by that of one pass: with accumulation, passes have equal
-    weights.
+    A sum that is divided by a number of tokens is divided by that of the whole batch of an optimizer step, over all of
+    its passes and processes.
 
     Attributes:
         weight: Weight of a masked token: one over the masking probability (`"inverse"`), 1 (`"flat"`), or the
@@ -68,12 +70,16 @@ class MaskedCrossEntropy(AbstractObjective):
         require(self.max_weight > 0, "max_weight", "positive", self.max_weight)
         require(0 < self.nearness < 1, "nearness", "in (0, 1)", self.nearness)
 
+    @property
+    def divides_by_tokens(self) -> bool:
+        return self.divisor in _COUNTING
+
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
         tokens = canvas.measure > 0
         masked = tokens & (canvas.x_t == process.mask_id)
         weight = torch.where(masked, self._weights(process, canvas), 0.0)
-        scaled = _divided(weight, self.divisor, masked if self.divisor == "masked" else tokens)
-        return (Term(scaled, CleanToken(every_row=self.every_row)),)
+        cost, counted = CleanToken(every_row=self.every_row), masked if self.divisor == "masked" else tokens
+        return (_divided(Term(weight, cost), self.divisor, counted),)
 
     def _weights(self, process: AbstractNoiseProcess, canvas: Canvas) -> Float[Tensor, "b l"]:
         if self.weight == "flat":
@@ -101,6 +107,10 @@ class CleanStream(AbstractObjective):
     def __post_init__(self) -> None:
         MaskedCrossEntropy(divisor=self.divisor)
 
+    @property
+    def divides_by_tokens(self) -> bool:
+        return self.divisor in _COUNTING
+
     def terms(self, process: AbstractNoiseProcess, canvas: Canvas) -> tuple[Term, ...]:
         if not canvas.num_clean:
             raise ValueError(
@@ -109,8 +119,8 @@ class CleanStream(AbstractObjective):
         tokens = (canvas.measure > 0) & (torch.arange(canvas.num_clean, device=canvas.x_0.device) > 0)
         if canvas.documents is not None:  # the first token of a document follows no other
             tokens[:, 1:] &= canvas.documents[:, 1:] == canvas.documents[:, :-1]
-        weight = _divided(tokens.to(canvas.t.dtype), self.divisor, tokens)
-        return (Term(weight, CleanToken(every_row=self.every_row), clean=True),)
+        term = Term(tokens.to(canvas.t.dtype), CleanToken(every_row=self.every_row), clean=True)
+        return (_divided(term, self.divisor, tokens),)
 
 
 def nearness(
@@ -134,12 +144,12 @@ def nearness(
     return torch.stack(rows)
 
 
-def _divided(
-    weight: Float[Tensor, "b l"], divisor: Divisor, counted: Bool[Tensor, "b l"]
-) -> Float[Tensor, "b l"]:
-    """Weights whose mean over all positions is their sum over the divisor."""
+def _divided(term: Term, divisor: Divisor, counted: Bool[Tensor, "b l"]) -> Term:
+    """A term whose mean over all positions is its sum over the divisor."""
+    weight = term.weight
     if divisor == "positions":
-        return weight
+        return term
     if divisor == "sequences":
-        return weight * weight.shape[1] / counted.sum(1, keepdim=True).clamp_min(1)
-    return weight * weight.numel() / counted.sum().clamp_min(1)
+        return replace(term, weight=weight * weight.shape[1] / counted.sum(1, keepdim=True).clamp_min(1))
+    count = counted.sum()
+    return replace(term, weight=weight * weight.numel() / count.clamp_min(1), count=count)

@@ -16,6 +16,7 @@
 | `JointThreshold` | also replaces its own words | heuristic |
 | `EntropyRenoising` | accepts sure words, renoises all others, until they are stable | heuristic |
 | `InParts` | another step, in blocks or sub-blocks | heuristic |
+| `Speculative` | drafts words in parallel, verifies them causally | exactly that of autoregression |
 
 or by name, `algorithm("acs", denoiser.process, eta=0.01)`.
 """
@@ -25,6 +26,7 @@ from hdlm.sampling.base import Answer, Chain, Move, Planned, Reading, RowTransfo
 from hdlm.sampling.draws import draw_index, draw_word
 from hdlm.sampling.engine.engine import Engine, EngineRequest, Finished, Stop
 from hdlm.sampling.engine.sample import Generation, sample
+from hdlm.sampling.engine.speculative import Speculative, SpeculativeEngine, new_engine
 from hdlm.sampling.engine.window import ApproximateCache, Execution
 from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import sample_plainly
@@ -96,6 +98,8 @@ __all__ = [
     "RepetitionPenalty",
     "Rescale",
     "RowTransforms",
+    "Speculative",
+    "SpeculativeEngine",
     "Step",
     "Stop",
     "Suppress",
@@ -108,6 +112,7 @@ __all__ = [
     "draw_index",
     "draw_word",
     "exactness",
+    "new_engine",
     "sample",
     "sample_plainly",
 ]

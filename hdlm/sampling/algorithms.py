@@ -28,6 +28,7 @@ __all__ = [
     "ANY_STEPS",
     "RULES",
     "SMALL_STEPS",
+    "SPECULATIVE",
     "WRITES_LIKELIEST",
     "algorithm",
     "exactness",
@@ -78,6 +79,8 @@ RULES: dict[str, Builder] = {
 }
 """Settings of `ByConfidence` by the names of LLaDA and SDAR (the first four), Dream (three) and DiffuGPT, and of
 `EntropyRenoising` by that of DiffusionGemma; all are heuristics, and names of algorithms like those of `ALGORITHMS`."""
+SPECULATIVE = "speculative"
+"""Name of the algorithm that is not a step: `hdlm.sampling.Speculative`."""
 WRITES_LIKELIEST = frozenset(
     {"confidence", "threshold", "factor", "entropy", "joint_threshold", "entropy_renoising", *RULES}
 )
@@ -87,6 +90,7 @@ ANY_STEPS = "exact in any number of steps"
 """A claim of `exactness`: an exact denoiser gives the data distribution, for every number of steps."""
 SMALL_STEPS = "exact as steps get small"
 """A claim of `exactness`: the distribution converges to that of the data as the number of steps grows."""
+_AS_CAUSAL = "exactly the distribution of autoregressive sampling, whatever the drafts are"
 _HEURISTIC = "a heuristic"
 _UNREPAIRED = (
     "not exact in the limit of small steps: words that the process replaced at u = 0+ are never repaired"
@@ -107,15 +111,17 @@ def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> st
     One position at a time, in one step each (autoregression), every algorithm is exact.
 
     Args:
-        name: One of `ALGORITHMS`.
+        name: One of `ALGORITHMS`, or `SPECULATIVE`.
         process: The denoiser's process.
         eta: As for `algorithm`.
 
     Returns:
-        `ANY_STEPS`, `SMALL_STEPS`, or the reason why neither holds.
+        `ANY_STEPS`, `SMALL_STEPS`, what holds instead, or the reason why neither holds.
     """
     just_above = torch.full((), torch.finfo(torch.float64).tiny, dtype=torch.float64)
     jumps = bool(process.weights(just_above).clean < 1)  # data are noisy at once: the epsilon-hybrid
+    if name == SPECULATIVE:
+        return _AS_CAUSAL
     if name == "first_hitting":
         return _UNREPAIRED if jumps else ANY_STEPS
     if name == "original":
@@ -155,6 +161,11 @@ def algorithm(
         ValueError: If the name is unknown, `eta` is out of range, or the algorithm has no sub-blocks.
     """
     builders = ALGORITHMS | RULES
+    if name == SPECULATIVE:
+        raise ValueError(
+            f"The algorithm {name!r} is not a step of a hyperschedule: use `hdlm sample`, `checkpoint.generate` or "
+            "`hdlm.sample(..., hdlm.Speculative(width))`."
+        )
     if name not in builders:
         meant = nearest(name, builders)
         raise ValueError(

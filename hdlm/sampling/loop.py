@@ -64,7 +64,13 @@ def sample_plainly(
         window = (~regions.worthless).nonzero()[:, 0]
         seen = regime.generation_attention(torch.tensor(n, device=device))
         attention = seen.select(window, window).on(device)
-        asked = Asked(window[None], attention, ordered=True, settled=regions.settled[window])
+        asked = Asked(
+            window[None],
+            attention,
+            ordered=True,
+            settled=regions.settled[window],
+            given=fixed[:, window],
+        )
         place = torch.full_like(x, -1)
         place[:, window] = torch.arange(len(rows) * len(window), device=device).view(len(rows), -1)
 

@@ -14,11 +14,14 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hdlm.checkpoint import Checkpoint
-from hdlm.hyperschedule import flat
-from hdlm.sampling import ALGORITHMS, RULES, Prompt, algorithm, sample
+from hdlm.generation.settings import Settings, planned
+from hdlm.sampling import ALGORITHMS, RULES, Prompt, sample
+from hdlm.sampling.algorithms import SPECULATIVE
 from hdlm.strict_config import nearest
 
 __all__ = ["ServedModel", "read_chat_template"]
+
+_NAMES = (*ALGORITHMS, SPECULATIVE)
 
 
 @final
@@ -45,7 +48,7 @@ class ServedModel:
         Each algorithm generates two tokens. Algorithms refuse a process or a network when they are first used.
         """
         reasons = {}
-        for name in ALGORITHMS:
+        for name in _NAMES:
             try:
                 self._try(name)
             except ValueError as error:
@@ -54,8 +57,8 @@ class ServedModel:
 
     @property
     def supported(self) -> list[str]:
-        """The algorithms of `ALGORITHMS` that this model supports."""
-        return [name for name in ALGORITHMS if name not in self.unsupported]
+        """The algorithms of `ALGORITHMS`, and speculative sampling, if this model supports them."""
+        return [name for name in _NAMES if name not in self.unsupported]
 
     def check_algorithm(self, name: str) -> None:
         """Refuse an algorithm; the rules of other tools (`RULES`) are settings of the algorithm confidence.
@@ -98,10 +101,12 @@ class ServedModel:
     def _try(self, name: str) -> None:
         checkpoint = self.checkpoint
         length = min(3, checkpoint.length)
-        step = algorithm(name, checkpoint.denoiser.process)
+        settings = Settings(name) if name == SPECULATIVE else Settings(name, hyperschedule="flat", steps=1)
+        regime = planned(checkpoint, settings, length, infilling=False)
+        step = settings.step(checkpoint, regime.hyperschedule)
         prompt = Prompt.prefix([0], length) if length > 1 else None
         with torch.no_grad():
-            sample(checkpoint.denoiser, checkpoint.regime(flat(length, 1)), step, prompt=prompt)
+            sample(checkpoint.denoiser, regime, step, prompt=prompt)
 
 
 def _refuse(message: str) -> None:

@@ -168,10 +168,12 @@ class _Loss(nn.Module):
         self.denoiser = denoiser
         self.bf16 = precision == "bf16"
 
-    def forward(self, part: AbstractPart, batch: _Batch) -> Float[Tensor, ""]:
+    def forward(
+        self, part: AbstractPart, batch: _Batch, counts: list[float] | None = None
+    ) -> Float[Tensor, ""]:
         """Mean over all positions with a target; noise is drawn on the host, so nothing waits for the device."""
         with torch.autocast(self.denoiser.device.type, torch.bfloat16, enabled=self.bf16):
-            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw, batch.samples)
+            return part.loss(self.denoiser, batch.x_0, batch.times, batch.draw, batch.samples, counts)
 
 
 @final
@@ -469,11 +471,12 @@ class Trainer:
     def _descend(self, part: AbstractPart, rate: float, windows: Prefetch) -> tuple[Tensor, Tensor]:
         """Update the weights; returns this process's mean loss and the gradient norm of the global batch."""
         set_rates(self._optimizers, rate)
-        losses = []
-        for batch in self._passes(part, windows):
+        losses, passes = [], list(self._passes(part, windows))
+        counts = self._counts(part, passes)
+        for batch in passes:
             with self._accelerator.accumulate(self._loss):
                 torch.manual_seed(batch.seed)
-                loss = self._loss(part, batch)
+                loss = self._loss(part, batch, counts)
                 self._accelerator.backward(loss)
                 losses.append(loss.detach())
         norm = self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.clip)
@@ -482,6 +485,20 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
         return torch.stack(losses).mean(), full_tensor(torch.as_tensor(norm, device=self._accelerator.device))
+
+    def _counts(self, part: AbstractPart, passes: list[_Batch]) -> list[float] | None:
+        """The mean over all passes of the numbers of tokens that the loss is divided by; None if it has its own.
+
+        Passes with different numbers have equal weights otherwise, and the gradient is not that of one batch.
+        """
+        processes = self._accelerator.num_processes
+        if not part.divides_by_tokens or processes * len(passes) == 1:
+            return None
+        own = [part.counts(self._denoiser, b.x_0, b.times, b.draw, b.samples) for b in passes]
+        counts = torch.stack(own).mean(0)
+        if processes > 1:
+            counts = self._accelerator.reduce(counts.to(self._accelerator.device), "mean")
+        return list(counts.tolist())
 
     def _share(self, loss: Tensor, norm: Tensor, stop: StopRequest, now: float) -> _PendingScalars:
         """Copy the loss and the norm to the host; processes agree on the time and on whether to stop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from hdlm.data.packing import Samples
 from hdlm.denoiser import Denoiser
 from hdlm.objective import AbstractObjective, Corruption, CrossEntropy, Opening
-from hdlm.objective.canvas import next_tokens
+from hdlm.objective.canvas import Canvas, next_tokens
 from hdlm.parameterization import AbstractParameterization, Mean, NetworkInputs, NoiseDependence
 from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
@@ -46,6 +47,22 @@ class AbstractPart(abc.ABC):
         """Number of times drawn for each sequence."""
         return 1
 
+    @property
+    def divides_by_tokens(self) -> bool:
+        """Whether the loss is divided by numbers of tokens, which may differ between passes; see `counts`."""
+        return False
+
+    def counts(
+        self,
+        denoiser: Denoiser,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+        samples: Samples | None = None,
+    ) -> Float[Tensor, " terms"]:
+        """The numbers of tokens by which the terms of the loss of a pass are divided; see `loss` for the arguments."""
+        return torch.zeros(0, dtype=torch.float64)
+
     @abc.abstractmethod
     def loss(
         self,
@@ -54,6 +71,7 @@ class AbstractPart(abc.ABC):
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
         samples: Samples | None = None,
+        counts: Sequence[float] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean loss per position, in nats.
 
@@ -65,6 +83,7 @@ class AbstractPart(abc.ABC):
             times: `num_times` stratified numbers in [0, 1) for each sequence.
             draw: A uniform number in [0, 1) for each position.
             samples: The samples in each window, if they are packed or have prompts.
+            counts: The mean of `counts` over all passes of the optimizer step; by default those of this pass alone.
         """
 
 
@@ -102,6 +121,20 @@ class Noisy(AbstractPart):
     def num_times(self) -> int:
         return self.corruption.num_times
 
+    @property
+    def divides_by_tokens(self) -> bool:
+        return self.objective.divides_by_tokens
+
+    def counts(
+        self,
+        denoiser: Denoiser,
+        x_0: Int[Tensor, "b l"],
+        times: Float[Tensor, "b e"],
+        draw: Float[Tensor, "b l"],
+        samples: Samples | None = None,
+    ) -> Float[Tensor, " terms"]:
+        return self.objective.counts(denoiser, self._canvas(denoiser, x_0, times, draw, samples))
+
     def loss(
         self,
         denoiser: Denoiser,
@@ -109,15 +142,22 @@ class Noisy(AbstractPart):
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
         samples: Samples | None = None,
+        counts: Sequence[float] | None = None,
     ) -> Float[Tensor, ""]:
-        device = denoiser.device
+        canvas = self._canvas(denoiser, x_0, times, draw, samples)
+        return self.objective.mean(denoiser, canvas, denoiser.device, counts)
+
+    def _canvas(
+        self, denoiser: Denoiser, x_0: Tensor, times: Tensor, draw: Tensor, samples: Samples | None
+    ) -> Canvas:
+        """The noised batch."""
         given, documents = (None, None) if samples is None else (samples.given, samples.documents)
         canvas = self.corruption(
-            x_0, times, draw, device, given=given, documents=documents, opening=self.opening
+            x_0, times, draw, denoiser.device, given=given, documents=documents, opening=self.opening
         )
         if denoiser.self_conditioned:  # half of the sequences; the last bit of a number decides nothing else
             canvas = replace(canvas, conditioned=(draw[:, 0] * 2.0**53).long() % 2 == 1)
-        return self.objective.mean(denoiser, canvas, device)
+        return canvas
 
 
 @final
@@ -143,6 +183,7 @@ class NextToken(AbstractPart):
         times: Float[Tensor, "b e"],
         draw: Float[Tensor, "b l"],
         samples: Samples | None = None,
+        counts: Sequence[float] | None = None,
     ) -> Float[Tensor, ""]:
         given, documents = (None, None) if samples is None else (samples.given, samples.documents)
         (x_0,), (given, documents) = moved([x_0], denoiser.device), moved([given, documents], denoiser.device)

@@ -113,10 +113,14 @@ def test_a_namespace_stays_in_the_command_line() -> None:
 def test_the_help_of_sample_lists_every_algorithm() -> None:
     from hdlm.cli import sample
     from hdlm.sampling import ALGORITHMS
+    from hdlm.sampling.algorithms import SPECULATIVE
 
     listed = re.search(r"^Algorithms: (.*?)\.$", str(sample.__doc__), flags=re.M | re.S)
     assert listed is not None
-    assert re.sub(r"\s*\(.*?\)", "", listed[1]).replace("\n", " ").split(", ") == list(ALGORITHMS)
+    assert re.sub(r"\s*\(.*?\)", "", listed[1]).replace("\n", " ").split(", ") == [
+        *ALGORITHMS,
+        SPECULATIVE,
+    ]
 
 
 def test_literals_and_constants_of_the_library_are_read() -> None:

@@ -121,8 +121,9 @@ def causal(request: pytest.FixtureRequest, shared: Path) -> tuple[Checkpoint, An
     return hdlm.load(folder), np.load(folder / "io.npz")
 
 
-def test_greedy_text_of_a_causal_model(causal: tuple[Checkpoint, Any]) -> None:
-    """Token by token, through the sampler and the exact cache."""
+@pytest.mark.parametrize("width", [None, 1, 5])
+def test_greedy_text_of_a_causal_model(causal: tuple[Checkpoint, Any], width: int | None) -> None:
+    """Token by token through the sampler and the exact cache, and by speculative sampling."""
     model, arrays = causal
     expected = torch.from_numpy(arrays["greedy"]).long()
     given, length = 8, expected.shape[1]
@@ -132,13 +133,14 @@ def test_greedy_text_of_a_causal_model(causal: tuple[Checkpoint, Any]) -> None:
     written = sample(
         model.denoiser,
         model.regime(hdlm.autoregressive(length)),
-        algorithm("original", model.denoiser.process),
+        algorithm("original", model.denoiser.process) if width is None else hdlm.Speculative(width),
         num_sequences=len(expected),
         prompt=prompt,
         transforms=(hdlm.TopK(1),),
     )
     assert written.tokens.tolist() == expected.tolist()
-    assert written.num_evaluations == length - given
+    assert written.num_evaluations <= length - given
+    assert written.num_evaluations == length - given or width == 5
 
 
 def test_a_mask_that_nothing_names_must_be_given(shared: Path) -> None:

@@ -80,16 +80,15 @@ def test_contradictions_are_errors(model: Any, own: Settings, other: dict[str, A
 
 
 def test_settings_build_published_steps(model: Any) -> None:
-    process = model.denoiser.process
     flat, blocks = hdlm.flat(64, 8), hdlm.Block(64, 32, 1)
     llada = read(
         model, Settings(hyperschedule="flat", temperature=0.0), block_length=32, remasking="low_confidence"
     )
-    assert llada.step(process, flat) == ByConfidence(quota="even", greedy=True, block=32)
+    assert llada.step(model, flat) == ByConfidence(quota="even", greedy=True, block=32)
     assert llada.transforms() == ()
     fast = read(model, Settings(temperature=0.0), small_block_size=8, threshold=0.75)
-    assert fast.step(process, blocks) == InParts(ByThreshold(0.75, greedy=True), 8, 32)
-    assert read(model, factor=0.5).step(process, flat) == ByFactor(0.5)
+    assert fast.step(model, blocks) == InParts(ByThreshold(0.75, greedy=True), 8, 32)
+    assert read(model, factor=0.5).step(model, flat) == ByFactor(0.5)
 
 
 def test_generate_understands_other_names(model: Any) -> None:

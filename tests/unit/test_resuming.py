@@ -198,6 +198,20 @@ def test_two_processes_train_gamma_hybrid_as_one(text: Path, tmp_path: Path) -> 
     _assert_close(two, one)
 
 
+@pytest.mark.slow
+def test_two_processes_divide_by_the_tokens_of_both(text: Path, tmp_path: Path) -> None:
+    table = _no_dropout(
+        text,
+        process={"type": "Absorbing"},
+        objective={"type": "MaskedCrossEntropy", "divisor": "masked"},
+        run={"steps": 6, "accumulation": 1},
+    )
+    one = _loss_norm_and_rate(_execute(table, tmp_path / "one"))
+    table["run"] |= {"accumulation": 2}
+    [two] = carry_out([{"recipe": table, "folder": str(tmp_path / "two")}], tmp_path)
+    _assert_close(two, one)
+
+
 # -- what is kept ---------------------------------------------------------------------------------------------
 
 

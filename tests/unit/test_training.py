@@ -20,15 +20,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from hdlm.checkpoint import load_checkpoint
+from hdlm.data.packing import Samples
 from hdlm.denoiser import ForwardContext
+from hdlm.hyperschedule import Block
+from hdlm.objective import CleanStream, Combination, Corruption, MaskedCrossEntropy
 from hdlm.package_data import recipes
+from hdlm.process import Absorbing
+from hdlm.regime import Regime
 from hdlm.training import (
     ExponentialMovingAverage,
     Mixture,
     NextToken,
+    Noisy,
     Recipe,
     Session,
     StepReport,
@@ -43,6 +49,7 @@ from hdlm.training import (
 from hdlm.training.distributed import accelerator as engine
 from hdlm.training.loop import Trainer
 from hdlm.training.recipe import OptimizerSettings, RunSettings
+from tests.tiny import tiny_denoiser
 
 CPU = torch.device("cpu")
 
@@ -105,6 +112,68 @@ def test_accumulation_keeps_losses(text: Path, tmp_path: Path) -> None:
     pieces = _reports_of_run(_run(text, run={"steps": 8, "accumulation": 4}), tmp_path / "pieces")
     assert [report.tokens for report in whole] == [report.tokens for report in pieces]
     assert [report.loss for report in pieces] == pytest.approx([report.loss for report in whole], rel=1e-4)
+
+
+COUNTED: dict[str, Any] = {
+    "type": "Combination",
+    "parts": [
+        [1.0, {"type": "MaskedCrossEntropy", "weight": "inverse", "divisor": "masked"}],
+        [0.5, {"type": "CleanStream", "divisor": "tokens"}],
+        [0.1, {"type": "CrossEntropy"}],
+    ],
+}
+"""A loss of sums that are divided by numbers of tokens, which differ between passes, and of one that is not."""
+
+
+def test_accumulation_keeps_losses_that_are_divided_by_numbers_of_tokens(text: Path, tmp_path: Path) -> None:
+    mixture = [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 4}}]
+    table = _table(text, network={"context": "causal"}) | {
+        "objective": COUNTED,
+        "process": {"type": "Absorbing"},
+        "mixture": mixture,
+    }
+    table["run"] |= {"steps": 6, "batch_size": 8}
+    reports = []
+    for accumulation in (1, 8):
+        table["run"] |= {"accumulation": accumulation}
+        run = build_setup(Recipe.from_table(table), CPU)
+        reports.append(_reports_of_run(run, tmp_path / str(accumulation)))
+    whole, pieces = ([(report.loss, report.gradient_norm) for report in own] for own in reports)
+    for one, other in zip(whole, pieces, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("divisor", ["positions", "tokens", "masked", "sequences"])
+def test_gradients_of_unequal_passes_are_those_of_one_batch(divisor: Any) -> None:
+    """Prompts of very different lengths have no loss."""
+    objective = Combination(
+        ((1.0, MaskedCrossEntropy(divisor=divisor)), (0.3, CleanStream(divisor=divisor, every_row=True)))
+    )
+    regime = Regime(Block(16, 4, 4), context="causal")
+    part = Noisy(Corruption(Absorbing(9), regime), objective, 4, 1.0)
+    denoiser = tiny_denoiser(Absorbing(9))
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randint(9, (4, 16), generator=generator)
+    times, draw = torch.rand(4, 4, generator=generator), torch.rand(4, 16, generator=generator)
+    given = torch.arange(16) < torch.tensor([0, 15, 9, 16])[:, None]
+    samples = Samples(given, torch.zeros(4, 16, dtype=torch.long))
+
+    def batch(rows: slice) -> tuple[Tensor, Tensor, Tensor, Samples]:
+        own = Samples(samples.given[rows], samples.documents[rows])
+        return x_0[rows], times[rows], draw[rows], own
+
+    def gradients(parts: list[slice]) -> list[Tensor]:
+        denoiser.zero_grad()
+        counts = torch.stack([part.counts(denoiser, *batch(rows)) for rows in parts]).mean(0)
+        for rows in parts:
+            (part.loss(denoiser, *batch(rows), counts=counts.tolist()) / len(parts)).backward()
+        return [p.grad.clone() for p in denoiser.parameters() if p.grad is not None]
+
+    whole, pieces = gradients([slice(0, 4)]), gradients([slice(row, row + 1) for row in range(4)])
+    assert part.divides_by_tokens == (divisor in ("tokens", "masked"))
+    assert any(bool(gradient.any()) for gradient in whole)
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(other, one)
 
 
 def test_step_report_counts_steps_and_tokens(text: Path, tmp_path: Path) -> None:

@@ -242,14 +242,9 @@ class Engine:
                 shifted network gets no first tokens, or a position that begins at level 0 is not given.
         """
         self._check_idle()
-        canvas = self._hyperschedule.length
-        length = canvas if length is None else length
-        if not 1 <= length <= canvas:
-            raise ValueError(
-                f"`length` must lie in [1, {canvas}], the positions of the canvas; got {length}."
-            )
-        _check_first(self.denoiser, fixed)
-        seeds = self._seeds(seed, len(sequence))
+        length = check_length(length, self._hyperschedule.length)
+        check_first(self.denoiser, fixed)
+        seeds = seeds_of(seed, self._seed, len(sequence))
         start = Randomness.of_rows(seeds).uniform(sequence[:, None], 0, self._positions[None], PRIOR)
         x = self.denoiser.process.draw_prior(torch.full_like(start, self._prior), start)
         held = torch.zeros_like(x, dtype=torch.bool)
@@ -269,7 +264,7 @@ class Engine:
                 self.denoiser,
                 self._regime,
                 self._execution,
-                size=len(own),
+                fixed=held[place],
                 length=length,
                 device=x.device,
             )
@@ -307,16 +302,6 @@ class Engine:
                 f"token is given there ({len(missing)} such position(s)). Give a token in the prompt, or let it "
                 "begin at a level above 0."
             )
-
-    def _seeds(self, seed: int | Tensor | None, count: int) -> list[int]:
-        """A seed for each sequence."""
-        if isinstance(seed, Tensor):
-            if seed.shape != (count,):
-                raise ValueError(
-                    f"`seed` must be one integer, or {count}, one for each sequence; got shape {tuple(seed.shape)}."
-                )
-            return [int(value) for value in seed]
-        return [self._seed if seed is None else seed] * count
 
     def prepare(self) -> list[Question]:
         """Run the next step up to its first network call, which several engines may share.
@@ -567,7 +552,35 @@ def _check_order(denoiser: AbstractDenoiser, hyperschedule: AbstractHyperschedul
         )
 
 
-def _check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None) -> None:
+def check_length(length: int | None, canvas: int) -> int:
+    """The number of positions to write: by default all of the canvas.
+
+    Raises:
+        ValueError: If the canvas does not have so many.
+    """
+    if length is None:
+        return canvas
+    if not 1 <= length <= canvas:
+        raise ValueError(f"`length` must lie in [1, {canvas}], the positions of the canvas; got {length}.")
+    return length
+
+
+def seeds_of(seed: int | Tensor | None, default: int, count: int) -> list[int]:
+    """A seed for each of `count` sequences.
+
+    Raises:
+        ValueError: If there are seeds, and not one for each sequence.
+    """
+    if isinstance(seed, Tensor):
+        if seed.shape != (count,):
+            raise ValueError(
+                f"`seed` must be one integer, or {count}, one for each sequence; got shape {tuple(seed.shape)}."
+            )
+        return [int(value) for value in seed]
+    return [default if seed is None else seed] * count
+
+
+def check_first(denoiser: AbstractDenoiser, fixed: Bool[Tensor, "#b l"] | None) -> None:
     """Refuse sequences whose first positions are not given although a shifted network cannot predict them."""
     lookback = denoiser.lookback
     if lookback and (fixed is None or not bool(fixed[:, :lookback].all())):

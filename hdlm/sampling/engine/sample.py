@@ -14,6 +14,7 @@ from hdlm.denoiser import AbstractDenoiser, resolve_device
 from hdlm.regime import Regime
 from hdlm.sampling.base import Step, Transform
 from hdlm.sampling.engine.engine import Engine, Finished, Stop
+from hdlm.sampling.engine.speculative import Speculative, SpeculativeEngine, new_engine
 from hdlm.sampling.engine.window import Execution
 from hdlm.sampling.frame import Frame
 from hdlm.sampling.prompt import Prompt, check_prompt, prompt_rows
@@ -46,7 +47,7 @@ class Generation:
 def sample(
     denoiser: AbstractDenoiser,
     regime: Regime,
-    step: Step,
+    step: Step | Speculative,
     *,
     num_sequences: int = 1,
     seed: int = 0,
@@ -61,7 +62,7 @@ def sample(
     Args:
         denoiser: Model of `p(x_0 | x_t)`.
         regime: When positions are noisy, how fast noise grows, and the attention; see `Checkpoint.regime`.
-        step: The sampling step; see `hdlm.sampling` for the choice.
+        step: The sampling step, or `Speculative`; see `hdlm.sampling` for the choice.
         num_sequences: Number of sequences, at least 1.
         seed: Seed of all random numbers.
         prompt: Given tokens, which do not change, or a draft.
@@ -77,7 +78,7 @@ def sample(
     if num_sequences < 1:
         raise ValueError(f"`num_sequences` must be at least 1; got {num_sequences}.")
     check_prompt(prompt, denoiser.process.num_words, regime.length, num_sequences)
-    engine = Engine(
+    engine = new_engine(
         denoiser,
         regime,
         step,
@@ -89,6 +90,7 @@ def sample(
     )
     size = execution.batch_size or num_sequences
     together = not denoiser.packs if execution.together is None else execution.together
+    together = together and not isinstance(step, Speculative)
     rows = torch.arange(num_sequences, device=resolve_device(denoiser, execution.device))
     with torch.no_grad():
         done = _drive(engine, rows, execution.first_sequence, prompt, size, together)
@@ -96,7 +98,12 @@ def sample(
 
 
 def _drive(
-    engine: Engine, rows: Int[Tensor, " n"], first: int, prompt: Prompt | None, size: int, together: bool
+    engine: Engine | SpeculativeEngine,
+    rows: Int[Tensor, " n"],
+    first: int,
+    prompt: Prompt | None,
+    size: int,
+    together: bool,
 ) -> list[Finished]:
     """Keep the engine full until all sequences are finished."""
     done: list[Finished] = []
@@ -110,7 +117,13 @@ def _drive(
     return done
 
 
-def _add(engine: Engine, batch: Int[Tensor, " b"], first: int, prompt: Prompt | None, together: bool) -> None:
+def _add(
+    engine: Engine | SpeculativeEngine,
+    batch: Int[Tensor, " b"],
+    first: int,
+    prompt: Prompt | None,
+    together: bool,
+) -> None:
     """Add sequences; those of different lengths go one by one."""
     lengths = None if prompt is None else prompt.lengths
     for rows in [batch] if lengths is None else batch.split(1):

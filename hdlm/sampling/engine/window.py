@@ -155,7 +155,7 @@ class KVWindow:
         denoiser: The denoiser to call.
         regime: When each position is noisy, and the attention.
         execution: Settings of the cache.
-        size: Number of sequences.
+        fixed: Positions of each sequence that are given.
         length: Number of positions of a sequence.
         device: Device of the tokens.
 
@@ -170,7 +170,7 @@ class KVWindow:
         regime: Regime,
         execution: Execution,
         *,
-        size: int,
+        fixed: Bool[Tensor, "g l"],
         length: int,
         device: torch.device,
     ) -> None:
@@ -184,9 +184,8 @@ class KVWindow:
         self._order = torch.zeros(0, dtype=torch.long, device=device)  # positions in the order of the cache
         self._kept = torch.zeros_like(self._beyond)
         self._for_ever = torch.zeros_like(self._beyond)
-        self._tokens = torch.full(
-            (size, regime.length), -1, device=device
-        )  # at the time of their computation
+        self._fixed = fixed
+        self._tokens = torch.full(fixed.shape, -1, device=device)  # at the time of their computation
         self._num_steps = regime.hyperschedule.num_steps
         self._steps, self._asked = range(0), (-1, -1)
         self._repeated: _Window | None = None  # the next window, if nothing settles or opens until then
@@ -238,7 +237,17 @@ class KVWindow:
         # Positions whose predecessor is not in the window have no place, so the window counts as ordered.
         store = last.store if self._remembers else None
         before = None if previous is None else previous._replace(place=previous.place[:, last.window])
-        asked = Asked(last.window[None], last.attention, self._cache, store, True, last.settled, before)
+        given = self._fixed[:, last.window]
+        asked = Asked(
+            last.window[None],
+            last.attention,
+            self._cache,
+            store,
+            ordered=True,
+            settled=last.settled,
+            previous=before,
+            given=given,
+        )
         return Question(x[:, last.window], u[:, last.window], asked)
 
     def _window(self, row: int, x: Int[Tensor, "g l"], read: Bool[Tensor, " l"]) -> _Window:
