@@ -85,7 +85,7 @@ class _Sequence:
         settled: Number of settled words at the beginning.
         cached: Number of words whose keys and values are cached.
         drafts: Drafted words after the settled ones.
-        q: The distribution from which each of them was drawn.
+        q: For each draft, the distribution that it was drawn from.
         kept: Number of valid tokens, if it has stopped.
         num_evaluations: Number of network calls that included it.
         num_computed: Number of its positions that these calls have computed in total.
@@ -150,7 +150,7 @@ class _Turn:
 
     Attributes:
         sequences: The sequences that take part in it.
-        questions: The question of each of them.
+        questions: Questions to the network, one for each sequence.
         begins: For each sequence, the place that position 0 would have in the prediction.
         prediction: The answer; None before the call.
     """
@@ -177,7 +177,7 @@ class SpeculativeEngine:
             that writes the last settled word.
 
     Attributes:
-        denoiser: The denoiser.
+        denoiser: The model; engines with one denoiser can share network calls.
         num_evaluations: Number of network calls so far.
         awaited: Number of sequences that will still be added, for the `share` of frames.
 
