@@ -322,6 +322,11 @@ class AbstractDenoiser(abc.ABC):
         return False
 
     @property
+    def reads_given(self) -> bool:
+        """Whether the outputs also depend on `ForwardContext.given`."""
+        return False
+
+    @property
     def noise_dependence(self) -> NoiseDependence:
         """What the raw outputs depend on in addition to the tokens; see `AbstractParameterization.noise_dependence`.
 
@@ -505,6 +510,10 @@ class Guided(AbstractDenoiser):
     @property
     def lookback(self) -> int:
         return self.inner.lookback
+
+    @property
+    def reads_given(self) -> bool:
+        return self.prompt is None
 
     @property
     def noise_dependence(self) -> NoiseDependence:

@@ -11,6 +11,7 @@ from hdlm.denoiser import AbstractDenoiser, Denoiser
 from hdlm.hyperschedule import (
     AbstractHyperschedule,
     Block,
+    PromptedBlock,
     PublishedSlide,
     PublishedWave,
     Slide,
@@ -158,7 +159,7 @@ def _network(outputs: AbstractParameterization) -> Denoiser:
 def _hyperschedules() -> Iterator[tuple[str, str, AbstractHyperschedule]]:
     yield "hyperschedule", "autoregressive(9)", autoregressive(9)
     yield "hyperschedule", "flat(9, 5)", flat(9, 5)
-    for family in (Block, Slide, Wave, PublishedSlide, PublishedWave):
+    for family in (Block, PromptedBlock, Slide, Wave, PublishedSlide, PublishedWave):
         schedule = family(9, width=4, num_levels=5)
         yield "hyperschedule", repr(schedule), schedule
     table = Table(torch.tensor([[3, 2, 3], [1, 2, 3], [1, 0, 2], [0, 0, 0]]))

@@ -469,7 +469,7 @@ def test_missing_checkpoint_is_refused_in_one_line(hdlm, home, shipped, verb):
         (["--text", "empty.txt"], ("empty.txt holds no text", "give a file with text in it")),
         (["--text", "latin.txt"], ("latin.txt is not UTF-8 text", "convert it")),
         (["--text", "short.txt"], (f"less than one window of {CONTEXT}", "give more text")),
-        (["--recipe", "nonsense"], ("there is no recipe 'nonsense'", "known: demo,")),
+        (["--recipe", "nonsense"], ("there is no recipe 'nonsense'", "known: characters, demo,")),
         (["--recipe", "absent.toml"], ("there is no recipe at absent.toml",)),
         (["--recipe", "text.txt.toml"], ("text.txt.toml is not TOML",)),
         (["--steps", "0"], ("`run.steps` must be positive; got 0",)),

@@ -192,5 +192,5 @@ def test_sigterm_ends_streams_and_the_process(server: Running) -> None:
     assert time.monotonic() - begin < 30
 
 
-def test_small_model_supports_every_algorithm() -> None:
-    assert small_model().unsupported == {}
+def test_small_model_supports_every_algorithm_but_the_speculative_one() -> None:
+    assert small_model().unsupported.keys() == {"speculative"}  # it was never read causally in training

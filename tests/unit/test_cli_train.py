@@ -103,7 +103,7 @@ def test_any_option_of_the_recipe_can_be_set(text: Path, recipe: Path, tmp_path:
 
 MISTAKES = {
     "a missing file": (["--text", "nowhere.txt"], "nowhere.txt"),
-    "an unknown recipe": (["--recipe", "soufflé"], "known: demo"),
+    "an unknown recipe": (["--recipe", "soufflé"], "known: characters, demo"),
     "no time": (["--minutes", "0"], "run.minutes"),
     "negative steps": (["--steps", "-4"], "run.steps"),
     "optimizers of nobody": (["--keep-optimizer"], "--keep-optimizer needs --from"),

@@ -77,6 +77,7 @@ PIECES: dict[str, tuple[ModuleType, list[dict[str, Any]]]] = {
         hyperschedule,
         [
             {"type": "Block", "width": 4, "num_levels": 2},
+            {"type": "PromptedBlock", "width": 4, "num_levels": 2},
             {"type": "Slide", "width": 4, "num_levels": 4},
             {"type": "Wave", "width": 4, "num_levels": 2},
             {"type": "PublishedSlide", "width": 4, "num_levels": 2},

@@ -216,7 +216,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "two limits": (TEXTS, {"minutes": 1.0}, "minutes or steps, not both"),
     "no documents": ([], {}, "no documents"),
     "numbers": ([1, 2], {}, "each document must be a string; got one of type int"),
-    "no such recipe": (TEXTS, {"recipe": "soufflé"}, "there is no recipe 'soufflé'; known: demo"),
+    "no such recipe": (TEXTS, {"recipe": "soufflé"}, "there is no recipe 'soufflé'; known: characters, demo"),
     "a local class": (TEXTS, {"process": None}, "a class of your own|must be a dataclass"),
     "no dataclass": (TEXTS, {"objective": Plain()}, "only dataclasses can be described; Plain is not one"),
 }

@@ -136,7 +136,7 @@ class _Window:
         attention: Attention mask of the window.
         store: Places in the window of the positions that enter the cache.
         place: Place of each position in the answer, -1 for none.
-        settled: Which of the computed positions are settled.
+        settled: Which of the computed positions are settled, for networks that read it.
     """
 
     chosen: Bool[Tensor, " l"]
@@ -144,7 +144,7 @@ class _Window:
     attention: Any
     store: Int[Tensor, " n"]
     place: Int[Tensor, "g l"]
-    settled: Bool[Tensor, " q"]
+    settled: Bool[Tensor, " q"] | None
 
 
 @final
@@ -237,7 +237,7 @@ class KVWindow:
         # Positions whose predecessor is not in the window have no place, so the window counts as ordered.
         store = last.store if self._remembers else None
         before = None if previous is None else previous._replace(place=previous.place[:, last.window])
-        given = self._fixed[:, last.window]
+        given = self._fixed[:, last.window] if self._denoiser.reads_given else None
         asked = Asked(
             last.window[None],
             last.attention,
@@ -268,7 +268,8 @@ class KVWindow:
         attention = self._attention(row, window, torch.cat([self._order, window]))
         store = self._keep(window, chosen, settled) if self._remembers else window[:0]
         places = self._places(x.shape[0], window, chosen)
-        return _Window(chosen, window, attention, store, places, settled[window])
+        settled_here = settled[window] if self._denoiser.self_conditioned else None
+        return _Window(chosen, window, attention, store, places, settled_here)
 
     def record(self, prediction: Prediction, begin: int) -> Answer:
         """The answer to the last query; its rows start at index `begin` of the prediction."""
