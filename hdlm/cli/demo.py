@@ -1,7 +1,8 @@
 """Show what the package does: a model writes and corrects English; then a new model is trained, in minutes.
 
-Act 1 takes seconds: a small epsilon-hybrid model that ships with hdlm writes the same text with plain ancestral
-sampling and with ACS, which corrects words that it has written, and fills the gaps of a sentence.
+Act 1 takes seconds, with two small models that ship with hdlm. A model of characters repairs a verse with spelling
+errors. A model of words writes the same text with plain ancestral sampling and with ACS, which corrects words that it
+has written, and fills the gaps of a sentence.
 Act 2 takes less than six minutes on two cores. It trains a tokenizer and a model on the King James Bible (or your own
 text), compares the likelihood before and after with n-gram counts, writes samples, and makes a report with pictures.
 On a slow or busy machine it trains until the model beats the bigram counts, for at most ten minutes in all, unless
@@ -19,8 +20,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import shlex
 import shutil
+import string
 import sys
 import time
 from dataclasses import replace
@@ -28,7 +31,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdlm.atomic import check_folder
-from hdlm.cli._models import shipped
 from hdlm.cli._options import add_device, add_seed, chosen_device
 from hdlm.cli._outputs import FOLDER
 from hdlm.package_data import pretrained, recipes
@@ -49,6 +51,15 @@ GAPS = (
     "Thus [MASK:3], Go ye up to [MASK], and do that which is right in the sight of the LORD."
 )
 ETA = 0.3
+WORDS, SPELLING = "kjv-epsilon-4m", "kjv-spelling-2m"
+"""The models of act 1."""
+VERSE = (
+    "The LORD is my shepherd; I shall not want. He maketh me to lie down in green pastures: he leadeth me beside the "
+    "still waters."
+)
+"""From a chapter that was set aside when the model of characters was trained."""
+MISSPELLED, NOISE = 0.08, 0.5
+"""Share of the letters of the verse that are replaced, and the noise fraction at which the repair begins."""
 LONGEST = 10.0
 """Minutes after which act 2 stops training in any case."""
 
@@ -104,21 +115,56 @@ def _vacant(folder: Path) -> Path:
 
 
 def act_one(console: Console, seed: int, device: torch.device) -> None:
-    """Write, correct and fill in text with the shipped model."""
-    from hdlm.checkpoint import load_checkpoint
+    """Repair a verse, write and correct text, and fill in gaps, with the models that ship."""
     from hdlm.generation import Settings
 
-    name = shipped()[0]
-    console.rule("[bold]Act 1: a small model writes, and corrects itself")
-    checkpoint = load_checkpoint(pretrained() / name, device)
-    parameters = sum(weight.numel() for weight in checkpoint.network.parameters())
-    console.print(f"{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}\n")
+    console.rule("[bold]Act 1: a small model corrects what is wrong, also what it has written itself")
+    _repair(console, _shipped(console, SPELLING, device), seed)
+    checkpoint = _shipped(console, WORDS, device)
     calm = Settings(eta=ETA, temperature=0.6, top_p=0.9, length=min(64, checkpoint.length))
     ways = {name: replace(calm, algorithm=name) for name in ("original", "acs")}
+    console.print(f"[bold]Writing[/] after {PROMPTS[0]!r}, without and with correction:")
     _side_by_side(console, checkpoint, ways, PROMPTS[0], seed)
     console.print("\n[bold]Filling in[/], with context on both sides:")
     console.print(GAPS, markup=False)
     _side_by_side(console, checkpoint, {"filled in": replace(calm, length=None)}, GAPS, seed)
+
+
+def _shipped(console: Console, name: str, device: torch.device) -> Checkpoint:
+    """A model that ships, introduced by a line."""
+    from hdlm.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(pretrained() / name, device)
+    parameters = sum(weight.numel() for weight in checkpoint.network.parameters())
+    console.print(f"\n{name}: {parameters / 1e6:.1f}M parameters, {_kind(checkpoint)}")
+    return checkpoint
+
+
+def _repair(console: Console, checkpoint: Checkpoint, seed: int) -> None:
+    """Replace some letters of a verse, let the model correct it, and count."""
+    from hdlm.generation import Settings
+
+    damaged = _misspelled(VERSE, seed)
+    repair = Settings("acs", eta=1.0, temperature=0.5, hyperschedule="flat", steps=16)
+    console.print("\n[bold]Repairing[/] a verse that the model was not trained on, with wrong letters:")
+    console.print(damaged, markup=False)
+    texts = _side_by_side(console, checkpoint, {"repaired": repair}, damaged, seed, noise=NOISE)
+    wrong = {i for i, (bad, right) in enumerate(zip(damaged, VERSE, strict=True)) if bad != right}
+    left = {i for i, (new, right) in enumerate(zip(texts["repaired"], VERSE, strict=False)) if new != right}
+    console.print(
+        f"{len(wrong - left)} of {len(wrong)} wrong letters are right now; {len(left - wrong)} of the "
+        f"{len(VERSE) - len(wrong)} others were changed.\n"
+    )
+
+
+def _misspelled(text: str, seed: int) -> str:
+    """A text in which a share of the letters is replaced by other letters."""
+    draw = random.Random(seed)
+    places = [place for place, sign in enumerate(text) if sign.islower() and place]
+    letters = list(text)
+    for place in draw.sample(places, round(MISSPELLED * len(places))):
+        letters[place] = draw.choice([sign for sign in string.ascii_lowercase if sign != text[place]])
+    return "".join(letters)
 
 
 def act_two(console: Console, args: argparse.Namespace, device: torch.device) -> None:
@@ -173,22 +219,24 @@ def _side_by_side(
     ways: dict[str, Settings],
     prompt: str,
     seed: int,
-) -> None:
-    """Write one text with several settings from one seed; print the settings and the texts."""
+    noise: float | None = None,
+) -> dict[str, str]:
+    """Write one text with several settings from one seed; print the settings and the texts, and return the texts."""
     from hdlm.generation.recording import record
     from hdlm.view.replay import play, replay_of
 
-    replays, texts = {}, {}
+    replays, texts, notes = {}, {}, {}
     for name, settings in ways.items():
-        (passage,), trace = record(checkpoint, prompt, settings, seed=seed)
+        (passage,), trace = record(checkpoint, prompt, settings, seed=seed, noise=noise)
         replays[name] = replay_of(trace)
         corrected = sum(change.reason == "corrected" for change in trace.changes)
-        texts[name] = f"({passage.num_evaluations} evaluations, {corrected} words corrected)\n{passage.text}"
+        texts[name] = passage.text
+        notes[name] = f"({passage.num_evaluations} evaluations, {corrected} tokens corrected)"
     play(replays)
-    if console.is_terminal:
-        return
-    for name, text in texts.items():
-        console.print(f"\n{name} {text}", markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        for name, text in texts.items():
+            console.print(f"\n{name} {notes[name]}\n{text}", markup=False, soft_wrap=True)
+    return texts
 
 
 def _plan(setup: TrainingSetup) -> AbstractHyperschedule:

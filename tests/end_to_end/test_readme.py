@@ -18,6 +18,8 @@ from tests.conftest import REPOSITORY
 PAGES = ("README.md", "CONTRIBUTING.md")
 GUIDES = ("docs/evaluation.md", "docs/sampling.md", "docs/study.md", "docs/trace.md")
 """Pages whose Python is run, too."""
+SLOW = ("docs/evaluation.md",)
+"""Pages whose Python takes long."""
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -28,7 +30,7 @@ def _blocks(page: str, language: str) -> list[str]:
 
 def _python() -> list[object]:
     return [
-        pytest.param(code, id=f"{Path(page).name}-{index}")
+        pytest.param(code, id=f"{Path(page).name}-{index}", marks=[pytest.mark.slow] if page in SLOW else [])
         for page in (*PAGES, *GUIDES)
         for index, code in enumerate(_blocks(page, "python"))
     ]

@@ -14,7 +14,17 @@ TUTORIALS = sorted(
 )
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+SLOW = ("correction",)
+"""Tutorials that take long."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else [])
+        for page in TUTORIALS
+    ],
+)
 def test_tutorial_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,6 +216,7 @@ def test_published_finetuning_command_runs(clone: Clone, command: str) -> None:
     ).is_file()
 
 
+@pytest.mark.slow
 def test_model_card_snippet_runs(clone: Clone) -> None:
     (snippet,) = _snippets(DOCUMENTS[1])
     printed = clone.run(sys.executable, "-c", snippet)

@@ -407,6 +407,7 @@ def test_network_learns_to_copy_earlier_token():
     assert last < 0.1 * first
 
 
+@pytest.mark.slow
 def test_network_compiles_to_one_graph():
     """Runs in a subprocess without the shape checks of the tests, because Dynamo would trace them."""
     script = """
