@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
-LARGEST_WHEEL = 10 * 2**20
+LARGEST_WHEEL = 16 * 2**20
 
 
 @pytest.fixture(scope="module")
