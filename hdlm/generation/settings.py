@@ -236,7 +236,7 @@ def planned(
         ValueError: If the canvas does not fit the network, or the settings do not fit the checkpoint.
     """
     trained = checkpoint.hyperschedules
-    _check_length("text with its gaps" if infilling else "canvas", length, checkpoint.length)
+    _check_length("text" if infilling else "canvas", length, checkpoint.length)
     if settings.algorithm == SPECULATIVE:
         _check_causal_training(checkpoint)
     if not infilling:
