@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ import torch
 
 import hdlm
 from hdlm.cli import main
+from hdlm.cli.demo import VERSE, _misspelled
 from hdlm.evaluation.generation.controls import CONTROLS, ControlName
 from hdlm.evaluation.generation.corrections import correct_tokens
 from hdlm.evaluation.generation.evaluate import has_failed
@@ -76,6 +78,19 @@ def test_correct_equals_the_correction_of_tokens(model: hdlm.Checkpoint) -> None
     assert passage.tokens == tuple(tokens[0].tolist())
     assert passage.text != text
     assert model.correct(text, seed=1, noise=0.5, **how) == [passage]
+
+
+def test_shipped_model_of_characters_repairs_a_held_out_verse() -> None:
+    model, changes = hdlm.load("kjv-spelling-2m", device="cpu"), Counter[str]()
+    for seed in range(3):
+        damaged = _misspelled(VERSE, seed)
+        (passage,) = model.correct(damaged, seed=seed, algorithm="acs", eta=1.0, temperature=0.5, steps=16)
+        for wrong, new, right in zip(damaged, passage.text, VERSE, strict=True):
+            changes["planted" if wrong != right else "others"] += 1
+            changes["restored"] += wrong != right and new == right
+            changes["damaged"] += wrong == right and new != right
+    assert changes["restored"] >= 0.5 * changes["planted"] > 0
+    assert changes["damaged"] <= 0.02 * changes["others"]
 
 
 def test_correct_without_corrections_gives_the_text(model: hdlm.Checkpoint) -> None:
