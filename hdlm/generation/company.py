@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import TypeVar, final
 
@@ -419,7 +419,7 @@ class SharedWriter:
         room = self.slots - self.num_running
         while room > 0 and self._turns:
             work = self._turns.popleft()
-            error = _attempt(lambda: self._begin(work))  # noqa: B023
+            error = _attempt(partial(self._begin, work))
             if error is not None:
                 failed.append(self._fail(work.request, 0, error))
                 continue

@@ -18,11 +18,11 @@ __all__ = ["correction_regime", "draft_of", "matching_noise"]
 
 _MIDDLE = 0.5
 """Noise fraction for a process that has an equal share of wrong words at every noise."""
-USUAL_SHARE = 0.05
+_USUAL_SHARE = 0.05
 """Share of wrong words that a correction expects unless the caller gives a noise fraction."""
 
 
-def matching_noise(process: AbstractNoiseProcess, wrong: float = USUAL_SHARE) -> float:
+def matching_noise(process: AbstractNoiseProcess, wrong: float = _USUAL_SHARE) -> float:
     """The smallest noise fraction at which this share of the visible words is wrong.
 
     Args:
