@@ -7,8 +7,12 @@ checked. `HDLM_CHECK_EVERY_CALL=1 make test` checks every call.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import os
+import threading
+import typing
 from collections import Counter
 from collections.abc import Callable
 from types import CodeType, FunctionType
@@ -19,6 +23,17 @@ import torch
 
 _check_all_calls = jaxtyping.jaxtyped
 _calls: Counter[CodeType] = Counter()
+_checked: dict[CodeType, Callable[..., Any]] = {}
+
+
+class _Called(threading.local):
+    """The functions that are about to run after the check of their arguments, for each thread."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+
+
+_called = _Called()
 
 
 def install() -> None:
@@ -39,17 +54,22 @@ def check_some_calls(*, typechecker: Any) -> Callable[[Any], Any]:
 
 def _with_some_checks(function: Any, typechecker: Any) -> Any:
     """The function, with checks in some of its calls. Classes and descriptors keep all checks."""
+    if dataclasses.is_dataclass(function) and "__init__" in vars(function):
+        owner: Any = function
+        owner.__init__ = _with_checks(owner.__init__, typechecker)
+        return owner
     if not isinstance(function, FunctionType):
         return _check_all_calls(function, typechecker=typechecker)
-    checked: Callable[..., Any] | None = None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal checked
-        if torch.compiler.is_compiling() or not _is_due(function.__code__):
+        code = function.__code__
+        if torch.compiler.is_compiling() or not _is_due(code):
             return function(*args, **kwargs)
-        checked = checked or _check_all_calls(function, typechecker=typechecker)
-        return checked(*args, **kwargs)
+        if code not in _checked:
+            _checked[code] = _with_checks(_run_last_of(function), typechecker)
+        _called.functions.append(function)
+        return _checked[code](*args, **kwargs)
 
     return call
 
@@ -58,3 +78,44 @@ def _is_due(code: CodeType) -> bool:
     """Whether the number of this call is a power of two. Functions made by one `def` share a count."""
     _calls[code] += 1
     return _calls[code].bit_count() == 1
+
+
+def _run_last_of(function: FunctionType) -> Callable[..., Any]:
+    """Calls the last function of `_called`: functions made by one `def` share their checks, which are slow to make."""
+
+    @functools.wraps(function)
+    def run_last(*args: Any, **kwargs: Any) -> Any:
+        return _called.functions.pop()(*args, **kwargs)
+
+    return run_last
+
+
+def _with_checks(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
+    """The function with checks in all calls.
+
+    The decorator of jaxtyping checks each argument twice. The type checker alone checks it once; where annotations have
+    shapes, a context of jaxtyping makes the dimensions of one call agree.
+    """
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError:  # a name that is imported for mypy only: jaxtyping skips the annotation
+        hints = None
+    if hints is None or inspect.isgeneratorfunction(inspect.unwrap(function)):
+        return _check_all_calls(function, typechecker=typechecker)
+    checked: Callable[..., Any] = typechecker(function)
+    if not any(map(_is_shape, hints.values())):
+        return checked
+
+    @functools.wraps(function)
+    def in_context(*args: Any, **kwargs: Any) -> Any:
+        with _check_all_calls("context"):
+            return checked(*args, **kwargs)
+
+    return in_context
+
+
+def _is_shape(hint: Any) -> bool:
+    """Whether an annotation is or contains an array with a shape."""
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_is_shape, typing.get_args(hint)))

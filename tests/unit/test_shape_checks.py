@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import jaxtyping
+from collections.abc import Callable
+
 import pytest
 import torch
 from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float
 from torch import Tensor
 
+from hdlm.process import Weights
 from hdlm.sampling.ties import ascending
 from tests import shape_checks
 
 
 def test_wrong_shape_is_an_error_in_package() -> None:
-    with pytest.raises(jaxtyping.TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         ascending(torch.zeros(1, 3), torch.zeros(1, 4))
 
 
@@ -27,11 +30,11 @@ def test_calls_with_power_of_two_are_checked() -> None:
     for number in range(1, 20):
         try:
             mean(torch.zeros(3))
-        except jaxtyping.TypeCheckError:
+        except BeartypeCallHintViolation:
             refused.append(number)
     assert refused == [1, 2, 4, 8, 16]
     shape_checks.begin_test()
-    with pytest.raises(jaxtyping.TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         mean(torch.zeros(3))
 
 
@@ -40,5 +43,28 @@ def test_wrong_return_value_is_an_error() -> None:
     def first_row(rows: Float[Tensor, "n l"]) -> Float[Tensor, " l"]:
         return rows
 
-    with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
+    with pytest.raises(BeartypeCallHintViolation, match="return"):
         first_row(torch.zeros(2, 3))
+
+
+def test_functions_of_one_def_share_checks_and_keep_their_own_values() -> None:
+    def adding(number: int) -> Callable[[Tensor], Tensor]:
+        @shape_checks.check_some_calls(typechecker=beartype)
+        def add(rows: Float[Tensor, "n l"]) -> Float[Tensor, "n l"]:
+            return rows + number
+
+        return add
+
+    shape_checks.begin_test()
+    assert [adding(number)(torch.zeros(1, 1)).item() for number in range(8)] == list(range(8))
+    for number in range(9, 16):
+        adding(number)(torch.zeros(1))
+    with pytest.raises(BeartypeCallHintViolation):
+        adding(16)(torch.zeros(1))
+    assert adding(17)(torch.zeros(1, 1)).item() == 17
+
+
+def test_wrong_shape_in_dataclass_is_an_error_in_every_object() -> None:
+    for _ in range(3):
+        with pytest.raises(BeartypeCallHintViolation):
+            Weights(torch.zeros(3), torch.zeros(3), torch.zeros(4))
