@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from along import sample_along  # a script finds the modules beside it, not the package `tests`
-from tiny import tiny_denoiser
+from tiny import tiny_algorithm, tiny_denoiser
 from torch import Tensor
 
 from hdlm.checkpoint import load_checkpoint
@@ -137,7 +137,7 @@ def list_samplers() -> None:
         for process in (EPSILON, GAMMA):
             if name != "first_hitting" or process is EPSILON:
                 SCENARIOS[f"sampling: {name}, {type(process).__name__}"] = samples(
-                    plain(process), algorithm(name, process, 0.1), plan
+                    plain(process), tiny_algorithm(name, process, 0.1), plan
                 )
     absorbing, scores = Absorbing(WORDS), plain(Absorbing(WORDS), LogScore(), conditioned=True)
     for name in ("analytic", "euler"):

@@ -1,9 +1,9 @@
-"""Denoisers small enough to run in every test: a network with random weights, and a fixed answer."""
+"""Pieces small enough for every test: denoisers, and algorithms that call the network a few times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from hdlm.denoiser import AbstractDenoiser, Denoiser, ForwardContext, Prediction
 from hdlm.network import DDiT, DDiTConfig
 from hdlm.parameterization import AbstractParameterization, Mean
 from hdlm.process import AbstractNoiseProcess
+from hdlm.sampling import EntropyRenoising, InParts, Step, algorithm
 
 
 def tiny_denoiser(
@@ -47,6 +48,18 @@ def tiny_denoiser(
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.copy_(0.4 * noise + (1.0 if parameter.ndim == 1 else 0.0))
     return Denoiser(network, process, parameterization or Mean())
+
+
+def tiny_algorithm(name: str, process: AbstractNoiseProcess, eta: float, **options: Any) -> Step:
+    """An algorithm by its name. Renoising calls the network at most 4 times in a move, not 48 times."""
+    return with_few_passes(algorithm(name, process, eta, **options))
+
+
+def with_few_passes(step: Any) -> Step:
+    """The step; renoising calls the network at most 4 times in a move."""
+    if isinstance(step, InParts):
+        return replace(step, inner=with_few_passes(step.inner))
+    return replace(step, passes=4) if isinstance(step, EntropyRenoising) else step
 
 
 @final

@@ -29,11 +29,10 @@ from hdlm.sampling import (
     TopK,
     TopP,
     Transform,
-    algorithm,
     sample,
 )
 from tests.laws.test_every_way_of_writing import fits
-from tests.tiny import tiny_denoiser
+from tests.tiny import tiny_algorithm, tiny_denoiser
 
 WORDS, LENGTH = 7, 10
 CHAINS: tuple[tuple[Transform, ...], ...] = (
@@ -144,7 +143,7 @@ def _assert_equal_alone_and_in_company(
     name: str, process: AbstractNoiseProcess, schedule: AbstractHyperschedule, seed: int, count: int
 ) -> None:
     numbers = random.Random(seed)
-    denoiser, step = tiny_denoiser(process, seed=seed % 5), algorithm(name, process, 0.3)
+    denoiser, step = tiny_denoiser(process, seed=seed % 5), tiny_algorithm(name, process, 0.3)
     wishes = [Wish.draw(numbers) for _ in range(count)]
     done = write_in_company(denoiser, schedule, step, wishes, numbers)
     assert len(done) > count // 2

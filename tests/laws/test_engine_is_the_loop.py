@@ -28,12 +28,11 @@ from hdlm.sampling import (
     Step,
     Temperature,
     Trace,
-    algorithm,
 )
 from tests.along import sample_along, sample_plainly_along
 from tests.covering import Factors, assert_covers, setting_of
 from tests.laws.test_every_way_of_writing import LENGTH, SCHEDULES, WORDS, fits, prompt_of
-from tests.tiny import tiny_denoiser
+from tests.tiny import tiny_algorithm, tiny_denoiser
 
 PROCESSES: tuple[AbstractNoiseProcess, ...] = (
     Absorbing(WORDS),
@@ -137,7 +136,7 @@ def test_settings_cover_every_pair_of_values() -> None:
 def test_engine_equals_plain_loop(name: str, process: AbstractNoiseProcess) -> None:
     pair = PAIRS.index((name, process))
     at = pair % len(SCHEDULES)
-    assert_engine_equals_loop(algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at))
+    assert_engine_equals_loop(tiny_algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at))
 
 
 @pytest.mark.parametrize("place", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
@@ -158,7 +157,7 @@ def test_engine_equals_plain_loop_with_shifted_and_score_networks(
     pair, process = PAIRS.index((name, PROCESSES[1])), PROCESSES[1]
     for at in (1, 6):
         assert_engine_equals_loop(
-            algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at), parameterization
+            tiny_algorithm(name, process, 0.3), process, SCHEDULES[at], number_of(pair, at), parameterization
         )
 
 
@@ -166,6 +165,6 @@ def test_engine_equals_plain_loop_with_shifted_and_score_networks(
 @pytest.mark.parametrize(("name", "process"), PAIRS, ids=str)
 def test_engine_equals_plain_loop_along_every_hyperschedule(name: str, process: AbstractNoiseProcess) -> None:
     """The product of algorithms, processes and hyperschedules is full; the other factors are a covering design."""
-    pair, step = PAIRS.index((name, process)), algorithm(name, process, 0.3)
+    pair, step = PAIRS.index((name, process)), tiny_algorithm(name, process, 0.3)
     for at, schedule in enumerate(SCHEDULES):
         assert_engine_equals_loop(step, process, schedule, number_of(pair, at))

@@ -33,7 +33,7 @@ from hdlm.sampling import ALGORITHMS, ApproximateCache, Execution, Prompt, algor
 from hdlm.verification import Trial, verify
 from tests.along import sample_along
 from tests.laws.test_cache import schedules
-from tests.tiny import tiny_denoiser
+from tests.tiny import tiny_algorithm, tiny_denoiser
 
 TRIAL = Trial(seed=3, samples=100)
 WORDS = 4
@@ -289,12 +289,12 @@ def test_sample_equals_uncached_denoiser_for_every_setting(way, context, guided)
     if guided and float(process.weights(torch.ones((), dtype=torch.float64)).mask):
         denoiser = Guided(denoiser, prompt.fixed, 0.7)
     try:
-        step = algorithm(method, process, 0.3)
+        step = tiny_algorithm(method, process, 0.3)
         options = {"num_sequences": 2, "prompt": prompt, "context": context, "seed": seed}
         plain = sample_along(UncachedDenoiser(denoiser), plan, step, batch_size=1, **options)
     except (ValueError, RuntimeError) as error:  # an algorithm that is not for this process or these numbers
         with pytest.raises(type(error)):
-            sample_along(denoiser, plan, algorithm(method, process, 0.3), **options)
+            sample_along(denoiser, plan, tiny_algorithm(method, process, 0.3), **options)
         return
     for how in ({}, {"together": True}, {"approximate": ApproximateCache(1, active=True)}):
         found = sample_along(denoiser, plan, step, **options, **how)

@@ -25,6 +25,7 @@ from hdlm.sampling import (
     algorithm,
     sample,
 )
+from tests.tiny import tiny_algorithm
 
 WORDS, LENGTH = 11, 8
 SCHEDULES = [
@@ -57,7 +58,7 @@ def denoiser(
 def test_sample_keeps_prompt_and_writes_words(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     done = sample(
-        model, Regime(schedule), algorithm(name, model.process, 0.3), num_sequences=3, prompt=PROMPT
+        model, Regime(schedule), tiny_algorithm(name, model.process, 0.3), num_sequences=3, prompt=PROMPT
     )
     assert (done.tokens[:, :2] == torch.tensor([3, 1])).all()
     assert ((done.tokens >= 0) & (done.tokens < WORDS)).all()
