@@ -6,6 +6,8 @@ sequences, so the test detects a step that works only for exact denoisers.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,7 +51,7 @@ from hdlm.sampling.algorithms import WRITES_LIKELIEST
 from tests.along import sample_along
 from tests.covering import Factors, assert_covers, setting_of
 from tests.laws.test_hyperschedules import ANY
-from tests.tiny import tiny_denoiser
+from tests.tiny import tiny_algorithm, tiny_denoiser
 
 WORDS, LENGTH = 5, 7
 PROCESSES: dict[str, AbstractNoiseProcess] = {
@@ -180,7 +182,7 @@ def assert_setting_writes_words(name: str, key: str, at: int) -> None:
     assert_writes_words(
         denoiser,
         schedule,
-        algorithm(name, process, setting["eta"]),
+        tiny_algorithm(name, process, setting["eta"]),
         prompt_of(setting["kind"], schedule, torch.Generator().manual_seed(number)),
         num_sequences=16,
         seed=number,
@@ -189,8 +191,14 @@ def assert_setting_writes_words(name: str, key: str, at: int) -> None:
     )
 
 
-@pytest.mark.parametrize("part", [None, 2])
-@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    ("greedy", "part"),
+    [
+        (False, None),
+        (True, 2),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((True, None), (False, 2))),
+    ],
+)
 @pytest.mark.parametrize("name", sorted(WRITES_LIKELIEST))
 def test_every_published_rule_writes_words_only(name: str, greedy: bool, part: int | None) -> None:
     """Likeliest words and parts of the canvas included."""
@@ -199,7 +207,7 @@ def test_every_published_rule_writes_words_only(name: str, greedy: bool, part: i
     assert_writes_words(
         tiny_denoiser(process, seed=len(name)).eval(),
         flat(LENGTH, 3),
-        algorithm(name, process, 0.3, sub_block=part, greedy=greedy),
+        tiny_algorithm(name, process, 0.3, sub_block=part, greedy=greedy),
         prompt_of("infill", flat(LENGTH, 3), choice),
         num_sequences=8,
     )
@@ -218,9 +226,19 @@ REMASKING = {
 }
 
 
-@pytest.mark.parametrize("kind", ["none", "prefix", "infill"])
-@pytest.mark.parametrize("build", REMASKING)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+KINDS = ("none", "prefix", "infill")
+
+
+def remasking_cases() -> Iterator[Any]:
+    """Each pair of a hyperschedule and a step has one fast prompt; the others are slow."""
+    for (at, schedule), (order, build), kind in itertools.product(
+        enumerate(SCHEDULES), enumerate(REMASKING), KINDS
+    ):
+        fast = kind == KINDS[(at + order) % len(KINDS)]
+        yield pytest.param(schedule, build, kind, marks=[] if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("schedule", "build", "kind"), list(remasking_cases()), ids=str)
 def test_remdm_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, kind: str) -> None:
     """Regression: it masked words in their last step."""
     prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))
