@@ -20,8 +20,10 @@ from typing import Any
 
 import jaxtyping
 import torch
+from beartype import BeartypeConf
 
 _check_all_calls = jaxtyping.jaxtyped
+_ERRORS_OF_JAXTYPING = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 _calls: Counter[CodeType] = Counter()
 _checked: dict[CodeType, Callable[..., Any]] = {}
 
@@ -102,7 +104,7 @@ def _with_checks(function: Callable[..., Any], typechecker: Any) -> Callable[...
         hints = None
     if hints is None or inspect.isgeneratorfunction(inspect.unwrap(function)):
         return _check_all_calls(function, typechecker=typechecker)
-    checked: Callable[..., Any] = typechecker(function)
+    checked: Callable[..., Any] = typechecker(function, conf=_ERRORS_OF_JAXTYPING)
     if not any(map(_is_shape, hints.values())):
         return checked
 
