@@ -1,4 +1,4 @@
-"""Covering designs: a few settings of many factors, in which every pair of values of two factors occurs."""
+"""Covering designs: a few settings of many factors, in which every value, or every pair of values, occurs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
+
 Factors = dict[str, Sequence[Any]]
 STRIDE = 55
 """The distance of two settings in the product of all factors."""
+
+
+def cases(*factors: Sequence[Any]) -> list[Any]:
+    """Every combination, as parameters of a test. In the fast ones, every value of each factor occurs; others are slow.
+
+    With three factors, also every pair of values of the two larger factors occurs in a fast one.
+    """
+    smallest = min(map(len, factors))
+    return [
+        pytest.param(
+            *(value for _, value in combination),
+            marks=[pytest.mark.slow] if sum(place for place, _ in combination) % smallest else [],
+        )
+        for combination in itertools.product(*map(enumerate, factors))
+    ]
 
 
 def setting_of(factors: Factors, number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import sys
@@ -109,6 +110,7 @@ def files() -> Iterator[Path]:
     yield from sorted((REPOSITORY / "hdlm").rglob("*.py"))
 
 
+@functools.cache
 def counted() -> dict[str, Counter[str]]:
     """The faults of every file that has some."""
     names = {path.relative_to(REPOSITORY).as_posix(): path for path in files()}

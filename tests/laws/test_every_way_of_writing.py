@@ -6,8 +6,6 @@ sequences, so the test detects a step that works only for exact denoisers.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,7 +47,7 @@ from hdlm.sampling import (
 )
 from hdlm.sampling.algorithms import WRITES_LIKELIEST
 from tests.along import sample_along
-from tests.covering import Factors, assert_covers, setting_of
+from tests.covering import Factors, assert_covers, cases, setting_of
 from tests.laws.test_hyperschedules import ANY
 from tests.tiny import tiny_algorithm, tiny_denoiser
 
@@ -226,19 +224,9 @@ REMASKING = {
 }
 
 
-KINDS = ("none", "prefix", "infill")
-
-
-def remasking_cases() -> Iterator[Any]:
-    """Each pair of a hyperschedule and a step has one fast prompt; the others are slow."""
-    for (at, schedule), (order, build), kind in itertools.product(
-        enumerate(SCHEDULES), enumerate(REMASKING), KINDS
-    ):
-        fast = kind == KINDS[(at + order) % len(KINDS)]
-        yield pytest.param(schedule, build, kind, marks=[] if fast else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("schedule", "build", "kind"), list(remasking_cases()), ids=str)
+@pytest.mark.parametrize(
+    ("schedule", "build", "kind"), cases(SCHEDULES, list(REMASKING), ["none", "prefix", "infill"]), ids=str
+)
 def test_remdm_confidence_leaves_no_mask(schedule: AbstractHyperschedule, build: str, kind: str) -> None:
     """Regression: it masked words in their last step."""
     prompt = prompt_of(kind, schedule, torch.Generator().manual_seed(1))

@@ -17,6 +17,7 @@ from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHy
 from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.world import random_world
+from tests.covering import cases
 from tests.tiny import tiny_denoiser
 
 WORLD = random_world(3, 4, seed=2, temperature=0.7)
@@ -80,24 +81,23 @@ def test_bounded_continuation_probabilities_sum_to_at_most_one(
     assert float((-measure.nats(windows, 400, batch_size=4096)).exp().sum()) < 1.05
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize(
-    ("process", "bound"),
-    [
-        (Absorbing(3), "absorbing"),
-        (Absorbing(3), "hybrid"),
-        (GammaHybrid(3, 0.3), "hybrid"),
-        (Uniform(3), "hybrid"),
-    ],
-    ids=repr,
-)
+BOUNDS = [
+    (Absorbing(3), "absorbing"),
+    (Absorbing(3), "hybrid"),
+    (GammaHybrid(3, 0.3), "hybrid"),
+    (Uniform(3), "hybrid"),
+]
+
+
+@pytest.mark.parametrize(("schedule", "case"), cases(SCHEDULES, BOUNDS), ids=repr)
 def test_conditional_bound_of_exact_model_is_at_least_exact_nats(
-    schedule: AbstractHyperschedule, process: AbstractNoiseProcess, bound: str
+    schedule: AbstractHyperschedule, case: tuple[AbstractNoiseProcess, str]
 ) -> None:
     """The bound of the exact model is at least the exact value. For absorbing noise it equals the exact value.
 
     Single tokens under a stratified bound are weighed by up to 1/u: one window's mean is off by 0.15 after 2000.
     """
+    process, bound = case
     measure = Likelihood(ExactDenoiser(WORLD, process), Regime(schedule), bound=bound)
     windows = [Window((2, 0, *ending), 2, key) for key, ending in enumerate(CONTINUATIONS)]
     true = torch.tensor([truth(window.tokens) for window in windows])

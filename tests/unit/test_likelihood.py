@@ -41,6 +41,7 @@ from hdlm.process import Absorbing, AbstractNoiseProcess, EpsilonHybrid, GammaHy
 from hdlm.regime import Regime
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.world import random_world
+from tests.covering import cases
 
 WORDS, LENGTH = 5, 4
 TOKENS = torch.tensor([3, 1, 4, 1, 0, 2, 2, 4, 0, 3])  # two windows of four, and one of two
@@ -93,9 +94,10 @@ def test_windows_that_overlap_count_every_token_once(size: int, length: int, str
 
 
 @pytest.mark.parametrize(
-    "schedule", [flat(3, 2), autoregressive(3), Block(3, 2, 2), Slide(3, 2, 2)], ids=repr
+    ("schedule", "bound"),
+    cases([flat(3, 2), autoregressive(3), Block(3, 2, 2), Slide(3, 2, 2)], ["absorbing", "hybrid"]),
+    ids=repr,
 )
-@pytest.mark.parametrize("bound", ["absorbing", "hybrid"])
 def test_likelihood_with_stride_1_conditions_on_given_tokens(
     schedule: AbstractHyperschedule, bound: str
 ) -> None:

@@ -25,6 +25,7 @@ from hdlm.sampling import (
     algorithm,
     sample,
 )
+from tests.covering import cases
 from tests.tiny import tiny_algorithm
 
 WORDS, LENGTH = 11, 8
@@ -53,8 +54,7 @@ def denoiser(
     return Denoiser(network, process or EpsilonHybrid(WORDS, 0.1), reading)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("name", "schedule"), cases(list(ALGORITHMS), SCHEDULES), ids=str)
 def test_sample_keeps_prompt_and_writes_words(name: str, schedule: AbstractHyperschedule) -> None:
     model = denoiser()
     done = sample(

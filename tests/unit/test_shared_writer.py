@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hdlm.generation import Settings, write
 from hdlm.generation.company import SharedWriter, WriteRequest, Written
-from hdlm.sampling import Frame, Move, Step
+from hdlm.sampling import EntropyRenoising, Frame, Move, Step
 from hdlm.sampling.algorithms import ALGORITHMS, WRITES_LIKELIEST
 from tests.serving import small_checkpoint, small_model
 
@@ -43,7 +43,8 @@ def results(requests: Iterable[WriteRequest]) -> list[Written]:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_shared_writer_gives_the_text_of_write(name: str) -> None:
+def test_shared_writer_gives_the_text_of_write(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS, "entropy_renoising", lambda _, bound: EntropyRenoising(bound, passes=4))
     chosen = [Settings(algorithm=name, temperature=temperature, **PLAN) for temperature in (0.0, 1.0)]
     if name in WRITES_LIKELIEST:
         chosen += [Settings(algorithm=name, temperature=0.0, sub_block=4, **PLAN)]

@@ -97,7 +97,7 @@ def test_closed_pipe_exits_with_141(stub, tmp_path, way, environment) -> None:
     assert _shell(line, tmp_path, environment) == (0, "141\n", "")
 
 
-@pytest.mark.parametrize("reader", ["true", "head -c 5 >head"])
+@pytest.mark.parametrize("reader", ["true", pytest.param("head -c 5 >head", marks=pytest.mark.slow)])
 def test_show_with_closed_pipe_exits_with_141(tmp_path: Path, reader: str) -> None:
     """The picture of `show` fits into a pipe buffer, and the JSON of many levels does not."""
     words = SHOW if reader == "true" else "show hyperschedule flat --levels 4000 --json"
