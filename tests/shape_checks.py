@@ -21,11 +21,12 @@ from typing import Any
 import jaxtyping
 import torch
 from beartype import BeartypeConf
+from beartype.roar import BeartypeDecorHintException
 
 _check_all_calls = jaxtyping.jaxtyped
 _ERRORS_OF_JAXTYPING = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
-_calls: Counter[CodeType] = Counter()
-_checked: dict[CodeType, Callable[..., Any]] = {}
+_calls: Counter[int] = Counter()
+_checked: dict[CodeType, Callable[..., Any] | None] = {}
 
 
 class _Called(threading.local):
@@ -58,28 +59,35 @@ def _with_some_checks(function: Any, typechecker: Any) -> Any:
     """The function, with checks in some of its calls. Classes and descriptors keep all checks."""
     if dataclasses.is_dataclass(function) and "__init__" in vars(function):
         owner: Any = function
-        owner.__init__ = _with_checks(owner.__init__, typechecker)
+        checked = _with_checks(owner.__init__, typechecker)
+        if checked is None:
+            return _check_all_calls(owner, typechecker=typechecker)
+        owner.__init__ = checked
         return owner
     if not isinstance(function, FunctionType):
         return _check_all_calls(function, typechecker=typechecker)
+    code = function.__code__
+    key = id(code)  # a code object computes its hash at each use
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        code = function.__code__
-        if torch.compiler.is_compiling() or not _is_due(code):
+        if torch.compiler.is_compiling() or not _is_due(key):
             return function(*args, **kwargs)
         if code not in _checked:
             _checked[code] = _with_checks(_run_last_of(function), typechecker)
+        shared = _checked[code]
+        if shared is None:
+            return _check_all_calls(function, typechecker=typechecker)(*args, **kwargs)
         _called.functions.append(function)
-        return _checked[code](*args, **kwargs)
+        return shared(*args, **kwargs)
 
     return call
 
 
-def _is_due(code: CodeType) -> bool:
+def _is_due(key: int) -> bool:
     """Whether the number of this call is a power of two. Functions made by one `def` share a count."""
-    _calls[code] += 1
-    return _calls[code].bit_count() == 1
+    _calls[key] = number = _calls[key] + 1
+    return number.bit_count() == 1
 
 
 def _run_last_of(function: FunctionType) -> Callable[..., Any]:
@@ -92,19 +100,22 @@ def _run_last_of(function: FunctionType) -> Callable[..., Any]:
     return run_last
 
 
-def _with_checks(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
-    """The function with checks in all calls.
+def _with_checks(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any] | None:
+    """The function with checks in all calls; None if it needs the decorator of jaxtyping.
 
-    The decorator of jaxtyping checks each argument twice. The type checker alone checks it once; where annotations have
+    That decorator checks each argument twice. The type checker alone checks it once; where annotations have
     shapes, a context of jaxtyping makes the dimensions of one call agree.
     """
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+        return None
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except NameError:  # a name that is imported for mypy only: jaxtyping skips the annotation
-        hints = None
-    if hints is None or inspect.isgeneratorfunction(inspect.unwrap(function)):
-        return _check_all_calls(function, typechecker=typechecker)
-    checked: Callable[..., Any] = typechecker(function, conf=_ERRORS_OF_JAXTYPING)
+        checked: Callable[..., Any] = typechecker(function, conf=_ERRORS_OF_JAXTYPING)
+    except (
+        NameError,
+        BeartypeDecorHintException,
+    ):  # a name that only mypy imports, or `P.args`: jaxtyping skips it
+        return None
     if not any(map(_is_shape, hints.values())):
         return checked
 
