@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import takewhile
 from typing import TypeVar, final
@@ -18,10 +18,11 @@ import torch
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.denoiser import AbstractDenoiser, Guided, Question
+from hdlm.generation.correction import correction_regime
 from hdlm.generation.passages import Ending, PassageStreamer, Reader, text_of
 from hdlm.generation.settings import Settings, planned
 from hdlm.generation.text import Passage, has_gaps
-from hdlm.generation.write import canvas_of
+from hdlm.generation.write import canvas_of, check_ending
 from hdlm.regime import Regime
 from hdlm.sampling import (
     Engine,
@@ -54,6 +55,7 @@ class WriteRequest:
         ending: Where passages may end before the canvas is full.
         stream: Called with the index of a passage and the next piece of its text, as soon as that is certain.
         watch: Called with a `Frame` of one passage after every step in which it may change.
+        noise: With a noise fraction in (0, 1], the prompt is a whole text that is corrected: a draft at this noise.
 
     An error of `stream` or `watch` ends this request, and no other; it is kept in the attribute `failure`.
 
@@ -69,6 +71,7 @@ class WriteRequest:
     ending: Ending = field(default_factory=Ending)
     stream: Callable[[int, str], None] | None = None
     watch: Callable[[Frame], None] | None = None
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -76,12 +79,9 @@ class WriteRequest:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"`seed` must lie in [0, 2^64); got {self.seed}.")
         tokenizer = self.checkpoint.tokenizer
-        self.given, self.regime = canvas_of(self.checkpoint, self.prompt, self.settings)
+        self.given, self.regime = canvas_of(self.checkpoint, self.prompt, self.settings, self.noise)
         check_prompt(self.given, self.checkpoint.vocabulary.num_words, self.length, 1)
-        if self.infilling and (self.ending.strings or self.ending.at_end_of_text):
-            raise ValueError(
-                "A text with gaps ends at its own end: leave out stop strings and the end of a text."
-            )
+        check_ending(self.ending, whole=self.is_whole)
         self.reader = Reader(tokenizer, self.ending, self.given_ids, self.length)
         self.step = self.settings.step(self.checkpoint, self.regime.hyperschedule)
         ends = bool(self.ending.strings) or self.ending.at_end_of_text
@@ -98,9 +98,9 @@ class WriteRequest:
         self.engine()  # its checks
 
     @property
-    def infilling(self) -> bool:
-        """Whether gaps of a text are filled in."""
-        return has_gaps(self.prompt)
+    def is_whole(self) -> bool:
+        """Whether the prompt is a whole text, whose gaps are filled in or whose words are corrected."""
+        return self.noise is not None or has_gaps(self.prompt)
 
     @property
     def length(self) -> int:
@@ -109,9 +109,9 @@ class WriteRequest:
 
     @cached_property
     def given_ids(self) -> list[int]:
-        """The tokens of the prompt; none for a text with gaps."""
+        """The tokens of the prompt; none for a whole text."""
         row, fixed = self.given.tokens[0], self.given.fixed[0]
-        ids: list[int] = [] if self.infilling else row[fixed].tolist()
+        ids: list[int] = [] if self.is_whole else row[fixed].tolist()
         return ids
 
     @cached_property
@@ -121,19 +121,17 @@ class WriteRequest:
         The engine has the canvas of the network if its first positions have the same plan, so that requests of all
         lengths share it.
         """
-        settings, own = self.settings, self.regime
-        whole = planned(
-            self.checkpoint,
-            replace(settings, length=self.checkpoint.length),
-            self.checkpoint.length,
-            infilling=self.infilling,
-            given=len(self.given_ids),
-        )
+        settings, own, checkpoint = self.settings, self.regime, self.checkpoint
+        if self.noise is None:
+            given = len(self.given_ids)
+            whole = planned(checkpoint, settings, checkpoint.length, infilling=self.is_whole, given=given)
+        else:
+            whole = correction_regime(checkpoint, settings, checkpoint.length, self.noise)
         if not _begins_with(whole, own):
             whole = own
         plan = whole.hyperschedule
         rhythm = (plan.num_levels, *plan.settles.tolist()) if plan.has_epochs else plan
-        key = (id(self.checkpoint), self.step, settings.grid, plan.length, rhythm)
+        key = (id(checkpoint), self.step, settings.grid, self.noise, plan.length, rhythm)
         return (settings.guidance, *key), whole
 
     def engine(self) -> Engine | SpeculativeEngine:
@@ -154,7 +152,7 @@ class WriteRequest:
         tokens, fixed = (
             torch.nn.functional.pad(values, (0, more)) for values in (self.given.tokens, self.given.fixed)
         )
-        return Prompt(tokens, fixed)
+        return Prompt(tokens, fixed, is_draft=self.given.is_draft)
 
     def start_of(self, text: str) -> int:
         """Number of characters at the beginning of a text of this request that belong to the prompt."""
@@ -439,6 +437,7 @@ class SharedWriter:
             torch.tensor([index], device=device),
             tokens=given.tokens.to(device),
             fixed=given.fixed.to(device),
+            is_draft=given.is_draft,
             length=request.length,
             seed=request.seed,
             request=request.asked,

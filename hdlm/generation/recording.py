@@ -319,7 +319,13 @@ def record(
     passages = write(checkpoint, prompt, settings, seed=seed, watch=seen, noise=noise, **how)
     name = f"{settings.algorithm}, seed {seed}" if title is None else title
     document = document_of(
-        trace, regime.hyperschedule, checkpoint.tokenizer, title=name, seed=seed, settings=asdict(settings)
+        trace,
+        regime.hyperschedule,
+        checkpoint.tokenizer,
+        title=name,
+        seed=seed,
+        settings=asdict(settings),
+        noise=noise,
     )
     texts = dict(zip((one.index for one in document.sequences), passages, strict=True))
     sequences = tuple(replace(one, text=texts[one.index].text) for one in document.sequences)
@@ -334,6 +340,7 @@ def document_of(
     title: str = "",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    noise: float | None = None,
 ) -> TraceDocument:
     """The document of a trace.
 
@@ -344,6 +351,7 @@ def document_of(
         title: Name of the run for people.
         seed: Seed of the run.
         settings: Settings of the run as plain values.
+        noise: Noise fraction at which a text to correct began; the document has it in its settings.
     """
     changes = tuple(trace.changes)
     sequences = tuple(
@@ -360,7 +368,7 @@ def document_of(
     return TraceDocument(
         title,
         seed,
-        settings or {},
+        {**(settings or {}), **({} if noise is None else {"noise": noise})},
         trace.mask_id,
         trace.alternatives,
         trace.transformed,

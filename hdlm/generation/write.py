@@ -23,7 +23,7 @@ from hdlm.sampling import (
     sample,
 )
 
-__all__ = ["canvas_of", "complete", "prompt_ids", "write"]
+__all__ = ["canvas_of", "check_ending", "complete", "prompt_ids", "write"]
 
 _FULL_CANVAS, _EXACT = Ending(), Execution()
 
@@ -68,11 +68,7 @@ def write(
     num_given = int(given.fixed.sum())
     gaps = noise is not None or has_gaps(prompt)
     ends = ending.at_end_of_text or bool(ending.strings)
-    if ends and gaps:
-        raise ValueError(
-            "A text with gaps, or one that is corrected, ends at its own end: leave out stop strings and the end of a "
-            "text."
-        )
+    check_ending(ending, whole=gaps)
     start = [] if gaps else given.tokens[0, :num_given].tolist()
     reader = Reader(tokenizer, ending, start, regime.length)
     streaming = None if stream is None else PassageStreamer(reader, stream)
@@ -106,6 +102,19 @@ def write(
             streaming.finish(sequence, text)
         passages.append(Passage(text, tuple(ids), num_given, done.num_evaluations, *cost))
     return passages
+
+
+def check_ending(ending: Ending, *, whole: bool) -> None:
+    """Refuse stop strings, and the token that ends a text, if the prompt is a whole text.
+
+    Raises:
+        ValueError: If a whole text has an ending of its own.
+    """
+    if whole and (ending.at_end_of_text or ending.strings):
+        raise ValueError(
+            "A text with gaps, or one that is corrected, ends at its own end: leave out stop strings and the end of a "
+            "text."
+        )
 
 
 def complete(

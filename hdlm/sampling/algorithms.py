@@ -31,6 +31,7 @@ __all__ = [
     "SPECULATIVE",
     "WRITES_LIKELIEST",
     "algorithm",
+    "corrects",
     "exactness",
 ]
 
@@ -85,6 +86,12 @@ WRITES_LIKELIEST = frozenset(
     {"confidence", "threshold", "factor", "entropy", "joint_threshold", "entropy_renoising", *RULES}
 )
 """Algorithms that write the likeliest words at temperature 0, in the order of the model's own probabilities."""
+_REDRAW = frozenset({"acs", "doubt", "gibbs", "remask_adhoc_shuffle"})
+"""Algorithms that redraw words which the noise may have replaced."""
+_MASK_AGAIN = frozenset({"remask", "remdm", "remdm_rescale", "remdm_confidence", "remdm_loop"})
+"""Algorithms that mask words, right or wrong, and write them again."""
+_EDIT = frozenset({"joint_threshold", "entropy_renoising", "diffusion_gemma"})
+"""Algorithms for networks that were trained to replace visible words, whatever the noise is."""
 
 ANY_STEPS = "exact in any number of steps"
 """A claim of `exactness`: an exact denoiser gives the data distribution, for every number of steps."""
@@ -132,6 +139,20 @@ def exactness(name: str, process: AbstractNoiseProcess, eta: float = 0.01) -> st
         acts = eta > 0 and bool(process.weights(torch.full((), 0.5, dtype=torch.float64)).uniform > 0)
         return _REPAIRED_APART if jumps else _REDRAWN_TOGETHER if acts else SMALL_STEPS
     return _HEURISTIC
+
+
+def corrects(name: str, process: AbstractNoiseProcess) -> bool:
+    """Whether an algorithm can correct a finished text: a text that has words at all positions, some of them wrong.
+
+    Args:
+        name: One of `ALGORITHMS` or of `RULES`, or `SPECULATIVE`.
+        process: The denoiser's process.
+    """
+    if name in _REDRAW or name in ("exact", "analytic", "euler"):
+        return not process.only_masks  # otherwise the network never saw a wrong word
+    if name == "original":
+        return not process.words_stay
+    return name in _EDIT or (name in _MASK_AGAIN and process.makes_masks)
 
 
 def algorithm(

@@ -34,6 +34,7 @@ from hdlm.serve.options import ServeOptions
 from hdlm.serve.schema import (
     ChatRequest,
     CompletionRequest,
+    CorrectRequest,
     ErrorAnswer,
     InfillRequest,
     ModelEntry,
@@ -46,7 +47,7 @@ from hdlm.view.page import static_files
 __all__ = ["create_app"]
 
 _STATIC = Path(__file__).parent / "static"
-_TextBody = CompletionRequest | ChatRequest | InfillRequest
+_TextBody = CompletionRequest | ChatRequest | CorrectRequest | InfillRequest
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "A field cannot be used; `param` names it."},
@@ -174,7 +175,7 @@ def _add_plain_routes(app: FastAPI) -> None:
 
 
 def _add_text_routes(app: FastAPI) -> None:
-    """Completions, chats and gaps."""
+    """Completions, chats, gaps and corrections."""
     answers: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, "content": _STREAM}, **_ERRORS}
 
     @app.post("/v1/completions", responses=answers, summary="Continue a prompt, or fill in the middle")
@@ -189,6 +190,10 @@ def _add_text_routes(app: FastAPI) -> None:
     async def infill(body: InfillRequest, request: Request) -> Response:
         return await _write(app, body, request)
 
+    @app.post("/v1/correct", responses=answers, summary="Replace the wrong words of a text")
+    async def correct(body: CorrectRequest, request: Request) -> Response:
+        return await _write(app, body, request)
+
 
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: _ERRORS[code] for code in codes}
@@ -200,6 +205,7 @@ def _entry(model: ServedModel) -> ModelEntry:
         created=model.created,
         max_model_len=model.checkpoint.length,
         hdlm_algorithms=model.supported,
+        hdlm_correcting=model.correcting,
         hdlm_chat=model.chat_template is not None,
     )
 
@@ -265,6 +271,7 @@ def _frame(plan: Plan, trace: Trace, seen: Frame, request: WriteRequest) -> dict
         title=plan.model.name,
         seed=plan.seed,
         settings=asdict(request.settings),
+        noise=request.noise,
     )
     return frame | {"document": replace(document, changes=()).to_dict()}
 

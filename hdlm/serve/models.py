@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from hdlm.checkpoint import Checkpoint
 from hdlm.generation.settings import Settings, planned
 from hdlm.sampling import ALGORITHMS, RULES, Prompt, sample
-from hdlm.sampling.algorithms import SPECULATIVE
+from hdlm.sampling.algorithms import SPECULATIVE, corrects
 from hdlm.strict_config import nearest
 
 __all__ = ["ServedModel", "read_chat_template"]
@@ -59,6 +59,31 @@ class ServedModel:
     def supported(self) -> list[str]:
         """The algorithms of `ALGORITHMS`, and speculative sampling, if this model supports them."""
         return [name for name in _NAMES if name not in self.unsupported]
+
+    @property
+    def correcting(self) -> list[str]:
+        """The supported algorithms that can correct a finished text."""
+        return [name for name in self.supported if corrects(name, self.checkpoint.denoiser.process)]
+
+    def check_correction(self, name: str) -> None:
+        """Refuse an algorithm that this model supports, but that cannot correct a finished text.
+
+        Raises:
+            ValueError: If the algorithm replaces no word, or the model has never seen a wrong word.
+        """
+        process = self.checkpoint.denoiser.process
+        if corrects(name, process):
+            return
+        known = ", ".join(self.correcting) or "none"
+        if not process.only_masks:
+            raise ValueError(
+                f"`algorithm` is {name!r}, which replaces no word of a finished text. Algorithms that do: {known}."
+            )
+        raise ValueError(
+            f"`algorithm` is {name!r}, but the noise of the model {self.name!r} makes masks only, so the model has "
+            "never seen a wrong word and cannot find one. Use a model whose noise replaces words, such as "
+            f"kjv-spelling-2m, or an algorithm that masks or edits words without that: {known}."
+        )
 
     def check_algorithm(self, name: str) -> None:
         """Refuse an algorithm; the rules of other tools (`RULES`) are settings of the algorithm confidence.

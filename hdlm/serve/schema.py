@@ -14,6 +14,7 @@ __all__ = [
     "AbstractRequest",
     "ChatRequest",
     "CompletionRequest",
+    "CorrectRequest",
     "ErrorAnswer",
     "InfillRequest",
     "StreamOptions",
@@ -183,6 +184,24 @@ class InfillRequest(AbstractRequest):
         return self.n
 
 
+class CorrectRequest(AbstractRequest):
+    """A request for /v1/correct."""
+
+    text: Annotated[Text, Field(min_length=1)] = Field(
+        description="A whole text, without gaps, whose wrong words are to be replaced."
+    )
+    noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Noise fraction at which the text begins; by default where the model expects five wrong words in "
+        "a hundred.",
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="As in /v1/completions.")
+
+    @property
+    def num_passages(self) -> int:
+        return self.n
+
+
 class ErrorBody(BaseModel):
     """What is wrong with a request."""
 
@@ -241,6 +260,7 @@ class ModelEntry(BaseModel):
     owned_by: str = "hdlm"
     max_model_len: int
     hdlm_algorithms: list[str]
+    hdlm_correcting: list[str] = Field(description="The algorithms that can correct a finished text.")
     hdlm_hyperschedules: list[str] = list(get_args(FamilyName))
     hdlm_chat: bool
 

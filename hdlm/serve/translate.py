@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, final
 
 from hdlm.generation.company import WriteRequest
+from hdlm.generation.correction import matching_noise
 from hdlm.generation.other_names import OTHER_NAMES, settings_of
 from hdlm.generation.passages import Ending
 from hdlm.generation.settings import Settings
@@ -21,12 +22,18 @@ from hdlm.sampling import Change, Trace
 from hdlm.serve.jobs import Job, JobEvent
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
-from hdlm.serve.schema import AbstractRequest, ChatRequest, CompletionRequest, InfillRequest
+from hdlm.serve.schema import (
+    AbstractRequest,
+    ChatRequest,
+    CompletionRequest,
+    CorrectRequest,
+    InfillRequest,
+)
 from hdlm.strict_config import OptionError
 
 __all__ = ["BadRequestError", "Plan", "client_plan"]
 
-Kind = Literal["completion", "chat", "infill"]
+Kind = Literal["completion", "chat", "infill", "correction"]
 _OBJECTS: dict[tuple[Kind, bool], str] = {
     ("completion", False): "text_completion",
     ("completion", True): "text_completion",
@@ -34,6 +41,8 @@ _OBJECTS: dict[tuple[Kind, bool], str] = {
     ("chat", True): "chat.completion.chunk",
     ("infill", False): "infill",
     ("infill", True): "infill.chunk",
+    ("correction", False): "correction",
+    ("correction", True): "correction.chunk",
 }
 """Value of `object` in answers and in chunks."""
 _FIELDS = {"length": "max_tokens", "num": "n", "num_levels": "steps", "k": "top_k"}
@@ -81,6 +90,7 @@ class Plan:
         logprobs: Number of other words with log probabilities; None for no log probabilities.
         frames: Whether every step is sent.
         usage: Whether a stream ends with the usage.
+        noise: Noise fraction at which a text to correct begins; None if nothing is corrected.
         sent: Names of the fields that the client has sent.
         created: Time of the request, in seconds since 1970.
         id: Name of the answer.
@@ -97,6 +107,7 @@ class Plan:
     logprobs: int | None = None
     frames: bool = False
     usage: bool = False
+    noise: float | None = None
     sent: Collection[str] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: f"hdlm-{secrets.token_hex(12)}")
@@ -110,8 +121,8 @@ class Plan:
 
     @property
     def whole(self) -> bool:
-        """Whether gaps are filled in, so that a passage has no text before it is finished."""
-        return has_gaps(self.prompts[0])
+        """Whether gaps are filled in or words corrected, so that a passage has no text before it is finished."""
+        return self.noise is not None or has_gaps(self.prompts[0])
 
     def request(self, place: int, **watchers: Any) -> WriteRequest:
         """The request to the writer for one prompt.
@@ -126,6 +137,7 @@ class Plan:
                 num=self.num,
                 seed=self.seed,
                 ending=self.ending,
+                noise=self.noise,
                 **watchers,
             )
         except ValueError as error:
@@ -142,8 +154,7 @@ class Plan:
             content: dict[str, Any] = {"text": text}
             if self.kind == "chat":
                 content = {"message": {"role": "assistant", "content": text}}
-            elif self.kind == "infill":
-                content["gaps"] = job.requests[place].gap_texts(passage)
+            content |= self._parts(job.requests[place], passage)
             choices.append(self._choice(place, index, content, **self._end(job, place, index, passage)))
         return self._object(False, choices) | {"usage": self.usage_of(job, passages), "seed": self.seed}
 
@@ -158,10 +169,10 @@ class Plan:
         end = self._end(job, place, index, passage)
         if not self.whole:
             return [self._chunk(place, index, "", **end)]
-        chunk = self._chunk(place, index, self._text(job.requests[place], passage), **end)
-        if self.kind == "infill":
-            chunk["choices"][0]["gaps"] = job.requests[place].gap_texts(passage)
-        return [chunk]
+        request = job.requests[place]
+        return [
+            self._chunk(place, index, self._text(request, passage), **self._parts(request, passage), **end)
+        ]
 
     def first_chunks(self, job: Job) -> list[dict[str, Any]]:
         """The chunks before all text: the role of a chat, or the prompts that are echoed."""
@@ -179,7 +190,8 @@ class Plan:
 
     def usage_of(self, job: Job, passages: dict[tuple[int, int], Passage]) -> dict[str, Any]:
         """The cost of a request."""
-        given = sum(int(request.given.fixed.sum()) for request in job.requests)
+        read = (request.given for request in job.requests)
+        given = sum(own.fixed.numel() if own.is_draft else int(own.fixed.sum()) for own in read)
         written = sum(len(passage.tokens) - passage.given for passage in passages.values())
         calls = sum(passage.evaluations for passage in passages.values())
         return {
@@ -192,8 +204,24 @@ class Plan:
             "time_to_first_block": job.time_to_first_block,
         }
 
-    def _text(self, request: WriteRequest, passage: Passage) -> str:
+    def _parts(self, request: WriteRequest, passage: Passage) -> dict[str, Any]:
+        """The texts that fill the gaps of a passage, or the tokens that a correction has replaced."""
         if self.kind == "infill":
+            return {"gaps": request.gap_texts(passage)}
+        if self.kind != "correction":
+            return {}
+        read = request.checkpoint.tokenizer.piece
+        pairs = enumerate(zip(request.given.tokens[0].tolist(), passage.tokens, strict=True))
+        return {
+            "corrections": [
+                {"position": position, "old": read(old), "new": read(new)}
+                for position, (old, new) in pairs
+                if old != new
+            ]
+        }
+
+    def _text(self, request: WriteRequest, passage: Passage) -> str:
+        if self.kind in ("infill", "correction"):
             return passage.text
         if self.whole and not self.echo:
             return request.gap_texts(passage)[0]
@@ -201,7 +229,7 @@ class Plan:
 
     def _end(self, job: Job, place: int, index: int, passage: Passage) -> dict[str, Any]:
         """The last values of a choice."""
-        stopped = index in job.requests[place].reader.texts or self.kind == "infill"
+        stopped = index in job.requests[place].reader.texts or self.kind in ("infill", "correction")
         end: dict[str, Any] = {"finish_reason": "stop" if stopped else "length"}
         if self.logprobs is not None:
             end["logprobs"] = self._logprobs(job.requests[place], job.traces[place], index, passage)
@@ -287,7 +315,7 @@ def _chat_logprobs(rows: Sequence[_TokenRow], count: int) -> dict[str, Any]:
 
 
 def client_plan(
-    body: CompletionRequest | ChatRequest | InfillRequest,
+    body: CompletionRequest | ChatRequest | CorrectRequest | InfillRequest,
     models: dict[str, ServedModel],
     options: ServeOptions,
 ) -> Plan:
@@ -321,10 +349,24 @@ def client_plan(
         return common(
             "infill", prompts=(body.text,), settings=(settings,), ending=Ending(), logprobs=body.logprobs
         )
+    if isinstance(body, CorrectRequest):
+        return _correction_plan(body, model, settings, common)
     _check_unsupported(body)
     if isinstance(body, ChatRequest):
         return _chat_plan(body, model, settings, common)
     return _completion_plan(body, model, settings, common)
+
+
+def _correction_plan(
+    body: CorrectRequest, model: ServedModel, settings: Settings, common: partial[Plan]
+) -> Plan:
+    try:
+        model.check_correction(settings.algorithm)
+    except ValueError as error:
+        raise _refused(error, body.model_fields_set) from error
+    noise = matching_noise(model.checkpoint.denoiser.process) if body.noise is None else body.noise
+    how = {"ending": Ending(), "logprobs": body.logprobs, "noise": noise}
+    return common("correction", prompts=(body.text,), settings=(settings,), **how)
 
 
 def _completion_plan(
@@ -486,9 +528,10 @@ def _refused(error: ValueError, sent: Collection[str]) -> BadRequestError:
     """The answer to a request that the library refuses; it names a field that the client has sent, if there is one."""
     quoted, words = re.findall(r"`(\w+)`", str(error)), re.findall(r"\w+", str(error))
     names = [error.option] if isinstance(error, OptionError) else quoted or words
-    known = {*CompletionRequest.model_fields, *InfillRequest.model_fields}
+    known = {*CompletionRequest.model_fields, *CorrectRequest.model_fields}
     fields = [_FIELDS.get(name, name) for name in names]
     named = next((name for name in fields if name in known), None)
     block = "block" if named in ("width", "sub_block") else named
-    others = [name for name in sent if named is not None and _setting_of(name) in (named, block)]
+    meant = {block, *(fields if quoted else ()), named}
+    others = [name for name in sorted(sent) if named is not None and _setting_of(name) in meant]
     return BadRequestError(str(error), named if named in sent or not others else others[0])

@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from hdlm.generation import TraceDocument
+from hdlm.process import Absorbing
+from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
 from tests.browsing import NEEDS_CHROMIUM, check_accessibility, chromium, expect, wait_until
-from tests.serving import serving, small_model
+from tests.serving import serving, small_checkpoint, small_model
 
 pytestmark = NEEDS_CHROMIUM
 PROMPT = "In the beginning"
@@ -169,6 +171,79 @@ def test_gaps_are_filled(open_page: Any) -> None:
     assert "3 tokens" in finish(tab)
     assert words(tab).startswith("In the")
     assert words(tab).endswith("of the land")
+
+
+TEXT = "In the land was the word, and the people was with the beginning."
+
+
+def corrected(address: str, **body: Any) -> dict[str, Any]:
+    """The choice of the server for a correction without the page."""
+    answer = httpx.post(f"{address}/v1/correct", json=body, timeout=60)
+    return dict(answer.raise_for_status().json()["choices"][0])
+
+
+def test_pasted_text_is_corrected_and_shows_what_was_replaced(open_page: Any, address: str) -> None:
+    tab = open_page("seed=3")
+    tab.get_by_role("radio", name="Correct a text").check()
+    tab.get_by_label("Text to correct").fill(TEXT)
+    assert number(tab, "Eta").input_value() == "1"  # the page fills in settings that correct
+    assert not number(tab, "New tokens").is_visible()
+    assert "original" not in tab.get_by_role("combobox", name="Algorithm").text_content()
+    number(tab, "Noise").fill("0.6")
+    number(tab, "Steps of a token").fill("2")
+    press(tab, "Correct")
+    choice = corrected(address, text=TEXT, seed=3, noise=0.6, eta=1, temperature=0.5, steps=2)
+    count = len(choice["corrections"])
+    assert f"{count} token{'' if count == 1 else 's'} replaced" in finish(tab)
+    assert words(tab) == " ".join(choice["text"].split())
+    marked = tab.locator(".text .token.replaced")
+    assert [int(mark.get_attribute("data-position")) for mark in marked.all()] == [
+        change["position"] for change in choice["corrections"]
+    ]
+    old = [change["old"].strip() for change in choice["corrections"]]
+    assert marked.evaluate_all("(all) => all.map((one) => one.dataset.old)") == old
+    assert "instead of" in marked.first.get_attribute("aria-label")
+    assert re.search(r"\d %", tab.locator(".replaced-words .share").first.text_content())
+    press(tab, "First")
+    assert words(tab) == TEXT
+    assert tab.get_by_role("heading", name="No word is replaced").is_visible()
+    other = open_page(copied(tab, "link").partition("#")[2])
+    expect(other.get_by_label("Text to correct")).to_have_value(TEXT)
+    assert number(other, "Noise").input_value() == "0.6"
+
+
+@pytest.mark.slow
+def test_written_text_is_corrected(open_page: Any, address: str) -> None:
+    tab = open_page("prompt=In the beginning&max_tokens=8&seed=3&temperature=0.3")
+    press(tab, "Generate")
+    finish(tab)
+    press(tab, "Correct this text")
+    expect(tab.get_by_role("radio", name="Correct a text")).to_be_checked()
+    assert "replaced" in finish(tab)
+    text, seed = tab.get_by_label("Text to correct").input_value(), int(number(tab, "Seed").input_value())
+    assert text.startswith(PROMPT)
+    choice = corrected(address, text=text, seed=seed, eta=1, temperature=0.3, steps=16)
+    assert tab.locator(".text .token.replaced").count() == len(choice["corrections"]) > 0
+    curl = copied(tab, "curl")
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(answer.stdout)["choices"][0]["text"] == choice["text"]
+    tab.get_by_role("radio", name="Write", exact=True).check()
+    assert number(tab, "Eta").input_value() == ""
+    assert number(tab, "Temperature").input_value() == "0.3"
+
+
+@pytest.mark.slow
+def test_a_model_that_never_saw_a_wrong_word_refuses_to_correct(open_page: Any) -> None:
+    masks = small_checkpoint(Absorbing(small_checkpoint().vocabulary.num_words))
+    with serving([ServedModel("masks", masks)]) as address:
+        tab = open_page(f"task=correct&seed=3&prompt={TEXT}", address)
+        press(tab, "Correct")
+        expect(tab.get_by_role("alert")).to_contain_text("Use a model whose noise replaces words")
+        choice = tab.get_by_role("combobox", name="Algorithm")
+        assert choice.get_attribute("aria-invalid") == "true"
+        choice.select_option("remask")
+        press(tab, "Correct")
+        assert finish(tab).startswith("Finished")
 
 
 def test_words_are_chosen_fixed_masked_and_written_again(open_page: Any) -> None:
@@ -558,6 +633,17 @@ def test_axe_finds_no_violation(open_page: Any, width: int, scheme: str) -> None
     number(tab, "Steps of a token").fill("5000")
     press(tab, "Generate")
     expect(tab.get_by_role("alert")).to_contain_text("`steps` is 5000")
+    check_accessibility(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_axe_finds_no_violation_in_a_correction(open_page: Any, scheme: str) -> None:
+    link = f"task=correct&prompt={TEXT}&seed=3&eta=1&steps=2"
+    tab = open_page(link, viewport={"width": 360, "height": 900}, color_scheme=scheme, bypass_csp=True)
+    press(tab, "Correct")
+    finish(tab)
     check_accessibility(tab)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 

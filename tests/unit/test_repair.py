@@ -16,9 +16,10 @@ from hdlm.generation import Settings
 from hdlm.generation.correction import matching_noise
 from hdlm.hyperschedule import Block, flat
 from hdlm.noise_schedule import LogLinear
-from hdlm.process import GIDD, Absorbing, EpsilonHybrid, Uniform
+from hdlm.process import GIDD, Absorbing, EpsilonHybrid, GammaHybrid, Uniform
 from hdlm.regime import Regime
-from hdlm.sampling import Execution, Prompt, algorithm, sample
+from hdlm.sampling import ALGORITHMS, RULES, Execution, Prompt, algorithm, sample
+from hdlm.sampling.algorithms import corrects
 from hdlm.sampling.loop import sample_plainly
 from hdlm.verification.exact import ExactDenoiser
 from hdlm.verification.statistics import FAILURE_RATE, chi_square
@@ -79,6 +80,33 @@ def test_a_draft_of_tokens_outside_the_vocabulary_is_refused() -> None:
             algorithm("acs", Absorbing(5)),
             prompt=free(torch.tensor([[0, 1, 6]])),
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "process",
+    [
+        Absorbing(5),
+        EpsilonHybrid(5, 0.2),
+        GammaHybrid(5, 0.5),
+        Uniform(5),
+    ],
+    ids=lambda process: type(process).__name__,
+)
+def test_algorithms_that_correct_change_a_text_and_others_do_not(process) -> None:
+    """With masks only, a redraw would change words at random, so it does not count as a correction."""
+    denoiser, regime = tiny_denoiser(process), Regime(flat(6, 4), LogLinear(floor=0.5))
+    draft = torch.arange(24).view(4, 6) % 5
+    for name in (*ALGORITHMS, *RULES):
+        step = algorithm(name, process, 0.9)
+        try:
+            end = sample(denoiser, regime, step, num_sequences=4, seed=1, prompt=free(draft)).tokens
+        except ValueError:
+            continue  # the algorithm needs masks, or words that stay
+        if process.only_masks and name in ("acs", "remask_adhoc_shuffle"):
+            assert not corrects(name, process)
+        else:
+            assert corrects(name, process) == (not torch.equal(end, draft)), name
 
 
 def test_without_corrections_a_text_stays_as_it_is() -> None:

@@ -23,6 +23,7 @@ import pytest
 from hdlm.generation import Ending, Settings, write
 from hdlm.generation.recording import TraceDocument
 from hdlm.generation.write import prompt_ids
+from hdlm.process import Absorbing
 from hdlm.sampling import ALGORITHMS
 from hdlm.serve import app
 from hdlm.serve.jobs import Job, Worker
@@ -30,16 +31,24 @@ from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel, read_chat_template
 from hdlm.serve.options import ServeOptions
 from hdlm.serve.translate import Plan
-from tests.serving import TEMPLATE, serving, small_model
+from tests.serving import TEMPLATE, serving, small_checkpoint, small_model
 
 MODEL = small_model()
+MASKS = ServedModel("masks", small_checkpoint(Absorbing(MODEL.checkpoint.vocabulary.num_words)))
 CHAT = ServedModel("chat", MODEL.checkpoint, TEMPLATE)
 PROMPT = "In the beginning"
+DRAFT = "In the land was the word, and the people was with the beginning."
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with serving([MODEL, CHAT], ServeOptions(slots=4, max_body=200_000)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def address_of_masks() -> Iterator[str]:
+    with serving([MODEL, MASKS]) as address:
         yield address
 
 
@@ -136,6 +145,94 @@ def test_suffix_and_gaps_are_filled(client: openai.OpenAI, address: str) -> None
     assert [len(choice["gaps"]) for choice in several["choices"]] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"algorithm": "acs", "eta": 1.0, "steps": 3},
+        {"algorithm": "gibbs", "noise": 0.3, "temperature": 0.7},
+        {"hyperschedule": "block", "width": 4, "steps": 2, "eta": 0.9},
+    ],
+    ids=str,
+)
+def test_texts_are_corrected_as_in_the_library(address: str, how: dict[str, Any]) -> None:
+    answer = post(address, "/v1/correct", text=DRAFT, n=2, seed=3, logprobs=1, **how).json()
+    passages = MODEL.checkpoint.correct(DRAFT, num=2, seed=3, progress=False, **how)
+    assert [choice["text"] for choice in answer["choices"]] == [passage.text for passage in passages]
+    before, read = prompt_ids(MODEL.checkpoint.tokenizer, DRAFT), MODEL.checkpoint.tokenizer.piece
+    for choice, passage in zip(answer["choices"], passages, strict=True):
+        pieces = [read(token) for token in before]
+        for change in choice["corrections"]:
+            assert pieces[change["position"]] == change["old"]
+            pieces[change["position"]] = change["new"]
+        assert choice["corrections"]
+        assert pieces == [read(token) for token in passage.tokens]
+        known = choice["logprobs"]["token_logprobs"]  # without the first token, which stays
+        assert all(known[change["position"] - 1] is not None for change in choice["corrections"])
+    assert answer["usage"]["prompt_tokens"] == len(before)
+    assert answer["usage"]["completion_tokens"] == 2 * (len(before) - 1)
+
+
+def test_frames_of_a_correction_begin_with_the_text(address: str) -> None:
+    body = {"text": DRAFT, "seed": 3, "eta": 1.0, "stream": True, "diffusion_frames": True}
+    lines = [
+        line[6:] for line in post(address, "/v1/correct", **body).text.splitlines() if line[:7] == "data: {"
+    ]
+    *frames, last = map(json.loads, lines)
+    document = TraceDocument.from_dict(frames[0]["hdlm_frame"]["document"])
+    assert document.settings["noise"] == 0.5
+    assert list(document.sequences[0].start) == prompt_ids(MODEL.checkpoint.tokenizer, DRAFT)
+    (choice,) = post(address, "/v1/correct", text=DRAFT, seed=3, eta=1.0).json()["choices"]
+    assert last["choices"][0] == choice
+    assert all(chunk["choices"][0]["text"] == "" for chunk in frames)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({"text": "a [MASK] word"}, "text", "no gaps"),
+        ({"text": ""}, "text", "at least 1"),
+        ({"text": "word " * 100}, "text", "between 1 and 48 positions"),
+        ({"text": ["a"]}, "text", "valid string"),
+        ({"noise": 0}, "noise", "greater than 0"),
+        ({"noise": 1.5}, "noise", "less than or equal to 1"),
+        ({"algorithm": "original"}, "algorithm", "Algorithms that do: exact, acs, doubt"),
+        ({"remasking": "random"}, "remasking", "replaces no word"),
+        ({"gen_length": 8}, "gen_length", "leave `length`"),
+        ({"stop": "a"}, "stop", "Extra inputs"),
+        ({"model": "masks"}, "algorithm", "Use a model whose noise replaces words"),
+        (
+            {"model": "masks", "algorithm": "doubt"},
+            "algorithm",
+            "masks or edits words without that: remask, ",
+        ),
+        ({"diffusion_frames": True}, "diffusion_frames", "stream"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_corrected_is_refused(
+    address_of_masks: str, body: dict[str, Any], field: str, words: str
+) -> None:
+    answer = post(address_of_masks, "/v1/correct", **({"text": DRAFT} | body))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], words in error["message"]) == (field, True), error
+
+
+def test_a_model_of_masks_corrects_by_masking_again(address_of_masks: str) -> None:
+    how = {"algorithm": "remask", "steps": 4}
+    answer = post(address_of_masks, "/v1/correct", model="masks", text=DRAFT, seed=1, **how).json()
+    (passage,) = MASKS.checkpoint.correct(DRAFT, seed=1, progress=False, **how)
+    assert answer["choices"][0]["text"] == passage.text != DRAFT
+    entries = {entry["id"]: entry["hdlm_correcting"] for entry in _models(address_of_masks)}
+    assert "acs" in entries["small"]
+    assert "original" not in entries["small"]
+    assert "acs" not in entries["masks"]
+
+
+def _models(address: str) -> list[dict[str, Any]]:
+    return list(httpx.get(f"{address}/v1/models").json()["data"])
+
+
 def test_chats_need_a_template(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "In the"}]
     answer = client.chat.completions.create(
@@ -217,26 +314,24 @@ def test_token_ids_that_do_not_fit_are_refused(address: str, ids: list[Any]) -> 
     assert answer.json()["error"]["message"]
 
 
-COMPANY: tuple[dict[str, Any], ...] = tuple(
+COMPANY: tuple[dict[str, Any], ...] = (
+    {"prompt": PROMPT, "max_tokens": 8},
+    {"prompt": "", "max_tokens": 8, "n": 2, "temperature": 0.5},
+    {"prompt": "the word", "max_tokens": 9, "algorithm": "gibbs", "top_p": 0.9},
     {
-        "prompt": prompt,
-        "max_tokens": count,
-        "seed": seed,
-        "n": n,
-        "logprobs": 1,
-        **settings,
-    }
-    for seed, (prompt, count, n, settings) in enumerate(
-        [
-            (PROMPT, 8, 1, {}),
-            ("", 8, 2, {"temperature": 0.5}),
-            ("the word", 9, 1, {"algorithm": "gibbs", "top_p": 0.9}),
-            (PROMPT, 6, 2, {"repetition_penalty": 1.3, "hyperschedule": "flat", "steps": 5}),
-            ("the land", 7, 1, {"threshold": 0.3}),
-            ("people", 4, 1, {"cfg_scale": 0.5}),
-        ]
-    )
+        "prompt": PROMPT,
+        "max_tokens": 6,
+        "n": 2,
+        "repetition_penalty": 1.3,
+        "hyperschedule": "flat",
+        "steps": 5,
+    },
+    {"prompt": "the land", "max_tokens": 7, "threshold": 0.3},
+    {"prompt": "people", "max_tokens": 4, "cfg_scale": 0.5},
+    {"path": "/v1/correct", "text": DRAFT, "eta": 1.0, "steps": 3},
+    {"path": "/v1/correct", "text": PROMPT, "n": 2, "algorithm": "doubt", "noise": 0.2},
 )
+COMPANY = tuple({"seed": seed, "n": 1, "logprobs": 1, **body} for seed, body in enumerate(COMPANY))
 
 
 def test_answers_are_the_same_bytes_alone_and_in_company(address: str) -> None:

@@ -19,6 +19,7 @@ from tests.serving import small_checkpoint, small_model
 
 MODEL = small_model()
 CHECKPOINT, SUPPORTED = MODEL.checkpoint, MODEL.supported
+DRAFT = "In the land was the word, and the people was with the beginning."
 PLAN: dict[str, Any] = {"hyperschedule": "block", "width": 8, "steps": 3, "length": 12}
 
 
@@ -84,9 +85,10 @@ def drawn(numbers: random.Random) -> tuple[WriteRequest, Settings]:
         guidance=numbers.choice((0.0, 0.0, 0.0, 0.5)),
         **numbers.choice(PLANS),
     )
-    prompt = numbers.choice(("", "In the", "a [MASK:4] the land"))
-    settings = replace(settings, length=None) if "[MASK" in prompt else settings
-    return WriteRequest(CHECKPOINT, prompt, settings, seed=numbers.randrange(100)), settings
+    prompt = numbers.choice(("", "In the", "a [MASK:4] the land", DRAFT))
+    noise = numbers.choice((0.3, 0.7)) if prompt == DRAFT else None
+    settings = replace(settings, length=None) if "[MASK" in prompt or prompt == DRAFT else settings
+    return WriteRequest(CHECKPOINT, prompt, settings, seed=numbers.randrange(100), noise=noise), settings
 
 
 def assert_equal_in_company(seed: int, count: int) -> None:
@@ -105,7 +107,9 @@ def assert_equal_in_company(seed: int, count: int) -> None:
     for written in done:
         assert written.passage is not None, written.error
         request, passage = written.request, written.passage
-        alone = write(CHECKPOINT, request.prompt, requests[request], seed=request.seed)[0]
+        alone = write(CHECKPOINT, request.prompt, requests[request], seed=request.seed, noise=request.noise)[
+            0
+        ]
         assert replace(passage, num_evaluations=0) == replace(alone, num_evaluations=0), requests[request]
 
 

@@ -103,6 +103,7 @@ def test_correct_has_a_replay(model: hdlm.Checkpoint) -> None:
     (trace,) = model.correct("And the earth was", algorithm="acs", eta=1.0, steps=2).replay().traces
     mask = model.vocabulary.mask_id
     assert mask not in trace.sequences[0].start
+    assert trace.settings["noise"] == 0.5  # the player shows such a trace as a correction
     assert {change.reason for change in trace.changes} == {"corrected"}
 
 

@@ -10,9 +10,10 @@
   const GAP = /\[MASK(:[0-9]+)?\]/;
   const AWAY = "The server does not answer. It may have been stopped, or the connection is broken.";
   const BROKE = "The connection broke before the text was finished.";
-  const COMMON = ["prompt", "max_tokens", "seed"];
+  const COMMON = ["prompt", "max_tokens", "noise", "seed"];
   const OPENAI = ["model", "prompt", "max_tokens", "seed", "temperature", "top_p", "echo"]; // arguments of its client
   const FRAME = 16, SLOW = 1000; // milliseconds between pictures; the second for readers who prefer reduced motion
+  const CORRECTION = { eta: "1", temperature: "0.5", steps: "16" }; // settings that correct, for a form without them
   const CORRECTS = "eta=0.3&temperature=0.7&top_p=0.9";
   const PRESETS = {
     "It corrects itself": `prompt=And the LORD said unto&max_tokens=40&seed=7&algorithm=acs&${CORRECTS}`,
@@ -24,6 +25,9 @@
     "In a wave": `prompt=And it came to pass&max_tokens=60&seed=1&hyperschedule=wave&algorithm=acs&${CORRECTS}`,
     "Gaps": "prompt=And the word of the LORD came unto [MASK], saying, Go, and speak unto the children of [MASK], and say " +
       `unto them, Thus [MASK:3], Go ye up to [MASK:2].&seed=1&algorithm=acs&${CORRECTS}`,
+    "Correct a text": "task=correct&prompt=The LORD is my shnpherd; I sdaql not want. He maketg me to lie down in green pasturas: he " +
+      "leqdeth me bevide the still waters.&seed=8&model=kjv-spelling-2m&algorithm=acs&hyperschedule=flat&" +
+      new URLSearchParams(CORRECTION),
   };
 
   const byId = (id) => document.getElementById(id);
@@ -74,15 +78,32 @@
   function fitModel() { // the choices of the chosen model
     const model = models.find((one) => one.id === field("model").value);
     for (const node of fieldsets) {
-      fill(node.querySelector("[name=algorithm]"), "default", model.hdlm_algorithms);
+      fill(node.querySelector("[name=algorithm]"), "default", corrects() ? model.hdlm_correcting : model.hdlm_algorithms);
       fill(node.querySelector("[name=hyperschedule]"), "of the model", model.hdlm_hyperschedules);
     }
   }
+  const corrects = () => field("task").value === "correct";
+  function fitTask() { // the settings of the other task
+    fitModel();
+    for (const node of fieldsets.flatMap((_, place) => settingFields(place))) {
+      const usual = CORRECTION[node.name];
+      if (usual && node.value === (corrects() ? "" : usual)) node.value = corrects() ? usual : "";
+    }
+    fitForm();
+  }
   function fitForm() { // fields that have no effect are off
-    const two = field("compare").checked, gaps = GAP.test(field("prompt").value);
+    const two = field("compare").checked, correct = corrects(), gaps = !correct && GAP.test(field("prompt").value);
+    byId("prompt-name").textContent = correct ? "Text to correct" : "Prompt";
+    byId("prompt-note").textContent = correct
+      ? "The text is a draft: words that the model finds wrong are replaced."
+      : "[MASK] is a gap of one token, [MASK:5] of five.";
+    byId("start").textContent = correct ? "Correct" : "Generate";
+    byId("gap").hidden = field("max_tokens").parentNode.hidden = correct;
+    field("noise").parentNode.hidden = !correct;
+    field("noise").disabled = !correct;
     fieldsets[1].hidden = fieldsets[1].disabled = !two;
     fieldsets[0].querySelector("legend").textContent = two ? "First settings" : "Settings";
-    field("max_tokens").disabled = gaps;
+    field("max_tokens").disabled = gaps || correct;
     field("max_tokens").placeholder = gaps ? "the gaps" : "all";
   }
   function settingsOf(place) {
@@ -94,7 +115,8 @@
   }
   function asLink() {
     const values = new URLSearchParams();
-    for (const name of COMMON) if (field(name).value !== "") values.set(name, field(name).value);
+    if (corrects()) values.set("task", "correct");
+    for (const name of COMMON) if (!field(name).parentNode.hidden && field(name).value !== "") values.set(name, field(name).value);
     if (field("model").selectedIndex > 0) values.set("model", field("model").value);
     if (field("compare").checked) values.set("compare", "1");
     fieldsets.forEach((_, place) => {
@@ -104,6 +126,7 @@
   }
   function restore(link) {
     const values = new URLSearchParams(link);
+    field("task").value = values.get("task") === "correct" ? "correct" : "write";
     for (const name of COMMON) field(name).value = values.get(name) ?? "";
     if (values.has("model")) choose(field("model"), values.get("model"));
     fitModel();
@@ -180,7 +203,7 @@
     form.hidden = false;
     if (first) {
       restore(location.hash.slice(1) || Object.values(PRESETS)[0]);
-      say("Press Generate to watch a text being written.");
+      say(corrects() ? "Press Correct to watch a text being corrected." : "Press Generate to watch a text being written.");
     } else {
       fitModel();
     }
@@ -216,7 +239,10 @@
     const text = field("prompt").value, body = { model, seed: field("seed").valueAsNumber, ...settingsOf(place) };
     const job = { place, path: "/v1/infill", body, queue: [], text: "", state: "open", failure: null, trace: null };
     if (tokens !== null) body.text = tokens;
-    else if (GAP.test(text)) body.text = text;
+    else if (corrects()) {
+      Object.assign(body, { text }, field("noise").value === "" ? {} : { noise: field("noise").valueAsNumber });
+      job.path = "/v1/correct";
+    } else if (GAP.test(text)) body.text = text;
     else {
       const count = field("max_tokens").value === "" ? null : field("max_tokens").valueAsNumber;
       Object.assign(body, { prompt: text, max_tokens: count, echo: true, ignore_eos: true });
@@ -241,7 +267,7 @@
     for (const job of run.jobs) job.title = titleOf(job, run.jobs);
     current = run;
     report([]);
-    say("Writing…");
+    say(run.jobs[0].path === "/v1/correct" ? "Correcting…" : "Writing…");
     if (stacked.matches) byId("result").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
     byId("stop").setAttribute("aria-disabled", "false");
     for (const job of run.jobs) {
@@ -249,14 +275,15 @@
         () => { job.state = "done"; },
         (error) => {
           job.state = run.abort.signal.aborted ? "stopped" : "failed";
-          if (job.state === "failed") job.failure = error;
+          if (job.state !== "failed") return;
+          job.failure = error;
+          if (run === current) report(run.jobs.map((one) => one.failure), run.jobs);
         },
       );
     }
     await watch(run);
     if (run !== current) return;
     byId("stop").setAttribute("aria-disabled", "true");
-    report(run.jobs.map((job) => job.failure), run.jobs);
     say(summary(run));
   }
   function stop() {
@@ -292,11 +319,15 @@
     shown = run;
     showEdits();
     byId("keep").hidden = byId("hint").hidden = false;
-    byId("downloads").replaceChildren(...jobs.map((job, slot) => {
-      const node = make("button", { type: "button" }, jobs.length > 1 ? `Download trace ${slot + 1}` : "Download the trace");
-      node.addEventListener("click", () => download(job, slot));
+    const button = (act, one, several) => (job, slot) => {
+      const node = make("button", { type: "button" }, jobs.length > 1 ? `${several} ${slot + 1}` : one);
+      node.addEventListener("click", () => act(slot, job));
       return node;
-    }));
+    };
+    byId("of-each").replaceChildren(
+      ...jobs.map(button(correct, "Correct this text", "Correct text")),
+      ...jobs.map(button(download, "Download the trace", "Download trace")),
+    );
   }
   function advance(run, job, ended) { // append frames; more of them at a time if many wait
     const count = still.matches || document.hidden ? job.queue.length : Math.ceil(job.queue.length / 20);
@@ -315,11 +346,13 @@
     const word = { done: "Finished", stopped: "Stopped", failed: "Broken off" };
     const seconds = ((performance.now() - run.began) / 1000).toFixed(1);
     const parts = run.shown.map((job) => {
-      const { sequences: [sequence], changes } = job.trace;
-      const corrected = changes.reason.filter((reason) => reason === "corrected").length;
+      const { sequences: [sequence], changes } = job.trace, { last } = run.replay.runs[job.slot];
+      const corrected = job.path === "/v1/correct"
+        ? `${plural(sequence.start.filter((token, i) => token !== last[i]).length, "token")} replaced`
+        : plural(changes.reason.filter((reason) => reason === "corrected").length, "correction");
       const name = run.shown.length > 1 ? `${job.title}: ` : "";
       return `${name}${plural(sequence.start.length - sequence.given.length, "token")}, ` +
-        `${plural(sequence.evaluations, "evaluation")}, ${plural(corrected, "correction")}`;
+        `${plural(sequence.evaluations, "evaluation")}, ${corrected}`;
     });
     const state = run.shown.map((job) => job.state).find((one) => one !== "done") ?? "done";
     return `${word[state]} after ${seconds} seconds. ${parts.join("; ")}. Seed ${run.jobs[0].body.seed}.`;
@@ -392,8 +425,8 @@
     byId("rewrite").setAttribute("aria-disabled", String(!canvas().includes(null)));
     if (rows.length) say(`${plural(rows.length, "change")}. ${rows[rows.length - 1]}.`);
   }
-  function canvas() { // the tokens on the stage with the changes; null is a gap
-    const { slot, masked, words } = shown.edits, run = shown.replay.runs[slot], mask = run.trace.mask_id;
+  function canvas({ slot, masked, words } = shown.edits) { // the tokens on the stage with changes; null is a gap
+    const run = shown.replay.runs[slot], mask = run.trace.mask_id;
     return Array.from(run.tokens, (token, i) => (masked.has(i) ? null : words.has(i) ? words.get(i).token : token === mask ? null : token));
   }
   function rewrite() { // fill the gaps with a new seed
@@ -409,8 +442,20 @@
     for (let i = looked.position; i < length; i++) if (!edits.fixed.has(i)) edits.masked.add(i);
   }
 
+  function correct(slot) { // correct a text on the stage, with the changes of the reader
+    const edits = editsOf(slot), run = shown.replay.runs[slot];
+    const pieces = canvas(edits).map((token, i) => (token === null ? " [MASK]" : edits.words.get(i)?.piece ?? run.piece(token)));
+    choose(field("model"), shown.jobs[0].body.model);
+    field("prompt").value = pieces.join("").trim();
+    field("task").value = "correct";
+    fitTask();
+    drawSeed();
+    byId("result-title").focus();
+    generate();
+  }
+
   // --- what a reader keeps ------------------------------------------------------------------------------------------
-  function download(job, slot) {
+  function download(slot, job) {
     const url = URL.createObjectURL(new Blob([JSON.stringify(job.trace)], { type: "application/json" }));
     make("a", { href: url, download: slot ? `trace-${slot + 1}.json` : "trace.json" }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
@@ -428,7 +473,7 @@
     return JSON.stringify(value);
   }
   function asPython({ path, body }) {
-    if (path === "/v1/infill") return `answer = client.post("/infill", body=${python(body)}, cast_to=object)\nprint(answer["choices"][0]["text"])`;
+    if (path !== "/v1/completions") return `answer = client.post("${path.slice(3)}", body=${python(body)}, cast_to=object)\nprint(answer["choices"][0]["text"])`;
     const own = OPENAI.filter((name) => name in body).map((name) => `${name}=${python(body[name])}`);
     const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAI.includes(name)));
     return `answer = client.completions.create(\n    ${[...own, `extra_body=${python(extra)}`].join(",\n    ")},\n)\nprint(answer.choices[0].text)`;
@@ -465,6 +510,7 @@
   on("form", fitForm, "input");
   on("key-form", (event) => { event.preventDefault(); key = byId("key").value; byId("key").value = ""; loadModels(); }, "submit");
   field("model").addEventListener("change", fitModel);
+  on("tasks", fitTask, "change");
   field("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });

@@ -42,6 +42,7 @@
     ["written", "written in this step"],
     ["corrected", "corrected in this step"],
     ["masked", MASK.repeat(3) + " masked again"],
+    ["replaced", "new: replaced in the text"],
     ["was-corrected", "corrected before"],
     ["given", "given"],
   ];
@@ -64,6 +65,8 @@
     if (p > 0 && p < 0.001) return "< 0.1 %";
     return `${(100 * p).toFixed(p > 0.999 && p < 1 ? 2 : 1)} %`;
   }
+  const isDraft = (trace) => typeof trace.settings.noise === "number"; // whether a finished text is corrected
+  const sign = (piece) => piece.replaceAll("\n", "↵").trim() || "␣"; // the text of a token or a word, without the space around it
   function shown(piece) { // the text of a token inside a sentence
     if (piece === null) return "mask";
     return "“" + piece.replaceAll("\n", "↵").replaceAll("\t", "⇥") + "”";
@@ -76,6 +79,7 @@
       this.sequence = trace.sequences[place];
       this.levels = trace.levels;
       this.given = new Set(this.sequence.given);
+      this.isDraft = isDraft(trace);
       this.length = this.sequence.start.length;
       this.pieces = new Map(Object.entries(trace.pieces).map(([token, text]) => [Number(token), text]));
       this.history = Array.from({ length: this.length }, () => []); // changes of each position
@@ -143,6 +147,23 @@
       const text = this.pieces.get(token);
       return text === undefined ? `[${token}]` : text;
     }
+    isReplaced(i) { // whether the current token stands in the place of another one of a text to correct
+      const token = this.tokens[i];
+      return this.isDraft && token !== this.sequence.start[i] && token !== this.trace.mask_id;
+    }
+    // The words of a corrected text that differ at a moment, each with the changes of its tokens
+    replacements(moment) {
+      const words = [];
+      let word = null;
+      for (let i = 0; i < this.length; i++) {
+        const old = this.piece(this.sequence.start[i]) ?? "", now = this.piece(this.tokens[i]) ?? MASK;
+        if (!word || /^\s/.test(old) || /^\s/.test(now)) words.push(word = { old: "", now: "", changes: [] });
+        word.old += old;
+        word.now += now;
+        if (this.isReplaced(i)) word.changes.push(this.history[i].filter((change) => change.moment <= moment).pop());
+      }
+      return words.filter((one) => one.changes.length);
+    }
     // Words of each kind that a range of moments has changed
     kinds(after, until) {
       const counts = { unmasked: 0, corrected: 0, remasked: 0 };
@@ -166,6 +187,7 @@
       this.plain = make("p", { class: "for-screen-readers" });
       this.map = make("canvas", { class: "map", role: "img", width: 256, height: 160 });
       this.mapNote = make("figcaption", {}, "Noise: positions from left to right, steps from top to bottom");
+      this.replaced = make("div", { class: "replaced-words" });
       this.strips = this.makeStrips();
       this.title = make("h2", {});
       this.chooser = make("select", { "aria-label": "Passage" });
@@ -175,7 +197,7 @@
         make("header", {}, this.title, this.chooser, this.counter),
         make(
           "div", { class: "canvas" },
-          make("div", { class: "page" }, this.text, this.plain),
+          make("div", { class: "page" }, this.text, this.plain, this.replaced),
           make("figure", { class: "hyperschedule" }, this.map, this.mapNote),
         ),
         make("div", { class: "strips", role: "group", "aria-label": "Each step" }, ...this.strips.map((s) => s.root)),
@@ -272,7 +294,8 @@
       if (mask) classes.push("mask");
       if (fresh) classes.push(FRESH[fresh]);
       const before = run.history[i].some((c) => c.reason === "corrected" && c.moment <= moment);
-      if (before && fresh !== "corrected" && !mask) classes.push("was-corrected");
+      if (run.isReplaced(i)) classes.push("replaced");
+      else if (before && fresh !== "corrected" && !mask) classes.push("was-corrected");
       return classes.join(" ");
     }
     shape(i, state) { // the text of a position; a mask is as wide as the word that follows
@@ -294,15 +317,29 @@
         this.keys[i] = key;
         const span = this.spans[i], piece = run.piece(run.tokens[i]), space = /^ +(?=[^ ])/.exec(text)?.[0] ?? "";
         span.className = "token " + state;
+        const old = run.isReplaced(i) ? sign(run.piece(run.sequence.start[i]) ?? MASK) : null;
+        if (old === null) delete span.dataset.old;
+        else span.dataset.old = old;
         span.textContent = text.slice(space.length);
-        this.spaces[i].data = space;
+        const first = i === 0 || (i === 1 && this.spans[0].hidden);
+        this.spaces[i].data = first ? "" : space;
         span.hidden = run.given.has(i) && (text === "" || (i === 0 && text.trim() === "↵"));
-        span.setAttribute("aria-label", `${i}: ${piece === null ? "mask" : piece.trim() || "space"}, ${describe(state)}`);
+        const name = `${i}: ${piece === null ? "mask" : piece.trim() || "space"}, ${describe(state)}`;
+        span.setAttribute("aria-label", old === null ? name : `${name} “${old}”`);
       }
       const steps = `step ${now.steps} of ${run.trace.num_steps}`;
       this.counter.textContent = `${steps} · ${plural(now.evaluations, "evaluation")} · ${plural(now.computed, "position")} computed`;
       this.moment = moment;
+      if (run.isDraft) this.showReplaced(run.replacements(moment));
       this.draw();
+    }
+    showReplaced(words) { // the list of the words that have replaced others
+      const rows = words.map(({ old, now, changes }) => make(
+        "li", {}, make("del", {}, sign(old)), " → ", make("ins", {}, sign(now)),
+        make("span", { class: "share" }, changes.map((change) => percent(change.p_new)).join(", "))));
+      this.replaced.replaceChildren(
+        make("h3", {}, words.length ? `${plural(words.length, "word")} replaced` : "No word is replaced"),
+        ...(rows.length ? [make("ul", {}, ...rows)] : []));
     }
     speak() { // the text, for screen readers, when the player rests
       const words = [...this.run.tokens].map((t) => this.run.piece(t) ?? " [mask]").join("").trim();
@@ -310,6 +347,7 @@
     }
     draw() {
       this.drawMap();
+      this.strips[0].root.hidden = this.run.isDraft && !this.run.masks.some(Boolean);
       for (const strip of this.strips) {
         const value = strip.value(this.moment);
         strip.number.textContent = value === null ? "–" : strip.draw === "area" ? `${Math.round(100 * value)} %` : strip.draw === "points" ? value.toFixed(2) + strip.unit : `${value}`;
@@ -341,7 +379,7 @@
     const words = state.split(" ");
     const names = {
       written: "written in this step", corrected: "corrected in this step", masked: "masked again in this step",
-      "was-corrected": "corrected before", noise: "still noise", mask: "", active: "may still change", settled: "settled",
+      replaced: "instead of", "was-corrected": "corrected before", noise: "still noise", mask: "", active: "may still change", settled: "settled",
       given: "given",
     };
     return words.map((word) => names[word]).filter(Boolean).join(", ");
@@ -480,7 +518,7 @@
       this.status = make("p", { class: "status", role: "status" });
       this.details = make("div", { class: "details" }, make("p", {}, HINT));
       const legend = make("ul", { class: "legend", "aria-label": "Marks" },
-        ...STATES.map(([state, name]) => make("li", {}, make("span", { class: `token ${state}` }, name))));
+        ...STATES.filter(([state]) => state !== (this.traces.some(isDraft) ? "noise" : "replaced")).map(([state, name]) => make("li", {}, make("span", { class: `token ${state}`, "data-old": "old" }, name))));
       this.root = make(
         "div", { class: "hdlm-replay" },
         make("div", { class: "controls", role: "toolbar", "aria-label": "Player" },
