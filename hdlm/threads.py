@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import inf
 from statistics import median
 
 import torch
@@ -26,17 +27,21 @@ _ROUNDS, _ENOUGH = 5, 2
 """Rounds of a measurement, and the number of rounds after which it may end if its time is over."""
 _WORTH = 1.15
 """Factor by which more threads must be faster."""
+_SMALL = 1e9
+"""FLOPs of a small command, whose threads are not measured; see `set_num_threads`."""
 
 
-def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
+def set_num_threads(given: int | None = None, recorded: int = 0, *, flops: float = inf) -> int:
     """Set the number of threads of this process.
 
-    `given` comes first, then the environment variable `OMP_NUM_THREADS`, then `recorded`. Without any of them it is
-    measured; if several processes were launched together, each takes an equal share of the cores.
+    `given` comes first, then the environment variable `OMP_NUM_THREADS`, then `recorded`. Without any of them, a small
+    command has one thread, because the measurement and a second thread cost it more than they give. Otherwise the
+    number is measured; if several processes were launched together, each takes an equal share of the cores.
 
     Args:
         given: The number that the user gives.
         recorded: The number in the run to resume; 0 if it is unknown.
+        flops: FLOPs of one pass of the network over all tokens of the command.
 
     Returns:
         The number of threads.
@@ -45,7 +50,7 @@ def set_num_threads(given: int | None = None, recorded: int = 0) -> int:
         torch.set_num_threads(given)
     elif not is_fixed():
         at_most()  # PyTorch's own number, before it is changed
-        torch.set_num_threads(recorded or _measured_once())
+        torch.set_num_threads(recorded or (1 if flops < _SMALL else _measured_once()))
     return torch.get_num_threads()
 
 

@@ -19,16 +19,32 @@ __all__ = ["build", "describe", "description_text", "piece_class"]
 _FORMER_NAMES = {"Cavity": "LeaveOneOut"}
 
 
-def describe(piece: Any) -> dict[str, Any]:
+def describe(piece: Any, *, defaults: bool = True) -> dict[str, Any]:
     """The name of a piece's class and its fields, as plain values; the inverse of `build`.
+
+    Args:
+        piece: The piece to describe.
+        defaults: Whether fields that have their default are part of the description.
 
     Raises:
         ValueError: If it is not a dataclass, so that its fields may not describe all of it.
     """
     if not dataclasses.is_dataclass(piece) or isinstance(piece, type):
         raise ValueError(f"only dataclasses can be described; {type(piece).__name__} is not one.")
-    names = [option.name for option in dataclasses.fields(piece) if option.init]
-    return {"type": _type_name(type(piece)), **{name: _plain(getattr(piece, name)) for name in names}}
+    values = {option: getattr(piece, option.name) for option in dataclasses.fields(piece) if option.init}
+    return {"type": _type_name(type(piece))} | {
+        option.name: _plain(value, defaults)
+        for option, value in values.items()
+        if defaults or not _is_default(option, value)
+    }
+
+
+def _is_default(option: dataclasses.Field[Any], value: Any) -> bool:
+    return (
+        not isinstance(value, Tensor)
+        and option.default is not dataclasses.MISSING
+        and value == option.default
+    )
 
 
 def _type_name(kind: type) -> str:
@@ -37,13 +53,13 @@ def _type_name(kind: type) -> str:
     return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, defaults: bool) -> Any:
     """The value of a field without classes: tables, tuples, numbers and strings."""
     if dataclasses.is_dataclass(value):
-        return describe(value)
+        return describe(value, defaults=defaults)
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
-    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+        value = value.tolist()
+    return tuple(_plain(item, defaults) for item in value) if isinstance(value, list | tuple) else value
 
 
 def description_text(value: Any) -> str:

@@ -15,6 +15,7 @@ import json
 import re
 from functools import cache
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
@@ -319,15 +320,33 @@ def chosen_device(name: str, num_threads: int | None = None, recorded_threads: i
     Raises:
         ValueError: If there is no such device here, or it does not support float64.
     """
-    from hdlm import devices, threads
+    device = named_device(name)
+    set_threads(device, num_threads, recorded_threads)
+    return device
+
+
+def named_device(name: str) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        ValueError: If there is no such device here, or it does not support float64.
+    """
+    from hdlm import devices
 
     try:
-        device = devices.find_device(name)
+        return devices.find_device(name)
     except ValueError as error:
         raise ValueError(f"--device {error}") from error
+
+
+def set_threads(
+    device: torch.device, num_threads: int | None, recorded_threads: int = 0, *, flops: float = inf
+) -> None:
+    """Set the number of threads as `--threads` says; without it, only if the device is a CPU."""
+    from hdlm import threads
+
     if device.type == "cpu" or num_threads is not None:
-        threads.set_num_threads(num_threads, recorded_threads)
-    return device
+        threads.set_num_threads(num_threads, recorded_threads, flops=flops)
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

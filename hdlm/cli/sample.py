@@ -42,7 +42,9 @@ from hdlm.cli._options import (
     add_device,
     add_json,
     chosen_device,
+    named_device,
     print_json,
+    set_threads,
     whole_number,
 )
 from hdlm.cli._outputs import FILE, KEPT_FILE
@@ -255,8 +257,11 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
         raise ValueError("--trace without a file is part of what --json prints: add --json, or name a file.")
     if args.stream and (args.num > 1 or args.json or args.replay):
         raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
-    checkpoint = _open(args, chosen_device(args.device, args.threads))
+    checkpoint = _open(args, device := named_device(args.device))
     settings = with_other_names(settings, OTHERS.read(args), checkpoint)
+    set_threads(
+        device, args.threads, flops=_flops(checkpoint, args.num * (settings.length or checkpoint.length))
+    )
     if args.correct is not None and args.noise is None:
         args.noise = matching_noise(checkpoint.denoiser.process)
     trace: TraceDocument | None = None
@@ -290,6 +295,11 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
     else:
         _print_passages(args, passages, trace)
     return 0
+
+
+def _flops(checkpoint: Checkpoint, tokens: int) -> float:
+    """FLOPs of one pass over the tokens: two for each weight and token."""
+    return 2.0 * tokens * sum(weight.numel() for weight in checkpoint.network.parameters())
 
 
 def _print_piece(_: int, piece: str) -> None:

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -79,13 +79,15 @@ class StudyJob:
     @cached_property
     def key(self) -> str:
         """A hash of everything that the job depends on."""
-        depends = [self.kind, self.spec, [need.key for need in self.needs]]
+        spec = {**self.spec, "recipe": _identity(json.dumps(self.spec["recipe"]))}
+        depends = [self.kind, spec, [need.key for need in self.needs]]
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def folder(self, output: Path) -> Path:
-        """The folder of the job in the folder of the study."""
+        """The folder of the job in the folder of the study, or the one of an equal job with another name."""
         words = re.sub(r"[^A-Za-z0-9.]+", "-", self.name.removeprefix(f"{self.kind}/"))
-        return output / self.kind / f"{words}-{self.key[:8]}"
+        named = output / self.kind / f"{words}-{self.key[:8]}"
+        return named if named.exists() else next(named.parent.glob(f"*-{self.key[:8]}"), named)
 
     def result(self, output: Path) -> dict[str, Any] | None:
         """The result, if the job is done."""
@@ -134,6 +136,12 @@ class StudyJob:
         if named.validation is not None:
             return named.validation
         return list(split(tuple(named.train.documents()), data.validation).validation)
+
+
+@cache
+def _identity(recipe: str) -> dict[str, Any]:
+    """What a model depends on, from the JSON of its recipe: options at their defaults are left out."""
+    return Recipe.from_table(json.loads(recipe)).identity()
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -694,6 +694,34 @@ class Recipe:
         """Plain values; the inverse of `from_table`."""
         return dataclasses.asdict(self)
 
+    def identity(self) -> dict[str, Any]:
+        """The options that the model depends on and that differ from their defaults, as plain values.
+
+        Options that may change when a run is resumed are left out. A later version with more options gives an equal
+        identity, as long as the recipe leaves them at their defaults.
+        """
+        table = _changed(self)
+        for name in _PIECES:
+            described = describe(self._piece(name), defaults=False)
+            table[name] = {key: described[key] for key in described if key != "num_words"}
+        return {name: value for name, value in table.items() if name != "description"}
+
+
+def _changed(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults and may not change when a run is resumed."""
+    table = {}
+    for option in dataclasses.fields(settings):
+        value = getattr(settings, option.name)
+        if value == option.default or option.metadata.get("may_change"):
+            continue
+        if dataclasses.is_dataclass(value):
+            value = _changed(value)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            value = [_changed(part) for part in value]
+        if value != {}:
+            table[option.name] = value
+    return table
+
 
 def with_options(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the table of a recipe with other options.

@@ -29,6 +29,7 @@ from hdlm.view.study import study_sections, write_study
 
 TINY = recipes() / "study" / "tiny.toml"
 CPU = torch.device("cpu")
+KEYS = ["c95692aa", "f60d0f45", "03a8480b"]
 
 
 @pytest.fixture
@@ -118,6 +119,27 @@ def continued(tmp_path):
     path = tmp_path / "continued.toml"
     path.write_text(CONTINUED.replace("TEXT", str(text)))
     return Study.load(path)
+
+
+def test_key_of_a_job_depends_on_its_options_and_not_on_how_they_are_written(study, tmp_path) -> None:
+    def keys(*changes: tuple[str, str]) -> list[str]:
+        return [job.key for job in Study.load(write(tmp_path, *changes)).jobs()]
+
+    usual = [job.key for job in study.jobs()]
+    assert keys(("[recipe.run]", "[recipe.watch]\nlog_every = 7\n[recipe.run]")) == usual
+    assert keys(("[recipe.run]", "[recipe.lora]\nrank = 0\n[recipe.run]")) == usual
+    assert set(keys(("[recipe.run]", "[recipe.optimizer]\nbeta2 = 0.99\n[recipe.run]"))).isdisjoint(usual)
+
+
+def test_key_of_a_job_is_stable_across_versions(study) -> None:
+    """A new version that adds an option must find the results of an earlier one."""
+    assert [job.key[:8] for job in study.jobs()][:3] == KEYS
+
+
+def test_an_equal_job_of_another_name_has_the_same_folder(study, tmp_path) -> None:
+    first = study.jobs()[1]
+    first.folder(tmp_path).mkdir(parents=True)
+    assert replace(first, name="train/another name").folder(tmp_path) == first.folder(tmp_path)
 
 
 def test_an_arm_that_continues_another_one_needs_its_training_of_the_same_seed(continued) -> None:

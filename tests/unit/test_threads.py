@@ -93,6 +93,23 @@ def test_set_num_threads_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.set_num_threads(3, recorded=4) == 3
 
 
+def test_small_command_has_one_thread_without_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "measure", lambda: 5)
+    assert threads.set_num_threads(flops=1e8) == 1
+    assert threads.set_num_threads(flops=1e10) == 5
+    assert threads.set_num_threads(3, flops=1e8) == 3
+    assert threads.set_num_threads(recorded=4, flops=1e8) == 4
+
+
+@pytest.mark.parametrize(("num", "threads_used"), [(1, 1), (64, 5)])
+def test_sample_of_few_tokens_has_one_thread(
+    num: int, threads_used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "measure", lambda: 5)
+    assert main(["sample", "kjv-epsilon-4m", "--length", "64", "--num", str(num), "--steps", "1"]) == 0
+    assert torch.get_num_threads() == threads_used
+
+
 def test_empty_omp_num_threads_does_not_fix_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert not threads.is_fixed()
