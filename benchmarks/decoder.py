@@ -2,12 +2,17 @@
 
     python -m benchmarks.sampling --decoder                    a network of 60M parameters
     python -m benchmarks.sampling --decoder --quick            a smoke test of a small size
-    python -m benchmarks.sampling --decoder --model FOLDER     errors of the approximate cache with weights of your own
+    python -m benchmarks.sampling --decoder --model FOLDER     the last two tables with weights of your own
 
 The weights are random and shared: a Llama of transformers is saved and loaded here as a shifted diffusion model. The
 loops of transformers do what the published code of LLaDA and Fast-dLLM v2 does. Along full attention, each step
 computes and projects the whole canvas. In blocks, clean blocks are cached, each step computes its block, and one
 more call fills the cache. Both sides write the likeliest word of highest confidence, one word a step in blocks.
+
+The second table has speculative sampling beside plain autoregressive sampling with the exact cache, with equal weights
+and one sequence at a time. How many drafts are accepted depends on the training, so random weights would show nothing.
+Without `--model`, a small Llama is trained to predict the next token of the King James Bible and then converted with
+the objective and the blocks of `recipes/idlm.toml`; both trainings are short.
 
 The last table has the errors of the approximate cache along texts that were written without it: the divergence of the
 predictions, in nats, where a word is written.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +34,23 @@ from torch import Tensor
 import hdlm
 from benchmarks.quality import Bench, table_of_deviations
 from hdlm.checkpoint import Checkpoint
-from hdlm.hyperschedule import AbstractHyperschedule, Block, flat
-from hdlm.sampling import ApproximateCache, ByConfidence, Engine, Execution, Prompt
+from hdlm.data import corpus, train_tokenizer
+from hdlm.generation import Settings
+from hdlm.hyperschedule import AbstractHyperschedule, Block, autoregressive, flat
+from hdlm.package_data import recipes
+from hdlm.sampling import (
+    Ancestral,
+    ApproximateCache,
+    ByConfidence,
+    Engine,
+    Execution,
+    Generation,
+    Prompt,
+    Temperature,
+    sample,
+)
 
-__all__ = ["Row", "deviations", "rows"]
+__all__ = ["Row", "converted", "deviations", "rows", "speculation"]
 
 GIVEN = 4
 REFRESHES: tuple[int | None, ...] = (2, 4, 8, None)
@@ -51,6 +70,8 @@ class Sizes:
         part: Positions of a part of the full canvas.
         steps: Steps of the full canvas.
         timed: Number of calls that are timed along full attention.
+        trained: Steps of each training of the model that speculates.
+        sequences: Number of sequences that it writes.
     """
 
     hidden: int = 512
@@ -61,9 +82,11 @@ class Sizes:
     part: int = 32
     steps: int = 256
     timed: int = 3
+    trained: int = 500
+    sequences: int = 8
 
 
-QUICK = Sizes(hidden=64, blocks=2, words=300, length=64, full=64, part=16, steps=16, timed=2)
+QUICK = Sizes(64, 2, 300, length=64, full=64, part=16, steps=16, timed=2, trained=2, sequences=2)
 
 
 @final
@@ -126,8 +149,64 @@ def deviations(model: str | Path | None, sizes: Sizes, *, mask_id: int | None = 
         return table_of_deviations(bench.deviations(sizes.length // 4, REFRESHES))
 
 
-def _networks(sizes: Sizes, folder: Path) -> tuple[Any, Checkpoint]:
-    """One network with random weights, as a class of transformers and as a checkpoint."""
+def converted(sizes: Sizes, folder: Path) -> Checkpoint:
+    """A small model of half the width that predicts the next token and drafts blocks of 3, after short trainings."""
+    text, context = "kjv", 64
+    tokenizer = train_tokenizer(corpus(text).documents(), max(300, sizes.hidden * 2))
+    words = tokenizer.vocabulary
+    small = replace(sizes, hidden=sizes.hidden // 2, blocks=sizes.blocks // 2, words=words.num_words)
+    _llama(small, bos=words.bos, eos=words.eos).save_pretrained(folder / "random")
+    (folder / "random" / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    rates = {"matrix_rate": 1e-3, "embedding_rate": 1e-3, "head_rate": 1e-3}
+    options: dict[str, Any] = {
+        "data": {"context": context},
+        "optimizer": {"name": "adamw", "schedule": "cosine", "warmup": 0.05, **rates},
+        "run": {"batch_size": 16, "precision": "no"},
+    }
+    run: dict[str, Any] = {"steps": sizes.trained, "seed": 0, "device": "cpu", "progress": False}
+    causal = hdlm.finetune(folder / "random", text, output=folder / "causal", recipe=options, **run)
+    idlm = tomllib.loads((recipes() / "idlm.toml").read_text(encoding="utf-8"))
+    options |= {name: idlm[name] for name in ("network", "objective", "mixture")}
+    return hdlm.finetune(causal, text, output=folder / "idlm", recipe=options, to="diffusion", **run)
+
+
+@torch.no_grad()
+def speculation(model: Checkpoint, sizes: Sizes) -> Iterator[str]:
+    """The lines of the table of speculative sampling.
+
+    Raises:
+        ValueError: If the model cannot speculate.
+    """
+    plan = autoregressive(min(sizes.length, model.length))
+    speculative: Any = Settings("speculative").step(model, plan)
+    model.denoiser.eval()
+    regime = model.regime(plan)
+    first = 0 if model.vocabulary.bos is None else model.vocabulary.bos
+    for temperature in (1.0, 0.0):
+
+        def written(step: Any) -> Generation:
+            return sample(
+                model.denoiser,
+                regime,
+                step,
+                num_sequences=sizes.sequences,
+                prompt=Prompt.prefix([first], plan.length),
+                transforms=(Temperature(temperature),),  # noqa: B023
+                execution=Execution(batch_size=1),
+            )
+
+        calls = written(speculative).evaluations.sum()  # also warms up
+        pace = float(sizes.sequences * (plan.length - 1) / calls)
+        plain, fast = (
+            min(_seconds(lambda: written(step)) for _ in range(2)) / sizes.sequences  # noqa: B023
+            for step in (Ancestral(), speculative)
+        )
+        name = f"width {speculative.width}, length {plan.length}, temperature {temperature:g}"
+        yield f"{name:48} {plain:9.2f} {fast:11.2f} {plain / fast:7.2f}x {pace:20.2f}"
+
+
+def _llama(sizes: Sizes, *, bos: int | None = 0, eos: int | None = 1) -> Any:
+    """A network of transformers with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -139,10 +218,15 @@ def _networks(sizes: Sizes, folder: Path) -> tuple[Any, Checkpoint]:
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=max(sizes.full, sizes.length),
-        bos_token_id=0,
-        eos_token_id=1,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
-    network = LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
+
+
+def _networks(sizes: Sizes, folder: Path) -> tuple[Any, Checkpoint]:
+    """One network with random weights, as a class of transformers and as a checkpoint."""
+    network = _llama(sizes)
     network.save_pretrained(folder)
     return network, hdlm.load(folder, mask_id=sizes.words - 1)
 
@@ -225,10 +309,18 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def report(*, quick: bool, model: str | None, mask_id: int | None) -> None:
-    """Print both tables."""
+    """Print the tables."""
     sizes = QUICK if quick else Sizes()
     if model is None:
         print(f"{'':48} {'transformers':>9} {'hdlm':>6} {'ratio':>8}   (seconds, batch 1)")
         for row in rows(sizes):
             print(row, flush=True)
+    print(f"\n{'':43} {'autoregressive':>14} {'speculative':>11} {'ratio':>8}   tokens per forward")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            able = converted(sizes, Path(folder)) if model is None else hdlm.load(model, mask_id=mask_id)
+            for line in speculation(able, sizes):
+                print(line, flush=True)
+        except ValueError as error:
+            print(f"not measured: {error}")
     print(deviations(model, sizes, mask_id=mask_id))

@@ -90,14 +90,15 @@ def _run_job(job: dict[str, Any]) -> None:
         if denoiser is not None:
             weights = denoiser.backbone.state_dict()
             assert all(torch.equal(weights[name], value) for name, value in saved.items())
-    _check_published(trainer.published_state())
+    trained = [weight.shape for weight in run.denoiser.parameters() if weight.requires_grad]
+    _check_published(trainer.published_state(), sorted(trained))
     if trainer.is_main:
         Path(job["reported"]).write_text(json.dumps(reports))
     trainer.wait()
 
 
-def _check_published(state: dict[str, Any]) -> None:
-    """Every number is there, in plain tensors."""
+def _check_published(state: dict[str, Any], trained: list[torch.Size]) -> None:
+    """Every weight and the state of every trained weight is there, in plain tensors."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -105,8 +106,9 @@ def _check_published(state: dict[str, Any]) -> None:
     memories = [memory for table in loaded["optimizer"] for memory in table["state"].values()]
     moments = [memory.get("exp_avg", memory.get("momentum_buffer")) for memory in memories]
     weights = loaded["ema"]["shadow_params"]
-    assert all(type(moment) is torch.Tensor for moment in moments)
-    assert sorted(moment.shape for moment in moments) == sorted(weight.shape for weight in weights)
+    assert all(type(tensor) is torch.Tensor for tensor in [*moments, *weights])
+    assert sorted(moment.shape for moment in moments) == trained
+    assert {weight.shape for weight in weights} >= set(trained)
     assert sum(moment.abs().sum() for moment in moments) > 0
 
 

@@ -189,6 +189,8 @@ class DiffusionGemma(AbstractNetwork):
     vocab_embed: Any
     token_rows: ClassVar[tuple[str, ...]] = ("vocab_embed.weight",)
     self_conditioned: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
+    """FSDP gathers the parameters of a layer when the layer is called, and so undoes the exchange of its factor."""
 
     def __init__(self, config: DiffusionGemmaConfig) -> None:
         super().__init__()
@@ -254,6 +256,7 @@ class DiffusionGemma(AbstractNetwork):
                 "approximate cache."
             )
         encoded, canvas = settled.nonzero()[:, 0], (~settled).nonzero()[:, 0]
+        self._choose_kernel()
         seen = _Seen.of(attention, positions, cached, cache)
         keys, parts = _LayerKeys(cache), []
         if len(encoded):
@@ -271,10 +274,11 @@ class DiffusionGemma(AbstractNetwork):
 
     def features_of_many(self, passes: Sequence[Pass]) -> list[Tensor]:
         """The result of `features` for each pass; each is computed apart, so no digit depends on the others."""
-        given = [
-            {name: value for name, value in one._asdict().items() if value is not None} for one in passes
-        ]
-        return [self.features(arguments.pop("tokens"), **arguments) for arguments in given]
+        hidden = []
+        for asked in passes:
+            given = {name: value for name, value in asked._asdict().items() if value is not None}
+            hidden.append(self.features(given.pop("tokens"), **given))
+        return hidden
 
     def head(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
         logits = nn.functional.linear(hidden, self.vocab_embed.weight).float()
@@ -303,6 +307,12 @@ class DiffusionGemma(AbstractNetwork):
                 fresh = type(module)(module.config)  # rotary positions
                 for name, value in fresh.named_buffers(recurse=False):
                     module.register_buffer(name, value, persistent=False)
+
+    def _choose_kernel(self) -> None:
+        """Compute experts one by one if their rows do not begin at multiples of 16 bytes, which the kernel needs."""
+        experts: Any = self.blocks[0].experts
+        rows = (weight.shape[-1] * weight.element_size() for weight in experts.parameters(recurse=False))
+        experts.config._experts_implementation = "eager" if any(row % 16 for row in rows) else "grouped_mm"
 
     def _conditioned(
         self, tokens: Int[Tensor, "b c"], previous: Previous | None, canvas: Int[Tensor, " c"]
@@ -407,12 +417,29 @@ def _published(config: DiffusionGemmaConfig) -> Any:
     try:
         package = importlib.import_module("transformers")
         model, settings = package.DiffusionGemmaForBlockDiffusion, package.DiffusionGemmaConfig
+        refused = importlib.import_module("huggingface_hub.errors").StrictDataclassError
     except (ImportError, AttributeError) as error:
         raise ValueError(
             "DiffusionGemma needs transformers 5.23 or newer, whose modules are its network: "
             f"pip install 'hdlm[gemma]' ({error})."
         ) from error
-    return model(settings.from_dict(copy.deepcopy(dict(config.table))))
+    try:
+        made = model(settings.from_dict(copy.deepcopy(dict(config.table))))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, refused) as error:
+        raise ValueError(f"transformers refuses the config: {' '.join(str(error).split())}") from error
+    _check(made.config.text_config)
+    return made
+
+
+def _check(text: Any) -> None:
+    """Refuse values that transformers accepts although the network cannot compute with them."""
+    window, cap, top = text.sliding_window, text.final_logit_softcapping, text.top_k_experts
+    require(window >= 1, "text_config.sliding_window", "at least 1", window)
+    is_number = isinstance(cap, int | float)
+    require(is_number and 0 < cap < float("inf"), "text_config.final_logit_softcapping", "positive", cap)
+    most = text.num_experts
+    is_count = isinstance(top, int) and 1 <= top <= most
+    require(is_count, "text_config.top_k_experts", f"an integer in [1, {most}], the number of experts", top)
 
 
 def _freeze_buffers(network: nn.Module) -> None:

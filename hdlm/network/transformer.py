@@ -42,6 +42,7 @@ class AbstractNetwork(nn.Module, abc.ABC):
         checkpoint_activations: What the backward pass computes again instead of keeping it; see
             `hdlm.network.recomputation`.
         self_conditioned: Whether a pass reads the distributions of the call before; see `Pass.previous`.
+        shards: Whether FSDP may divide its blocks among processes.
         static: What makes the passes that fit into static buffers, if `speed_up` reserved some.
     """
 
@@ -51,6 +52,7 @@ class AbstractNetwork(nn.Module, abc.ABC):
     blocks: nn.ModuleList
     checkpoint_activations: Recomputation = "none"
     self_conditioned: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
     static: StaticBatch | None = None
 
     @abc.abstractmethod

@@ -55,6 +55,8 @@ _ALL_STEPS = 2**32 - 1
 """The step in the address of a random number that all steps share."""
 Numbers: TypeAlias = Callable[[int, bool], Tensor]
 """Uniform numbers `[b l]` of a stream: those of each row's step or, with False, those that all steps share."""
+Events: TypeAlias = "Callable[[Planned, Move], tuple[bool, list[Tensor]] | None]"
+"""Whether a step may act in a move, and where, in parts of the batch; None if the plan does not have it."""
 
 
 @runtime_checkable
@@ -360,8 +362,9 @@ class Move:
         stream: Index of the random stream for this step.
         depth: Number of compound steps that contain this step.
         begin: Noise fraction at which the noise of each position begins to fall; None for `t`.
-        remasked: Whether another step of the chain may replace words by masks.
+        remasked: Whether a step of the run may replace words by masks.
         numbers: Returns random numbers of `randomness` that were computed before.
+        planned: Returns the events of a step that were computed before.
         self_conditioned: Whether the network reads the distributions of the call before. A step that calls it several
             times in one move hands them on as `previous`.
         previous: Distributions of the call before, for `reading`; None for none.
@@ -379,8 +382,9 @@ class Move:
     stream: int = 0
     depth: int = 0
     begin: Float[Tensor, "b l"] | None = None
-    remasked: bool = False
+    remasked: bool = True
     numbers: Numbers | None = None
+    planned: Events | None = None
     self_conditioned: bool = False
     previous: Previous | None = None
 
@@ -410,13 +414,13 @@ class Move:
         kept: Tensor = at_s / at_t.clamp_min(torch.finfo(at_t.dtype).tiny)
         return kept
 
-    def mask_falls(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
+    def falls_here(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
         """Where a mask falls between `t` and `s`; only the values at masked positions are meaningful.
 
         One uniform number decides at which step the mask of a position falls: at the first step with `number >= mask(s)
         / mask(begin)`. So the time is known before the first step, and a mask at `t` falls with probability `1 -
         mask(s) / mask(t)`. If a mask remains at `t` although it should have fallen before, another step has put it
-        there. It falls with an equal probability, decided by a number of this step.
+        there (`remasked`). It falls with an equal probability, decided by a number of this step.
 
         Args:
             process: The process along which masks fall.
@@ -426,17 +430,20 @@ class Move:
         begin = self.t if self.begin is None else self.begin
         at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
         time = self.uniform(when, each_step=False) * at_begin
-        return torch.where(time < at_t, time >= at_s, self.uniform(again) * at_t >= at_s)
-
-    def falls_here(self, process: AbstractNoiseProcess, when: int, again: int) -> Bool[Tensor, "b l"]:
-        """Where a mask may fall between `t` and `s`, for any tokens; a part of `mask_falls`."""
-        begin = self.t if self.begin is None else self.begin
-        at_s, at_t, at_begin = process.weights(torch.stack([self.s, self.t, begin])).mask
-        time = self.uniform(when, each_step=False) * at_begin
         falls: Tensor = (time < at_t) & (time >= at_s)
         if self.remasked:
             falls |= (time >= at_t) & (self.uniform(again) * at_t >= at_s)
         return falls
+
+    def events_of(self, step: Planned) -> Bool[Tensor, "b l"]:
+        """`step.events(self)`, from the plan if that has it."""
+        known = None if self.planned is None else self.planned(step, self)
+        return step.events(self) if known is None else _end_to_end(known[1])
+
+    def rests(self, step: Step) -> bool:
+        """Whether the plan has shown that a step does nothing in this move."""
+        known = None if self.planned is None or not isinstance(step, Planned) else self.planned(step, self)
+        return known is not None and not known[0]
 
     def uniform(self, purpose: int, *, each_step: bool = True) -> Float[Tensor, "b l"]:
         """Uniform float64 numbers in [0, 1), one for each position, equal at every call with one `purpose`.
@@ -480,8 +487,8 @@ class Step(Protocol):
 class Planned(Protocol):
     """A step that can list from random numbers alone where it may act, before the network is called.
 
-    The engine skips generation steps at which a planned step does nothing. A step that is not planned is called at
-    every generation step at which some position moves.
+    The engine skips generation steps at which a planned step does nothing, and a chain skips its planned parts. A step
+    that is not planned is called at every generation step at which some position moves.
     """
 
     @property
@@ -523,11 +530,11 @@ class Chain:
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         parts = self._parts(move)
-        later = [partial(step.events, own) for step, own in parts[1:] if isinstance(step, Planned)]
+        later = [partial(own.events_of, step) for step, own in parts[1:] if isinstance(step, Planned)]
         if later:
             move.reading.expected.extend(later)
         for step, own in parts:
-            x = step(x, own)
+            x = x if own.rests(step) else step(x, own)
         return x
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:
@@ -536,13 +543,12 @@ class Chain:
         for step, own in self._parts(move):
             if not isinstance(step, Planned):
                 return move.moving
-            events |= step.events(own)
+            events |= own.events_of(step)
         return events
 
     def _parts(self, move: Move) -> list[tuple[Step, Move]]:
         """The steps, each with a move that has its own random numbers."""
-        remasked = move.remasked or (len(self.steps) > 1 and self.remasks)
-        return [(step, replace(move.sub(index), remasked=remasked)) for index, step in enumerate(self.steps)]
+        return [(step, move.sub(index)) for index, step in enumerate(self.steps)]
 
 
 def _end_to_end(parts: Sequence[Tensor]) -> Tensor:

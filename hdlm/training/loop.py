@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, final
 
 import torch
+from accelerate.utils import DistributedType
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -166,6 +167,8 @@ class _Loss(nn.Module):
     def __init__(self, denoiser: Denoiser, precision: str) -> None:
         super().__init__()
         self.denoiser = denoiser
+        # The name is that of `transformers`: FSDP shards modules of these classes one by one.
+        self._no_split_modules = sorted({type(block).__name__ for block in denoiser.backbone.blocks})
         self.bf16 = precision == "bf16"
 
     def forward(
@@ -209,6 +212,11 @@ class Trainer:
         self._denoiser, self._randomness = denoiser, Randomness(run.seed)
         self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
+        if self._accelerator.distributed_type == DistributedType.FSDP and not denoiser.backbone.shards:
+            raise ValueError(
+                f"{type(denoiser.backbone).__name__} is not trained with FSDP, because both of its stacks use the "
+                "same blocks: use configs/accelerate/multi8.yaml, in which every process holds the whole network."
+            )
         self._network: AbstractNetwork = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None

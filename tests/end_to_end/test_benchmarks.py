@@ -104,3 +104,9 @@ def test_decoder_benchmark_compares_with_transformers(repository: Path) -> None:
     assert measured.returncode == 0, measured.stderr
     for row in ("blocks of 4,", "blocks of 32,", "no cache", "refreshed every 4 calls", "never refreshed"):
         assert row in measured.stdout
+    for row in (
+        "tokens per forward",
+        "width 3, length 64, temperature 1",
+        "width 3, length 64, temperature 0",
+    ):
+        assert row in measured.stdout

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from hdlm.sampling import Ancestral, EntropyRenoising, Execution, Generation, Pr
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.steps import editing
 from hdlm.sharing.export import export
+from hdlm.training import loop
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
@@ -337,12 +339,20 @@ def test_saved_checkpoint_is_read_again(model, golden, tmp_path):
     [
         ({"tie_word_embeddings": False}, "tied"),
         ({"text_config": {}}, "text_config.vocab_size"),
+        ({"text_config": {"num_experts": None}}, "transformers refuses the config"),
+        ({"text_config": {"hidden_activation": "x"}}, "transformers refuses the config: 'x'"),
+        ({"text_config": {"sliding_window": 0}}, r"text_config\.sliding_window"),
+        ({"text_config": {"final_logit_softcapping": None}}, r"text_config\.final_logit_softcapping"),
+        ({"text_config": {"top_k_experts": 5}}, r"text_config\.top_k_experts.*\[1, 4\]"),
+        ({"vision_config": 3}, "transformers refuses the config"),
         ({"canvas_length": 0}, "canvas_length"),
     ],
 )
 def test_configs_that_cannot_be_read_are_refused(folder, tmp_path, change, message):
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
+    if text := change.get("text_config"):
+        change = {"text_config": config["text_config"] | text}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         hdlm.load(tmp_path)
@@ -365,6 +375,21 @@ def test_export_is_read_by_the_published_class(model, folder, golden, tmp_path):
     assert again.tokenizer.encode("the king") == model.tokenizer.encode("the king")
     tokens = [Tokenizer.load(where / "tokenizer.json").vocabulary for where in (folder, tmp_path)]
     assert tokens[0] == tokens[1]  # without the words that stand for spare rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_each_precision_are_those_of_the_published_class(folder, golden, dtype):
+    """In bfloat16 the rows of these experts have 24 bytes, which is no multiple of 16: the fast kernel refuses them."""
+    own = hdlm.load(folder, dtype=dtype)
+    logits, _ = logits_of(own, golden("ids"), golden("canvas"))
+    published = transformers.DiffusionGemmaForBlockDiffusion.from_pretrained(
+        folder, dtype=dtype, experts_implementation="eager"
+    )
+    with torch.no_grad():
+        expected = published(input_ids=golden("ids"), decoder_input_ids=golden("canvas")).logits
+    rounding = 20 * torch.finfo(dtype).eps * 10  # logits reach 10
+    torch.testing.assert_close(logits, expected.float(), atol=rounding, rtol=0)
+    assert bool((golden("logits") - logits).abs().max() < 3 * rounding)
 
 
 # --- losses and training ---------------------------------------------------------------------------------------------
@@ -484,6 +509,17 @@ def test_training_goes_on_from_the_checkpoint_and_is_exported(folder, tmp_path):
     export(made, tmp_path / "export")
     again = hdlm.load(tmp_path / "export")
     assert torch.equal(again.network.vocab_embed.weight, made.network.vocab_embed.weight)
+
+
+def test_training_with_fsdp_is_refused(folder, tmp_path, monkeypatch):
+    """FSDP would set the factors of the encoder in both stacks: the loss differed without an error."""
+    monkeypatch.setattr(
+        loop, "make_engine", lambda *_: SimpleNamespace(distributed_type=DistributedType.FSDP)
+    )
+    small = {"data": {"context": 24}, "run": {"batch_size": 2}}
+    text = ["The king said to the queen that he would go.\n" * 40]
+    with pytest.raises(ValueError, match="DiffusionGemma is not trained with FSDP"):
+        hdlm.finetune(folder, text, output=tmp_path, steps=1, recipe=small, progress=False, device="cpu")
 
 
 def test_likelihood_is_that_of_the_model_without_self_conditioning(model, tmp_path, monkeypatch):

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,32 @@ DIFFUSION: dict[str, dict[str, Any]] = {
     "a2d_qwen3": {},
 }
 FOLDERS = {**{f"causal/{name}": {} for name in CAUSAL}, **DIFFUSION}
+
+
+WRONG: tuple[object, ...] = (None, "x", -1, 3.5, {})
+
+
+def damaged(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Copies of a config in which one value is missing or wrong."""
+    for key, value in table.items():
+        yield {name: other for name, other in table.items() if name != key}
+        yield from (table | {key: wrong} for wrong in WRONG)
+        if key == "text_config":
+            yield from (table | {key: inner} for inner in damaged(value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FOLDERS, "diffusion_gemma"])
+def test_damaged_configs_are_read_or_refused_with_a_message(shared: Path, tmp_path: Path, name: str) -> None:
+    """No value of a config, however wrong, ends in another error than a `ValueError`."""
+    folder = shared / "golden" / "modern" / name
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    for config in damaged(json.loads((folder / "config.json").read_text())):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with contextlib.suppress(ValueError):
+            assert inspect(tmp_path, **FOLDERS.get(name, {})).blueprint
 
 
 @pytest.fixture(scope="module", params=FOLDERS)

@@ -64,7 +64,7 @@ def test_fsdp_config_wraps_blocks_with_fsdp_2(monkeypatch: pytest.MonkeyPatch) -
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
-    assert plugin.transformer_cls_names_to_wrap == ["TransformerBlock"]
+    assert plugin.transformer_cls_names_to_wrap is None  # those of the network
     assert plugin.cpu_ram_efficient_loading is False
     assert plugin.activation_checkpointing is False
 

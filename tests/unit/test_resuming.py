@@ -184,6 +184,27 @@ def test_fsdp_takes_same_steps_and_resumes_any_checkpoint(
 
 
 @pytest.mark.slow
+def test_fsdp_trains_adapters_as_one_process_does_and_resumes(text: Path, tmp_path: Path) -> None:
+    """The blocks of a decoder network are sharded, and its frozen weights have no optimizer state."""
+    pytest.importorskip("peft")
+    table = _no_dropout(
+        text,
+        lora={"rank": 2, "alpha": 4, "embeddings": True},
+        run={"steps": 8, "save_every": None, "save_steps": None},
+    )
+    table["network"] = {"type": "Decoder", "hidden_size": 16, "num_blocks": 2, "num_heads": 2}
+    one = _loss_norm_and_rate(_execute(table, tmp_path / "one"))
+    begun = _loss_norm_and_rate(_execute(table, tmp_path / "begun by one", 3))
+    jobs = [
+        {"recipe": table, "folder": str(tmp_path / "spread"), "engine": "FSDP", "stop": 4},
+        {"recipe": table, "folder": str(tmp_path / "begun by one"), "engine": "FSDP"},
+    ]
+    first, then = carry_out(jobs, tmp_path, "fsdp.yaml")
+    _assert_close(begun + then, one)
+    _assert_close(first + _loss_norm_and_rate(_execute(table, tmp_path / "spread")), one)
+
+
+@pytest.mark.slow
 def test_two_processes_train_gamma_hybrid_as_one(text: Path, tmp_path: Path) -> None:
     table = _no_dropout(
         text,

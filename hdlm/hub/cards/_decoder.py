@@ -379,6 +379,8 @@ def key_table(
 def _rotary(fields: Fields) -> tuple[float, RotaryScaling | None]:
     """The base of the rotary frequencies and what changes them; transformers 4 and 5 name them differently."""
     table: Any = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{fields.origin}: rotary positions of its config must be a table; got {table!r}.")
     base = fields.number("rope_parameters.rope_theta", fields.number("rope_theta", 10_000.0))
     kind = table.get("rope_type", table.get("type", "default"))
     if kind == "default":

@@ -23,9 +23,9 @@ from hdlm.denoiser import AbstractDenoiser, Prediction, Question, resolve_device
 from hdlm.hyperschedule import AbstractHyperschedule, opens_left_to_right
 from hdlm.randomness import Randomness
 from hdlm.regime import Regime
-from hdlm.sampling.base import Move, RowTransforms, Step, Transform
+from hdlm.sampling.base import Move, Planned, RowTransforms, Step, Transform
 from hdlm.sampling.engine.batching import BatchedQuery, CallNeeded, Member
-from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated
+from hdlm.sampling.engine.plan import Clock, Segment, Sequences, concatenated, events_at
 from hdlm.sampling.engine.window import Execution, KVWindow
 from hdlm.sampling.frame import Frame, Reads
 from hdlm.sampling.loop import PRIOR
@@ -420,19 +420,25 @@ class Engine:
                 parts = [values[row] for values, (_, row) in zip(parts, plans, strict=True)]
             return concatenated(parts)
 
+        t = concatenated([plan.t[row] for plan, row in plans])
+        s = concatenated([plan.s[row] for plan, row in plans])
+        moving = concatenated([plan.moving[row] for plan, row in plans])
+        process, begin = self.denoiser.process, concatenated([group.own.begin for group in groups])
         seeds = [seed for group in groups for seed in group.own.randomness.seeds_of(group.size)]
         return Move(
-            self.denoiser.process,
+            process,
             x,
-            concatenated([plan.t[row] for plan, row in plans]),
-            concatenated([plan.s[row] for plan, row in plans]),
-            concatenated([plan.moving[row] for plan, row in plans]),
+            t,
+            s,
+            moving,
             query.read,
             Randomness.of_rows(seeds),
             concatenated([group.own.sequence for group in groups]),
             concatenated([group.plan.steps[group.row].expand(group.size, 1) for group in groups]),
-            begin=concatenated([group.own.begin for group in groups]),
+            begin=begin,
+            remasked=not isinstance(self._step, Planned) or self._step.remasks,
             numbers=numbers,
+            planned=events_at(plans, (process, t, s, moving, begin, numbers)),
             self_conditioned=self.denoiser.self_conditioned,
         )
 

@@ -6,7 +6,7 @@ function of their address, so a segment computes the numbers of all its steps at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor
 from hdlm.hyperschedule import AbstractHyperschedule
 from hdlm.process import AbstractNoiseProcess
 from hdlm.randomness import Randomness
-from hdlm.sampling.base import Move, Planned, Reading, Step, numbers_of
+from hdlm.sampling.base import Events, Move, Planned, Reading, Step, numbers_of
 
-__all__ = ["Clock", "Segment", "Sequences", "concatenated"]
+__all__ = ["Clock", "Segment", "Sequences", "concatenated", "events_at"]
 
 _MOST_NUMBERS = 2**18
 """Numbers of one purpose that are computed at a time; a segment has at least one step."""
+_INPUTS = ("process", "t", "s", "moving", "begin", "numbers")
+"""The inputs of a move on which events depend, except those that a chain gives to its parts."""
 _Pair = tuple[Tensor, Tensor]
 
 
@@ -64,6 +66,24 @@ class Sequences:
 
 
 @final
+@dataclass(eq=False)
+class _Part:
+    """Where a step may act that is the sampling step or a part of it, at each step of a segment.
+
+    Attributes:
+        step: The planned step.
+        stream: First stream of its random numbers.
+        events: Positions at which it may act.
+        acts: For each step of the segment, whether there are such positions.
+    """
+
+    step: Planned
+    stream: int
+    events: Bool[Tensor, "n b l"]
+    acts: list[bool] = field(default_factory=list)
+
+
+@final
 class Segment:
     """Some consecutive steps of some sequences.
 
@@ -98,7 +118,8 @@ class Segment:
         self.moving: Bool[Tensor, "n b l"] = down & ~group.fixed
         self.steps: Int[Tensor, "n 1 1"] = steps[:-1, None, None]
         self._numbers: dict[int, _Pair] = {}
-        self.active: list[bool] = self._events(x).flatten(1).any(1).tolist()
+        self._parts: list[_Part] = []
+        self.active: list[bool] = self._planned(x)
 
     def next_event(self, n: int) -> int | None:
         """The first step from `n` at which something may happen, if it is in this segment."""
@@ -114,29 +135,78 @@ class Segment:
             known[stream // 2] = numbers_of(group.randomness, group.sequence[:, None], step, position, stream)
         return known[stream // 2][stream % 2]
 
-    def _events(self, x: Int[Tensor, "b l"]) -> Bool[Tensor, "n b l"]:
-        """Where something may happen at each step."""
+    def part(self, step: Planned, move: Move) -> _Part | None:
+        """The plan of a step that is part of the sampling step; None if there is none."""
+        return next((part for part in self._parts if part.step is step and part.stream == move.stream), None)
+
+    def _planned(self, x: Int[Tensor, "b l"]) -> list[bool]:
+        """Whether something may happen at each step; keeps the plan of each part of the sampling step."""
         step, group, num = self._clock.step, self._group, self.end - self.begin
         if not isinstance(step, Planned):
-            return self.moving
+            return list(self.moving.flatten(1).any(1).tolist())
 
         def rows(values: Tensor) -> Tensor:
             return values.expand(num, *values.shape[-2:]).flatten(0, 1)
 
+        def numbers(stream: int, each_step: bool) -> Tensor:
+            return rows(self.numbers(stream, each_step))
+
+        process, begin = self._clock.process, rows(group.begin)
+        t, s, moving = rows(self.t), rows(self.s), rows(self.moving)
+        inputs = process, t, s, moving, begin, numbers
+
+        def planned(step: Planned, own: Move) -> tuple[bool, list[Tensor]]:
+            events = step.events(own)
+            if _has(own, inputs):
+                self._parts.append(_Part(step, own.stream, events.view_as(self.moving)))
+            return True, [events]
+
         move = Move(
-            self._clock.process,
+            process,
             rows(x),
-            rows(self.t),
-            rows(self.s),
-            rows(self.moving),
+            t,
+            s,
+            moving,
             _refuse,
             group.randomness,
             group.sequence.repeat(num),
             self.steps.expand(-1, len(x), 1).flatten(0, 1),
-            begin=rows(group.begin),
-            numbers=lambda stream, each_step: rows(self.numbers(stream, each_step)),
+            begin=begin,
+            remasked=step.remasks,
+            numbers=numbers,
+            planned=planned,
         )
-        return step.events(move).view_as(self.moving) & self.moving
+        whole = move.events_of(step).view_as(self.moving) & self.moving
+        acts = torch.stack([whole, *(part.events for part in self._parts)]).flatten(2).any(2).tolist()
+        for part, own in zip(self._parts, acts[1:], strict=True):
+            part.acts = own
+        return list(acts[0])
+
+
+def events_at(plans: list[tuple[Segment, int]], inputs: tuple[object, ...]) -> Events:
+    """The planned events of some segments, each at one of its steps.
+
+    Args:
+        plans: The segments, each with the index of a step.
+        inputs: The inputs of the move on which events depend, in the order of `_INPUTS`: a move with other ones, which
+            a step has made, is not planned.
+    """
+
+    def planned(step: Planned, move: Move) -> tuple[bool, list[Tensor]] | None:
+        if not _has(move, inputs):
+            return None
+        parts = [(plan.part(step, move), row) for plan, row in plans]
+        known = [(part, row) for part, row in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return any(part.acts[row] for part, row in known), [part.events[row] for part, row in known]
+
+    return planned
+
+
+def _has(move: Move, inputs: tuple[object, ...]) -> bool:
+    """Whether a move has these very inputs."""
+    return all(getattr(move, name) is value for name, value in zip(_INPUTS, inputs, strict=True))
 
 
 def _refuse(x: Tensor, u: Tensor, previous: object = None, /) -> Reading:

@@ -40,7 +40,7 @@ class Ancestral:
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
         process = self.process or move.process
         if process.only_masks:
-            falls = move.masked & move.mask_falls(process, _WHEN, _KIND)
+            falls = move.masked & move.events_of(self)
             return x.masked_scatter(falls, move.reading.draw(falls, move.uniform(_MODEL)))
         own = torch.zeros_like(move.t)
         restless = move.visible & words_move(process, move)
@@ -65,7 +65,7 @@ class Ancestral:
         kind = move.uniform(_KIND)
         if not process.words_stay:
             return kind
-        now = move.mask_falls(process, _WHEN, _AGAIN)
+        now = move.falls_here(process, _WHEN, _AGAIN)
         return torch.where(move.x == process.mask_id, torch.where(now, stay + (1 - stay) * kind, -1.0), kind)
 
     def events(self, move: Move) -> Bool[Tensor, "b l"]:

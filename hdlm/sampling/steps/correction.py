@@ -35,7 +35,7 @@ class AdaptiveCorrection:
             raise ValueError(f"`eta` of the correction must lie in [0, 1]; got {self.eta}.")
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        redraw = self.events(move) & move.visible & (x == move.x)
+        redraw = move.events_of(self) & move.visible & (x == move.x)
         if not redraw.any():
             return x
         new = x.clone()

@@ -58,7 +58,7 @@ class DoubtCorrection:
                 )
 
     def __call__(self, x: Int[Tensor, "b l"], move: Move) -> Int[Tensor, "b l"]:
-        redraw = self.events(move) & move.visible & (x == move.x)
+        redraw = move.events_of(self) & move.visible & (x == move.x)
         if not redraw.any():
             return x
         at_s = move.process.weights(move.s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, final
 
 import torch
@@ -189,7 +190,7 @@ class RemaskShuffle:
         """Where a token is masked, written or redrawn."""
         return self._chain.events(move)
 
-    @property
+    @cached_property
     def _chain(self) -> Chain:
         return Chain((Remask(self.strength), AdaptiveCorrection(self.eta)))
 
