@@ -55,7 +55,7 @@ _ALL_STEPS = 2**32 - 1
 """The step in the address of a random number that all steps share."""
 Numbers: TypeAlias = Callable[[int, bool], Tensor]
 """Uniform numbers `[b l]` of a stream: those of each row's step or, with False, those that all steps share."""
-Events: TypeAlias = "Callable[[Planned, Move], tuple[bool, list[Tensor]] | None]"
+Events: TypeAlias = Callable[["Planned", "Move"], tuple[bool, list[Tensor]] | None]
 """Whether a step may act in a move, and where, in parts of the batch; None if the plan does not have it."""
 
 
