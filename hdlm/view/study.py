@@ -253,7 +253,8 @@ def _curves(
                 "linestyle": _STYLES[other % len(_STYLES)],
             }
             if points:
-                yield f"{arm}, {budget}, {sampler}", style, points
+                one_budget = len({of for _, of in arms}) == 1
+                yield ", ".join([arm, *([] if one_budget else [budget]), sampler]), style, points
 
 
 def _error(entry: Mapping[str, Any]) -> float:
@@ -302,12 +303,37 @@ def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
         )
 
 
+def _keep_to_curves(axes: Axes, controls: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Fix the limits at those of the curves, and name the controls beyond them; returns the others.
+
+    Controls are far from all samples, so limits that contain them would draw the samples on top of one another.
+
+    Args:
+        axes: A panel whose curves are drawn.
+        controls: The numbers of each control: x and y, or y alone.
+    """
+    axes.margins(0.12)
+    axes.autoscale_view()
+    limits = axes.set_xlim(axes.get_xlim()), axes.set_ylim(axes.get_ylim())
+    inside, beyond = {}, []
+    for name, values in controls.items():
+        if all(low <= value <= high for value, (low, high) in zip(values[::-1], limits[::-1], strict=False)):
+            inside[name] = values
+        else:
+            beyond.append(f"{name} {', '.join(f'{value:.2f}' for value in values)}")
+    if beyond:
+        note = f"beyond the picture: {'; '.join(beyond)}"
+        axes.text(0.01, 0.015, note, transform=axes.transAxes, fontsize=7, color=MUTED)
+    return inside
+
+
 def _draw_quality(
     axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
 ) -> None:
-    _draw_curves(axes, judge, rows, "network evaluations", bars=False)
-    _draw_levels(axes, {name: value for name, (value,) in _measured_controls(controls, NATS + judge)})
     axes.set_xscale("log", base=2)
+    _draw_curves(axes, judge, rows, "network evaluations", bars=False)
+    levels = _keep_to_curves(axes, dict(_measured_controls(controls, NATS + judge)))
+    _draw_levels(axes, {name: value for name, (value,) in levels.items()})
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("evaluations of the network for a batch of samples")
     axes.set_title("Quality over cost; lower is likelier, and `repeat` shows how to cheat", fontsize=9.5)
@@ -317,7 +343,8 @@ def _draw_frontier(
     axes: Axes, judge: str, rows: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]
 ) -> None:
     _draw_curves(axes, judge, rows, "entropy", bars=True)
-    for name, (entropy, nats) in _measured_controls(controls, "entropy", NATS + judge):
+    inside = _keep_to_curves(axes, dict(_measured_controls(controls, "entropy", NATS + judge)))
+    for name, (entropy, nats) in inside.items():
         axes.plot(entropy, nats, "*", color=INK if name == "data" else MUTED, markersize=9)
         axes.annotate(name, (entropy, nats), (5, 4), textcoords="offset points", fontsize=7, color=MUTED)
     axes.set_xlabel("entropy of a sample in nats: more varied →")
