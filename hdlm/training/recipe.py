@@ -445,10 +445,10 @@ class WatchSettings:
 
     Attributes:
         log_every: Optimizer steps that are averaged in a line of metrics.jsonl.
-        validate_every: Steps between two bounds on validation text; None for no validation.
+        validate_every: Steps between two bounds on validation text, if the run is validated.
         validation_windows: Windows of validation text that are measured, from the first on.
         replicates: Independent estimates of the bound; two or more give a standard error.
-        sample_every: Steps between two sets of samples; None for no samples.
+        sample_every: Steps between two sets of samples, if the run writes samples.
         samples: Number of samples in a set.
         batch_size: Windows or samples in a batch; it changes no number.
         judge: Causal model of `transformers` that gives samples a generative perplexity; empty for none.
