@@ -26,7 +26,7 @@
     "Gaps": "prompt=And the word of the LORD came unto [MASK], saying, Go, and speak unto the children of [MASK], and say " +
       `unto them, Thus [MASK:3], Go ye up to [MASK:2].&seed=1&algorithm=acs&${CORRECTS}`,
     "Correct a text": "task=correct&prompt=The LORD is my shnpherd; I sdaql not want. He maketg me to lie down in green pasturas: he " +
-      "leqdeth me bevide the still waters.&seed=8&model=kjv-spelling-2m&algorithm=acs&hyperschedule=flat&" +
+      "leqdeth me bevide the still waters.&seed=1&model=kjv-spelling-2m&algorithm=acs&hyperschedule=flat&" +
       new URLSearchParams(CORRECTION),
   };
 
