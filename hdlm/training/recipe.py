@@ -698,8 +698,8 @@ class Recipe:
         """The options that the model depends on and that differ from their defaults, as plain values.
 
         Options that may change when a run is resumed are left out. A later version with more options gives an equal
-        identity, as long as the recipe leaves them at their defaults. It does not contain the values of the defaults, so
-        it is equal after a version changes one.
+        identity, as long as the recipe leaves them at their defaults. The values of defaults are not part of it, so it
+        stays equal if a version changes one.
         """
         table = _changed(self)
         for name in _PIECES:
