@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests import shape_checks
 from tests.committed_figures import missing_figure, unpack
 
 shape_checks.install()
+gc.set_threshold(50_000)  # a collection of garbage takes a second with all test modules in memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN_DATA = Path(os.environ.get("HDLM_SHARED", REPOSITORY.parent / "shared"))
@@ -50,6 +52,15 @@ def _skip_what_is_not_committed() -> Generator[None, None, None]:
         if name is None:
             raise
         pytest.skip(f"{NOT_COMMITTED} ({name} is missing)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out a file of slow tests that takes several seconds to collect."""
+    return (
+        True
+        if collection_path.name == "test_serve_fuzz.py" and config.option.markexpr == "not slow"
+        else None
+    )
 
 
 def pytest_runtest_logstart() -> None:

@@ -1,4 +1,4 @@
-"""Which calls have their shapes checked: the calls 1, 2, 4, 8, 16 and so on of each function in each test.
+"""Which calls have their shapes checked: the calls 1, 4, 16, 64 and so on of each function in each test.
 
 A check takes several times as long as a small operation on tensors. A test checks every function that it calls, and
 every new object of a dataclass. Its loops repeat what their first calls have shown, so most of those calls are not
@@ -71,7 +71,10 @@ def _with_some_checks(function: Any, typechecker: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_due(key):
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        _calls[key] = number = _calls[key] + 1  # functions made by one `def` share a count
+        if number & (number - 1) or not number.bit_length() & 1:  # the number is not a power of four
             return function(*args, **kwargs)
         if code not in _checked:
             _checked[code] = _with_checks(_run_last_of(function), typechecker)
@@ -82,12 +85,6 @@ def _with_some_checks(function: Any, typechecker: Any) -> Any:
         return shared(*args, **kwargs)
 
     return call
-
-
-def _is_due(key: int) -> bool:
-    """Whether the number of this call is a power of two. Functions made by one `def` share a count."""
-    _calls[key] = number = _calls[key] + 1
-    return number.bit_count() == 1
 
 
 def _run_last_of(function: FunctionType) -> Callable[..., Any]:

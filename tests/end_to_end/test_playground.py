@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from hdlm.generation import TraceDocument
@@ -19,7 +18,7 @@ from hdlm.process import Absorbing
 from hdlm.serve.models import ServedModel
 from hdlm.serve.options import ServeOptions
 from tests.browsing import NEEDS_CHROMIUM, check_accessibility, chromium, expect, wait_until
-from tests.serving import serving, small_checkpoint, small_model
+from tests.serving import HTTP, serving, small_checkpoint, small_model
 
 pytestmark = NEEDS_CHROMIUM
 PROMPT = "In the beginning"
@@ -104,7 +103,7 @@ def tokens(tab: Any, run: int = 0) -> list[str]:
 def written(address: str, **body: Any) -> str:
     """The text of the server for a request without the page."""
     how = {"prompt": PROMPT, "seed": 3, "echo": True, "ignore_eos": True, "max_tokens": 12} | body
-    answer = httpx.post(f"{address}/v1/completions", json=how, timeout=60)
+    answer = HTTP.post(f"{address}/v1/completions", json=how, timeout=60)
     return " ".join(answer.json()["choices"][0]["text"].split())
 
 
@@ -178,7 +177,7 @@ TEXT = "In the land was the word, and the people was with the beginning."
 
 def corrected(address: str, **body: Any) -> dict[str, Any]:
     """The choice of the server for a correction without the page."""
-    answer = httpx.post(f"{address}/v1/correct", json=body, timeout=60)
+    answer = HTTP.post(f"{address}/v1/correct", json=body, timeout=60)
     return dict(answer.raise_for_status().json()["choices"][0])
 
 
@@ -315,7 +314,7 @@ def test_stopping_keeps_what_is_written_and_ends_the_work(open_page: Any, addres
 
 def _wait_for_no_request(tab: Any, address: str) -> None:
     for _ in range(200):
-        if httpx.get(f"{address}/ready").json()["requests_open"] == 0:
+        if HTTP.get(f"{address}/ready").json()["requests_open"] == 0:
             return
         tab.wait_for_timeout(50)
     pytest.fail("the server still works on a request")
@@ -416,7 +415,7 @@ def test_failures_in_the_middle_are_reported(open_page: Any, address: str) -> No
         assert finish(tab).startswith("Broken off")
 
     def half(route: Any) -> None:
-        real = httpx.post(route.request.url, json=route.request.post_data_json, timeout=60).text
+        real = HTTP.post(route.request.url, json=route.request.post_data_json, timeout=60).text
         route.fulfill(body=real[: len(real) // 2], content_type="text/event-stream")
 
     tab = open_page("prompt=In the beginning&max_tokens=8&seed=3")
@@ -519,7 +518,7 @@ def test_hostile_tokens_names_and_prompts_are_text(open_page: Any) -> None:
         tab = open_page(f"max_tokens=4&seed=3&prompt={HOSTILE}", address)
 
         def answer(route: Any) -> None:
-            real = httpx.post(route.request.url, json=route.request.post_data_json, timeout=60).text
+            real = HTTP.post(route.request.url, json=route.request.post_data_json, timeout=60).text
             pieces = re.sub(r'("pieces": )\{[^}]*\}', lambda m: m[1] + _hostile(m[0]), real)
             route.fulfill(body=pieces, content_type="text/event-stream")
 
@@ -543,16 +542,16 @@ def _hostile(pieces: str) -> str:
 
 
 def test_page_has_no_inline_code_and_a_strict_policy(address: str) -> None:
-    answer = httpx.get(f"{address}/")
+    answer = HTTP.get(f"{address}/")
     policy = answer.headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
     assert not re.search(r"<style|<script>| style=| on\w+=|https?://", answer.text)
     for name in ("play.js", "play.css", "replay/replay.js", "replay/replay.css"):
-        text = httpx.get(f"{address}/static/{name}").raise_for_status().text
+        text = HTTP.get(f"{address}/static/{name}").raise_for_status().text
         assert not re.search(r"https?://|innerHTML =|insertAdjacentHTML|document\.write|eval\(", text)
     for outside in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/replay/../../page.py"):
-        assert httpx.get(f"{address}{outside}").status_code == 404
+        assert HTTP.get(f"{address}{outside}").status_code == 404
 
 
 @pytest.mark.slow
@@ -635,6 +634,14 @@ def test_axe_finds_no_violation(open_page: Any, width: int, scheme: str) -> None
     expect(tab.get_by_role("alert")).to_contain_text("`steps` is 5000")
     check_accessibility(tab)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_narrow_page_scrolls_to_the_text(open_page: Any) -> None:
+    tab = open_page("prompt=In the beginning&max_tokens=8&seed=3", viewport={"width": 360, "height": 700})
+    press(tab, "Generate")
+    finish(tab)
+    expect(tab.locator("#result-title")).to_be_in_viewport()
+    expect(tab.locator(".text .token:not(.given)").first).to_be_in_viewport()
 
 
 @pytest.mark.slow

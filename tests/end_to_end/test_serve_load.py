@@ -20,33 +20,8 @@ from typing import Any, final
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, settings
 
-from hdlm.serve.app import create_app
-from hdlm.serve.models import ServedModel
-from hdlm.serve.options import ServeOptions
-from tests.serving import TEMPLATE, small_checkpoint, small_model
-
-FUZZED = ServeOptions(slots=4, request_timeout=20.0, max_n=4, max_steps=16, no_auth=True, host="0.0.0.0")
-MODELS = [ServedModel("small", small_checkpoint(), TEMPLATE)]
-SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(MODELS, FUZZED))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@SCHEMA.parametrize()
-@settings(
-    max_examples=10,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
-def test_no_request_is_answered_by_a_fault(case: schemathesis.Case) -> None:
-    """Requests that schemathesis makes from the server's own description."""
-    response = case.call()
-    assert response.status_code < 500, response.text
+from tests.serving import HTTP, small_model
 
 
 @final
@@ -59,7 +34,7 @@ class Running:
     log: Path
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.address}/metrics", timeout=60).text.splitlines()
+        lines = HTTP.get(f"{self.address}/metrics", timeout=60).text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     @property
@@ -95,7 +70,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
     try:
         for _ in range(600):
             try:
-                if httpx.get(f"{address}/ready").status_code == 200:
+                if HTTP.get(f"{address}/ready").status_code == 200:
                     break
             except httpx.TransportError:
                 time.sleep(0.2)
@@ -149,14 +124,14 @@ def test_soak_with_clients_that_come_and_go(server: Running) -> None:
     assert "Traceback" not in log
     events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
     assert not {"fault", "failed", "stalled"} & set(events)
-    assert 'status="5' not in httpx.get(f"{server.address}/metrics", timeout=60).text
+    assert 'status="5' not in HTTP.get(f"{server.address}/metrics", timeout=60).text
     assert [_choices(server.address, number) for number in range(len(WAYS))] == wanted
     print(dict(outcomes))
 
 
 def _choices(address: str, way: int, timeout: float = 600) -> str:
     body = {"prompt": "In the beginning", "max_tokens": 6 + way, "seed": way, "logprobs": 1, **WAYS[way]}
-    answer = httpx.post(f"{address}/v1/completions", json=body, timeout=httpx.Timeout(600, read=timeout))
+    answer = HTTP.post(f"{address}/v1/completions", json=body, timeout=httpx.Timeout(600, read=timeout))
     assert answer.status_code == 200, answer.text
     return json.dumps(answer.json()["choices"])
 
@@ -165,7 +140,7 @@ def _stream(address: str, way: int, kind: str, numbers: random.Random) -> None:
     """A client that reads its stream slowly to its end, or leaves before that, without a word or by a reset."""
     body = {"prompt": "", "max_tokens": 20, "stream": True, "diffusion_frames": True, **WAYS[way]}
     read = b""
-    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=600) as stream:
+    with HTTP.stream("POST", f"{address}/v1/completions", json=body, timeout=600) as stream:
         assert stream.status_code == 200
         for count, part in enumerate(stream.iter_raw(500)):
             read += part
@@ -182,7 +157,7 @@ def _stream(address: str, way: int, kind: str, numbers: random.Random) -> None:
 @pytest.mark.slow
 def test_sigterm_ends_streams_and_the_process(server: Running) -> None:
     body = {"prompt": "", "max_tokens": 120, "stream": True, "algorithm": "original", "steps": 1000}
-    with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as stream:
+    with HTTP.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
         os.kill(server.process, signal.SIGTERM)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from hdlm.cli import main
 from hdlm.serve.options import ServeOptions
-from tests.serving import serving, small_model
+from tests.serving import HTTP, serving, small_model
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_health_check_asks_an_open_route_of_the_port(lines: Any) -> None:
     assert [str(address.port)] == arguments(lines, "EXPOSE") == [str(ServeOptions().port)]
     with serving([small_model()], ServeOptions(api_key="sesame")) as server:
         exec(code.replace(f"http://{address.netloc}", server))
-        assert httpx.get(f"{server}{address.path}").status_code == 200
+        assert HTTP.get(f"{server}{address.path}").status_code == 200
     with pytest.raises(OSError, match="refused"):
         exec(code.replace(f"http://{address.netloc}", server))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hdlm.training.lora import adapters_of, add_adapters, merged
 from hdlm.training.recipe import LoraSettings
 from tests.unit.test_open_recipes import TEXT, _table, _trained
 
-pytest.importorskip("peft")
+# To import peft takes three seconds, which each worker would spend.
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="pip install 'hdlm[lora]'")
 CONFIG = DecoderConfig(20, 16, 2, 4, 2, 4, 32, qkv_bias=True)
 LORA = {"rank": 2, "alpha": 4}
 

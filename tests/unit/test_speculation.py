@@ -21,7 +21,7 @@ from hdlm.generation.recording import TraceDocument, record
 from hdlm.hyperschedule import Block, autoregressive
 from hdlm.parameterization import Mean, Shifted
 from hdlm.serve.models import ServedModel
-from tests.serving import serving, small_checkpoint
+from tests.serving import HTTP, serving, small_checkpoint
 
 SPECULATIVE = Settings("speculative", new_tokens=12)
 
@@ -181,7 +181,7 @@ def test_server_supports_it_or_names_the_field(model: Checkpoint) -> None:
         body = {"prompt": "In the", "max_tokens": 8, "seed": 5, "algorithm": "speculative", "echo": True}
 
         def post(name: str, **more: Any) -> httpx.Response:
-            return httpx.post(f"{address}/v1/completions", json={"model": name, **body, **more}, timeout=60)
+            return HTTP.post(f"{address}/v1/completions", json={"model": name, **body, **more}, timeout=60)
 
         answer = post("causal").json()
         alone = write(model, "In the", replace(SPECULATIVE, new_tokens=8), seed=5, ending=Ending(True))
@@ -190,5 +190,5 @@ def test_server_supports_it_or_names_the_field(model: Checkpoint) -> None:
         for refused, field in ((post("aligned"), "algorithm"), (post("causal", steps=3), "steps")):
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == field
-        listed = httpx.get(f"{address}/v1/models").json()["data"]
+        listed = HTTP.get(f"{address}/v1/models").json()["data"]
         assert ["speculative" in entry["hdlm_algorithms"] for entry in listed] == [True, False]
