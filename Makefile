@@ -22,7 +22,7 @@ demo: $(VENV)/installed-demo ## from text to corrected samples, on a laptop
 	$(BIN)/hdlm demo
 
 test: lint ## lint, types and the fast tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -p no:schemathesis
 
 test-all: lint $(VENV)/installed-browser ## lint, types and every test; those of pages need Chromium
 	@command -v chromium > /dev/null || { command -v apt-get > /dev/null && apt-get install --yes chromium; } \

@@ -63,6 +63,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     )
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the modules of all tests from garbage collection."""
+    gc.freeze()
+
+
 def pytest_runtest_logstart() -> None:
     """Check the shapes of the first calls in the test that starts."""
     shape_checks.begin_test()

@@ -131,10 +131,11 @@ def plain(process: Any = EPSILON, parameterization: Any = None, **options: Any) 
     return lambda: tiny_denoiser(process, parameterization, num_blocks=1, **options)
 
 
-def list_samplers() -> None:
+def list_samplers(quick: bool) -> None:
     plan = Block(LENGTH, 3, 2)
-    for name in ALGORITHMS:
-        for process in (EPSILON, GAMMA):
+    for number, name in enumerate(ALGORITHMS):
+        both = (GAMMA, EPSILON)
+        for process in (both[number % 2],) if quick else both:
             if name != "first_hitting" or process is EPSILON:
                 SCENARIOS[f"sampling: {name}, {type(process).__name__}"] = samples(
                     plain(process), tiny_algorithm(name, process, 0.1), plan
@@ -325,8 +326,8 @@ def storage(device: torch.device, folder: Path) -> Found:
     return Found([*answers, *own.network.state_dict().values()], 2)
 
 
-def list_scenarios() -> None:
-    list_samplers()
+def list_scenarios(quick: bool) -> None:
+    list_samplers(quick)
     list_objectives()
     list_training()
     list_evaluation()
@@ -522,8 +523,8 @@ def renew(scenarios: dict[str, dict[str, Any]]) -> None:
     path.write_text(json.dumps(renewed, indent=1) + "\n")
 
 
-def main(target: Path, *, device: torch.device | None, renewing: bool) -> None:
-    list_scenarios()
+def main(target: Path, *, device: torch.device | None, renewing: bool, quick: bool) -> None:
+    list_scenarios(quick)
     found = {name: outcome(scenario, device) for name, scenario in SCENARIOS.items()}
     if renewing:
         renew(found)
@@ -546,8 +547,9 @@ if __name__ == "__main__":
     parser.add_argument("report", type=Path)
     parser.add_argument("--device", type=torch.device)
     parser.add_argument("--renew", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="each algorithm with one process")
     options = parser.parse_args()
     if options.device is None:
         with LogicalDevice():
             pass  # known to PyTorch before the first backward pass
-    main(options.report, device=options.device, renewing=options.renew)
+    main(options.report, device=options.device, renewing=options.renew, quick=options.quick)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ FINETUNINGS = [one for one in COMMANDS if "hdlm/finetune.py" in one[1]]
 OF_A_RUN = [one for one in COMMANDS if "exp_local" in one[1]]
 
 
-def _params_of(commands: list[tuple[str, str]]) -> list[object]:
-    return [pytest.param(command, id=document.partition("_")[0]) for document, command in commands]
+def _params_of(commands: list[tuple[str, str]], marks: Any = ()) -> list[object]:
+    return [pytest.param(command, id=document.partition("_")[0], marks=marks) for document, command in commands]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _results(folder: Path) -> Iterator[dict[str, object]]:
     return (json.loads(file.read_text()) for file in folder.rglob("results.json"))
 
 
-@pytest.mark.parametrize("command", _params_of(EVALUATIONS))
+@pytest.mark.parametrize("command", [*_params_of(EVALUATIONS[:1]), *_params_of(EVALUATIONS[1:], pytest.mark.slow)])
 def test_published_perplexity_command_runs(clone: Clone, command: str) -> None:
     printed = clone.bash(command)
     (result,) = _results(clone.folder / "logs")

@@ -23,15 +23,18 @@ PROGRAM = Path(__file__).parents[1] / "on_a_logical_device.py"
 ALLOWED: dict[str, dict[str, Any]] = json.loads(PROGRAM.with_name("allowed_waits.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def report(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["quick", pytest.param("all", marks=pytest.mark.slow)])
+def report(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Any]:
     """The report of the program, which runs once for all workers."""
+    few = request.param == "quick"
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    target = shared / "logical-device.json"
+    target = shared / f"logical-device-{request.param}.json"
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            run(repository, [str(PROGRAM), str(target)])
+            run(repository, [str(PROGRAM), str(target), *["--quick"] * few])
     return json.loads(target.read_text())
 
 
@@ -165,6 +168,7 @@ def test_every_scenario_gives_same_result_on_cuda(repository: Path, tmp_path: Pa
 # -- how much is asked of a device --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_generation_launches_do_not_exceed_recorded_numbers(repository: Path) -> None:
     """If an increase is intended, `python -m benchmarks.launches --renew` records the new numbers."""
     run(repository, ["-m", "benchmarks.launches", "--check"])

@@ -28,6 +28,7 @@ def test_committed_figures_are_small() -> None:
     assert sum(path.stat().st_size for path in DATA.iterdir()) <= MOST_BYTES
 
 
+@pytest.mark.slow
 def test_committed_figures_equal_full_set(committed: Path, full_set: Path) -> None:
     for name in sorted(files(committed)):
         ours, theirs = committed / name, full_set / "golden" / name
