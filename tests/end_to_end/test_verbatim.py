@@ -80,7 +80,9 @@ OF_A_RUN = [one for one in COMMANDS if "exp_local" in one[1]]
 
 
 def _params_of(commands: list[tuple[str, str]], marks: Any = ()) -> list[object]:
-    return [pytest.param(command, id=document.partition("_")[0], marks=marks) for document, command in commands]
+    return [
+        pytest.param(command, id=document.partition("_")[0], marks=marks) for document, command in commands
+    ]
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def _results(folder: Path) -> Iterator[dict[str, object]]:
     return (json.loads(file.read_text()) for file in folder.rglob("results.json"))
 
 
-@pytest.mark.parametrize("command", [*_params_of(EVALUATIONS[:1]), *_params_of(EVALUATIONS[1:], pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", [*_params_of(EVALUATIONS[:1]), *_params_of(EVALUATIONS[1:], pytest.mark.slow)]
+)
 def test_published_perplexity_command_runs(clone: Clone, command: str) -> None:
     printed = clone.bash(command)
     (result,) = _results(clone.folder / "logs")

@@ -44,7 +44,9 @@ def p_value_of_equal_means(a: LikelihoodResult, b: LikelihoodResult) -> float:
     return math.erfc(abs(a.nats - b.nats) / math.hypot(a.standard_error, b.standard_error) / math.sqrt(2))
 
 
-@pytest.mark.parametrize("plan", [flat(LENGTH, 8), pytest.param(Block(LENGTH, 16, 8), marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.parametrize(
+    "plan", [flat(LENGTH, 8), pytest.param(Block(LENGTH, 16, 8), marks=pytest.mark.slow)], ids=repr
+)
 def test_likelihood_estimators_agree_on_wikitext(
     model: Checkpoint, text: Text, plan: AbstractHyperschedule
 ) -> None:
