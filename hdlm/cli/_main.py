@@ -62,7 +62,7 @@ def _parsers(known: Mapping[str, Verb]) -> tuple[Parser, dict[str, Parser]]:
         epilog="`hdlm VERB --help` has the options of a verb, and examples.",
     )
     parser.add_argument("--version", action="version", version=f"hdlm {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     actions = parser.add_subparsers(metavar="VERB", title="verbs", parser_class=Parser)
     return parser, {
         name: actions.add_parser(name, help=verb.summary, description=verb.description)

@@ -31,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULT",
         help="a result, or the folder of a results.json; RESULT:NAME is one data set of several",
     )
-    parser.add_argument("--metric", nargs="+", default=[], help="what to compare (default: all they share)")
-    parser.add_argument("--markdown", type=FILE, metavar="FILE", help="write the table as Markdown, too")
-    parser.add_argument("--output", type=PICTURE, metavar="FILE", help="draw it: .png, .svg or .pdf")
+    parser.add_argument(
+        "--metric", nargs="+", default=[], help="metrics to compare (default: all that every result has)"
+    )
+    parser.add_argument("--markdown", type=FILE, metavar="FILE", help="write the table as Markdown as well")
+    parser.add_argument("--output", type=PICTURE, metavar="FILE", help="draw the table: .png, .svg or .pdf")
     add_json(parser)
 
 
@@ -63,7 +65,7 @@ def _overlay(args: argparse.Namespace, documents: dict[str, dict[str, Any]]) -> 
     from hdlm.view.frontier import draw_document, frontier_table, write_frontier_report
 
     if args.metric:
-        raise ValueError("--metric is of no use for frontiers: each is of its two metrics.")
+        raise ValueError("--metric has no effect on frontiers, which have two fixed metrics: leave it out.")
     document = overlay(documents)
     if args.json:
         print_json(document)

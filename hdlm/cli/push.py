@@ -33,14 +33,14 @@ PUSH = Options(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the checkpoint, the repository and its visibility."""
     add_checkpoint(parser)
-    parser.add_argument("repository", metavar="REPO", help="owner/name; made if there is none")
-    PUSH.add(parser, "private", flags=("--public",), help="let everybody see it (default: private)")
+    parser.add_argument("repository", metavar="REPO", help="owner/name; it is created if it does not exist")
+    PUSH.add(parser, "private", flags=("--public",), help="make the repository public (default: private)")
     PUSH.add(parser, "dry_run", "layout")
     parser.add_argument(
         "--hyperschedule",
         type=int,
         metavar="N",
-        help="for the published layout: which of the checkpoint's to name, counted from 0 (default: 0)",
+        help="for the published layout: number of the hyperschedule to record, counted from 0 (default: 0)",
     )
     PUSH.add(parser, "revision", flags=("--branch",), dest="branch")
     PUSH.add(parser, "licence", flags=("--license",))

@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=KEPT_FILE,
         metavar="FILE",
-        help="JSON lines, kept as they come; the command goes on with it",
+        help="file of JSON lines; each passage is saved when it is written, and the same command resumes the file",
     )
     DRAWING.add(parser, "batch_size")
     SETTINGS.add(parser.add_argument_group("how to write"))
@@ -102,9 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_json(parser)
     _add_fast(parser.add_argument_group("how fast (what is exact is on by default)"))
-    parser.add_argument("--stream", action="store_true", help="print text as it settles")
-    parser.add_argument("--replay", action="store_true", help="show how the first passage came to be")
-    _add_trace(parser.add_argument_group("what to keep of the way"))
+    parser.add_argument("--stream", action="store_true", help="print text as soon as it is settled")
+    parser.add_argument("--replay", action="store_true", help="show the steps that wrote the first passage")
+    _add_trace(parser.add_argument_group("what to record of the steps"))
 
 
 def _add_trace(group: argparse._ActionsContainer) -> None:
@@ -128,8 +128,16 @@ def _add_fast(fast: argparse._ActionsContainer) -> None:
         action="store_true",
         help="print which fast paths were taken, which were exact, and the number of function evaluations",
     )
-    fast.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
-    fast.add_argument("--stop-at-end", action="store_true", help="end at the token that ends a text")
+    fast.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a passage before this text; may be given again",
+    )
+    fast.add_argument(
+        "--stop-at-end", action="store_true", help="end a passage at the token that ends a text"
+    )
     fast.add_argument(
         "--approximate-cache",
         type=_approximate,
@@ -152,7 +160,7 @@ def _add_fast(fast: argparse._ActionsContainer) -> None:
         type=whole_number,
         metavar="N",
         default=0,
-        help="sequences in static buffers, replayed as graphs on CUDA (default: %(default)s, off)",
+        help="number of sequences in static buffers, replayed as graphs on CUDA (default: %(default)s, off)",
     )
 
 
@@ -256,7 +264,9 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
     if args.trace is True and not args.json:
         raise ValueError("--trace without a file is part of what --json prints: add --json, or name a file.")
     if args.stream and (args.num > 1 or args.json or args.replay):
-        raise ValueError("--stream prints one passage as it comes: leave --num, --json and --replay out.")
+        raise ValueError(
+            "--stream prints one passage while it is written: leave --num, --json and --replay out."
+        )
     checkpoint = _open(args, device := named_device(args.device))
     settings = with_other_names(settings, OTHERS.read(args), checkpoint)
     set_threads(

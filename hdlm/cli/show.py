@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     attention = things.add_parser(
         "attention",
-        help="who may look at whom",
-        description="Who may look at whom at one step of generation, or in a two-stream training pass.",
+        help="which positions attend to which",
+        description="Which positions attend to which at one step of generation, or in a two-stream training pass.",
     )
     _add_hyperschedule(attention)
     _add_attention(attention)
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     process.set_defaults(show=_show_process)
 
     loss = things.add_parser("loss", help="loss curves of a run, from its metrics (JSON lines)")
-    loss.add_argument("metrics", type=Path, help="file with one JSON object a line")
+    loss.add_argument("metrics", type=Path, help="file with one JSON object per line")
     loss.add_argument(
         "--output", type=PICTURE, default=Path("loss.png"), help="the file (default: %(default)s)"
     )
@@ -169,7 +169,7 @@ def _hyperschedule(args: argparse.Namespace) -> AbstractHyperschedule:
     for flag, name, value in (("--width", "width", args.width), ("--levels", "steps", args.levels)):
         if value is not None and name in unused:
             raise ValueError(
-                f"{flag} means nothing to {args.family}; leave it out, or choose another family."
+                f"{flag} has no effect on {args.family}; leave it out, or choose another family."
             )
     width = min(WIDTH, args.length) if args.width is None else args.width
     levels = LEVELS if args.levels is None else args.levels

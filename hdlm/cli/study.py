@@ -42,7 +42,9 @@ def _part(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the file, the folder and the part."""
     parser.add_argument("file", metavar="FILE", help="TOML file of the study, or the name of one that ships")
-    parser.add_argument("--output", type=FOLDER, metavar="FOLDER", required=True, help="for jobs and results")
+    parser.add_argument(
+        "--output", type=FOLDER, metavar="FOLDER", required=True, help="folder for jobs and results"
+    )
     parser.add_argument(
         "--part", type=_part, metavar="K/N", help="do part K of N, divided by model (default: all jobs)"
     )

@@ -91,7 +91,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="resume the run in the folder; if there is none, begin one as --text or --recipe say",
+        help="resume the run in the folder; if there is none, begin one with --text or --recipe",
     )
     parser.add_argument(
         "--keep-optimizer",
@@ -119,16 +119,25 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the published way: a configuration instead of all other options."""
     parser.add_argument(
-        "--config", metavar="NAME", help="published configuration instead, and any key=value behind it"
-    )
-    parser.add_argument("--config-dir", metavar="DIR", help="of --config (default: those of the package)")
-    parser.add_argument("--cfg", action="store_true", help="of --config: show it and do nothing")
-    parser.add_argument(
-        "--multirun", "-m", action="store_true", help="of --config: one run for each combination of values"
+        "--config",
+        metavar="NAME",
+        help="published configuration in place of a recipe; key=value options may follow",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of --config: options to change, side by side"
+        "--config-dir",
+        metavar="DIR",
+        help="with --config: folder of configurations (default: that of the package)",
     )
+    parser.add_argument(
+        "--cfg", action="store_true", help="with --config: show the configuration and do nothing"
+    )
+    parser.add_argument(
+        "--multirun",
+        "-m",
+        action="store_true",
+        help="with --config: one run for each combination of key=value,value",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: options to change")
 
 
 def _configured(args: argparse.Namespace) -> int:
@@ -164,7 +173,9 @@ def run(args: argparse.Namespace) -> int:
     if args.overrides or args.cfg or args.multirun or args.config_dir is not None:
         raise ValueError(f"{' '.join(args.overrides) or 'this'} needs --config NAME; recipes are TOML files.")
     if args.keep_optimizer and args.start is None:
-        raise ValueError("--keep-optimizer needs --from, the folder of the run whose optimizers remember.")
+        raise ValueError(
+            "--keep-optimizer needs --from, the folder of the run whose optimizer state is used."
+        )
     return train_by_recipe(args)
 
 
@@ -180,7 +191,7 @@ def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, conti
         ValueError: If there is no output.
     """
     if args.output is None:
-        raise ValueError("--output must say which folder to train into.")
+        raise ValueError("--output is missing: give a folder for the checkpoint and the metrics.")
     from rich.console import Console
 
     from hdlm.checkpoint import load_checkpoint

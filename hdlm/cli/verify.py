@@ -168,10 +168,10 @@ def _made(target: str, keywords: dict[str, Any]) -> Any:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"There is no module {error.name!r} here; is it installed, or beside you?"
+            f"There is no module {error.name!r}: install it, or run the command in the folder that has it."
         ) from error
     except AttributeError as error:
-        raise ValueError(f"The module {module} has no {name!r}.") from error
+        raise ValueError(f"The module {module} does not define {name!r}.") from error
     if not isinstance(target_object, type | FunctionType):
         return target_object
     try:

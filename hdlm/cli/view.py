@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         default=1,
         metavar="N",
-        help="passage of each trace, from 1 (default: 1)",
+        help="passage of each trace, counted from 1 (default: 1)",
     )
     PICTURE.add(parser.add_argument_group("pictures"))
     new = parser.add_argument_group("a new run, in place of TRACE")
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--versus",
         nargs="+",
         metavar="NAME=VALUE",
-        help="settings in which a second run differs, on the same seed",
+        help="settings in which a second run with the same seed differs",
     )
     SETTINGS.add(parser.add_argument_group("how to write, in a new run"))
     add_loading(parser)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and args.output.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"--output {args.output}: a replay ends in .html, .gif or .png.")
     if bool(args.traces) == bool(args.checkpoint):
-        raise ValueError("name the TRACEs to show, or a --checkpoint to make a new run with; one of the two.")
+        raise ValueError("give either the TRACEs to show, or a --checkpoint to make a new run with.")
     documents = _new(args) if args.checkpoint else _read(args)
     _show(args, documents)
     if args.output is not None:

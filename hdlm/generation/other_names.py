@@ -8,7 +8,7 @@ from typing import Any, final
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.generation.settings import Settings
-from hdlm.strict_config import read_table
+from hdlm.strict_config import read_table, require
 
 __all__ = ["OTHER_NAMES", "OtherNames", "settings_of", "with_other_names"]
 
@@ -19,7 +19,7 @@ _ALGORITHMS: Mapping[str, str] = {
     "margin_confidence": "topk_margin",
     "confidence_threshold": "threshold",
 }
-"""Algorithms of other tools whose name here is another one."""
+"""Algorithms that have another name here than in other tools."""
 _BY_THRESHOLD: Mapping[str, str] = {
     "low_confidence": "threshold",
     "maskgit_plus": "threshold",
@@ -27,7 +27,7 @@ _BY_THRESHOLD: Mapping[str, str] = {
     "low_confidence_dynamic": "low_confidence_dynamic",
     "joint_threshold": "joint_threshold",
 }
-"""What an algorithm is if a threshold is given."""
+"""The algorithm that takes the place of another one if a threshold is given."""
 
 
 @final
@@ -53,7 +53,7 @@ class OtherNames:
         entropy_bound: Bound of the accepted entropies in nats (DiffusionGemma): `eta` of entropy_renoising and
             diffusion_gemma.
         cfg_scale: Scale of guidance (LLaDA, dllm): `guidance`.
-        cfg: Scale of guidance (evaluation of Dream), where 1 is off: `guidance` + 1.
+        cfg: Scale of guidance (evaluation of Dream), where 1 and less is off: `guidance` + 1.
     """
 
     gen_length: int | None = None
@@ -105,7 +105,7 @@ def settings_of(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
         given: Values by name.
 
     Raises:
-        ValueError: If a name is unknown, or two names of one field have different values.
+        ValueError: If a name is unknown, a value is out of range, or two names of one field have different values.
     """
     other = {name: value for name, value in given.items() if name in OTHER_NAMES}
     own = read_table(Settings, {name: value for name, value in given.items() if name not in other})
@@ -125,6 +125,7 @@ def with_other_names(
         by_default: Whether the algorithm of the settings is not the choice of the user; None if it is the usual one.
 
     Raises:
+        OptionError: If a value is out of range; the error has the name that was given.
         ValueError: If two names of one field have different values, or an option does not fit the algorithm.
     """
     given = {
@@ -135,6 +136,7 @@ def with_other_names(
     )
     default, values, names = Settings(), dict[str, Any](), dict[str, str]()
     for name, value in given.items():
+        _check_range(name, value)
         field, meant = OTHER_NAMES[name], _meaning(name, value)
         field = ("sub_block" if flat else "width") if field == "block" else field
         own = getattr(settings, field)
@@ -154,6 +156,21 @@ def with_other_names(
     return replace(settings, **values | {"algorithm": _algorithm(algorithm, names.get("eta"), usual=usual)})
 
 
+def _check_range(name: str, value: Any) -> None:
+    """Refuse a number outside the range of its setting. Of `cfg`, every value up to 1 means that guidance is off.
+
+    Raises:
+        OptionError: If the number is outside.
+    """
+    setting = OTHER_NAMES[name]
+    if setting == "eta":
+        require(0 <= value <= 1, name, "in [0, 1]", value)
+    elif name == "cfg_scale":
+        require(value >= 0, name, "at least 0", value)
+    elif setting not in ("algorithm", "guidance"):
+        require(value >= 1, name, "at least 1", value)
+
+
 def _meaning(name: str, value: Any) -> Any:
     """The value of the field of `Settings`."""
     if name in ("threshold", "confidence_threshold"):
@@ -167,7 +184,7 @@ def _algorithm(algorithm: str, by: str | None, *, usual: bool) -> str:
     """The algorithm, if the option `by` gives its strength.
 
     Raises:
-        ValueError: If the option means nothing to the algorithm.
+        ValueError: If the option has no effect on the algorithm.
     """
     if by in ("threshold", "confidence_threshold"):
         known = _BY_THRESHOLD
@@ -182,6 +199,7 @@ def _algorithm(algorithm: str, by: str | None, *, usual: bool) -> str:
         return next(iter(known.values()))
     if algorithm not in known:
         raise ValueError(
-            f"`{by}` has no effect on the algorithm {algorithm!r}; it has on {', '.join(known)}. Leave one of them out."
+            f"`{by}` has no effect on the algorithm {algorithm!r}; it has an effect on {', '.join(known)}. "
+            f"Leave `{by}` out, or choose one of these algorithms."
         )
     return known[algorithm]

@@ -39,10 +39,10 @@ def read_config(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         config = json.loads(text) if path.suffix == ".json" else _load_yaml(text, path)
         if not isinstance(config, dict):
-            raise ValueError(f"it is no table but a {type(config).__name__}")
+            raise ValueError(f"it is not a table but a {type(config).__name__}")
         return resolve_interpolations(_plain(config))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no config: {one_line(error).rstrip('.')}.") from error
+        raise ValueError(f"{path} is damaged or not a config: {one_line(error).rstrip('.')}.") from error
 
 
 def resolve_interpolations(config: Mapping[str, Any]) -> dict[str, Any]:

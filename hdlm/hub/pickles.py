@@ -163,8 +163,8 @@ def load_pickle(path: Path) -> Any:
         return _Reader(_Storages(path, entries, str(PurePosixPath(name).parent))).read(program)
     except _RefusalError as refusal:
         raise ValueError(
-            f"{path} is refused, for it asks to run or build {refusal}; only tensors, tables, lists, numbers and text "
-            "are read. If you trust the file, load it yourself and save its tensors alone, as safetensors."
+            f"{path} is refused, because it asks to run or build {refusal}; only tensors, tables, lists, numbers and "
+            "text are read. If you trust the file, load it yourself and save its tensors alone, as safetensors."
         ) from refusal
     except (*_WHAT_DAMAGE_RAISES, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds more than tensors: {_first_line(error)}") from error
@@ -460,7 +460,7 @@ def _key(value: Any) -> Any:
         return value
     if kind is tuple and len(value) <= LONGEST_KEY and not any(type(part) is tuple for part in value):
         return tuple(map(_key, value))
-    raise ValueError(f"a {kind.__name__} is no key of a table here")
+    raise ValueError(f"a {kind.__name__} cannot be a key of a table here")
 
 
 def _table(items: list[Any]) -> dict[Any, Any]:

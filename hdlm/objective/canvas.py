@@ -293,8 +293,8 @@ class Corruption:
             raise ValueError(f"complementary masks need a process that only masks; got {self.process!r}.")
         if self.two_stream and self.regime.context == "full" and not self.hyperschedule.settles_together:
             raise ValueError(
-                "Two streams need a context of which settled positions see the past alone; with context='full' the "
-                "clean stream would reveal the tokens to predict. Use one canvas (two_stream=false, published as "
+                "Two streams need a context in which settled positions attend to no later ones; with context='full' "
+                "the clean stream would reveal the tokens to predict. Use one canvas (two_stream=false, published as "
                 "annealing.efficient=false), or the context block_causal or causal."
             )
 

@@ -63,7 +63,7 @@ class Combination(AbstractObjective):
         weights = [weight for weight, _ in self.parts]
         if not weights or not all(0 < weight < math.inf for weight in weights):
             raise ValueError(
-                f"`parts` needs at least one, each with a weight above 0; got weights {weights}."
+                f"`parts` must have at least one part, each with a weight above 0; got the weights {weights}."
             )
 
     @property

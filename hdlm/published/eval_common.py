@@ -24,15 +24,18 @@ def parser(program: str, summary: str) -> argparse.ArgumentParser:
         "--checkpoint_path", required=True, help="a hub id, a checkpoint folder, a run, or a file of weights"
     )
     parser.add_argument(
-        "--config_path", type=Path, help="the config, or the run that has it, if it is elsewhere"
+        "--config_path", type=Path, help="the config, or the run that has it, if it is not beside the weights"
     )
     parser.add_argument(
-        "--weights", choices=("averaged", "raw"), default="averaged", help="default: averaged"
+        "--weights",
+        choices=("averaged", "raw"),
+        default="averaged",
+        help="weights to load (default: averaged)",
     )
     parser.add_argument("--tokenizer", help="a tokenizer.json, a folder or a hub name (default: the model's)")
     parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: $HDLM_DATA_DIR)")
-    parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     return parser
 
 

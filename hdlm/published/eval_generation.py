@@ -115,38 +115,41 @@ def _generation_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--family",
         choices=("auto", "epsilon", "gamma", "epsilon_hybrid", "gamma_hybrid"),
         default="auto",
-        help="what the model must be (default: whatever it is)",
+        help="family that the model must have (default: any)",
     )
-    options.add_argument("--num_samples", type=int, default=100, help="default: 100")
+    options.add_argument("--num_samples", type=int, default=100, help="number of samples (default: 100)")
     options.add_argument(
         "--steps",
         type=int,
-        help=f"from noise to text; of a block (default: {STEPS}; for SAR, as the model was trained)",
+        help="number of steps from noise to text, for SAR those of a block "
+        f"(default: {STEPS}; for SAR, as the model was trained)",
     )
     options.add_argument(
         "--datasets",
         nargs="+",
-        help=f"text to compare with (default: those of {', '.join(REFERENCES)} that lie in the data folder)",
+        help=f"text to compare with (default: those of {', '.join(REFERENCES)} that are in the data folder)",
     )
     options.add_argument(
         "--sampling_method",
         choices=(*LOGIT_METHODS, *SCORE_METHODS),
-        help="default: full_diff or full_diff_shifted; SAR for gamma-hybrids",
+        help="sampler (default: full_diff or full_diff_shifted; SAR for gamma-hybrids)",
     )
-    options.add_argument("--algorithm", help="original, acs, remask, remask_adhoc_shuffle, remdm, ...")
+    options.add_argument(
+        "--algorithm", help="algorithm of a step: original, acs, remask, remask_adhoc_shuffle, remdm, ..."
+    )
     options.add_argument("--eta", type=float, default=0.01, help="strength of corrections (default: 0.01)")
     options.add_argument("--length", type=int, help="tokens in a sample (default: the model's context)")
     options.add_argument("--batch_size", type=int, default=16, help="samples at a time (default: 16)")
     options.add_argument(
         "--judge",
         default=USUAL_JUDGE,
-        help="who judges perplexity: folder or hub name of a causal language model, or a checkpoint of hdlm; "
-        f"{NO_JUDGE} for nobody (default: {USUAL_JUDGE})",
+        help="judge of the perplexity: folder or hub name of a causal language model, or a checkpoint of hdlm; "
+        f"{NO_JUDGE} for no judge (default: {USUAL_JUDGE})",
     )
     options.add_argument(
-        "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="for the results"
+        "--output_dir", type=Path, default=Path("logs", "eval_generation"), help="folder for the results"
     )
-    options.add_argument("--save_samples", action="store_true", help="write the samples too")
+    options.add_argument("--save_samples", action="store_true", help="write the samples as well")
     args = options.parse_args(arguments)
     check_counts(args, "num_samples", "steps", "batch_size", "length")
     check_folder(args.output_dir, "results.json", *(SAMPLES if args.save_samples else ()))

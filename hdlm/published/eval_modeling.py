@@ -75,22 +75,26 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--work_dir", type=Path, required=True, help="folder for results.json")
     for option in ("--dataset", "--valid_dataset"):
         options.add_argument(option, help=f"a data set: {', '.join(NAMED)}, a file or a folder")
-    options.add_argument("--datasets", nargs="+", default=[], help="several data sets")
+    options.add_argument("--datasets", nargs="+", default=[], help="several data sets, like --dataset")
     options.add_argument("--batch_size", type=int, default=16, help="windows in a pass (default: 16)")
     options.add_argument("--length", type=int, help="tokens in a window (default: the model's context)")
     options.add_argument(
         "--monte_carlo_timesteps",
         type=int,
         default=100,
-        help="independent estimates of each window; fewer are quicker and less sure (default: 100)",
+        help="independent estimates of each window; fewer are faster and less precise (default: 100)",
     )
     options.add_argument(
         "--bound",
         choices=("absorbing", "hybrid"),
-        help="default: absorbing, the paper's; hybrid where noise does not end in masks",
+        help="bound to measure (default: absorbing, that of the paper; hybrid if the noise does not end in masks)",
     )
-    options.add_argument("--ngpus", type=int, choices=(1,), default=1, help="evaluation runs on one device")
-    options.add_argument("--single_gpu", action="store_true", help="as it always is")
+    options.add_argument(
+        "--ngpus", type=int, choices=(1,), default=1, help="must be 1: evaluation runs on one device"
+    )
+    options.add_argument(
+        "--single_gpu", action="store_true", help="has no effect: evaluation always runs on one device"
+    )
     args = options.parse_args(arguments)
     check_counts(args, "batch_size", "length", "monte_carlo_timesteps")
     check_folder(args.work_dir, "results.json")

@@ -259,7 +259,7 @@ class Reading:
         if raw.isfinite().all():
             raise ValueError(
                 f"No word can be drawn at {place}: the network's answer is finite, but after "
-                f"{self._applied(b) or type(answer.prediction.parameterization).__name__} is not a distribution."
+                f"{self._applied(b) or type(answer.prediction.parameterization).__name__} it is not a distribution."
             )
         raise ValueError(
             f"The network's answer at {place} is not finite: {int(raw.isnan().sum())} of {raw.numel()} numbers are "

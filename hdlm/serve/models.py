@@ -77,12 +77,13 @@ class ServedModel:
         known = ", ".join(self.correcting) or "none"
         if not process.only_masks:
             raise ValueError(
-                f"`algorithm` is {name!r}, which replaces no word of a finished text. Algorithms that do: {known}."
+                f"`algorithm` is {name!r}, which replaces no word of a finished text. "
+                f"Algorithms that replace words: {known}."
             )
         raise ValueError(
             f"`algorithm` is {name!r}, but the noise of the model {self.name!r} makes masks only, so the model has "
             "never seen a wrong word and cannot find one. Use a model whose noise replaces words, such as "
-            f"kjv-spelling-2m, or an algorithm that masks or edits words without that: {known}."
+            f"kjv-spelling-2m, or an algorithm that does not need such noise: {known}."
         )
 
     def check_algorithm(self, name: str) -> None:

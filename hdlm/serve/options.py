@@ -60,8 +60,8 @@ class ServeOptions:
             raise ValueError("`api_key` must not be empty.")
         if not (self.is_loopback or self.api_key or self.no_auth):
             raise ValueError(
-                f"With `host` {self.host!r} other machines can use the server: set `api_key`, or `no_auth` if that is "
-                "meant."
+                f"With `host` {self.host!r} other machines can use the server: set `api_key`, or `no_auth` to "
+                "let everybody use it."
             )
 
     @property

@@ -77,25 +77,36 @@ class AbstractRequest(_OtherOptions, abc.ABC):
         description="Seed of all random numbers; a random one by default. It determines the text exactly.",
     )
     temperature: float | None = Field(
-        None, ge=0, le=100, allow_inf_nan=False, description="1 is the model, 0 the likeliest word."
+        None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="1 leaves the model as it is, 0 writes the likeliest word.",
     )
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="Nucleus sampling.")
-    top_k: Count | None = Field(None, description="Draw from so many of the likeliest words only.")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Nucleus sampling: draw from the likeliest words that make up this probability.",
+    )
+    top_k: Count | None = Field(None, description="Number of likeliest words to draw from.")
     min_p: Share | None = Field(None, description="Least probability relative to that of the likeliest word.")
     repetition_penalty: float | None = Field(
         None, ge=1, le=1e6, allow_inf_nan=False, description="Penalty of words that the text already has."
     )
     algorithm: Name | None = Field(
-        None, description="Sampler: of `hdlm_algorithms` in /v1/models, or a rule of LLaDA, SDAR or Dream."
+        None,
+        description="Sampler: one of `hdlm_algorithms` in /v1/models, or a rule of LLaDA, SDAR or Dream.",
     )
     eta: Share | None = Field(None, description="Strength of corrections and remasking.")
     hyperschedule: FamilyName | None = Field(None, description="Order of generation.")
     steps: Count | None = Field(None, description="Steps that each position takes from noise to word.")
     width: Count | None = Field(None, description="Positions that are written together.")
     sub_block: Count | None = Field(
-        None, description="Positions of a sub-block; sub-blocks are written in turn."
+        None, description="Positions of a sub-block; sub-blocks are written one after the other."
     )
-    grid: str | None = Field(None, max_length=10_000, description="When the steps are; see docs/sampling.md.")
+    grid: str | None = Field(None, max_length=10_000, description="Times of the steps; see docs/sampling.md.")
     guidance: Scale | None = Field(None, description="Classifier-free guidance by the prompt; 0 is off.")
     stream: bool = Field(False, description="Send text as soon as it is settled.")
     stream_options: StreamOptions | None = None
@@ -115,7 +126,7 @@ class CompletionRequest(AbstractRequest):
         None, description="Text after the generated part, which has `max_tokens` tokens."
     )
     max_tokens: Count | None = Field(
-        16, description="Largest number of tokens to generate; null for all that fit."
+        16, description="Largest number of tokens to generate; null for as many as fit."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="Texts before which a passage ends."
@@ -124,7 +135,7 @@ class CompletionRequest(AbstractRequest):
     echo: bool = Field(False, description="Return the prompt as well.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None,
-        description="Log probabilities of the tokens when they were last written, and of so many others.",
+        description="Return log probabilities: of the tokens when they were last written, and of this number of others.",
     )
     best_of: Count | None = Field(None, description="Must equal `n`, if given.")
     frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")

@@ -394,7 +394,9 @@ def _suffix_plan(
     if count is None:
         raise BadRequestError("`suffix` needs `max_tokens`, the number of tokens before it.", "max_tokens")
     if any(BLANK.search(text) for text in (*prompts, body.suffix or "")):
-        raise BadRequestError("A text with [MASK] and a `suffix`: send it to /v1/infill instead.", "suffix")
+        raise BadRequestError(
+            "The text has [MASK], so it cannot have a `suffix`: send the whole text to /v1/infill.", "suffix"
+        )
     texts = tuple(f"{prompt}[MASK:{count}]{body.suffix}" for prompt in prompts)
     how = {"echo": body.echo, "logprobs": body.logprobs, "ending": Ending()}
     return common(

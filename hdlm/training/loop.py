@@ -37,7 +37,7 @@ from hdlm.training.checkpoints.state import (
     spread_optimizers,
     whole_state_dicts,
 )
-from hdlm.training.distributed.accelerator import agreed_precision, make_engine
+from hdlm.training.distributed.accelerator import agreed_precision, make_engine, refuse_fsdp
 from hdlm.training.distributed.sharding import full_tensor, named_parameters, spread_like
 from hdlm.training.interrupt import StopRequest
 from hdlm.training.lora import adapters_of, merged
@@ -213,10 +213,7 @@ class Trainer:
         self._accelerator = make_engine(run, device)
         self.precision = agreed_precision(run.precision, device)
         if self._accelerator.distributed_type == DistributedType.FSDP and not denoiser.backbone.shards:
-            raise ValueError(
-                f"{type(denoiser.backbone).__name__} is not trained with FSDP, because both of its stacks use the "
-                "same blocks: use configs/accelerate/multi8.yaml, in which every process holds the whole network."
-            )
+            refuse_fsdp(type(denoiser.backbone).__name__)
         self._network: AbstractNetwork = denoiser.backbone.to(self._accelerator.device)
         self.step, self.sequences, self.seconds = 0, 0, 0.0
         self._last: StepReport | None = None
@@ -396,7 +393,7 @@ class Trainer:
             ValueError: If the run is limited by steps.
         """
         if self._run.minutes is None:
-            raise ValueError(f"a run that ends after {self._run.steps} steps is not extended by minutes.")
+            raise ValueError(f"a run that ends after {self._run.steps} steps cannot be extended by minutes.")
         self._run = replace(self._run, minutes=minutes)
 
     def wait(self) -> None:
@@ -552,7 +549,7 @@ class Trainer:
         processes, turns = self._accelerator.num_processes, self._run.accumulation
         if part.batch_size % (processes * turns):
             raise ValueError(
-                f"`run.batch_size` must be divisible among {processes * turns} passes (processes times accumulation); "
+                f"`run.batch_size` must be divisible by {processes * turns}, the processes times the accumulation; "
                 f"got {part.batch_size}."
             )
         size = part.batch_size // (processes * turns)

@@ -34,7 +34,7 @@ def add_adapters(network: AbstractNetwork, settings: LoraSettings) -> None:
     kinds = sorted({name.rpartition(".")[2] for name in names})
     wanted = settings.layers or tuple(kinds)
     if unknown := sorted(set(wanted) - set(kinds)):
-        raise ValueError(f"`lora.layers` must be of {', '.join(kinds)}; got {', '.join(unknown)}.")
+        raise ValueError(f"`lora.layers` must be among {', '.join(kinds)}; got {', '.join(unknown)}.")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

@@ -477,7 +477,7 @@ class WatchSettings:
             value = getattr(self, name)
             require(value is None or value > 0, f"watch.{name}", "positive, or left out", value)
         unknown = sorted(set(self.trackers) - set(get_args(TrackerName)))
-        require(not unknown, "watch.trackers", f"of {', '.join(get_args(TrackerName))}", unknown)
+        require(not unknown, "watch.trackers", f"among {', '.join(get_args(TrackerName))}", unknown)
         require(bool(self.project), "watch.project", "a name", self.project)
 
 

@@ -96,7 +96,7 @@ def find_resume_point(folder: Path, say: Callable[[str], object] = lambda line: 
     place, state = newest
     if store.finished == state.step:
         raise ValueError(
-            f"the run in {folder} has come to its end, after {state.step} steps: to train on, begin another run with "
+            f"the run in {folder} has ended, after {state.step} steps: to train further, begin another run with "
             f"--from {folder}."
         )
     import_own(json.loads((place / _CONFIG).read_bytes()))
@@ -263,8 +263,8 @@ class Session:
         """Refuse a folder in which another program has saved steps since the checkpoint was found."""
         if self.trainer.is_main and tuple(self._store.steps()) != self._kept:
             raise ValueError(
-                f"{self.folder} holds steps that were not there when this program looked: another one has trained in "
-                "it. Resume that run with --resume (training.resume=true), or choose another folder."
+                f"{self.folder} holds steps that another program has saved since this one started. "
+                "Resume that run with --resume (training.resume=true), or choose another folder."
             )
 
     def _rewind(self) -> None:

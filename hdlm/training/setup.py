@@ -21,6 +21,7 @@ from hdlm.process import AbstractNoiseProcess
 from hdlm.regime import Regime
 from hdlm.strict_config import require
 from hdlm.training.conversion import origin_of
+from hdlm.training.distributed.accelerator import refuse_fsdp, shards_networks
 from hdlm.training.loop import Trainer
 from hdlm.training.lora import add_adapters
 from hdlm.training.mixture import Mixture
@@ -124,6 +125,8 @@ def build_setup(
     """
     # Build the mixture once before the text is read, so that its errors come before work that may take hours.
     Mixture.of(recipe, recipe.build_process(recipe.data.vocabulary))
+    if recipe.network.type == "DiffusionGemma" and shards_networks(device):
+        refuse_fsdp(recipe.network.type)
     read = read_training_text(recipe, say, start, text)
     vocabulary = read.tokenizer.vocabulary
     document_end = vocabulary.eos if recipe.network.separate_documents else None

@@ -38,7 +38,9 @@ from hdlm.sampling import Ancestral, EntropyRenoising, Execution, Generation, Pr
 from hdlm.sampling.loop import sample_plainly
 from hdlm.sampling.steps import editing
 from hdlm.sharing.export import export
-from hdlm.training import loop
+from hdlm.training import loop, setup
+from hdlm.training.finetuning import recipe_of
+from hdlm.training.recipe import Recipe
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
@@ -518,8 +520,17 @@ def test_training_with_fsdp_is_refused(folder, tmp_path, monkeypatch):
     )
     small = {"data": {"context": 24}, "run": {"batch_size": 2}}
     text = ["The king said to the queen that he would go.\n" * 40]
-    with pytest.raises(ValueError, match="DiffusionGemma is not trained with FSDP"):
+    with pytest.raises(ValueError, match="DiffusionGemma cannot be trained with FSDP"):
         hdlm.finetune(folder, text, output=tmp_path, steps=1, recipe=small, progress=False, device="cpu")
+
+
+def test_training_with_fsdp_is_refused_before_text_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(setup, "read_training_text", lambda *_: pytest.fail("the text was read"))
+    table = recipe_of(hdlm.load(folder)) | {"run": {"batch_size": 2, "steps": 1}}
+    with pytest.raises(ValueError, match="DiffusionGemma cannot be trained with FSDP"):
+        setup.build_setup(Recipe.from_table(table), torch.device("cuda"))
 
 
 def test_likelihood_is_that_of_the_model_without_self_conditioning(model, tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_extras_table_matches_pyproject(repository):
         ("show hyperschedule blok", "hdlm show hyperschedule: argument FAMILY: invalid choice: 'blok'"),
         ("show hyperschedule block --width 99", r"hdlm show: `width` must lie in [1, length=64]; got 99"),
         ("show hyperschedule block --levels 0", "hdlm show: `num_levels` must be at least 1; got 0"),
-        ("show hyperschedule flat --width 3", "hdlm show: --width means nothing to flat"),
+        ("show hyperschedule flat --width 3", "hdlm show: --width has no effect on flat"),
         ("show hyperschedule block --length x", "argument --length: invalid int value: 'x'"),
         (
             "show hyperschedule block --output a.xyz",

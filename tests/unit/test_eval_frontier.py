@@ -141,7 +141,7 @@ def test_frontier_reports_reference_text_that_is_too_short(tmp_path):
     (tmp_path / "short.txt").write_text("And God said.")
     command = [*SWEEP, "--temperature", "1", "--reference", str(tmp_path / "short.txt")]
     assert main([*command, "--output", str(tmp_path / "out")]) == 1
-    assert "are needed, as many as samples" in results(tmp_path / "out")["reference"]["entropy"]["failed"]
+    assert "are needed, one for each sample" in results(tmp_path / "out")["reference"]["entropy"]["failed"]
 
 
 def test_commands_in_evaluation_page_parse(repository):

@@ -107,7 +107,7 @@ def test_load_refuses_pickles_that_call_functions(tmp_path, marker, name, where)
     }[where]
     path = weights_path(tmp_path)
     torch.save(content, path)
-    refused(path, match="is refused, for it asks to run or build [^;]+; only tensors")
+    refused(path, match="is refused, because it asks to run or build [^;]+; only tensors")
     assert not marker.exists()
 
 
@@ -131,7 +131,7 @@ def test_payload_runs_with_unsafe_torch_load(tmp_path, marker):
 def test_load_refuses_hostile_pickle_of_every_protocol(tmp_path, marker, protocol):
     path = weights_path(tmp_path)
     save_with_pickle(path, pickle.dumps(payloads(marker)["os.system"], protocol=protocol))
-    refused(path, match="is refused, for it asks to run or build")
+    refused(path, match="is refused, because it asks to run or build")
     assert not marker.exists()
 
 
@@ -668,9 +668,9 @@ def test_load_refuses_safetensors_with_false_header(tmp_path, content):
         ("a: &a [x, x]\nb: [*a, *a]", "YAML anchors"),
         ("a: &a [*a]", "YAML anchors"),
         ("a: [1, 2", "damaged"),
-        ("- 1\n- 2", "no table but a list"),
-        ("just text", "no table but a str"),
-        ("", "no table but a NoneType"),
+        ("- 1\n- 2", "not a table but a list"),
+        ("just text", "not a table but a str"),
+        ("", "not a table but a NoneType"),
         ("a: 1\n---\nb: 2", "damaged"),
         ("a: '${b}'\nb: '${a}'", "in a circle"),
         ("[" * 5000, "damaged"),
@@ -692,7 +692,7 @@ def test_load_refuses_hostile_yaml_config(tmp_path, marker, text, message):
 def test_load_refuses_malformed_json_config(tmp_path, text):
     whole = folder(tmp_path, EPSILON)
     (whole / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    refused(whole, match=r"config\.json is damaged or no config")
+    refused(whole, match=r"config\.json is damaged or not a config")
 
 
 def test_load_refuses_hdlm_config_of_too_many_blocks(tmp_path):

@@ -313,7 +313,9 @@ def test_likelihood_result_of_one_replicate_has_no_error() -> None:
 def test_likelihood_result_rejects_perplexity_overflow() -> None:
     lost = replace(RESULT, estimates=(710.0 * RESULT.num_tokens,) * 2)
     assert lost.nats_per_token == pytest.approx(710)
-    with pytest.raises(ValueError, match="710 nats a token, and there is no float"):
+    with pytest.raises(
+        ValueError, match="710 nats a token, and its exponential, the perplexity, is too large"
+    ):
         lost.to_dict()
 
 

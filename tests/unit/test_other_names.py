@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +12,10 @@ import hdlm
 from hdlm.generation.other_names import OTHER_NAMES, OtherNames, with_other_names
 from hdlm.generation.settings import Settings
 from hdlm.sampling import ByConfidence, ByFactor, ByThreshold, InParts
+from hdlm.strict_config import OptionError
+
+COUNTS = ("new_tokens", "block", "sub_block", "steps")
+"""Settings that count tokens or steps."""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,26 @@ def test_block_of_flat_canvas_is_a_sub_block(model: Any) -> None:
 def test_contradictions_are_errors(model: Any, own: Settings, other: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(model, own, **other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *((name, 0, "at least 1") for name, field in OTHER_NAMES.items() if field in COUNTS),
+        *(
+            (name, value, "in [0, 1]")
+            for name, field in OTHER_NAMES.items()
+            if field == "eta"
+            for value in (-1.0, 2.0)
+        ),
+        ("cfg_scale", -1.0, "at least 0"),
+    ],
+)
+def test_value_out_of_range_is_refused_by_the_given_name(
+    model: Any, name: str, value: float, expected: str
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"`{name}` must be {expected}; got {value}")):
+        read(model, **{name: value})
 
 
 def test_settings_build_published_steps(model: Any) -> None:

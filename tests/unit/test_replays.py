@@ -265,7 +265,7 @@ def test_view_makes_two_runs(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "name the TRACEs to show, or a --checkpoint"),
-        (["{trace}", "--checkpoint", MODEL], "one of the two"),
+        (["{trace}", "--checkpoint", MODEL], "either the TRACEs to show"),
         (["{trace}", "-o", "{folder}/a.pdf"], "a replay ends in .html, .gif or .png"),
         (["{trace}", "--eta", "0.5"], "--eta is for a new run: give --checkpoint"),
         (["{trace}", "--versus", "eta=1"], "--versus is for a new run"),

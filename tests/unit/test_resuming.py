@@ -461,7 +461,7 @@ def test_resume_after_last_step_completes_closing_measurements(
     groups = [[one.pop("param_groups") for one in table["optimizer"]] for table in published]
     assert groups[0] == groups[1]
     torch.testing.assert_close(*published, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="come to its end, after 4 steps"):
+    with pytest.raises(ValueError, match="has ended, after 4 steps"):
         find_resume_point(broken)
 
 
@@ -494,7 +494,8 @@ def test_session_refuses_folder_used_by_other_run(text: Path, tmp_path: Path) ->
         session.execute(StopRequest())
     for one in (session, begun):
         with pytest.raises(
-            ValueError, match=r"another one has trained in it\. Resume that run with --resume"
+            ValueError,
+            match=r"another program has saved since this one started\. Resume that run with --resume",
         ):
             one.execute(StopRequest())
     assert CheckpointStore(tmp_path).steps() == [10, 12]
@@ -634,7 +635,7 @@ def test_resume_rejects_changed_recipe_or_text(text: Path, tmp_path: Path) -> No
 
 def test_resume_refuses_finished_run(text: Path, tmp_path: Path) -> None:
     _execute(_table(text, run={"steps": 3}), tmp_path / "over")
-    with pytest.raises(ValueError, match=r"come to its end, after 3 steps.*--from"):
+    with pytest.raises(ValueError, match=r"has ended, after 3 steps.*--from"):
         find_resume_point(tmp_path / "over")
     assert find_resume_point(tmp_path / "nothing") is None
     (tmp_path / "model").mkdir()
@@ -731,7 +732,7 @@ def test_run_stopped_by_sigterm_resumes_bit_identical(
     assert [report.loss for report in rest] == [report.loss for report in whole[stopped:]]
     _assert_same_checkpoints(output, tmp_path / "whole")
     assert main(["train", "--output", str(output), "--resume"]) == 2
-    assert "come to its end, after 150 steps" in capsys.readouterr().err
+    assert "has ended, after 150 steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def test_frames_of_a_correction_begin_with_the_text(address: str) -> None:
         ({"text": ["a"]}, "text", "valid string"),
         ({"noise": 0}, "noise", "greater than 0"),
         ({"noise": 1.5}, "noise", "less than or equal to 1"),
-        ({"algorithm": "original"}, "algorithm", "Algorithms that do: exact, acs, doubt"),
+        ({"algorithm": "original"}, "algorithm", "Algorithms that replace words: exact, acs, doubt"),
         ({"remasking": "random"}, "remasking", "replaces no word"),
         ({"gen_length": 8}, "gen_length", "leave `length`"),
         ({"stop": "a"}, "stop", "Extra inputs"),
@@ -203,7 +203,7 @@ def test_frames_of_a_correction_begin_with_the_text(address: str) -> None:
         (
             {"model": "masks", "algorithm": "doubt"},
             "algorithm",
-            "masks or edits words without that: remask, ",
+            "an algorithm that does not need such noise: remask, ",
         ),
         ({"diffusion_frames": True}, "diffusion_frames", "stream"),
     ],

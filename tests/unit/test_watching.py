@@ -335,5 +335,5 @@ def test_check_trackers_rejects_missing_and_unknown_trackers(monkeypatch: pytest
         ValueError, match=r"has wandb, which is not installed: pip install \"hdlm\[trackers\]\""
     ):
         trackers.check_trackers(["wandb"])
-    with pytest.raises(ValueError, match=r"`watch\.trackers` must be of tensorboard, wandb, trackio"):
+    with pytest.raises(ValueError, match=r"`watch\.trackers` must be among tensorboard, wandb, trackio"):
         WatchSettings(trackers=("tensorbord",))

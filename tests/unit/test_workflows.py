@@ -246,7 +246,7 @@ def test_train_refuses_folder_with_a_run(tmp_path: Path) -> None:
     hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
     with pytest.raises(ValueError, match="holds a run already: resume it with resume=True"):
         hdlm.train(TEXTS, output=tmp_path / "run", steps=1, **SHORT)
-    with pytest.raises(ValueError, match="has come to its end"):
+    with pytest.raises(ValueError, match="has ended"):
         hdlm.train(TEXTS, output=tmp_path / "run", resume=True, progress=False)
 
 
@@ -351,7 +351,7 @@ def test_demo_finishes_its_run(text: Path, tmp_path: Path, monkeypatch: Any, cap
     words = ["demo", "--act", "2", "--text", str(text), "--output", str(tmp_path / "demo"), "--device", "cpu"]
     assert main(words) == 0, capsys.readouterr().err
     assert (tmp_path / "demo" / "report.md").is_file()
-    with pytest.raises(ValueError, match="has come to its end, after 3 steps"):
+    with pytest.raises(ValueError, match="has ended, after 3 steps"):
         find_resume_point(tmp_path / "demo")
 
 
@@ -387,7 +387,7 @@ def test_demo_extends_training_until_it_beats_bigram(
         "minutes"
     ]
     assert minutes >= 1.5 * 0.003
-    with pytest.raises(ValueError, match="has come to its end"):
+    with pytest.raises(ValueError, match="has ended"):
         find_resume_point(tmp_path / "demo")
 
 
@@ -415,7 +415,7 @@ def test_demo_after_ctrl_c_writes_report_and_finishes_run(
     assert _run_demo(text, tmp_path, monkeypatch, measured, longest=60.0) == 0, capsys.readouterr().err
     assert "stopped by SIGINT after 0 steps" in capsys.readouterr().out
     assert (tmp_path / "demo" / "report.md").is_file()
-    with pytest.raises(ValueError, match="has come to its end"):
+    with pytest.raises(ValueError, match="has ended"):
         find_resume_point(tmp_path / "demo")
 
 
@@ -425,7 +425,7 @@ def test_extend_rejects_run_limited_by_steps(tmp_path: Path) -> None:
     table |= {"mixture": [{"hyperschedule": {"type": "Block", "width": 4, "num_levels": 2}}]}
     corpora = Corpora(Documents(tuple(TEXTS)))
     session = begin(Recipe.from_table(table), tmp_path, torch.device("cpu"), lambda line: None, text=corpora)
-    with pytest.raises(ValueError, match="a run that ends after 1 steps is not extended by minutes"):
+    with pytest.raises(ValueError, match="a run that ends after 1 steps cannot be extended by minutes"):
         session.extend(1.0)
 
 

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     swept.add_argument(
         "--temperature", nargs="+", type=float, help="temperatures; 1 leaves the model as it is"
     )
-    swept.add_argument("--top-p", nargs="+", type=float, help="shares of probability to draw from, in (0, 1]")
+    swept.add_argument("--top-p", nargs="+", type=float, help="values of top-p, probabilities in (0, 1]")
     FRONTIER.add(parser, "judge", "reference", "data_dir")
     how = parser.add_argument_group("how to write")
     FRONTIER.add(how, "num", "prompt", "batch_size")
@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     FRONTIER.add(parser, "seed")
     add_device(parser)
     add_json(parser)
-    parser.add_argument("--output", type=FOLDER, metavar="FOLDER", required=True, help="for the results")
+    parser.add_argument(
+        "--output", type=FOLDER, metavar="FOLDER", required=True, help="folder for the results"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

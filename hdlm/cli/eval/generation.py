@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_json(parser)
     parser.add_argument(
-        "--output", type=FOLDER, metavar="FOLDER", help="for the results (default: print only)"
+        "--output", type=FOLDER, metavar="FOLDER", help="folder for the results (default: print only)"
     )
-    parser.add_argument("--save-samples", action="store_true", help="write samples.json, too")
+    parser.add_argument("--save-samples", action="store_true", help="write samples.json as well")
 
 
 def run(args: argparse.Namespace) -> int:

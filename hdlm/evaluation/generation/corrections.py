@@ -138,8 +138,7 @@ def fill_in(
     if not 0 < share <= 1 or text.shape[1] < 2:
         raise ValueError(
             f"the share of words to remove must lie in (0, 1], and the text must have at least two words; got "
-            f"{share} of "
-            f"{text.shape[1]}."
+            f"the share {share} and {text.shape[1]} words."
         )
     rows, columns = torch.arange(len(text)), torch.arange(text.shape[1])
     draw = Randomness(seed).uniform(rows[:, None], 0, columns[None], _HOLES)

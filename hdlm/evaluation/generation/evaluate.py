@@ -98,10 +98,12 @@ class GenerationOptions:
             raise ValueError(f"controls are {', '.join(CONTROLS)}; got {', '.join(unknown)}.")
         if isinstance(self.reference, str | Path) and Path(self.reference).name in ("model", *CONTROLS):
             raise ValueError(
-                f"the reference {self.reference}: a result has another field of this name; rename the reference."
+                f"the reference {self.reference} has the name of another field of the results: rename the reference."
             )
         if self.mauve and not self.judges:
-            raise ValueError("mauve needs the features of a judge in the format of transformers.")
+            raise ValueError(
+                "mauve needs a judge in the format of transformers, which computes the features: give one."
+            )
         if self.infill is not None and not 0 < self.infill <= 1:
             raise ValueError(f"infill is a share in (0, 1]; got {self.infill}.")
         for name in ("num", "batch_size"):

@@ -312,10 +312,9 @@ def _opened(source: str, *, offline: bool) -> tuple[Any, Any]:
         )
     except OSError as error:
         raise ValueError(
-            f"the judge {source!r} cannot be loaded: it is not a local folder, not in the hub's cache, and not on "
-            f"a hub that "
-            f"{'may be asked (--offline)' if offline else 'answers'}. Give the folder of a causal language model "
-            "that is here."
+            f"the judge {source!r} cannot be loaded: it is not a local folder, it is not in the hub's cache, and "
+            f"{'the hub is not asked (--offline)' if offline else 'it was not found on the hub'}. Give the folder of a "
+            "causal language model on this machine."
         ) from error
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(

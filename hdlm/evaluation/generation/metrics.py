@@ -182,7 +182,9 @@ def share(parts: Sequence[float], wholes: Sequence[float]) -> Estimate:
     part, whole = math.fsum(parts), math.fsum(wholes)
     least = min((whole - own for own in wholes), default=0.0) if len(wholes) > 1 else whole
     if least <= 0:
-        raise ValueError("a share needs something to be a share of, in at least two samples.")
+        raise ValueError(
+            "the share is undefined: it divides by 0, because fewer than two samples have something to count."
+        )
     if len(wholes) == 1:
         return Estimate(part / whole, None)
     without = [(part - own) / (whole - of) for own, of in zip(parts, wholes, strict=True)]

@@ -150,7 +150,7 @@ def pieces(text: Int[Tensor, " n"], num: int, length: int, seed: int = 0) -> Int
     there = len(text) // length
     if there < num:
         raise ValueError(
-            f"the reference has {len(text)} tokens, {there} pieces of {length}; {num} are needed, as many as samples. "
+            f"the reference has {len(text)} tokens, {there} pieces of {length}; {num} are needed, one for each sample. "
             "Give more text, or write fewer or shorter samples."
         )
     chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:num]

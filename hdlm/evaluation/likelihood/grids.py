@@ -107,7 +107,9 @@ class Profile:
             ValueError: If there are fewer than two windows.
         """
         if len(self.nats) < 2:
-            raise ValueError("a grid is learned on some windows and measured on others: give text for two.")
+            raise ValueError(
+                "a grid is learned on some windows and measured on others: give text for two windows."
+            )
         return Profile(self.nats[::2]), Profile(self.nats[1::2])
 
 

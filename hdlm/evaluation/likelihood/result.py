@@ -135,8 +135,8 @@ class LikelihoodResult:
             return math.exp(self.nats_per_token)
         except OverflowError as error:
             raise ValueError(
-                f"the bound is {self.nats_per_token:.0f} nats a token, and there is no float for the exponential of "
-                "that: the model is worse than a uniform guess by far."
+                f"the bound is {self.nats_per_token:.0f} nats a token, and its exponential, the perplexity, is too "
+                "large for a float: the model is far worse than a uniform guess."
             ) from error
 
     @property

@@ -168,7 +168,7 @@ def split_text(tokens: Sequence[int], given: int, length: int, *, alike: bool = 
             f"a text is measured after at least one given token, so a window needs 2 positions; `length` is {length}."
         )
     if not 0 <= given <= len(tokens):
-        raise ValueError(f"`given` must lie in [0, {len(tokens)}], the tokens there are; got {given}.")
+        raise ValueError(f"`given` must lie in [0, {len(tokens)}], the number of tokens; got {given}.")
     windows, done = [], given
     while done < len(tokens):
         end = min(len(tokens), done + length - min(done, 1))

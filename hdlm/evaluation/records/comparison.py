@@ -173,7 +173,7 @@ def chosen_metrics(found: Mapping[str, Mapping[str, Any]], metrics: tuple[str, .
     if missing or not common:
         raise ValueError(
             f"not every result has {', '.join(missing) or 'any of the same metrics'}; "
-            f"all have {', '.join(common) or 'nothing'}."
+            f"the metrics that all have are: {', '.join(common) or 'none'}."
         )
     return metrics or tuple(common)
 
@@ -267,5 +267,5 @@ def known_field(values: ResultDocument, key: str, place: str) -> Any:
     """
     value = field_of(values, key, place)
     if value is None:
-        raise ValueError(f"{place}: {key} is not known, so nothing can be compared with it.")
+        raise ValueError(f"{place}: {key} is not known, so the results cannot be compared.")
     return value

@@ -48,7 +48,7 @@ def compare_likelihoods(documents: Mapping[str, ResultDocument], metrics: tuple[
         if any(result.num_bytes is None for result in results.values()):
             raise IncomparableError(
                 "tokenizer_sha256 differs, or is unknown, and the bytes of the text are not known: perplexity and bits "
-                "per token mean something for one tokenizer only. Measure again with the bytes counted."
+                "per token of different tokenizers cannot be compared. Measure again with the bytes counted."
             )
         cells_by_name = {
             name: {key: cell for key, cell in bits.items() if key not in _PER_TOKEN}

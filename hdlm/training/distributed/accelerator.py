@@ -11,8 +11,9 @@ over processes, and DeepSpeed drives one optimizer only.
 
 from __future__ import annotations
 
+import os
 import warnings
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -27,7 +28,7 @@ from accelerate.utils import (
 from hdlm.training.precision import choose_precision
 from hdlm.training.recipe import RunSettings
 
-__all__ = ["agree", "agreed", "agreed_precision", "make_engine"]
+__all__ = ["agree", "agreed", "agreed_precision", "make_engine", "refuse_fsdp", "shards_networks"]
 
 _T = TypeVar("_T")
 
@@ -51,6 +52,27 @@ def make_engine(run: RunSettings, device: torch.device) -> Accelerator:
         _check_fsdp(engine)
     _place(engine, device)
     return engine
+
+
+def shards_networks(device: torch.device) -> bool:
+    """Whether `make_engine` uses FSDP: accelerate does so in launched processes only, and not on CPUs."""
+    fsdp: bool = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return fsdp and device.type != "cpu" and "LOCAL_RANK" in os.environ
+
+
+def refuse_fsdp(network: str) -> NoReturn:
+    """Refuse FSDP for a network that must not be sharded.
+
+    Args:
+        network: Name of the class of the network.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"{network} cannot be trained with FSDP, because both of its stacks use the same blocks: use "
+        "configs/accelerate/multi8.yaml, in which every process holds the whole network."
+    )
 
 
 def _place(engine: Accelerator, device: torch.device) -> None:
