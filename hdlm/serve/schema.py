@@ -135,7 +135,7 @@ class CompletionRequest(AbstractRequest):
     echo: bool = Field(False, description="Return the prompt as well.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None,
-        description="Return log probabilities: of the tokens when they were last written, and of this number of others.",
+        description="Return log probabilities of the tokens when they were last written, and of this number of others.",
     )
     best_of: Count | None = Field(None, description="Must equal `n`, if given.")
     frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="Must be 0, if given.")
