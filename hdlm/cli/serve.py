@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         metavar="CHECKPOINT",
         nargs="*",
-        help=f"{ANY_MODEL}; a name of its own: NAME=CHECKPOINT",
+        help=f"{ANY_MODEL}; NAME=CHECKPOINT gives the model another name",
     )
     OPTIONS.add(parser.add_argument_group("host, limits and safety"))
     parser.add_argument(

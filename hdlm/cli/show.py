@@ -152,9 +152,13 @@ def _add_hyperschedule(parser: argparse.ArgumentParser) -> None:
     """Declare the family, `--length`, `--width` and `--levels`."""
     families = choices("hdlm.generation.settings:FamilyName")
     parser.add_argument("family", choices=families, metavar="FAMILY", help=", ".join(families))
-    parser.add_argument("--length", type=int, default=64, help="positions (default: %(default)s)")
-    parser.add_argument("--width", type=int, help=f"positions that are active together (default: {WIDTH})")
-    parser.add_argument("--levels", type=int, help=f"noise levels, steps of a position (default: {LEVELS})")
+    parser.add_argument("--length", type=int, default=64, help="number of positions (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, help=f"number of positions that are active together (default: {WIDTH})"
+    )
+    parser.add_argument(
+        "--levels", type=int, help=f"number of noise levels, and of steps of a position (default: {LEVELS})"
+    )
 
 
 def _hyperschedule(args: argparse.Namespace) -> AbstractHyperschedule:

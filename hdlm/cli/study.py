@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=PLAIN_FOLDER,
         metavar="FOLDER",
-        help="for the jobs, if several studies share some, such as judges (default: --output)",
+        help="folder for the jobs, if several studies share some, such as judges (default: --output)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the jobs with estimates of their cost")

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a tokenizer.json, a folder, a name of the hub (gpt2), or `train`: made from a sample of the text",
     )
     parser.add_argument(
-        "--vocabulary", type=int, help=f"words of the tokenizer; of one to train, {_WORDS} unless given"
+        "--vocabulary",
+        type=int,
+        help=f"number of words of the tokenizer (default: those of a given one, {_WORDS} for one to train)",
     )
     CORPUS.add(parser, "key")
     SHARDS.add(parser, "share", flags=("--validation",), metavar="SHARE")

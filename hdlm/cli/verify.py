@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kwargs", default="", metavar="NAME=VALUE,...", help="arguments of the target, Python literals"
     )
     parser.add_argument(
-        "--thorough", action="store_true", help=f"{THOROUGH:,} samples a law instead of {QUICK:,}"
+        "--thorough", action="store_true", help=f"{THOROUGH:,} samples for each law instead of {QUICK:,}"
     )
     parser.add_argument(
         "--quick", action="store_true", help="for `samplers`: a few short samples, in seconds"

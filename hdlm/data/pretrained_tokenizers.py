@@ -49,7 +49,7 @@ def find_tokenizer(
         num_words: Number of words that it must have; None for any number.
         cache_dir: Folder for files of the hub; None for the default of `huggingface_hub`.
         token: Access token for private repositories; None for that of `hf auth login`, if any.
-        offline: Whether only local files are used.
+        offline: Whether to use only local files.
 
     Raises:
         ValueError: If nothing is found, or it is not a tokenizer, or one of another size.

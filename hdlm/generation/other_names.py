@@ -47,8 +47,8 @@ class OtherNames:
         remasking: Rule for the order of words (LLaDA), such as low_confidence or random: `algorithm`.
         remasking_strategy: Rule for the order of words (SDAR), like `remasking`: `algorithm`.
         alg: Rule for the order of words (Dream): maskgit_plus, topk_margin, entropy or origin: `algorithm`.
-        threshold: Probability from which words are written at once (Fast-dLLM): 1 - `eta` of such an algorithm.
-        confidence_threshold: Probability from which words are written at once (SDAR), like `threshold`.
+        threshold: Least probability of a word that is written at once (Fast-dLLM): 1 - `eta` of such an algorithm.
+        confidence_threshold: Least probability of a word that is written at once (SDAR), like `threshold`.
         factor: Factor of the confidence (Fast-dLLM): `eta` of the algorithm factor.
         entropy_bound: Bound of the accepted entropies in nats (DiffusionGemma): `eta` of entropy_renoising and
             diffusion_gemma.

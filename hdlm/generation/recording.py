@@ -109,7 +109,7 @@ class TraceDocument:
         settings: Settings of the run.
         mask_id: Token id of the mask.
         alternatives: Number of likeliest words that each change keeps; None if probabilities were not recorded.
-        transformed: Whether probabilities are those after temperature and the other transforms.
+        transformed: Whether to record the probabilities after temperature and the other transforms.
         num_steps: Number of generation steps.
         levels: Noise levels of the positions.
         pieces: Text of each token that occurs, with the space before it; None for the mask.
@@ -300,7 +300,7 @@ def record(
         seed: Seed of all random numbers.
         title: Name of the run for people; by default the algorithm and the seed.
         alternatives: Number of likeliest words to keep for each change.
-        transformed: Whether probabilities are those after temperature and the other transforms.
+        transformed: Whether to record the probabilities after temperature and the other transforms.
         watch: Called after every generation step.
         noise: Noise fraction at which a text to correct begins, as in `write`.
         **how: Other arguments of `write`.

@@ -61,16 +61,16 @@ class Settings:
         width: Number of positions that are written together (drafted together, if the algorithm is `"speculative"`);
             by default as in training.
         steps: Number of steps that each position takes from noise to word; by default as many as the grid lists.
-        grid: When the steps are: `"uniform"`, `"cosine"`, `"power:P"` or times as in `"0.2,0.6,1"`; see
+        grid: Times of the steps: `"uniform"`, `"cosine"`, `"power:P"` or times as in `"0.2,0.6,1"`; see
             `hdlm.noise_schedule.time_grid`. Evenly spread by default.
         length: Number of positions on the canvas, at most the context of the network, which is the default.
         temperature: Power of the distribution: below 1 likely words become likelier, 1 leaves the model as it is.
-        top_k: Draw from so many of the likeliest words only.
+        top_k: Number of likeliest words to draw from; all words by default.
         top_p: Draw from the likeliest words that make up this probability, in (0, 1].
-        min_p: Draw from words only that have at least this probability relative to the likeliest word.
+        min_p: Draw only from words that have at least this probability, relative to that of the likeliest word.
         repetition_penalty: Penalty of words that the text already has; above 1 avoids them, 1 is off.
         guidance: Scale of classifier-free guidance by the prompt; 0 is off.
-        new_tokens: Number of tokens after the prompt, in the place of `length`.
+        new_tokens: Number of tokens after the prompt, instead of `length`.
         sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of
             each block are written one after the other, by algorithms that order words by confidence.
     """

@@ -98,7 +98,7 @@ def load(
         revision: Branch, tag or commit of a hub repository.
         cache_dir: Folder for files of the hub.
         token: Access token for private repositories of the hub.
-        offline: Whether only local files are used.
+        offline: Whether to use only local files.
 
     Raises:
         ValueError: If something is missing, damaged, unsafe, contradictory or in an unknown format; the message names

@@ -47,7 +47,7 @@ class Hub:
         revision: Branch, tag or commit; None for the newest.
         cache_dir: Folder for its files; None for the default of `huggingface_hub`.
         token: Access token for private repositories; None for that of `hf auth login`, if any.
-        offline: Whether only local files are used.
+        offline: Whether to use only local files.
     """
 
     revision: str | None = None

@@ -39,7 +39,7 @@ class HarnessOptions:
     Attributes:
         tasks: YAML files, or names of tasks.
         include_path: Folder of YAML files that the names of tasks may mean.
-        limit: Take so many documents of each task, for a quick estimate; all by default.
+        limit: Number of documents of each task, for a quick estimate; all by default.
         num_fewshot: Number of solved examples before each question; by default as the task says.
         replicates: Number of estimates of each bound.
         bound: `"absorbing"` or `"hybrid"`; by default as for `hdlm eval likelihood`.

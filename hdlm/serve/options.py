@@ -19,7 +19,7 @@ class ServeOptions:
         port: Port to listen on; 0 for a free one.
         api_key: Key that clients must send; the environment variable HDLM_API_KEY is safer, as other users see
             arguments.
-        no_auth: Whether a server that other machines can reach needs no key.
+        no_auth: Whether to require no key, even if other machines can reach the server.
         slots: Number of passages that are generated at a time.
         queue: Largest number of requests that run or wait; others get status 429.
         max_body: Largest size of a request in bytes.
@@ -28,7 +28,7 @@ class ServeOptions:
         request_timeout: Seconds after which a request is cancelled; after twice that time, the server closes the
             connection of a client that has not sent its request or not read its answer.
         shutdown_timeout: Seconds in which running requests may finish after SIGTERM.
-        log_prompts: Whether the log contains prompts.
+        log_prompts: Whether to write prompts to the log.
 
     Raises:
         ValueError: If a number is out of range, or the server would be open to other machines without a key.

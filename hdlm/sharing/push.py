@@ -117,12 +117,12 @@ def push_to_hub(
 
     Args:
         checkpoint: The model.
-        repo_id: `owner/name`; made if there is none.
+        repo_id: `owner/name`; it is created if it does not exist.
         private: Whether only its owners see it.
         layout: `"hdlm"`, files that hdlm and transformers read, or `"published"`, as `hdlm export` writes them.
-        dry_run: Whether to send nothing and to return what would be sent, without the network.
+        dry_run: Whether to send nothing, and only list the files that would be sent, without network access.
         token: Of the hub; by default the one that `hf auth login` left.
-        revision: Branch to send to, made if there is none; the main one by default.
+        revision: Branch to send to, which is created if it does not exist; the main one by default.
         licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
         **export_options: For the published layout: arguments of `hdlm.sharing.export.export`.

@@ -411,7 +411,7 @@ def test_eval_generation_of_one_sample_has_no_errors(capsys) -> None:
         (["--mauve", "--judge", "x"], "mauve needs real text"),
         (["--controls", "repeat"], "controls needs real text"),
         (["--infill", "0.5"], "infill needs real text"),
-        (["--mauve", "--reference", "x", "--judge", "none"], "mauve needs the features"),
+        (["--mauve", "--reference", "x", "--judge", "none"], "mauve needs a judge"),
         (["--judge", "none", "--judge", "gpt2"], "--judge none means that there is no judge"),
         (["--save-samples"], "needs --output"),
         (["--algorithm", "original", "--eta-sweep", "0.1"], "eta has no effect on the sampler 'original'"),

@@ -417,7 +417,7 @@ def test_hdlm_train_config_names_equivalent_option(capsys: pytest.CaptureFixture
         (["--config", "epsilon_hdlm", "--steps", "3"], "training.n_iters=STEPS"),
         (["--config", "epsilon_hdlm", "--from", "x"], "--from is for recipes; with --config use hf_model_id"),
         (["optim.lr=3"], "needs --config"),
-        (["--text", "x"], "--output must say"),
+        (["--text", "x"], "--output is missing"),
         (["--config", "epsilon_hdlm", "optim.rl=3"], "did you mean `optim.lr`"),
     ):
         assert main(["train", *words]) == 2

@@ -264,7 +264,7 @@ def test_view_makes_two_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name the TRACEs to show, or a --checkpoint"),
+        ([], "either the TRACEs to show, or a --checkpoint"),
         (["{trace}", "--checkpoint", MODEL], "either the TRACEs to show"),
         (["{trace}", "-o", "{folder}/a.pdf"], "a replay ends in .html, .gif or .png"),
         (["{trace}", "--eta", "0.5"], "--eta is for a new run: give --checkpoint"),

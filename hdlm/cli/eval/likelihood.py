@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data sets by name (ptb, wikitext2, wikitext103, lambada, lm1b, ...), files, folders or globs",
     )
     LIKELIHOOD.add(text, "part", "data_dir")
-    undone = "do not undo the tokenisation that some named data sets come in"
+    undone = "keep the tokenisation of named data sets that are distributed as tokenised text"
     LIKELIHOOD.add(text, "detokenize", flags=("--as-it-is",), help=undone)
     LIKELIHOOD.add(text, "limit", metavar="TOKENS")
     LIKELIHOOD.add(text, "length", "stride")

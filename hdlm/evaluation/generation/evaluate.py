@@ -63,7 +63,7 @@ class GenerationOptions:
         batch_size: Number of samples that are written at a time; by default as many as fit.
         seed: Seed of all randomness.
         judges: Folders or hub names of causal language models, or names of checkpoints, that judge perplexity.
-        offline: Whether only files of the hub are used that are here already.
+        offline: Whether to use only files of the hub that are in its cache.
         reference: Real text to compare with: a data set by name, a file, a folder or a glob.
         data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
         controls: Writers without a model, made from the reference, that are measured beside the model.

@@ -146,7 +146,7 @@ class FrontierOptions:
         seed: Seed of all randomness.
         reference: Real text, a point of its own: a data set by name, a file, a folder or a glob.
         data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
-        offline: Whether only files of the hub are used that are here already.
+        offline: Whether to use only files of the hub that are in its cache.
 
     Raises:
         ValueError: If nothing is swept.

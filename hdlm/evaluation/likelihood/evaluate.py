@@ -38,15 +38,15 @@ class LikelihoodOptions:
         part: Part of a named data set.
         data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
         detokenize: Whether to undo the tokenisation that some named data sets come in.
-        limit: Take about so many tokens, for a quick estimate; all by default.
+        limit: Approximate number of tokens to measure, for a quick estimate; all by default.
         length: Number of tokens in a window; the model's context by default.
         stride: Number of new tokens in each window; below the length, windows overlap.
-        within_documents: Whether each document has windows of its own.
+        within_documents: Whether to give each document windows of its own.
         bound: `"absorbing"`, the bound of the paper (default, where noise ends in masks), or `"hybrid"`, that of the
             process itself.
         estimator: How the bound is estimated; by default the estimator with the least variance that fits.
         replicates: Number of independent estimates.
-        target_error: Standard error in bits per token that is to be reached, in the place of a number of estimates.
+        target_error: Standard error in bits per token at which the measurement ends, instead of a number of estimates.
         hyperschedule: The family to measure along: autoregressive, flat, block, slide or wave; by default the one that
             the checkpoint lists first.
         width: Number of positions that are noisy together.
