@@ -333,7 +333,7 @@ class Checkpoint:
             output: Folder for `results.json`, report and picture; a measurement that was interrupted is resumed there.
             progress: Whether a progress bar is shown; by default in a terminal and in a notebook.
             **options: Fields of `hdlm.evaluate.LikelihoodOptions`: `replicates`, `hyperschedule`, `length`, `stride`
-                and so on. The checkpoint knows its noise schedule, its context and its hyperschedules.
+                and so on. The checkpoint has its noise schedule, its context and its hyperschedules.
 
         Returns:
             The bound on `-log p` of the text, with `bits_per_byte`, `perplexity` and their standard errors.

@@ -109,7 +109,7 @@ class TraceDocument:
         settings: Settings of the run.
         mask_id: Token id of the mask.
         alternatives: Number of likeliest words that each change keeps; None if probabilities were not recorded.
-        transformed: Whether to record the probabilities after temperature and the other transforms.
+        transformed: Whether the probabilities are those after temperature and the other transforms.
         num_steps: Number of generation steps.
         levels: Noise levels of the positions.
         pieces: Text of each token that occurs, with the space before it; None for the mask.

@@ -10,11 +10,11 @@
 | `AdaptiveCorrection` | chained: ACS, redraws visible words | heuristic |
 | `DoubtCorrection` | chained: redraws words, noises them again | heuristic |
 | `GibbsCorrection` | chained: redraws words, law unchanged | exact (one at a time) |
-| `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | take words back | heuristic, marginals of masks kept |
-| `ByConfidence` | surest words first | heuristic |
-| `ByThreshold`, `ByFactor`, `ByEntropy` | as many words a call as are sure | heuristic |
+| `ReMDM`, `Loop`, `Remask`, `RemaskShuffle` | replace words by masks again | heuristic, marginals of masks kept |
+| `ByConfidence` | the words with the highest confidence first | heuristic |
+| `ByThreshold`, `ByFactor`, `ByEntropy` | all words with enough confidence in each call | heuristic |
 | `JointThreshold` | also replaces its own words | heuristic |
-| `EntropyRenoising` | accepts sure words, renoises all others, until they are stable | heuristic |
+| `EntropyRenoising` | accepts words of low entropy, renoises all others, until they are stable | heuristic |
 | `InParts` | another step, in blocks or sub-blocks | heuristic |
 | `Speculative` | drafts words in parallel, verifies them causally | exactly that of autoregression |
 

@@ -366,7 +366,7 @@ class Move:
         numbers: Returns random numbers of `randomness` that were computed before.
         planned: Returns the events of a step that were computed before.
         self_conditioned: Whether the network reads the distributions of the call before. A step that calls it several
-            times in one move hands them on as `previous`.
+            times in one move passes them to the next call as `previous`.
         previous: Distributions of the call before, for `reading`; None for none.
     """
 

@@ -123,7 +123,7 @@ class RepetitionPenalty:
     apply it, have no natural zero.
 
     Attributes:
-        penalty: Penalty in [1, 1e6]; 1 does nothing.
+        penalty: Penalty in [1, 1e6]; 1 has no effect.
     """
 
     penalty: float

@@ -59,8 +59,8 @@ def save_pretrained(
 
     Args:
         checkpoint: The model.
-        folder: Where; made if it does not exist.
-        source: What users will load it as, for the card; the folder by default.
+        folder: The folder; it is made if it does not exist.
+        source: Name by which users load the model, for the card; the folder by default.
         licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.
 
@@ -121,7 +121,7 @@ def push_to_hub(
         private: Whether only its owners see it.
         layout: `"hdlm"`, files that hdlm and transformers read, or `"published"`, as `hdlm export` writes them.
         dry_run: Whether to send nothing, and only list the files that would be sent, without network access.
-        token: Of the hub; by default the one that `hf auth login` left.
+        token: Access token of the hub; by default the one that `hf auth login` stored.
         revision: Branch to send to, which is created if it does not exist; the main one by default.
         licence: Identifier of the licence of the weights, as the hub spells it, for the model card.
         evaluation: Results for the card; see `hdlm.sharing.model_card`.

@@ -37,7 +37,7 @@ class LikelihoodOptions:
     Attributes:
         part: Part of a named data set.
         data_dir: Folder of data sets; by default that of the environment, $HDLM_DATA_DIR.
-        detokenize: Whether to undo the tokenisation that some named data sets come in.
+        detokenize: Whether to undo the tokenisation of named data sets that are distributed as tokenised text.
         limit: Approximate number of tokens to measure, for a quick estimate; all by default.
         length: Number of tokens in a window; the model's context by default.
         stride: Number of new tokens in each window; below the length, windows overlap.

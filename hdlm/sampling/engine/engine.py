@@ -562,7 +562,7 @@ def check_length(length: int | None, canvas: int) -> int:
     """The number of positions to write: by default all of the canvas.
 
     Raises:
-        ValueError: If the canvas does not have so many.
+        ValueError: If the number is not positive, or larger than that of the canvas.
     """
     if length is None:
         return canvas

@@ -52,9 +52,9 @@ _DRAW, _ACCEPT, _RESIDUAL = range(_NUM_STREAMS)
 @final
 @dataclass(frozen=True)
 class Speculative:
-    """Speculative sampling along an autoregressive hyperschedule, for `sample` in the place of a step.
+    """Speculative sampling along an autoregressive hyperschedule, for `sample` instead of a step.
 
-    It is not a step: the number of words that a call settles depends on what the network answers, so it has an engine
+    It is not a step: the number of words that a call settles depends on the outputs of the network, so it has an engine
     of its own.
 
     Attributes:
