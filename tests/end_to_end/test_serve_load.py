@@ -87,19 +87,21 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"alg": "topk_margin", "temperature": 0.0},
 )
 """Clients use several ways of writing, which share network calls."""
+DRAFT = {"text": "In the beginning was the sea, and the", "eta": 1, "temperature": 0.5, "steps": 4, "seed": 3}
+"""One more way of the clients that read their answer: they have a text corrected."""
 
 
 @pytest.mark.slow
 def test_soak_with_clients_that_come_and_go(server: Running) -> None:
     """Some clients leave early, cancel, or read slowly; the others get the same bytes every time, and nothing grows."""
     seconds, clients = float(os.environ.get("HDLM_SOAK_SECONDS", "60")), 64
-    wanted = [_choices(server.address, number) for number in range(len(WAYS))]
+    wanted = [_choices(server.address, number) for number in range(len(WAYS) + 1)]
     files, end = server.open_files, time.monotonic() + seconds
 
     def client(number: int) -> Counter[str]:
         numbers, outcomes = random.Random(number), Counter[str]()
         while time.monotonic() < end:
-            way = numbers.randrange(len(WAYS))
+            way = numbers.randrange(len(WAYS) + 1)
             kind = numbers.choice(("plain", "plain", "early", "slow", "reset", "cancel"))
             outcomes[kind] += 1
             if kind == "plain":
@@ -108,7 +110,7 @@ def test_soak_with_clients_that_come_and_go(server: Running) -> None:
                 with contextlib.suppress(httpx.ReadTimeout):
                     _choices(server.address, way, timeout=numbers.random())
             else:
-                _stream(server.address, way, kind, numbers)
+                _stream(server.address, way % len(WAYS), kind, numbers)
         return outcomes
 
     with ThreadPoolExecutor(clients) as pool:
@@ -125,13 +127,16 @@ def test_soak_with_clients_that_come_and_go(server: Running) -> None:
     events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
     assert not {"fault", "failed", "stalled"} & set(events)
     assert 'status="5' not in HTTP.get(f"{server.address}/metrics", timeout=60).text
-    assert [_choices(server.address, number) for number in range(len(WAYS))] == wanted
+    assert [_choices(server.address, number) for number in range(len(WAYS) + 1)] == wanted
     print(dict(outcomes))
 
 
 def _choices(address: str, way: int, timeout: float = 600) -> str:
-    body = {"prompt": "In the beginning", "max_tokens": 6 + way, "seed": way, "logprobs": 1, **WAYS[way]}
-    answer = HTTP.post(f"{address}/v1/completions", json=body, timeout=httpx.Timeout(600, read=timeout))
+    path, body = "correct", DRAFT
+    if way < len(WAYS):
+        path = "completions"
+        body = {"prompt": "In the beginning", "max_tokens": 6 + way, "seed": way, "logprobs": 1, **WAYS[way]}
+    answer = HTTP.post(f"{address}/v1/{path}", json=body, timeout=httpx.Timeout(600, read=timeout))
     assert answer.status_code == 200, answer.text
     return json.dumps(answer.json()["choices"])
 
