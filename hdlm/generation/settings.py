@@ -229,7 +229,7 @@ def planned(
         settings: The settings of generation.
         length: Positions on the canvas.
         infilling: Whether there are gaps between given words: then all positions are generated together unless
-            `settings` have another hyperschedule.
+            `settings` have a hyperschedule or a width.
         given: Number of tokens of the prompt, behind which some models begin their first block.
 
     Raises:
