@@ -1,7 +1,7 @@
-"""Write a checkpoint in the published layout, which the published code of the paper reads as its own.
+"""Write a checkpoint in the published layout, which the published code of the paper can read.
 
-A part that has no published form (a noise process, a hyperschedule, ...) is an error that names it. A published config
-names one hyperschedule: the first of the checkpoint, or the one that --hyperschedule selects.
+A part that has no published form (a noise process, a hyperschedule, ...) gives an error that names it. A published
+config names one hyperschedule: the first of the checkpoint, or the one that --hyperschedule selects.
 
 Examples:
   hdlm export runs/book --output book-published

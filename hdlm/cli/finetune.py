@@ -1,6 +1,6 @@
 """Train a model further, or turn a causal language model into a diffusion model.
 
-The network, the tokenizer and every piece of the model hold where --recipe says nothing else. With --to diffusion, a
+The network, the tokenizer and every piece of the model are kept unless --recipe sets others. With --to diffusion, a
 causal model (Llama, Qwen2, Qwen3, GPT-2 or one in their layout) gets a mask: a token that its tokenizer reserves, or
 else the mean of the rows of its embedding. The default recipe then is `diffusion`: the outputs still predict the next
 token, and the blocks that are predicted together grow.

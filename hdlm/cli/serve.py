@@ -1,4 +1,4 @@
-"""Serve models with the interface of OpenAI: completions, chats and texts with gaps.
+"""Serve models with the API of OpenAI: completions, chats and texts with gaps.
 
 Without CHECKPOINT the model that ships with hdlm is served. In a browser, the address is a playground that shows texts
 while they are written. See docs/serving.md.

@@ -16,7 +16,7 @@ recipe. --config takes a published configuration, as `hdlm/train.py --config-nam
 `hf_model_id`. Ctrl-C, SIGTERM and SIGUSR1 stop after the current step and leave a usable checkpoint; --resume continues
 from there, and on a CPU gives the same model to the bit if the run is limited by steps. Exit status: 0 if the run
 ended, by itself or by Ctrl-C; 75 if SIGTERM or SIGUSR1 ended it early (start it again with --resume); 2 if it failed,
-with a line that says why.
+with a line that gives the reason.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def train_by_recipe(args: argparse.Namespace, to: Target | None = None, *, conti
     Args:
         args: The parsed options.
         to: What the checkpoint to begin with is converted to, if it is.
-        continues: Whether the pieces of that checkpoint hold where the recipe says nothing else, recorded or not.
+        continues: Whether the pieces of that checkpoint are kept unless the recipe sets others, recorded or not.
 
     Raises:
         ValueError: If there is no output.
@@ -254,9 +254,9 @@ def build_recipe(
     Args:
         args: The parsed options.
         resume_point: The run to resume; its recipe is used if `--recipe` is left out.
-        start: The checkpoint to begin with. If it records no recipe, its network and its pieces hold where `--recipe`
-            says nothing else.
-        continues: Whether they hold even if it records a recipe.
+        start: The checkpoint to begin with. If it records no recipe, its network and its pieces are kept unless
+            `--recipe` sets others.
+        continues: Whether they are kept even if it records a recipe.
 
     Raises:
         ValueError: If there is no such recipe, or an option does not fit it.

@@ -1,7 +1,7 @@
 """Choose the times of the steps for sampling with few steps, on text that the model was not trained on.
 
 Words that are written in one step are independent of each other. The cost of this at each time is measured on half of
-the text. The best grid for each number of steps follows from it. The other half of the text measures what it saves.
+the text. The best grid for each number of steps follows from it. The other half of the text shows what it saves.
 
 Examples:
   hdlm tune runs/first --data book.txt --steps 4 8 16 --output grids.json

@@ -15,7 +15,7 @@ Examples:
   hdlm verify samplers --output results/samplers  every sampler against the truth, at equal evaluations: minutes
   hdlm verify samplers --quick                    a smoke test of it, in seconds
 
-Exit status: 0 if every law held, 1 if one was violated, 2 for a target that cannot be tried.
+Exit status: 0 if every law held, 1 if one was violated, 2 if the target cannot be tested.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server with the interface of OpenAI for models of hdlm: `hdlm serve`.
+"""A server with the API of OpenAI for models of hdlm: `hdlm serve`.
 
 | module | what it does |
 |---|---|

@@ -1,4 +1,4 @@
-"""Measure a model: how well it predicts text, what it writes, and how it does on the tasks of others.
+"""Measure a model: how well it predicts text, the quality of what it writes, and its scores on tasks of other projects.
 
 Examples:
   hdlm eval likelihood runs/first --data wikitext2 --data-dir data --target-stderr 0.01

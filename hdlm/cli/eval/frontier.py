@@ -9,9 +9,9 @@ Examples:
   hdlm eval frontier runs/first --temperature 0.7 1 --judge kjv-epsilon-4m --num 20 --length 64 --output quick
 
 The folder gets results.json, report.md and frontier.png; every point is kept in points/ when it is measured, so the
-same command resumes after a kill, and a command with more points measures only the new ones. All points have as many
-samples of the same length, and one judge. If a measurement fails, the result holds the reason, and the exit status is
-1.
+same command resumes after a kill, and a command with more points measures only the new ones. All points have
+samples of the same number and length, and one judge. If a measurement fails, the result has the reason, and the exit
+status is 1.
 """
 
 from __future__ import annotations
