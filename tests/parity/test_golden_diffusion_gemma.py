@@ -235,10 +235,15 @@ def test_recorded_generation_token_by_token(model, golden, folder, monkeypatch, 
 
 
 def test_without_self_conditioning_the_recorded_generation_is_another(model, golden, folder, monkeypatch):
-    """The comparison above would notice if the distributions of the call before were not handed on."""
+    """The comparison above would notice if the network did not get the distributions of the call before."""
     recorded = Recorded(golden, folder, monkeypatch)
+    conditioned = DiffusionGemma._conditioned
     with monkeypatch.context() as patch:
-        patch.setattr(editing, "Previous", lambda *_: None)
+        patch.setattr(
+            DiffusionGemma,
+            "_conditioned",
+            lambda network, tokens, previous, canvas: conditioned(network, tokens, None, canvas),
+        )
         written = recorded.write(model, golden)
     assert not torch.equal(written.tokens, golden("gen_sequences"))
 
