@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help=f"{ANY_MODEL}; NAME=CHECKPOINT gives the model another name",
     )
-    OPTIONS.add(parser.add_argument_group("host, limits and safety"))
+    group = parser.add_argument_group("host, limits and safety")
+    OPTIONS.add(group, "host")
+    OPTIONS.add(group, "port", type=int)  # 0 is a port as well: any free one
+    OPTIONS.add(group, *(name for name in OPTIONS.names if name not in ("host", "port")))
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja template of chats for models that have none"
     )
@@ -46,18 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the models and serve them."""
-    from hdlm.serve.run import run_server
+    from hdlm.serve.run import bound_socket, run_server
 
     args.api_key = args.api_key or os.environ.get("HDLM_API_KEY") or None
     options = OPTIONS.read(args)
+    bound = bound_socket(options)
     device = chosen_device(args.device, args.threads)
     names = args.checkpoints or shipped()[:1]
     models = [_open(args, name, str(device)) for name in names]
     if len({model.name for model in models}) < len(models):
         raise ValueError("Two models have one name: write NAME=CHECKPOINT.")
     where = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"serving {', '.join(model.name for model in models)} on http://{where}:{options.port}")
-    run_server(models, options)
+    say(f"serving {', '.join(model.name for model in models)} on http://{where}:{bound.getsockname()[1]}")
+    run_server(models, options, bound)
     return 0
 
 

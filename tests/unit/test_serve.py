@@ -20,6 +20,7 @@ import httpx
 import openai
 import pytest
 
+from hdlm.cli import main
 from hdlm.generation import Ending, Settings, write
 from hdlm.generation.recording import TraceDocument
 from hdlm.generation.write import prompt_ids
@@ -30,6 +31,7 @@ from hdlm.serve.jobs import Job, Worker
 from hdlm.serve.metrics import ServerMetrics
 from hdlm.serve.models import ServedModel, read_chat_template
 from hdlm.serve.options import ServeOptions
+from hdlm.serve.run import bound_socket
 from hdlm.serve.translate import Plan
 from tests.serving import HTTP, TEMPLATE, serving, small_checkpoint, small_model
 
@@ -477,6 +479,27 @@ def test_a_server_for_others_needs_a_key() -> None:
     assert ServeOptions(host="::1").is_loopback
     with pytest.raises(ValueError, match="`slots` must be at least 1"):
         ServeOptions(slots=0)
+
+
+def test_a_busy_port_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert main(["serve", "no-such-model", "--port", str(port)]) == 2
+    line = f"hdlm serve: port {port} of 127.0.0.1 is in use: give another --port\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("port", ["-1", "99999999"])
+def test_a_port_out_of_range_is_refused(capsys: pytest.CaptureFixture[str], port: str) -> None:
+    assert main(["serve", "--port", port]) == 2
+    assert capsys.readouterr().err == f"hdlm serve: `port` must lie in [0, 65535]; got {port}.\n"
+
+
+def test_a_bound_socket_has_a_free_port_and_refuses_connections() -> None:
+    with bound_socket(ServeOptions(port=0)) as bound:
+        assert bound.getsockname()[1] > 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(bound.getsockname())
 
 
 def test_a_full_queue_answers_429_and_a_gone_client_makes_room() -> None:
