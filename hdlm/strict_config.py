@@ -18,6 +18,7 @@ __all__ = [
     "IdleOptionError",
     "OptionError",
     "UnknownOptionError",
+    "did_you_mean",
     "key_of",
     "nearest",
     "one_line",
@@ -101,6 +102,18 @@ def nearest(option: str, known: Iterable[str]) -> str:
     last = option.rpartition(".")[2]
     moved = [name for name in names if name.rpartition(".")[2] == last]
     return difflib.get_close_matches(option, moved or names, n=1, cutoff=0.0)[0]
+
+
+def did_you_mean(word: str, known: Iterable[str], form: str = "; did you mean `{}`?") -> str:
+    """The end of a message about an unknown word, with the known word that is spelled alike; empty if there is none.
+
+    Args:
+        word: The unknown word.
+        known: The known words.
+        form: The end of the message, with `{}` for the known word.
+    """
+    alike = difflib.get_close_matches(word, known, n=1)
+    return form.format(alike[0]) if alike else ""
 
 
 def options_of(cls: Any, prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ from hdlm.cli._errors import BAD_INPUT, guarded
 from hdlm.cli._outputs import check_outputs
 from hdlm.cli._registry import Verb, verbs
 from hdlm.cli._streams import say
+from hdlm.strict_config import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,7 +21,27 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse; an unknown word is a mistake, for which the parser of its verb suggests an option."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+            words = (word[2:].partition("=")[0] for word in unknown if word.startswith("--"))
+            hints = (did_you_mean(word, options, "; did you mean `--{}`?") for word in words)
+            hint = next(filter(None, hints), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is not one of the choices, and suggest one of them."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print; argparse itself ignores a closed pipe and a full disk."""
@@ -76,8 +97,6 @@ def _run(name: str, words: Sequence[str]) -> int:
     parser, parsers = _parsers({name: verb})
     module, subparser = verb.load(), parsers[name]
     module.add_arguments(subparser)
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args = parser.parse_args(words)
     check_outputs(subparser, args)
     return module.run(args)

@@ -31,6 +31,7 @@ from hdlm.sampling import (
     algorithm,
 )
 from hdlm.sampling.algorithms import SPECULATIVE, WRITES_LIKELIEST
+from hdlm.strict_config import did_you_mean
 
 __all__ = ["UNUSED", "FamilyName", "Settings", "planned"]
 
@@ -188,9 +189,10 @@ class Settings:
                 )
         if self.hyperschedule == "autoregressive":
             return autoregressive(length)
-        if self.hyperschedule not in (None, *get_args(FamilyName)):
+        if self.hyperschedule is not None and self.hyperschedule not in get_args(FamilyName):
             known = ", ".join(get_args(FamilyName))
-            raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.")
+            hint = did_you_mean(self.hyperschedule, get_args(FamilyName), " Did you mean {!r}?")
+            raise ValueError(f"Unknown hyperschedule {self.hyperschedule!r}; known are {known}.{hint}")
         model = trained[0] if trained else None
         grid = None if self.grid is None else time_grid(self.grid)
         listed = (

@@ -153,6 +153,25 @@ def test_extras_table_matches_pyproject(repository):
 
 
 @pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ("trian", "'view'); did you mean `train`?"),
+        ("nonsense", "'view')"),
+        ("train --tekst x", "hdlm train: unrecognized arguments: --tekst; did you mean `--text`?"),
+        ("sample m --lenght=20", "unrecognized arguments: --lenght=20; did you mean `--length`?"),
+        ("show hyperschedule block --widht 3", "--widht 3; did you mean `--width`?"),
+        ("show hyperschedule blok", "'published-wave'); did you mean `block`?"),
+        ("sample m --hypersched flat", "--hypersched flat; did you mean `--hyperschedule`?"),
+        ("sample m --zzz", "unrecognized arguments: --zzz"),
+    ],
+)
+def test_misspelled_word_gets_suggestion(hdlm, words, end):
+    status, out, err = hdlm(*words.split())
+    assert (status, out) == (2, "")
+    assert end + " (see `" in err
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ("nonsense", "hdlm: argument VERB: invalid choice: 'nonsense'"),

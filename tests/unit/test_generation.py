@@ -53,7 +53,8 @@ def test_settings_plan_keeps_published_wave_and_table() -> None:
     [
         (Settings(hyperschedule="flat", width=2), "`width` has no effect"),
         (Settings(hyperschedule="autoregressive", steps=2), "`steps` has no effect"),
-        (Settings(hyperschedule="spiral"), "Unknown hyperschedule 'spiral'"),
+        (Settings(hyperschedule="spiral"), r"Unknown hyperschedule 'spiral'; known are [^?]*$"),
+        (Settings(hyperschedule="blok"), r"Unknown hyperschedule 'blok'; .*\. Did you mean 'block'\?$"),
         (Settings(width=9), r"got 9"),
     ],
     ids=str,
