@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import reprlib
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +44,7 @@ from hdlm.serve.schema import (
     TextAnswer,
 )
 from hdlm.serve.translate import BadRequestError, Plan, client_plan
+from hdlm.strict_config import did_you_mean
 from hdlm.view.page import static_files
 
 __all__ = ["create_app"]
@@ -111,13 +114,14 @@ def _add_errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             return error_answer(400, "Send a JSON object, with the header `Content-Type: application/json`.")
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            reason = f"{first['ctx']['error']}, at character {first['loc'][-1]}"
+            return error_answer(400, f"The body is not valid JSON: {reason}.")
         place = [
             str(part) for part in first["loc"][1:] if not str(part).startswith(("function", "constrained"))
         ]
-        fields = ".".join(place) or None
-        return error_answer(
-            400, f"{first['msg']}: {fields or 'the body'}.", param=place[0] if place else None
-        )
+        message = _invalid_field(request, ".".join(place), first)
+        return error_answer(400, message, param=place[0] if place else None)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -132,6 +136,20 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, fault)
+
+
+def _invalid_field(request: Request, field: str, error: Mapping[str, Any]) -> str:
+    """The message for a field that the schema of a request does not accept; an empty name is the whole body."""
+    if error["type"] == "extra_forbidden":
+        if "." in field:
+            return f"There is no field `{field}`: leave it out."
+        known = get_type_hints(request.scope["endpoint"])["body"].model_fields
+        hint = did_you_mean(field, known) or f"; the fields are {', '.join(known)}."
+        return f"There is no field `{field}`{hint}"
+    if error["type"] == "missing":
+        return f"The field `{field}` is missing." if field else "The body is missing: send a JSON object."
+    expected = re.sub(r"^\w+ should ", "must ", error["msg"]) if field else "must be a JSON object"
+    return f"{f'`{field}`' if field else 'The body'} {expected}; got {reprlib.repr(error['input'])}."
 
 
 def _add_plain_routes(app: FastAPI) -> None:

@@ -200,7 +200,7 @@ def test_frames_of_a_correction_begin_with_the_text(address: str) -> None:
         ({"algorithm": "original"}, "algorithm", "Algorithms that replace words: exact, acs, doubt"),
         ({"remasking": "random"}, "remasking", "replaces no word"),
         ({"gen_length": 8}, "gen_length", "leave `length`"),
-        ({"stop": "a"}, "stop", "Extra inputs"),
+        ({"stop": "a"}, "stop", "There is no field `stop`"),
         ({"model": "masks"}, "algorithm", "Use a model whose noise replaces words"),
         (
             {"model": "masks", "algorithm": "doubt"},
@@ -353,7 +353,11 @@ def test_answers_are_the_same_bytes_alone_and_in_company(address: str) -> None:
 
 
 REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
-    ({"tempreature": 1}, "tempreature", "Extra inputs"),
+    ({"tempreature": 1}, "tempreature", "There is no field `tempreature`; did you mean `temperature`?"),
+    ({"max_tokns": 4}, "max_tokns", "did you mean `max_tokens`?"),
+    ({"zzz": 4}, "zzz", "the fields are gen_length, "),
+    ({"stream_options": {"x": 1}}, "stream_options", "There is no field `stream_options.x`: leave it out."),
+    ({"max_tokens": -4}, "max_tokens", "`max_tokens` must be greater than or equal to 1; got -4."),
     ({"algorithm": "gibs"}, "algorithm", "did you mean 'gibbs'"),
     ({"threshold": 0.9, "eta": 0.3}, "threshold", "two names"),
     ({"remasking": "random", "threshold": 0.9}, "threshold", "no effect"),
@@ -420,6 +424,27 @@ def test_hostile_bodies_are_refused(address: str, content: bytes) -> None:
     )
     assert answer.status_code == 400, answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "The body is missing: send a JSON object."),
+        ("[]", "The body must be a JSON object; got []."),
+        (
+            '{"n": 1,}',
+            "The body is not valid JSON: Expecting property name enclosed in double quotes, at character 8.",
+        ),
+        ("{}", "The field `messages` is missing."),
+    ],
+)
+def test_bodies_without_fields_are_refused_in_a_sentence(address: str, content: str, message: str) -> None:
+    answer = HTTP.post(
+        f"{address}/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    error = answer.json()["error"]
+    param = "messages" if "messages" in message else None
+    assert (answer.status_code, error["message"], error["param"]) == (400, message, param)
 
 
 def test_large_bodies_are_refused_with_and_without_a_length(address: str) -> None:
