@@ -25,6 +25,7 @@ from hdlm.checkpoint import WeightsName
 from hdlm.hub.stored import PICKLES
 from hdlm.hub_access import cached_file, files_on_hub, hub_errors
 from hdlm.package_data import is_path, pretrained
+from hdlm.strict_config import did_you_mean
 
 __all__ = ["Hub", "Source", "find"]
 
@@ -105,8 +106,7 @@ def find(
         return _folder(pretrained() / word, word, weights, config)
     if is_path(source):
         raise ValueError(
-            f"there is no folder or file {word}. Give a folder with a model, or a file of weights "
-            f"({', '.join(_SUFFIXES)})."
+            f"{_absent(word)} Give a folder with a model, or a file of weights ({', '.join(_SUFFIXES)})."
         )
     if "/" not in word:
         raise ValueError(
@@ -116,6 +116,12 @@ def find(
     folder, fetched = _repository(word, hub, weights)
     files = _folder(folder, word, weights, config)
     return dataclasses.replace(files, fetched=fetched)
+
+
+def _absent(word: str) -> str:
+    """The sentence that a path does not exist, with the path beside it that is spelled alike."""
+    beside = [str(entry) for entry in Path(word).expanduser().parent.glob("*")]
+    return f"there is no folder or file {word}{did_you_mean(word, beside) or '.'}"
 
 
 def _folder(folder: Path, origin: str, weights: WeightsName, config: Path | None) -> Source:
@@ -242,9 +248,12 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
         from huggingface_hub import constants
     except ModuleNotFoundError as error:
         raise OSError(
-            f"there is no folder {name}; to read it from the hub, install it: pip install 'hdlm[hub]'."
+            f"{_absent(name)} To read it from the hub, install it: pip install 'hdlm[hub]'."
         ) from error
+    parent = Path(name).parent
     try:
+        if parent.is_dir():
+            raise OSError(f"the hub was not asked, because there is a folder {parent} here")
         there = files_on_hub(name, revision=hub.revision, token=hub.token, offline=hub.offline)
         with hub_errors():
             folder = huggingface_hub.snapshot_download(
@@ -263,9 +272,9 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
     revision = "" if hub.revision is None else f", revision {hub.revision}"
     kept = hub.cache_dir or constants.HF_HUB_CACHE
     raise OSError(
-        f"cannot load {name}{revision}: there is no folder of that name, it is not in the cache {kept}, and {reason}. "
-        "To work offline, download it where there is a network (hf download), copy the cache or the folder here, and "
-        "give the folder, or set HF_HUB_OFFLINE=1 and HF_HUB_CACHE."
+        f"{_absent(name)} From the hub, hdlm cannot load {name}{revision}: it is not in the cache {kept}, and "
+        f"{reason}. To work offline, download it where there is a network (hf download), copy the cache or the folder "
+        "here, and give the folder, or set HF_HUB_OFFLINE=1 and HF_HUB_CACHE."
     )
 
 

@@ -219,6 +219,19 @@ def test_load_names_missing_source(source, message):
         load(source)
 
 
+def test_load_names_near_folder_and_does_not_ask_hub_below_a_folder(tmp_path, monkeypatch):
+    from hdlm.hub import source
+
+    (tmp_path / "runs" / "book").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(source, "files_on_hub", lambda *_, **__: pytest.fail("the hub was asked"))
+    near = r"^there is no folder or file runs/bok; did you mean `runs/book`\? From the hub"
+    with pytest.raises(OSError, match=near + r".* not asked, because there is a folder runs here"):
+        load("runs/bok")
+    with pytest.raises(ValueError, match=r"runs/bok/; did you mean `runs/book`\? Give a folder"):
+        load("runs/bok/")
+
+
 def test_load_names_folder_without_weights_and_unknown_file(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(ValueError, match=r"has no weights: .*It holds: notes\.txt"):
