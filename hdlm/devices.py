@@ -32,7 +32,8 @@ def find_device(name: str = "auto") -> torch.device:
         return accelerator or torch.device("cpu")
     here = {"cpu"} | ({accelerator.type} if accelerator else set())
     if _type_of(name) not in here:
-        raise ValueError(f"must be auto or one of {', '.join(sorted(here))}; got {name!r}.")
+        absent = f": torch finds no {kind} device here" if (kind := _type_of(name)) else ""
+        raise ValueError(f"must be auto or one of {', '.join(sorted(here))}; got {name!r}{absent}.")
     device = torch.device(name)
     count = 1 if device.type == "cpu" else torch.accelerator.device_count()
     if device.index is not None and device.index >= count:

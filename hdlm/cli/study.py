@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if local is not None and device.type != "cpu" and str(device) == device.type:
         device = chosen_device(f"{device.type}:{local}", args.threads)
     planned = StudyRun(
-        Study.load(recipe_file(args.file)),
+        Study.load(recipe_file(args.file, "study")),
         args.output if args.jobs is None else args.jobs,
         device,
         part,

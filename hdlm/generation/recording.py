@@ -178,10 +178,15 @@ class TraceDocument:
         """Read a JSON file.
 
         Raises:
+            FileNotFoundError: If the file does not exist; the message names the command that writes traces.
             ValueError: If the file is not a trace.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"there is no file {path}: give a trace, which `hdlm sample --trace FILE` writes."
+            ) from error
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not a trace, because it is not JSON: {error}.") from error
         return cls.from_dict(document, str(path))

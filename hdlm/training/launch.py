@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 
 from hdlm.checkpoint import Checkpoint
 from hdlm.package_data import recipes
+from hdlm.strict_config import did_you_mean
 from hdlm.training.checkpoints.store import CheckpointStore
 from hdlm.training.finetuning import describe_changes, memory_of
 from hdlm.training.interrupt import StopRequest, listening
@@ -43,21 +44,26 @@ class Observing(Protocol):
         """Do what is due after the last step, if it was not done."""
 
 
-def recipe_file(name: str | Path) -> Path:
-    """The file of a recipe.
+def recipe_file(name: str | Path, kind: Literal["recipe", "study"] = "recipe") -> Path:
+    """The file of a recipe or of a study.
 
     Args:
-        name: A TOML file, or the name of a recipe of the package.
+        name: A TOML file, or the name of a recipe or study of the package.
+        kind: The kind of files whose names an error lists.
 
     Raises:
-        ValueError: If there is no recipe of that name.
+        ValueError: If there is no file of that name.
     """
     if Path(name).suffix == ".toml":
         return Path(name)
     file = recipes() / f"{name}.toml"
     if not file.is_file():
-        known = ", ".join(sorted(file.stem for file in recipes().glob("*.toml")))
-        raise ValueError(f"there is no recipe {str(name)!r}; known: {known}, or a TOML file of yours.")
+        prefix = "" if kind == "recipe" else f"{kind}/"
+        known = sorted(f"{prefix}{file.stem}" for file in recipes().glob(f"{prefix}*.toml"))
+        hint = did_you_mean(str(name), known, " Did you mean {!r}?")
+        raise ValueError(
+            f"there is no {kind} {str(name)!r}; known: {', '.join(known)}, or a TOML file of yours.{hint}"
+        )
     return file
 
 

@@ -174,6 +174,29 @@ def test_misspelled_word_gets_suggestion(hdlm, words, end):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("compare a.json b.json", "there is no file a.json: give a result of `hdlm eval`, or the folder"),
+        ("compare . .", "there is no file results.json: give a result of `hdlm eval`"),
+        ("view a.json", "there is no file a.json: give a trace, which `hdlm sample --trace FILE` writes."),
+        (
+            "sample m --grid a.json",
+            "there is no file a.json: give a file of grids, which `hdlm tune --output",
+        ),
+        ("study nothere --output o --dry-run", "there is no study 'nothere'; known: study/conversion, "),
+        ("study noise --output o --dry-run", "or a TOML file of yours. Did you mean 'study/noise'?"),
+        ("train --text nothere.txt --output o", "a folder of .txt/.txt.gz/.jsonl/.jsonl.gz/.parquet files"),
+    ],
+)
+def test_absent_input_names_what_is_expected(hdlm, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = hdlm(*words.split())
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         ("nonsense", "hdlm: argument VERB: invalid choice: 'nonsense'"),
         ("show", "hdlm show: the following arguments are required: WHAT"),
         ("show hyperschedule blok", "hdlm show hyperschedule: argument FAMILY: invalid choice: 'blok'"),

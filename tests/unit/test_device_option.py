@@ -43,5 +43,7 @@ def test_device_option_rejects_device_without_float64() -> None:
             ValueError, match=rf"--device {name} computes nothing in float64.*give --device cpu"
         ):
             given(name)
-    with pytest.raises(ValueError, match="must be auto or one of cpu; got 'cuda'"):
+    with pytest.raises(ValueError, match="one of cpu; got 'cuda': torch finds no cuda device here"):
         given("cuda")
+    with pytest.raises(ValueError, match=r"one of cpu; got 'nonsense'\.$"):
+        given("nonsense")

@@ -202,8 +202,9 @@ def files_of(sources: tuple[str, ...], endings: tuple[str, ...]) -> tuple[Path, 
         else:
             matches = _matching(path)
         if not matches:
+            offered = endings if path.is_dir() else [ending for kind in KINDS for ending in kind]
             raise ValueError(
-                f"no text at {source!r}: give a file, a folder of {'/'.join(endings)} files, or a glob."
+                f"no text at {source!r}: give a file, a folder of {'/'.join(offered)} files, or a glob."
             )
         files.extend(matches)
     return tuple(files)

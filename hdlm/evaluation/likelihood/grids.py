@@ -225,6 +225,7 @@ def grid_text(text: str, steps: int | None) -> str:
         steps: Number of steps of the grid to take from a file; by default its only grid.
 
     Raises:
+        FileNotFoundError: If the file does not exist; the message names the command that writes grids.
         ValueError: If the file holds no grids, or none with this number of steps.
     """
     path = Path(text)
@@ -236,6 +237,11 @@ def grid_text(text: str, steps: int | None) -> str:
         grids = {count: [float(time) for time in times] for count, times in times_by_steps.items()}
         if not grids or not all(grids.values()):
             raise ValueError("the list is empty")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no file {path}: give a file of grids, which `hdlm tune --output {path}` writes, or a grid by "
+            "name, such as cosine."
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} has no grids: give a list of times that rise to 1, or a file of `hdlm tune`."

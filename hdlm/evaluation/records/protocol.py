@@ -233,10 +233,15 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a document.
 
     Raises:
+        FileNotFoundError: If the file does not exist; the message names the commands that write results.
         ValueError: If the file is not a result document.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no file {path}: give a result of `hdlm eval`, or the folder that holds its results.json."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(document, dict):
