@@ -259,6 +259,8 @@ def _print(args: argparse.Namespace, settings: Settings, approximate: Approximat
     whole = args.infill if infilling else args.correct
     if infilling and not BLANK.search(args.infill):
         raise ValueError("--infill needs a gap: write [MASK] for one token, [MASK:5] for five.")
+    if args.correct is not None and not args.correct.strip():
+        raise ValueError("--correct needs a text whose wrong words are to be replaced.")
     if args.noise is not None and args.correct is None:
         raise ValueError("--noise is for a text to correct: add --correct TEXT, or leave --noise out.")
     if args.trace is True and not args.json:

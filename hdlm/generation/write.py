@@ -188,6 +188,8 @@ def canvas_of(
         if has_gaps(prompt):
             raise ValueError("A text that is corrected has no gaps: replace each [MASK] by a word.")
         assert isinstance(prompt, str)
+        if not prompt.strip():
+            raise ValueError("The text to correct is empty: give a text of at least one word.")
         ids = prompt_ids(tokenizer, prompt)
         _refuse_length(settings, f"a text that is corrected is the text, {len(ids)} tokens")
         return draft_of(ids), correction_regime(checkpoint, settings, len(ids), noise)

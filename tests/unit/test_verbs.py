@@ -110,6 +110,8 @@ def test_correct_has_a_replay(model: hdlm.Checkpoint) -> None:
 def test_correct_refuses_what_it_cannot_read(model: hdlm.Checkpoint) -> None:
     for text, options, message in (
         ("And the [MASK] was", {}, "has no gaps"),
+        ("", {}, "text to correct is empty"),
+        (" \n", {}, "text to correct is empty"),
         ("And the earth", {"noise": 0.0}, "noise fraction in"),
         ("And the earth", {"length": 20}, "leave `length`"),
         ("And the earth " * 100, {}, "between 1 and 128 positions"),
@@ -125,6 +127,8 @@ def test_command_corrects_a_text(model: hdlm.Checkpoint, capsys: pytest.CaptureF
     assert capsys.readouterr().out.strip() == passage.text.strip()
     assert main(["sample", MODEL, "--prompt", text, "--noise", "0.3"]) == 2
     assert "add --correct TEXT" in capsys.readouterr().err
+    assert main(["sample", MODEL, "--correct", ""]) == 2
+    assert "--correct needs a text" in capsys.readouterr().err
 
 
 def test_every_setting_is_an_option_of_generate(model: hdlm.Checkpoint) -> None:
