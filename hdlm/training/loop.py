@@ -108,7 +108,7 @@ class StepReport:
             raise ValueError(
                 f"training diverged at step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}. The "
                 "last saved weights are finite. Lower the learning rates in the recipe's [optimizer] or set "
-                "`objective.max_weight`, and begin again with --from that folder."
+                "`objective.max_weight`, and begin another run from the model in that folder."
             )
 
 
@@ -342,7 +342,7 @@ class Trainer:
         if state.text != self._windows.fingerprint:
             raise ValueError(
                 "the text or its tokenizer is not the one that the run began with, so the order of the text differs: "
-                "restore both, or begin another run with --from."
+                "restore both, or begin another run from its model."
             )
         self.step, self.sequences, self.seconds = state.step, state.sequences, state.seconds
         if self._run.precision == "auto" and state.device == self._accelerator.device.type:

@@ -67,7 +67,8 @@ class ResumePoint:
         if differences:
             raise ValueError(
                 f"the run was begun with another recipe: {'; '.join(differences)}. Resume it with its own recipe, or "
-                "begin another run in a folder of its own (--from this one takes its weights)."
+                "begin another run in a folder of its own (`hdlm train --from` and `hdlm finetune` take the weights of "
+                "this one)."
             )
 
 
@@ -89,19 +90,24 @@ def find_resume_point(folder: Path, say: Callable[[str], object] = lambda line: 
     if newest is None:
         if (folder / _CONFIG).exists():
             raise ValueError(
-                f"{folder} holds a model but no training state to resume from (no training/ folder): begin another "
-                f"run with --from {folder}."
+                f"{folder} holds a model but no training state to resume from (no training/ folder): "
+                f"{_train_further(folder)}"
             )
         return None
     place, state = newest
     if store.finished == state.step:
-        raise ValueError(
-            f"the run in {folder} has ended, after {state.step} steps: to train further, begin another run with "
-            f"--from {folder}."
-        )
+        raise ValueError(f"the run in {folder} has ended, after {state.step} steps: {_train_further(folder)}")
     import_own(json.loads((place / _CONFIG).read_bytes()))
     checkpoint = load_checkpoint(place, weights="raw")
     return ResumePoint(Recipe.recorded(checkpoint.training["recipe"]), state, checkpoint, kept)
+
+
+def _train_further(folder: Path) -> str:
+    """The advice for a model that cannot be resumed, for the command line and for Python."""
+    return (
+        f"to train its model further, begin another run in another folder by `hdlm train --from {folder}`, "
+        f"`hdlm finetune {folder}` or, in Python, `hdlm.finetune({str(folder)!r}, ...)`."
+    )
 
 
 @final

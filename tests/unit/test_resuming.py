@@ -567,7 +567,7 @@ def test_nan_loss_stops_run_and_keeps_last_good_checkpoint(text: Path, tmp_path:
                 for value in weights._module.parameters():
                     value.fill_(math.inf)
 
-    with pytest.raises(ValueError, match=r"diverged at step 8: loss nan.*begin again with --from"):
+    with pytest.raises(ValueError, match=r"diverged at step 8: loss nan.*begin another run from the model"):
         session.execute(StopRequest(), (spoil,))
     assert CheckpointStore(tmp_path).steps() == [0, 5]
     with pytest.raises(ValueError, match="step 8"):
@@ -635,7 +635,9 @@ def test_resume_rejects_changed_recipe_or_text(text: Path, tmp_path: Path) -> No
 
 def test_resume_refuses_finished_run(text: Path, tmp_path: Path) -> None:
     _execute(_table(text, run={"steps": 3}), tmp_path / "over")
-    with pytest.raises(ValueError, match=r"has ended, after 3 steps.*--from"):
+    with pytest.raises(
+        ValueError, match=r"has ended, after 3 steps.*train --from .*hdlm finetune .*hdlm\.finetune\("
+    ):
         find_resume_point(tmp_path / "over")
     assert find_resume_point(tmp_path / "nothing") is None
     (tmp_path / "model").mkdir()

@@ -126,8 +126,8 @@ class CheckpointStore:
                 say(f"the checkpoint of step {step} cannot be used: {error}")
         if steps:
             raise ValueError(
-                f"none of the checkpoints in {self._folder} is intact; begin another run in another folder, with "
-                f"--from {self._folder.parent} if its model.safetensors can be read."
+                f"none of the checkpoints in {self._folder} is intact; begin another run in another folder, from "
+                f"the model in {self._folder.parent} if its model.safetensors can be read."
             )
         return None
 
