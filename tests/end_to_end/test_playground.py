@@ -191,7 +191,7 @@ def test_pasted_text_is_corrected_and_shows_what_was_replaced(open_page: Any, ad
     number(tab, "Noise").fill("0.6")
     number(tab, "Steps of a token").fill("2")
     press(tab, "Correct")
-    choice = corrected(address, text=TEXT, seed=3, noise=0.6, eta=1, temperature=0.5, steps=2)
+    choice = corrected(address, text=TEXT, seed=3, noise=0.6, eta=1, temperature=0.3, steps=2)
     count = len(choice["corrections"])
     assert f"{count} token{'' if count == 1 else 's'} replaced" in finish(tab)
     assert words(tab) == " ".join(choice["text"].split())
