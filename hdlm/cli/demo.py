@@ -200,9 +200,12 @@ def act_two(console: Console, args: argparse.Namespace, device: torch.device) ->
         goals = (goal,) if args.minutes is None and recipe.run.minutes is not None else ()
         adapts = not is_fixed(args.threads)
         carry_out(session, console, goals, stop=stop, last=report, adapts=adapts, ends_early=True)
+    prompt = "" if args.text else f' --prompt "{PROMPTS[0]}"'
     console.print(f"\n[bold]{args.output}[/] holds the checkpoint, report.md and the pictures. Go on with")
     console.print(
-        f'  {_program()} sample {args.output} --prompt "{PROMPTS[0]}" --algorithm acs --replay', markup=False
+        f"  {_program()} sample {args.output}{prompt} --algorithm acs --replay",
+        markup=False,
+        soft_wrap=True,  # a line that can be copied
     )
     console.print(f"[dim]act 2 took {(time.perf_counter() - began) / 60:.1f} minutes[/]")
 

@@ -4,8 +4,8 @@ A part that has no published form (a noise process, a hyperschedule, ...) gives 
 config names one hyperschedule: the first of the checkpoint, or the one that --hyperschedule selects.
 
 Examples:
-  hdlm export runs/book --output book-published
-  hdlm export runs/book --output book-published --hyperschedule 2 --bin
+  hdlm export runs/tiny --output tiny-published
+  hdlm export runs/tiny --output tiny-published --hyperschedule 2 --bin
 """
 
 from __future__ import annotations

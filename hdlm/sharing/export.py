@@ -49,7 +49,7 @@ __all__ = ["export", "published_config"]
 _Table = dict[str, Any]
 
 _MLP_RATIO = 4
-_SHARE_OURS = "To share this checkpoint, use the layout of hdlm (`save_pretrained`, `push_to_hub`)."
+_SHARE_OURS = "To share this checkpoint, use the layout of hdlm: `hdlm push`, or in Python `push_to_hub`."
 
 
 def export(
@@ -284,7 +284,7 @@ def _annealing(checkpoint: Checkpoint, index: int) -> _Table:
         advice = (
             f"The checkpoint lists others that have one, choose by number: {'; '.join(others)}."
             if others
-            else f"Give another one with `dataclasses.replace(checkpoint, hyperschedules=...)`. {_SHARE_OURS}"
+            else f"In Python, `dataclasses.replace(checkpoint, hyperschedules=...)` gives another one. {_SHARE_OURS}"
         )
         raise _formless(
             trained[index],

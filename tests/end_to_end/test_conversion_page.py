@@ -37,7 +37,7 @@ def test_page_runs(
 
 def test_commands_of_page_parse() -> None:
     for line in _blocks("bash")[0].splitlines():
-        program, verb, *words = shlex.split(line)
+        program, verb, *words = shlex.split(line, comments=True)
         assert program == "hdlm"
         parser = argparse.ArgumentParser(exit_on_error=False)
         verbs()[verb].load().add_arguments(parser)

@@ -191,7 +191,7 @@ def test_pasted_text_is_corrected_and_shows_what_was_replaced(open_page: Any, ad
     number(tab, "Noise").fill("0.6")
     number(tab, "Steps of a token").fill("2")
     press(tab, "Correct")
-    choice = corrected(address, text=TEXT, seed=3, noise=0.6, eta=1, temperature=0.5, steps=2)
+    choice = corrected(address, text=TEXT, seed=3, noise=0.6, eta=1, temperature=0.3, steps=2)
     count = len(choice["corrections"])
     assert f"{count} token{'' if count == 1 else 's'} replaced" in finish(tab)
     assert words(tab) == " ".join(choice["text"].split())
@@ -213,7 +213,7 @@ def test_pasted_text_is_corrected_and_shows_what_was_replaced(open_page: Any, ad
 
 @pytest.mark.slow
 def test_written_text_is_corrected(open_page: Any, address: str) -> None:
-    tab = open_page("prompt=In the beginning&max_tokens=8&seed=3&temperature=0.3")
+    tab = open_page("prompt=In the beginning&max_tokens=8&seed=3&temperature=0.4")
     press(tab, "Generate")
     finish(tab)
     press(tab, "Correct this text")
@@ -221,14 +221,14 @@ def test_written_text_is_corrected(open_page: Any, address: str) -> None:
     assert "replaced" in finish(tab)
     text, seed = tab.get_by_label("Text to correct").input_value(), int(number(tab, "Seed").input_value())
     assert text.startswith(PROMPT)
-    choice = corrected(address, text=text, seed=seed, eta=1, temperature=0.3, steps=16)
+    choice = corrected(address, text=text, seed=seed, eta=1, temperature=0.4, steps=16)
     assert tab.locator(".text .token.replaced").count() == len(choice["corrections"]) > 0
     curl = copied(tab, "curl")
     answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(answer.stdout)["choices"][0]["text"] == choice["text"]
     tab.get_by_role("radio", name="Write", exact=True).check()
     assert number(tab, "Eta").input_value() == ""
-    assert number(tab, "Temperature").input_value() == "0.3"
+    assert number(tab, "Temperature").input_value() == "0.4"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@
   const COMMON = ["prompt", "max_tokens", "noise", "seed"];
   const OPENAI = ["model", "prompt", "max_tokens", "seed", "temperature", "top_p", "echo"]; // arguments of its client
   const FRAME = 16, SLOW = 1000; // milliseconds between pictures; the second for readers who prefer reduced motion
-  const CORRECTION = { eta: "1", temperature: "0.5", steps: "16" }; // settings that correct, for a form without them
+  const CORRECTION = { eta: "1", temperature: "0.3", steps: "16" }; // settings that correct, for a form without them
   const CORRECTS = "eta=0.3&temperature=0.7&top_p=0.9";
   const PRESETS = {
     "It corrects itself": `prompt=And the LORD said unto&max_tokens=40&seed=7&algorithm=acs&${CORRECTS}`,
