@@ -113,14 +113,15 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         if "json" not in request.headers.get("content-type", ""):
             return error_answer(400, "Send a JSON object, with the header `Content-Type: application/json`.")
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            reason = f"{first['ctx']['error']}, at character {first['loc'][-1]}"
+        errors = error.errors()
+        alike = (each for each in errors if each["loc"][:2] == errors[0]["loc"][:2])
+        deepest = max(alike, key=lambda each: len(each["loc"]))  # in the type of a union that fits best
+        if deepest["type"] == "json_invalid":
+            reason = f"{deepest['ctx']['error']}, at character {deepest['loc'][-1]}"
             return error_answer(400, f"The body is not valid JSON: {reason}.")
-        place = [
-            str(part) for part in first["loc"][1:] if not str(part).startswith(("function", "constrained"))
-        ]
-        message = _invalid_field(request, ".".join(place), first)
+        parts = map(str, deepest["loc"][1:])
+        place = [part for part in parts if not part.startswith(("function", "constrained", "list["))]
+        message = _invalid_field(request, ".".join(place), deepest)
         return error_answer(400, message, param=place[0] if place else None)
 
     async def http_error(request: Request, error: Exception) -> Response:

@@ -357,6 +357,7 @@ REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"max_tokns": 4}, "max_tokns", "did you mean `max_tokens`?"),
     ({"zzz": 4}, "zzz", "the fields are gen_length, "),
     ({"stream_options": {"x": 1}}, "stream_options", "There is no field `stream_options.x`: leave it out."),
+    ({"prompt": ["a", 3]}, "prompt", "`prompt.1` must be a valid string; got 3."),
     ({"max_tokens": -4}, "max_tokens", "`max_tokens` must be greater than or equal to 1; got -4."),
     ({"algorithm": "gibs"}, "algorithm", "did you mean 'gibbs'"),
     ({"threshold": 0.9, "eta": 0.3}, "threshold", "two names"),
