@@ -250,10 +250,7 @@ def _repository(name: str, hub: Hub, weights: WeightsName) -> tuple[Path, bool]:
         raise OSError(
             f"{_absent(name)} To read it from the hub, install it: pip install 'hdlm[hub]'."
         ) from error
-    parent = Path(name).parent
     try:
-        if parent.is_dir():
-            raise OSError(f"the hub was not asked, because there is a folder {parent} here")
         there = files_on_hub(name, revision=hub.revision, token=hub.token, offline=hub.offline)
         with hub_errors():
             folder = huggingface_hub.snapshot_download(
