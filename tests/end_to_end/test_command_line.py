@@ -260,6 +260,7 @@ def test_train_from_checkpoint_keeps_tokenizer_and_weights(hdlm, home, model, tm
     assert all((before[name] == after[name]).all() for name in before)  # the warm-up begins with a rate of 0
 
 
+@pytest.mark.slow
 def test_train_after_ctrl_c_leaves_usable_checkpoint(hdlm, home, tmp_path):
     output = tmp_path / "stopped"
     words = map(str, _train(home, output, "--minutes", 30))
@@ -276,6 +277,7 @@ def test_train_after_ctrl_c_leaves_usable_checkpoint(hdlm, home, tmp_path):
     assert hdlm("sample", output, "--prompt", "the cat")[0] == 0
 
 
+@pytest.mark.slow
 def test_demo_act_2_writes_run_folder_and_report(hdlm, tmp_path):
     text, output = tmp_path / "text.txt", tmp_path / "demo"
     text.write_text(" ".join(random.Random(1).choices(WORDS, k=8000)))

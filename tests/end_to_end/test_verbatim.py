@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -79,10 +78,8 @@ FINETUNINGS = [one for one in COMMANDS if "hdlm/finetune.py" in one[1]]
 OF_A_RUN = [one for one in COMMANDS if "exp_local" in one[1]]
 
 
-def _params_of(commands: list[tuple[str, str]], marks: Any = ()) -> list[object]:
-    return [
-        pytest.param(command, id=document.partition("_")[0], marks=marks) for document, command in commands
-    ]
+def _params_of(commands: list[tuple[str, str]]) -> list[object]:
+    return [pytest.param(command, id=document.partition("_")[0]) for document, command in commands]
 
 
 @dataclass(frozen=True)
@@ -158,9 +155,8 @@ def _results(folder: Path) -> Iterator[dict[str, object]]:
     return (json.loads(file.read_text()) for file in folder.rglob("results.json"))
 
 
-@pytest.mark.parametrize(
-    "command", [*_params_of(EVALUATIONS[:1]), *_params_of(EVALUATIONS[1:], pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", _params_of(EVALUATIONS))
 def test_published_perplexity_command_runs(clone: Clone, command: str) -> None:
     printed = clone.bash(command)
     (result,) = _results(clone.folder / "logs")

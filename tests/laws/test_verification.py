@@ -405,7 +405,7 @@ def test_verify_accepts_user_class(tmp_path, monkeypatch, capsys):
     [
         (["nonsense"], "neither a dotted path"),
         (["no_such_module.Thing"], "no module 'no_such_module'"),
-        (["hdlm.process.Nothing"], "no 'Nothing'"),
+        (["hdlm.process.Nothing"], "does not define 'Nothing'"),
         (["hdlm.process.EpsilonHybrid", "--kwargs", "num_words=3"], "epsilon"),
         (["hdlm.process.Absorbing", "--kwargs", "num_words=50"], "num_words=50"),
         (["hdlm.process.Absorbing", "--kwargs", "3"], "--kwargs"),

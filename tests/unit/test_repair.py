@@ -146,7 +146,7 @@ def test_outcomes_of_a_small_example() -> None:
     assert found["wrong before"] == pytest.approx(3 / 6)
     assert found["wrong after"] == pytest.approx(3 / 6)
     nothing = outcomes(text, text, torch.zeros_like(where), text)
-    assert "share of" in nothing["restored"]["failed"]
+    assert "share is undefined" in nothing["restored"]["failed"]
 
 
 def test_a_share_has_the_jackknife_error_of_a_ratio() -> None:

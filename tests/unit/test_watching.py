@@ -310,6 +310,7 @@ print("the end")
 """
 
 
+@pytest.mark.slow
 def test_hanging_tracker_does_not_block_exit() -> None:
     done = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [
@@ -318,6 +319,7 @@ def test_hanging_tracker_does_not_block_exit() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_peak_memory_excludes_parent_process() -> None:
     """A process inherits the `getrusage` peak of its parent, so the peak is read from another source."""
     code = "import torch; from hdlm.training.monitor.throughput import _peak_memory as p; print(p(torch.device('cpu')))"
