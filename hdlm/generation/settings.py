@@ -74,6 +74,9 @@ class Settings:
         new_tokens: Number of tokens after the prompt, instead of `length`.
         sub_block: Number of positions of a sub-block. Sub-blocks of the canvas, from the end of the prompt on, or of
             each block are written one after the other, by algorithms that order words by confidence.
+
+    Raises:
+        ValueError: If a number of positions, steps or tokens is below 1.
     """
 
     algorithm: str = "acs"
@@ -91,6 +94,12 @@ class Settings:
     guidance: float = 0.0
     new_tokens: int | None = None
     sub_block: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "steps", "length", "new_tokens", "sub_block"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {count}.")
 
     def canvas(self, given: int, context: int) -> int:
         """Number of positions on the canvas.

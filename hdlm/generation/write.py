@@ -145,6 +145,8 @@ def complete(
     Raises:
         ValueError: If a setting is out of range, or the given tokens do not fit.
     """
+    if num < 1:
+        raise ValueError(f"`num` must be at least 1; got {num}.")
     _check_prompts(regime.hyperschedule, given)
     denoiser: AbstractDenoiser = checkpoint.denoiser
     if settings.guidance:

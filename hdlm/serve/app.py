@@ -126,8 +126,12 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
-        return error_answer(error.status_code, str(error.detail), headers=headers)
+        headers, message = dict(error.headers or {}), str(error.detail)
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            message = f"The body is not UTF-8: {error.__cause__.reason} at byte {error.__cause__.start}."
+        elif isinstance(error.__cause__, RecursionError):
+            message = "The body has too many nested lists or objects."
+        return error_answer(error.status_code, message, headers=headers)
 
     async def fault(request: Request, error: Exception) -> Response:
         log_event("fault", id=request.state.request_id, error=repr(error))

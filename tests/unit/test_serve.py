@@ -437,9 +437,14 @@ def test_hostile_bodies_are_refused(address: str, content: bytes) -> None:
             "The body is not valid JSON: Expecting property name enclosed in double quotes, at character 8.",
         ),
         ("{}", "The field `messages` is missing."),
+        (b'{"n": "\xff"}', "The body is not UTF-8: invalid start byte at byte 7."),
+        ('{"messages":' + 50_000 * "[", "The body has too many nested lists or objects."),
     ],
+    ids=lambda value: str(value[:20]),
 )
-def test_bodies_without_fields_are_refused_in_a_sentence(address: str, content: str, message: str) -> None:
+def test_bodies_without_fields_are_refused_in_a_sentence(
+    address: str, content: str | bytes, message: str
+) -> None:
     answer = HTTP.post(
         f"{address}/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )

@@ -136,6 +136,12 @@ def test_every_setting_is_an_option_of_generate(model: hdlm.Checkpoint) -> None:
     assert model.generate(seed=2, **given) == model.generate(seed=2, steps=2, length=16)
 
 
+@pytest.mark.parametrize("name", ["num", "width", "steps", "length", "new_tokens", "sub_block", "batch_size"])
+def test_generate_names_the_count_that_is_below_one(model: hdlm.Checkpoint, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^`{name}` must be at least 1; got 0"):
+        model.generate(**{name: 0})
+
+
 def test_checkpoint_methods_reject_unknown_options(model: hdlm.Checkpoint) -> None:
     with pytest.raises(ValueError, match="unknown option `temprature`; did you mean `temperature`"):
         model.generate(temprature=0.5)
