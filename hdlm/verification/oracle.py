@@ -200,9 +200,12 @@ def _fits(sampler: str, process: AbstractNoiseProcess) -> bool:
 
 
 def oracle_arms(effort: Effort) -> list[SamplerArm]:
-    """All points to measure: every sampler along the flat hyperschedule, and some along the others."""
+    """All points to measure: every sampler along the flat hyperschedule, and some along the others.
+
+    The short worlds are first. Each of their points takes about a second, and one of `phrases` up to a minute.
+    """
     arms = []
-    for world in ("phrases", "chain", "random", "mirrored"):
+    for world in ("chain", "random", "mirrored", "phrases"):
         for process, noise in oracle_processes(2).items():
             for sampler, strengths in STRENGTHS.items():
                 if _fits(sampler, noise):
@@ -210,7 +213,7 @@ def oracle_arms(effort: Effort) -> list[SamplerArm]:
                     some = [(eta, count) for eta in strengths for count in steps]
                     arms += [SamplerArm(world, process, "flat", sampler, *one) for one in some]
     for plan in ("block", "slide", "wave"):
-        for world in ("phrases", "chain"):
+        for world in ("chain", "phrases"):
             for process, sampler, eta in _ALONG:
                 arms += [SamplerArm(world, process, plan, sampler, eta, count) for count in effort.steps]
     return arms
