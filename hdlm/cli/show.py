@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdlm.cli._models import open_checkpoint, shipped
-from hdlm.cli._options import Options, add_json, add_seed, choices, print_json
+from hdlm.cli._options import Options, add_json, add_seed, at_least_one, choices, print_json
 from hdlm.cli._outputs import PICTURE
 from hdlm.cli._streams import warnings_as_lines
 
@@ -152,12 +152,14 @@ def _add_hyperschedule(parser: argparse.ArgumentParser) -> None:
     """Declare the family, `--length`, `--width` and `--levels`."""
     families = choices("hdlm.generation.settings:FamilyName")
     parser.add_argument("family", choices=families, metavar="FAMILY", help=", ".join(families))
-    parser.add_argument("--length", type=int, default=64, help="number of positions (default: %(default)s)")
+    parser.add_argument("--length", type=at_least_one, default=64, help="number of positions (default: %(default)s)")
     parser.add_argument(
-        "--width", type=int, help=f"number of positions that are active together (default: {WIDTH})"
+        "--width", type=at_least_one, help=f"number of positions that are active together (default: {WIDTH})"
     )
     parser.add_argument(
-        "--levels", type=int, help=f"number of noise levels, and of steps of a position (default: {LEVELS})"
+        "--levels",
+        type=at_least_one,
+        help=f"number of noise levels, and of steps of a position (default: {LEVELS})",
     )
 
 

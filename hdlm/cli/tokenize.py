@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from hdlm.cli._options import Options, add_json, print_json
+from hdlm.cli._options import Options, add_json, at_least_one, print_json
 from hdlm.cli._outputs import FOLDER
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vocabulary",
-        type=int,
+        type=at_least_one,
         help=f"number of words of the tokenizer (default: those of a given one, {_WORDS} for one to train)",
     )
     CORPUS.add(parser, "key")
