@@ -152,7 +152,9 @@ def _add_hyperschedule(parser: argparse.ArgumentParser) -> None:
     """Declare the family, `--length`, `--width` and `--levels`."""
     families = choices("hdlm.generation.settings:FamilyName")
     parser.add_argument("family", choices=families, metavar="FAMILY", help=", ".join(families))
-    parser.add_argument("--length", type=at_least_one, default=64, help="number of positions (default: %(default)s)")
+    parser.add_argument(
+        "--length", type=at_least_one, default=64, help="number of positions (default: %(default)s)"
+    )
     parser.add_argument(
         "--width", type=at_least_one, help=f"number of positions that are active together (default: {WIDTH})"
     )

@@ -201,11 +201,23 @@ def test_absent_input_names_what_is_expected(hdlm, tmp_path, monkeypatch, words,
         ("show", "hdlm show: the following arguments are required: WHAT"),
         ("show hyperschedule blok", "hdlm show hyperschedule: argument FAMILY: invalid choice: 'blok'"),
         ("show hyperschedule block --width 99", r"hdlm show: `width` must lie in [1, length=64]; got 99"),
-        ("show hyperschedule block --length 0", "argument --length: must be a whole number, at least 1; got '0'"),
-        ("show hyperschedule block --width 0", "argument --width: must be a whole number, at least 1; got '0'"),
-        ("show hyperschedule block --levels 0", "argument --levels: must be a whole number, at least 1; got '0'"),
+        (
+            "show hyperschedule block --length 0",
+            "argument --length: must be a whole number, at least 1; got '0'",
+        ),
+        (
+            "show hyperschedule block --width 0",
+            "argument --width: must be a whole number, at least 1; got '0'",
+        ),
+        (
+            "show hyperschedule block --levels 0",
+            "argument --levels: must be a whole number, at least 1; got '0'",
+        ),
         ("show hyperschedule flat --width 3", "hdlm show: --width has no effect on flat"),
-        ("show hyperschedule block --length x", "argument --length: must be a whole number, at least 1; got 'x'"),
+        (
+            "show hyperschedule block --length x",
+            "argument --length: must be a whole number, at least 1; got 'x'",
+        ),
         (
             "show hyperschedule block --output a.xyz",
             "hdlm show: --output a.xyz: a picture ends in .png, .svg or .pdf.",
