@@ -111,11 +111,13 @@ class StudySampler:
     Attributes:
         name: Name of the sampler in tables and pictures.
         evaluations: Numbers of steps of the whole hyperschedule; the steps of a position follow from each.
+        arms: Names of the arms whose models it samples; all arms by default.
         settings: Fields of `hdlm.Settings`, except for `steps` and `length`.
     """
 
     name: str
     evaluations: tuple[int, ...]
+    arms: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -198,6 +200,10 @@ class Study:
         for kind in ("arms", "judges", "samplers"):
             names = [part.name for part in getattr(self, kind)]
             require(len(set(names)) == len(names), kind, "names that differ", names)
+        known = [arm.name for arm in self.arms]
+        for sampler in self.samplers:
+            strange = [name for name in sampler.arms if name not in known]
+            require(not strange, "samplers.arms", f"names of arms, of {known}", strange)
         starts = [""]
         for arm in self.arms:
             expected = "the name of an earlier arm with `tokens` of its own"
@@ -323,8 +329,9 @@ class Study:
             how = read_table(CalibrationOptions, measure.calibration)
             yield job("calibration", "", {"options": measure.calibration}, 4.0 * how.num * how.replicates)
         sources = {judge.name: judge.source for judge in self.judges}
+        arm = training.labels["arm"]
         for sampler in self.samplers:
-            for evaluations in sampler.evaluations:
+            for evaluations in sampler.evaluations if arm in (sampler.arms or (arm,)) else ():
                 what = f"/{sampler.name}/{evaluations}"
                 labels = {"labels": {"sampler": sampler.name, "evaluations": evaluations}}
                 spec = {"settings": sampler.settings, "evaluations": evaluations, "length": length, **labels}

@@ -59,6 +59,17 @@ def test_jobs_are_arms_by_seeds_by_budgets_and_measurements_follow_trainings(stu
     assert all([need.kind for need in job.needs] == ["train", "train"] for job in generations)
 
 
+def test_a_sampler_with_arms_samples_the_models_of_these_arms_alone(tmp_path) -> None:
+    one = ("evaluations = [4]", 'evaluations = [4]\narms = ["epsilon 0.1"]')
+    jobs = Study.load(write(tmp_path, one)).jobs()
+    sampled = [job.labels["arm"] for job in jobs if job.kind in ("generation", "repair")]
+    assert sampled == ["epsilon 0.1"] * 4
+    controls = [bool(job.spec["controls"]) for job in jobs if job.kind == "generation"]
+    assert controls == [True, False]
+    everywhere = {job.key for job in Study.load(TINY).jobs()}
+    assert {job.key for job in jobs if job.kind == "repair"} < everywhere
+
+
 def test_a_job_has_another_folder_if_anything_that_it_depends_on_differs(study, tmp_path) -> None:
     before = {job.name: job.folder(tmp_path) for job in study.jobs()}
     other = replace(study, judges=(replace(study.judges[0], tokens=4096.0),))
@@ -290,6 +301,7 @@ def test_mean_and_both_errors_over_seeds() -> None:
         ('name = "epsilon 0.1"', 'name = "absorbing"', "names that differ"),
         ("eta = 0.5", "etta = 0.5", "eta"),
         ("evaluations = [4]", "evaluations = [4]\nsteps = 2", "evaluations has it"),
+        ("evaluations = [4]", 'evaluations = [4]\narms = ["gidd"]', "samplers.arms.*names of arms.*gidd"),
         ("share = 0.2", "part_ = 1", "measure.repair"),
         ('corpus = ["pydoc_topics"]', 'corpus = ["$NOT_SET_HERE/book.txt"]', "NOT_SET_HERE"),
         ("tokens = 2048\n", "", "either tokens or a source"),
