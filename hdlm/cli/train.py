@@ -100,7 +100,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     length = parser.add_mutually_exclusive_group()
     RUN.add(length, "minutes")
-    RUN.add(length, "steps", type=int)
+    RUN.add(length, "steps")
     RUN.add(parser, "seed", type=int)
     WATCH.add(parser, "validate_every", "sample_every", metavar="N")
     WATCH.add(parser, "judge")

@@ -59,6 +59,26 @@ def test_every_option_has_help(verb: str) -> None:
     assert not unexplained
 
 
+NOT_COUNTS = {
+    "--seed": "0 is a seed as well",
+    "--port": "0 is any free port",
+    "--step": "0 is a step, and the last one depends on the hyperschedule",
+    "--hyperschedule": "0 is the first of a list",
+}
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_an_option_that_is_a_count_refuses_numbers_below_one_by_its_name(verb: str) -> None:
+    unchecked = {
+        option
+        for _, actions in _commands(_parser(verb))
+        for action in actions
+        if action.type is int and action.default != 0
+        for option in action.option_strings
+    }
+    assert unchecked <= NOT_COUNTS.keys()
+
+
 def test_an_unknown_verb_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["dance"])

@@ -474,7 +474,7 @@ def test_missing_checkpoint_is_refused_in_one_line(hdlm, home, shipped, verb):
         (["--recipe", "nonsense"], ("there is no recipe 'nonsense'", "known: characters, demo,")),
         (["--recipe", "absent.toml"], ("there is no recipe at absent.toml",)),
         (["--recipe", "text.txt.toml"], ("text.txt.toml is not TOML",)),
-        (["--steps", "0"], ("`run.steps` must be positive; got 0",)),
+        (["--steps", "0"], ("argument --steps: must be a whole number, at least 1; got '0'",)),
         (["--minutes", "nan"], ("`run.minutes` must be positive; got nan",)),
         (["--seed", "-1"], ("`run.seed` must be in [0, 2^64); got -1",)),
         (["--device", "nonsense"], ("--device must be auto or one of", "'nonsense'")),

@@ -105,7 +105,7 @@ MISTAKES = {
     "a missing file": (["--text", "nowhere.txt"], "nowhere.txt"),
     "an unknown recipe": (["--recipe", "soufflé"], "known: characters, demo"),
     "no time": (["--minutes", "0"], "run.minutes"),
-    "negative steps": (["--steps", "-4"], "run.steps"),
+    "negative steps": (["--set", "run.steps=-4"], "run.steps"),
     "optimizers of nobody": (["--keep-optimizer"], "--keep-optimizer needs --from"),
     "an unknown device": (["--device", "abacus"], "--device must be"),
     "a start that is none": (["--from", "nowhere"], "nowhere"),

@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from hdlm.cli._models import LOADING, add_checkpoint, open_checkpoint
-from hdlm.cli._options import Options, add_device, add_json, chosen_device, print_json
+from hdlm.cli._options import Options, add_device, add_json, chosen_device, print_json, whole_number
 from hdlm.cli._outputs import Output
 
 HARNESS = Options("hdlm.integrations.harness:HarnessOptions")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_argument_group("the tasks")
     HARNESS.add(tasks, "tasks", metavar="FILE_OR_NAME")
     HARNESS.add(tasks, "include_path", "limit")
-    HARNESS.add(tasks, "num_fewshot", type=int)
+    HARNESS.add(tasks, "num_fewshot", type=whole_number)
     how = parser.add_argument_group("how to answer")
     HARNESS.add(how, "replicates", "bound", "batch_size")
     SETTINGS.add(how)
