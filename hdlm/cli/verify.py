@@ -12,7 +12,7 @@ Examples:
   hdlm verify mypkg.MyStep                        a way to sample, tried on masks
   hdlm verify mypkg.my_denoiser                   a denoiser: does it depend on no more noise than it states?
   hdlm verify --thorough --seed 7 --json
-  hdlm verify samplers --output results/samplers  every sampler against the truth, at equal evaluations: minutes
+  hdlm verify samplers --output results/samplers  every sampler against the truth: half an hour
   hdlm verify samplers --quick                    a smoke test of it, in seconds
 
 Exit status: 0 if every law held, 1 if one was violated, 2 if the target cannot be tested.
