@@ -24,7 +24,7 @@ __all__ = ["study_sections", "write_study"]
 
 NATS = "nats per token, "
 BITS = "bits per byte"
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPX*<>hpd"
 _STYLES = ("-", "--", ":", "-.")
 _TITLES = {
     "train": "What was trained",
